@@ -1,0 +1,119 @@
+"""The plain variational auto-encoder: the baseline that claims nothing.
+
+    z_i   ~ N(0, I)                              (data, latent)
+    x_ij  ~ N(f(z_i)_j, sigma_j^2)               (data, feature)   or, for counts,
+    x_ij  ~ NegativeBinomial(s_i exp(f(z_i)_j), r_j)
+
+f is one MLP, s_i the size factor, sigma_j and r_j are learned constants. The guide is q(z_i | x_i) = N(mu, diag)
+from an MLP of x (of log(1 + x / s) for counts).
+
+*Identified:* nothing. Any map that leaves N(0, I) as it is, such as a rotation, can be undone by f, so two chains
+with the same likelihood may have different latents. It stands beside every other model as the row to beat.
+
+Kingma & Welling (2014), Auto-Encoding Variational Bayes.
+
+*Differs from the paper in* the noise, which has its own scale for each feature, and in the count likelihood.
+
+*For a variant, copy this file and change* `model`: a prior of z, a structure of f, another likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.dists import NegativeBinomial, Normal
+from pyrocrl.errors import one_of
+from pyrocrl.nets import MLP, GaussianEncoder
+from pyrocrl.program import check_sizes
+
+
+class VAE(Program):
+    card = ModelCard(
+        name="vae",
+        title="Variational auto-encoder",
+        family="baseline",
+        summary="Gaussian latents through one MLP. Claims nothing; the row that every other model has to beat.",
+        assumes=("latents are independent standard normal",),
+        claims=(),
+        references=(
+            Reference(
+                "Kingma & Welling", 2014, "Auto-Encoding Variational Bayes", "ICLR", "https://arxiv.org/abs/1312.6114"
+            ),
+        ),
+        differs=("each feature has its own noise scale", "count likelihood"),
+        likelihoods=("gaussian", "negative_binomial"),
+        settings=("moran2022",),
+        status="stable",
+    )
+    recipe = Recipe(epochs=150, batch_size=128, lr=3e-3, kl_warmup=0.2, temperature_span=0.2)
+    sites = {"z": Site(("data", "latent"), {"latent": "point"})}
+
+    def __init__(
+        self,
+        features: int,
+        latents: int,
+        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        check_sizes(features, latents)
+        one_of("likelihood", likelihood, ("gaussian", "negative_binomial"))
+        self.counts = likelihood == "negative_binomial"
+        self.encoder = GaussianEncoder(features, latents, (hidden, hidden))
+        self.decoder = MLP([latents, hidden, hidden, features])
+        self.shift = nn.Parameter(torch.zeros(features))  # column means, of x or of log rates
+        self.raw_noise = nn.Parameter(torch.zeros(features))  # sigma or r, before softplus
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Start at the columns' means and spreads."""
+        batch = data.tensors(dtype=self.shift.dtype)
+        seen = self._seen(batch)
+        self.encoder.standardise(seen.mean(0), seen.std(0))
+        if self.counts:
+            rate = (batch.x.sum(0) + 0.5) / batch.size_factor.sum()
+            self.shift.copy_(rate.log())
+        else:
+            self.shift.copy_(batch.x.mean(0))
+            self.raw_noise.copy_(batch.x.std(0).expm1().clamp_min(1e-3).log())
+
+    def model(self, batch: Batch) -> None:
+        zero = batch.x.new_zeros(self.config["latents"])
+        with self.rows(batch):
+            z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))  # (rows, latent)
+            mean = self.decode(z, batch)  # (rows, feature)
+            noise = softplus(self.raw_noise) + 1e-4  # (feature,)
+            likelihood = NegativeBinomial(mean, noise) if self.counts else Normal(mean, noise)
+            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        with self.rows(batch):
+            loc, scale = self.encoder(self._seen(batch))
+            pyro.sample("z", Normal(loc, scale).to_event(1))
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        out = self.decoder(z) + self.shift
+        return batch.size_factor[:, None] * out.clamp(max=15.0).exp() if self.counts else out
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        return self.encoder(self._seen(batch))[0]
+
+    def _seen(self, batch: Batch) -> Tensor:
+        return torch.log1p(batch.x / batch.size_factor[:, None]) if self.counts else batch.x
+
+    @classmethod
+    def example(cls, seed: int = 0) -> tuple[VAE, Data]:
+        from pyrocrl.simulate import draw
+
+        data = draw("moran2022", seed=seed, rows=400)
+        return cls(features=data.features, latents=2, hidden=32), data
+
+
+if __name__ == "__main__":
+    run(VAE)

@@ -1,0 +1,390 @@
+"""`Data`, the labelled set a user hands in, and `Batch`, what a program sees of it.
+
+`Data` lives on the host with names for features and environments and, where simulated, the truth.
+`Batch` holds tensors on the device of the fit together with the annealing scalars of the current step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from .errors import reject
+
+Array = np.ndarray
+TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and covariance of x in each environment: all that a linear-Gaussian program needs.
+
+    count: (env,) rows; mean: (env, feature); cov: (env, feature, feature), divided by the count. float64.
+    """
+
+    count: torch.Tensor
+    mean: torch.Tensor
+    cov: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Moments:
+        return Moments(self.count.to(device), self.mean.to(device), self.cov.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of some rows of a `Data`, on the device of the fit.
+
+    x: (rows, feature); env, group: (rows,) integer codes of environment and technical batch; aux: (rows, aux);
+    size_factor: (rows,), 1 where none was given; index: (rows,) positions in the whole data of `total` rows.
+    `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
+    """
+
+    x: torch.Tensor
+    env: torch.Tensor
+    size_factor: torch.Tensor
+    index: torch.Tensor
+    total: int
+    group: torch.Tensor
+    aux: torch.Tensor | None = None
+    moments: Moments | None = None
+    kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
+    temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
+    progress: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
+
+    def __len__(self) -> int:
+        return int(self.index.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """The rows at positions `rows` of this batch, standing for the same `total` rows."""
+        pick = {
+            name: None if (value := getattr(self, name)) is None else value[rows]
+            for name in ("x", "env", "size_factor", "index", "group", "aux")
+        }
+        return dataclasses.replace(self, **pick)
+
+    def whole(self) -> Batch:
+        """The same rows as a data set of their own (total = rows), as for a held-out objective."""
+        rows = len(self)
+        return dataclasses.replace(self, total=rows, index=torch.arange(rows, device=self.device))
+
+    def anneal(self, kl_weight: torch.Tensor, temperature: torch.Tensor, progress: torch.Tensor) -> Batch:
+        return dataclasses.replace(self, kl_weight=kl_weight, temperature=temperature, progress=progress)
+
+
+def _labels(values: Any, argument: str, rows: int) -> Array:
+    labels = np.asarray(values)
+    if labels.shape != (rows,):
+        reject(argument, f"shape {labels.shape}", f"one label per row of x, shape ({rows},)")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        reject(argument, "missing labels (NaN)", "a label for every row")
+    if labels.dtype.kind == "O" and any(v is None or v != v for v in labels):
+        reject(argument, "missing labels", "a label for every row")
+    return labels.astype(str)
+
+
+class Data:
+    """Rows of observed features with what is known about them.
+
+    x: (data, feature) floats or counts; numpy, torch or scipy.sparse, or a numpy memory map.
+    env: (data,) labels of environments; None = one environment, "observational".
+    targets: environment -> latents it intervenes on (by position); environments not listed are observational;
+        None = targets unknown.
+    counts: whether x holds counts; None = float data, unless x has an integer dtype.
+    aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes.
+    batch: (data,) labels of technical batches. feature_names: (feature,) unique names.
+    truth: arrays known by simulation, any of z (data, latent), mask (feature, latent), loadings (feature, latent),
+        graph and weight (parent, child), targets, component (data,).
+
+    Raises InputError for anything that is not finite, not of these shapes, or not known.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        env: Any = None,
+        targets: Mapping[Any, Sequence[int]] | None = None,
+        *,
+        counts: bool | None = None,
+        aux: Any = None,
+        size_factor: Any = None,
+        batch: Any = None,
+        feature_names: Sequence[str] | None = None,
+        truth: Mapping[str, Any] | None = None,
+        name: str = "data",
+    ) -> None:
+        self.name = name
+        self.x = self._check_x(x)
+        self.counts = self.x.dtype.kind in "iub" if counts is None else bool(counts)
+        if self.counts:
+            self._check_counts()
+        rows, features = self.x.shape
+        if feature_names is None:
+            feature_names = [f"feature_{j}" for j in range(features)]
+        self.feature_names = [str(f) for f in feature_names]
+        if len(self.feature_names) != features:
+            reject("feature_names", f"{len(self.feature_names)} names", f"one per column of x, {features}")
+        if len(set(self.feature_names)) != features:
+            twice = next(f for f in self.feature_names if self.feature_names.count(f) > 1)
+            reject("feature_names", f"{twice!r} more than once", "unique names")
+        labels = np.full(rows, "observational") if env is None else _labels(env, "env", rows)
+        self.targets = self._check_targets(targets, labels)
+        self.env_names, self.env = self._code_environments(labels)
+        self.batch_names, self.batch = self._code(batch, "batch")
+        self.size_factor = self._check_size_factor(size_factor)
+        self.aux = self._check_aux(aux)
+        self.truth = self._check_truth(dict(truth or {}))
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_x(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu().numpy()
+        if scipy.sparse.issparse(x):
+            x = x.tocsr()
+        elif hasattr(x, "to_numpy"):
+            x = x.to_numpy()
+        else:
+            x = np.asanyarray(x)
+        if x.ndim != 2:
+            reject("x", f"shape {x.shape}", "two dimensions (data, feature)")
+        if x.dtype.kind not in "fiub":
+            reject("x", f"dtype {x.dtype}", "floats or integer counts")
+        rows, features = x.shape
+        if rows < 2:
+            reject("x", f"{rows} row{'s' * (rows != 1)}", "at least 2 rows")
+        if features < 2:
+            reject("x", f"{features} feature{'s' * (features != 1)}", "at least 2 features")
+        low, high = np.full(features, np.inf), np.full(features, -np.inf)
+        for start, block in _blocks(x):
+            if not np.isfinite(block).all():
+                row, column = np.argwhere(~np.isfinite(block))[0]
+                bad = block[row, column]
+                reject("x", f"{bad} at row {start + row}, column {column}", "finite numbers")
+            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
+        constant = np.flatnonzero(low == high)
+        if constant.size:
+            more = f" and {constant.size - 1} more" if constant.size > 1 else ""
+            reject("x", f"constant feature in column {constant[0]}{more}", "features that vary")
+        return x
+
+    def _check_counts(self) -> None:
+        for start, block in _blocks(self.x):
+            bad = np.argwhere((block < 0) | (block != np.round(block)))
+            if bad.size:
+                row, column = bad[0]
+                found = f"{block[row, column]:g} at row {start + row}, column {column}"
+                reject("x", found, "counts: whole numbers from 0 on")
+
+    @staticmethod
+    def _check_targets(targets: Any, labels: Array) -> dict[str, tuple[int, ...]] | None:
+        if targets is None:
+            return None
+        if not isinstance(targets, Mapping):
+            reject("targets", f"a {type(targets).__name__}", "a mapping environment -> latents, or None")
+        known = set(np.unique(labels))
+        out: dict[str, tuple[int, ...]] = {}
+        for label, latents in targets.items():
+            if str(label) not in known:
+                reject("targets", f"unknown environment {str(label)!r}", f"one of {_some(sorted(known))}")
+            wanted = (latents,) if isinstance(latents, int | np.integer) else tuple(latents)
+            for k in wanted:
+                if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
+                    reject("targets", f"{k!r} for environment {str(label)!r}", "positions of latents, 0, 1, ...")
+            if len(set(wanted)) != len(wanted):
+                reject("targets", f"a latent twice for environment {str(label)!r}", "each latent once")
+            out[str(label)] = tuple(int(k) for k in wanted)
+        return out
+
+    def _code_environments(self, labels: Array) -> tuple[list[str], Array]:
+        """Observational environments first, then the others in order of their targets and names."""
+        names = np.unique(labels)
+        if self.targets is not None:
+            order = sorted(names, key=lambda e: (self.targets.get(e, ()), e))  # type: ignore[union-attr]
+        else:
+            order = sorted(names, key=lambda e: (e not in ("observational", "control", "non-targeting"), e))
+        place = {e: i for i, e in enumerate(order)}
+        codes = np.array([place[e] for e in names])[np.searchsorted(names, labels)]
+        return [str(e) for e in order], codes.astype(np.int64)
+
+    def _code(self, values: Any, argument: str) -> tuple[list[str], Array]:
+        if values is None:
+            return ["all"], np.zeros(self.rows, dtype=np.int64)
+        names, codes = np.unique(_labels(values, argument, self.rows), return_inverse=True)
+        return [str(n) for n in names], codes.astype(np.int64)
+
+    def _check_size_factor(self, size_factor: Any) -> Array | None:
+        if size_factor is None:
+            return None
+        s = np.asarray(size_factor, dtype=np.float64)
+        if s.shape != (self.rows,):
+            reject("size_factor", f"shape {s.shape}", f"one per row of x, shape ({self.rows},)")
+        if not (np.isfinite(s).all() and (s > 0).all()):
+            reject("size_factor", f"{s[~(np.isfinite(s) & (s > 0))][0]}", "finite numbers above 0")
+        return s
+
+    def _check_aux(self, aux: Any) -> Array | None:
+        if aux is None:
+            return None
+        a = np.asarray(aux, dtype=np.float64)
+        a = a[:, None] if a.ndim == 1 else a
+        if a.ndim != 2 or a.shape[0] != self.rows:
+            reject("aux", f"shape {a.shape}", f"({self.rows}, aux)")
+        if not np.isfinite(a).all():
+            reject("aux", "NaN or infinite values", "finite numbers")
+        return a
+
+    def _check_truth(self, truth: dict[str, Any]) -> dict[str, Array]:
+        out = {}
+        for key, value in truth.items():
+            if key not in TRUTH_KEYS:
+                reject("truth", f"{key!r}", f"any of {', '.join(TRUTH_KEYS)}")
+            out[key] = value if key == "targets" else np.asarray(value)
+        for key in ("z", "component"):
+            if key in out and out[key].shape[0] != self.rows:
+                reject(f"truth[{key!r}]", f"{out[key].shape[0]} rows", f"one per row of x, {self.rows}")
+        for key in ("mask", "loadings"):
+            if key in out and (out[key].ndim != 2 or out[key].shape[0] != self.features):
+                reject(f"truth[{key!r}]", f"shape {out[key].shape}", f"(feature, latent), {self.features} features")
+        for key in ("graph", "weight"):
+            if key in out and (out[key].ndim != 2 or out[key].shape[0] != out[key].shape[1]):
+                reject(f"truth[{key!r}]", f"shape {out[key].shape}", "(parent, child), square")
+        return out
+
+    # -- what it holds -----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        kind = "counts" if self.counts else "floats"
+        known = "unknown" if self.targets is None else f"{len(self.targets)} listed"
+        return (
+            f"Data({self.name}: {self.rows} rows x {self.features} features, {kind}; "
+            f"{len(self.env_names)} environments, targets {known}; truth: {', '.join(self.truth) or 'none'})"
+        )
+
+    @property
+    def rows(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def features(self) -> int:
+        return int(self.x.shape[1])
+
+    def env_labels(self) -> Array:
+        """(data,) the environment's name of every row."""
+        return np.asarray(self.env_names)[self.env]
+
+    def target_matrix(self, latents: int) -> Array:
+        """(env, latent) in {0, 1}: which latents each environment intervenes on. Needs known targets."""
+        if self.targets is None:
+            reject("targets", "None (unknown)", "a mapping environment -> latents")
+        out = np.zeros((len(self.env_names), latents), dtype=np.int64)
+        for e, label in enumerate(self.env_names):
+            for k in self.targets.get(label, ()):
+                if k >= latents:
+                    reject("targets", f"latent {k} for environment {label!r}", f"latents 0 to {latents - 1}")
+                out[e, k] = 1
+        return out
+
+    def rows_at(self, index: Array) -> Data:
+        """The rows at `index` (positions or booleans), with every environment's and batch's code kept."""
+        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
+        part = object.__new__(Data)
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k != "moments"})
+        part.x, part.env, part.batch = self.x[index], self.env[index], self.batch[index]
+        part.size_factor = None if self.size_factor is None else self.size_factor[index]
+        part.aux = None if self.aux is None else self.aux[index]
+        part.truth = {k: v[index] if k in ("z", "component") else v for k, v in self.truth.items()}
+        return part
+
+    def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
+        """(train, held-out) with `fraction` of each environment's rows held out (at least one row stays)."""
+        rng = np.random.default_rng(seed)
+        out = np.zeros(self.rows, dtype=bool)
+        for e in range(len(self.env_names)):
+            rows = np.flatnonzero(self.env == e)
+            take = min(round(fraction * rows.size), rows.size - 1)
+            out[rng.permutation(rows)[: max(take, 0)]] = True
+        if not out.any():
+            out[rng.integers(self.rows)] = True
+        return self.rows_at(~out), self.rows_at(out)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Count, mean and covariance per environment, gathered once in one streamed pass over the rows."""
+        envs, p = len(self.env_names), self.features
+        count = np.bincount(self.env, minlength=envs).astype(np.float64)
+        shift = np.asarray(self.x[: min(self.rows, 4096)].mean(0), dtype=np.float64).reshape(p)
+        first, second = np.zeros((envs, p)), np.zeros((envs, p, p))
+        for start, block in _blocks(self.x):
+            block = block.astype(np.float64) - shift  # shifted, so that squares keep their digits
+            codes = self.env[start : start + block.shape[0]]
+            for e in np.unique(codes):
+                rows = block[codes == e]
+                first[e] += rows.sum(0)
+                second[e] += rows.T @ rows
+        at_least_one = np.maximum(count, 1.0)
+        mean = first / at_least_one[:, None]
+        cov = second / at_least_one[:, None, None] - mean[:, :, None] * mean[:, None, :]
+        as_tensor = torch.from_numpy
+        return Moments(as_tensor(count), as_tensor(mean + shift), as_tensor(cov))
+
+    def tensors(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        rows: bool = True,
+        moments: bool = False,
+    ) -> Batch:
+        """All rows as one `Batch` on `device`; with rows=False only the moments travel (x is empty)."""
+        n = self.rows if rows else 0
+
+        def send(values: Array, kind: torch.dtype) -> torch.Tensor:
+            return torch.as_tensor(np.ascontiguousarray(values[:n]), dtype=kind, device=device)
+
+        x = self.x[:n].toarray() if scipy.sparse.issparse(self.x) else self.x[:n]
+        size = np.ones(n) if self.size_factor is None else self.size_factor
+        return Batch(
+            x=send(x, dtype),
+            env=send(self.env, torch.long),
+            size_factor=send(size, dtype),
+            index=torch.arange(n, device=device),
+            total=self.rows,
+            group=send(self.batch, torch.long),
+            aux=None if self.aux is None else send(self.aux, dtype),
+            moments=self.moments.to(device) if moments else None,
+            kl_weight=torch.ones((), device=device),
+            temperature=torch.full((), 0.1, device=device),
+            progress=torch.ones((), device=device),
+        )
+
+
+def _blocks(x: Any, cells: int = 4_000_000) -> Iterator[tuple[int, Array]]:
+    """Dense blocks of rows of about `cells` entries each, with the position of their first row."""
+    step = max(1, cells // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        block = x[start : start + step]
+        yield start, block.toarray() if scipy.sparse.issparse(block) else np.asarray(block)
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(map(repr, names[:most]))
+    return shown + (f", ... ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,127 @@
+"""Distributions that draw under `torch.func.vmap`, and the count likelihood.
+
+The samplers of `torch.distributions` fill unbatched tensors in place, which vmap cannot batch; these draw with
+`torch.randn` and `torch.rand`. Densities are the library's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
+    return torch.randn(distribution._extended_shape(sample_shape), dtype=like.dtype, device=like.device)
+
+
+class Normal(dist.Normal):
+    """`pyro.distributions.Normal` whose draws can be vmapped."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.loc + self.scale * _noise(self, sample_shape, self.loc)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+
+class LogNormal(dist.LogNormal):
+    """`pyro.distributions.LogNormal` whose draws can be vmapped."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return (self.loc + self.scale * _noise(self, sample_shape, self.loc)).exp()
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+
+class MultivariateNormal(dist.MultivariateNormal):
+    """`pyro.distributions.MultivariateNormal` whose draws can be vmapped; give it `scale_tril`."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        noise = _noise(self, sample_shape, self.loc)
+        return self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+
+class Gate(TorchDistribution):
+    """A Bernoulli in {0, 1} whose draws carry the gradient of a relaxed one (straight through).
+
+    logits: any shape. temperature: of the logistic relaxation (Maddison 2017, Jang 2017); values stay exactly 0 or
+    1, only the gradient is relaxed. The density is the Bernoulli's, linear in the value, so gradients of
+    log-densities flow through the draw as well.
+    """
+
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  (torch's own form)
+    support = constraints.boolean
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, temperature: Tensor | float = 0.1, validate_args: bool | None = None) -> None:
+        self.logits, self.temperature = logits, temperature
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Gate:
+        return Gate(self.logits.expand(batch_shape), self.temperature, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device).clamp(1e-6, 1 - 1e-6)
+        noisy = self.logits + uniform.log() - (-uniform).log1p()
+        soft = torch.sigmoid(noisy / self.temperature)
+        hard = (noisy > 0).to(soft.dtype)
+        return hard + soft - soft.detach()
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
+
+
+class NegativeBinomial(TorchDistribution):
+    """Counts with a mean and a dispersion r: variance mean + mean^2 / r."""
+
+    arg_constraints = {"mean": constraints.positive, "dispersion": constraints.positive}  # noqa: RUF012
+    support = constraints.nonnegative_integer
+
+    def __init__(self, mean: Tensor, dispersion: Tensor, validate_args: bool | None = None) -> None:
+        self._mean, self.dispersion = torch.broadcast_tensors(mean, dispersion)
+        super().__init__(self._mean.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
+        return NegativeBinomial(self._mean.expand(batch_shape), self.dispersion.expand(batch_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self._mean + self._mean.square() / self.dispersion
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        rate = torch._standard_gamma(self.dispersion.expand(shape)) * (self._mean / self.dispersion)
+        return torch.poisson(rate)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r, mean = self.dispersion, self._mean
+        total = torch.log(r + mean)
+        return (
+            torch.lgamma(value + r)
+            - torch.lgamma(r)
+            - torch.lgamma(value + 1)
+            + r * (torch.log(r) - total)
+            + value * (torch.log(mean) - total)
+        )

@@ -1,0 +1,102 @@
+"""`evaluate`: a fit against the known truth of simulated data, with what trivial methods reach beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import metrics
+from .data import Data
+from .errors import reject
+from .indeterminacy import Group
+from .posterior import Fit
+
+DCI_ROWS = 2_000  # boosting on more rows only costs time
+WEIGHT_DRAWS = 400
+
+
+def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
+    """Flat metric -> value for `data` (rows of the fit or new ones), whose `truth` must hold z, mask or graph.
+
+    Latents: mcc, mcc_spearman, r2, dci_*, and pca_*, ica_*, raw_* beside them; linear_r2 says whether linear
+    regression already undoes the mixing. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right,
+    ... each with its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 %
+    interval. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where
+    nothing is known or shapes disagree.
+    """
+    truth = data.truth
+    if not truth:
+        reject("data", "no truth", "simulated data with truth (z, mask, graph, ...)")
+    out: dict[str, float] = {"held_out": float(fit.weights @ fit.scores)}
+    z_est = fit.latents(data)
+    assignment: np.ndarray | None = None
+    x = seen(data)
+    if not data.counts:
+        out["mse"] = reconstruction_error(fit, data)
+    if "z" in truth:
+        z = truth["z"]
+        if "permutation" in fit.program.group.free or z.shape[1] != z_est.shape[1]:
+            out["mcc"], assignment = metrics.mcc(z, z_est, return_assignment=True)
+        else:
+            assignment = np.arange(z.shape[1])
+            r = [abs(np.corrcoef(a, b)[0, 1]) if b.std() > 0 else 0.0 for a, b in zip(z.T, z_est.T, strict=True)]
+            out["mcc"] = float(np.mean(r))
+        out["mcc_spearman"] = metrics.mcc(z, z_est, "spearman")
+        out["r2"] = metrics.r2(z, z_est)
+        few = np.unique(np.linspace(0, data.rows - 1, min(data.rows, DCI_ROWS)).astype(int))
+        out |= {f"dci_{k}": v for k, v in metrics.dci(z[few], z_est[few], seed=seed).items()}
+        for row, scores in metrics.baselines(x, z, min(z_est.shape[1], x.shape[1]), seed).items():
+            out |= {f"{row}_{k}": v for k, v in scores.items()}
+        out["linear_r2"] = metrics.linear_r2(x, z)
+    mask = fit.mask()
+    if "mask" in truth and mask is not None:
+        scores = metrics.mask_scores(truth["mask"], mask, permutation=assignment)
+        out |= {k if k.startswith("surplus") else f"mask_{k}": v for k, v in scores.items()}
+    graph = fit.graph()
+    if "graph" in truth and graph is not None:
+        nodes = assignment if assignment is not None else np.arange(len(truth["graph"]))
+        out |= metrics.graph_scores(truth["graph"], _reorder(graph, nodes))
+        if "weight" in truth and "z" in truth:
+            out["weight_coverage"] = _weight_coverage(fit, data, nodes, seed)
+    return out
+
+
+def seen(data: Data) -> np.ndarray:
+    """(data, feature) dense x as baselines see it: counts as log(1 + x / s), s the size factor over its mean."""
+    x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
+    if not data.counts:
+        return x.astype(np.float64)
+    size = np.ones(data.rows) if data.size_factor is None else data.size_factor / data.size_factor.mean()
+    return np.log1p(x / size[:, None])
+
+
+def reconstruction_error(fit: Fit, data: Data) -> float:
+    """Mean squared error of the mean of x given the posterior-mean latents, averaged over chains by their weights."""
+    batch = fit.batch_of(data)
+    errors = [float((p.decode(p.latents(batch), batch) - batch.x).square().mean().detach()) for p in fit.programs()]
+    return float(fit.weights @ errors)
+
+
+def _reorder(graph: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Edge probabilities among the latents matched with the true ones; an unmatched latent has no edges."""
+    out = graph[np.ix_(nodes, nodes)].copy()
+    out[nodes < 0, :] = out[:, nodes < 0] = 0.0
+    return out
+
+
+def _weight_coverage(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> float:
+    """Share of the true edges' weights inside the 90 % interval of their draws, in the truth's units."""
+    true = data.truth["graph"].astype(bool)
+    if not true.any():
+        return math.nan
+    draws = fit.posterior(max(2, WEIGHT_DRAWS // fit.chains.count), data, predictive=False, thin=data.rows, seed=seed)
+    weight = draws["posterior"]["weight"].to_numpy()
+    chains, count = weight.shape[:2]
+    pick = np.random.default_rng(seed).choice(chains * count, WEIGHT_DRAWS, p=np.repeat(fit.weights / count, count))
+    weight = weight.reshape(-1, *weight.shape[2:])[pick]
+    # permutation is settled: only sign and scale (and shift) are taken from the truth
+    z_est = fit.latents(data)[:, nodes]
+    alignment = Group.of(("scale", "shift")).align(z_est, data.truth["z"])
+    weight = alignment.act(weight[:, nodes][:, :, nodes], {1: -1, 2: 1})
+    return metrics.interval_coverage(data.truth["weight"][true], weight[:, true])

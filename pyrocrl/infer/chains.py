@@ -1,0 +1,111 @@
+"""Many chains of one program as one stacked, vmapped computation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+
+from ..data import Batch, Data
+from ..program import Program
+
+log = logging.getLogger("pyrocrl")
+State = dict[str, Tensor]
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (a splitmix-like hash), so that streams do not overlap."""
+    value = 0x9E3779B97F4A7C15
+    for number in numbers:
+        value = ((value ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value ^= value >> 31
+    return value & (2**63 - 1)
+
+
+class Chains:
+    """`count` chains of a program: parameters and buffers stacked along a leading chain dimension."""
+
+    def __init__(self, program: Program, params: State, buffers: State) -> None:
+        self.params, self.buffers = params, buffers
+        self.skeleton = copy.deepcopy(program).to("meta")
+        self.program = program
+        self.count = int(next(iter({**params, **buffers}.values())).shape[0])
+        self.batched = program.vmappable
+
+    @classmethod
+    def start(
+        cls, program: Program, data: Data, count: int, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> Chains:
+        """Each chain from its own seed: fresh parameters, then the program's `initialise`."""
+        made = []
+        for chain in range(count):
+            torch.manual_seed(mix(seed, chain))
+            one = program.fresh().to(dtype)
+            with torch.no_grad():
+                one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
+            made.append(one)
+        params, buffers = stack_module_state(made)  # type: ignore[arg-type]
+        params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}
+        return cls(program, params, {k: v.to(device) for k, v in buffers.items()})
+
+    def chain(self, index: int) -> Program:
+        """A program of its own holding the parameters of one chain."""
+        one = self.program.fresh()
+        state = {k: v[index].detach().clone() for k, v in {**self.params, **self.buffers}.items()}
+        first = next(v for v in state.values() if v.is_floating_point())
+        one = one.to(device=first.device, dtype=first.dtype)
+        one.load_state_dict(state, assign=False)
+        return one.eval()
+
+    def map(self, function: Callable[[Program, Batch], Any], batch: Batch, randomness: str = "different") -> Any:
+        """`function(program, batch)` of every chain, stacked; vmapped, or one after another as the fallback."""
+
+        def one(params: State, buffers: State) -> Any:
+            return functional_call(_Bound(self.skeleton, function), _prefixed(params, buffers), (batch,))
+
+        if self.batched:
+            try:
+                return vmap(one, randomness=randomness)(self.params, self.buffers)
+            except RuntimeError as error:
+                if "vmap" not in str(error) and "functorch" not in str(error) and "batch" not in str(error).lower():
+                    raise
+                reason = str(error).splitlines()[0]
+                log.warning(
+                    "%s cannot run its chains in one (%s): they run one after another", self.program.card.name, reason
+                )
+                self.batched = False
+        results = [
+            one({k: v[c] for k, v in self.params.items()}, {k: v[c] for k, v in self.buffers.items()})
+            for c in range(self.count)
+        ]
+        return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results)
+
+
+class _Bound(torch.nn.Module):
+    """A function of a program as a module, so that `functional_call` swaps the program's tensors for a chain's."""
+
+    def __init__(self, program: Program, function: Callable[[Program, Batch], Any]) -> None:
+        super().__init__()
+        self.program = program
+        self.function = function
+
+    def forward(self, batch: Batch) -> Any:
+        return self.function(self.program, batch)
+
+
+def _prefixed(params: State, buffers: State) -> State:
+    return {f"program.{k}": v for k, v in {**params, **buffers}.items()}
+
+
+def clip_by_chain(gradients: list[Tensor], limit: float) -> Tensor:
+    """Scale each chain's gradient in place to norm at most `limit`; returns the norms (chain,)."""
+    norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    factor = (limit / (norm + 1e-12)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))
+    return norm

@@ -1,0 +1,405 @@
+"""`fit`, the training loop: all chains at once, annealed, clipped, checkpointed, with no host sync in a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import Batch, Data
+from ..errors import InputError, reject
+from ..posterior import Fit
+from ..program import Program, Recipe
+from . import checkpoint
+from .chains import Chains, clip_by_chain, mix
+from .elbo import row_objective, validate
+
+log = logging.getLogger("pyrocrl")
+CHECKPOINT = "checkpoint.safetensors"
+HELD_OUT_DRAWS = 4
+HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
+EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
+
+
+class FitError(RuntimeError):
+    """The fit itself failed: every chain's objective became non-finite."""
+
+
+def fit(
+    program: Program,
+    data: Data,
+    chains: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    *,
+    recipe: Recipe | None = None,
+    checkpoint_every: int = 10,
+    on_epoch: Callable[[int], None] | None = None,
+    **overrides: Any,
+) -> Fit:
+    """Fit `chains` independent chains of `program` to `data` by stochastic variational inference.
+
+    chains, epochs: None = the model's own recipe; other fields of `Recipe` may be given by name (lr=, patience=...).
+    seed: everything random follows it. device: "auto" (cuda where there is one), "cpu" or "cuda[:i]".
+    out: a folder for the checkpoint, written every `checkpoint_every` epochs and at the end; with resume=True an
+    interrupted fit found there goes on and ends as an uninterrupted one would have. on_epoch: called after each
+    epoch. Raises InputError for bad arguments before any work, FitError when no chain stays finite.
+    """
+    recipe = _recipe(program, recipe, chains, epochs, overrides)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        reject("seed", repr(seed), "a whole number from 0 on")
+    where = resolve_device(device)
+    program.check(data)
+    path = None if out is None else Path(out) / CHECKPOINT
+    if resume and path is None:
+        reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
+    if path is not None:
+        _check_writable(path.parent)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), pyro.validation_enabled(False):
+        loop = _Loop(program, data, recipe, int(seed), where, path)
+        if resume and path is not None and path.exists():
+            loop.restore(path)
+        return loop.run(progress, checkpoint_every, on_epoch)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> cuda where there is one. Raises InputError where there is no such device."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError):
+        reject("device", repr(device), "auto, cpu or cuda[:index]")
+    if where.type not in ("cpu", "cuda"):
+        reject("device", repr(device), "auto, cpu or cuda[:index]")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        reject("device", f"{device!r} with {torch.cuda.device_count()} CUDA devices here", "auto or cpu")
+    return where
+
+
+def _recipe(
+    program: Program, recipe: Recipe | None, chains: int | None, epochs: int | None, more: dict[str, Any]
+) -> Recipe:
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    for name in more:
+        if name not in fields:
+            raise InputError(f"{name}: not an argument of fit; allowed: {', '.join(sorted(fields))}")
+    if chains is not None:
+        more["chains"] = chains
+    if epochs is not None:
+        more["epochs"] = epochs
+    recipe = dataclasses.replace(recipe or program.recipe, **more)
+    for name, low in (("chains", 1), ("epochs", 1), ("batch_size", 1), ("check_every", 1)):
+        value = getattr(recipe, name)
+        if value is None and name == "batch_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            reject(name, repr(value), f"a whole number from {low} on")
+    if not (isinstance(recipe.lr, int | float) and recipe.lr > 0 and math.isfinite(recipe.lr)):
+        reject("lr", repr(recipe.lr), "a finite number above 0")
+    if not 0 < recipe.held_out < 1:
+        reject("held_out", repr(recipe.held_out), "a fraction between 0 and 1")
+    return recipe
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".pyrocrl.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reject("out", f"{folder} ({error.strerror or error})", "a folder that can be written")
+
+
+class _Loop:
+    """State of one fit: stacked parameters, Adam, the best state of each chain and the history of checks."""
+
+    def __init__(
+        self, program: Program, data: Data, recipe: Recipe, seed: int, device: torch.device, path: Path | None
+    ) -> None:
+        self.program, self.data, self.recipe, self.seed = program, data, recipe, seed
+        self.device, self.path = device, path
+        fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
+        self.train, self.held = data.split(fraction, seed)
+        self.started = time.perf_counter()
+        self.cpu_started = time.process_time()
+        self.seconds_before = self.cpu_before = 0.0
+        rows = program.uses_rows
+        self.batch = self.train.tensors(device, recipe.dtype, rows=rows, moments=not rows)
+        self.held_batch = self.held.tensors(device, recipe.dtype).whole()
+        self.chains = Chains.start(program, self.train, recipe.chains, seed, device, recipe.dtype)
+        self.trained = {k: v for k, v in self.chains.params.items() if v.requires_grad}
+        self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas)
+        self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
+        self.best = {k: v.detach().clone() for k, v in self._state().items()}
+        self.best_score = torch.full((recipe.chains,), -torch.inf, dtype=torch.float64, device=device)
+        self.best_epoch = 0
+        self.epoch = 0
+        self.history: list[list[float]] = []
+        validate(self.chains.chain(0).train(), self._sample_batch())
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**self.chains.params, **self.chains.buffers}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: dict[float, list[Tensor]] = {}
+        for name, value in self.trained.items():
+            scale = next((s for key, s in self.recipe.lr_scale.items() if name.startswith(key)), 1.0)
+            groups.setdefault(scale, []).append(value)
+        return [{"params": v, "lr": self.recipe.lr * s, "scale": s} for s, v in groups.items()]
+
+    def _sample_batch(self) -> Batch:
+        if not self.program.uses_rows:
+            return self.batch
+        few = torch.arange(min(len(self.batch), self.recipe.batch_size or 64), device=self.device)
+        return self.batch.take(few)
+
+    # -- one epoch ---------------------------------------------------------------------------------------------
+
+    def run(self, progress: bool, checkpoint_every: int, on_epoch: Callable[[int], None] | None) -> Fit:
+        recipe = self.recipe
+        bar = tqdm(
+            total=recipe.epochs,
+            initial=self.epoch,
+            disable=not progress,
+            desc=f"{self.program.card.name}, {recipe.chains} chains",
+            unit="epoch",
+        )
+        with bar:
+            while self.epoch < recipe.epochs and not self._stalled():
+                self._run_epoch()
+                self.epoch += 1
+                if self.epoch % recipe.check_every == 0 or self.epoch == recipe.epochs:
+                    score = self._check()
+                    bar.set_postfix_str(f"held-out {score:.4g}", refresh=False)
+                bar.update(1)
+                if self.path is not None and self.epoch % checkpoint_every == 0 and self.epoch < recipe.epochs:
+                    self._save()
+                if on_epoch is not None:
+                    on_epoch(self.epoch)
+        return self._finish()
+
+    def _run_epoch(self) -> None:
+        recipe = self.recipe
+        torch.manual_seed(mix(self.seed, self.epoch, 7))  # each epoch has its own stream: nothing to save
+        rows = len(self.batch)
+        size = rows if recipe.batch_size is None else min(recipe.batch_size, rows)
+        if self.program.uses_rows:
+            # whole minibatches only: a short last one would be a noisier step than the others
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 11))
+            order = torch.randperm(rows, generator=generator).to(self.device)
+            steps = max(1, rows // size)
+        else:
+            order, steps = None, 1
+        for step in range(steps):
+            at = (self.epoch + step / steps) / recipe.epochs
+            batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
+            self._step(self._annealed(batch, at), at)
+
+    def _annealed(self, batch: Batch, at: float) -> Batch:
+        def scalar(value: float) -> Tensor:
+            return torch.full((), value, dtype=self.recipe.dtype, device=self.device)
+
+        recipe = self.recipe
+        return batch.anneal(scalar(recipe.kl_weight_at(at)), scalar(recipe.temperature_at(at)), scalar(at))
+
+    def _step(self, batch: Batch, at: float) -> None:
+        recipe = self.recipe
+        decay = recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * at))
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.lr * decay * group["scale"]
+        value = self.chains.map(_negative_elbo, batch)
+        gradients = list(torch.autograd.grad(value.sum(), list(self.trained.values()), allow_unused=True))
+        gradients = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.trained.values(), strict=True)
+        ]
+        norm = clip_by_chain(gradients, recipe.clip)
+        self.alive &= torch.isfinite(value.detach()) & torch.isfinite(norm)
+        for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
+            keep = self.alive.view(-1, *[1] * (gradient.dim() - 1))
+            parameter.grad = torch.where(keep, gradient, torch.zeros_like(gradient))
+        self.optimiser.step()
+
+    # -- held-out objective ------------------------------------------------------------------------------------
+
+    def _held_out_rows(self) -> Tensor:
+        """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise."""
+        batch = self._annealed(self.held_batch, 1.0)
+        step = max(1, EVAL_CELLS // (batch.x.shape[1] * self.chains.count))
+        out = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(mix(self.seed, 13))
+            for start in range(0, len(batch), step):
+                rows = torch.arange(start, min(start + step, len(batch)), device=self.device)
+                part = batch.take(rows)
+                draws = [self.chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]
+                out.append(torch.stack(draws).mean(0))
+        return torch.cat(out, 1)
+
+    def _check(self) -> float:
+        """Look at the held-out objective, keep improved chains' states; returns the best chain's score a row."""
+        score = self._held_out_rows().mean(1)
+        self.alive &= torch.isfinite(score)
+        if self.epoch / self.recipe.epochs >= self.recipe.annealed_after() or self.epoch == self.recipe.epochs:
+            better = self.alive & (score > self.best_score)
+            for name, value in self._state().items():
+                keep = better.view(-1, *[1] * (value.dim() - 1))
+                self.best[name] = torch.where(keep, value.detach(), self.best[name])
+            notable = self.alive & (score > self.best_score + 1e-4 * self.best_score.abs())
+            self.best_score = torch.where(better, score, self.best_score)
+            if bool(notable.any()):
+                self.best_epoch = self.epoch
+        values = torch.where(self.alive, score, torch.nan).tolist()
+        self.history.append([float(self.epoch), *values])
+        if not bool(self.alive.any()):
+            raise FitError(f"every chain's objective became non-finite by epoch {self.epoch}; try a smaller lr")
+        return max(v for v in values if v == v)
+
+    def _stalled(self) -> bool:
+        patience = self.recipe.patience
+        return patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
+
+    # -- end, save, restore ------------------------------------------------------------------------------------
+
+    def _finish(self) -> Fit:
+        kept = torch.isfinite(self.best_score)
+        for chain in torch.nonzero(~self.alive).flatten().tolist():
+            state = "its last good state is kept" if bool(kept[chain]) else "it is left out"
+            warnings.warn(f"chain {chain}: non-finite objective, retired; {state}", RuntimeWarning, stacklevel=4)
+        if not bool(kept.any()):
+            raise FitError("no chain has a finite objective; try a smaller lr")
+        states = []
+        for chain in torch.nonzero(kept).flatten().tolist():
+            for target, source in ((self.chains.params, self.best), (self.chains.buffers, self.best)):
+                for name in target:
+                    target[name].data[chain] = source[name][chain]
+            one = self.chains.chain(chain)
+            torch.manual_seed(mix(self.seed, chain, 17))
+            with torch.no_grad():
+                one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
+            states.append({k: v.detach().cpu() for k, v in one.state_dict().items()})
+        stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
+        names = set(self.chains.params)
+        final = Chains(
+            self.program,
+            {k: v.to(self.device) for k, v in stacked.items() if k in names},
+            {k: v.to(self.device) for k, v in stacked.items() if k not in names},
+        )
+        final.batched = self.chains.batched
+        self.chains = final
+        result = Fit(
+            program=self.program,
+            chains=final,
+            kept=torch.nonzero(kept).flatten().tolist(),
+            held_out=self._held_out_rows().cpu(),
+            history=np.asarray(self.history),
+            names=Fit.names_of(self.data, self.program),
+            meta={
+                "seed": self.seed,
+                "epochs": self.epoch,
+                "recipe": _plain(self.recipe),
+                "device": str(self.device),
+                "seconds": self.seconds_before + time.perf_counter() - self.started,
+                "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
+                "fingerprint": checkpoint.fingerprint(self.data),
+                "rows": self.data.rows,
+            },
+            data=self.data,
+        )
+        if self.path is not None:
+            result.save(self.path)
+        return result
+
+    def _save(self) -> None:
+        tensors = {f"state.{k}": v for k, v in self._state().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        adam = self.optimiser.state_dict()["state"]
+        for index, entry in adam.items():
+            tensors |= {f"adam.{index}.{k}": v for k, v in entry.items()}
+        tensors |= {"alive": self.alive, "best_score": self.best_score}
+        tensors["history"] = torch.tensor(self.history, dtype=torch.float64)
+        tensors = {k: v.detach().cpu() for k, v in tensors.items()}
+        header = self._identity() | {
+            "finished": False,
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "batched": self.chains.batched,
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+            "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
+        }
+        assert self.path is not None
+        checkpoint.write(self.path, tensors, header | {"digest": checkpoint.digest(tensors)})
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self.program.card.name,
+            "config": self.program.config,
+            "seed": self.seed,
+            "recipe": _plain(self.recipe),
+            "fingerprint": checkpoint.fingerprint(self.data),
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take up an interrupted fit; a finished one has nothing left to do but its end."""
+        tensors, header = checkpoint.read(path)
+        for key, mine in self._identity().items():
+            theirs = header.get("meta", {}).get(key, header.get(key))
+            if _plain(mine) != theirs:
+                what = "data" if key == "fingerprint" else key
+                found = "other data" if key == "fingerprint" else f"{what} {_short(theirs)}"
+                reject("resume", f"a checkpoint with {found}", f"the same {what} as before ({_short(mine)})")
+        if header["finished"]:
+            reject("resume", f"a finished fit in {path.parent}", "an interrupted fit; load it with pyrocrl.load")
+        for name, value in self._state().items():
+            value.data.copy_(tensors[f"state.{name}"])
+            self.best[name] = tensors[f"best.{name}"].to(self.device)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, index, entry = key.split(".")
+                state.setdefault(int(index), {})[entry] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.alive = tensors["alive"].to(self.device)
+        self.best_score = tensors["best_score"].to(self.device)
+        self.history = tensors["history"].tolist()
+        self.epoch, self.best_epoch = header["epoch"], header["best_epoch"]
+        self.chains.batched = header["batched"]
+        self.seconds_before, self.cpu_before = header["seconds"], header["cpu_seconds"]
+
+
+def _negative_elbo(program: Program, batch: Batch) -> Tensor:
+    """Per row, so that learning rates and clipping do not depend on the size of the data."""
+    return -program(batch) / batch.total
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    if isinstance(value, Recipe):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, torch.dtype) else value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,273 @@
+"""`Program`, the base class of every model: a generative `model`, a `guide`, and how to start, run and read them.
+
+To write a variant, copy a file of `models/` and change it; nothing is registered anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .card import ModelCard
+from .data import Batch, Data
+from .errors import InputError, reject
+from .indeterminacy import Group, How
+
+PLATES = ("data", "env", "feature", "latent", "edge")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a program is fitted unless the user says otherwise.
+
+    epochs: passes over the training rows. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
+    cosine to lr * lr_end; lr_scale multiplies it for parameters whose names start with a key. kl_warmup: fraction
+    of the epochs over which the KL weight rises from 0 to 1. temperature: of relaxed gates, from first to second,
+    geometrically over `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction
+    of each environment's rows kept for the held-out objective, looked at every `check_every` epochs; a fit ends
+    when no chain has improved for `patience` epochs (None = never early). chains: how many.
+    """
+
+    epochs: int = 200
+    batch_size: int | None = 256
+    lr: float = 3e-3
+    lr_end: float = 0.05
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    betas: tuple[float, float] = (0.9, 0.999)
+    kl_warmup: float = 0.3
+    temperature: tuple[float, float] = (1.0, 0.1)
+    temperature_span: float = 0.6
+    clip: float = 100.0
+    held_out: float = 0.1
+    check_every: int = 5
+    patience: int | None = 60
+    chains: int = 8
+    dtype: torch.dtype = torch.float32
+
+    def kl_weight_at(self, progress: float) -> float:
+        return 1.0 if self.kl_warmup <= 0 else min(1.0, progress / self.kl_warmup)
+
+    def temperature_at(self, progress: float) -> float:
+        start, end = self.temperature
+        part = 1.0 if self.temperature_span <= 0 else min(1.0, progress / self.temperature_span)
+        return float(start * (end / start) ** part)
+
+    def annealed_after(self) -> float:
+        """Progress from which the objective is the final one; only later states may be kept as the best."""
+        return min(max(self.kl_warmup, self.temperature_span), 0.9)
+
+
+@dataclass(frozen=True)
+class Site:
+    """How a posterior site is laid out and how it moves when latents are permuted and rescaled.
+
+    dims: its dimensions after (chain, draw), of data, feature, latent, parent, child, env or a name of its own.
+    scales: how its latent, parent and child dimensions change with the latents' units, in the words of
+    `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
+    left out = 0, only reordered. discrete: 0/1 valued.
+    """
+
+    dims: tuple[str, ...]
+    scales: Mapping[str, How] = field(default_factory=dict)
+    discrete: bool = False
+
+
+LATENT_DIMS = ("latent", "parent", "child")
+
+
+class Program(nn.Module):
+    """A model of the zoo: one Pyro program with its guide.
+
+    A subclass sets `card` and writes `model(batch)` and `guide(batch)` with plates named from `PLATES`; the data
+    plate is `self.rows(batch)`. It may add `initialise`, `finish`, the read-outs and `posterior_sites`. Parameters
+    are plain `nn.Parameter`s: all chains run as one vmapped program, so draw with the distributions of
+    `pyrocrl.dists`, and neither call `.item()` nor branch on values. Arguments of `__init__` must be JSON values
+    (numbers, strings, lists): they are the config that a checkpoint keeps.
+    """
+
+    card: ClassVar[ModelCard]
+    recipe: ClassVar[Recipe] = Recipe()
+    sites: ClassVar[Mapping[str, Site]] = {}
+    uses_rows: ClassVar[bool] = True  # False: the data enter through `batch.moments` alone
+    vmappable: ClassVar[bool] = True  # False: chains run one after another
+    config: dict[str, Any]
+    latents_count: int
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Program:
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        config = {k: v for k, v in bound.arguments.items() if k != "self"}
+        object.__setattr__(self, "config", config)
+        return self
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not isinstance(getattr(cls, "card", None), ModelCard):
+            raise TypeError(f"{cls.__name__}: a Program needs a `card`, a pyrocrl.ModelCard")
+        for method in ("model", "guide"):
+            if getattr(cls, method) is getattr(Program, method):
+                raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
+
+    # -- what a subclass writes --------------------------------------------------------------------------------
+
+    def model(self, batch: Batch) -> Any:
+        """The generative story; observed sites inside `self.rows(batch)`."""
+        raise TypeError(f"{type(self).__name__} has no model")
+
+    def guide(self, batch: Batch) -> Any:
+        """The variational posterior of every latent site of `model`."""
+        raise TypeError(f"{type(self).__name__} has no guide")
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Start this chain's parameters from the data; the theorem's construction where there is one."""
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Called once a chain after the last step: a second-order finish, or nothing."""
+
+    @classmethod
+    def example(cls, seed: int = 0) -> tuple[Program, Data]:
+        """A small program and simulated data with truth, the same for tests, docs and the shell."""
+        raise TypeError(f"{cls.__name__} has no example")
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """(rows, latent) posterior mean of the latents."""
+        raise TypeError(f"{type(self).__name__} has no latents read-out")
+
+    def mask(self) -> Tensor | None:
+        """(feature, latent) posterior inclusion probabilities, or None."""
+        return None
+
+    def graph(self) -> Tensor | None:
+        """(parent, child) posterior edge probabilities, or None."""
+        return None
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        """(rows, feature) mean of x given z (rows, latent) and the rows' covariates."""
+        raise TypeError(f"{type(self).__name__} has no decoder")
+
+    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Further draws given one draw of the guide's sites, such as a graph marginalised in the model."""
+        return {}
+
+    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(a new draw of x (rows, feature), log p(x_i | sites) (rows,)) given one draw of all sites."""
+        told = pyro.poutine.condition(self.model, data=sites)
+        trace = pyro.poutine.trace(told).get_trace(batch)
+        trace.compute_log_prob()
+        observed = trace.nodes["x"]
+        return observed["fn"].sample(), observed["unscaled_log_prob"]
+
+    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
+        """(rows,) log p(x_i | global sites) in closed form, where there is one."""
+        return None
+
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+        """(rows, latent) draws of the latents from their prior given global `sites`, each column a site `z_<k>`.
+
+        ChiRho's `do` acts on these names. The default draws z from the model: without a graph, setting one latent
+        leaves the others as they are.
+        """
+        story = pyro.poutine.condition(pyro.poutine.uncondition(self.model), data=sites)
+        z = pyro.poutine.trace(story).get_trace(batch).nodes["z"]["value"]
+        return torch.stack([pyro.deterministic(f"z_{k}", z[:, k]) for k in range(z.shape[1])], -1)
+
+    # -- what every program has --------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The ELBO of this batch (see `infer.elbo`), so that `functional_call` can run a chain."""
+        from .infer.elbo import elbo
+
+        return elbo(self, batch)
+
+    @staticmethod
+    def rows(batch: Batch) -> Any:
+        """The data plate: this batch's rows, scaled up to all of them. Always dim -1."""
+        return pyro.plate("data", batch.total, subsample=batch.index, dim=-1)
+
+    def fresh(self) -> Program:
+        """A new program of the same config with newly drawn parameters, on the CPU."""
+        return type(self)(**self.config)
+
+    @property
+    def latents_up_to(self) -> tuple[str, ...]:
+        """What the claim on the latents leaves free; permutation and scale where nothing is claimed."""
+        for claim in self.claims():
+            if claim.what == "latents":
+                return claim.up_to
+        return ("permutation", "scale")
+
+    @property
+    def group(self) -> Group:
+        return Group.of(self.latents_up_to)
+
+    def claims(self) -> tuple[Any, ...]:
+        """The card's claims as they hold for this config; override where an option changes them."""
+        return self.card.claims
+
+    def check(self, data: Data) -> None:
+        """Raise InputError where these data cannot be given to this program."""
+        features = self.config.get("features")
+        if features is not None and features != data.features:
+            reject("data", f"{data.features} features", f"the program's {features}")
+        latents = self.config.get("latents")
+        if data.targets is not None and latents is not None:
+            data.target_matrix(latents)
+        if self.config.get("likelihood") == "negative_binomial" and not data.counts:
+            reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
+        envs = self.config.get("environments")
+        if envs is not None and envs != len(data.env_names):
+            reject("data", f"{len(data.env_names)} environments", f"the program's {envs}")
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        """A program for these data: `features`, `environments`, `likelihood` and the like are read off them."""
+        known = inspect.signature(cls.__init__).parameters
+        unknown = [k for k in options if k not in known or k == "self"]
+        if unknown:
+            allowed = ", ".join(k for k in known if k != "self")
+            raise InputError(f"{unknown[0]}: not an option of {cls.card.name}; allowed: {allowed}")
+        filled: dict[str, Any] = {}
+        if "features" in known:
+            filled["features"] = data.features
+        if "environments" in known:
+            filled["environments"] = len(data.env_names)
+        if "batches" in known:
+            filled["batches"] = len(data.batch_names)
+        if "aux" in known and data.aux is not None:
+            filled["aux"] = data.aux.shape[1]
+        if "likelihood" in known:
+            filled["likelihood"] = "negative_binomial" if data.counts else "gaussian"
+        if "latents" in known and "latents" not in options and "z" in data.truth:
+            filled["latents"] = int(data.truth["z"].shape[1])
+        if "target_matrix" in known and data.targets is not None:
+            latents = options.get("latents", filled.get("latents"))
+            filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
+        filled |= options
+        missing = [
+            k
+            for k, v in known.items()
+            if k not in filled and v.default is v.empty and v.kind is v.POSITIONAL_OR_KEYWORD and k != "self"
+        ]
+        if missing:
+            raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
+        return cls(**filled)
+
+
+def check_sizes(features: int, latents: int, least: int = 1) -> None:
+    """Raise InputError unless 1 <= latents < features (both whole numbers)."""
+    for name, value, low in (("features", features, 2), ("latents", latents, least)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            reject(name, repr(value), "a whole number")
+        if value < low:
+            reject(name, str(value), f"{low} or more")
+    if latents >= features:
+        reject("latents", str(latents), f"fewer than the {features} features")

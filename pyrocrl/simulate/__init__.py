@@ -1,0 +1,51 @@
+"""Simulated data with known truth: one function per named published setting, one file per family.
+
+draw("moran2022", seed=0, rho=0.8) gives a `Data`; every setting takes `seed` and its own options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..data import Data
+from ..errors import InputError, one_of, reject
+
+# setting -> the file of this folder that holds the function of that name
+SETTINGS: dict[str, str] = {
+    "moran2022": "moran",
+    "squires2023_hard": "linear_sem",
+    "squires2023_soft": "linear_sem",
+    "kivva2022_2d": "mixtures",
+    "kivva2022_5d": "mixtures",
+    "perturb_seq": "perturb_seq",
+}
+
+
+def names() -> list[str]:
+    """Names of all settings."""
+    return list(SETTINGS)
+
+
+def get(name: str) -> Callable[..., Data]:
+    """The setting's function, documented with its equations. Raises InputError for an unknown name."""
+    one_of("setting", name, SETTINGS)
+    module = importlib.import_module(f".{SETTINGS[name]}", __name__)
+    function: Callable[..., Data] = getattr(module, name)
+    return function
+
+
+def draw(name: str, seed: int = 0, **options: Any) -> Data:
+    """Simulated data of a named setting with its truth. Raises InputError for unknown names or options."""
+    function = get(name)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        reject("seed", repr(seed), "a whole number from 0 on")
+    known = [k for k in inspect.signature(function).parameters if k != "seed"]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{option}: not an option of {name}; allowed: {', '.join(known)}")
+    return function(seed=int(seed), **options)

@@ -1,0 +1,78 @@
+"""The models by name: every file of `models/` holds one `Program` whose card bears the file's name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from .data import Data
+from .errors import InputError, one_of
+from .posterior import Fit
+from .program import Program
+
+
+def names() -> list[str]:
+    """Names of all models, sorted: the files of the models folder."""
+    package = importlib.import_module("pyrocrl.models")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def get(name: str) -> type[Program]:
+    """The model's class. Raises InputError for an unknown name."""
+    one_of("model", name, names())
+    module = importlib.import_module(f"pyrocrl.models.{name}")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Program) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1 or found[0].card.name != name:
+        raise TypeError(f"models/{name}.py must define one Program with card.name == {name!r}")
+    return found[0]
+
+
+def build(name: str, data: Data, **options: Any) -> Program:
+    """A program of the named model for these data; what is not given is read off the data.
+
+    pyrocrl.build("linear_sem_lin", data, latents=5, targets="relabelled")
+    """
+    if not isinstance(data, Data):
+        raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
+    program = get(name).from_data(data, **options)
+    program.check(data)
+    return program
+
+
+def load(path: str | Path, data: Data | None = None, program: type[Program] | None = None) -> Fit:
+    """Read a fit that `fit.save` or `pyrocrl fit` wrote; `program` is the class of a model outside the zoo.
+
+    Raises InputError for a file that is missing, damaged, edited, foreign or of another model.
+    """
+
+    def find(header: dict[str, Any]) -> type[Program]:
+        if program is not None:
+            if header["model"] != program.card.name:
+                raise InputError(
+                    f"path: a checkpoint of {header['model']!r}; allowed: one of {program.card.name!r}, as `program` says"
+                )
+            return program
+        return get(header["model"])
+
+    return Fit.restore(path, find, data)
+
+
+def run(program: type[Program], seed: int = 0) -> Fit:
+    """Fit a model's own example and print how well it recovers the truth: what `python models/NAME.py` does."""
+    from .diagnose import diagnose
+    from .evaluate import evaluate
+    from .infer.fit import fit
+
+    example, data = program.example(seed)
+    result = fit(example, data, seed=seed)
+    print(result)
+    for name, value in evaluate(result, data).items():
+        print(f"  {name}: {value}")
+    print(diagnose(result, data))
+    return result
