@@ -71,7 +71,7 @@ class Batch:
 
     def take(self, rows: torch.Tensor) -> Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
-        pick = {
+        pick: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[rows]
             for name in ("x", "env", "size_factor", "index", "group", "aux")
         }
@@ -104,6 +104,7 @@ class Data:
     env: (data,) labels of environments; None = one environment, "observational".
     targets: environment -> latents it intervenes on (by position); environments not listed are observational;
         None = targets unknown.
+    control: label of the observational environment, listed first; None = as `targets` says, or a customary name.
     counts: whether x holds counts; None = float data, unless x has an integer dtype.
     aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes.
     batch: (data,) labels of technical batches. feature_names: (feature,) unique names.
@@ -119,6 +120,7 @@ class Data:
         env: Any = None,
         targets: Mapping[Any, Sequence[int]] | None = None,
         *,
+        control: Any = None,
         counts: bool | None = None,
         aux: Any = None,
         size_factor: Any = None,
@@ -143,6 +145,7 @@ class Data:
             reject("feature_names", f"{twice!r} more than once", "unique names")
         labels = np.full(rows, "observational") if env is None else _labels(env, "env", rows)
         self.targets = self._check_targets(targets, labels)
+        self.control = self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
         self.batch_names, self.batch = self._code(batch, "batch")
         self.size_factor = self._check_size_factor(size_factor)
@@ -211,13 +214,21 @@ class Data:
             out[str(label)] = tuple(int(k) for k in wanted)
         return out
 
+    def _check_control(self, control: Any, labels: Array) -> str | None:
+        if control is None:
+            return None
+        if str(control) not in set(names := np.unique(labels)):
+            reject("control", f"unknown environment {str(control)!r}", f"one of {_some(sorted(names))}")
+        if (self.targets or {}).get(str(control)):
+            reject("control", f"{str(control)!r}, which has targets", "an environment without targets")
+        return str(control)
+
     def _code_environments(self, labels: Array) -> tuple[list[str], Array]:
-        """Observational environments first, then the others in order of their targets and names."""
+        """Control, then other observational environments, then the rest in order of their targets and names."""
         names = np.unique(labels)
-        if self.targets is not None:
-            order = sorted(names, key=lambda e: (self.targets.get(e, ()), e))  # type: ignore[union-attr]
-        else:
-            order = sorted(names, key=lambda e: (e not in ("observational", "control", "non-targeting"), e))
+        targets = self.targets or {}
+        customary = ("observational", "control", "non-targeting") if self.targets is None else ()
+        order = sorted(names, key=lambda e: (e != self.control, e not in customary, targets.get(e, ()), e))
         place = {e: i for i, e in enumerate(order)}
         codes = np.array([place[e] for e in names])[np.searchsorted(names, labels)]
         return [str(e) for e in order], codes.astype(np.int64)

@@ -18,12 +18,13 @@ import pyro
 import torch
 
 from .card import CONDITIONS, Claim
-from .data import Data
+from .data import Batch, Data
 from .errors import reject
 from .indeterminacy import graph_distance
 from .infer.chains import mix
-from .infer.elbo import latent_values, traces
+from .infer.elbo import is_local, sample_sites, traces
 from .posterior import Fit, import_arviz
+from .program import Program
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
@@ -220,7 +221,9 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     out = []
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(mix(seed, 37))
-        fixed = latent_values(pyro.poutine.trace(program.guide).get_trace(batch))
+        fixed = pyro.poutine.trace(program.guide).get_trace(batch)
+        for name in [n for n, s in fixed.nodes.items() if s["type"] == "sample" and is_local(s)]:
+            fixed.remove_node(name)
         for _ in range(KHAT_DRAWS):
             guide, model = _conditional_traces(program, batch, fixed) if program.uses_rows else traces(program, batch)
             out.append(_log_ratio(guide, model, program.uses_rows, len(batch)))
@@ -234,11 +237,9 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     return {"median": float(np.median(khat)), "bad": float((khat > 0.7).mean())}
 
 
-def _conditional_traces(program: Any, batch: Any, fixed: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+def _conditional_traces(program: Program, batch: Batch, fixed: Any) -> tuple[Any, Any]:
     """Traces with the global sites held at one draw: only the rows' own latents vary."""
-    local = {"z"}
-    held = {k: v for k, v in fixed.items() if k not in local}
-    guide = pyro.poutine.trace(pyro.poutine.condition(program.guide, data=held)).get_trace(batch)
+    guide = pyro.poutine.trace(pyro.poutine.replay(program.guide, trace=fixed)).get_trace(batch)
     model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(batch)
     guide.compute_log_prob()
     model.compute_log_prob()
@@ -247,15 +248,13 @@ def _conditional_traces(program: Any, batch: Any, fixed: dict[str, torch.Tensor]
 
 def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> np.ndarray:
     """log p - log q of one draw: per row for local latents, one number otherwise."""
-    from .infer.elbo import _sample_sites, is_local
-
     if not local:
-        total = sum(float(s["log_prob_sum"]) for _, s in _sample_sites(model))
-        total -= sum(float(s["log_prob_sum"]) for _, s in _sample_sites(guide))
+        total = sum(float(s["log_prob_sum"]) for _, s in sample_sites(model))
+        total -= sum(float(s["log_prob_sum"]) for _, s in sample_sites(guide))
         return np.asarray(total)
     out = np.zeros(rows)
     for trace, sign in ((model, 1.0), (guide, -1.0)):
-        for _, site in _sample_sites(trace):
+        for _, site in sample_sites(trace):
             if is_local(site):
                 out += sign * site["unscaled_log_prob"].expand(rows).double().cpu().numpy()
     return out

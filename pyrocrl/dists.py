@@ -17,37 +17,37 @@ from torch.nn.functional import logsigmoid
 
 
 def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
-    return torch.randn(distribution._extended_shape(sample_shape), dtype=like.dtype, device=like.device)
+    return torch.randn(distribution._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
 
 
 class Normal(dist.Normal):
     """`pyro.distributions.Normal` whose draws can be vmapped."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.loc + self.scale * _noise(self, sample_shape, self.loc)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
 
 class LogNormal(dist.LogNormal):
     """`pyro.distributions.LogNormal` whose draws can be vmapped."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return (self.loc + self.scale * _noise(self, sample_shape, self.loc)).exp()
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
 
 class MultivariateNormal(dist.MultivariateNormal):
     """`pyro.distributions.MultivariateNormal` whose draws can be vmapped; give it `scale_tril`."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         noise = _noise(self, sample_shape, self.loc)
         return self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
 
@@ -59,7 +59,7 @@ class Gate(TorchDistribution):
     log-densities flow through the draw as well.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  (torch's own form)
+    arg_constraints = {"logits": constraints.real}
     support = constraints.boolean
     has_rsample = True
 
@@ -74,15 +74,15 @@ class Gate(TorchDistribution):
     def mean(self) -> Tensor:
         return self.logits.sigmoid()
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device).clamp(1e-6, 1 - 1e-6)
         noisy = self.logits + uniform.log() - (-uniform).log1p()
         soft = torch.sigmoid(noisy / self.temperature)
         hard = (noisy > 0).to(soft.dtype)
-        return hard + soft - soft.detach()
+        return hard + (soft - soft.detach())
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Gate(TorchDistribution):
 class NegativeBinomial(TorchDistribution):
     """Counts with a mean and a dispersion r: variance mean + mean^2 / r."""
 
-    arg_constraints = {"mean": constraints.positive, "dispersion": constraints.positive}  # noqa: RUF012
+    arg_constraints = {"mean": constraints.positive, "dispersion": constraints.positive}
     support = constraints.nonnegative_integer
 
     def __init__(self, mean: Tensor, dispersion: Tensor, validate_args: bool | None = None) -> None:
@@ -110,8 +110,8 @@ class NegativeBinomial(TorchDistribution):
     def variance(self) -> Tensor:
         return self._mean + self._mean.square() / self.dispersion
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         rate = torch._standard_gamma(self.dispersion.expand(shape)) * (self._mean / self.dispersion)
         return torch.poisson(rate)
 

@@ -233,7 +233,7 @@ def parent_set_probabilities(scores: Tensor) -> Tensor:
 def edge_probabilities(scores: Tensor) -> Tensor:
     """Exact edge posterior (..., parent, child) under the order prior."""
     member = members(scores.shape[-2], scores.device).to(scores.dtype)
-    return (parent_set_probabilities(scores) @ member).mT
+    return (parent_set_probabilities(scores) @ member).mT.clamp(0.0, 1.0)  # rounding may exceed 1
 
 
 def best_order(scores: Tensor) -> Tensor:

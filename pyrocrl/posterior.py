@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from .data import Batch, Data
-from .errors import InputError, one_of, reject
+from .errors import one_of, reject
 from .indeterminacy import Alignment
 from .infer import checkpoint
 from .infer.chains import Chains, mix
@@ -348,8 +348,7 @@ class Fit:
         found = {k: tuple(v.shape[1:]) for k, v in state.items()}
         if expected != found:
             odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-            name = program.card.name
-            raise InputError(f"path: {path} does not fit {name} ({odd[0]} differs); allowed: a checkpoint of this model")
+            reject("path", f"{path}, which does not fit {program.card.name} ({odd[0]} differs)", "its own checkpoint")
         names = set(header["params"])
         chains = Chains(
             program,

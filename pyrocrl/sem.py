@@ -11,19 +11,22 @@ Two forms of one distribution: `sem_moments` and `sem_log_prob` are vectorised, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl.errors import reject
 from pyrocrl.graphs import is_acyclic, log_edge_prior, log_order_prior, log_partition, topological_order
 
 Intervention = Literal["perfect", "soft"]
+Objective = Callable[[Tensor], Tensor]
 
 
 class Environments(NamedTuple):
@@ -103,6 +106,19 @@ def log_minors(cov: Tensor) -> Tensor:
     return out
 
 
+def log_abs_det(matrix: Tensor) -> Tensor:
+    """log |det| of (..., d, d), from the pivots of the Gram matrix.
+
+    Not `torch.linalg.slogdet`: under vmap its forward-over-reverse second derivative is wrong (torch 2.13).
+    """
+    rest, out = matrix @ matrix.mT, torch.zeros_like(matrix[..., 0, 0])
+    for _ in range(matrix.shape[-1]):
+        pivot = rest[..., :1, :1]
+        out = out + 0.5 * pivot[..., 0, 0].log()
+        rest = rest[..., 1:, 1:] - rest[..., 1:, :1] * (rest[..., :1, 1:] / pivot)
+    return out
+
+
 def regression_scores(cov: Tensor, count: Tensor, node: Tensor) -> Tensor:
     """Log marginal likelihood of node's values given each set of parents: (s, d, d) -> (s, 2**d).
 
@@ -129,11 +145,15 @@ def regression_scores(cov: Tensor, count: Tensor, node: Tensor) -> Tensor:
     return torch.where(n > 0, score, torch.zeros_like(score))
 
 
-def mechanism_scores(unmixing: Tensor, data: Slices, prob: float, intervention: Intervention = "perfect") -> Tensor:
+def mechanism_scores(
+    unmixing: Tensor, data: Slices, prob: float, intervention: Intervention = "perfect"
+) -> Tensor:
     """Score table (d, 2**d) of z = unmixing @ y for the sums over orders: prior and marginal likelihood."""
     d = unmixing.shape[-1]
     cov = unmixing @ data.cov @ unmixing.mT  # (slice, d, d)
-    scores = log_edge_prior(d, prob, unmixing.device) + regression_scores(cov[:d], data.count[:d], data.node[:d])
+    scores = log_edge_prior(d, prob, unmixing.device) + regression_scores(
+        cov[:d], data.count[:d], data.node[:d]
+    )
     if len(data.node) == d:
         return scores
     own = data.node[d:]
@@ -156,7 +176,7 @@ def log_marginal(
     """
     d = unmixing.shape[-1]
     scores = mechanism_scores(unmixing, data, prob, intervention)
-    jacobian = total * torch.linalg.slogdet(unmixing).logabsdet
+    jacobian = total * log_abs_det(unmixing)
     return log_partition(scores) + log_order_prior(d, prob) + jacobian
 
 
@@ -197,8 +217,10 @@ def draw_mechanisms(
     floor = torch.finfo(cov.dtype).eps * variance
     rest = torch.maximum(rest, floor)
     if noisy:
-        noise_var = 0.5 * n * rest / dist.Gamma(n / 2, torch.ones_like(n)).sample()
-        wobble = torch.linalg.solve_triangular(root.mT, torch.randn_like(cross), upper=True).squeeze(-1) * parents
+        noise_var = 0.5 * n * rest / torch._standard_gamma(n / 2)
+        wobble = (
+            torch.linalg.solve_triangular(root.mT, torch.randn_like(cross), upper=True).squeeze(-1) * parents
+        )
         slope = shrink[:, None] * slope + (shrink * noise_var / n).sqrt()[:, None] * wobble
         jitter = (noise_var / n).sqrt() * torch.randn_like(n)
     else:
@@ -264,7 +286,50 @@ def unrolled(sem: LinearSEM, rows: int, names: Sequence[str] | None = None) -> T
     return torch.stack([z[k].expand(rows) for k in range(d)], -1)
 
 
-# ---- where the unmixing starts, and how it is finished ------------------------------------------------
+# ---- the unmixing: directions, where they start, how they are finished --------------------------------
+
+
+class Directions(TorchDistribution):
+    """d lines through the origin of R^d, uniform and independent, in gnomonic coordinates: shape (d (d - 1),).
+
+    A row of the unmixing has no scale of its own (see `log_marginal`), so it is a point of projective space:
+    m = e_0 + sum_i u_i e_i in an orthonormal basis e ("chart"). Uniform lines have the density of a
+    (d - 1)-dimensional Cauchy distribution in u, whatever the basis.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012  (torch's own form)
+    support = constraints.real_vector
+
+    def __init__(self, like: Tensor, d: int, validate_args: bool | None = None) -> None:
+        self.like, self.d = like, d
+        super().__init__(torch.Size(), torch.Size((d * (d - 1),)), validate_args=False)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = (*sample_shape, self.d, self.d)
+        normal = torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
+        return (normal[..., 1:] / normal[..., :1]).flatten(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        square = value.unflatten(-1, (self.d, self.d - 1)).square().sum(-1)
+        constant = math.lgamma(self.d / 2) - self.d / 2 * math.log(math.pi)
+        return (constant - self.d / 2 * square.log1p()).sum(-1)
+
+
+def chart_at(rows: Tensor) -> Tensor:
+    """Orthonormal bases (..., d, d, d), one for each row (..., d, d), that begin with the row's direction."""
+    d = rows.shape[-1]
+    eye = torch.eye(d, dtype=rows.dtype, device=rows.device).expand(*rows.shape, d)
+    basis = torch.linalg.qr(torch.cat([rows[..., None], eye], -1)).Q
+    sign = torch.where((basis[..., 0] * rows).sum(-1) < 0, -1.0, 1.0)
+    return (basis * sign[..., None, None]).mT
+
+
+def unit_rows(tangent: Tensor, chart: Tensor) -> Tensor:
+    """Rows of length 1, (..., d, d), at gnomonic coordinates (..., d (d - 1)) of a chart (d, d, d)."""
+    d = chart.shape[-1]
+    u = tangent.unflatten(-1, (d, d - 1))
+    rows = (torch.cat([torch.ones_like(u[..., :1]), u], -1)[..., None, :] @ chart).squeeze(-2)
+    return rows / rows.norm(dim=-1, keepdim=True)
 
 
 def whitening(cov: Tensor) -> Tensor:
@@ -273,19 +338,155 @@ def whitening(cov: Tensor) -> Tensor:
     return (vector / value.clamp_min(torch.finfo(cov.dtype).tiny).sqrt()) @ vector.mT
 
 
-def score_difference_directions(precision_change: Tensor) -> Tensor:
-    """The two candidates for the target's row of the unmixing from one perfect intervention; (2, d) units.
+def score_difference_directions(change: Tensor) -> Tensor:
+    """The two candidates, unit rows (2, d), for the target's row of the unmixing after a perfect intervention.
 
-    In coordinates where the reference environment is white, the change of precision is
-    D = d d^T - c c^T: d = lambda m is the target's own row, c (a unit vector) the row of its mechanism.
-    With D's extreme eigenpairs (a, v), (-b, w), all pairs (d, c) are a hyperbolic rotation by t of
-    (sqrt(a) v, sqrt(b) w), and |c| = 1 leaves t up to its sign: sinh^2 t = (1 - b) / (a + b). This holds whether the
-    intervention narrows or widens the target. (Squires et al. 2023; Varici et al. 2024, by way of eigenvectors.)
+    In coordinates where the reference environment is white, the change of the precision is
+    D = d d^T - c c^T: d is the target's own row times 1 / its new deviation, c (a unit vector) the row of its old
+    mechanism. D is a difference of scores (Gaussian scores are linear). With its extreme eigenpairs (a, v) and
+    (-b, w), all such (d, c) are hyperbolic rotations by t of (sqrt(a) v, sqrt(b) w), and |c| = 1 fixes t up to
+    its sign: sinh^2 t = (1 - b) / (a + b). Squires et al. (2023) and Varici et al. (2024) use D's column space; the sign
+    is what acyclicity has to tell.
     """
-    value, vector = torch.linalg.eigh(precision_change)
+    value, vector = torch.linalg.eigh(change)
     a, b = value[-1].clamp_min(0.0), (-value[0]).clamp(0.0, 1.0)
-    sinh = ((1 - b) / (a + b)).clamp_min(0.0).sqrt()
+    sinh = ((1 - b) / (a + b).clamp_min(1e-12)).sqrt()
     cosh = (1 + sinh.square()).sqrt()
     up, down = a.sqrt() * vector[:, -1], b.sqrt() * vector[:, 0]
     rows = torch.stack([cosh * up + sinh * down, cosh * up - sinh * down])
-    return rows / rows.norm(dim=-1, keepdim=True)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def candidate_rows(environments: Environments, generator: torch.Generator) -> Tensor:
+    """Two candidates for every row of the unmixing, (d, 2, d), from the environments that target it.
+
+    Uses the environments with this target alone; where there are none, random directions within the span
+    that the joint interventions change (twice as many dimensions as targets).
+    """
+    target = environments.target
+    d = target.shape[1]
+    single = target.sum(1) == 1
+    reference = (target.sum(1) == 0).to(environments.cov.dtype)
+    root = whitening(environments.pooled(reference)[2])
+    eye = torch.eye(d, dtype=root.dtype, device=root.device)
+    rows = []
+    for k in range(d):
+        use = (target[:, k] == 1) & single
+        alone = bool(use.any())
+        if not alone:
+            use = target[:, k] == 1
+        cov = environments.pooled(use.to(root.dtype))[2]
+        change = torch.linalg.inv(root @ cov @ root) - eye
+        if alone:
+            rows.append(score_difference_directions(change))
+        else:
+            value, vector = torch.linalg.eigh(change)
+            width = min(d, 2 * int(target[use].sum(1).min()))
+            span = vector[:, value.abs().argsort(descending=True)[:width]]
+            noise = torch.randn(2, width, generator=generator, dtype=root.dtype).to(root.device)
+            rows.append(noise @ span.mT)
+    out = torch.stack(rows) @ root
+    return out / out.norm(dim=-1, keepdim=True)
+
+
+def resample(environments: Environments, generator: torch.Generator) -> Environments:
+    """A parametric bootstrap of the covariances: Wishart draws (Bartlett's decomposition) at each count."""
+    d = environments.cov.shape[-1]
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    covs = []
+    for n, cov in zip(environments.count.tolist(), environments.cov, strict=True):
+        freedom = max(n - 1, d)
+        root = np.tril(rng.standard_normal((d, d)), -1)
+        root += np.diag(np.sqrt(rng.chisquare(freedom - np.arange(d))))
+        factor = torch.linalg.cholesky_ex(cov).L @ torch.as_tensor(root, dtype=cov.dtype, device=cov.device)
+        covs.append(factor @ factor.mT / freedom)
+    return environments._replace(cov=torch.stack(covs))
+
+
+def choose_rows(candidates: Tensor, objective: Objective, rivals: int, generator: torch.Generator) -> Tensor:
+    """Unmixings (1 + rivals, d, d): the best choice among two candidates a row, then its nearest rivals.
+
+    Single flips from a random choice until none helps; rivals are the best single flips of the result.
+    """
+    d = candidates.shape[0]
+    node = torch.arange(d, device=candidates.device)
+    choice = torch.randint(2, (d,), generator=generator).to(candidates.device)
+    flips = torch.eye(d, dtype=torch.long, device=candidates.device)
+    value = objective(candidates[node, choice])
+    for _ in range(4 * d):
+        others = candidates[node, choice ^ flips]  # (flip, d, d)
+        values = torch.func.vmap(objective)(others).nan_to_num(nan=-torch.inf)
+        best = int(values.argmax())
+        if not values[best] > value:
+            break
+        choice, value = choice ^ flips[best], values[best]
+    nearest = others[values.argsort(descending=True)[:rivals]]
+    return torch.cat([candidates[node, choice][None], nearest])
+
+
+class Mode(NamedTuple):
+    """A local maximum of log p(y, unmixing): chart (d, d, d) centred on it, and its Laplace approximation."""
+
+    chart: Tensor
+    root: Tensor  # lower Cholesky factor of the covariance of the gnomonic coordinates
+    value: Tensor
+    log_evidence: Tensor
+
+
+def climb(objective: Objective, start: Tensor, most: int = 60, tolerance: float = 1e-4) -> list[Mode]:
+    """Newton's method on the directions from each start (s, d, d), all at once; the distinct maxima found.
+
+    objective: rows (d, d) -> log p(y | rows), blind to the rows' scale. Each step solves with |eigenvalues| of
+    the Hessian, so that it always ascends, and tries lengths 1, 1/2, ... in parallel; the chart is re-centred after
+    each step. Twice-differentiable objectives need 3 to 6 steps from the theorem's start.
+    """
+    d = start.shape[-1]
+    size = d * (d - 1)
+    prior = Directions(start, d)
+
+    def density(tangent: Tensor, chart: Tensor) -> Tensor:
+        return objective(unit_rows(tangent, chart)) + prior.log_prob(tangent)
+
+    # forward over reverse, in chunks that keep d 2**d numbers a column within memory
+    chunk = max(1, 2**21 // (d * 2**d * len(start)))
+    gradient = torch.func.grad(density)
+    eye = torch.eye(size, dtype=start.dtype, device=start.device)
+
+    def hessian(tangent: Tensor, chart: Tensor) -> Tensor:
+        def column(direction: Tensor) -> Tensor:
+            out: Tensor = torch.func.jvp(lambda u: gradient(u, chart), (tangent,), (direction,))[1]
+            return out
+
+        full: Tensor = torch.func.vmap(column, chunk_size=chunk)(eye)
+        return 0.5 * (full + full.mT)
+
+    curvature = torch.func.vmap(hessian)
+    length = 0.5 ** torch.arange(24, dtype=start.dtype, device=start.device)
+    along = torch.func.vmap(torch.func.vmap(density, in_dims=(0, None)))
+    zero = start.new_zeros(len(start), size)
+    rows = start / start.norm(dim=-1, keepdim=True)
+    for _ in range(most):
+        chart = chart_at(rows)
+        slope = torch.func.vmap(gradient)(zero, chart)
+        value, vector = torch.linalg.eigh(-curvature(zero, chart))
+        steep = value.abs().clamp_min(1e-8 * value.abs().amax(-1, keepdim=True))
+        step = (vector @ ((vector.mT @ slope[..., None]) / steep[..., None])).squeeze(-1)
+        tried = torch.cat([torch.zeros_like(length[:1]), length])
+        values = along(tried[:, None] * step[:, None, :], chart).nan_to_num(nan=-torch.inf)
+        best = values.argmax(-1)
+        rows = torch.func.vmap(unit_rows)(tried[best][:, None] * step, chart)
+        if bool((values.amax(-1) - values[:, 0] < tolerance + 1e-12 * values[:, 0].abs()).all()):
+            break
+    chart = chart_at(rows)
+    value, vector = torch.linalg.eigh(-curvature(zero, chart))
+    value = value.abs().clamp_min(1e-8 * value.abs().amax(-1, keepdim=True))
+    root = torch.linalg.cholesky((vector / value[..., None, :]) @ vector.mT)
+    height = torch.func.vmap(density)(zero, chart)
+    evidence = height + 0.5 * size * math.log(2 * math.pi) - 0.5 * value.log().sum(-1)
+    modes: list[Mode] = []
+    kept: list[Tensor] = []
+    for i in torch.argsort(height, descending=True).tolist():
+        if all(float((rows[i] * other).sum(-1).abs().min()) < 1 - 1e-7 for other in kept):
+            kept.append(rows[i])
+            modes.append(Mode(chart[i], root[i], height[i], evidence[i]))
+    return modes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import Data
-from .errors import InputError, one_of
+from .errors import InputError, one_of, reject
 from .posterior import Fit
 from .program import Program
 
@@ -54,9 +54,7 @@ def load(path: str | Path, data: Data | None = None, program: type[Program] | No
     def find(header: dict[str, Any]) -> type[Program]:
         if program is not None:
             if header["model"] != program.card.name:
-                raise InputError(
-                    f"path: a checkpoint of {header['model']!r}; allowed: one of {program.card.name!r}, as `program` says"
-                )
+                reject("path", f"a checkpoint of {header['model']!r}", f"one of {program.card.name!r}, as `program` says")
             return program
         return get(header["model"])
 

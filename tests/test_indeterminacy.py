@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrocrl import indeterminacy
 from pyrocrl.errors import InputError
 from pyrocrl.indeterminacy import (
     GRAPH_GROUPS,
@@ -102,7 +101,7 @@ def test_align_recovers_the_element_and_parameters_follow(names, seed):
     rng, group = np.random.default_rng(seed), Group.of(names)
     z, g = latents(rng), element(Group.of(names), rng)
     found = group.align(g.apply(z), z)
-    np.testing.assert_array_equal(found.permutation[g.permutation], np.arange(4)[np.argsort(np.arange(4))])
+    np.testing.assert_array_equal(found.permutation[g.permutation], np.arange(4))
     np.testing.assert_allclose(found.scale[g.permutation] * g.scale, 1.0)
     np.testing.assert_array_equal(found.signs[g.permutation], g.signs)
     np.testing.assert_array_equal(found.places, np.arange(4))
@@ -385,4 +384,4 @@ def test_graph_distances():
     assert graph_distance(chain, chain.T, "markov equivalence") == 0.0
     assert graph_distance([[0]], [[0]]) == 0.0
     assert set(GRAPH_GROUPS) == {"exact", "transitive closure", "markov equivalence"}
-    assert indeterminacy.graph_canonical(chain, "exact").dtype == bool
+    assert graph_canonical(chain, "exact").dtype == bool

@@ -49,13 +49,14 @@ class Chains:
             with torch.no_grad():
                 one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
             made.append(one)
-        params, buffers = stack_module_state(made)  # type: ignore[arg-type]
+        params, buffers = stack_module_state(made)
         params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}
         return cls(program, params, {k: v.to(device) for k, v in buffers.items()})
 
     def chain(self, index: int) -> Program:
         """A program of its own holding the parameters of one chain."""
-        one = self.program.fresh()
+        with torch.random.fork_rng(devices=[]):  # the parameters drawn here are overwritten at once
+            one = self.program.fresh()
         state = {k: v[index].detach().clone() for k, v in {**self.params, **self.buffers}.items()}
         first = next(v for v in state.values() if v.is_floating_point())
         one = one.to(device=first.device, dtype=first.dtype)

@@ -61,7 +61,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"path: {path} is damaged or foreign ({_reason(error)}); allowed: a whole checkpoint") from None
+        found = f"{path}, damaged or foreign ({_reason(error)})"
+        raise InputError(f"path: found {found}; allowed: a whole checkpoint") from None
     if header.get("digest") is not None and header["digest"] != digest(tensors):
         raise InputError(f"path: {path} was edited (its digest does not match); allowed: an unchanged checkpoint")
     return tensors, header

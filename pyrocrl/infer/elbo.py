@@ -6,6 +6,7 @@ Pyro's own ELBO classes call `.item()`; these functions trace the guide, replay 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pyro
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..data import Batch
 from ..program import Program
 
-Trace = poutine.Trace
+Trace = Any  # a pyro.poutine.Trace
 
 
 def traces(program: Program, batch: Batch) -> tuple[Trace, Trace]:
@@ -32,12 +33,12 @@ def elbo(program: Program, batch: Batch) -> Tensor:
     guide, model = traces(program, batch)
     fit: Tensor | float = 0.0
     prior: Tensor | float = 0.0
-    for _, site in _sample_sites(model):
+    for _, site in sample_sites(model):
         if site["is_observed"] and not site["infer"].get("is_auxiliary"):
             fit = fit + site["log_prob_sum"]
         else:
             prior = prior + site["log_prob_sum"]
-    for _, site in _sample_sites(guide):
+    for _, site in sample_sites(guide):
         prior = prior - site["log_prob_sum"]
     return fit + batch.kl_weight * prior
 
@@ -47,7 +48,7 @@ def row_elbo(program: Program, batch: Batch) -> Tensor:
     guide, model = traces(program, batch)
     out = torch.zeros(len(batch), dtype=batch.dtype, device=batch.device)
     for trace, sign in ((model, 1.0), (guide, -1.0)):
-        for _, site in _sample_sites(trace):
+        for _, site in sample_sites(trace):
             if is_local(site):
                 out = out + sign * site["unscaled_log_prob"].expand(len(batch))
     return out
@@ -62,7 +63,7 @@ def row_objective(program: Program, batch: Batch) -> Tensor:
 
 def latent_values(guide: Trace) -> dict[str, Tensor]:
     """Drawn values of a guide's latent sites by name, auxiliary ones included."""
-    return {name: site["value"] for name, site in _sample_sites(guide)}
+    return {name: site["value"] for name, site in sample_sites(guide)}
 
 
 def is_local(site: dict) -> bool:
@@ -70,7 +71,8 @@ def is_local(site: dict) -> bool:
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def _sample_sites(trace: Trace) -> list[tuple[str, dict]]:
+def sample_sites(trace: Trace) -> list[tuple[str, dict]]:
+    """A trace's sample sites by name, without the plates' subsampling."""
     return [
         (name, site)
         for name, site in trace.nodes.items()
@@ -91,9 +93,9 @@ def validate(program: Program, batch: Batch) -> None:
         warnings.simplefilter("ignore")
         guide, model = traces(program, batch)
     latent = {
-        n for n, s in _sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")
+        n for n, s in sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")
     }
-    guided = {n for n, s in _sample_sites(guide) if not s["infer"].get("is_auxiliary")}
+    guided = {n for n, s in sample_sites(guide) if not s["infer"].get("is_auxiliary")}
     if latent != guided:
         missing, surplus = sorted(latent - guided), sorted(guided - latent)
         raise ValueError(

@@ -1,0 +1,127 @@
+"""A small Perturb-seq screen: counts of genes in cells, one knock-out per gene programme, everything known."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from ..data import Data
+from ..errors import one_of, reject
+from ..program import check_sizes
+
+CONTROL = "non-targeting"
+
+
+def perturb_seq(
+    seed: int = 0,
+    rows: int = 1500,
+    features: int = 60,
+    latents: int = 4,
+    anchors: int = 4,
+    intervention: Literal["perfect", "shift"] = "perfect",
+    effect: float = 2.0,
+    control: float = 0.3,
+    batches: int = 3,
+    library: float = 5000.0,
+) -> Data:
+    """Gene programmes that regulate each other, each knocked out in turn, seen through negative-binomial counts.
+
+    Programmes z of cell i follow a linear structural equation model under a random order:
+
+        A_kl   ~ +-U(.5, 1) with probability .5 for k before l, else 0     (parent, child)
+        z_il   = sum_k A_kl z_ik + e_il,  e_il ~ N(0, sd_l^2), sd_l ~ U(.6, 1)
+        target l, perfect:  z_il = -effect + .5 e_il       its parents lose their say
+        target l, shift:    z_il = sum_k A_kl z_ik + e_il - effect
+
+    and set the rates of the genes through sparse loadings:
+
+        M_jl   = 1 for the `anchors` genes of each programme; of the other genes three in ten load on nothing,
+                 half on one and the rest on two programmes
+        W_jl   = M_jl (+-U(.4, 1)), the knocked-out gene's own positive    (feature, latent)
+        log mu_ij = log s_i + b_j + sum_l W_jl z_il + c_{batch(i), j},   c ~ N(0, .1^2)
+        x_ij   ~ NegativeBinomial(mean mu_ij, variance mu_ij + mu_ij^2 / r_j),   r_j ~ U(2, 10)
+        s_i    ~ LogNormal, median `library`, sigma .3;  library * exp(b_j) ~ LogNormal, median 3, sigma .7, at least 1
+
+    An environment is named after its knocked-out gene, an anchor of its target; a share `control` of the cells is
+    "non-targeting" and the others are spread evenly. Truth: z, mask, loadings, graph, weight, targets.
+    Raises InputError for sizes that leave no room for the anchors.
+    """
+    check_sizes(features, latents)
+    for name, value, low in (("anchors", anchors, 1), ("batches", batches, 1), ("rows", rows, 10 * (latents + 1))):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            reject(name, repr(value), f"a whole number from {low} on")
+    if anchors * latents > features:
+        reject("anchors", f"{anchors} for each of {latents} latents", f"at most {features // latents}")
+    one_of("intervention", intervention, ("perfect", "shift"))
+    if not 0 < control < 1:
+        reject("control", repr(control), "a share of the cells between 0 and 1")
+    if not library > 0:
+        reject("library", repr(library), "a number of molecules above 0")
+    rng = np.random.default_rng([2016, seed])
+
+    order = rng.permutation(latents)
+    before = order[:, None] < order[None, :]
+    graph = before & (rng.random((latents, latents)) < 0.5)  # (parent, child)
+    weight = np.where(graph, rng.choice([-1.0, 1.0], graph.shape) * rng.uniform(0.5, 1.0, graph.shape), 0.0)
+
+    mask = _mask(rng, features, latents, anchors)
+    size = rng.uniform(0.4, 1.0, mask.shape) * rng.choice([-1.0, 1.0], mask.shape, p=[0.3, 0.7])
+    knocked_out = np.array([np.flatnonzero(mask[:, k] & (mask.sum(1) == 1))[0] for k in range(latents)])
+    size[knocked_out] = np.abs(size[knocked_out])
+    loadings = np.where(mask, size, 0.0)
+
+    target = np.full(rows, -1)  # latent that a cell's knock-out hits, -1 for controls
+    cells = rng.permutation(rows)[round(control * rows) :]
+    target[cells] = np.arange(cells.size) % latents
+    z = np.zeros((rows, latents))
+    noise = rng.standard_normal(z.shape) * rng.uniform(0.6, 1.0, latents)
+    for k in np.argsort(order):
+        hit = target == k
+        z[:, k] = z @ weight[:, k] + noise[:, k]
+        if intervention == "perfect":
+            z[hit, k] = 0.5 * noise[hit, k]
+        z[hit, k] -= effect
+
+    batch = rng.integers(0, batches, rows)
+    size_factor = library * np.exp(0.3 * rng.standard_normal(rows))
+    base = np.log(np.maximum(3.0 * np.exp(0.7 * rng.standard_normal(features)), 1.0) / library)
+    shift = 0.1 * rng.standard_normal((batches, features))
+    mean = size_factor[:, None] * np.exp(base + z @ loadings.T + shift[batch])
+    dispersion = rng.uniform(2.0, 10.0, features)
+    x = rng.poisson(rng.gamma(dispersion, mean / dispersion))
+
+    names = [f"gene_{j:0{len(str(features - 1))}d}" for j in range(features)]
+    labels = np.array([*(names[j] for j in knocked_out), CONTROL])  # position -1 is the control
+    targets = {names[j]: (k,) for k, j in enumerate(knocked_out)}
+    return Data(
+        x,
+        env=labels[target],
+        targets=targets,
+        control=CONTROL,
+        counts=True,
+        size_factor=size_factor,
+        batch=[f"replicate_{b + 1}" for b in batch],
+        feature_names=names,
+        truth={
+            "z": z,
+            "mask": mask.astype(int),
+            "loadings": loadings,
+            "graph": graph.astype(int),
+            "weight": weight,
+            "targets": targets,
+        },
+        name="perturb_seq",
+    )
+
+
+def _mask(rng: np.random.Generator, features: int, latents: int, anchors: int) -> np.ndarray:
+    """(feature, latent) which genes belong to which programmes, in a random order of the genes."""
+    mask = np.zeros((features, latents), dtype=bool)
+    for j in range(features):
+        if j < anchors * latents:
+            mask[j, j % latents] = True
+        else:
+            several = rng.choice(3, p=[0.3, 0.5, 0.2])
+            mask[j, rng.choice(latents, min(several, latents), replace=False)] = True
+    return rng.permutation(mask)

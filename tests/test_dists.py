@@ -1,0 +1,71 @@
+"""Distributions draw under vmap, have the right moments, and their densities are the library's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from torch.func import vmap
+
+from pyrocrl import dists
+
+DRAWS = 40_000
+CASES: dict[str, tuple[Any, Any]] = {
+    "normal": (lambda a: dists.Normal(a, 2.0 * torch.ones_like(a)), lambda a: dist.Normal(a, 2.0)),
+    "lognormal": (lambda a: dists.LogNormal(a, 0.4 * torch.ones_like(a)), lambda a: dist.LogNormal(a, 0.4)),
+    "mvn": (
+        lambda a: dists.MultivariateNormal(a.expand(2), scale_tril=torch.tensor([[1.0, 0.0], [0.6, 0.8]])),
+        lambda a: dist.MultivariateNormal(a.expand(2), scale_tril=torch.tensor([[1.0, 0.0], [0.6, 0.8]])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_under_vmap_follow_the_density(name: str) -> None:
+    mine, library = CASES[name]
+    loc = torch.tensor([-0.5, 0.7])
+    torch.manual_seed(0)
+    draws = vmap(lambda a: mine(a).rsample((DRAWS,)), randomness="different")(loc)
+    for a, x in zip(loc, draws, strict=True):
+        reference = library(a)
+        np.testing.assert_allclose(x.mean(0), reference.mean, atol=5 * float(reference.variance.max()) ** 0.5 / 200)
+        np.testing.assert_allclose(x.var(0), reference.variance, rtol=0.06)
+        torch.testing.assert_close(mine(a).log_prob(x[:5]), reference.log_prob(x[:5]))
+    assert not torch.equal(draws[0] - loc[0], draws[1] - loc[1])
+
+
+def test_draws_carry_gradients_and_expand() -> None:
+    loc = torch.tensor(0.3, requires_grad=True)
+    dists.Normal(loc, 1.0).rsample((10,)).sum().backward()
+    assert loc.grad == 10
+    assert dists.Normal(0.0, 1.0).expand((3, 2)).rsample().shape == (3, 2)
+    assert dists.Gate(torch.zeros(2)).expand((5, 2)).rsample().shape == (5, 2)
+
+
+def test_gate_is_hard_forward_and_relaxed_backward() -> None:
+    logits = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    torch.manual_seed(0)
+    draws = dists.Gate(logits, 0.5).rsample((DRAWS,))
+    assert set(draws.detach().unique().tolist()) == {0.0, 1.0}
+    np.testing.assert_allclose(draws.detach().mean(0), torch.sigmoid(logits.detach()), atol=0.015)
+    (gradient,) = torch.autograd.grad(draws.mean(0).sum(), logits)
+    exact = torch.sigmoid(logits) * (1 - torch.sigmoid(logits))
+    np.testing.assert_allclose(gradient, exact.detach(), rtol=0.35)  # biased, yet of the right sign and size
+    value = torch.tensor([1.0, 0.0, 1.0])
+    torch.testing.assert_close(dists.Gate(logits).log_prob(value), dist.Bernoulli(logits=logits).log_prob(value))
+
+
+def test_negative_binomial_matches_scipy() -> None:
+    mean, r = torch.tensor([0.3, 4.0, 60.0]), torch.tensor([0.5, 3.0, 10.0])
+    mine = dists.NegativeBinomial(mean, r)
+    counts = torch.tensor([0.0, 3.0, 50.0])
+    expected = scipy.stats.nbinom.logpmf(counts.numpy(), r.numpy(), (r / (r + mean)).numpy())
+    np.testing.assert_allclose(mine.log_prob(counts), expected, rtol=1e-4)
+    torch.manual_seed(0)
+    draws = mine.sample((DRAWS,))
+    np.testing.assert_allclose(draws.mean(0), mean, rtol=0.05)
+    np.testing.assert_allclose(draws.var(0), mine.variance, rtol=0.1)

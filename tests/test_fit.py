@@ -1,0 +1,187 @@
+"""The loop: chains, annealing, early stop, resume, the fallback, and what it refuses. Posterior weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrocrl
+from pyrocrl import Batch, Data, ModelCard, Program, Recipe, simulate
+from pyrocrl.dists import Normal
+from pyrocrl.infer.chains import clip_by_chain, mix
+from pyrocrl.infer.elbo import validate
+from pyrocrl.models.vae import VAE
+from pyrocrl.posterior import stacking_weights
+
+
+class Slope(Program):
+    """x_i ~ N(z_i w, 1), z_i ~ N(0, 1): small enough to know what comes out."""
+
+    card = ModelCard(name="slope", title="Slope", family="test", summary="One latent, one direction.")
+    recipe = Recipe(epochs=40, batch_size=50, lr=0.05, patience=None, chains=3)
+
+    def __init__(self, features: int, latents: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features))
+        self.slope = nn.Parameter(torch.zeros(features))
+        self.raw = nn.Parameter(torch.zeros(1))
+
+    def model(self, batch: Batch) -> None:
+        with self.rows(batch):
+            z = pyro.sample("z", Normal(batch.x.new_zeros(1), torch.ones_like(self.raw)).to_event(1))
+            pyro.sample("x", Normal(z * self.weight, torch.ones_like(self.weight)).to_event(1), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        with self.rows(batch):
+            loc = (batch.x @ self.slope)[:, None]
+            pyro.sample("z", Normal(loc, self.raw.exp() + torch.zeros_like(loc)).to_event(1))
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        return (batch.x @ self.slope)[:, None]
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        return z * self.weight
+
+
+def slope_data(rows: int = 400) -> Data:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(rows, 1))
+    return Data(z * [2.0, -1.0, 0.5] + rng.normal(size=(rows, 3)), truth={"z": z})
+
+
+def test_finds_the_maximum_likelihood() -> None:
+    """Probabilistic PCA with unit noise: w is the top eigenvector times sqrt(eigenvalue - 1) (Tipping & Bishop)."""
+    data = slope_data(2000)
+    fit = pyrocrl.fit(Slope(3), data, seed=2, epochs=60, batch_size=200, lr=0.1, progress=False)
+    value, vector = np.linalg.eigh(data.x.T @ data.x / len(data))
+    expected = vector[:, -1] * np.sqrt(value[-1] - 1)
+    weight = fit.chains.params["weight"].detach().numpy()
+    for w in weight:
+        np.testing.assert_allclose(np.abs(w), np.abs(expected), atol=0.1)
+    assert np.corrcoef(fit.latents(data)[:, 0], data.x @ expected)[0, 1] ** 2 > 0.999
+
+
+def test_fallback_runs_chains_one_after_another_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(Slope):
+        card = dataclasses.replace(Slope.card, name="stubborn")
+
+        def model(self, batch: Batch) -> None:
+            float(self.weight.sum())  # .item() cannot be vmapped
+            super().model(batch)
+
+    data = slope_data()
+    with caplog.at_level(logging.WARNING, "pyrocrl"):
+        fit = pyrocrl.fit(Stubborn(3), data, seed=0, epochs=3, progress=False)
+    assert "one after another" in caplog.text
+    assert not fit.chains.batched
+    assert np.isfinite(fit.latents(data)).all()
+
+
+def test_a_real_fault_in_a_model_is_not_taken_for_a_lack_of_vmap() -> None:
+    class Broken(Slope):
+        card = dataclasses.replace(Slope.card, name="broken")
+
+        def model(self, batch: Batch) -> None:
+            with self.rows(batch):
+                pyro.sample("z", Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+                raise KeyError("my mistake")
+
+    with pytest.raises(KeyError, match="my mistake"):
+        pyrocrl.fit(Broken(3), slope_data(), epochs=2, progress=False)
+
+
+def test_validation_names_the_sites_that_differ() -> None:
+    class Forgets(Slope):
+        card = dataclasses.replace(Slope.card, name="forgets")
+
+        def guide(self, batch: Batch) -> None:
+            pass
+
+    data = slope_data()
+    with pytest.raises(ValueError, match=r"not in the guide \['z'\]"):
+        validate(Forgets(3), data.tensors())
+
+
+def test_early_stop() -> None:
+    fit = pyrocrl.fit(Slope(3), slope_data(), epochs=400, batch_size=400, lr=0.1, patience=20, check_every=5, progress=False)
+    assert fit.meta["epochs"] < 400
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    data = simulate.draw("moran2022", seed=3, rows=200)
+    program = VAE(data.features, 2, hidden=16)
+    whole = pyrocrl.fit(program, data, chains=3, epochs=12, seed=4, progress=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: int) -> None:
+        if epoch == 7:
+            raise Stop
+
+    options = {"chains": 3, "epochs": 12, "seed": 4, "progress": False, "out": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(Stop):
+        pyrocrl.fit(program, data, on_epoch=stop, **options)
+    resumed = pyrocrl.fit(program, data, resume=True, **options)
+    for name, value in whole.chains.params.items():
+        assert torch.equal(value, resumed.chains.params[name]), name
+    np.testing.assert_array_equal(whole.history, resumed.history)
+    np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
+
+
+def test_the_seed_and_nothing_else_decides() -> None:
+    data = slope_data()
+    torch.manual_seed(1)
+    one = pyrocrl.fit(Slope(3), data, epochs=3, seed=5, progress=False)
+    torch.manual_seed(2)
+    two = pyrocrl.fit(Slope(3), data, epochs=3, seed=5, progress=False)
+    other = pyrocrl.fit(Slope(3), data, epochs=3, seed=6, progress=False)
+    assert torch.equal(one.chains.params["weight"], two.chains.params["weight"])
+    assert not torch.equal(one.chains.params["weight"], other.chains.params["weight"])
+
+
+def test_a_chain_does_not_feel_the_others() -> None:
+    """Gradients are clipped by chain: one chain's large gradient leaves the others' alone."""
+    small, large = torch.full((2, 3), 0.1), torch.zeros(2, 4)
+    large[1] = 1e6
+    norm = clip_by_chain([small, large], 1.0)
+    torch.testing.assert_close(small[0], torch.full((3,), 0.1))
+    assert norm[1] > 1e6
+    assert float(torch.cat([small[1], large[1]]).norm()) == pytest.approx(1.0)
+
+
+def test_annealing_reaches_its_ends() -> None:
+    recipe = Recipe(kl_warmup=0.4, temperature=(1.0, 0.1), temperature_span=0.5)
+    assert [recipe.kl_weight_at(p) for p in (0.0, 0.2, 0.4, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert [recipe.temperature_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.1, 0.1])
+    assert recipe.annealed_after() == 0.5
+
+
+def test_seeds_do_not_collide() -> None:
+    seen = {mix(seed, chain, stream) for seed in range(20) for chain in range(20) for stream in range(5)}
+    assert len(seen) == 2000
+
+
+def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:
+    rng = np.random.default_rng(0)
+    good = rng.normal(size=300)
+    weights = stacking_weights(np.stack([good, good, good - 3]))
+    np.testing.assert_allclose(weights, [0.5, 0.5, 0.0], atol=1e-3)
+    # two chains each right on half of the rows are better together
+    half = np.where(np.arange(300) < 150, 0.0, -5.0)
+    np.testing.assert_allclose(stacking_weights(np.stack([half, half[::-1]])), [0.5, 0.5], atol=1e-3)
+
+
+def test_a_program_without_card_model_or_guide_is_refused() -> None:
+    with pytest.raises(TypeError, match="needs a `card`"):
+        type("NoCard", (Program,), {"model": Slope.model, "guide": Slope.guide})
+    with pytest.raises(TypeError, match="needs `guide"):
+        type("NoGuide", (Program,), {"card": Slope.card, "model": Slope.model})

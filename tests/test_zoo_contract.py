@@ -1,0 +1,383 @@
+"""Laws that every model of the zoo obeys; a new file in models/ is tested without a new test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+import xarray as xr
+
+import pyrocrl
+from pyrocrl import Data, Fit, Program, zoo
+from pyrocrl.infer.chains import Chains
+from pyrocrl.infer.elbo import elbo, is_local, latent_values, validate
+from pyrocrl.metrics import shd
+from pyrocrl.program import PLATES
+
+ROOT = Path(__file__).parent.parent
+MODELS = zoo.names()
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def example(name: str, seed: int = 0) -> tuple[Program, Data]:
+    return zoo.get(name).example(seed)
+
+
+def started(name: str, dtype: torch.dtype = torch.float64) -> tuple[Program, Data]:
+    """The example with its parameters started from the data."""
+    program, data = example(name)
+    torch.manual_seed(0)
+    program = program.to(dtype)
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+    return program, data
+
+
+def batch_of(program: Program, data: Data, dtype: torch.dtype = torch.float64) -> pyrocrl.Batch:
+    return data.tensors(dtype=dtype, moments=not program.uses_rows).whole()
+
+
+@cache
+def fitted(name: str) -> tuple[Fit, Data]:
+    """A short fit of the example: long enough to have a posterior, too short to be right."""
+    program, data = example(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pyrocrl.fit(program, data, chains=2, epochs=6, seed=1, progress=False), data
+
+
+# -- the file ----------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_card_and_file_agree(name: str) -> None:
+    program = zoo.get(name)
+    card = program.card
+    assert card.name == name
+    assert json.loads(json.dumps(card.to_dict()))["name"] == name
+    text = (ROOT / "models" / f"{name}.py").read_text()
+    docstring = text.split('"""')[1]
+    for part in ("*Identified:*", "*Differs from the paper in*", "*For a variant, copy this file and change*"):
+        assert part in docstring, f"the docstring of {name} lacks {part}"
+    for setting in card.settings:
+        assert setting in pyrocrl.simulate.names()
+    if card.status == "stable":
+        assert (ROOT / "models" / "results" / f"{name}.json").exists(), "a stable card needs its results"
+
+
+@every_model
+def test_config_is_json_and_rebuilds_the_program(name: str) -> None:
+    program, _ = example(name)
+    again = type(program)(**json.loads(json.dumps(program.config)))
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in program.state_dict().items()
+    }
+
+
+# -- model and guide ---------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_guide_covers_the_latents(name: str) -> None:
+    program, data = started(name)
+    validate(program, batch_of(program, data))
+
+
+@every_model
+def test_plates_and_shapes_are_as_documented(name: str) -> None:
+    program, data = started(name)
+    batch = batch_of(program, data)
+    with torch.no_grad():
+        trace = pyro.poutine.trace(program.guide).get_trace(batch)
+        told = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=trace)).get_trace(batch)
+    for nodes in (trace.nodes, told.nodes):
+        for site in nodes.values():
+            if site["type"] == "sample" and "cond_indep_stack" in site:
+                assert {f.name for f in site["cond_indep_stack"]} <= set(PLATES)
+                if is_local(site) and type(site["fn"]).__name__ != "_Subsample":
+                    assert site["value"].shape[0] == len(batch)
+    latents = program.config["latents"]
+    assert program.latents(batch).shape == (data.rows, latents)
+    with torch.no_grad():
+        sites = latent_values(trace) | program.posterior_sites(batch, latent_values(trace))
+        assert sites["z"].shape == (data.rows, latents)
+        x, log_likelihood = program.predict(batch, sites)
+        mask, graph = program.mask(), program.graph()
+    assert x.shape == (data.rows, data.features)
+    assert log_likelihood.shape == (data.rows,)
+    assert torch.isfinite(log_likelihood).all()
+    for value, shape in ((mask, (data.features, latents)), (graph, (latents, latents))):
+        if value is not None:
+            assert value.shape == shape
+            assert ((value >= 0) & (value <= 1)).all()
+
+
+@every_model
+def test_minibatch_objective_is_unbiased(name: str) -> None:
+    """The mean over a partition into equal minibatches is the whole objective, given the guide's means as draws."""
+    program, data = started(name)
+    if not program.uses_rows:
+        pytest.skip("the whole data enter each step as moments: there are no minibatches")
+    rows = data.rows - data.rows % 4
+    batch = batch_of(program, data.rows_at(np.arange(rows)))
+
+    def fixed_elbo(part: pyrocrl.Batch) -> float:
+        guide = pyro.poutine.trace(program.guide).get_trace(part)
+        for site in guide.nodes.values():
+            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+                site["value"] = site["fn"].mean
+        model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(part)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+        both = [
+            sign * s["log_prob_sum"]
+            for trace, sign in ((model, 1), (guide, -1))
+            for s in trace.nodes.values()
+            if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"
+        ]
+        return float(sum(both))
+
+    with torch.no_grad():
+        whole = fixed_elbo(batch)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(3))
+        parts = [fixed_elbo(batch.take(p)) for p in order.chunk(4)]
+    assert np.mean(parts) == pytest.approx(whole, rel=1e-6)
+    assert np.std(parts) > 0
+
+
+@every_model
+def test_gradients_reach_every_parameter(name: str) -> None:
+    program, data = started(name)
+    batch = batch_of(program, data)
+    trained = {k: v for k, v in program.named_parameters() if v.requires_grad}
+    total = {k: torch.zeros_like(v) for k, v in trained.items()}
+    torch.manual_seed(0)
+    warm = batch.anneal(*(torch.full((), v, dtype=torch.float64) for v in (1.0, 1.0, 0.5)))
+    for _ in range(8):
+        gradients = torch.autograd.grad(elbo(program, warm), list(trained.values()), allow_unused=True)
+        for key, g in zip(trained, gradients, strict=True):
+            assert g is not None, f"{key} is not part of the objective"
+            assert torch.isfinite(g).all(), key
+            total[key] += g.abs()
+    for key, g in total.items():
+        assert (g > 0).any(), f"no gradient reaches {key}"
+
+
+# -- chains ------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_vmapped_chains_equal_single_ones_given_the_same_noise(name: str) -> None:
+    program, data = started(name)
+    chains = Chains.start(program, data, 3, 5, torch.device("cpu"), torch.float64)
+    batch = batch_of(program, data)
+    with pyro.validation_enabled(False), torch.no_grad():
+        torch.manual_seed(11)
+        together = chains.map(elbo, batch, randomness="same")
+        alone = []
+        for program in [chains.chain(c) for c in range(3)]:
+            torch.manual_seed(11)
+            alone.append(elbo(program, batch))
+    assert chains.batched == program.vmappable
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=1e-6)
+
+
+@every_model
+def test_chains_start_apart(name: str) -> None:
+    program, data = example(name)
+    chains = Chains.start(program, data, 2, 5, torch.device("cpu"), torch.float32)
+    assert any(not torch.equal(v[0], v[1]) for v in chains.params.values())
+
+
+# -- fit, draws, files -------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_deterministic_given_a_seed(name: str) -> None:
+    first, data = fitted(name)
+    program, _ = example(name)
+    before = torch.random.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        second = pyrocrl.fit(program, data, chains=2, epochs=6, seed=1, progress=False)
+    assert torch.equal(before, torch.random.get_rng_state()), "fit must leave the caller's random state alone"
+    for key, value in first.chains.params.items():
+        assert torch.equal(value, second.chains.params[key]), key
+    np.testing.assert_array_equal(first.latents(data), second.latents(data))
+
+
+@every_model
+def test_tree_has_real_coordinates_and_arviz_takes_it(name: str) -> None:
+    fit, data = fitted(name)
+    tree = fit.posterior(draws=4)
+    assert isinstance(tree, xr.DataTree)
+    groups = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
+    assert set(tree.children) == groups
+    posterior = tree["posterior"]
+    latents = fit.program.config["latents"]
+    assert posterior["z"].dims == ("chain", "draw", "data", "latent")
+    assert posterior["z"].shape == (fit.chains.count, 4, data.rows, latents)
+    assert list(tree["posterior_predictive"].coords["feature"].values) == data.feature_names
+    for variable, dims in (("mask", ("feature", "latent")), ("graph", ("parent", "child"))):
+        if variable in posterior:
+            assert posterior[variable].dims == ("chain", "draw", *dims)
+            assert set(np.unique(posterior[variable])) <= {0, 1}
+    if "graph" in posterior:
+        for draw in posterior["graph"].values.reshape(-1, latents, latents):
+            pyrocrl.graphs.topological_order(draw)  # raises on a cycle
+            assert shd(draw, draw) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+
+        idata = pyrocrl.to_arviz(tree)
+        summary = arviz.summary(idata, var_names=["z"], coords={"data": [0, 1]})
+    assert len(summary) == 2 * latents
+
+
+@every_model
+def test_latents_are_aligned_draws_mean(name: str) -> None:
+    """Draws of z lie around the stacked posterior mean, in the same order and units."""
+    fit, data = fitted(name)
+    z = fit.posterior(draws=60, predictive=False)["posterior"]["z"].values
+    weighted = np.einsum("c,cdl->dl", fit.weights, z.mean(1))
+    mean = fit.latents(data)
+    error = z.std(1).mean(0) * np.sqrt((fit.weights**2).sum()) / np.sqrt(60)
+    assert (np.abs(weighted - mean) < 8 * error + 1e-3 + 0.05 * mean.std(0)).mean() > 0.99
+
+
+@every_model
+def test_save_and_load(name: str, tmp_path: Path) -> None:
+    fit, data = fitted(name)
+    path = fit.save(tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+    again = pyrocrl.load(path, data)
+    np.testing.assert_array_equal(again.latents(data), fit.latents(data))
+    np.testing.assert_array_equal(again.weights, fit.weights)
+    assert again.names == fit.names
+    assert again.meta == json.loads(json.dumps(fit.meta))
+    xr.testing.assert_identical(
+        again.posterior(draws=2)["posterior"].to_dataset(), fit.posterior(draws=2)["posterior"].to_dataset()
+    )
+    new = data.rows_at(np.arange(5))
+    assert again.latents(new).shape == (5, fit.program.config["latents"])
+
+
+@every_model
+def test_do_sets_its_target_and_leaves_non_descendants(name: str) -> None:
+    fit, data = fitted(name)
+    draws = fit.do(data, {"latent_1": 0.7}, draws=300, seed=3)
+    assert draws["z"].dims == ("chain", "draw", "latent")
+    np.testing.assert_allclose(draws["z"].sel(latent="latent_1"), 0.7, rtol=1e-4)
+    assert np.isfinite(draws["x"]).all()
+    other = fit.do(data, {"latent_1": 5.7}, draws=300, seed=3)
+    graph = fit.chain_values("graph")
+    for k in range(fit.program.config["latents"]):
+        # a latent that latent_1 cannot reach in any drawn graph is drawn from the same noise, hence equal
+        if k != 1 and (graph is None or (graph[:, 1] < 1e-6).all()):
+            name_k = f"latent_{k}"
+            np.testing.assert_allclose(draws["z"].sel(latent=name_k), other["z"].sel(latent=name_k), rtol=1e-5)
+    with pytest.raises(pyrocrl.InputError, match="latent_99"):
+        fit.do(data, {"latent_99": 0.0})
+
+
+@every_model
+def test_verdict_covers_every_claim(name: str) -> None:
+    fit, data = fitted(name)
+    verdict = pyrocrl.diagnose(fit, data)
+    assert [c.what for c in verdict.claims] == [c.what for c in fit.program.claims()]
+    for claim in verdict.claims:
+        assert claim.verdict in ("identified", "not identified", "not converged")
+        assert claim.reason
+    assert json.loads(json.dumps(verdict.to_dict()))["model"] == name
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_follows_the_data(name: str, dtype: torch.dtype) -> None:
+    program, data = started(name, dtype)
+    batch = batch_of(program, data, dtype)
+    with torch.no_grad():
+        assert elbo(program, batch).is_floating_point()
+        assert program.latents(batch).dtype == dtype
+    recipe = dataclasses.replace(program.recipe, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = pyrocrl.fit(program, data, chains=2, epochs=1, progress=False, recipe=recipe)
+    kinds = {v.dtype for v in fit.chains.params.values() if v.is_floating_point()}
+    assert kinds == {dtype}
+
+
+# -- GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@every_model
+def test_cpu_equals_cuda(name: str) -> None:
+    program, data = started(name)
+    chains = Chains.start(program, data, 2, 5, torch.device("cpu"), torch.float64)
+    there = Chains.start(program, data, 2, 5, torch.device("cuda"), torch.float64)
+    for key, value in chains.params.items():
+        torch.testing.assert_close(value, there.params[key].cpu())
+
+    def mean_latents(program: Program, batch: pyrocrl.Batch) -> torch.Tensor:
+        return program.latents(batch)
+
+    with torch.no_grad():
+        moments = not program.uses_rows
+        here = mean_latents(chains.chain(0), data.tensors("cpu", torch.float64, moments=moments).whole())
+        away = mean_latents(there.chain(0), data.tensors("cuda", torch.float64, moments=moments).whole())
+    torch.testing.assert_close(here, away.cpu(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.gpu
+@every_model
+def test_one_fit_on_cuda_without_a_host_sync_in_a_step(name: str) -> None:
+    from pyrocrl.infer.fit import _Loop
+
+    program, data = example(name)
+    fit = pyrocrl.fit(program, data, chains=2, epochs=2, device="cuda", progress=False)
+    assert np.isfinite(fit.latents(data)).all()
+    with pyro.validation_enabled(False):
+        recipe = dataclasses.replace(program.recipe, chains=2)
+        loop = _Loop(program, data, recipe, 0, torch.device("cuda"), None)
+        batch = loop._sample_batch()
+        loop._step(loop._annealed(batch, 0.1), 0.1)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loop._step(loop._annealed(batch, 0.2), 0.2)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# -- a new file --------------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_file_is_listed_contract_tested_and_fitted() -> None:
+    """Copy a model under a new name into the folder: it is listed and passes these very tests in a fresh process."""
+    import subprocess
+    import sys
+
+    path = ROOT / "models" / "zz_dropped.py"
+    text = (ROOT / "models" / "vae.py").read_text()
+    text = text.replace('name="vae"', 'name="zz_dropped"').replace("class VAE", "class Dropped")
+    text = text.replace("tuple[VAE, Data]", "tuple[Dropped, Data]").replace("run(VAE)", "run(Dropped)")
+    path.write_text(text.replace('status="stable"', 'status="experimental"'))
+    try:
+        listed = subprocess.run(
+            [sys.executable, "-c", "import pyrocrl.zoo as z; print(*z.names())"], capture_output=True, text=True
+        )
+        assert "zz_dropped" in listed.stdout.split(), listed.stderr
+        tests = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "zz_dropped and not gpu", __file__]
+        done = subprocess.run(tests, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "passed" in done.stdout
+    finally:
+        path.unlink()
