@@ -1,1 +1,540 @@
-def main() -> None: ...
+"""The command line. Exit code 0: done; 2: bad input, one line says what is allowed; 1: failed, one line says why.
+
+Whatever is heavy (torch, Pyro, matplotlib) is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import InputError, one_of, reject
+
+if TYPE_CHECKING:
+    from .data import Data
+    from .posterior import Fit
+
+CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
+VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
+RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
+MODES = ("known", "relabelled", "unknown")
+
+app = typer.Typer(
+    name="pyrocrl",
+    help="Causal representation learning as Pyro programs: posteriors over graphs, masks and factors, with a verdict.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model; `pyrocrl list` names them.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `pyrocrl fit` wrote.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows it.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="K=V", help="An option by name, V as in JSON; may be repeated."),
+]
+Source = Annotated[
+    str, typer.Option(metavar="DATA", help="A data set, a setting, or a .csv, .tsv, .npz, .parquet or .h5ad file.")
+]
+OwnSource = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="As in `fit`; without it the data that were fitted.")
+]
+Env = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds environments.")]
+Control = Annotated[str | None, typer.Option(metavar="LABEL", help="The observational environment.")]
+Targets = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Latents that environments intervene on: .json, or a .csv of env,latent.")
+]
+Counts = Annotated[bool | None, typer.Option("--counts/--no-counts", help="Whether features are counts.")]
+SizeFactor = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds library sizes.")]
+Batch = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds technical batches.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+# -- commands: what there is ---------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="models, settings or datasets.")] = "models",
+    as_json: Json = False,
+) -> None:
+    """List the models, the simulation settings or the data sets."""
+    import inspect
+
+    from . import datasets, simulate, zoo
+
+    one_of("WHAT", what, ("models", "settings", "datasets"))
+    if what == "models":
+        cards = [zoo.get(name).card for name in zoo.names()]
+        if as_json:
+            _print_json([card.to_dict() for card in cards])
+            return
+        rows = [[c.name, c.status, "; ".join(map(_identifies, c.claims)) or "nothing", c.title] for c in cards]
+        _print_table(["model", "status", "identifies", "title"], rows)
+        return
+    names = simulate.names() if what == "settings" else datasets.names()
+    if as_json:
+        _print_json(names)
+    elif what == "datasets":
+        print("\n".join(names))
+    else:
+        rows = [[name, (inspect.getdoc(simulate.get(name)) or "").split("\n")[0]] for name in names]
+        _print_table(["setting", "what it is"], rows)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model or a setting.")], as_json: Json = False
+) -> None:
+    """Show a model's card, or a setting's equations and options."""
+    import inspect
+
+    from . import simulate, zoo
+
+    one_of("NAME", name, [*zoo.names(), *simulate.names()])
+    if name in zoo.names():
+        card = zoo.get(name).card
+        _print_json(card.to_dict()) if as_json else print(card.markdown(), end="")
+        return
+    function = simulate.get(name)
+    options = {k: v.default for k, v in inspect.signature(function).parameters.items()}
+    if as_json:
+        _print_json({"name": name, "doc": inspect.getdoc(function), "options": options})
+        return
+    given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+    print(f"# {name}\n\n{inspect.getdoc(function)}\n\nOptions: {given}")
+
+
+# -- commands: simulate, fit, evaluate, report ----------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    setting: Annotated[str, typer.Argument(metavar="SETTING", help="`pyrocrl list settings` names them.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the data go, truth included.")],
+    seed: Seed = 0,
+    option: Options = None,
+    force: Force = False,
+) -> None:
+    """Draw a setting's data, with their truth, into a .npz file."""
+    from . import io
+    from . import simulate as settings
+
+    if out.suffix != ".npz":
+        reject("--out", f"{str(out)!r}", "a file ending in .npz")
+    if out.exists() and not force:
+        reject("--out", f"{str(out)!r}, which exists", "a new file, or --force")
+    data = settings.draw(setting, seed, **_options(option))
+    io.write(data, out)
+    print(f"{out}: {data}")
+
+
+@app.command()
+def fit(
+    model: ModelName,
+    data: Source,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for everything the fit leaves.")],
+    latents: Annotated[int | None, typer.Option(metavar="K", help="Number of latents.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Independent fits.  [default: the model's]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: the model's]")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 100,
+    target_mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="What is known of the targets: known, relabelled or unknown.")
+    ] = None,
+    option: Options = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in --out.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a model and write checkpoint, posterior, verdict, scores (where there is truth) and report into a folder."""
+    source = {
+        "data": data,
+        "seed": seed,
+        "env": env,
+        "control": control,
+        "targets": None if targets is None else str(targets),
+        "counts": counts,
+        "size_factor": size_factor,
+        "batch": batch,
+    }
+    build = _options(option)
+    if latents is not None:
+        build["latents"] = latents
+    if target_mode is not None:
+        build["targets"] = one_of("--target-mode", target_mode, MODES)
+    _check_out(out, force, resume)
+    _fit(model, source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: OwnSource = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    as_json: Json = False,
+) -> None:
+    """Score a fit against data with known truth, baselines beside it."""
+    import pyrocrl
+
+    from .reproduce import score_table
+
+    record = _read_record(run)
+    rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
+    found = pyrocrl.load(run / CHECKPOINT)
+    scores = pyrocrl.evaluate(found, rows)
+    _print_json(scores) if as_json else print(score_table(scores, found.program.card.name))
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    data: OwnSource = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+) -> None:
+    """Write a run's report.html and verdict anew, from its checkpoint, posterior and data."""
+    import pyrocrl
+
+    from . import io
+
+    record = _read_record(run)
+    rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
+    found = pyrocrl.load(run / CHECKPOINT, rows)
+    print(_write_report(found, rows, io.read_tree(run / POSTERIOR), run))
+
+
+@app.command()
+def reproduce(
+    model: ModelName,
+    setting: Annotated[str | None, typer.Option(metavar="S", help="One setting only.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0:8, 3 or 0,2,5.  [default: each study's]")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Results file, rewritten after every seed.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
+) -> None:
+    """Reproduce a model's figures on its settings, every seed shown."""
+    from . import reproduce as studies
+
+    wanted = None if seeds is None else studies.parse_seeds(seeds)
+
+    def tell(study: studies.Study, row: dict[str, Any]) -> None:
+        metrics = row.get("metrics", {})
+        shown = ", ".join(f"{k} {metrics[k]:.3f}" for k in ("mcc", "mask_f1", "shd") if metrics.get(k) is not None)
+        print(f"{study.label}, seed {row['seed']}: {row.get('failed') or shown}", file=sys.stderr, flush=True)
+
+    table = studies.reproduce(model, setting, wanted, json_file, jobs, tell)
+    for entry in table["studies"]:
+        options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+        print(f"\n{model} on {entry['setting']}" + (f" ({options})" if options else ""))
+        print(studies.study_table(entry))
+    failed = sum(entry["summary"].get("failed", 0) for entry in table["studies"])
+    if failed:
+        raise RuntimeError(f"{failed} fits failed")
+
+
+@app.command()
+def bench(as_json: Json = False) -> None:
+    """Measure what chains and Pyro cost: ratios of times taken in one run."""
+    from . import bench as benchmark
+
+    found = benchmark.run(progress=not as_json)
+    _print_json(found) if as_json else print(benchmark.table(found))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a small Perturb-seq screen, fit a sparse VAE with 8 chains, and score it beside PCA and ICA."""
+    _check_out(out, force, resume=False)
+    source = {"data": "perturb_seq", "seed": seed}
+    _fit("sparse_vae", source, {"latents": 6}, out, 8, None, seed, "auto", 100, False, quiet)
+
+
+# -- the work behind them --------------------------------------------------------------------------------------
+
+
+def _fit(
+    model: str,
+    source: dict[str, Any],
+    build: dict[str, Any],
+    out: Path,
+    chains: int | None,
+    epochs: int | None,
+    seed: int,
+    device: str,
+    draws: int,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    import pyrocrl
+
+    from . import io
+    from .infer.fit import resolve_device
+    from .reproduce import provenance, score_table
+
+    if draws < 1:
+        reject("--draws", str(draws), "a whole number from 1 on")
+    resolve_device(device)
+    if seed < 0:
+        reject("--seed", str(seed), "a whole number from 0 on")
+    one_of("MODEL", model, pyrocrl.zoo.names())
+    modes = pyrocrl.zoo.get(model).card.targets
+    if "targets" in build and build["targets"] not in modes:
+        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {model} takes no targets")
+    rows = _read_data(source)
+    program = pyrocrl.build(model, rows, **build)
+    started = time.perf_counter()
+    print(rows)
+    found = _finished(out, program, rows, seed) if resume else None
+    if found is None:
+        if not resume and out.is_dir():
+            for name in RESULTS:
+                (out / name).unlink(missing_ok=True)
+        found = pyrocrl.fit(
+            program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume
+        )
+    print(found)
+    tree = found.posterior(draws, rows, seed=seed)
+    io.write_tree(tree, out / POSTERIOR)
+    if rows.truth:
+        scores = pyrocrl.evaluate(found, rows)
+        io.write_json(scores, out / SCORES)
+        print("\n" + score_table(scores, model))
+    print("\n" + _write_report(found, rows, tree, out))
+    record = {
+        "model": model,
+        "build": build,
+        "source": source,
+        "chains": found.chains.count,
+        "epochs": found.meta["epochs"],
+        "seed": seed,
+        "device": found.meta["device"],
+        "draws": draws,
+        "rows": rows.rows,
+        "features": rows.features,
+        "seconds": time.perf_counter() - started,
+        "fit_seconds": found.meta["seconds"],
+        "fit_cpu_seconds": found.meta["cpu_seconds"],
+        **provenance(),
+    }
+    io.write_json(record, out / RUN)  # last: a folder that holds it is complete
+    print(f"\n{out / REPORT}")
+
+
+def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> str:
+    """Diagnose, write verdict.json and report.html; returns the verdict as text."""
+    import pyrocrl
+
+    from . import io
+    from . import report as page
+
+    verdict = pyrocrl.diagnose(found, data)
+    io.write_json(verdict.to_dict(), out / VERDICT)
+    scores = json.loads((out / SCORES).read_text()) if (out / SCORES).exists() else None
+    page.write(found, tree, verdict, scores, out / REPORT)
+    return str(verdict)
+
+
+def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
+    """The fit in `out` if it is finished and only its posterior and report are not; None if it is to go on."""
+    import pyrocrl
+
+    from .infer import checkpoint
+
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    _, header = checkpoint.read(path)
+    if not header.get("finished"):
+        return None
+    mine = {"model": program.card.name, "config": program.config, "seed": seed, "data": checkpoint.fingerprint(data)}
+    theirs = {
+        "model": header["model"],
+        "config": header["config"],
+        "seed": header["meta"]["seed"],
+        "data": header["meta"]["fingerprint"],
+    }
+    for key, value in mine.items():
+        if json.loads(json.dumps(value)) != theirs[key]:
+            reject("--resume", f"a fit with another {key} in {out}", f"the same {key} as before")
+    return pyrocrl.load(path, data)
+
+
+def _read_data(source: dict[str, Any]) -> Data:
+    """The data that `--data` and its companions name: a data set, a setting or a file."""
+    from . import datasets, io
+    from . import simulate as settings
+
+    name = str(source["data"])
+    told = {k: source.get(k) for k in ("env", "control", "targets", "counts", "size_factor", "batch")}
+    if Path(name).suffix in io.SUFFIXES:
+        return io.read(name, **told)
+    known = [*datasets.names(), *settings.names()]
+    if name not in known:
+        if Path(name).exists():
+            reject("--data", repr(name), f"a file ending in {', '.join(io.SUFFIXES)}")
+        one_of("--data", name, known)
+    given = [k for k, v in told.items() if v is not None]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        reject(option, repr(told[given[0]]), f"nothing: {name} brings its own; {option} is for files")
+    return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
+
+
+def _data_of_run(record: dict[str, Any], data: str | None, *told: Any) -> Data:
+    names = ("env", "control", "targets", "counts", "size_factor", "batch")
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in zip(names, told, strict=True)}
+    source = record["source"] if data is None else {"data": data, "seed": record["seed"]}
+    return _read_data(source | {k: v for k, v in given.items() if v is not None})
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    path = run / RUN
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        assert isinstance(record["source"], dict) and isinstance(record["seed"], int)
+    except FileNotFoundError:
+        if (run / CHECKPOINT).exists():
+            reject("RUN", f"{str(run)!r}, an unfinished fit", "a finished one; `pyrocrl fit ... --resume` ends it")
+        reject("RUN", f"no {RUN} in {str(run)!r}", "a folder that `pyrocrl fit` wrote")
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        reject("RUN", f"a damaged {RUN} in {str(run)!r}", "a folder that `pyrocrl fit` wrote")
+    return record
+
+
+def _check_out(out: Path, force: bool, resume: bool) -> None:
+    """--out is new, or meant to be written over, or holds a fit to go on with."""
+    if force and resume:
+        reject("--resume", "together with --force", "one of them")
+    if out.exists() and not out.is_dir():
+        reject("--out", f"{str(out)!r}, which is a file", "a folder")
+    parent = next(p for p in [out, *out.absolute().parents] if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reject("--out", f"{str(out)!r}, and {str(parent)!r} cannot be written", "a folder that can be written")
+    if resume and not (out / CHECKPOINT).exists():
+        reject("--resume", f"no checkpoint in {str(out)!r}", "the folder of an interrupted fit")
+    if resume and (out / RUN).exists():
+        reject("--resume", f"a finished fit in {str(out)!r}", "an interrupted fit; --force starts anew")
+    if not (force or resume) and out.is_dir() and any(out.iterdir()):
+        reject("--out", f"{str(out)!r}, which holds files", "a new folder, --force to write over or --resume to go on")
+
+
+def _options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Options given as k=v; v is JSON where it reads as such, else a text."""
+    out: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            reject("--option", repr(pair), "K=V, such as rho=0.8")
+        if key in out:
+            reject("--option", f"{key!r} twice", "each option once")
+        try:
+            out[key] = json.loads(value)
+        except ValueError:
+            out[key] = value
+    return out
+
+
+# -- printing --------------------------------------------------------------------------------------------------
+
+
+def _identifies(claim: Any) -> str:
+    names = [name for name in claim.up_to if name != "exact"]
+    return f"{claim.what} up to {', '.join(names)}" if names else claim.what
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from .reproduce import format_table
+
+    print(format_table(header, rows))
+
+
+def _print_json(value: Any) -> None:
+    from .io import _finite
+
+    print(json.dumps(_finite(value), indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"pyrocrl: warning: {' '.join(str(message).split())}\n"
+    try:
+        code = app(args=arguments, prog_name="pyrocrl", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _complain(str(error), 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted; `pyrocrl fit ... --resume` goes on with a fit", 130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the command line itself: typer's, or click's under older typers
+            return _complain(_usage(error, arguments), 2) if str(error) or error.format_message() else 0
+        if os.environ.get("PYROCRL_TRACEBACK"):
+            raise
+        hint = "" if type(error).__name__ == "FitError" else " (PYROCRL_TRACEBACK=1 shows where)"
+        return _complain(f"failed: {error or type(error).__name__}{hint}", 1)
+    finally:
+        warnings.formatwarning = shown
+
+
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """A usage error in one line, with the value that was found."""
+    message = str(error.format_message()).rstrip(".")
+    names = getattr(getattr(error, "param", None), "opts", None) or []
+    for name in names:
+        for place, argument in enumerate(arguments):
+            if argument == name and place + 1 < len(arguments):
+                message += f"; found {arguments[place + 1]!r}"
+            elif argument.startswith(f"{name}="):
+                message += f"; found {argument.partition('=')[2]!r}"
+    command = getattr(getattr(error, "ctx", None), "command_path", "pyrocrl")
+    return f"{message}; `{command} --help` says what is allowed"
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"pyrocrl: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

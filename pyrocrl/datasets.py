@@ -22,9 +22,7 @@ from .data import Data
 from .errors import InputError, one_of, reject
 
 VARIABLE = "PYROCRL_DATA"
-PURITY = (
-    0.8  # papalexi2021: share of the largest guide among a cell's guide UMIs, above which its call is kept
-)
+PURITY = 0.8  # papalexi2021: share of the largest guide among a cell's guide UMIs, above which its call is kept
 SACHS_DRUGS = {
     "aktinhib": "Akt inhibitor",
     "g0076": "G06976",
@@ -148,16 +146,12 @@ def _papalexi2021(path: Path) -> Data:
 
 def _norman2019(path: Path) -> Data:
     cells = _h5ad(path)
-    return _data(
-        "norman2019", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"]
-    )
+    return _data("norman2019", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"])
 
 
 def _kang2018(path: Path) -> Data:
     cells = _h5ad(path)
-    return _data(
-        "kang2018", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"]
-    )
+    return _data("kang2018", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"])
 
 
 def _totals(counts: Any) -> np.ndarray:

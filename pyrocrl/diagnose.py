@@ -107,6 +107,8 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
         reason = CHECKS[need](fit, data)
         if reason:
             failed.append(reason)
+    if claim.what in ("latents", "loadings") and not fit.program.group.mixes and (reason := rotation_freedom(fit, data)):
+        failed.append(reason)
     agreement, words = _agreement(fit, claim, np.flatnonzero(ties), numbers)
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, np.flatnonzero(ties))
@@ -258,6 +260,48 @@ def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> np.ndarray:
             if is_local(site):
                 out += sign * site["unscaled_log_prob"].expand(rows).double().cpu().numpy()
     return out
+
+
+def rotation_freedom(fit: Fit, data: Data) -> str | None:
+    """Why the latents of the reference chain may be rotated at no cost, or None where nothing shows that they may.
+
+    They may if the prior of z is Gaussian, the same for every row, the mean of x (or its logarithm) is linear in z,
+    and no mask keeps any latent from any feature: then W z = (W Q^-1)(Q z). A diagonal guide hides this freedom,
+    for the ELBO prefers the axes of PCA (Lucas 2019), so that chains agree on latents the data do not know.
+    """
+    program = fit.chains.chain(fit.reference)
+    few = data.rows_at(np.arange(min(data.rows, 200)))
+    batch = fit._hard(fit.batch_of(few))
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        torch.manual_seed(41)
+        mask = program.mask()
+        if mask is not None and not (mask > INCLUDED).all():
+            return None
+        guide = pyro.poutine.trace(program.guide).get_trace(batch)
+        model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(batch)
+        site = model.nodes.get("z")
+        if site is None or site["value"].dim() != 2 or site["value"].shape[1] < 2:
+            return None
+        prior, z = site["fn"], site["value"]
+        inner = getattr(prior, "base_dist", prior)
+        if not isinstance(inner, torch.distributions.Normal | torch.distributions.MultivariateNormal):
+            return None
+        loc, spread = prior.mean.expand_as(z), getattr(inner, "covariance_matrix", None)
+        if spread is None:
+            spread = torch.diag_embed(inner.variance)
+        spread = spread.expand(len(z), *spread.shape[-2:])
+        if not (torch.allclose(loc, loc[:1]) and torch.allclose(spread, spread[:1])):
+            return None
+        values = {n: s["value"] for n, s in sample_sites(guide) if not is_local(s)}
+        decode = pyro.poutine.condition(program.decode, data=values)
+        a, b = torch.randn_like(z), torch.randn_like(z)
+        parts = [decode(v, batch) for v in (a, b, a + b, torch.zeros_like(a))]
+        if data.counts:
+            parts = [part.log() for part in parts]
+        bent = (parts[0] + parts[1] - parts[2] - parts[3]).abs().max()
+        if bent > 1e-3 * (parts[2] - parts[3]).abs().max():
+            return None
+    return "the prior is Gaussian, the mixing linear and dense: any rotation of the latents fits the data as well"
 
 
 # -- the claims' conditions, checked ---------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def log_edge_prior(d: int, prob: float, device: torch.device | str = "cpu") -> T
     if not 0 < prob < 1:
         raise InputError(f"prob: {prob} found; an edge probability lies strictly between 0 and 1")
     size = _subsets(d, torch.device(device)).size
-    return (size * math.log(prob / (1 - prob))).double().expand(d, -1)
+    return (size.double() * math.log(prob / (1 - prob))).expand(d, -1)
 
 
 def log_order_prior(d: int, prob: float) -> float:

@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,6 +168,24 @@ def _read_targets_file(path: Path) -> dict[str, Any]:
     return out
 
 
+def to_frame(data: Data) -> pd.DataFrame:
+    """A table of the features with the environments' names in a last column `env`."""
+    x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)
+    return pd.DataFrame(x, columns=data.feature_names).assign(env=data.env_labels())
+
+
+def to_anndata(data: Data) -> Any:
+    """An AnnData with environments, batches and size factors in `obs`; what is known of z in `obsm["truth_z"]`."""
+    anndata = _bio("anndata", "an AnnData")
+    names = [str(i) for i in range(data.rows)]
+    obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
+    if data.size_factor is not None:
+        obs[LIBRARY_SIZE] = data.size_factor
+    var = pd.DataFrame(index=pd.Index(data.feature_names))
+    obsm = {"truth_z": data.truth["z"]} if "z" in data.truth else None
+    return anndata.AnnData(data.x, obs=obs, var=var, obsm=obsm)
+
+
 # -- files of data -------------------------------------------------------------------------------------------
 
 
@@ -199,7 +216,7 @@ def read(
     if path.suffix == ".npz":
         return _read_npz(path, env, control, targets, counts, **more)
     if path.suffix == ".h5ad":
-        anndata = _bio("anndata", path)
+        anndata = _bio("anndata", path.name)
         with _damaged(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adata = anndata.read_h5ad(path)
@@ -207,7 +224,7 @@ def read(
             more["size_factor"] = LIBRARY_SIZE
         return from_anndata(adata, env, control, targets=targets, counts=counts, **more)
     if path.suffix == ".parquet":
-        _bio("pyarrow", path)
+        _bio("pyarrow", path.name)
         with _damaged(path):
             table = pd.read_parquet(path)
     else:
@@ -341,18 +358,18 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reject("path", f"{str(path)!r}, which cannot be read ({reason})", f"a whole {path.suffix} file")
 
 
-def _bio(module: str, path: Path) -> Any:
+def _bio(module: str, what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError:
-        reject("path", f"{path.name}, which needs {module}", "that file after `pip install pyrocrl[bio]`")
+        reject("path", f"{what}, which needs {module}", "that after `pip install pyrocrl[bio]`")
 
 
 def _whole(x: Any) -> bool:

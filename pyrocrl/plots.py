@@ -138,9 +138,9 @@ def loadings(tree: xr.DataTree) -> xr.DataArray:
 def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
     """How each environment moves the latents' posterior means away from the `reference` environment.
 
-    shift (env, latent): difference of means in standard deviations of the reference; auroc (env, latent): the
-    probability that a row of the environment lies above one of the reference; rows (env,). `reference`: a name;
-    None = "observational", "control" or "non-targeting" where there is one, otherwise an environment is compared
+    shift (env, latent): difference of means in standard deviations of the reference; spread (env, latent): ratio
+    of standard deviations; auroc (env, latent): the probability that a row of the environment lies above one of
+    the reference; rows (env,). `reference`: a name; None = "observational", "control" or "non-targeting" where there is one, otherwise an environment is compared
     with all other rows. The attribute `reference` says which; NaN where there is nothing to compare with.
     """
     z = latent_means(tree)
@@ -148,7 +148,7 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
     reference = _reference(names, reference)
     names = [reference, *(n for n in names if n != reference)] if reference else names
     values = z.to_numpy()
-    shift, auroc = np.full((2, len(names), values.shape[1]), np.nan)
+    shift, ratio, auroc = np.full((3, len(names), values.shape[1]), np.nan)
     rows = np.zeros(len(names), dtype=np.int64)
     for e, name in enumerate(names):
         here = labels == name
@@ -160,9 +160,15 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
         spread = base.std(0)
         spread = np.where(spread > 0, spread, np.where(values.std(0) > 0, values.std(0), 1.0))
         shift[e] = (values[here].mean(0) - base.mean(0)) / spread
+        ratio[e] = values[here].std(0) / spread
         auroc[e] = 0.5 if name == reference else _auroc(values[here], base)
     return xr.Dataset(
-        {"shift": (("env", "latent"), shift), "auroc": (("env", "latent"), auroc), "rows": ("env", rows)},
+        {
+            "shift": (("env", "latent"), shift),
+            "spread": (("env", "latent"), ratio),
+            "auroc": (("env", "latent"), auroc),
+            "rows": ("env", rows),
+        },
         coords={"env": names, "latent": z["latent"].to_numpy()},
         attrs={"reference": reference or "all other rows"},
     )
@@ -287,7 +293,7 @@ def graph(tree: xr.DataTree) -> Figure:
             color=colour,
             ha="center",
             va="center",
-            bbox={"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none"},
+            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none"},
             zorder=3,
         )
     axes.scatter(place[:, 0], place[:, 1], s=40**2, color="#eef2f6", edgecolor=GREY, linewidth=0.8, zorder=2)
@@ -407,7 +413,7 @@ def objective(history: ArrayLike) -> Figure:
         handles.append(Line2D([], [], color=GREY, lw=1, label="other chains"))
     if retired.any():
         handles.append(Line2D([], [], color=RED, lw=1, marker="x", label="retired"))
-    axes.legend(handles=handles, loc="lower right")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     axes.set_xlabel("epoch")
     axes.set_ylabel("held-out objective (nats a row)")
     axes.set_title(f"Held-out objective, {scores.shape[1]} chain{'s' * (scores.shape[1] != 1)}")
@@ -421,10 +427,13 @@ def objective(history: ArrayLike) -> Figure:
 def latents_by_env(tree: xr.DataTree, reference: str | None = None, most: int = 6) -> Figure:
     """How environments move the latents: standardised mean shifts from the `reference` environment, all of them,
     and the distributions of posterior means for the `most` latents that move furthest (see `shifts`).
+
+    Latents that no feature loads on are left out: what they show is noise in whatever units.
     """
-    z = latent_means(tree)
+    used = np.flatnonzero(_in_use(tree))
+    z = latent_means(tree).isel(latent=used)
     labels, names = _environments(tree)
-    moved = shifts(tree, reference)
+    moved = shifts(tree, reference).isel(latent=used)
     base = moved.attrs["reference"] if moved.attrs["reference"] in names else None
     values, latents = z.to_numpy(), _labels(z, "latent")
     if len(names) == 1:
@@ -442,7 +451,7 @@ def latents_by_env(tree: xr.DataTree, reference: str | None = None, most: int = 
     figure = Figure(figsize=(4.2 + 0.27 * len(latents) + 4.6, height), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(3.2 + 0.27 * len(latents), 5.6))[0]
     axes = left.subplots()
-    limit = float(max(np.nanmax(np.abs(table)), 0.1)) if np.isfinite(table).any() else 1.0
+    limit = max(1.0, float(size.max()))  # shifts below one standard deviation are to look weak
     image = axes.imshow(
         table[order], cmap=DIVERGING, norm=Normalize(-limit, limit), aspect="auto", interpolation="nearest"
     )
@@ -467,10 +476,10 @@ def latents_by_env(tree: xr.DataTree, reference: str | None = None, most: int = 
     for place, k in zip(grid.flat, most_moved, strict=False):
         far = sorted(rest, key=lambda e: -size[e, k])[:each]
         far.sort(key=lambda e: table[e, k])
-        shown = ([] if base is None else [envs.index(base)]) + far
-        groups = [values[labels == envs[e], k] for e in shown]
-        shade = [GREY if envs[e] == base else (RED if table[e, k] < 0 else BLUE) for e in shown]
-        _violins(place, groups, [_short(envs[e], 14) for e in shown], shade)
+        drawn = ([] if base is None else [envs.index(base)]) + far
+        groups = [values[labels == envs[e], k] for e in drawn]
+        colours = [GREY if envs[e] == base else (RED if table[e, k] < 0 else BLUE) for e in drawn]
+        _violins(place, groups, [_short(envs[e], 14) for e in drawn], colours)
         place.set_title(latents[k])
         place.locator_params(axis="x", nbins=3)
         if base is not None:
@@ -550,7 +559,7 @@ def recovery(z_true: ArrayLike, z_est: ArrayLike, names: Sequence[str] | None = 
         r = float((_standard(true[:, [k]]) * _standard(own[:, None])).mean())
         axes.scatter(true[some, k], own[some], s=4, color=BLUE, alpha=0.35, linewidth=0, rasterized=True)
         axes.set_ylabel(_short(names[partner[k]]) if names is not None else f"latent {partner[k]}")
-        axes.set_title(f"r = {r:+.3f}", size=8.5, pad=4)
+        axes.set_title(f"r = {r:+.3f}".replace("-", "−"), size=8.5, pad=4)
     return figure
 
 
@@ -707,7 +716,7 @@ def _weighted_quantiles(values: Floats, weights: Floats, levels: Iterable[float]
 
 
 def _short(name: object, most: int = 22) -> str:
-    text = " ".join(str(name).split())
+    text = "".join(c if c.isprintable() else "�" for c in " ".join(str(name).split()))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -447,17 +447,14 @@ def climb(objective: Objective, start: Tensor, most: int = 60, tolerance: float 
     def density(tangent: Tensor, chart: Tensor) -> Tensor:
         return objective(unit_rows(tangent, chart)) + prior.log_prob(tangent)
 
-    # forward over reverse, in chunks that keep d 2**d numbers a column within memory
+    # reverse over reverse, in chunks that keep d 2**d numbers a column within memory
     chunk = max(1, 2**21 // (d * 2**d * len(start)))
     gradient = torch.func.grad(density)
     eye = torch.eye(size, dtype=start.dtype, device=start.device)
 
     def hessian(tangent: Tensor, chart: Tensor) -> Tensor:
-        def column(direction: Tensor) -> Tensor:
-            out: Tensor = torch.func.jvp(lambda u: gradient(u, chart), (tangent,), (direction,))[1]
-            return out
-
-        full: Tensor = torch.func.vmap(column, chunk_size=chunk)(eye)
+        _, pull = torch.func.vjp(lambda u: gradient(u, chart), tangent)
+        full: Tensor = torch.func.vmap(lambda row: pull(row)[0], chunk_size=chunk)(eye)
         return 0.5 * (full + full.mT)
 
     curvature = torch.func.vmap(hessian)

@@ -96,9 +96,7 @@ def test_papalexi2021_keeps_cells_with_a_sure_guide(folder: Path) -> None:
         index=list("abcd"),
     )
     var = pd.DataFrame(index=["STAT1", "CYBA", "FLAT"])
-    anndata.AnnData(scipy.sparse.csr_matrix(counts), obs=obs, var=var).write_h5ad(
-        folder / "papalexi2021.h5ad"
-    )
+    anndata.AnnData(scipy.sparse.csr_matrix(counts), obs=obs, var=var).write_h5ad(folder / "papalexi2021.h5ad")
     data = datasets.load("papalexi2021")
     assert data.counts and data.feature_names == ["STAT1", "CYBA"]  # FLAT does not vary among the cells kept
     assert data.env_names[0] == "non-targeting" and data.env_labels().tolist() == list(obs.target[:3])
@@ -111,9 +109,7 @@ def test_scicar_a549_rows_are_the_shared_cells(folder: Path) -> None:
     scipy.sparse.save_npz(folder / "diff_expr_shared_cells.npz", scipy.sparse.csr_matrix(rna))
     scipy.sparse.save_npz(folder / "diff_atac_shared_cells.npz", scipy.sparse.csr_matrix(atac))
     (folder / "shared_cells.txt").write_text("b\nc\na\n")
-    times = (
-        "sample,cell_name,experiment,treatment_time\na,A549,co,0\nb,A549,co,3\nc,A549,co,1\nd,293T,co,NA\n"
-    )
+    times = "sample,cell_name,experiment,treatment_time\na,A549,co,0\nb,A549,co,3\nc,A549,co,1\nd,293T,co,NA\n"
     (folder / "GSM3271040_RNA_sciCAR_A549_cell.txt").write_text(times)
     data = datasets.load("scicar_a549")
     assert data.env_labels().tolist() == ["3", "1", "0"]

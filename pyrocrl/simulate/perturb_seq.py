@@ -54,10 +54,13 @@ def perturb_seq(
     if anchors * latents > features:
         reject("anchors", f"{anchors} for each of {latents} latents", f"at most {features // latents}")
     one_of("intervention", intervention, ("perfect", "shift"))
-    if not 0 < control < 1:
-        reject("control", repr(control), "a share of the cells between 0 and 1")
-    if not library > 0:
-        reject("library", repr(library), "a number of molecules above 0")
+    for name, number, allowed, least, most in (
+        ("effect", effect, "a finite number", -np.inf, np.inf),
+        ("control", control, "a share of the cells between 0 and 1", 0.0, 1.0),
+        ("library", library, "a number of molecules above 0", 0.0, np.inf),
+    ):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not least < number < most:
+            reject(name, repr(number), allowed)
     rng = np.random.default_rng([2016, seed])
 
     order = rng.permutation(latents)

@@ -1,0 +1,155 @@
+"""Graphs: laws against networkx and enumeration, sums over orders against brute force."""
+
+from itertools import permutations
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+from pyrocrl import graphs
+from pyrocrl.errors import InputError
+
+
+def random_graph(rng: np.random.Generator, d: int, density: float = 0.5) -> np.ndarray:
+    return (rng.random((d, d)) < density) & ~np.eye(d, dtype=bool)
+
+
+def random_dag(rng: np.random.Generator, d: int) -> np.ndarray:
+    rank = rng.permutation(d)
+    return random_graph(rng, d) & (rank[:, None] < rank[None, :])
+
+
+def random_scores(d: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(d, 2**d, dtype=torch.float64, generator=generator)
+
+
+def graph_score(graph: np.ndarray, scores: torch.Tensor) -> float:
+    sets = graph.T.astype(int) @ (1 << np.arange(len(graph)))
+    return float(sum(scores[k, sets[k]] for k in range(len(graph))))
+
+
+def orders_of(graph: np.ndarray) -> int:
+    return sum(graphs.is_order_of(order, graph) for order in permutations(range(len(graph))))
+
+
+def test_laws_agree_with_networkx() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        graph = random_graph(rng, 5, 0.3)
+        directed = nx.from_numpy_array(graph, create_using=nx.DiGraph)
+        assert graphs.is_acyclic(graph) == nx.is_directed_acyclic_graph(directed)
+        closure = nx.to_numpy_array(nx.transitive_closure(directed)) > 0
+        np.testing.assert_array_equal(graphs.transitive_closure(graph), closure)
+        dag = random_dag(rng, 5)
+        order = graphs.topological_order(dag)
+        assert graphs.is_order_of(order, dag)
+        assert not dag.any() or not graphs.is_order_of(order[::-1], dag)
+
+
+@pytest.mark.parametrize(("d", "count"), [(1, 1), (2, 3), (3, 25), (4, 543)])
+def test_all_dags_are_all_and_acyclic(d: int, count: int) -> None:
+    found = list(graphs.all_dags(d))
+    assert len(found) == count == len({g.tobytes() for g in found})
+    assert all(graphs.is_acyclic(g) for g in found)
+
+
+@pytest.mark.parametrize("d", [3, 4])
+def test_cpdag_is_the_union_of_its_class(d: int) -> None:
+    """Verma and Pearl: equivalent = same skeleton and same unshielded colliders."""
+
+    def key(graph: np.ndarray) -> tuple:
+        skeleton = graph | graph.T
+        colliders = [
+            (a, c, b)
+            for c in range(d)
+            for a in range(d)
+            for b in range(a + 1, d)
+            if graph[a, c] and graph[b, c] and not skeleton[a, b]
+        ]
+        return skeleton.tobytes(), tuple(colliders)
+
+    classes: dict[tuple, list[np.ndarray]] = {}
+    for graph in graphs.all_dags(d):
+        classes.setdefault(key(graph), []).append(graph)
+    forms = set()
+    for group in classes.values():
+        union = np.any(group, axis=0)
+        for graph in group:
+            np.testing.assert_array_equal(graphs.cpdag(graph), union)
+        forms.add(union.tobytes())
+        assert graphs.markov_equivalent(group[0], group[-1])
+    assert len(forms) == len(classes)
+
+
+def test_edge_marginals() -> None:
+    draws = np.zeros((2, 3, 2, 2))
+    draws[0, :, 0, 1] = 1
+    np.testing.assert_allclose(graphs.edge_marginals(draws), [[0, 0.5], [0, 0]])
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_sums_over_orders_against_enumeration(d: int) -> None:
+    scores = random_scores(d)
+    dags = list(graphs.all_dags(d))
+    log_weight = np.array([graph_score(g, scores) + np.log(orders_of(g)) for g in dags])
+    total = np.logaddexp.reduce(log_weight)
+    np.testing.assert_allclose(float(graphs.log_partition(scores)), total, rtol=1e-12)
+    edges = np.einsum("g,gij->ij", np.exp(log_weight - total), np.array(dags, dtype=float))
+    np.testing.assert_allclose(graphs.edge_probabilities(scores).numpy(), edges, atol=1e-12)
+
+    def of_order(order: tuple[int, ...]) -> float:
+        return np.logaddexp.reduce([graph_score(g, scores) for g in dags if graphs.is_order_of(order, g)])
+
+    best = max(permutations(range(d)), key=of_order)
+    assert tuple(graphs.best_order(scores).tolist()) == best
+
+
+@pytest.mark.parametrize(("d", "prob"), [(3, 0.5), (5, 0.2), (6, 0.75)])
+def test_prior_is_normalised(d: int, prob: float) -> None:
+    prior = graphs.log_edge_prior(d, prob)
+    total = float(graphs.log_partition(prior)) + graphs.log_order_prior(d, prob)
+    np.testing.assert_allclose(total, 0.0, atol=1e-10)
+    expected = graphs.edge_probabilities(prior)
+    np.testing.assert_allclose(expected.sum().item(), prob * d * (d - 1) / 2, rtol=1e-10)
+
+
+def test_draws_have_the_exact_marginals_and_are_acyclic() -> None:
+    torch.manual_seed(0)
+    scores = random_scores(4, seed=1, spread=1.0)
+    order, graph = graphs.sample_dags(scores.expand(20_000, 4, 16))
+    found = graph.double().mean(0)
+    np.testing.assert_allclose(found, graphs.edge_probabilities(scores), atol=0.015)
+    for one, nodes in zip(graph[:500].numpy(), order[:500].numpy(), strict=True):
+        assert graphs.is_acyclic(one)
+        assert graphs.is_order_of(nodes, one)
+
+
+def test_batched_vmapped_and_twice_differentiable() -> None:
+    scores = torch.stack([random_scores(5, seed) for seed in range(3)])
+    one_by_one = torch.stack([graphs.log_partition(s) for s in scores])
+    torch.testing.assert_close(graphs.log_partition(scores), one_by_one)
+    torch.testing.assert_close(torch.func.vmap(graphs.log_partition)(scores), one_by_one)
+    torch.manual_seed(0)
+    _, drawn = torch.func.vmap(graphs.sample_dags, randomness="different")(scores)
+    assert drawn.shape == (3, 5, 5)
+    far = 1e4 * random_scores(3)  # log-likelihoods of large data are far apart
+    assert torch.isfinite(torch.func.jacrev(torch.func.jacrev(graphs.log_partition))(far)).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: graphs.is_acyclic(np.zeros((2, 3))),
+        lambda: graphs.topological_order(np.ones((2, 2))),
+        lambda: graphs.cpdag(np.ones((3, 3))),
+        lambda: next(graphs.all_dags(6)),
+        lambda: graphs.log_edge_prior(3, 1.0),
+        lambda: graphs.log_partition(torch.zeros(13, 2**13)),
+    ],
+)
+def test_bad_input_is_one_clear_line(call) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError) as error:
+        call()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,284 @@
+"""Every picture on a small posterior and on the ends of what may come: one chain, one environment, 300 features."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from pyrocrl import plots
+from pyrocrl.errors import InputError
+
+OF_TREE = (plots.mask, plots.graph, plots.agreement, plots.latents_by_env, plots.predictive)
+
+
+def make_tree(
+    features=7,
+    latents=5,
+    envs=3,
+    chains=3,
+    draws=8,
+    rows=120,
+    *,
+    seed=0,
+    mask=True,
+    graph=True,
+    weight=True,
+    counts=False,
+    names=None,
+    controls=True,
+):
+    """A posterior with the groups of `Fit.posterior`: environment e moves latent (e - 1) % latents."""
+    rng = np.random.default_rng(seed)
+    labels = [f"knock-out {e}" for e in range(envs)]
+    if controls:
+        labels[0] = "non-targeting"
+    env = np.arange(rows) % envs
+    shift = np.zeros((envs, latents))
+    shift[np.arange(1, envs), np.arange(envs - 1) % latents] = rng.uniform(1, 3, envs - 1)
+    z = rng.normal(size=(rows, latents)) + shift[env]
+    loading = np.zeros((features, latents))
+    loading[np.arange(features), np.arange(features) % latents] = rng.choice([-1, 1], features)
+    x = z @ loading.T + 0.3 * rng.normal(size=(rows, features))
+    if counts:
+        x = rng.poisson(np.exp(np.clip(0.5 * x, -4, 4))).astype(float)
+    repeat = (chains, draws)
+    posterior = {
+        "z": (("chain", "draw", "data", "latent"), z + 0.1 * rng.normal(size=(*repeat, rows, latents))),
+    }
+    if mask:
+        present = rng.random((*repeat, features, latents)) < np.where(loading != 0, 0.95, 0.03)
+        posterior["mask"] = (("chain", "draw", "feature", "latent"), present.astype(np.int8))
+    if graph:
+        edge = np.triu(rng.choice([0.02, 0.3, 0.9], (latents, latents)), 1)
+        drawn = rng.random((*repeat, latents, latents)) < edge
+        posterior["graph"] = (("chain", "draw", "parent", "child"), drawn.astype(np.int8))
+        if weight:
+            value = np.broadcast_to(rng.normal(size=(latents, latents)), drawn.shape)
+            posterior["weight"] = (("chain", "draw", "parent", "child"), value.copy())
+    ids = [f"latent_{k}" for k in range(latents)]
+    coords = {"latent": ids, "parent": ids, "child": ids, "data": np.arange(rows)}
+    coords |= {"feature": list(names) if names is not None else [f"gene_{j}" for j in range(features)]}
+
+    def dataset(variables):
+        used = {d for dims, _ in variables.values() for d in dims}
+        return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
+
+    replicated = (
+        rng.poisson(np.broadcast_to(x, (*repeat, *x.shape)))
+        if counts
+        else x + 0.3 * rng.normal(size=(*repeat, *x.shape))
+    )
+    return xr.DataTree.from_dict(
+        {
+            "posterior": dataset(posterior),
+            "posterior_predictive": dataset({"x": (("chain", "draw", "data", "feature"), replicated)}),
+            "sample_stats": dataset(
+                {
+                    "held_out": (("chain",), rng.normal(size=chains)),
+                    "chain_weight": (("chain",), np.full(chains, 1 / chains)),
+                }
+            ),
+            "observed_data": dataset({"x": (("data", "feature"), x)}),
+            "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return make_tree()
+
+
+@pytest.fixture(scope="module")
+def large():
+    return make_tree(features=300, latents=15, envs=26, chains=8, draws=4, rows=780, counts=True)
+
+
+def drawn(figure):
+    """The figure's texts, after it has been drawn with warnings as errors."""
+    assert isinstance(figure, Figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="png")
+        figure.savefig(io.BytesIO(), format="svg")
+    found = []
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+        found.append(text.get_text())
+    return [t for t in found if isinstance(t, str) and t]
+
+
+@pytest.mark.parametrize("plot", OF_TREE, ids=lambda p: p.__name__)
+def test_plots_small_and_large(plot, tree, large):
+    assert drawn(plot(tree))
+    assert drawn(plot(large))
+    width, height = plot(large).get_size_inches()
+    assert width < 16 and height < 12
+
+
+@pytest.mark.parametrize("plot", OF_TREE, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chains": 1},
+        {"envs": 1},
+        {"envs": 2, "controls": False},
+        {"latents": 1, "features": 2},
+        {"weight": False},
+        {"rows": 6},
+        {"counts": True},
+    ],
+    ids=str,
+)
+def test_plots_edges(plot, options):
+    assert drawn(plot(make_tree(**options)))
+
+
+def test_nothing_touches_pyplot(tree):
+    from matplotlib import pyplot, rcParams
+
+    before = dict(rcParams)
+    for plot in OF_TREE:
+        plot(tree)
+    assert pyplot.get_fignums() == [] and dict(rcParams) == before
+
+
+@pytest.mark.parametrize(("plot", "lacking"), [(plots.mask, "mask"), (plots.graph, "graph")])
+def test_no_such_variable(plot, lacking):
+    with pytest.raises(InputError, match=f"tree: found no {lacking}"):
+        plot(make_tree(**{lacking: False}))
+
+
+def test_not_a_tree(tree):
+    with pytest.raises(InputError, match="tree: found a dict"):
+        plots.agreement({})
+    with pytest.raises(InputError, match="posterior_predictive"):
+        plots.predictive(
+            xr.DataTree.from_dict({"posterior": tree["posterior"], "observed_data": tree["observed_data"]})
+        )
+    with pytest.raises(InputError, match="reference"):
+        plots.latents_by_env(tree, "no such environment")
+
+
+def test_odd_names_are_drawn_as_they_are():
+    names = ["$\\frac$", "a" * 200, "_hidden", "x\ny", "<b>", "nu\x00l", "100 %"]
+    texts = drawn(plots.mask(make_tree(names=names)))
+    assert "$\\frac$" in texts and "<b>" in texts and "nu�l" in texts
+    assert max(map(len, texts)) < 100
+
+
+def test_mask_names_the_top_features(tree):
+    texts = drawn(plots.mask(tree))
+    pip, loading = plots.inclusion(tree), plots.loadings(tree)
+    for k in range(5):
+        best = int(pip.to_numpy()[:, k].argmax())
+        assert f"{'−' if loading[best, k] < 0 else '+'}gene_{best}" in texts
+
+
+def test_mask_without_any_entry(tree):
+    empty = tree.copy(deep=True)
+    empty["posterior"]["mask"] *= 0
+    assert "none (highest 0.00)" in drawn(plots.mask(empty))
+
+
+def test_mask_leaves_out_features_that_load_nowhere(large):
+    empty = large.copy(deep=True)
+    empty["posterior"]["mask"][:, :, 100:] = 0
+    assert any("100 of 300 features" in t for t in drawn(plots.mask(empty)))
+
+
+def test_graph_labels_are_edge_probabilities():
+    tree = make_tree(latents=3, graph=False, draws=10)
+    edges = np.zeros((3, 10, 3, 3), dtype=np.int8)
+    edges[..., 0, 1] = 1
+    edges[:, :7, 1, 2] = 1
+    edges[:, :3, 2, 1] = 1
+    tree["posterior"] = tree["posterior"].to_dataset().assign(graph=(("chain", "draw", "parent", "child"), edges))
+    texts = drawn(plots.graph(tree))
+    assert {"1", ".70", ".30"} <= set(texts)
+
+
+def test_graph_without_edges(tree):
+    empty = tree.copy(deep=True)
+    empty["posterior"]["graph"] *= 0
+    assert "No edge has probability ≥ 0.1" in drawn(plots.graph(empty))
+
+
+def test_averages_use_chain_weights(tree):
+    weighted = tree.copy(deep=True)
+    weighted["sample_stats"]["chain_weight"].values = np.array([0.0, 1.0, 0.0])
+    second = tree["posterior"].isel(chain=1).mean("draw")
+    np.testing.assert_allclose(plots.latent_means(weighted), second["z"], rtol=1e-12)
+    np.testing.assert_allclose(plots.inclusion(weighted), second["mask"], rtol=1e-12)
+
+
+def test_shifts_are_those_of_numpy_and_scikit_learn(tree):
+    z = plots.latent_means(tree).to_numpy()
+    labels = tree["constant_data"]["env"].to_numpy()
+    found = plots.shifts(tree)
+    assert found.attrs["reference"] == "non-targeting" and found["env"].values[0] == "non-targeting"
+    base = z[labels == "non-targeting"]
+    for name in ("knock-out 1", "knock-out 2"):
+        here = z[labels == name]
+        one = found.sel(env=name)
+        np.testing.assert_allclose(one["shift"], (here.mean(0) - base.mean(0)) / base.std(0))
+        np.testing.assert_allclose(one["spread"], here.std(0) / base.std(0))
+        for k in range(z.shape[1]):
+            above = np.r_[np.ones(len(here)), np.zeros(len(base))]
+            expected = roc_auc_score(above, np.r_[here[:, k], base[:, k]])
+            assert one["auroc"].values[k] == pytest.approx(expected)
+
+
+def test_shifts_against_all_other_rows():
+    found = plots.shifts(make_tree(controls=False))
+    assert found.attrs["reference"] == "all other rows" and np.isfinite(found["shift"]).all()
+    assert np.isnan(plots.shifts(make_tree(envs=1, controls=False))["shift"]).all()
+
+
+def test_loadings_prefer_those_of_the_model(tree):
+    assert plots.loadings(tree).attrs["kind"] == "correlation"
+    own = tree.copy(deep=True)
+    value = xr.full_like(tree["posterior"]["mask"].astype(float), -2.0)
+    own["posterior"] = own["posterior"].to_dataset().assign(loadings=value)
+    found = plots.loadings(own)
+    assert found.attrs["kind"] == "loading"
+    np.testing.assert_allclose(found, -2 * plots.inclusion(tree))
+
+
+@pytest.mark.parametrize("retired", [False, True])
+@pytest.mark.parametrize("checks", [1, 3, 40])
+def test_objective(checks, retired):
+    h = np.column_stack([np.arange(checks), np.random.default_rng(0).normal(size=(checks, 4))])
+    if retired:
+        h[checks // 2 :, 2] = np.nan
+    texts = drawn(plots.objective(h))
+    assert ("retired" in texts) == (retired and checks > 1)
+
+
+def test_objective_refuses_other_shapes():
+    with pytest.raises(InputError, match="history"):
+        plots.objective(np.zeros(5))
+
+
+def test_recovery():
+    z = np.random.default_rng(0).normal(size=(300, 3))
+    texts = drawn(plots.recovery(z, -z[:, [2, 0, 1]]))
+    assert "r = −1.000" in texts and any("mean |r| = 1.000" in t for t in texts)
+    assert "no partner" in drawn(plots.recovery(z, z[:, :2]))
+
+
+def test_calibration():
+    rng = np.random.default_rng(0)
+    p = rng.random((40, 40))
+    assert drawn(plots.calibration(p, rng.random(p.shape) < p))
+    assert drawn(plots.calibration([1.0], [1]))
+    for probabilities, truth, argument in (
+        ([1.5], [1], "probabilities"),
+        ([0.5], [2], "truth"),
+        ([0.5], [1, 0], "truth"),
+    ):
+        with pytest.raises(InputError, match=argument):
+            plots.calibration(probabilities, truth)

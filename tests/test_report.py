@@ -1,0 +1,315 @@
+"""The report as a browser sees it: whole, quiet, with all its pictures, and with users' names as plain text."""
+
+import base64
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyrocrl import report
+from pyrocrl.card import Claim, ModelCard, Reference
+from pyrocrl.errors import InputError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "<script>alert('x')</script>"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+CLAIM = Claim("latents", ("permutation", "sign", "scale"), needs=("two_anchors",))
+CARD = ModelCard(
+    name="sparse_vae",
+    title="Sparse VAE",
+    family="sparse",
+    summary="Latents that each act on few features.",
+    assumes=("every latent acts on few features",),
+    claims=(CLAIM,),
+    references=(
+        Reference("Moran & others", 2022, "Identifiable deep <generative> models", "TMLR", "https://x.org/a?b=1&c"),
+    ),
+    differs=("gates are relaxed",),
+)
+SCORES = {
+    "held_out": -3.2,
+    "mcc": 0.98,
+    "pca_mcc": 0.7,
+    "ica_mcc": 0.8,
+    "shd": 1,
+    "shd_empty": 4,
+    "odd_score": float("nan"),
+}
+
+
+def make_tree(features=8, latents=3, envs=3, rows=90, chains=2, draws=4, *, mask=True, graph=True, names=None):
+    rng = np.random.default_rng(0)
+    env = np.arange(rows) % envs
+    labels = ["non-targeting", f"{EVIL}&", *(f"env {e}" for e in range(2, envs))][:envs]
+    z = rng.normal(size=(rows, latents)) + 2 * np.eye(envs, latents, 1)[env]
+    which = np.arange(features) % (latents - 1)  # the last latent is not in use
+    x = z[:, which] * rng.choice([-1, 1], features) + 0.3 * rng.normal(size=(rows, features))
+    ids = [f"latent_{k}" for k in range(latents)]
+    coords = {"latent": ids, "parent": ids, "child": ids, "data": np.arange(rows)}
+    coords["feature"] = names or [EVIL, 'quo"te', "a & b", "$x_1$", *(f"gene_{j}" for j in range(4, features))]
+    full = (chains, draws)
+    posterior = {"z": (("chain", "draw", "data", "latent"), z + 0.05 * rng.normal(size=(*full, rows, latents)))}
+    if mask:
+        m = np.zeros((*full, features, latents), dtype=np.int8)
+        m[..., np.arange(features), which] = 1
+        posterior["mask"] = (("chain", "draw", "feature", "latent"), m)
+    if graph:
+        a = np.zeros((*full, latents, latents), dtype=np.int8)
+        a[..., 0, 1] = 1
+        posterior["graph"] = (("chain", "draw", "parent", "child"), a)
+
+    def dataset(variables):
+        used = {d for dims, _ in variables.values() for d in dims}
+        return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
+
+    groups = {
+        "posterior": dataset(posterior),
+        "posterior_predictive": dataset(
+            {"x": (("chain", "draw", "data", "feature"), np.broadcast_to(x, (*full, *x.shape)))}
+        ),
+        "sample_stats": dataset(
+            {"held_out": (("chain",), np.arange(chains) * 1.0), "chain_weight": (("chain",), np.ones(chains))}
+        ),
+        "observed_data": dataset({"x": (("data", "feature"), x)}),
+        "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
+    }
+    return xr.DataTree.from_dict(groups), labels, z
+
+
+def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
+    program = SimpleNamespace(
+        card=CARD,
+        claims=lambda: claims,
+        config={"features": 8, "latents": 3},
+        group=SimpleNamespace(mixes=False),
+        latents_up_to=("permutation", "sign", "scale"),
+    )
+    known = SimpleNamespace(
+        name=f"screen {EVIL}", rows=len(z), counts=False, targets=None, env_names=labels, truth={"z": z[:, :2]}
+    )
+    history = np.column_stack([[5, 10, 15], np.random.default_rng(0).normal(size=(3, chains + 1))])
+    history[1:, 1] = np.nan
+    return SimpleNamespace(
+        program=program,
+        chains=SimpleNamespace(count=chains),
+        data=known if data else None,
+        kept=list(range(1, chains + 1)),
+        names={"env": labels, "latent": [f"latent_{k}" for k in range(3)]},
+        scores=np.arange(chains) * 1.0,
+        weights=np.full(chains, 1 / chains),
+        reference=chains - 1,
+        history=history,
+        meta={
+            "seed": 3,
+            "epochs": 15,
+            "seconds": 131.0,
+            "cpu_seconds": 200.0,
+            "rows": len(z),
+            "device": "cpu",
+            "recipe": {"lr": 0.003, "betas": [0.9, 0.999]},
+            "retired": [0],
+        },
+    )
+
+
+def verdict(outcome="identified", reason=f"2 of 2 chains agree {EVIL}"):
+    claim = {
+        "claim": CLAIM.sentence(),
+        "what": "latents",
+        "verdict": outcome,
+        "reason": reason,
+        "numbers": {"rhat_max": 1.01},
+    }
+    chains = {"tied": [True, True], "khat_median": 0.4, "khat_above_0.7": 0.05, "retired": 1}
+    return SimpleNamespace(to_dict=lambda: {"model": "sparse_vae", "claims": [claim], "chains": chains})
+
+
+@pytest.fixture(scope="module")
+def page():
+    tree, labels, z = make_tree()
+    return report.render(make_fit(labels, z), tree, verdict(), SCORES)
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and text outside style."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self._within = [], [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._within = tag
+
+    def handle_endtag(self, tag):
+        self._within = None
+
+    def handle_data(self, data):
+        if self._within not in ("style", "script"):
+            self.text.append(data)
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def test_page_says_what_was_fitted_and_found(page):
+    words = Elements(page).words
+    for said in (
+        "Sparse VAE fitted to screen",
+        "✓ identified",
+        "latent_0",
+        "Not in use, as no feature has a PIP above one half: latent_2",
+        "PCA",
+        "0.980",
+        "2 min 11 s",
+        "Left out, as the objective became non-finite: chain 0.",
+        "seed 3",
+        "k-hat of 0.40",
+        "AUROC",
+    ):
+        assert said in words, said
+
+
+def test_names_of_users_are_text(page):
+    elements = Elements(page)
+    assert EVIL in "".join(elements.text)
+    assert not elements.of("script") and "<script" not in page
+    assert [a["href"] for a in elements.of("a")] == ["https://x.org/a?b=1&c"]
+    assert "Identifiable deep <generative> models" in elements.words
+
+
+def test_nothing_is_loaded(page):
+    elements = Elements(page)
+    for tag in ("img", "link", "iframe", "object", "embed", "video", "source"):
+        for attributes in elements.of(tag):
+            assert (attributes.get("src") or attributes.get("href")).startswith("data:")
+    assert "url(" not in page and "@import" not in page
+
+
+def test_pictures_are_svg_with_a_text_beside(page):
+    pictures = Elements(page).of("img")
+    assert len(pictures) == 7
+    for picture in pictures:
+        assert len(picture["alt"]) > 20
+        svg = base64.b64decode(picture["src"].removeprefix("data:image/svg+xml;base64,"))
+        root = ET.fromstring(svg)
+        assert root.tag.endswith("svg") and b"<script" not in svg
+
+
+def test_same_input_same_page(page):
+    tree, labels, z = make_tree()
+    assert report.render(make_fit(labels, z), tree, verdict(), SCORES) == page
+
+
+@pytest.mark.parametrize("outcome", list(report.OUTCOMES))
+def test_every_verdict_has_a_sign_and_words(outcome):
+    tree, labels, z = make_tree()
+    words = Elements(report.render(make_fit(labels, z), tree, verdict(outcome), None)).words
+    assert f"{report.OUTCOMES[outcome][0]} {outcome} Latents up to" in words
+    assert ("other programmes may fit these data as well" in words) == (outcome != "identified")
+    assert "Against the known truth" not in words
+
+
+def test_a_bare_fit():
+    """No mask, no graph, one environment, one chain, no predictive draws, no verdict, no data, no claims."""
+    tree, labels, z = make_tree(envs=1, chains=1, mask=False, graph=False)
+    del tree["posterior_predictive"]
+    html = report.render(make_fit(labels, z, chains=1, claims=(), data=False), tree)
+    elements = Elements(html)
+    assert "claims nothing about identifiability" in elements.words
+    assert len(elements.of("img")) == 3
+    assert "moved most by" not in elements.words
+
+
+def test_baselines_stand_beside_their_score():
+    found = report._scores(SCORES)
+    rows = dict(found["rows"])
+    assert rows["odd score"][0] == "–"
+    assert found["columns"] == ["this fit", "PCA", "ICA", "empty"]
+    assert rows["Edges wrong (SHD)"] == ["1", "", "", "4"]
+    assert rows["Correlation with the true latents (MCC)"] == ["0.980", "0.700", "0.800", ""]
+
+
+def test_reference_is_the_environment_without_targets():
+    tree, labels, z = make_tree()
+    fit = make_fit(labels, z)
+    fit.data.targets = {"non-targeting": (0,), "env 2": (1,)}
+    assert report._reference(fit, tree) == labels[1]
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    tree, labels, z = make_tree()
+    fit = make_fit(labels, z)
+    path = report.write(fit, tree, None, None, tmp_path / "new" / "page.html")
+    assert path.read_text(encoding="utf-8").endswith("</html>") or path.read_text(encoding="utf-8").endswith(
+        "</html>\n"
+    )
+    assert report.write(fit, tree, None, None, tmp_path).name == "report.html"
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.os, "replace", full)
+    with pytest.raises(InputError, match="No space left"):
+        report.write(fit, tree, verdict(), None, path)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def browse(path, folder, *flags):
+    """(standard output, console messages) of headless Chromium on a file."""
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *(f"--user-data-dir={folder}", "--enable-logging=stderr", "--v=0", *flags),
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@needs_browser
+def test_in_a_browser(page, tmp_path):
+    # the page itself has no script: a copy gets one, ahead of the policy that would forbid it, to measure pictures
+    probe = """<script>addEventListener("load", () => { for (const i of document.images)
+        i.setAttribute("data-size", i.complete + ":" + i.naturalWidth + ":" + i.clientWidth);
+        document.body.setAttribute("data-width", document.documentElement.scrollWidth) })</script>"""
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    (tmp_path / "copy.html").write_text(page.replace("<head>", f"<head>{probe}", 1), encoding="utf-8")
+    dumped, console = browse(tmp_path / "page.html", tmp_path / "one", "--dump-dom")
+    assert console == []
+    assert EVIL in "".join(Elements(dumped).text) and not Elements(dumped).of("script")
+    dumped, console = browse(tmp_path / "copy.html", tmp_path / "two", "--dump-dom", "--window-size=1200,900")
+    assert console == []
+    sizes = [picture["data-size"] for picture in Elements(dumped).of("img")]
+    assert len(sizes) == 7
+    for size in sizes:
+        complete, natural, shown = size.split(":")
+        assert complete == "true" and int(natural) > 100 and 100 < int(shown) <= 1080
+    assert int(re.search(r'data-width="(\d+)"', dumped)[1]) <= 1200, "scrolls sideways"
+
+
+@needs_browser
+def test_the_browser_test_would_notice(tmp_path):
+    """A page that breaks its own policy does leave a message on the console."""
+    bad = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><script>1</script>'
+    (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
+    assert browse(tmp_path / "bad.html", tmp_path / "three", "--dump-dom")[1]
