@@ -198,9 +198,7 @@ class LinearSEMLin(Program):
         mode = modes[int(chosen)]
         self.chart.copy_(mode.chart)
         self.root.copy_(mode.root)
-        self.guide_block.set(
-            torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype)
-        )
+        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
 
     def _gather(self, data: Data) -> None:
         moments, latents = data.moments, self.config["latents"]
@@ -238,9 +236,7 @@ class LinearSEMLin(Program):
         prior = sem.Directions(self.project, self.config["latents"])
         tangent = pyro.sample("tangent", prior)  # (latent (latent - 1),)
         rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
-        pyro.sample(
-            "x", _Marginal(self, rows, len(batch)), obs=batch.x
-        )  # all rows at once, through their moments
+        pyro.sample("x", _Marginal(self, rows, len(batch)), obs=batch.x)  # all rows at once, through their moments
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("tangent", self._posterior())
@@ -285,9 +281,7 @@ class LinearSEMLin(Program):
         return torch.func.vmap(edges)(tangent).mean(0)
 
     def _scores(self, rows: Tensor, slices: sem.Slices) -> Tensor:
-        return sem.mechanism_scores(
-            rows, slices, self.config["edge_probability"], self.config["intervention"]
-        )
+        return sem.mechanism_scores(rows, slices, self.config["edge_probability"], self.config["intervention"])
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -327,9 +321,7 @@ class LinearSEMLin(Program):
         own = sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
         free = self.config["features"] - self.config["latents"]
         apart = batch.x - self.offset - batch.x @ self.project.mT @ self.lift.mT
-        outside = -0.5 * (apart / self.tau).square().sum(-1) - free * (
-            self.tau.log() + 0.5 * np.log(2 * np.pi)
-        )
+        outside = -0.5 * (apart / self.tau).square().sum(-1) - free * (self.tau.log() + 0.5 * np.log(2 * np.pi))
         jacobian = sem.log_abs_det(rows) + self.log_jacobian
         return sem.sem_log_prob(z, own) + jacobian + outside
 
@@ -383,9 +375,7 @@ class _Marginal(TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012  (torch's own form)
     support = constraints.independent(constraints.real, 2)
 
-    def __init__(
-        self, program: LinearSEMLin, rows: Tensor, length: int, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, program: LinearSEMLin, rows: Tensor, length: int, validate_args: bool | None = None) -> None:
         self.program, self.rows = program, rows
         shape = torch.Size((length, program.config["features"]))
         super().__init__(torch.Size(), shape, validate_args=False)
@@ -409,16 +399,12 @@ class _Marginal(TorchDistribution):
 def _checked(target_matrix: Any, latents: int) -> np.ndarray:
     target = np.asarray(target_matrix)
     if target.ndim != 2 or target.shape[1] != latents or not np.isin(target, (0, 1)).all():
-        reject(
-            "target_matrix", f"shape {target.shape}", f"0/1 entries of shape (env, latent), {latents} latents"
-        )
+        reject("target_matrix", f"shape {target.shape}", f"0/1 entries of shape (env, latent), {latents} latents")
     if not (target.sum(1) == 0).any():
         reject("targets", "no observational environment", "one environment or more without targets")
     missing = np.flatnonzero(target.sum(0) == 0)
     if missing.size:
-        reject(
-            "targets", f"no environment that intervenes on latent {missing[0]}", "one or more for each latent"
-        )
+        reject("targets", f"no environment that intervenes on latent {missing[0]}", "one or more for each latent")
     return target.astype(np.int64)
 
 

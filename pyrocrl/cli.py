@@ -52,7 +52,8 @@ OwnSource = Annotated[
 Env = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds environments.")]
 Control = Annotated[str | None, typer.Option(metavar="LABEL", help="The observational environment.")]
 Targets = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Latents that environments intervene on: .json, or a .csv of env,latent.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Latents that environments intervene on: .json, or a .csv of env,latent."),
 ]
 Counts = Annotated[bool | None, typer.Option("--counts/--no-counts", help="Whether features are counts.")]
 SizeFactor = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds library sizes.")]
@@ -325,9 +326,7 @@ def _fit(
         if not resume and out.is_dir():
             for name in RESULTS:
                 (out / name).unlink(missing_ok=True)
-        found = pyrocrl.fit(
-            program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume
-        )
+        found = pyrocrl.fit(program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume)
     print(found)
     tree = found.posterior(draws, rows, seed=seed)
     io.write_tree(tree, out / POSTERIOR)

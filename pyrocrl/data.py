@@ -325,12 +325,18 @@ class Data:
         part.truth = {k: v[index] if k in ("z", "component") else v for k, v in self.truth.items()}
         return part
 
-    def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
-        """(train, held-out) with `fraction` of each environment's rows held out (at least one row stays)."""
+    def split(self, fraction: float, seed: int, *, by_env: bool = True) -> tuple[Data, Data]:
+        """(train, held-out) with `fraction` of the rows held out, of each environment or regardless of them.
+
+        At least one row of each environment stays in the first part.
+        """
+        if not 0 < fraction < 1:
+            reject("fraction", fraction, "a number strictly between 0 and 1")
         rng = np.random.default_rng(seed)
         out = np.zeros(self.rows, dtype=bool)
-        for e in range(len(self.env_names)):
-            rows = np.flatnonzero(self.env == e)
+        parts = range(len(self.env_names)) if by_env else [None]
+        for e in parts:
+            rows = np.arange(self.rows) if e is None else np.flatnonzero(self.env == e)
             take = min(round(fraction * rows.size), rows.size - 1)
             out[rng.permutation(rows)[: max(take, 0)]] = True
         if not out.any():

@@ -375,9 +375,9 @@ def _bio(module: str, what: str) -> Any:
 def _whole(x: Any) -> bool:
     """Whether x holds whole numbers from 0 on and nothing else."""
     values = x.data if scipy.sparse.issparse(x) else np.asarray(x)
-    return bool(values.dtype.kind in "iub" or (np.isfinite(values).all() and (values == np.round(values)).all())) and bool(
-        (values >= 0).all()
-    )
+    return bool(
+        values.dtype.kind in "iub" or (np.isfinite(values).all() and (values == np.round(values)).all())
+    ) and bool((values >= 0).all())
 
 
 def _numbers(column: pd.Series, argument: str) -> np.ndarray:

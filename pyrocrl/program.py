@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyro
@@ -32,7 +32,9 @@ class Recipe:
     of the epochs over which the KL weight rises from 0 to 1. temperature: of relaxed gates, from first to second,
     geometrically over `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction
     of each environment's rows kept for the held-out objective, looked at every `check_every` epochs; a fit ends
-    when no chain has improved for `patience` epochs (None = never early). chains: how many.
+    when no chain has improved for `patience` epochs (None = never early). keep: a chain's "best" state by the held-out
+    objective once annealing is over, or its "last", for priors that are still at work when prediction no longer gains.
+    chains: how many. A program whose options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
     epochs: int = 200
@@ -48,6 +50,7 @@ class Recipe:
     held_out: float = 0.1
     check_every: int = 5
     patience: int | None = 60
+    keep: Literal["best", "last"] = "best"
     chains: int = 8
     dtype: torch.dtype = torch.float32
 
@@ -93,7 +96,7 @@ class Program(nn.Module):
     """
 
     card: ClassVar[ModelCard]
-    recipe: ClassVar[Recipe] = Recipe()
+    recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
     uses_rows: ClassVar[bool] = True  # False: the data enter through `batch.moments` alone
     vmappable: ClassVar[bool] = True  # False: chains run one after another

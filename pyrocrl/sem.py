@@ -145,15 +145,11 @@ def regression_scores(cov: Tensor, count: Tensor, node: Tensor) -> Tensor:
     return torch.where(n > 0, score, torch.zeros_like(score))
 
 
-def mechanism_scores(
-    unmixing: Tensor, data: Slices, prob: float, intervention: Intervention = "perfect"
-) -> Tensor:
+def mechanism_scores(unmixing: Tensor, data: Slices, prob: float, intervention: Intervention = "perfect") -> Tensor:
     """Score table (d, 2**d) of z = unmixing @ y for the sums over orders: prior and marginal likelihood."""
     d = unmixing.shape[-1]
     cov = unmixing @ data.cov @ unmixing.mT  # (slice, d, d)
-    scores = log_edge_prior(d, prob, unmixing.device) + regression_scores(
-        cov[:d], data.count[:d], data.node[:d]
-    )
+    scores = log_edge_prior(d, prob, unmixing.device) + regression_scores(cov[:d], data.count[:d], data.node[:d])
     if len(data.node) == d:
         return scores
     own = data.node[d:]
@@ -218,9 +214,7 @@ def draw_mechanisms(
     rest = torch.maximum(rest, floor)
     if noisy:
         noise_var = 0.5 * n * rest / torch._standard_gamma(n / 2)
-        wobble = (
-            torch.linalg.solve_triangular(root.mT, torch.randn_like(cross), upper=True).squeeze(-1) * parents
-        )
+        wobble = torch.linalg.solve_triangular(root.mT, torch.randn_like(cross), upper=True).squeeze(-1) * parents
         slope = shrink[:, None] * slope + (shrink * noise_var / n).sqrt()[:, None] * wobble
         jitter = (noise_var / n).sqrt() * torch.randn_like(n)
     else:

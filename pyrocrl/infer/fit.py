@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Batch, Data
-from ..errors import InputError, reject
+from ..errors import InputError, one_of, reject
 from ..posterior import Fit
 from ..program import Program, Recipe
 from . import checkpoint
@@ -112,6 +112,7 @@ def _recipe(
             reject(name, repr(value), f"a whole number from {low} on")
     if not (isinstance(recipe.lr, int | float) and recipe.lr > 0 and math.isfinite(recipe.lr)):
         reject("lr", repr(recipe.lr), "a finite number above 0")
+    one_of("keep", recipe.keep, ("best", "last"))
     if not 0 < recipe.held_out < 1:
         reject("held_out", repr(recipe.held_out), "a fraction between 0 and 1")
     return recipe
@@ -136,7 +137,8 @@ class _Loop:
         self.program, self.data, self.recipe, self.seed = program, data, recipe, seed
         self.device, self.path = device, path
         fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
-        self.train, self.held = data.split(fraction, seed)
+        # a model that does not look at environments must not have its rows chosen by them either
+        self.train, self.held = data.split(fraction, seed, by_env=program.card.needs_env)
         self.started = time.perf_counter()
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0
@@ -257,7 +259,7 @@ class _Loop:
         score = self._held_out_rows().mean(1)
         self.alive &= torch.isfinite(score)
         if self.epoch / self.recipe.epochs >= self.recipe.annealed_after() or self.epoch == self.recipe.epochs:
-            better = self.alive & (score > self.best_score)
+            better = self.alive & (score > self.best_score) if self.recipe.keep == "best" else self.alive
             for name, value in self._state().items():
                 keep = better.view(-1, *[1] * (value.dim() - 1))
                 self.best[name] = torch.where(keep, value.detach(), self.best[name])

@@ -42,9 +42,7 @@ def _squires2023(seed: int, samples: int, latents: int, features: int, hard: boo
     graph = before & (rng.random((latents, latents)) < 0.75)  # (parent, child)
     size, sign = rng.uniform(0.25, 1.0, graph.shape), rng.choice([-1.0, 1.0], graph.shape)
     weight = np.where(graph, sign * size, 0.0)
-    mechanism = rng.uniform(2.0, 4.0, latents)[:, None] * (
-        np.eye(latents) - weight.T
-    )  # B_0, rows are children
+    mechanism = rng.uniform(2.0, 4.0, latents)[:, None] * (np.eye(latents) - weight.T)  # B_0, rows are children
     unmixing = rng.uniform(-2.0, 2.0, (latents, features))
     largest = np.abs(unmixing).argmax(1)
     unmixing /= unmixing[np.arange(latents), largest][:, None]
