@@ -19,7 +19,8 @@ thousand do. Draws of order, graph, weights and noise given M are exact and ever
 exactly, if every latent is the one target of some perfect intervention and there is an observational environment;
 latents up to their ancestors only when interventions are soft (not claimed).
 
-Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions. Varici et al. (2024), score-based.
+Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
+Score-based causal representation learning.
 
 *Differs from the paper in* being a posterior: the theorem's construction (`initialise`: eigenvectors of the score
 differences, in closed form) is only where Newton's method starts; the guide is the Laplace approximation there. Each
@@ -48,7 +49,7 @@ from pyrocrl.program import check_sizes
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "mixing is linear and injective")
 NEEDS = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
-RIVALS = 5  # further starts beside the best one
+RIVALS = 5  # further starts beside the best one; a single one above 8 latents, where each takes seconds
 FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
 
 
@@ -185,11 +186,14 @@ class LinearSEMLin(Program):
         self._gather(data)
         environments = self._environments()
         candidates = sem.candidate_rows(sem.resample(environments, generator), generator)
-        self._laplace(sem.choose_rows(candidates, self._objective, RIVALS, generator), generator)
+        rivals = RIVALS if self.config["latents"] <= 8 else 1
+        self._laplace(sem.choose_rows(candidates, self._objective, rivals, generator), generator)
+        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
+        loc.copy_(torch.randn(loc.shape, generator=generator))
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(sem.unit_rows(self.root @ self.guide_block.loc, self.chart)[None], generator)
+        self._laplace(self._rows()[None].double(), generator)
 
     def _laplace(self, starts: Tensor, generator: torch.Generator) -> None:
         modes = sem.climb(self._objective, starts)
@@ -246,7 +250,8 @@ class LinearSEMLin(Program):
         return MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril)
 
     def _environments(self) -> sem.Environments:
-        return sem.Environments(self.count, self.mean, self.cov, self.target)
+        # double whatever the fit's dtype: log-likelihoods of many rows differ in their last digits
+        return sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
 
     def _slices(self) -> sem.Slices:
         return sem.slices(self._environments(), self.pairs)
@@ -254,16 +259,19 @@ class LinearSEMLin(Program):
     def _objective(self, rows: Tensor) -> Tensor:
         """log p(x | rows of the unmixing), everything else summed out."""
         prob, kind = self.config["edge_probability"], self.config["intervention"]
-        total = self.count.sum()
-        inside = sem.log_marginal(rows, self._slices(), total, prob, kind)
+        total = self.count.double().sum()
+        inside = sem.log_marginal(rows.double(), self._slices(), total, prob, kind)
         return inside + total * self.log_jacobian + self.residual
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        rows = sem.unit_rows(self.root @ self.guide_block.loc, self.chart)
-        return batch.x @ (rows @ self.project).mT
+        return batch.x @ (self._rows() @ self.project).mT
+
+    def _rows(self) -> Tensor:
+        """Rows of the unmixing of y at the guide's mean."""
+        return sem.unit_rows(self.root @ self.guide_block.loc, self.chart)
 
     @torch.no_grad()
     def graph(self) -> Tensor:
@@ -276,7 +284,7 @@ class LinearSEMLin(Program):
         slices = self._slices()
 
         def edges(one: Tensor) -> Tensor:
-            return graphs.edge_probabilities(self._scores(sem.unit_rows(one, self.chart), slices))
+            return graphs.edge_probabilities(self._scores(sem.unit_rows(one, self.chart).double(), slices))
 
         return torch.func.vmap(edges)(tangent).mean(0)
 
@@ -286,30 +294,29 @@ class LinearSEMLin(Program):
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """Given a draw of M, exact draws of graph, weights, intercepts and noise; and z, which M determines."""
-        rows = sem.unit_rows(sites["tangent"], self.chart)
+        rows = sem.unit_rows(sites["tangent"], self.chart).double()
         slices = self._slices()
         _, graph = graphs.sample_dags(self._scores(rows, slices))
         mechanisms = sem.draw_mechanisms(rows, graph, slices, self.config["intervention"])
         per_env = sem.by_environment(mechanisms, self.pairs, len(self.target))
         latents = self.config["latents"]
-        unmixing = rows @ self.project
+        unmixing = rows @ self.project.double()
         out = {
-            "graph": graph.to(rows.dtype),
+            "graph": graph.double(),
             "weight": mechanisms.weight[:latents].mT,  # (parent, child)
             "intercept": per_env.intercept,  # (env, latent)
             "noise": per_env.scale,  # (env, latent)
             "unmixing": unmixing,  # (latent, feature)
-            "loadings": self.lift @ torch.linalg.inv(rows),  # (feature, latent)
-            "z": batch.x @ unmixing.mT,  # (rows, latent)
+            "loadings": self.lift.double() @ torch.linalg.inv(rows),  # (feature, latent)
+            "z": batch.x.double() @ unmixing.mT,  # (rows, latent)
         }
-        return out | ({"env_weight": per_env.weight} if self.config["intervention"] == "soft" else {})
+        if self.config["intervention"] == "soft":
+            out["env_weight"] = per_env.weight  # (env, parent, child)
+        return {name: value.to(self.root.dtype) for name, value in out.items()}
 
     def _sem(self, sites: dict[str, Tensor]) -> sem.LinearSEM:
         """The structural equations of every environment, (env, ...)."""
-        if "env_weight" in sites:
-            weight = sites["env_weight"]
-        else:
-            weight = sites["weight"] * (1 - self.target)[:, None, :]
+        weight = sites.get("env_weight", sites["weight"] * (1 - self.target)[:, None, :])
         return sem.LinearSEM(weight, sites["intercept"], sites["noise"])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
@@ -372,7 +379,7 @@ class _Marginal(TorchDistribution):
     deviations 1, intercepts 0.
     """
 
-    arg_constraints: dict = {}  # noqa: RUF012  (torch's own form)
+    arg_constraints: dict = {}
     support = constraints.independent(constraints.real, 2)
 
     def __init__(self, program: LinearSEMLin, rows: Tensor, length: int, validate_args: bool | None = None) -> None:
@@ -383,7 +390,7 @@ class _Marginal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.program._objective(self.rows)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         program, d = self.program, self.rows.shape[-1]
         prior = graphs.log_edge_prior(d, program.config["edge_probability"], self.rows.device)
         _, graph = graphs.sample_dags(prior.to(self.rows.dtype))

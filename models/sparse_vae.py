@@ -5,13 +5,18 @@
     x_ij    ~ N(f_j(m_j * z_i), v_j)                           (data, feature)   or, for counts,
     x_ij    ~ NegativeBinomial(s_i exp(f_j(m_j * z_i)), r_j)
     f_j     = head_j . trunk(m_j * z)                          decoder="nonlinear": one trunk, a head per feature
-    f_j     = a_j[batch_i] + sum_k m_jk w_jk z_k,  w_jk ~ N(0, tau^2)         decoder="linear"
+    f_j     = a_j[batch_i] + sum_k m_jk w_jk z_k,  w_jk ~ N(0, slab^2)        decoder="linear"
 
 A latent on which fewer than two features load is switched off: it could not be told from noise. v_j has an inverse
 gamma prior scaled by the columns' spread, R an LKJ prior; s_i is the size factor. The guide is q(z | x) =
-N(mu(x), L(x) L(x)^T), independent Bernoulli gates with straight-through gradients, log-normal v_j, and normal w_jk
-where the gate is open. With a nonlinear decoder the gates stay at their more probable value for the last part of a
-fit, so that the decoder settles, and end at the optimum of coordinate ascent given the rest (`finish`).
+N(mu(x), L(x) L(x)^T), independent Bernoulli gates with straight-through gradients, log-normal v_j, and normal w_jk,
+which only count where the gate is open. With a nonlinear decoder the gates stay at their more probable value for the
+last part of a fit, so that the decoder settles. Gates end at the optimum of coordinate ascent (`finish`).
+
+With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
+`smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
+(Miller & Dunson 2019) to that of alpha = 2 log(2 features) / rho^2 rows, in which a loading rho earns as much as the
+prior asks of a column's first entry. By default rho = .25 for counts, and off otherwise.
 
 *Identified:* latents up to permutation and a monotone map of each, the mask up to permutation, if every latent has
 two anchors (features that load on it alone). Latents may be correlated. `sparse=False` fixes all gates open: with a
@@ -28,6 +33,8 @@ reads off the data (`anchors.loadings_pattern`), each on its own subsample.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -36,10 +43,11 @@ import torch
 from pyro.distributions import InverseGamma, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, anchors, run
-from pyrocrl.dists import Gate, MultivariateNormal, NegativeBinomial, Normal
+from pyrocrl.dists import Gate, MultivariateNormal, NegativeBinomial, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.guides import GateBlock, LogNormalBlock, NormalBlock
 from pyrocrl.nets import MLP, MaskedDecoder
@@ -56,14 +64,14 @@ FINISH_ROWS, FINISH_DRAWS = 2_000, 8
 class BetaBernoulliColumns(TorchDistribution):
     """(feature, latent) gates m_jk ~ Bernoulli(theta_k) with theta_k ~ Beta(1, b) integrated out."""
 
-    arg_constraints = {"b": constraints.positive}  # noqa: RUF012  (torch's own form)
+    arg_constraints = {"b": constraints.positive}
     support = constraints.independent(constraints.boolean, 2)
 
     def __init__(self, b: Tensor, features: int, latents: int, validate_args: bool | None = None) -> None:
         self.b = b
         super().__init__(torch.Size(), torch.Size((features, latents)), validate_args=validate_args)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.event_shape
         uniform = torch.rand(*shape[:-2], 1, shape[-1], dtype=self.b.dtype, device=self.b.device)
         theta = 1.0 - uniform ** (1.0 / self.b)
@@ -93,6 +101,17 @@ class Encoder(nn.Module):
         else:
             tril = torch.diag_embed(_positive(raw))
         return self.linear(x) + out[..., : self.latents], tril
+
+    def start(self, scores: Tensor, precision: Tensor) -> None:
+        """Begin at a factor analysis: mean = scores @ x, the sds of its posterior, and a net that adds nothing yet."""
+        self.linear.weight.copy_(scores)
+        self.linear.bias.zero_()
+        last = self.net[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+        sd = torch.linalg.inv(precision).diagonal().clamp_min(1e-6).sqrt()
+        if not self.full:
+            last.bias[self.latents :] = (sd.expm1().log() - math.log(math.expm1(0.4))).to(last.bias)
 
 
 class SparseVAE(Program):
@@ -126,15 +145,15 @@ class SparseVAE(Program):
         status="stable",
     )
     recipe = Recipe(
-        epochs=400,
+        epochs=450,
         batch_size=100,
-        lr=5e-3,
+        lr=1e-2,
         lr_end=0.01,
         lr_scale={"gate": 2.0},
         betas=(0.9, 0.99),
         kl_warmup=0.0,
         temperature=(1.0, 0.1),
-        temperature_span=0.6,
+        temperature_span=0.2,
         clip=5.0,
         patience=None,
     )
@@ -142,11 +161,28 @@ class SparseVAE(Program):
         "z": Site(("data", "latent"), {"latent": "point"}),
         "gate": Site(("feature", "latent"), discrete=True),
         "mask": Site(("feature", "latent"), discrete=True),
-        "weight": Site(("feature", "latent"), {"latent": -1}),
+        "slope": Site(("feature", "latent"), {"latent": -1}),
+        "loadings": Site(("feature", "latent"), {"latent": -1}),
         "variance": Site(("feature",)),
     }
+    linear_recipe = dataclasses.replace(
+        recipe,
+        epochs=50,
+        least_steps=800,
+        batch_size=512,
+        lr=3e-3,
+        lr_hold=0.7,
+        lr_end=0.02,
+        lr_scale={"gate": 16.0, "slope": 7.0, "raw_dispersion": 7.0, "offset": 7.0, "variance": 7.0},
+        kl_warmup=0.07,
+        temperature=(1.0, 0.5),
+        temperature_span=0.2,
+        clip=20.0,
+        keep="last",  # predictions lose a little while gates close
+    )
     centre: Tensor
     spread: Tensor
+    size_unit: Tensor
     finished: Tensor
 
     def __init__(
@@ -158,6 +194,7 @@ class SparseVAE(Program):
         sparse: bool = True,
         correlated: bool | None = None,
         inclusion: float | None = None,
+        smallest_loading: float | None = None,
         batches: int = 1,
         hidden: int = 50,
     ) -> None:
@@ -165,6 +202,8 @@ class SparseVAE(Program):
 
         inclusion: prior mean 1 / (1 + b) of a gate; None = 1e-4 (about log(data) per decoder weight that an open gate
         brings into use) for a nonlinear decoder, 1 / (1 + features) for a linear one.
+        smallest_loading: the standardised size from which loadings are of interest; None = .25 for counts with a linear
+        decoder, 0 (any size that the data show) otherwise.
         """
         super().__init__()
         check_sizes(features, latents)
@@ -178,9 +217,15 @@ class SparseVAE(Program):
         if not 0 < inclusion < 1:
             reject("inclusion", inclusion, "a probability between 0 and 1")
         self.b = 1.0 / inclusion - 1.0
+        smallest = (0.25 if self.counts and self.linear else 0.0) if smallest_loading is None else smallest_loading
+        if not 0 <= smallest < 1:
+            reject("smallest_loading", smallest, "a standardised loading from 0 to 1")
+        self.coarse_rows = 2 * math.log(2 * features) / smallest**2 if smallest else math.inf  # alpha
         self.encoder = Encoder(features, latents, hidden, full=not (self.linear and sparse))
         if self.linear:
-            self.weight = NormalBlock(features, latents, scale=0.05, jitter=0.3)
+            self.recipe = self.linear_recipe
+            self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
+            self.slab = 0.5 if self.counts else 1.0  # of log rates or of standardised features
         else:
             self.decoder = MaskedDecoder(features, latents, (hidden, hidden), "silu")
         if sparse:
@@ -190,37 +235,62 @@ class SparseVAE(Program):
         self.raw_dispersion = nn.Parameter(torch.full((features,), 3.0), requires_grad=self.counts)
         self.offset = nn.Parameter(torch.zeros(batches, features), requires_grad=self.counts)
         self.raw_correlation = nn.Parameter(torch.zeros(latents, latents), requires_grad=self.correlated)
-        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("centre", torch.zeros(batches, features))  # of x, or of log(1 + x / s)
+        self.register_buffer("size_unit", torch.ones(()))
         self.register_buffer("spread", torch.ones(features))
         self.register_buffer("finished", torch.zeros(()))  # 1 once `finish` has set the gates' probabilities
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
         batch = data.tensors(dtype=self.centre.dtype)
+        self.size_unit.copy_(batch.size_factor.mean())
         seen = self._seen(batch)
-        spread = seen.std(0)
-        self.centre.copy_(seen.mean(0))
-        self.spread.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
-        if self.counts:
-            for group in range(len(self.offset)):
-                rows = batch.group == group
-                rate = (batch.x[rows].sum(0) + 0.5) / batch.size_factor[rows].sum().clamp_min(1e-8)
+        for group in range(len(self.centre)):
+            rows = batch.group == group
+            self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
+            if self.counts:
+                rate = (batch.x[rows].sum(0) + 0.5) / self._size(batch)[rows].sum().clamp_min(1.0)
                 self.offset[group] = rate.log()
-        else:
+        spread = (seen - self.centre[batch.group]).std(0)
+        self.spread.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
+        if not self.counts:
             self.variance.loc.copy_(2.0 * self.spread.log())
-        if self.sparse and data.rows >= LEAST_ROWS:
+        if not self.sparse or data.rows < LEAST_ROWS:
+            return
+        scaled = self._scaled(batch)
+        if self.linear:
+            self._start_linear(batch, scaled, generator)
+        else:
             pick = torch.randperm(data.rows, generator=generator)[: min(START_ROWS, int(0.8 * data.rows))]
             pattern = anchors.loadings_pattern(seen[pick].double().numpy(), self.config["latents"])
             self.gate.logits.copy_(torch.where(torch.from_numpy(pattern), OPEN, SHUT))
 
+    def _start_linear(self, batch: Batch, scaled: Tensor, generator: torch.Generator) -> None:
+        """Varimax factors of a bootstrap of the rows: loadings, gates by their size, and the encoder's regression."""
+        pick = torch.randint(len(scaled), (len(scaled),), generator=generator)
+        loadings, scores, precision = anchors.varimax(scaled[pick].double().numpy(), self.config["latents"])
+        weight = torch.as_tensor(loadings).to(scaled)  # (feature, latent)
+        self.encoder.start(torch.as_tensor(scores).to(scaled), torch.as_tensor(precision).to(scaled))
+        slope = weight
+        if self.counts:  # Stein: Cov(x_j, z_k) = w_jk E[x_j] where log-means are linear in a Gaussian z
+            z = scaled[pick] @ torch.as_tensor(scores).to(scaled).mT
+            expected = (self._size(batch)[:, None] * self.offset.exp()[batch.group])[pick]
+            slope = ((batch.x[pick] - expected).mT @ z) / expected.sum(0)[:, None] / z.var(0)
+        self.slope.loc.copy_(slope.clamp(-3 * self.slab, 3 * self.slab))
+        self.gate.logits.copy_((3.0 * (weight.abs() / 0.25 - 1.0)).clamp(-1.5, 1.5))
+
     def model(self, batch: Batch) -> None:
         zero = batch.x.new_zeros(self.config["latents"])
-        mask = weight = None
-        if self.sparse:
-            mask = anchored(pyro.sample("gate", self._gate_prior(batch)))  # (feature, latent)
-        if self.linear:
-            slab = Normal(torch.zeros_like(self.weight.loc), 1.0)
-            weight = pyro.sample("weight", slab.to_event(2))  # (feature, latent)
+        mask = slope = None
+        with self._coarsened(batch):
+            if self.sparse:
+                gate = pyro.sample("gate", self._gate_prior(batch))  # (feature, latent)
+                mask = anchored(gate)
+            if self.linear:
+                slab = Normal(torch.zeros_like(self.slope.loc), self.slab)
+                if self.sparse:
+                    slab = PseudoPrior(gate, slab, self.slope())
+                slope = pyro.sample("slope", slab.to_event(2))  # (feature, latent)
         if not self.counts:
             prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.spread.square())
             variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
@@ -233,20 +303,18 @@ class SparseVAE(Program):
                 else Normal(zero, zero + 1).to_event(1)
             )
             z = pyro.sample("z", prior_z)  # (rows, latent)
-            mean = self._mean(z, mask, weight, batch)  # (rows, feature)
+            mean = self._mean(z, mask, slope, batch)  # (rows, feature)
             likelihood = (
                 NegativeBinomial(mean, softplus(self.raw_dispersion)) if self.counts else Normal(mean, variance.sqrt())
             )
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
-        if self.sparse:
-            gate = pyro.sample("gate", Gate(self._gate_logits(batch), batch.temperature).to_event(2))
-        if self.linear:
-            q = self.weight()
-            if self.sparse:  # the slab itself where the gate is shut
-                q = Normal(gate * q.loc, gate * q.scale + (1 - gate))
-            pyro.sample("weight", q.to_event(2))
+        with self._coarsened(batch):
+            if self.sparse:
+                pyro.sample("gate", Gate(self._gate_logits(batch), batch.temperature).to_event(2))
+            if self.linear:
+                pyro.sample("slope", self.slope().to_event(2))
         if not self.counts:
             pyro.sample("variance", self.variance().to_event(1))
         with self.rows(batch):
@@ -259,10 +327,12 @@ class SparseVAE(Program):
         Only x_j depends on row j of the mask, so one decoder pass per latent and state gives all gates. A gate counts
         with its latent in use; those of latents out of use keep their prior odds.
         """
-        if not self.sparse or self.linear:
+        if not self.sparse:
             return
         rows = torch.randperm(data.rows, generator=generator)[:FINISH_ROWS]
         batch = data.rows_at(rows.numpy()).tensors(self.centre.device, self.centre.dtype)
+        self.gate.logits.copy_(self._log_odds())
+        self.finished.fill_(1.0)
         mask = anchored(self._open())  # (feature, latent)
         loc, tril = self.encoder(self._scaled(batch))
         gain = torch.zeros_like(mask)
@@ -272,16 +342,17 @@ class SparseVAE(Program):
                 shut, opened = mask.clone(), mask.clone()
                 shut[:, k], opened[:, k] = 0.0, 1.0
                 gain[:, k] += self._feature_fit(z, opened, batch) - self._feature_fit(z, shut, batch)
-        gain *= data.rows / len(batch) / FINISH_DRAWS
+        gain *= min(data.rows, self.coarse_rows) / len(batch) / FINISH_DRAWS
+        if self.linear:
+            gain -= kl_divergence(self.slope(), Normal(torch.zeros_like(mask), self.slab))
         gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
         others = mask.sum(0) - mask
         prior = (1.0 + others).log() - (self.b + mask.shape[0] - 1 - others).log()
         self.gate.logits.copy_((gain + prior).clamp(-SURE, SURE))
-        self.finished.fill_(1.0)
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         mask = anchored(self._open()) if self.sparse else None
-        return self._mean(z, mask, self.weight.loc if self.linear else None, batch)
+        return self._mean(z, mask, self.slope.loc if self.linear else None, batch)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -294,10 +365,13 @@ class SparseVAE(Program):
         if not self.sparse:
             return None
         in_use = (anchored(self._open()).sum(0) > 0).to(self.centre.dtype)
-        return self.gate.probabilities * in_use
+        return self._log_odds().sigmoid() * in_use
 
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"mask": anchored(sites["gate"])} if self.sparse else {}
+        out = {"mask": anchored(sites["gate"])} if self.sparse else {}
+        if self.linear:
+            out["loadings"] = sites["slope"] * out.get("mask", 1.0)
+        return out
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -307,12 +381,24 @@ class SparseVAE(Program):
     def _gate_logits(self, batch: Batch) -> Tensor:
         """The gates' log odds; with a nonlinear decoder settled for the last part of the fit, until `finish`."""
         if self.linear:
-            return self.gate.logits
+            return self._log_odds()
         settled = (batch.progress >= self.recipe.temperature_span) & (self.finished < 0.5)
         return torch.where(settled, SURE * self.gate.logits.sign(), self.gate.logits)
 
+    def _log_odds(self) -> Tensor:
+        """(feature, latent); bounded to (-6, 4) while a linear decoder is trained: a gate beyond gets no gradient."""
+        raw = self.gate.logits
+        return torch.where(self.finished > 0.5, raw, 5.0 * torch.tanh((raw + 1.0) / 5.0) - 1.0) if self.linear else raw
+
+    def _coarsened(self, batch: Batch) -> Any:
+        """Count the mask and slopes as if there were `coarse_rows` rows, with full weight from .4 of the fit on."""
+        if not self.linear or not self.sparse:
+            return contextlib.nullcontext()
+        ramp = (batch.progress / 0.4).clamp(1e-3, 1.0)
+        return pyro.poutine.scale(scale=ramp * max(1.0, batch.total / self.coarse_rows))
+
     def _open(self) -> Tensor:
-        return (self.gate.logits > 0).to(self.gate.logits.dtype)
+        return (self._log_odds() > 0).to(self.gate.logits.dtype)
 
     def _correlation_tril(self) -> Tensor:
         """(latent, latent) Cholesky factor of R: rows of unit length."""
@@ -321,29 +407,33 @@ class SparseVAE(Program):
         tril = self.raw_correlation.tril(-1) + eye
         return tril / tril.norm(dim=-1, keepdim=True)
 
-    def _mean(self, z: Tensor, mask: Tensor | None, weight: Tensor | None, batch: Batch) -> Tensor:
+    def _mean(self, z: Tensor, mask: Tensor | None, slope: Tensor | None, batch: Batch) -> Tensor:
         """(rows, feature) mean of x."""
         if self.linear:
-            assert weight is not None
-            out = z @ (weight if mask is None else mask * weight).mT
+            assert slope is not None
+            out = z @ (slope if mask is None else mask * slope).mT
         else:
             out = self.decoder(z, torch.ones_like(self.decoder.head[:, : z.shape[-1]]) if mask is None else mask)
         if self.counts:
-            return batch.size_factor[:, None] * (self.offset[batch.group] + out).clamp(max=15.0).exp()
-        return self.centre + self.spread * out
+            return self._size(batch)[:, None] * (self.offset[batch.group] + out).clamp(max=15.0).exp()
+        return self.centre[batch.group] + self.spread * out
 
     def _feature_fit(self, z: Tensor, mask: Tensor, batch: Batch) -> Tensor:
         """(feature,) log-likelihood of the batch's rows."""
-        mean = self._mean(z, mask, None, batch)
+        mean = self._mean(z, mask, self.slope.loc if self.linear else None, batch)
         if self.counts:
             return NegativeBinomial(mean, softplus(self.raw_dispersion)).log_prob(batch.x).sum(0)
         return Normal(mean, (0.5 * self.variance.loc).exp()).log_prob(batch.x).sum(0)
 
     def _seen(self, batch: Batch) -> Tensor:
-        return torch.log1p(batch.x / batch.size_factor[:, None]) if self.counts else batch.x
+        return torch.log1p(batch.x / self._size(batch)[:, None]) if self.counts else batch.x
+
+    def _size(self, batch: Batch) -> Tensor:
+        """(rows,) size factors, 1 on average over the rows of the fit."""
+        return batch.size_factor / self.size_unit
 
     def _scaled(self, batch: Batch) -> Tensor:
-        return (self._seen(batch) - self.centre) / self.spread
+        return (self._seen(batch) - self.centre[batch.group]) / self.spread
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SparseVAE, Data]:

@@ -1,4 +1,6 @@
-"""Which features depend on which factor, read off the data: the anchor argument of Moran et al. (2022) as an estimator.
+"""Where chains of sparse models may start: which features depend on which factor, read off the data.
+
+The anchor argument of Moran et al. (2022) as an estimator, and varimax for linear decoders.
 
 Two anchors of one factor are functions of each other up to noise, so anchors show as groups of features with high
 maximal correlation. A feature loads on a further factor if that factor's group explains much of what its own group
@@ -93,3 +95,19 @@ def _error(scores: Floats, group: NDArray[np.int64], chosen: list[int], j: int) 
         leverage = (vectors**2) @ shrink
         errors.append(np.mean(((target - vectors @ (shrink * projected)) / (1.0 - leverage)) ** 2))
     return float(min(errors))
+
+
+def varimax(x: Floats, latents: int) -> tuple[Floats, Floats, Floats]:
+    """Factor analysis of standardised x (data, feature), rotated by varimax: (loadings, scores, precision).
+
+    loadings (feature, latent), each column signed so that its large entries are positive; scores (latent, feature),
+    the regression of z on x; precision (latent, latent) of z given x.
+    """
+    from sklearn.decomposition import FactorAnalysis
+
+    found = FactorAnalysis(latents, rotation="varimax", max_iter=200, tol=1e-3, random_state=0).fit(x)
+    loadings = found.components_.T * np.where((found.components_**3).sum(1) < 0, -1.0, 1.0)
+    noise = np.maximum(found.noise_variance_, 1e-3)
+    weighted = loadings / noise[:, None]
+    precision = np.eye(latents) + loadings.T @ weighted
+    return loadings, np.linalg.solve(precision, weighted.T), precision

@@ -93,12 +93,15 @@ class Claim:
             reject("Claim.up_to of graph", self.up_to, f"one of {', '.join(GRAPH_GROUPS)}")
         Group.of([name for name in self.up_to if name in LATENT_GROUPS])  # refuses what cannot be combined
 
+    def head(self) -> str:
+        """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
+        names = [name for name in self.up_to if name != "exact"]
+        return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
+
     def sentence(self) -> str:
         """The claim in words: "latents up to permutation, sign and scale, if ...; ..."."""
-        names = [name for name in self.up_to if name != "exact"]
         conditions = [*self.given, *(CONDITIONS[need] for need in self.needs)]
-        head = f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
-        return f"{head}, if {'; '.join(conditions)}" if conditions else head
+        return f"{self.head()}, if {'; '.join(conditions)}" if conditions else self.head()
 
 
 @dataclass(frozen=True)

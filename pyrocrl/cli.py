@@ -305,7 +305,7 @@ def _fit(
     import pyrocrl
 
     from . import io
-    from .infer.fit import resolve_device
+    from .infer.fit import _recipe, resolve_device
     from .reproduce import provenance, score_table
 
     if draws < 1:
@@ -323,9 +323,10 @@ def _fit(
     print(rows)
     found = _finished(out, program, rows, seed) if resume else None
     if found is None:
-        if not resume and out.is_dir():
-            for name in RESULTS:
-                (out / name).unlink(missing_ok=True)
+        _recipe(program, None, chains, epochs, {})  # refuses before anything is removed
+        stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
+        for path in [*stale, *out.glob("*.part")]:
+            path.unlink(missing_ok=True)
         found = pyrocrl.fit(program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume)
     print(found)
     tree = found.posterior(draws, rows, seed=seed)

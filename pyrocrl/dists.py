@@ -89,6 +89,31 @@ class Gate(TorchDistribution):
         return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
 
 
+class PseudoPrior(TorchDistribution):
+    """A slab where a gate is open and a pseudo-prior where it is shut (Carlin & Chib 1995).
+
+    A shut gate makes the value irrelevant, so its prior there may be anything; with the guide's own density as the
+    pseudo-prior, shut entries cost nothing and the cost of opening one is linear in the gate.
+    """
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(self, gate: Tensor, slab: Any, pseudo: Any, validate_args: bool | None = None) -> None:
+        self.gate, self.slab, self.pseudo = gate, slab, pseudo
+        super().__init__(gate.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PseudoPrior:
+        parts = (self.slab.expand(batch_shape), self.pseudo.expand(batch_shape))
+        return PseudoPrior(self.gate.expand(batch_shape), *parts)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.where(self.gate > 0.5, self.slab.sample(sample_shape), self.pseudo.sample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.gate * self.slab.log_prob(value) + (1 - self.gate) * self.pseudo.log_prob(value)
+
+
 class NegativeBinomial(TorchDistribution):
     """Counts with a mean and a dispersion r: variance mean + mean^2 / r."""
 

@@ -8,7 +8,7 @@ an integer whose bit i says whether node i is in it; a *score table* has the sha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import permutations, product
 from typing import NamedTuple
@@ -146,12 +146,12 @@ def _subsets(d: int, device: torch.device) -> _Subsets:
     for s in range(1, d + 1):
         node = np.array([np.flatnonzero(member[x]) for x in by_size[s]])  # (sets, s)
         without = by_size[s][:, None] ^ (1 << node)
-        levels.append((within[without], node, without))
-    tensors = [tuple(torch.as_tensor(t, device=device) for t in level) for level in levels]
+        place, child, rest = (torch.as_tensor(t, device=device) for t in (within[without], node, without))
+        levels.append((place, child, rest))
     return _Subsets(
         torch.as_tensor(member.astype(bool), device=device),
         torch.as_tensor(size, device=device),
-        tensors,  # type: ignore[arg-type]
+        levels,
         torch.as_tensor(np.argsort(np.concatenate(by_size)), device=device),
     )
 
@@ -256,10 +256,10 @@ def sample_dags(scores: Tensor) -> tuple[Tensor, Tensor]:
         return (logits - (-uniform.log()).log()).argmax(-1)
 
     order, parents = _walk_back(tables, draw)
-    return order, sample_graph(parents, order)
+    return order, _place(parents, order)
 
 
-def sample_graph(parents: Tensor, order: Tensor) -> Tensor:
+def _place(parents: Tensor, order: Tensor) -> Tensor:
     """Put the parent sets of an order's nodes, (..., d) as integers, into (..., parent, child)."""
     d = order.shape[-1]
     nodes = torch.arange(d, device=order.device)
@@ -268,7 +268,7 @@ def sample_graph(parents: Tensor, order: Tensor) -> Tensor:
     return (bits[..., :, :, None].bool() & at[..., :, None, :]).any(-3)
 
 
-def _walk_back(tables: OrderTables, choose) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _walk_back(tables: OrderTables, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """From the full set back to the empty one: choose the last node, then its parents."""
     d = tables.scores.shape[-2]
     member = members(d, tables.scores.device)

@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def read_targets(targets: Targets) -> dict[str, tuple[int, ...]] | None:
         reject("targets", f"a {type(targets).__name__}", "a mapping environment -> latents, or the path of a file")
     out: dict[str, tuple[int, ...]] = {}
     for env, latents in targets.items():
-        several = [latents] if np.isscalar(latents) else list(latents)  # type: ignore[arg-type]
+        several: list[Any] = [latents] if np.isscalar(latents) else list(latents)  # type: ignore[arg-type]
         for k in several:
             if isinstance(k, bool) or not isinstance(k, int | np.integer):
                 reject("targets", f"{k!r} for environment {str(env)!r}", "positions of latents, 0, 1, ...")
@@ -241,14 +241,14 @@ def write(data: Data, path: str | Path) -> Path:
     if path.suffix != ".npz":
         reject("path", f"{str(path)!r}", "a file ending in .npz")
     x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, Any] = {
         "x": x,
         "env": data.env_labels(),
         "feature_names": np.asarray(data.feature_names),
         "counts": np.asarray(data.counts),
     }
     if data.targets is not None:
-        arrays["targets"] = np.asarray(json.dumps({e: list(k) for e, k in data.targets.items()}))
+        arrays["targets"] = np.asarray(_json_text(data.targets))
     if data.control is not None:
         arrays["control"] = np.asarray(data.control)
     if data.size_factor is not None:
@@ -258,11 +258,9 @@ def write(data: Data, path: str | Path) -> Path:
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
     for key, value in data.truth.items():
-        if isinstance(value, Mapping):
-            value = json.dumps({str(e): list(k) for e, k in value.items()})
-        arrays[f"truth_{key}"] = np.asarray(value)
+        arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
     with replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
     return path
 
 
@@ -286,7 +284,7 @@ def _read_npz(
     for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
         if given is not None and column not in arrays:
             reject(argument, f"no array {column!r} in {path.name}", f"one of {_some(sorted(arrays))}")
-    truth = {key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")}
+    truth: dict[str, Any] = {key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")}
     known = {"x", "aux", "feature_names", "targets", "control", "counts", *columns.values()}
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
@@ -295,7 +293,7 @@ def _read_npz(
     if targets is None and "targets" in arrays:
         targets = _json_targets(arrays["targets"], "targets", path)
     if "targets" in truth:
-        truth["targets"] = _json_targets(truth["targets"], "truth_targets", path)  # type: ignore[assignment]
+        truth["targets"] = _json_targets(truth["targets"], "truth_targets", path)
     if control is None and "control" in arrays:
         control = str(arrays["control"])
     if counts is None and "counts" in arrays:
@@ -314,6 +312,10 @@ def _read_npz(
         truth=truth,
         name=name,
     )
+
+
+def _json_text(targets: Mapping[Any, Sequence[int]]) -> str:
+    return json.dumps({str(env): list(latents) for env, latents in targets.items()})
 
 
 def _json_targets(value: np.ndarray, argument: str, path: Path) -> dict[str, tuple[int, ...]]:
@@ -453,8 +455,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         reject("path", f"{str(path)!r} ({error.strerror or error})", "a place that can be written")
     finally:
-        if not part.is_dir():
-            part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_json(value: Any, path: str | Path) -> Path:

@@ -135,13 +135,20 @@ def loadings(tree: xr.DataTree) -> xr.DataArray:
     )
 
 
+def ranking(strength: ArrayLike, loading: ArrayLike) -> NDArray[np.int64]:
+    """Positions of features by decreasing probability; those within a hundredth by the size of their loading."""
+    p, size = np.asarray(strength, dtype=np.float64), np.abs(np.asarray(loading, dtype=np.float64))
+    return np.lexsort((-size, -np.round(p, 2)))
+
+
 def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
     """How each environment moves the latents' posterior means away from the `reference` environment.
 
     shift (env, latent): difference of means in standard deviations of the reference; spread (env, latent): ratio
     of standard deviations; auroc (env, latent): the probability that a row of the environment lies above one of
-    the reference; rows (env,). `reference`: a name; None = "observational", "control" or "non-targeting" where there is one, otherwise an environment is compared
-    with all other rows. The attribute `reference` says which; NaN where there is nothing to compare with.
+    the reference; rows (env,). `reference`: a name; None = "observational", "control" or "non-targeting" where
+    there is one, otherwise an environment is compared with all other rows. The attribute `reference` says which;
+    NaN where there is nothing to compare with.
     """
     z = latent_means(tree)
     labels, names = _environments(tree)
@@ -187,7 +194,8 @@ def mask(tree: xr.DataTree, top: int = 5) -> Figure:
     pip = inclusion(tree)
     if pip is None:
         reject("tree", "no mask in its posterior", "the tree of a model with a mask")
-    sign = np.where(loadings(tree).to_numpy() < 0, -1.0, 1.0)
+    loading = loadings(tree).to_numpy()
+    sign = np.where(loading < 0, -1.0, 1.0)
     p, features, latents = pip.to_numpy(), _labels(pip, "feature"), _labels(pip, "latent")
     owner = p.argmax(1)
     order = np.lexsort((-(p * sign)[np.arange(len(p)), owner], owner))
@@ -220,7 +228,7 @@ def mask(tree: xr.DataTree, top: int = 5) -> Figure:
     right.set_title(f"Top features by PIP (above {PRESENT})")
     places = np.linspace(0, len(shown) - 1, 2 * len(latents) + 1)[1::2]
     for k, (name, place) in enumerate(zip(latents, places, strict=True)):
-        best = [j for j in np.argsort(-p[:, k], kind="stable") if p[j, k] > PRESENT]
+        best = [j for j in ranking(p[:, k], loading[:, k]) if p[j, k] > PRESENT]
         words = [(f"{name}:", INK)]
         words += [
             (f"{'−' if sign[j, k] < 0 else '+'}{features[j]}", RED if sign[j, k] < 0 else BLUE) for j in best[:top]

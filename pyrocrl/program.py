@@ -6,6 +6,7 @@ To write a variant, copy a file of `models/` and change it; nothing is registere
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -27,8 +28,8 @@ PLATES = ("data", "env", "feature", "latent", "edge")
 class Recipe:
     """How a program is fitted unless the user says otherwise.
 
-    epochs: passes over the training rows. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
-    cosine to lr * lr_end; lr_scale multiplies it for parameters whose names start with a key. kl_warmup: fraction
+    epochs: passes over the training rows, raised so that small data get `least_steps` steps. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
+    cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale multiplies it for parameters whose names start with a key. kl_warmup: fraction
     of the epochs over which the KL weight rises from 0 to 1. temperature: of relaxed gates, from first to second,
     geometrically over `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction
     of each environment's rows kept for the held-out objective, looked at every `check_every` epochs; a fit ends
@@ -38,9 +39,11 @@ class Recipe:
     """
 
     epochs: int = 200
+    least_steps: int = 0
     batch_size: int | None = 256
     lr: float = 3e-3
     lr_end: float = 0.05
+    lr_hold: float = 0.0
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.999)
     kl_warmup: float = 0.3
@@ -61,6 +64,10 @@ class Recipe:
         start, end = self.temperature
         part = 1.0 if self.temperature_span <= 0 else min(1.0, progress / self.temperature_span)
         return float(start * (end / start) ** part)
+
+    def lr_at(self, progress: float) -> float:
+        part = max(0.0, progress - self.lr_hold) / max(1e-9, 1.0 - self.lr_hold)
+        return self.lr * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * part)))
 
     def annealed_after(self) -> float:
         """Progress from which the objective is the final one; only later states may be kept as the best."""

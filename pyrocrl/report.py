@@ -58,7 +58,9 @@ SCORES = {
     "dci_informativeness": "Informativeness (DCI)",
     "linear_r2": "R² of linear unmixing (near 1: an easy setting)",
     "mask_f1": "Mask F1",
-    "mask_hamming": "Mask entries wrong, share",
+    "mask_precision": "Mask precision",
+    "mask_recall": "Mask recall",
+    "mask_hamming": "Mask entries wrong",
     "surplus_pip": "Highest inclusion probability of a surplus latent",
     "shd": "Edges wrong (SHD)",
     "skeleton_errors": "Adjacencies wrong",
@@ -201,12 +203,12 @@ def _programmes(tree: xr.DataTree, reference: str | None) -> dict[str, Any]:
     """Per latent its top features and the environments that move it most; latents not in use by name only."""
     pip, loading, moved = plots.inclusion(tree), plots.loadings(tree), plots.shifts(tree, reference)
     features = [str(f) for f in loading["feature"].to_numpy()]
-    strength = np.abs(loading.to_numpy()) if pip is None else pip.to_numpy()
+    values = loading.to_numpy()
+    strength = np.ones_like(values) if pip is None else pip.to_numpy()
     rows, unused = [], []
     for k, latent in enumerate(loading["latent"].to_numpy()):
-        order = np.argsort(-strength[:, k], kind="stable")
-        if pip is not None:
-            order = order[strength[order, k] > plots.PRESENT]
+        order = plots.ranking(strength[:, k], values[:, k])
+        order = order[strength[order, k] > plots.PRESENT]
         if not len(order):
             unused.append(str(latent))
             continue
@@ -214,7 +216,7 @@ def _programmes(tree: xr.DataTree, reference: str | None) -> dict[str, Any]:
             {
                 "name": features[j],
                 "pip": None if pip is None else float(strength[j, k]),
-                "loading": float(loading.to_numpy()[j, k]),
+                "loading": float(values[j, k]),
             }
             for j in order[:TOP_FEATURES]
         ]
@@ -370,7 +372,7 @@ def _number(value: Any) -> str:
 
 
 def _score(name: str, value: float | None) -> str:
-    counted = name == "shd" or name.endswith("_errors")
+    counted = name in ("shd", "mask_hamming") or name.endswith("_errors")
     return _number(value) if value is None or counted or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
 
 

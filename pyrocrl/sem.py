@@ -149,7 +149,8 @@ def mechanism_scores(unmixing: Tensor, data: Slices, prob: float, intervention: 
     """Score table (d, 2**d) of z = unmixing @ y for the sums over orders: prior and marginal likelihood."""
     d = unmixing.shape[-1]
     cov = unmixing @ data.cov @ unmixing.mT  # (slice, d, d)
-    scores = log_edge_prior(d, prob, unmixing.device) + regression_scores(cov[:d], data.count[:d], data.node[:d])
+    scores = log_edge_prior(d, prob, unmixing.device).to(cov.dtype)
+    scores = scores + regression_scores(cov[:d], data.count[:d], data.node[:d])
     if len(data.node) == d:
         return scores
     own = data.node[d:]
@@ -291,14 +292,14 @@ class Directions(TorchDistribution):
     (d - 1)-dimensional Cauchy distribution in u, whatever the basis.
     """
 
-    arg_constraints: dict = {}  # noqa: RUF012  (torch's own form)
+    arg_constraints: dict = {}
     support = constraints.real_vector
 
     def __init__(self, like: Tensor, d: int, validate_args: bool | None = None) -> None:
         self.like, self.d = like, d
         super().__init__(torch.Size(), torch.Size((d * (d - 1),)), validate_args=False)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = (*sample_shape, self.d, self.d)
         normal = torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
         return (normal[..., 1:] / normal[..., :1]).flatten(-2)
@@ -339,8 +340,8 @@ def score_difference_directions(change: Tensor) -> Tensor:
     D = d d^T - c c^T: d is the target's own row times 1 / its new deviation, c (a unit vector) the row of its old
     mechanism. D is a difference of scores (Gaussian scores are linear). With its extreme eigenpairs (a, v) and
     (-b, w), all such (d, c) are hyperbolic rotations by t of (sqrt(a) v, sqrt(b) w), and |c| = 1 fixes t up to
-    its sign: sinh^2 t = (1 - b) / (a + b). Squires et al. (2023) and Varici et al. (2024) use D's column space; the sign
-    is what acyclicity has to tell.
+    its sign: sinh^2 t = (1 - b) / (a + b). Squires et al. (2023) and Varici et al. (2024) use D's column space;
+    the sign is what acyclicity has to tell.
     """
     value, vector = torch.linalg.eigh(change)
     a, b = value[-1].clamp_min(0.0), (-value[0]).clamp(0.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,25 @@ def run(program: type[Program], seed: int = 0) -> Fit:
         print(f"  {name}: {value}")
     print(diagnose(result, data))
     return result
+
+
+def table() -> str:
+    """All models as a markdown table, made from their cards: what README shows."""
+    lines = ["| model | what it is | identifies | needs | status |", "|---|---|---|---|---|"]
+    for name in names():
+        card = get(name).card
+        claims = "; ".join(claim.head() for claim in card.claims) or "nothing (baseline)"
+        needs = "environments, targets " + " or ".join(card.targets) if card.needs_env else "–"
+        lines.append(f"| [`{name}`](models/{name}.py) | {card.summary} | {claims} | {needs} | {card.status} |")
+    return "\n".join(lines)
+
+
+def write_table(path: str | Path) -> None:
+    """Put `table()` between the markers of a README."""
+    path = Path(path)
+    head, rest = path.read_text().split("zoo.table() -->\n")
+    path.write_text(f"{head}zoo.table() -->\n{table()}\n<!-- /models -->{rest.split('<!-- /models -->')[1]}")
+
+
+if __name__ == "__main__":
+    write_table(sys.argv[1])

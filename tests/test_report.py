@@ -242,6 +242,17 @@ def test_baselines_stand_beside_their_score():
     assert rows["Correlation with the true latents (MCC)"] == ["0.980", "0.700", "0.800", ""]
 
 
+def test_an_environment_may_move_a_latent_by_its_spread_alone():
+    """A perfect intervention on a latent of mean 0 leaves the mean where it is."""
+    tree, *_ = make_tree()
+    narrow = (tree["constant_data"]["env"] == "env 2").to_numpy()[None, None, :]
+    z = tree["posterior"]["z"].values
+    z[..., 0] = np.where(narrow, 0.2, 1.0) * (z[..., 0] - z[..., 0].mean(2, keepdims=True))
+    tree["posterior"]["z"].values = z
+    first = report._programmes(tree, "non-targeting")["rows"][0]
+    assert [m["name"] for m in first["movers"]] == ["env 2"] and first["movers"][0]["spread"] < 0.4
+
+
 def test_reference_is_the_environment_without_targets():
     tree, labels, z = make_tree()
     fit = make_fit(labels, z)

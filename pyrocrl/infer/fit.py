@@ -102,7 +102,7 @@ def _recipe(
     if chains is not None:
         more["chains"] = chains
     if epochs is not None:
-        more["epochs"] = epochs
+        more |= {"epochs": epochs, "least_steps": 0}  # a number of epochs that is asked for is kept to
     recipe = dataclasses.replace(recipe or program.recipe, **more)
     for name, low in (("chains", 1), ("epochs", 1), ("batch_size", 1), ("check_every", 1)):
         value = getattr(recipe, name)
@@ -116,6 +116,13 @@ def _recipe(
     if not 0 < recipe.held_out < 1:
         reject("held_out", repr(recipe.held_out), "a fraction between 0 and 1")
     return recipe
+
+
+def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
+    """Steps that one epoch of `rows` training rows takes; one where the data enter as moments."""
+    if not program.uses_rows or recipe.batch_size is None:
+        return 1
+    return max(1, rows // min(recipe.batch_size, rows))
 
 
 def _check_writable(folder: Path) -> None:
@@ -134,11 +141,13 @@ class _Loop:
     def __init__(
         self, program: Program, data: Data, recipe: Recipe, seed: int, device: torch.device, path: Path | None
     ) -> None:
-        self.program, self.data, self.recipe, self.seed = program, data, recipe, seed
+        self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
         fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
         # a model that does not look at environments must not have its rows chosen by them either
         self.train, self.held = data.split(fraction, seed, by_env=program.card.needs_env)
+        self.steps = steps_per_epoch(program, recipe, self.train.rows)
+        self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
         self.started = time.perf_counter()
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0
@@ -206,9 +215,9 @@ class _Loop:
             # whole minibatches only: a short last one would be a noisier step than the others
             generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 11))
             order = torch.randperm(rows, generator=generator).to(self.device)
-            steps = max(1, rows // size)
         else:
-            order, steps = None, 1
+            order = None
+        steps = self.steps
         for step in range(steps):
             at = (self.epoch + step / steps) / recipe.epochs
             batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
@@ -223,9 +232,8 @@ class _Loop:
 
     def _step(self, batch: Batch, at: float) -> None:
         recipe = self.recipe
-        decay = recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * at))
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.lr * decay * group["scale"]
+            group["lr"] = recipe.lr_at(at) * group["scale"]
         value = self.chains.map(_negative_elbo, batch)
         gradients = list(torch.autograd.grad(value.sum(), list(self.trained.values()), allow_unused=True))
         gradients = [

@@ -1,0 +1,249 @@
+"""Kills, NaNs and damaged files: what is lost, what goes on, what is said."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrocrl
+from pyrocrl import Batch, Data, FitError, InputError, ModelCard, Program, Recipe, Site, cli, io
+from pyrocrl.dists import Normal
+from pyrocrl.infer import checkpoint
+
+ARGUMENTS = ["--latents", "2", "--chains", "2", "--epochs", "30", "--draws", "3", "--option", "hidden=8", "--quiet"]
+KILLED = """
+import os, signal, sys
+import pyrocrl
+from pyrocrl import cli
+whole = pyrocrl.fit
+def fit(*args, **kwargs):
+    return whole(*args, **kwargs, on_epoch=lambda epoch: epoch == 25 and os.kill(os.getpid(), signal.SIGKILL))
+pyrocrl.fit = fit
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Reports have tests of their own; here a file in their place saves most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyrocrl.report.write", lambda *arguments: arguments[-1].write_text("<html>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data file."""
+    data = pyrocrl.simulate.draw("moran2022", seed=100, rows=120)
+    return io.write(data, tmp_path_factory.mktemp("data") / "rows.npz")
+
+
+def command(rows: Path, out: Path, *more: str) -> list[str]:
+    return ["fit", "vae", "--data", str(rows), "--out", str(out), *ARGUMENTS, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fit that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main(command(rows, out)) == 0
+    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
+    return out
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    mine, theirs = (checkpoint.read(p / cli.CHECKPOINT)[0] for p in (a, b))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+    assert io.read_tree(a / cli.POSTERIOR).identical(io.read_tree(b / cli.POSTERIOR))
+    for name in (cli.SCORES, cli.VERDICT):
+        assert json.loads((a / name).read_text()) == json.loads((b / name).read_text())
+
+
+def test_a_killed_fit_is_resumed_to_the_same_result(
+    rows: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-c", KILLED, *command(rows, out)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert [p.name for p in out.iterdir()] == [cli.CHECKPOINT], "the last good checkpoint and nothing else"
+    assert checkpoint.read(out)[1]["epoch"] == 20
+    with pytest.raises(InputError, match="an interrupted fit"):
+        pyrocrl.load(out)
+    assert cli.main(["evaluate", str(out)]) == 2
+    assert "an unfinished fit" in capsys.readouterr().err
+    (out / "checkpoint.safetensors.1.part").write_bytes(b"half")  # as a kill in the middle of writing leaves it
+
+    other = command(rows, out, "--resume")
+    other[other.index("--latents") + 1] = "3"
+    assert cli.main(other) == 2
+    assert "resume: found a checkpoint with config" in capsys.readouterr().err
+    assert cli.main(command(rows, out, "--resume")) == 0
+    assert_same_result(out, whole)
+    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
+
+
+def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
+    rows: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "late"
+    out.mkdir()
+    (out / cli.CHECKPOINT).write_bytes((whole / cli.CHECKPOINT).read_bytes())
+    assert cli.main([*command(rows, out, "--resume"), "--seed", "1"]) == 2
+    assert "--resume: found a fit with another seed" in capsys.readouterr().err
+    assert cli.main(command(rows, out, "--resume")) == 0
+    assert_same_result(out, whole)
+    assert cli.main(command(rows, out, "--resume")) == 2
+    assert "--resume: found a finished fit" in capsys.readouterr().err
+
+
+# -- chains that fail --------------------------------------------------------------------------------------------
+
+
+class Poisoned(Program):
+    """A normal mean whose objective turns NaN, in the chains drawn for it, where the first mean passes `bound`."""
+
+    card = ModelCard(name="poisoned", title="Poisoned", family="test", summary="Fails in some chains.")
+    recipe = Recipe(epochs=40, batch_size=None, lr=0.2, kl_warmup=0.0, temperature_span=0.0, check_every=1)
+    sites = {"z": Site(("data", "latent"), {"latent": "point"})}
+    poisoned: Tensor
+
+    def __init__(self, features: int, latents: int = 1, share: float = 0.67, bound: float = -1.0) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.register_buffer("poisoned", torch.zeros(()))
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        self.poisoned.fill_(float(torch.rand((), generator=generator) < self.config["share"]))
+
+    def model(self, batch: Batch) -> None:
+        with self.rows(batch):
+            z = pyro.sample("z", Normal(batch.x.new_zeros(1), batch.x.new_ones(1)).to_event(1))
+            bad = (self.poisoned > 0) & (self.mean[0] > self.config["bound"])
+            mean = self.mean + 0 * z + torch.where(bad, torch.nan, 0.0)
+            pyro.sample("x", Normal(mean, torch.ones_like(self.mean), validate_args=False).to_event(1), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        with self.rows(batch):
+            zero = batch.x.new_zeros(len(batch), 1)
+            pyro.sample("z", Normal(zero, zero + 1).to_event(1))
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        return batch.x[:, :1] - self.mean[:1]
+
+
+@pytest.fixture
+def few() -> Data:
+    return Data(np.random.default_rng(0).standard_normal((60, 3)) + 2.0)
+
+
+def poisoned_chains(data: Data, share: float, chains: int = 4) -> list[int]:
+    fit = pyrocrl.fit(Poisoned(3, share=share, bound=99.0), data, chains, 1, progress=False)
+    return torch.nonzero(fit.chains.buffers["poisoned"]).flatten().tolist()
+
+
+def test_a_nan_retires_its_chain_and_the_others_finish(few: Data) -> None:
+    bad = poisoned_chains(few, 0.67)
+    assert 0 < len(bad) < 4
+    with pytest.warns(RuntimeWarning) as said:
+        fit = pyrocrl.fit(Poisoned(3), few, chains=4, progress=False)
+    assert [str(w.message) for w in said] == [f"chain {c}: non-finite objective, retired; it is left out" for c in bad]
+    assert fit.chains.count == 4 - len(bad) and not set(fit.kept) & set(bad)
+    assert torch.isfinite(fit.chains.params["mean"]).all()
+    np.testing.assert_allclose(
+        fit.chains.params["mean"].detach(), np.tile(few.x.mean(0), (fit.chains.count, 1)), atol=0.3
+    )
+    assert np.isfinite(fit.posterior(2, predictive=False)["posterior"]["z"]).all()
+
+
+def test_a_late_nan_keeps_the_chains_last_good_state(few: Data) -> None:
+    bad = poisoned_chains(few, 0.67)
+    with pytest.warns(RuntimeWarning, match="retired; its last good state is kept") as said:
+        fit = pyrocrl.fit(Poisoned(3, bound=1.0), few, chains=4, progress=False)
+    assert len(said) == len(bad) and fit.kept == [0, 1, 2, 3]
+    assert torch.isfinite(fit.chains.params["mean"]).all()
+
+
+def test_a_retired_chain_does_not_touch_the_others(few: Data) -> None:
+    bad = poisoned_chains(few, 0.67)
+    good = [c for c in range(4) if c not in bad]
+    with pytest.warns(RuntimeWarning):
+        ill = pyrocrl.fit(Poisoned(3), few, chains=4, progress=False)
+    well = pyrocrl.fit(Poisoned(3, bound=99.0), few, chains=4, progress=False)
+    torch.testing.assert_close(ill.chains.params["mean"], well.chains.params["mean"][good], rtol=0, atol=0)
+
+
+def test_a_fit_with_no_chain_left_fails_in_one_line(
+    rows: Path, tmp_path: Path, few: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FitError, match="every chain's objective became non-finite by epoch 1; try a smaller lr"):
+        pyrocrl.fit(Poisoned(3, share=1.0), few, chains=2, progress=False)
+
+    def broken(*_: object, **__: object) -> None:
+        raise FitError("every chain's objective became non-finite by epoch 1; try a smaller lr")
+
+    monkeypatch.setattr(pyrocrl, "fit", broken)
+    capsys.readouterr()
+    assert cli.main(command(rows, tmp_path / "run")) == 1
+    assert capsys.readouterr().err == (
+        "pyrocrl: failed: every chain's objective became non-finite by epoch 1; try a smaller lr\n"
+    )
+    assert not list(tmp_path.rglob("*.*"))
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_checkpoints_are_told_apart(whole: Path, rows: Path, tmp_path: Path) -> None:
+    good = (whole / cli.CHECKPOINT).read_bytes()
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match=r"path: .* damaged or foreign .*; allowed: a whole checkpoint"):
+        pyrocrl.load(path)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"path: .*edited"):
+        pyrocrl.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"path: .*no checkpoint of pyrocrl.*'pt'"):
+        pyrocrl.load(path)
+    tensors, header = checkpoint.read(whole)
+    checkpoint.write(path, tensors, header | {"model": "no_such_model"})
+    with pytest.raises(InputError, match=r"model: found 'no_such_model'"):
+        pyrocrl.load(path)
+    checkpoint.write(path, tensors, header | {"config": {**header["config"], "features": 9}})
+    with pytest.raises(InputError, match=r"path: .*does not fit vae"):
+        pyrocrl.load(path)
+
+
+def test_force_writes_anew_and_bad_input_leaves_what_is_there(
+    rows: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in cli.RESULTS:
+        (out / name).write_bytes((whole / name).read_bytes())
+    (out / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert cli.main(command(rows, out)) == 2
+    assert "which holds files; allowed: a new folder, --force" in capsys.readouterr().err
+    bad = command(rows, out, "--force")
+    bad[bad.index("--epochs") + 1] = "0"
+    assert cli.main(bad) == 2
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert cli.main([*command(rows, out, "--force"), "--seed", "3"]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert json.loads((out / cli.RUN).read_text())["seed"] == 3
