@@ -55,6 +55,7 @@ from pyrocrl.program import check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
 SURE = 12.0  # largest log odds of a gate
+SETTLED = 0.101  # temperature from which the gates before a nonlinear decoder stay as they are
 OPEN, SHUT = 3.0, -2.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
 START_ROWS = 300  # of each chain's subsample, for the starting mask
@@ -368,7 +369,11 @@ class SparseVAE(Program):
         return self._log_odds().sigmoid() * in_use
 
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        out = {"mask": anchored(sites["gate"])} if self.sparse else {}
+        out = {}
+        if self.sparse:
+            out["mask"] = anchored(sites["gate"])
+            if "z" in sites:  # as in `latents`
+                out["z"] = sites["z"] * (anchored(self._open()).sum(0) > 0)
         if self.linear:
             out["loadings"] = sites["slope"] * out.get("mask", 1.0)
         return out
@@ -382,7 +387,7 @@ class SparseVAE(Program):
         """The gates' log odds; with a nonlinear decoder settled for the last part of the fit, until `finish`."""
         if self.linear:
             return self._log_odds()
-        settled = (batch.progress >= self.recipe.temperature_span) & (self.finished < 0.5)
+        settled = (batch.temperature < SETTLED) & (self.finished < 0.5)
         return torch.where(settled, SURE * self.gate.logits.sign(), self.gate.logits)
 
     def _log_odds(self) -> Tensor:

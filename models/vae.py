@@ -34,6 +34,7 @@ from pyrocrl.program import check_sizes
 
 
 class VAE(Program):
+    size_unit: Tensor
     card = ModelCard(
         name="vae",
         title="Variational auto-encoder",
@@ -69,14 +70,16 @@ class VAE(Program):
         self.decoder = MLP([latents, hidden, hidden, features])
         self.shift = nn.Parameter(torch.zeros(features))  # column means, of x or of log rates
         self.raw_noise = nn.Parameter(torch.zeros(features))  # sigma or r, before softplus
+        self.register_buffer("size_unit", torch.ones(()))
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Start at the columns' means and spreads."""
         batch = data.tensors(dtype=self.shift.dtype)
+        self.size_unit.copy_(batch.size_factor.mean())
         seen = self._seen(batch)
         self.encoder.standardise(seen.mean(0), seen.std(0))
         if self.counts:
-            rate = (batch.x.sum(0) + 0.5) / batch.size_factor.sum()
+            rate = (batch.x.sum(0) + 0.5) / self._size(batch).sum()
             self.shift.copy_(rate.log())
         else:
             self.shift.copy_(batch.x.mean(0))
@@ -98,14 +101,18 @@ class VAE(Program):
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         out = self.decoder(z) + self.shift
-        return batch.size_factor[:, None] * out.clamp(max=15.0).exp() if self.counts else out
+        return self._size(batch)[:, None] * out.clamp(max=15.0).exp() if self.counts else out
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return self.encoder(self._seen(batch))[0]
 
     def _seen(self, batch: Batch) -> Tensor:
-        return torch.log1p(batch.x / batch.size_factor[:, None]) if self.counts else batch.x
+        return torch.log1p(batch.x / self._size(batch)[:, None]) if self.counts else batch.x
+
+    def _size(self, batch: Batch) -> Tensor:
+        """(rows,) size factors, 1 on average over the rows of the fit."""
+        return batch.size_factor / self.size_unit
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[VAE, Data]:

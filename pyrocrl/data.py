@@ -403,5 +403,5 @@ def _blocks(x: Any, cells: int = 4_000_000) -> Iterator[tuple[int, Array]]:
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(map(repr, names[:most]))
+    shown = ", ".join(repr(str(name)) for name in names[:most])  # numpy's texts would show their type
     return shown + (f", ... ({len(names)})" if len(names) > most else "")

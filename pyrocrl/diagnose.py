@@ -28,7 +28,7 @@ from .program import Program
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
-MASK_AGREE = 0.10  # largest mean difference of inclusion probabilities that counts as agreement
+OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
 TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
 INCLUDED = 0.5  # PIP from which a mask entry counts as present
@@ -140,12 +140,12 @@ def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, floa
                 apart = [graph_distance(values[a] > 0.5, values[b] > 0.5, kinds[0]) for a, b in pairs]
                 worst = float(np.max(apart, initial=0.0))
                 numbers["largest_difference"] = worst
-                return worst == 0, f"their graphs differ in {worst:g} places up to {kinds[0]}"
-        gaps = [float(np.abs(values[a] - values[b]).sum() / _entries(values[a], values[b])) for a, b in pairs]
-        worst = max(gaps, default=0.0)
-        numbers["largest_difference"] = worst
-        entry = "edge" if claim.what == "graph" else "entry"
-        return worst <= MASK_AGREE, f"their probabilities differ by {worst:.3f} for each {entry} in use at most"
+                return worst == 0, f"their graphs differ in {worst:.0%} of the pairs at most, up to {kinds[0]}"
+        shared = [_overlap(values[a], values[b]) for a, b in pairs]
+        least = min(shared, default=1.0)
+        numbers["overlap_least"] = least
+        entries = "edges" if claim.what == "graph" else "entries"
+        return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
     matrix = pairwise_agreement(fit)[np.ix_(tied, tied)]
     off = matrix[~np.eye(len(tied), dtype=bool)]
     mean, least = (float(off.mean()), float(off.min())) if off.size else (1.0, 1.0)
@@ -153,9 +153,10 @@ def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, floa
     return mean >= AGREE, f"their latents correlate {mean:.3f} on average ({least:.3f} at least; {AGREE} is asked)"
 
 
-def _entries(a: np.ndarray, b: np.ndarray) -> float:
-    """How many entries either chain has in use: differences are counted against these, not against all zeros."""
-    return float(max(1.0, np.maximum(a, b).sum()))
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Probability that two chains have in common, over what either has; 1 where both are empty."""
+    either = np.maximum(a, b).sum()
+    return float(np.minimum(a, b).sum() / either) if either > 0.01 else 1.0
 
 
 def tied_chains(held_out: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ def from_frame(
     if len(set(columns)) < len(columns):
         twice = next(c for c in columns if columns.count(c) > 1)
         reject("feature_names", f"{twice!r} more than once", "unique names")
+    if df.empty:
+        reject("x", f"{len(df)} rows of {len(columns)} columns", "at least 2 rows and 2 features")
     table = df.set_axis(columns, axis=1)
     features = table.drop(columns=[c for c in named.values() if c is not None])
     odd = [c for c in features.columns if not pd.api.types.is_numeric_dtype(features[c])]
@@ -275,7 +277,7 @@ def _read_npz(
     batch: str | None,
     name: str,
 ) -> Data:
-    with _damaged(path), np.load(path, allow_pickle=False) as file:
+    with _damaged(path), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     if {"format", "shape", "data"} <= arrays.keys():
         with _damaged(path):
@@ -284,7 +286,9 @@ def _read_npz(
     for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
         if given is not None and column not in arrays:
             reject(argument, f"no array {column!r} in {path.name}", f"one of {_some(sorted(arrays))}")
-    truth: dict[str, Any] = {key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")}
+    truth: dict[str, Any] = {
+        key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")
+    }
     known = {"x", "aux", "feature_names", "targets", "control", "counts", *columns.values()}
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:

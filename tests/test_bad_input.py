@@ -31,7 +31,7 @@ def plain() -> Data:
 
 
 def build(model: str = "vae", data: Data | None = None, **options: object) -> pyrocrl.Program:
-    return pyrocrl.build(model, data or plain(), **{"latents": 2, **options})
+    return pyrocrl.build(model, plain() if data is None else data, **{"latents": 2, **options})
 
 
 def run(**options: object) -> object:
@@ -270,7 +270,7 @@ GOOD = fit_of("good.csv", "--env", "cond")
 # the command ("@" is the folder above), and what its one line says
 SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no such command": (["fitt"], ["fitt"]),
-    "no model": (["fit"], ["model"]),
+    "no model": (["fit"], ["MODEL"]),
     "no data": (["fit", "vae", "--out", "@/new"], ["--data"]),
     "no out": (["fit", "vae", "--data", "moran2022"], ["--out"]),
     "no such option": ([*GOOD, "--latent", "3"], ["--latent"]),
@@ -286,7 +286,10 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "another kind of file": (fit_of("good.txt"), ["--data: found ", "good.txt'; allowed: a file ending in .csv"]),
     "an empty file": (fit_of("empty.csv"), ["empty.csv', which cannot be read", "; allowed: a whole .csv file"]),
-    "a header alone": (fit_of("header.csv", "--env", "cond"), ["x: found 0 rows; allowed: at least 2 rows"]),
+    "a header alone": (
+        fit_of("header.csv", "--env", "cond"),
+        ["x: found 0 rows of 8 columns; allowed: at least 2 rows"],
+    ),
     "one row": (fit_of("one.csv", "--env", "cond"), ["x: found 1 row; allowed: at least 2 rows"]),
     "ragged": (fit_of("ragged.csv"), ["ragged.csv', which cannot be read", "; allowed: a whole .csv file"]),
     "NaN": (fit_of("nan.csv", "--env", "cond"), ["x: found nan at row 0, column 2; allowed: finite numbers"]),
@@ -312,7 +315,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "a size factor that is a text": (
         [*GOOD, "--size-factor", "cond"],
-        ["size_factor: found no column" if 0 else "; allowed: "],
+        ["size_factor: found column 'cond' of ", "; allowed: a column of numbers"],
     ),
     "targets elsewhere": (
         [*GOOD, "--targets", "@/none.json"],
