@@ -89,7 +89,7 @@ def remix(z: Tensor, maps: Maps, corner: float) -> Tensor:
 class Unmixed(TorchDistribution):
     """The law of z = h^-1(y) for y ~ N(loc, tril tril'): loc (rows, latent), tril (latent, latent)."""
 
-    arg_constraints = {}  # noqa: RUF012  (torch's own form)
+    arg_constraints = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -173,7 +173,7 @@ class GMMVAE(Program):
         clip=5.0,
         patience=None,
     )
-    sites = {"z": Site(("data", "latent"), {"latent": "point"})}  # noqa: RUF012
+    sites = {"z": Site(("data", "latent"), {"latent": "point"})}
 
     def __init__(
         self,

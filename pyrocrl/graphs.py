@@ -1,4 +1,4 @@
-"""Directed acyclic graphs: laws on arrays (numpy) and exact sums over orders (torch).
+"""Exact sums over directed acyclic graphs and their orders (torch); the laws of graphs stand in `indeterminacy`.
 
 A graph over d nodes is a (parent, child) array: ``graph[i, j]`` is true when i -> j. A set of nodes is
 an integer whose bit i says whether node i is in it; a *score table* has the shape (..., d, 2**d), entry
@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import permutations, product
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,79 +22,11 @@ from pyrocrl.errors import InputError
 MAX_NODES = 12  # 2**12 sets for each of 12 nodes: the tables still take less than a megabyte a chain
 
 
-def _digraph(graph: np.ndarray) -> nx.DiGraph:
-    graph = np.asarray(graph)
-    if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
-        raise InputError(f"graph: shape {graph.shape} found; a square (parent, child) array is needed")
-    return nx.from_numpy_array(graph.astype(bool), create_using=nx.DiGraph)
-
-
-def is_acyclic(graph: np.ndarray) -> bool:
-    """Whether the (parent, child) array has no directed cycle; a self-loop is one."""
-    return nx.is_directed_acyclic_graph(_digraph(graph))
-
-
-def topological_order(graph: np.ndarray) -> list[int]:
-    """Nodes with every parent before its children, the smallest label first; InputError on a cycle."""
-    directed = _digraph(graph)
-    if not nx.is_directed_acyclic_graph(directed):
-        raise InputError("graph: a directed cycle found; an acyclic graph is needed")
-    return list(nx.lexicographical_topological_sort(directed))
-
-
 def is_order_of(order: np.ndarray | list[int], graph: np.ndarray) -> bool:
     """Whether every edge of the graph points forwards in the order (a permutation of its nodes)."""
     rank = np.argsort(np.asarray(order))
     parents, children = np.nonzero(graph)
     return bool(np.all(rank[parents] < rank[children]))
-
-
-def transitive_closure(graph: np.ndarray) -> np.ndarray:
-    """Ancestor relation: ``[i, j]`` is true when a directed path of one edge or more leads from i to j."""
-    reach = np.asarray(graph).astype(bool)
-    _digraph(reach)
-    for k in range(len(reach)):
-        reach = reach | (reach[:, k, None] & reach[None, k, :])
-    return reach
-
-
-def cpdag(graph: np.ndarray) -> np.ndarray:
-    """Canonical form of a DAG's Markov equivalence class (Verma & Pearl 1990; Meek 1995).
-
-    Boolean (d, d): an edge that every member shares is true in one direction, a reversible one in both.
-    Two DAGs are Markov equivalent exactly when these arrays are equal. InputError on a cycle.
-    """
-    graph = np.asarray(graph).astype(bool)
-    topological_order(graph)
-    d, adjacent = len(graph), graph | graph.T
-    mixed = adjacent.copy()  # all edges undirected; orienting i -> j clears [j, i]
-    for child in range(d):  # unshielded colliders keep their arrows
-        parents = np.flatnonzero(graph[:, child])
-        for a, b in product(parents, parents):
-            if a != b and not adjacent[a, b]:
-                mixed[child, a] = False
-    while True:  # Meek's rules 1-3; the fourth is needed only with background knowledge
-        arrow, line = mixed & ~mixed.T, mixed & mixed.T
-        orient = None
-        for i, j in zip(*np.nonzero(line), strict=True):
-            into_i = arrow[:, i] & ~adjacent[:, j]
-            chain = arrow[i] & arrow[:, j]
-            fork = np.flatnonzero(line[i] & arrow[:, j])
-            if (
-                (into_i & (np.arange(d) != j)).any()
-                or chain.any()
-                or any(not adjacent[a, b] for a, b in product(fork, fork) if a != b)
-            ):
-                orient = (i, j)
-                break
-        if orient is None:
-            return mixed
-        mixed[orient[1], orient[0]] = False
-
-
-def markov_equivalent(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two DAGs imply the same conditional independences."""
-    return bool(np.array_equal(cpdag(first), cpdag(second)))
 
 
 def all_dags(d: int) -> Iterator[np.ndarray]:
@@ -112,11 +43,6 @@ def all_dags(d: int) -> Iterator[np.ndarray]:
             if (key := graph.tobytes()) not in seen:
                 seen.add(key)
                 yield graph
-
-
-def edge_marginals(draws: np.ndarray) -> np.ndarray:
-    """Share of graph draws (..., parent, child) that hold each edge: posterior inclusion probabilities."""
-    return np.asarray(draws, dtype=float).reshape(-1, *np.shape(draws)[-2:]).mean(0)
 
 
 # ---- sums over orders ---------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ class Fit:
 
     def _average(self, method: Callable, axes: dict) -> np.ndarray | None:
         values = self.chain_values(method.__name__)
-        return None if values is None else np.einsum("c,cab->ab", self.weights, values)
+        return None if values is None else np.clip(np.einsum("c,cab->ab", self.weights, values), 0.0, 1.0)
 
     # -- draws -------------------------------------------------------------------------------------------------
 

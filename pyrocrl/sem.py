@@ -23,7 +23,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl.errors import reject
-from pyrocrl.graphs import is_acyclic, log_edge_prior, log_order_prior, log_partition, topological_order
+from pyrocrl.graphs import log_edge_prior, log_order_prior, log_partition
+from pyrocrl.indeterminacy import is_acyclic, topological_order
 
 Intervention = Literal["perfect", "soft"]
 Objective = Callable[[Tensor], Tensor]

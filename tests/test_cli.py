@@ -127,7 +127,7 @@ def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
 
 
 def test_warnings_are_one_line_each(tmp_path: Path) -> None:
-    code = "import warnings; from pyrocrl import cli; cli._print_table = lambda *a: warnings.warn('a\\nb'); cli.main(['list'])"
+    code = "import warnings; from pyrocrl import cli; cli._print_table = lambda *a: warnings.warn('a\\nb')\ncli.main(['list'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr == "pyrocrl: warning: a b\n"
 
