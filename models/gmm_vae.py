@@ -29,7 +29,7 @@ row crosses a corner: the gradient misses the jumps, and maximisation walks away
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -89,7 +89,7 @@ def remix(z: Tensor, maps: Maps, corner: float) -> Tensor:
 class Unmixed(TorchDistribution):
     """The law of z = h^-1(y) for y ~ N(loc, tril tril'): loc (rows, latent), tril (latent, latent)."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -105,14 +105,14 @@ class Unmixed(TorchDistribution):
         points = torch.cat([self.loc + steps[:, None], self.loc - steps[:, None]])  # (2 latent, rows, latent)
         return unmix(points, self.maps, CORNER)[0].mean(0)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         y = self.loc + torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) @ self.tril.mT
         z, log_det = unmix(y, self.maps, CORNER)
         self.drawn = (z, self._log_prob(y, log_det))
         return z
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class GMMVAE(Program):
         components: int = 4,
         layers: int = 3,
         starts: int = 16,
-        search_steps: int = 2000,
+        search_steps: int = 1500,
     ) -> None:
         """layers: leaky-ReLU layers of h^-1. starts, search_steps: of the search that starts a chain."""
         super().__init__()
@@ -288,10 +288,10 @@ def search(y: Tensor, config: dict[str, Any], generator: torch.Generator) -> dic
     state = _random_start(train, config, generator)
     steps = config["search_steps"]
     _climb(state, train, steps, 3e-2, (WIDE, CORNER), generator)
-    best = _log_density(test, state, CORNER).mean(-1).nan_to_num(nan=-torch.inf).topk(min(KEPT, config["starts"])).indices
+    best = _score(test, state).topk(min(KEPT, config["starts"])).indices
     state = _diagonalised({name: value[best] for name, value in state.items()})
     _climb(state, train, max(1, int(POLISH * steps)), 1e-2, (CORNER, CORNER), generator)
-    winner = int(_log_density(test, state, CORNER).mean(-1).nan_to_num(nan=-torch.inf).argmax())
+    winner = int(_score(test, state).argmax())
     return {name: value[winner] for name, value in state.items()}
 
 
@@ -347,6 +347,11 @@ def _log_density(y: Tensor, state: dict[str, Tensor], corner: float) -> Tensor:
     log_scale = state["log_spread"].sum(-1) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
     each = state["logits"].log_softmax(-1) - log_scale  # (start, component)
     return (each[..., None] - 0.5 * whitened.square().sum(-1)).logsumexp(1) + log_det
+
+
+def _score(y: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """(start,) mean log-density, -inf where it is not a number."""
+    return _log_density(y, state, CORNER).mean(-1).nan_to_num(nan=-torch.inf)
 
 
 def _climb(

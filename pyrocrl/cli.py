@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
+KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
 MODES = ("known", "relabelled", "unknown")
 
 app = typer.Typer(
@@ -153,7 +154,9 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: the model's]")] = None,
     seed: Seed = 0,
     device: Device = "auto",
-    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 100,
+    draws: Annotated[
+        int | None, typer.Option(help="Posterior draws per chain.  [default: 20 to 100, by the size of the data]")
+    ] = None,
     target_mode: Annotated[
         str | None, typer.Option(metavar="MODE", help="What is known of the targets: known, relabelled or unknown.")
     ] = None,
@@ -283,7 +286,7 @@ def demo(
     """Simulate a small Perturb-seq screen, fit a sparse VAE with 8 chains, and score it beside PCA and ICA."""
     _check_out(out, force, resume=False)
     source = {"data": "perturb_seq", "seed": seed}
-    _fit("sparse_vae", source, {"latents": 6}, out, 8, None, seed, "auto", 100, False, quiet)
+    _fit("sparse_vae", source, {"latents": 6}, out, 8, None, seed, "auto", None, False, quiet)
 
 
 # -- the work behind them --------------------------------------------------------------------------------------
@@ -298,7 +301,7 @@ def _fit(
     epochs: int | None,
     seed: int,
     device: str,
-    draws: int,
+    draws: int | None,
     resume: bool,
     quiet: bool,
 ) -> None:
@@ -308,7 +311,7 @@ def _fit(
     from .infer.fit import _recipe, resolve_device
     from .reproduce import provenance, score_table
 
-    if draws < 1:
+    if draws is not None and draws < 1:
         reject("--draws", str(draws), "a whole number from 1 on")
     resolve_device(device)
     if seed < 0:
@@ -329,7 +332,10 @@ def _fit(
             path.unlink(missing_ok=True)
         found = pyrocrl.fit(program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume)
     print(found)
-    tree = found.posterior(draws, rows, seed=seed)
+    kept = min(rows.rows, KEPT_ROWS)
+    if draws is None:
+        draws = min(100, max(20, KEPT_NUMBERS // (found.chains.count * rows.features * kept)))
+    tree = found.posterior(draws, rows, thin=rows.rows // kept, seed=seed)
     io.write_tree(tree, out / POSTERIOR)
     if rows.truth:
         scores = pyrocrl.evaluate(found, rows)

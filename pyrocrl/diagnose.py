@@ -107,8 +107,9 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
         reason = CHECKS[need](fit, data)
         if reason:
             failed.append(reason)
-    if claim.what in ("latents", "loadings") and not fit.program.group.mixes and (reason := rotation_freedom(fit, data)):
-        failed.append(reason)
+    if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
+        reason = rotation_freedom(fit, data)
+        failed += [reason] if reason else []
     agreement, words = _agreement(fit, claim, np.flatnonzero(ties), numbers)
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, np.flatnonzero(ties))

@@ -504,6 +504,9 @@ def predictive(tree: xr.DataTree) -> Figure:
     """
     observed, _ = _observed(tree)
     replicated = _group(tree, "posterior_predictive")["x"].transpose("chain", "draw", "data", "feature")
+    if "data" in replicated.coords:  # of large data only some rows are replicated: compare like with like
+        rows = _group(tree, "observed_data").indexes["data"].get_indexer(replicated["data"].to_numpy())
+        observed = observed[rows]
     chains, draws = replicated.shape[:2]
     looked = np.unique(np.linspace(0, draws - 1, max(1, min(draws, PREDICTED // chains))).astype(int))
     statistics: list[tuple[str, Callable[[Floats], Floats]]] = [

@@ -23,7 +23,8 @@ from .infer.chains import Chains, mix
 from .infer.elbo import elbo, is_local, latent_values
 from .program import LATENT_DIMS, Program, Site
 
-MOST_NUMBERS = 200_000_000  # of one variable of the tree; beyond it rows are thinned
+MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
+MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 READ_CELLS = 8_000_000  # entries of x read at once
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
 Z = Site(("data", "latent"), {"latent": "point"})
@@ -158,19 +159,21 @@ class Fit:
         sample_stats, observed_data and constant_data.
 
         z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child)
-        in {0, 1}, weight, and the model's own sites. thin: keep every thin-th row in what has a data dimension;
-        None = all rows unless that exceeds 2e8 numbers. log_likelihood holds log p(x_i | z_i, .) of each draw, or
+        in {0, 1}, weight, and the model's own sites, in the precision of the fit. thin: keep every thin-th row in what
+        has a data dimension; None = all rows unless z exceeds 1e8 numbers. posterior_predictive is thinned
+        to 2e7 numbers in any case: its coordinate tells which rows it holds. log_likelihood holds log p(x_i | z_i, .) of each draw, or
         with the latents integrated out where the model can.
         """
         if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
             reject("draws", repr(draws), "a whole number from 1 on")
         data = self._data(data)
-        width = max(data.features if predictive else 0, len(self.names["latent"]), 1)
+        total = draws * self.chains.count
         if thin is None:
-            thin = max(1, -(-data.rows * width * draws * self.chains.count // MOST_NUMBERS))
+            thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
         if isinstance(thin, bool) or not isinstance(thin, int | np.integer) or thin < 1:
             reject("thin", repr(thin), "a whole number from 1 on")
         rows = np.arange(0, data.rows, thin)
+        shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self._hard(self.batch_of(data.rows_at(rows)))
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
         stats: list[list[float]] = []
@@ -180,7 +183,7 @@ class Fit:
                 lp = []
                 collected: dict[str, dict[str, list]] = {g: {} for g in groups}
                 for _ in range(draws):
-                    one = _draw(program, batch, predictive)
+                    one = _draw(program, batch, shown if predictive else None)
                     lp.append(one.pop("lp"))
                     for group, values in one.items():
                         for name, value in values.items():
@@ -191,7 +194,13 @@ class Fit:
                         stack = self._align_site(np.stack(value), name, chain)
                         groups[group].setdefault(name, []).append(stack)
         coords = self._coords(rows, draws)
-        tree = {g: self._dataset({n: np.stack(v) for n, v in values.items()}, coords) for g, values in groups.items()}
+        tree = {
+            g: self._dataset(
+                {n: np.stack(v) for n, v in values.items()},
+                coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
+            )
+            for g, values in groups.items()
+        }
         if not predictive:
             del tree["posterior_predictive"], tree["log_likelihood"]
         tree["sample_stats"] = xr.Dataset(
@@ -202,9 +211,8 @@ class Fit:
             },
             coords={k: coords[k] for k in ("chain", "draw")},
         )
-        x = batch.x.double().cpu().numpy()
         tree["observed_data"] = xr.Dataset(
-            {"x": (("data", "feature"), x)}, coords={"data": rows, "feature": self.names["feature"]}
+            {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}
         )
         constant = {"env": ("data", data.env_labels()[rows])}
         if data.size_factor is not None:
@@ -427,18 +435,18 @@ class Fit:
         return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
 
 
-def _draw(program: Program, batch: Batch, predictive: bool) -> dict[str, Any]:
-    """One posterior draw of one chain: sites, a predictive draw of x, the rows' log-likelihood, log p - log q."""
+def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
+    """One posterior draw of one chain: sites, log p - log q and, unless `shown` is None, the rows' log-likelihood and
+    a predictive draw of x in the rows `shown`."""
     guide = pyro.poutine.trace(program.guide).get_trace(batch)
     sites = latent_values(guide)
-    host = {k: v.double().cpu().numpy() for k, v in sites.items()}
     more = program.posterior_sites(batch, sites)
-    host |= {k: v.double().cpu().numpy() for k, v in more.items()}
+    host = {k: v.cpu().numpy() for k, v in (sites | more).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(elbo(program, batch))}
-    if predictive:
+    if shown is not None:
         x, log_likelihood = program.predict(batch, sites | more)
-        out["posterior_predictive"] = {"x": x.double().cpu().numpy()}
-        out["log_likelihood"] = {"x": log_likelihood.double().cpu().numpy()}
+        out["posterior_predictive"] = {"x": x[shown].cpu().numpy()}
+        out["log_likelihood"] = {"x": log_likelihood.cpu().numpy()}
     return out
 
 

@@ -28,14 +28,15 @@ PLATES = ("data", "env", "feature", "latent", "edge")
 class Recipe:
     """How a program is fitted unless the user says otherwise.
 
-    epochs: passes over the training rows, raised so that small data get `least_steps` steps. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
-    cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale multiplies it for parameters whose names start with a key. kl_warmup: fraction
-    of the epochs over which the KL weight rises from 0 to 1. temperature: of relaxed gates, from first to second,
-    geometrically over `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction
-    of each environment's rows kept for the held-out objective, looked at every `check_every` epochs; a fit ends
-    when no chain has improved for `patience` epochs (None = never early). keep: a chain's "best" state by the held-out
-    objective once annealing is over, or its "last", for priors that are still at work when prediction no longer gains.
-    chains: how many. A program whose options ask for another recipe sets `self.recipe` in `__init__`.
+    epochs: passes over the training rows, raised so that small data get `least_steps` steps. batch_size: rows a step,
+    None = all. lr: Adam's step, decaying by a cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale
+    multiplies it for parameters whose names start with a key. kl_warmup: fraction of the epochs over which the KL
+    weight rises from 0 to 1. temperature: of relaxed gates, from first to second, geometrically over
+    `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction of the rows kept for
+    the held-out objective, looked at every `check_every` epochs; a fit ends when no chain has improved for `patience`
+    epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is over, or its
+    "last", for priors that are still at work when prediction no longer gains. chains: how many. A program whose
+    options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
     epochs: int = 200

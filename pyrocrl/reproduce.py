@@ -68,6 +68,7 @@ def _moran(**build: Any) -> tuple[Study, ...]:
 STUDIES: dict[str, tuple[Study, ...]] = {
     "vae": _moran(latents=5),
     "sparse_vae": (*_moran(latents=5), Study("perturb_seq", {"rows": 3000}, {"latents": 6})),
+    "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
     # twice the rows of the published sizes: one half is fitted
     "linear_sem_lin": tuple(Study("squires2023_hard", {"samples": 2 * n}, seeds=30) for n in (1_000, 2_500, 10_000)),
 }

@@ -55,7 +55,7 @@ def load(path: str | Path, data: Data | None = None, program: type[Program] | No
     def find(header: dict[str, Any]) -> type[Program]:
         if program is not None:
             if header["model"] != program.card.name:
-                reject("path", f"a checkpoint of {header['model']!r}", f"one of {program.card.name!r}, as `program` says")
+                reject("path", f"a checkpoint of {header['model']!r}", f"one of {program.card.name!r}")
             return program
         return get(header["model"])
 

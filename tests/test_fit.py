@@ -111,7 +111,8 @@ def test_validation_names_the_sites_that_differ() -> None:
 
 
 def test_early_stop() -> None:
-    fit = pyrocrl.fit(Slope(3), slope_data(), epochs=400, batch_size=400, lr=0.1, patience=20, check_every=5, progress=False)
+    options = {"batch_size": 400, "lr": 0.1, "patience": 20, "check_every": 5}
+    fit = pyrocrl.fit(Slope(3), slope_data(), epochs=400, progress=False, **options)
     assert fit.meta["epochs"] < 400
 
 

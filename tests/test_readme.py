@@ -29,7 +29,8 @@ def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
     code = README.split("```python\n")[1].split("```")[0]
-    code = code.replace("chains=8, seed=0", "chains=2, seed=0, epochs=20, progress=False").replace("draws=200", "draws=5")
+    code = code.replace("chains=8, seed=0", "chains=2, seed=0, epochs=20, progress=False")
+    code = code.replace("draws=200", "draws=5")
     exec(compile(code, "README", "exec"), {})
     assert "latents:" in capsys.readouterr().out
     assert (tmp_path / "mask.png").stat().st_size > 1000
