@@ -11,7 +11,9 @@ import importlib.metadata
 import json
 import multiprocessing
 import platform
+import re
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -299,3 +301,47 @@ def score_table(scores: Mapping[str, float], name: str) -> str:
     if rest:
         parts.append(format_table(["metric", name, "if empty"], rest))
     return "\n\n".join(parts)
+
+
+# -- README --------------------------------------------------------------------------------------------------
+
+FIGURES = ("mcc", "pca_mcc", "ica_mcc", "mask_f1", "shd", "shd_empty", "order_right", "weight_coverage", "cpu_seconds")
+LARGER_IS_WORSE = ("shd", "cpu_seconds")
+
+
+def figures() -> str:
+    """The committed results as a markdown table: a line per study, mean over seeds and the worst of them."""
+    head = ["model", "setting", "seeds", *(name.replace("_", " ") for name in FIGURES)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for path in sorted((Path(__file__).resolve().parent.parent / "models" / "results").glob("*.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for entry in table.get("studies", []):
+            options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+            cells = [f"`{table['model']}`", f"`{entry['setting']}`" + (f" {options}" if options else "")]
+            cells.append(str(len(entry["seeds"])))
+            for name in FIGURES:
+                found = entry["summary"].get(name)
+                cells.append("" if found is None else _mean_and_worst(name, found))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean_and_worst(name: str, found: Mapping[str, float]) -> str:
+    digits = 0 if name == "cpu_seconds" else 2 if name.startswith(("shd", "order", "weight")) else 3
+    if name.endswith(("_mcc", "_empty")) or name in ("order_right", "weight_coverage"):
+        return f"{found['mean']:.{digits}f}"
+    worst = found["max" if name in LARGER_IS_WORSE else "min"]
+    return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"
+
+
+def fill(readme: str) -> str:
+    """A README's text with the tables of models and of figures between their markers."""
+    for marker, text in (("models", zoo.table()), ("figures", figures())):
+        pattern = rf"(<!-- {marker}[^>]*-->\n).*?(<!-- /{marker} -->)"
+        readme = re.sub(pattern, lambda m, text=text: f"{m[1]}{text}\n{m[2]}", readme, flags=re.DOTALL)
+    return readme
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(fill(target.read_text(encoding="utf-8")), encoding="utf-8")

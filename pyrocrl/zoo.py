@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +85,3 @@ def table() -> str:
         needs = "environments, targets " + " or ".join(card.targets) if card.needs_env else "–"
         lines.append(f"| [`{name}`](models/{name}.py) | {card.summary} | {claims} | {needs} | {card.status} |")
     return "\n".join(lines)
-
-
-def write_table(path: str | Path) -> None:
-    """Put `table()` between the markers of a README."""
-    path = Path(path)
-    head, rest = path.read_text().split("zoo.table() -->\n")
-    path.write_text(f"{head}zoo.table() -->\n{table()}\n<!-- /models -->{rest.split('<!-- /models -->')[1]}")
-
-
-if __name__ == "__main__":
-    write_table(sys.argv[1])

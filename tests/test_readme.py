@@ -8,15 +8,15 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from pyrocrl import zoo
+from pyrocrl import reproduce
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_is_made_from_the_cards() -> None:
-    shown = README.split("zoo.table() -->")[1].split("<!-- /models -->")[0].strip()
-    assert shown == zoo.table(), "run: python -m pyrocrl.zoo README.md"
+def test_the_tables_are_made_from_cards_and_results() -> None:
+    assert reproduce.fill(README) == README, "run: python -m pyrocrl.reproduce README.md"
+    assert "| `linear_sem_lin` |" in README
 
 
 def test_links_lead_somewhere() -> None:
