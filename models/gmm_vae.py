@@ -64,11 +64,16 @@ def unmix(y: Tensor, maps: Maps, corner: float) -> tuple[Tensor, Tensor]:
     for i in range(layers + 1):
         z = z @ matrix[..., i, :, :] + shift[..., i, None, :]
         if i < layers:
-            steep = bend[..., i, None, :].exp()  # the slope left of the corner; 1 right of it
-            half, root = (1 - steep) / 2, (z.square() + corner**2).sqrt()
-            log_det = log_det + ((1 + steep) / 2 + half * z / root).log().sum(-1)
-            z = (1 + steep) / 2 * z + half * root
+            z, log_slope = steepened(z, bend[..., i, None, :], corner)
+            log_det = log_det + log_slope.sum(-1)
     return z, log_det
+
+
+def steepened(z: Tensor, bend: Tensor, corner: float) -> tuple[Tensor, Tensor]:
+    """A rounded leaky ReLU, of slope exp(bend) on the left and 1 on the right, and the log of its slope at z."""
+    steep = bend.exp()
+    half, root = (1 - steep) / 2, (z.square() + corner**2).sqrt()
+    return (1 + steep) / 2 * z + half * root, ((1 + steep) / 2 + half * z / root).log()
 
 
 def remix(z: Tensor, maps: Maps, corner: float) -> Tensor:
@@ -305,18 +310,16 @@ def _random_start(y: Tensor, config: dict[str, Any], generator: torch.Generator)
     matrix = torch.linalg.qr(normal(layers + 1, latents, latents))[0]
     shift = 0.5 * normal(layers + 1, latents)
     bend = torch.full((starts, layers, latents), -math.log(SLOPE), dtype=y.dtype)
-    few = y[torch.randperm(len(y), generator=generator)[:2000]].expand(starts, -1, -1)
-    z = few
-    for i in range(layers + 1):  # standardise every layer's input
-        z = few
-        if i:
-            z, _ = unmix(few, (_with_identity(matrix[:, :i]), _with_zero(shift[:, :i]), bend[:, :i]), WIDE)
-        out = z @ matrix[:, i]
-        spread, mean = out.std(1), out.mean(1)
-        matrix[:, i] /= spread[:, None]
+    z = y[torch.randperm(len(y), generator=generator)[:2000]].expand(starts, -1, -1)
+    for i in range(layers + 1):
+        z = z @ matrix[:, i]
+        mean, spread = z.mean(1), z.std(1)
+        matrix[:, i] /= spread[:, None]  # standardise the layer's input before the shift
         shift[:, i] -= mean / spread
-    z, _ = unmix(few, (matrix, shift, bend), WIDE)
-    at = torch.randint(few.shape[1], (starts, components), generator=generator)
+        z = z / spread[:, None] + shift[:, i, None]
+        if i < layers:
+            z, _ = steepened(z, bend[:, i, None], WIDE)
+    at = torch.randint(z.shape[1], (starts, components), generator=generator)
     return {
         "matrix": matrix,
         "shift": shift,
@@ -326,15 +329,6 @@ def _random_start(y: Tensor, config: dict[str, Any], generator: torch.Generator)
         "logits": torch.zeros(starts, components, dtype=y.dtype),
         "skew": torch.zeros(starts, components, latents, latents, dtype=y.dtype),
     }
-
-
-def _with_identity(matrix: Tensor) -> Tensor:
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype).expand(len(matrix), 1, -1, -1)
-    return torch.cat([matrix, eye], 1)
-
-
-def _with_zero(shift: Tensor) -> Tensor:
-    return torch.cat([shift, torch.zeros_like(shift[:, :1])], 1)
 
 
 def _log_density(y: Tensor, state: dict[str, Tensor], corner: float) -> Tensor:

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import softplus
 
 from . import simulate, zoo
 from .data import Batch, Data
+from .errors import reject
 from .infer.chains import clip_by_chain
 from .infer.fit import _Loop, _recipe, fit
 from .program import Program
@@ -67,12 +69,16 @@ class BareVAE(nn.Module):
         return -(likelihood.sum() + kl_weight * prior.sum()) / x.shape[0]
 
 
-def run(progress: bool = True, rounds: int = ROUNDS, epochs: int = EPOCHS, steps: int = STEPS) -> dict[str, Any]:
-    """Every measurement, with versions."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        out: dict[str, Any] = {"threads": THREADS}
+def run(
+    progress: bool = True, threads: int = THREADS, rounds: int = ROUNDS, epochs: int = EPOCHS, steps: int = STEPS
+) -> dict[str, Any]:
+    """Every measurement, with versions. On a machine with other work, more than one thread mostly waits for it."""
+    if threads < 1:
+        reject("threads", str(threads), "a whole number from 1 on")
+    out: dict[str, Any] = {"threads": threads}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with threadpool_limits(threads):
         for name, measure in (
             ("chains", lambda: chains(max(1, rounds // 3), epochs)),
             ("step", lambda: step(rounds, steps, 1)),
@@ -82,8 +88,7 @@ def run(progress: bool = True, rounds: int = ROUNDS, epochs: int = EPOCHS, steps
             if progress:
                 print(f"measuring {name} ...", file=sys.stderr, flush=True)
             out[name] = measure()
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return out | provenance()
 
 

@@ -268,11 +268,11 @@ def reproduce(
 
 
 @app.command()
-def bench(as_json: Json = False) -> None:
+def bench(threads: Annotated[int, typer.Option(help="Threads of the fits.")] = 2, as_json: Json = False) -> None:
     """Measure what chains and Pyro cost: ratios of times taken in one run."""
     from . import bench as benchmark
 
-    found = benchmark.run(progress=not as_json)
+    found = benchmark.run(progress=not as_json, threads=threads)
     _print_json(found) if as_json else print(benchmark.table(found))
 
 

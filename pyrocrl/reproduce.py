@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from . import simulate, zoo
 from .data import Data
@@ -112,33 +113,38 @@ def run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
     """Fit and score one seed with one thread; a fit that fails is a row as well, with its reason."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        train, test = study.draw(seed)
-        program = zoo.build(model, train, **study.build)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # retired chains are counted below
-            try:
-                result = fit(program, train, seed=seed, device="cpu", progress=False)
-            except FitError as error:
-                return {"seed": seed, "failed": str(error)}
-        verdict = diagnose(result, train)
-        agreement = np.asarray(verdict.chains["agreement"], dtype=float)
-        metrics = evaluate(result, test)
-        if agreement.ndim == 2 and len(agreement) > 1:
-            metrics["chain_agreement"] = float(agreement[np.triu_indices(len(agreement), 1)].mean())
-        return {
-            "seed": seed,
-            "metrics": metrics,
-            "verdict": {claim.what: claim.verdict for claim in verdict.claims},
-            "chains": result.chains.count,
-            "chains_retired": verdict.chains["retired"],
-            "epochs": result.meta["epochs"],
-            "rows": [train.rows, test.rows],
-            "seconds": result.meta["seconds"],
-            "cpu_seconds": result.meta["cpu_seconds"],
-        }
-    finally:
-        torch.set_num_threads(threads)
+    with threadpool_limits(1):
+        try:
+            return _run_seed(model, study, seed)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
+    train, test = study.draw(seed)
+    program = zoo.build(model, train, **study.build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # retired chains are counted below
+        try:
+            result = fit(program, train, seed=seed, device="cpu", progress=False)
+        except FitError as error:
+            return {"seed": seed, "failed": str(error)}
+    verdict = diagnose(result, train)
+    agreement = np.asarray(verdict.chains["agreement"], dtype=float)
+    metrics = evaluate(result, test)
+    if agreement.ndim == 2 and len(agreement) > 1:
+        metrics["chain_agreement"] = float(agreement[np.triu_indices(len(agreement), 1)].mean())
+    return {
+        "seed": seed,
+        "metrics": metrics,
+        "verdict": {claim.what: claim.verdict for claim in verdict.claims},
+        "chains": result.chains.count,
+        "chains_retired": verdict.chains["retired"],
+        "epochs": result.meta["epochs"],
+        "rows": [train.rows, test.rows],
+        "seconds": result.meta["seconds"],
+        "cpu_seconds": result.meta["cpu_seconds"],
+    }
 
 
 def reproduce(

@@ -256,7 +256,7 @@ def test_bench_prints_ratios(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
         bench, "throughput", lambda *_: {"rows": 1, "features": 2, "chains": 8, "s_per_million_cell_epochs": 9.0}
     )
     whole = bench.run
-    monkeypatch.setattr(bench, "run", lambda progress: whole(progress, rounds=1, epochs=1, steps=1))
+    monkeypatch.setattr(bench, "run", lambda progress, threads: whole(progress, threads, rounds=1, epochs=1, steps=1))
     found = json.loads(said(capsys, "bench", "--json"))
     assert found["step"]["ratio"] == pytest.approx(found["step"]["pyrocrl_ms"] / found["step"]["torch_ms"])
     assert cli.main(["bench"]) == 0

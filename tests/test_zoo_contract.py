@@ -244,6 +244,23 @@ def test_tree_has_real_coordinates_and_arviz_takes_it(name: str) -> None:
 
 
 @every_model
+def test_prior_predictive_and_loo(name: str) -> None:
+    """Draws from the prior have the posterior's layout; ArviZ computes LOO from the rows' log-likelihood."""
+    fit, data = fitted(name)
+    prior = fit.prior(draws=3)
+    assert prior["prior_predictive"]["x"].shape == (1, 3, data.rows, data.features)
+    assert np.isfinite(prior["prior_predictive"]["x"]).all()
+    assert prior["prior"].to_dataset().sizes["draw"] == 3
+    tree = fit.posterior(draws=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+
+        loo = arviz.loo(pyrocrl.to_arviz(tree))
+    assert np.isfinite(loo.elpd_loo)
+
+
+@every_model
 def test_latents_are_aligned_draws_mean(name: str) -> None:
     """Draws of z lie around the stacked posterior mean, in the same order and units."""
     fit, data = fitted(name)
