@@ -96,7 +96,7 @@ class PseudoPrior(TorchDistribution):
     pseudo-prior, shut entries cost nothing and the cost of opening one is linear in the gate.
     """
 
-    arg_constraints = {}
+    arg_constraints: dict = {}
     support = constraints.real
 
     def __init__(self, gate: Tensor, slab: Any, pseudo: Any, validate_args: bool | None = None) -> None:

@@ -114,7 +114,8 @@ class Fit:
         for start in range(0, data.rows, step):
             rows = data.rows_at(np.arange(start, min(start + step, data.rows)))
             batch = self.batch_of(rows)
-            parts.append(np.stack([p.latents(batch).double().cpu().numpy() for p in self.programs()]))
+            with torch.no_grad():
+                parts.append(np.stack([p.latents(batch).double().cpu().numpy() for p in self.programs()]))
         return np.concatenate(parts, 1)
 
     def latents(self, data: Data | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_map
 
 from ..data import Batch, Data
 from ..program import Program
@@ -69,6 +70,9 @@ class Chains:
         def one(params: State, buffers: State) -> Any:
             return functional_call(_Bound(self.skeleton, function), _prefixed(params, buffers), (batch,))
 
+        if self.count == 1:  # vmap over one chain only costs
+            alone = one(*({k: v.squeeze(0) for k, v in part.items()} for part in (self.params, self.buffers)))
+            return tree_map(lambda value: value.unsqueeze(0), alone)
         if self.batched:
             try:
                 return vmap(one, randomness=randomness)(self.params, self.buffers)
@@ -84,7 +88,7 @@ class Chains:
             one({k: v[c] for k, v in self.params.items()}, {k: v[c] for k, v in self.buffers.items()})
             for c in range(self.count)
         ]
-        return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results)
+        return tree_map(lambda *parts: torch.stack(parts), *results)
 
 
 class _Bound(torch.nn.Module):
