@@ -85,12 +85,16 @@ class BetaBernoulliColumns(TorchDistribution):
 
 
 class Encoder(nn.Module):
-    """q(z | x): (rows, inputs) -> mean (rows, latent) and scale_tril (rows, latent, latent), full or diagonal."""
+    """q(z | x): (rows, inputs) -> mean (rows, latent) and scale_tril (rows, latent, latent), full or diagonal.
 
-    def __init__(self, inputs: int, latents: int, hidden: int, full: bool) -> None:
+    linear: add a linear map of x to the net's mean, for linear decoders; for others it only leads astray where x is
+    far out, as with products of latents.
+    """
+
+    def __init__(self, inputs: int, latents: int, hidden: int, full: bool, linear: bool) -> None:
         super().__init__()
         self.latents, self.full = latents, full
-        self.linear = nn.Linear(inputs, latents)
+        self.linear = nn.Linear(inputs, latents) if linear else None
         self.net = MLP([inputs, hidden, hidden, latents * (1 + (latents if full else 1))], "silu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,10 +105,12 @@ class Encoder(nn.Module):
             tril = raw.tril(-1) + torch.diag_embed(_positive(raw.diagonal(dim1=-2, dim2=-1)))
         else:
             tril = torch.diag_embed(_positive(raw))
-        return self.linear(x) + out[..., : self.latents], tril
+        loc = out[..., : self.latents]
+        return loc if self.linear is None else self.linear(x) + loc, tril
 
     def start(self, scores: Tensor, precision: Tensor) -> None:
         """Begin at a factor analysis: mean = scores @ x, the sds of its posterior, and a net that adds nothing yet."""
+        assert self.linear is not None
         self.linear.weight.copy_(scores)
         self.linear.bias.zero_()
         last = self.net[-1]
@@ -222,13 +228,15 @@ class SparseVAE(Program):
         if not 0 <= smallest < 1:
             reject("smallest_loading", smallest, "a standardised loading from 0 to 1")
         self.coarse_rows = 2 * math.log(2 * features) / smallest**2 if smallest else math.inf  # alpha
-        self.encoder = Encoder(features, latents, hidden, full=not (self.linear and sparse))
+        self.encoder = Encoder(features, latents, hidden, full=not (self.linear and sparse), linear=self.linear)
         if self.linear:
             self.recipe = self.linear_recipe
             self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
             self.slab = 0.5 if self.counts else 1.0  # of log rates or of standardised features
         else:
             self.decoder = MaskedDecoder(features, latents, (hidden, hidden), "silu")
+            for net in (self.encoder.net, self.decoder.trunk):
+                _scale_up(net)
         if sparse:
             self.gate = GateBlock(features, latents, probability=0.8)
         if not self.counts:
@@ -451,6 +459,15 @@ class SparseVAE(Program):
 def anchored(gate: Tensor) -> Tensor:
     """(feature, latent) the mask: gates of latents on which at least two features load, 0 for the others."""
     return gate * (gate.detach().sum(-2, keepdim=True) > 1.5)
+
+
+@torch.no_grad()
+def _scale_up(net: nn.Sequential) -> None:
+    """Weights of variance 1 / inputs (LeCun 1998), three times torch's: curved enough for squares and products."""
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            layer.weight.mul_(math.sqrt(3.0))
+            layer.bias.zero_()
 
 
 def _positive(raw: Tensor) -> Tensor:

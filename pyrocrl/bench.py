@@ -154,7 +154,7 @@ def step(rounds: int, steps: int, count: int) -> dict[str, float]:
             else:
                 value = vmap(objective, randomness="different")(stacked)
                 gradients = torch.autograd.grad(value.sum(), trained)
-                clip_by_chain(list(gradients), loop.recipe.clip)
+                clip_by_chain([g.flatten(1) for g in gradients], loop.recipe.clip, loop.alive)
                 for parameter, gradient in zip(trained, gradients, strict=True):
                     parameter.grad = gradient
             optimiser.step()

@@ -151,12 +151,14 @@ def test_the_seed_and_nothing_else_decides() -> None:
 
 def test_a_chain_does_not_feel_the_others() -> None:
     """Gradients are clipped by chain: one chain's large gradient leaves the others' alone."""
-    small, large = torch.full((2, 3), 0.1), torch.zeros(2, 4)
-    large[1] = 1e6
-    norm = clip_by_chain([small, large], 1.0)
+    small, large = torch.full((3, 3), 0.1), torch.zeros(3, 4)
+    large[1], large[2, 0] = 1e6, torch.nan
+    norm = clip_by_chain([small, large], 1.0, torch.ones(3, dtype=torch.bool))
     torch.testing.assert_close(small[0], torch.full((3,), 0.1))
     assert norm[1] > 1e6
     assert float(torch.cat([small[1], large[1]]).norm()) == pytest.approx(1.0)
+    assert not small[2].any()
+    assert not large[2].any()
 
 
 def test_annealing_reaches_its_ends() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
 from ..data import Batch, Data
@@ -33,10 +33,11 @@ class Chains:
 
     def __init__(self, program: Program, params: State, buffers: State) -> None:
         self.params, self.buffers = params, buffers
-        self.skeleton = copy.deepcopy(program).to("meta")
+        self.skeleton = copy.deepcopy(program)
         self.program = program
         self.count = int(next(iter({**params, **buffers}.values())).shape[0])
         self.batched = program.vmappable
+        self.slots = _slots(self.skeleton)
 
     @classmethod
     def start(
@@ -64,18 +65,35 @@ class Chains:
         one.load_state_dict(state, assign=False)
         return one.eval()
 
-    def map(self, function: Callable[[Program, Batch], Any], batch: Batch, randomness: str = "different") -> Any:
-        """`function(program, batch)` of every chain, stacked; vmapped, or one after another as the fallback."""
+    def map(
+        self,
+        function: Callable[[Program, Batch], Any],
+        batch: Batch,
+        randomness: str = "different",
+        params: State | None = None,
+    ) -> Any:
+        """`function(program, batch)` of every chain, stacked; vmapped, or one after another as the fallback.
+
+        params: other stacked parameters than the chains' own, such as views that carry gradients.
+        """
+        params = self.params if params is None else params
 
         def one(params: State, buffers: State) -> Any:
-            return functional_call(_Bound(self.skeleton, function), _prefixed(params, buffers), (batch,))
+            state = {**params, **buffers}
+            try:
+                for place, leaf, name, _ in self.slots:
+                    place[leaf] = state[name]
+                return function(self.skeleton, batch)
+            finally:
+                for place, leaf, _, empty in self.slots:
+                    place[leaf] = empty
 
         if self.count == 1:  # vmap over one chain only costs
-            alone = one(*({k: v.squeeze(0) for k, v in part.items()} for part in (self.params, self.buffers)))
+            alone = one(*({k: v.squeeze(0) for k, v in part.items()} for part in (params, self.buffers)))
             return tree_map(lambda value: value.unsqueeze(0), alone)
         if self.batched:
             try:
-                return vmap(one, randomness=randomness)(self.params, self.buffers)
+                return vmap(one, randomness=randomness)(params, self.buffers)
             except RuntimeError as error:
                 if "vmap" not in str(error) and "functorch" not in str(error) and "batch" not in str(error).lower():
                     raise
@@ -85,32 +103,51 @@ class Chains:
                 )
                 self.batched = False
         results = [
-            one({k: v[c] for k, v in self.params.items()}, {k: v[c] for k, v in self.buffers.items()})
+            one({k: v[c] for k, v in params.items()}, {k: v[c] for k, v in self.buffers.items()})
             for c in range(self.count)
         ]
         return tree_map(lambda *parts: torch.stack(parts), *results)
 
 
-class _Bound(torch.nn.Module):
-    """A function of a program as a module, so that `functional_call` swaps the program's tensors for a chain's."""
+def _slots(program: Program) -> list[tuple[dict[str, Any], str, str, Any]]:
+    """Where a program keeps its tensors: (dictionary, key, name in the state, a stand-in without numbers).
 
-    def __init__(self, program: Program, function: Callable[[Program, Batch], Any]) -> None:
-        super().__init__()
-        self.program = program
-        self.function = function
+    What `torch.func.functional_call` looks up at every call is looked up once. A tensor with several names (tied) has
+    a slot for each and the name that `named_parameters` gives it.
+    """
+    first: dict[int, str] = {}
+    slots = []
+    for prefix, module in program.named_modules():
+        for place in (module._parameters, module._buffers):
+            for leaf, value in place.items():
+                if value is not None:
+                    name = first.setdefault(id(value), f"{prefix}.{leaf}" if prefix else leaf)
+                    slots.append((place, leaf, name, value.to("meta")))
+    return slots
 
-    def forward(self, batch: Batch) -> Any:
-        return self.function(self.program, batch)
+
+class Flat:
+    """Stacked parameters laid end to end in one (chain, number) tensor, so that a step is a few large operations."""
+
+    def __init__(self, params: State) -> None:
+        self.shapes = {name: value.shape for name, value in params.items()}
+        self.sizes = [value[0].numel() for value in params.values()]
+        self.value = torch.cat([v.detach().flatten(1) for v in params.values()], 1).requires_grad_()
+
+    def views(self, of: Tensor | None = None) -> State:
+        """The parameters by name, views of `of` or of the flat tensor; gradients arrive there."""
+        parts = (self.value if of is None else of).split(self.sizes, 1)
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
-def _prefixed(params: State, buffers: State) -> State:
-    return {f"program.{k}": v for k, v in {**params, **buffers}.items()}
+def clip_by_chain(gradients: list[Tensor], limit: float, alive: Tensor) -> Tensor:
+    """Scale each chain's gradient in place to norm at most `limit`, to 0 where a chain is not alive or not finite.
 
-
-def clip_by_chain(gradients: list[Tensor], limit: float) -> Tensor:
-    """Scale each chain's gradient in place to norm at most `limit`; returns the norms (chain,)."""
-    norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    factor = (limit / (norm + 1e-12)).clamp(max=1.0)
+    gradients: (chain, number) each. Returns the norms (chain,).
+    """
+    norm = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
+    alive = (alive & torch.isfinite(norm))[:, None]
+    factor = (limit / (norm + 1e-12)).clamp(max=1.0)[:, None]
     for g in gradients:
-        g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))
+        g.copy_(torch.where(alive, g * factor, 0.0))
     return norm

@@ -22,7 +22,7 @@ from ..errors import InputError, one_of, reject
 from ..posterior import Fit
 from ..program import Program, Recipe
 from . import checkpoint
-from .chains import Chains, clip_by_chain, mix
+from .chains import Chains, Flat, clip_by_chain, mix
 from .elbo import row_objective, validate
 
 log = logging.getLogger("pyrocrl")
@@ -155,8 +155,8 @@ class _Loop:
         self.batch = self.train.tensors(device, recipe.dtype, rows=rows, moments=not rows)
         self.held_batch = self.held.tensors(device, recipe.dtype).whole()
         self.chains = Chains.start(program, self.train, recipe.chains, seed, device, recipe.dtype)
-        self.trained = {k: v for k, v in self.chains.params.items() if v.requires_grad}
-        self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas)
+        self.flats = self._flatten()
+        self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
         self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
         self.best_score = torch.full((recipe.chains,), -torch.inf, dtype=torch.float64, device=device)
@@ -168,12 +168,20 @@ class _Loop:
     def _state(self) -> dict[str, Tensor]:
         return {**self.chains.params, **self.chains.buffers}
 
+    def _flatten(self) -> list[tuple[float, Flat]]:
+        """(learning rate scale, parameters) for each scale; the chains' parameters become views of these."""
+        groups: dict[float, dict[str, Tensor]] = {}
+        for name, value in self.chains.params.items():
+            if value.requires_grad:
+                scale = next((s for key, s in self.recipe.lr_scale.items() if name.startswith(key)), 1.0)
+                groups.setdefault(scale, {})[name] = value
+        flats = [(scale, Flat(values)) for scale, values in groups.items()]
+        for _, flat in flats:
+            self.chains.params |= flat.views(flat.value.detach())
+        return flats
+
     def _groups(self) -> list[dict[str, Any]]:
-        groups: dict[float, list[Tensor]] = {}
-        for name, value in self.trained.items():
-            scale = next((s for key, s in self.recipe.lr_scale.items() if name.startswith(key)), 1.0)
-            groups.setdefault(scale, []).append(value)
-        return [{"params": v, "lr": self.recipe.lr * s, "scale": s} for s, v in groups.items()]
+        return [{"params": [f.value], "lr": self.recipe.lr * s, "scale": s} for s, f in self.flats]
 
     def _sample_batch(self) -> Batch:
         if not self.program.uses_rows:
@@ -234,16 +242,16 @@ class _Loop:
         recipe = self.recipe
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr_at(at) * group["scale"]
-        value = self.chains.map(_negative_elbo, batch)
-        gradients = list(torch.autograd.grad(value.sum(), list(self.trained.values()), allow_unused=True))
-        gradients = [
-            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.trained.values(), strict=True)
-        ]
-        norm = clip_by_chain(gradients, recipe.clip)
-        self.alive &= torch.isfinite(value.detach()) & torch.isfinite(norm)
-        for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
-            keep = self.alive.view(-1, *[1] * (gradient.dim() - 1))
-            parameter.grad = torch.where(keep, gradient, torch.zeros_like(gradient))
+        params = dict(self.chains.params)
+        for _, flat in self.flats:
+            params |= flat.views()
+        value = self.chains.map(_negative_elbo, batch, params=params)
+        gradients = list(torch.autograd.grad(value.sum(), [flat.value for _, flat in self.flats]))
+        self.alive &= torch.isfinite(value.detach())
+        norm = clip_by_chain(gradients, recipe.clip, self.alive)
+        self.alive &= torch.isfinite(norm)
+        for (_, flat), gradient in zip(self.flats, gradients, strict=True):
+            flat.value.grad = gradient
         self.optimiser.step()
 
     # -- held-out objective ------------------------------------------------------------------------------------
