@@ -273,8 +273,8 @@ class GMMVAE(Program):
     def example(cls, seed: int = 0) -> tuple[GMMVAE, Data]:
         from pyrocrl import simulate
 
-        data = simulate.draw("kivva2022_2d", seed=seed, rows=600)
-        return cls(features=data.features, latents=2, starts=4, search_steps=100), data
+        data = simulate.draw("kivva2022_2d", seed=seed, rows=3000)
+        return cls(features=data.features, latents=2, starts=8, search_steps=800), data
 
 
 # -- the search that starts a chain ------------------------------------------------------------------------------

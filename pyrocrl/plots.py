@@ -150,8 +150,7 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
     there is one, otherwise an environment is compared with all other rows. The attribute `reference` says which;
     NaN where there is nothing to compare with.
     """
-    z = latent_means(tree)
-    labels, names = _environments(tree)
+    z, labels, names = _by_environment(tree)
     reference = _reference(names, reference)
     names = [reference, *(n for n in names if n != reference)] if reference else names
     values = z.to_numpy()
@@ -439,8 +438,8 @@ def latents_by_env(tree: xr.DataTree, reference: str | None = None, most: int = 
     Latents that no feature loads on are left out: what they show is noise in whatever units.
     """
     used = np.flatnonzero(_in_use(tree))
-    z = latent_means(tree).isel(latent=used)
-    labels, names = _environments(tree)
+    z, labels, names = _by_environment(tree)
+    z = z.isel(latent=used)
     moved = shifts(tree, reference).isel(latent=used)
     base = moved.attrs["reference"] if moved.attrs["reference"] in names else None
     values, latents = z.to_numpy(), _labels(z, "latent")
@@ -638,6 +637,16 @@ def _named(value: xr.DataArray) -> xr.DataArray:
 
 def _labels(value: xr.DataArray, dim: str) -> list[str]:
     return [_short(str(v)) for v in (value[dim].to_numpy() if dim in value.coords else range(value.sizes[dim]))]
+
+
+def _by_environment(tree: xr.DataTree) -> tuple[xr.DataArray, NDArray[np.str_], list[str]]:
+    """Posterior means (row, latent) of all rows, also where draws are of some; each row's environment; their names."""
+    constant = _group(tree, "constant_data", required=False)
+    if constant is None or "latent_mean" not in constant:
+        return latent_means(tree), *_environments(tree)
+    labels = np.asarray(constant["row_env"].to_numpy()).astype(str)
+    z = _named(constant["latent_mean"].transpose("row", "latent"))
+    return z, labels, [str(e) for e in np.unique(labels)]
 
 
 def _environments(tree: xr.DataTree) -> tuple[NDArray[np.str_], list[str]]:

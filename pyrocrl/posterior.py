@@ -160,10 +160,11 @@ class Fit:
         sample_stats, observed_data and constant_data.
 
         z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child)
-        in {0, 1}, weight, and the model's own sites, in the precision of the fit. thin: keep every thin-th row in what
-        has a data dimension; None = all rows unless z exceeds 1e8 numbers. posterior_predictive is thinned
-        to 2e7 numbers in any case: its coordinate tells which rows it holds. log_likelihood holds log p(x_i | z_i, .) of each draw, or
-        with the latents integrated out where the model can.
+        in {0, 1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i,
+        .) of each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what
+        has a data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means
+        of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
+        coordinate tells which rows it holds.
         """
         if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
             reject("draws", repr(draws), "a whole number from 1 on")
@@ -215,10 +216,13 @@ class Fit:
         tree["observed_data"] = xr.Dataset(
             {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}
         )
-        constant = {"env": ("data", data.env_labels()[rows])}
+        constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
+        if thin > 1:  # draws of some rows, yet the means of all
+            constant["latent_mean"] = (("row", "latent"), self.latents(data))
+            constant["row_env"] = (("row",), data.env_labels())
         if data.size_factor is not None:
             constant["size_factor"] = ("data", data.size_factor[rows])
-        tree["constant_data"] = xr.Dataset(constant, coords={"data": rows})
+        tree["constant_data"] = xr.Dataset(constant, coords={"data": rows, "latent": self.names["latent"]})
         out = xr.DataTree.from_dict(tree)
         out.attrs |= {
             "model": self.program.card.name,
