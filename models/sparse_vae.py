@@ -56,7 +56,7 @@ from pyrocrl.program import check_sizes
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
 SURE = 12.0  # largest log odds of a gate
 SETTLED = 0.101  # temperature from which the gates before a nonlinear decoder stay as they are
-OPEN, SHUT = 3.0, -2.0  # log odds of gates at the start
+OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
 START_ROWS = 300  # of each chain's subsample, for the starting mask
 FINISH_ROWS, FINISH_DRAWS = 2_000, 8
@@ -156,7 +156,6 @@ class SparseVAE(Program):
         batch_size=100,
         lr=1e-2,
         lr_end=0.01,
-        lr_scale={"gate": 2.0},
         betas=(0.9, 0.99),
         kl_warmup=0.0,
         temperature=(1.0, 0.1),

@@ -138,9 +138,7 @@ class ModelCard:
             reject("ModelCard.references", "none", f"the source of what {self.name} claims")
         twice = {claim.what for claim in self.claims if sum(claim == other for other in self.claims) > 1}
         if twice:
-            reject(
-                "ModelCard.claims", f"the same claim of {', '.join(sorted(twice))} twice", "each claim once"
-            )
+            reject("ModelCard.claims", f"the same claim of {', '.join(sorted(twice))} twice", "each claim once")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers, ready for JSON; each claim carries its sentence."""

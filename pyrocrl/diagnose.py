@@ -417,4 +417,3 @@ CHECKS: dict[str, Callable[[Fit, Data], str | None]] = {
     "non_gaussian": _non_gaussian,
     "enough_settings": _settings,
 }
-

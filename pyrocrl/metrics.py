@@ -39,9 +39,7 @@ Method = Literal["pearson", "spearman"]
 
 
 @overload
-def mcc(
-    z_true: ArrayLike, z_est: ArrayLike, method: str = ..., return_assignment: Literal[False] = ...
-) -> float: ...
+def mcc(z_true: ArrayLike, z_est: ArrayLike, method: str = ..., return_assignment: Literal[False] = ...) -> float: ...
 
 
 @overload
@@ -339,9 +337,7 @@ def interval_coverage(truth: ArrayLike, draws: ArrayLike, level: float = 0.9) ->
     return float(((low <= value) & (value <= high)).mean())
 
 
-def _rows_alike(
-    a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("z_true", "z_est")
-) -> tuple[Floats, Floats]:
+def _rows_alike(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("z_true", "z_est")) -> tuple[Floats, Floats]:
     first, second = as_latents(names[0], a), as_latents(names[1], b)
     if len(first) != len(second):
         reject(names[1], f"{len(second)} rows", f"{len(first)} rows, as {names[0]}")

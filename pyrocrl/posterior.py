@@ -262,9 +262,7 @@ class Fit:
             }
         )
 
-    def do(
-        self, data: Data | None, values: Mapping[str, float], *, draws: int = 200, seed: int = 0
-    ) -> xr.Dataset:
+    def do(self, data: Data | None, values: Mapping[str, float], *, draws: int = 200, seed: int = 0) -> xr.Dataset:
         """Draws under do(latent = value): z (chain, draw, latent) and the mean of x (chain, draw, feature).
 
         `values` maps names such as "latent_2" to values in the units of `fit.latents`; the interventions act on
@@ -407,9 +405,7 @@ class Fit:
     def _align_site(self, value: np.ndarray, name: str, chain: int) -> np.ndarray:
         """(draw, ...) values of a site brought to the reference chain's order and units."""
         site = self._site(name)
-        axes = {
-            axis + 1: site.scales.get(dim, 0) for axis, dim in enumerate(site.dims) if dim in LATENT_DIMS
-        }
+        axes = {axis + 1: site.scales.get(dim, 0) for axis, dim in enumerate(site.dims) if dim in LATENT_DIMS}
         known = (1, -1, "point")
         if not axes or (self.program.group.mixes and any(how not in known for how in axes.values())):
             return value

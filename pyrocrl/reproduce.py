@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from . import anchors, datasets, simulate, zoo
 from .data import Data

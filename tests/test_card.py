@@ -8,9 +8,7 @@ import pytest
 from pyrocrl.card import CONDITIONS, TARGETS, UP_TO, Claim, ModelCard, Reference
 from pyrocrl.errors import InputError, one_of, reject
 
-REFERENCE = Reference(
-    "Moran et al.", 2022, "Identifiable deep models", "TMLR", "https://arxiv.org/abs/2110.10804"
-)
+REFERENCE = Reference("Moran et al.", 2022, "Identifiable deep models", "TMLR", "https://arxiv.org/abs/2110.10804")
 LATENTS = Claim("latents", ("permutation", "elementwise"), ("the decoder is injective",), ("two_anchors",))
 MASK = Claim("mask", ("permutation",), needs=("two_anchors",))
 CARD = ModelCard(
@@ -112,9 +110,7 @@ def test_errors_are_value_errors_on_one_short_line():
 
 def test_one_of_returns_the_word_or_names_the_nearest():
     assert one_of("likelihood", "gaussian", ("gaussian", "poisson")) == "gaussian"
-    with pytest.raises(
-        InputError, match=r"likelihood: found 'gausian' \(did you mean 'gaussian'\?\); allowed: g"
-    ):
+    with pytest.raises(InputError, match=r"likelihood: found 'gausian' \(did you mean 'gaussian'\?\); allowed: g"):
         one_of("likelihood", "gausian", ("gaussian", "poisson"))
     with pytest.raises(InputError, match="found 3; allowed: nothing"):
         one_of("likelihood", 3, ())

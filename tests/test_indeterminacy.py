@@ -86,15 +86,11 @@ def test_distance_is_symmetric_and_invariant(names, seed):
     distance = group.distance(a, b)
     assert 0.0 <= distance <= 1.0
     assert group.distance(b, a) == pytest.approx(distance, abs=1e-9)
-    if (
-        "scale" in group.free or not names
-    ):  # elsewhere one must move both: b's units are part of the comparison
+    if "scale" in group.free or not names:  # elsewhere one must move both: b's units are part of the comparison
         assert group.distance(element(group, rng).apply(a), b) == pytest.approx(distance, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "names", [names for names in MONOMIAL if "sign" in names or "scale" in names], ids="+".join
-)
+@pytest.mark.parametrize("names", [names for names in MONOMIAL if "sign" in names or "scale" in names], ids="+".join)
 @given(seed=SEEDS)
 @LAWS
 def test_align_recovers_the_element_and_parameters_follow(names, seed):
@@ -210,9 +206,7 @@ def test_surplus_latents_come_last_and_are_kept():
     np.testing.assert_allclose(matrix.apply(wide), z, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "names", [*MONOMIAL, *MIXING, ("elementwise",), ("permutation", "elementwise")], ids="+".join
-)
+@pytest.mark.parametrize("names", [*MONOMIAL, *MIXING, ("elementwise",), ("permutation", "elementwise")], ids="+".join)
 def test_latents_that_never_vary_agree_with_nothing_and_break_nothing(names):
     rng, group = np.random.default_rng(4), Group.of(names)
     z = latents(rng)
@@ -329,9 +323,7 @@ def independencies(graph):
         for i in nodes
         for j in nodes[i + 1 :]
         for given in product((False, True), repeat=len(graph))
-        if not given[i]
-        and not given[j]
-        and nx.is_d_separator(network, {i}, {j}, {k for k in nodes if given[k]})
+        if not given[i] and not given[j] and nx.is_d_separator(network, {i}, {j}, {k for k in nodes if given[k]})
     )
 
 

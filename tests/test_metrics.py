@@ -43,10 +43,7 @@ def test_mcc_is_the_best_of_all_assignments(seed, true, est, method):
     z = rng.normal(size=(30, true))
     z_est = z @ rng.normal(size=(true, est)) + rng.normal(size=(30, est))
     r = np.array(
-        [
-            [spearmanr(a, b)[0] if method == "spearman" else np.corrcoef(a, b)[0, 1] for b in z_est.T]
-            for a in z.T
-        ]
+        [[spearmanr(a, b)[0] if method == "spearman" else np.corrcoef(a, b)[0, 1] for b in z_est.T] for a in z.T]
     )
     r = np.abs(r)
     if true <= est:
@@ -99,9 +96,7 @@ def test_r2_against_scikit_learn():
     held_out = metrics.linear_r2(x, z)
     assert held_out == metrics.r2(z, x) and 0.5 < held_out < 1.0
     assert metrics.r2(z, z @ rng.normal(size=(2, 2)) + 7) == pytest.approx(1.0)
-    assert (
-        metrics.r2(rng.normal(size=(40, 1)), rng.normal(size=(40, 15))) < 0.2
-    )  # nothing to be had out of sample
+    assert metrics.r2(rng.normal(size=(40, 1)), rng.normal(size=(40, 15))) < 0.2  # nothing to be had out of sample
     assert metrics.r2(z[:, :1], x) <= 1.0
 
 
@@ -211,9 +206,7 @@ def test_closure_and_order_errors_against_networkx(seed, nodes):
     assert metrics.order_errors(a, order[::-1]) == a.sum()
     assert metrics.order_right(a, order[::-1]) == (not a.any())
     place = {node: k for k, node in enumerate(topological_order(b))}
-    assert metrics.order_errors(a, topological_order(b)) == sum(
-        place[i] > place[j] for i, j in np.argwhere(a)
-    )
+    assert metrics.order_errors(a, topological_order(b)) == sum(place[i] > place[j] for i, j in np.argwhere(a))
     assert metrics.order_right(a, metrics.likely_order(a.astype(float) * 0.9))
 
 
@@ -250,9 +243,7 @@ def test_graph_scores_stand_beside_the_empty_and_the_full_graph():
     assert scores["closure_errors_full"] == 20 - closure
     assert scores["order_errors_empty"] == scores["order_errors_full"] == edges / 2
     assert 0 < scores["order_right_empty"] < 1 and scores["auroc_empty"] == 0.5
-    assert scores["ece_empty"] == pytest.approx(edges / 20) and scores["ece_full"] == pytest.approx(
-        1 - edges / 20
-    )
+    assert scores["ece_empty"] == pytest.approx(edges / 20) and scores["ece_full"] == pytest.approx(1 - edges / 20)
     stems = {key for key in scores if not key.endswith(("_empty", "_full"))}
     assert set(scores) == {stem + end for stem in stems for end in ("", "_empty", "_full")}
     assert all(isinstance(value, float) for value in scores.values())

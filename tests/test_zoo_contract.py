@@ -77,9 +77,7 @@ def test_card_and_file_agree(name: str) -> None:
 def test_config_is_json_and_rebuilds_the_program(name: str) -> None:
     program, _ = example(name)
     again = type(program)(**json.loads(json.dumps(program.config)))
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in program.state_dict().items()
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in program.state_dict().items()}
 
 
 # -- model and guide ---------------------------------------------------------------------------------------------

@@ -92,5 +92,3 @@ def fingerprint(data: Data) -> str:
 
 def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-

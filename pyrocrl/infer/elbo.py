@@ -73,11 +73,7 @@ def is_local(site: dict) -> bool:
 
 def sample_sites(trace: Trace) -> list[tuple[str, dict]]:
     """A trace's sample sites by name, without the plates' subsampling."""
-    return [
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not _is_subsample(site)
-    ]
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not _is_subsample(site)]
 
 
 def _is_subsample(site: dict) -> bool:
@@ -92,9 +88,7 @@ def validate(program: Program, batch: Batch) -> None:
     with pyro.validation_enabled(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         guide, model = traces(program, batch)
-    latent = {
-        n for n, s in sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")
-    }
+    latent = {n for n, s in sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
     guided = {n for n, s in sample_sites(guide) if not s["infer"].get("is_auxiliary")}
     if latent != guided:
         missing, surplus = sorted(latent - guided), sorted(guided - latent)
