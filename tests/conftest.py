@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
+# before torch and numpy are imported: small tensors gain nothing from threads, and busy machines lose much by them
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest
-import torch
-
-torch.set_num_threads(min(2, torch.get_num_threads()))
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

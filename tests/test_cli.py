@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import bench, cli, io, reproduce, simulate, zoo
+from pyrocrl import bench, cli, datasets, io, reproduce, simulate, zoo
 from pyrocrl.infer.elbo import elbo
 
 Capture = pytest.CaptureFixture[str]
@@ -195,7 +195,7 @@ def test_studies_name_settings_that_exist() -> None:
         if not (zoo.get(model).card.settings or model in reproduce.STUDIES):
             continue
         for study in reproduce.studies(model):
-            assert study.setting in simulate.names()
+            assert study.setting in (datasets.names() if isinstance(study, reproduce.Screen) else simulate.names())
 
 
 # -- the simulated screen ----------------------------------------------------------------------------------------
