@@ -199,10 +199,11 @@ def _run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
             return {"seed": seed, "failed": str(error)}
     verdict = diagnose(result, train)
     agreement = np.asarray(verdict.chains["agreement"], dtype=float)
-    metrics = evaluate(result, test)
+    metrics = study.score(result, test)
     if agreement.ndim == 2 and len(agreement) > 1:
         metrics["chain_agreement"] = float(agreement[np.triu_indices(len(agreement), 1)].mean())
-    return {
+    told = {"programmes": programmes(result)} if isinstance(study, Screen) else {}
+    return told | {
         "seed": seed,
         "metrics": metrics,
         "verdict": {claim.what: claim.verdict for claim in verdict.claims},
