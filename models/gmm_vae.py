@@ -165,7 +165,7 @@ class GMMVAE(Program):
             "chains start as the proof goes: full covariances first, then their joint diagonalisation",
         ),
         settings=("kivva2022_2d", "kivva2022_5d"),
-        status="experimental",
+        status="stable",
     )
     recipe = Recipe(
         epochs=40,

@@ -148,7 +148,7 @@ class SparseVAE(Program):
             "chains start from the anchors found in the data",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("moran2022",),
+        settings=("moran2022", "perturb_seq"),
         status="stable",
     )
     recipe = Recipe(

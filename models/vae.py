@@ -50,7 +50,7 @@ class VAE(Program):
         differs=("each feature has its own noise scale", "count likelihood"),
         likelihoods=("gaussian", "negative_binomial"),
         settings=("moran2022",),
-        status="experimental",
+        status="stable",
     )
     recipe = Recipe(epochs=150, batch_size=128, lr=3e-3, kl_warmup=0.2, temperature_span=0.2)
     sites = {"z": Site(("data", "latent"), {"latent": "point"})}
