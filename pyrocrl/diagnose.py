@@ -94,7 +94,7 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: int = 0) -> Verdict:
         "agreement": pairwise_agreement(fit).tolist(),
         "khat_median": khat["median"],
         "khat_above_0.7": khat["bad"],
-        "retired": len(fit.meta.get("retired", [])),
+        "retired": len(fit.meta["retired"]),
     }
     judged = tuple(_judge(fit, data, claim, ties, seed) for claim in fit.program.claims())
     return Verdict(fit.program.card.name, judged, chains)

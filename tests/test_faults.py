@@ -161,6 +161,7 @@ def test_a_nan_retires_its_chain_and_the_others_finish(few: Data) -> None:
         fit = pyrocrl.fit(Poisoned(3), few, chains=4, progress=False)
     assert [str(w.message) for w in said] == [f"chain {c}: non-finite objective, retired; it is left out" for c in bad]
     assert fit.chains.count == 4 - len(bad) and not set(fit.kept) & set(bad)
+    assert fit.meta["retired"] == bad
     assert torch.isfinite(fit.chains.params["mean"]).all()
     np.testing.assert_allclose(
         fit.chains.params["mean"].detach(), np.tile(few.x.mean(0), (fit.chains.count, 1)), atol=0.3

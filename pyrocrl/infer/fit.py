@@ -337,6 +337,7 @@ class _Loop:
                 "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
                 "fingerprint": checkpoint.fingerprint(self.data),
                 "rows": self.data.rows,
+                "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
         )
