@@ -47,10 +47,11 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, anchors, run
-from pyrocrl.dists import Gate, MultivariateNormal, NegativeBinomial, Normal, PseudoPrior
+from pyrocrl.dists import Gate, MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.guides import GateBlock, LogNormalBlock, NormalBlock
 from pyrocrl.nets import MLP, MaskedDecoder
+from pyrocrl.observation import Observation
 from pyrocrl.program import check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
@@ -179,16 +180,13 @@ class SparseVAE(Program):
         lr=3e-3,
         lr_hold=0.7,
         lr_end=0.02,
-        lr_scale={"gate": 16.0, "slope": 7.0, "raw_dispersion": 7.0, "offset": 7.0, "variance": 7.0},
+        lr_scale={"gate": 16.0, "slope": 7.0, "observation": 7.0, "variance": 7.0},
         kl_warmup=0.07,
         temperature=(1.0, 0.5),
         temperature_span=0.2,
         clip=20.0,
         keep="last",  # predictions lose a little while gates close
     )
-    centre: Tensor
-    spread: Tensor
-    size_unit: Tensor
     finished: Tensor
 
     def __init__(
@@ -213,7 +211,6 @@ class SparseVAE(Program):
         """
         super().__init__()
         check_sizes(features, latents)
-        one_of("likelihood", likelihood, ("gaussian", "negative_binomial"))
         self.counts = likelihood == "negative_binomial"
         decoder = decoder or ("linear" if self.counts else "nonlinear")
         one_of("decoder", decoder, ("nonlinear", "linear"))
@@ -240,37 +237,24 @@ class SparseVAE(Program):
             self.gate = GateBlock(features, latents, probability=0.8)
         if not self.counts:
             self.variance = LogNormalBlock(features)
-        self.raw_dispersion = nn.Parameter(torch.full((features,), 3.0), requires_grad=self.counts)
-        self.offset = nn.Parameter(torch.zeros(batches, features), requires_grad=self.counts)
+        self.observation = Observation(features, likelihood, batches, noise=None)
         self.raw_correlation = nn.Parameter(torch.zeros(latents, latents), requires_grad=self.correlated)
-        self.register_buffer("centre", torch.zeros(batches, features))  # of x, or of log(1 + x / s)
-        self.register_buffer("size_unit", torch.ones(()))
-        self.register_buffer("spread", torch.ones(features))
         self.register_buffer("finished", torch.zeros(()))  # 1 once `finish` has set the gates' probabilities
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
-        batch = data.tensors(dtype=self.centre.dtype)
-        self.size_unit.copy_(batch.size_factor.mean())
-        seen = self._seen(batch)
-        for group in range(len(self.centre)):
-            rows = batch.group == group
-            self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
-            if self.counts:
-                rate = (batch.x[rows].sum(0) + 0.5) / self._size(batch)[rows].sum().clamp_min(1.0)
-                self.offset[group] = rate.log()
-        spread = (seen - self.centre[batch.group]).std(0)
-        self.spread.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
+        observed = self.observation
+        batch = observed.start(data)
         if not self.counts:
-            self.variance.loc.copy_(2.0 * self.spread.log())
+            self.variance.loc.copy_(2.0 * observed.spread.log())
         if not self.sparse or data.rows < LEAST_ROWS:
             return
-        scaled = self._scaled(batch)
+        scaled = observed.inputs(batch)
         if self.linear:
             self._start_linear(batch, scaled, generator)
         else:
             pick = torch.randperm(data.rows, generator=generator)[: min(START_ROWS, int(0.8 * data.rows))]
-            pattern = anchors.loadings_pattern(seen[pick].double().numpy(), self.config["latents"])
+            pattern = anchors.loadings_pattern(observed.seen(batch)[pick].double().numpy(), self.config["latents"])
             self.gate.logits.copy_(torch.where(torch.from_numpy(pattern), OPEN, SHUT))
 
     def _start_linear(self, batch: Batch, scaled: Tensor, generator: torch.Generator) -> None:
@@ -282,7 +266,7 @@ class SparseVAE(Program):
         slope = weight
         if self.counts:  # Stein: Cov(x_j, z_k) = w_jk E[x_j] where log-means are linear in a Gaussian z
             z = scaled[pick] @ torch.as_tensor(scores).to(scaled).mT
-            expected = (self._size(batch)[:, None] * self.offset.exp()[batch.group])[pick]
+            expected = self.observation.mean(torch.zeros_like(batch.x), batch)[pick]
             slope = ((batch.x[pick] - expected).mT @ z) / expected.sum(0)[:, None] / z.var(0)
         self.slope.loc.copy_(slope.clamp(-3 * self.slab, 3 * self.slab))
         self.gate.logits.copy_((3.0 * (weight.abs() / 0.25 - 1.0)).clamp(-1.5, 1.5))
@@ -300,7 +284,7 @@ class SparseVAE(Program):
                     slab = PseudoPrior(gate, slab, self.slope())
                 slope = pyro.sample("slope", slab.to_event(2))  # (feature, latent)
         if not self.counts:
-            prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.spread.square())
+            prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.observation.spread.square())
             variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
         if self.correlated:  # LKJ(2), up to a constant
             pyro.factor("correlation_prior", 2.0 * self._correlation_tril().diagonal(dim1=-2, dim2=-1).log().sum(-1))
@@ -311,10 +295,8 @@ class SparseVAE(Program):
                 else Normal(zero, zero + 1).to_event(1)
             )
             z = pyro.sample("z", prior_z)  # (rows, latent)
-            mean = self._mean(z, mask, slope, batch)  # (rows, feature)
-            likelihood = (
-                NegativeBinomial(mean, softplus(self.raw_dispersion)) if self.counts else Normal(mean, variance.sqrt())
-            )
+            eta = self._eta(z, mask, slope)  # (rows, feature)
+            likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
@@ -326,7 +308,7 @@ class SparseVAE(Program):
         if not self.counts:
             pyro.sample("variance", self.variance().to_event(1))
         with self.rows(batch):
-            loc, tril = self.encoder(self._scaled(batch))
+            loc, tril = self.encoder(self.observation.inputs(batch))
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
@@ -338,11 +320,11 @@ class SparseVAE(Program):
         if not self.sparse:
             return
         rows = torch.randperm(data.rows, generator=generator)[:FINISH_ROWS]
-        batch = data.rows_at(rows.numpy()).tensors(self.centre.device, self.centre.dtype)
+        batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
         self.gate.logits.copy_(self._log_odds())
         self.finished.fill_(1.0)
         mask = anchored(self._open())  # (feature, latent)
-        loc, tril = self.encoder(self._scaled(batch))
+        loc, tril = self.encoder(self.observation.inputs(batch))
         gain = torch.zeros_like(mask)
         for _ in range(FINISH_DRAWS):
             z = loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
@@ -360,19 +342,19 @@ class SparseVAE(Program):
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         mask = anchored(self._open()) if self.sparse else None
-        return self._mean(z, mask, self.slope.loc if self.linear else None, batch)
+        return self.observation.mean(self._eta(z, mask, self.slope.loc if self.linear else None), batch)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """(rows, latent) posterior means; a latent that no feature uses is 0 throughout."""
-        loc = self.encoder(self._scaled(batch))[0]
+        loc = self.encoder(self.observation.inputs(batch))[0]
         return loc * (anchored(self._open()).sum(0) > 0) if self.sparse else loc
 
     def mask(self) -> Tensor | None:
         """(feature, latent) probability that the gate is open and its latent in use."""
         if not self.sparse:
             return None
-        in_use = (anchored(self._open()).sum(0) > 0).to(self.centre.dtype)
+        in_use = (anchored(self._open()).sum(0) > 0).to(self.gate.logits.dtype)
         return self._log_odds().sigmoid() * in_use
 
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -419,33 +401,20 @@ class SparseVAE(Program):
         tril = self.raw_correlation.tril(-1) + eye
         return tril / tril.norm(dim=-1, keepdim=True)
 
-    def _mean(self, z: Tensor, mask: Tensor | None, slope: Tensor | None, batch: Batch) -> Tensor:
-        """(rows, feature) mean of x."""
+    def _eta(self, z: Tensor, mask: Tensor | None, slope: Tensor | None) -> Tensor:
+        """(rows, feature) the decoder's output, as `Observation` takes it."""
         if self.linear:
             assert slope is not None
-            out = z @ (slope if mask is None else mask * slope).mT
-        else:
-            out = self.decoder(z, torch.ones_like(self.decoder.head[:, : z.shape[-1]]) if mask is None else mask)
-        if self.counts:
-            return self._size(batch)[:, None] * (self.offset[batch.group] + out).clamp(max=15.0).exp()
-        return self.centre[batch.group] + self.spread * out
+            return z @ (slope if mask is None else mask * slope).mT
+        open_ = torch.ones_like(self.decoder.head[:, : z.shape[-1]]) if mask is None else mask
+        out: Tensor = self.decoder(z, open_)
+        return out
 
     def _feature_fit(self, z: Tensor, mask: Tensor, batch: Batch) -> Tensor:
         """(feature,) log-likelihood of the batch's rows."""
-        mean = self._mean(z, mask, self.slope.loc if self.linear else None, batch)
-        if self.counts:
-            return NegativeBinomial(mean, softplus(self.raw_dispersion)).log_prob(batch.x).sum(0)
-        return Normal(mean, (0.5 * self.variance.loc).exp()).log_prob(batch.x).sum(0)
-
-    def _seen(self, batch: Batch) -> Tensor:
-        return torch.log1p(batch.x / self._size(batch)[:, None]) if self.counts else batch.x
-
-    def _size(self, batch: Batch) -> Tensor:
-        """(rows,) size factors, 1 on average over the rows of the fit."""
-        return batch.size_factor / self.size_unit
-
-    def _scaled(self, batch: Batch) -> Tensor:
-        return (self._seen(batch) - self.centre[batch.group]) / self.spread
+        eta = self._eta(z, mask, self.slope.loc if self.linear else None)
+        sd = None if self.counts else (0.5 * self.variance.loc).exp()
+        return self.observation.likelihood(eta, batch, sd).log_prob(batch.x).sum(0)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SparseVAE, Data]:

@@ -26,6 +26,8 @@ FORBIDDEN = {
     "guides": {"infer", "posterior", "zoo", "models"},
     "sem": {"infer", "posterior", "zoo", "models"},
     "graphs": {"infer", "posterior", "zoo", "models"},
+    "latent_sem": {"infer", "posterior", "zoo", "models"},
+    "observation": {"infer", "posterior", "zoo", "models"},
     "posterior": {"zoo", "models"},
     "diagnose": {"zoo", "models"},
     "metrics": {"data", "program", "infer", "posterior", "zoo", "models", "torch", "pyro"},
