@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import datasets, io, metrics, plots, report, simulate
     from .card import Claim, ModelCard, Reference
+    from .choose import choose
     from .data import Batch, Data
     from .diagnose import diagnose
     from .errors import InputError
@@ -41,6 +42,7 @@ _HOMES = {
     "Reference": "card",
     "Site": "program",
     "build": "zoo",
+    "choose": "choose",
     "diagnose": "diagnose",
     "evaluate": "evaluate",
     "fit": "infer.fit",
@@ -61,6 +63,7 @@ __all__ = [
     "Reference",
     "Site",
     "build",
+    "choose",
     "datasets",
     "diagnose",
     "evaluate",

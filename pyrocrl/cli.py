@@ -19,6 +19,7 @@ import typer
 from .errors import InputError, one_of, reject
 
 if TYPE_CHECKING:
+    from .choose import Choice
     from .data import Data
     from .posterior import Fit
 
@@ -189,6 +190,59 @@ def fit(
         build["targets"] = one_of("--target-mode", target_mode, MODES)
     _check_out(out, force, resume)
     _fit(model, source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+
+
+@app.command()
+def choose(
+    data: Source,
+    latents: Annotated[
+        int | None, typer.Option(metavar="K", help="Number of latents.  [default: as truth or targets say]")
+    ] = None,
+    intervention: Annotated[
+        str, typer.Option(metavar="KIND", help="What interventions do: perfect, soft, variance or shift.")
+    ] = "perfect",
+    target_mode: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="known, relabelled or unknown.  [default: known where the data list them]"),
+    ] = None,
+    mechanism: Annotated[
+        str, typer.Option(metavar="KIND", help="Structural equations: linear or nonlinear.")
+    ] = "linear",
+    seed: Seed = 0,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    as_json: Json = False,
+) -> None:
+    """Say which models these data can feed, what each would identify, and what the next stronger claim lacks."""
+    from .choose import FEW_ROWS, environments
+    from .choose import choose as judged
+
+    source = {
+        "data": data,
+        "seed": seed,
+        "env": env,
+        "control": control,
+        "targets": None if targets is None else str(targets),
+        "counts": counts,
+        "size_factor": size_factor,
+        "batch": batch,
+    }
+    if target_mode is not None:
+        one_of("--target-mode", target_mode, MODES)
+    rows = _read_data(source)
+    found = judged(rows, latents, intervention=intervention, targets=target_mode, mechanism=mechanism)
+    envs = environments(rows)
+    if as_json:
+        _print_json({"data": str(rows), "environments": envs, "models": [choice.to_dict() for choice in found]})
+        return
+    print(f"{rows}\n")
+    _print_environments(envs, FEW_ROWS)
+    print()
+    _print_choices(found)
 
 
 @app.command()
@@ -489,6 +543,35 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from .reproduce import format_table
 
     print(format_table(header, rows))
+
+
+def _print_environments(envs: Sequence[dict[str, Any]], least: int) -> None:
+    def words(targets: list[str] | None) -> str:
+        return "not known" if targets is None else ", ".join(targets) or "none: observational"
+
+    _print_table(["environment", "targets", "rows"], [[e["environment"], words(e["targets"]), e["rows"]] for e in envs])
+    few = [e["environment"] for e in envs if e["few"]]
+    if few:
+        print(f"warning: fewer than {least} rows in {', '.join(few)}: estimates from them will be poor")
+
+
+def _print_choices(found: Sequence[Choice]) -> None:
+    lines = []
+    for choice in found:
+        held = "; ".join(claim.claim for claim in choice.identifies) or "nothing"
+        more = choice.next.claim if choice.next else "-"
+        lines.append([choice.model, held, more, "; ".join(choice.missing) or "-"])
+    _print_table(["model", "would identify", "next stronger claim", "missing"], lines)
+    for heading, attribute in (("if a fit shows that", "open"), ("if you can say that", "given")):
+        notes = {
+            choice.model: list(dict.fromkeys(text for claim in choice.identifies for text in getattr(claim, attribute)))
+            for choice in found
+        }
+        if any(notes.values()):
+            print(f"\n{heading}:")
+        for model, texts in notes.items():
+            if texts:
+                print(f"  {model}: {'; '.join(texts)}")
 
 
 def _print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ import torch
 from .errors import reject
 
 Array = np.ndarray
+CUSTOMARY_CONTROLS = ("observational", "control", "non-targeting")  # labels taken for a control where none is told
 TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component")
 
 
@@ -94,6 +95,10 @@ def _labels(values: Any, argument: str, rows: int) -> Array:
         reject(argument, "missing labels (NaN)", "a label for every row")
     if labels.dtype.kind == "O" and any(v is None or v != v for v in labels):
         reject(argument, "missing labels", "a label for every row")
+    if labels.dtype.kind == "O":  # 1 and "1" are two labels to Python and one name to us
+        texts = [str(label) for label in set(labels)]
+        if twice := [text for text in texts if texts.count(text) > 1]:
+            reject(argument, f"two environments with the label {twice[0]!r}", "labels that differ as texts")
     return labels.astype(str)
 
 
@@ -203,6 +208,8 @@ class Data:
         known = set(np.unique(labels))
         out: dict[str, tuple[int, ...]] = {}
         for label, latents in targets.items():
+            if str(label) in out:
+                reject("targets", f"two environments with the label {str(label)!r}", "labels that differ as texts")
             if str(label) not in known:
                 reject("targets", f"unknown environment {str(label)!r}", f"one of {_some(sorted(known))}")
             wanted = (latents,) if isinstance(latents, int | np.integer) else tuple(latents)
@@ -227,7 +234,7 @@ class Data:
         """Control, then other observational environments, then the rest in order of their targets and names."""
         names = np.unique(labels)
         targets = self.targets or {}
-        customary = ("observational", "control", "non-targeting") if self.targets is None else ()
+        customary = CUSTOMARY_CONTROLS if self.targets is None else ()
         order = sorted(names, key=lambda e: (e != self.control, e not in customary, targets.get(e, ()), e))
         place = {e: i for i, e in enumerate(order)}
         codes = np.array([place[e] for e in names])[np.searchsorted(names, labels)]

@@ -17,7 +17,9 @@ import numpy as np
 import pyro
 import torch
 
+from . import conditions
 from .card import CONDITIONS, Claim
+from .conditions import Check, Situation
 from .data import Batch, Data
 from .errors import reject
 from .indeterminacy import graph_distance
@@ -115,7 +117,7 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
         numbers["rhat_max"] = rhat_after_alignment(fit, np.flatnonzero(ties))
     sentence = claim.sentence()
     if failed:
-        return ClaimVerdict(sentence, claim.what, "not identified", "; ".join(failed), numbers)
+        return ClaimVerdict(sentence, claim.what, "not identified", "; ".join(dict.fromkeys(failed)), numbers)
     if ties.sum() < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
@@ -130,8 +132,8 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
 
 def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
     """Whether the tied chains agree on what is claimed, in words; the measure goes into `numbers`."""
-    if claim.what in ("mask", "graph"):
-        values = fit.chain_values(claim.what)
+    if claim.what in ("mask", "graph", "targets"):
+        values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
         pairs = [(a, b) for i, a in enumerate(tied) for b in tied[i + 1 :]]
@@ -145,7 +147,7 @@ def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, floa
         shared = [_overlap(values[a], values[b]) for a, b in pairs]
         least = min(shared, default=1.0)
         numbers["overlap_least"] = least
-        entries = "edges" if claim.what == "graph" else "entries"
+        entries = {"graph": "edges", "mask": "entries", "targets": "targets"}[claim.what]
         return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
     matrix = pairwise_agreement(fit)[np.ix_(tied, tied)]
     off = matrix[~np.eye(len(tied), dtype=bool)]
@@ -322,38 +324,8 @@ def _two_anchors(fit: Fit, data: Data) -> str | None:
     if not short:
         return None
     more = f" and {len(short) - 3} more" if len(short) > 3 else ""
-    return f"{', '.join(short[:3])}{more} lack two features that load on them alone"
-
-
-def _interventions(least: int) -> Callable[[Fit, Data], str | None]:
-    def check(fit: Fit, data: Data) -> str | None:
-        if data.targets is None:
-            return "the targets of the environments are not known"
-        hit = data.target_matrix(len(fit.names["latent"]))
-        present = np.bincount(data.env, minlength=len(data.env_names)) > 0
-        counts = hit[present].sum(0)
-        short = [fit.names["latent"][k] for k in np.flatnonzero(counts < least)]
-        words = "no environment intervenes" if least == 1 else f"fewer than {least} environments intervene"
-        return f"{words} on {', '.join(short)}" if short else None
-
-    return check
-
-
-def _observational(fit: Fit, data: Data) -> str | None:
-    if data.targets is None:
-        return None
-    free = [e for e in data.env_names if not data.targets.get(e)]
-    return None if free else "every environment is intervened on"
-
-
-def _single_targets(fit: Fit, data: Data) -> str | None:
-    several = [e for e, k in (data.targets or {}).items() if len(k) > 1]
-    return f"{several[0]} has more than one target" if several else None
-
-
-def _more_features(fit: Fit, data: Data) -> str | None:
-    few = data.features <= len(fit.names["latent"])
-    return f"{data.features} features for {len(fit.names['latent'])} latents" if few else None
+    them, lack = ("it", "lacks") if len(short) == 1 else ("them", "lack")
+    return f"{', '.join(short[:3])}{more} {lack} two features that load on {them} alone"
 
 
 def _components(fit: Fit, data: Data) -> str | None:
@@ -397,23 +369,32 @@ def _non_gaussian(fit: Fit, data: Data) -> str | None:
     return f"{', '.join(gaussian)} look Gaussian" if len(gaussian) > 1 else None
 
 
-def _settings(fit: Fit, data: Data) -> str | None:
-    if data.aux is None:
-        return "no auxiliary variable"
-    values = len(np.unique(data.aux, axis=0))
-    need = len(fit.names["latent"]) + 1
-    return None if values >= need else f"the auxiliary variable takes {values} values, {need} are needed"
+def situation(fit: Fit, data: Data) -> Situation:
+    """What a fit knows of its data: their targets where given, else those that the reference chain has inferred."""
+    config, names = fit.program.config, fit.names["latent"]
+    hit: np.ndarray | None = None
+    if data.targets is not None and config.get("targets") != "unknown":
+        hit = data.target_matrix(len(names))
+    else:
+        with torch.no_grad():
+            found = fit.chains.chain(fit.reference).targets_matrix()
+        if found is not None:
+            hit = (found.cpu().numpy() > 0.5)[:, fit.alignments[fit.reference].permutation]
+    return Situation(data, names, hit, config.get("intervention", "perfect"), config.get("mechanism", "linear"))
+
+
+def _of_data(check: Check) -> Callable[[Fit, Data], str | None]:
+    def reason(fit: Fit, data: Data) -> str | None:
+        lack = check(situation(fit, data))
+        return lack.reason if lack else None
+
+    return reason
 
 
 CHECKS: dict[str, Callable[[Fit, Data], str | None]] = {
-    "more_features_than_latents": _more_features,
+    **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "two_anchors": _two_anchors,
-    "observational_environment": _observational,
-    "one_intervention_per_latent": _interventions(1),
-    "two_interventions_per_latent": _interventions(2),
-    "single_targets": _single_targets,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
-    "enough_settings": _settings,
 }

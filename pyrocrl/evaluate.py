@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,8 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     Latents: mcc, mcc_spearman, r2, dci_*, and pca_*, ica_*, raw_* beside them; linear_r2 says whether linear
     regression already undoes the mixing. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right,
     ... each with its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 %
-    interval. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where
+    interval, weight_covered of weight_total. targets_right: share of environments whose inferred target is the true
+    one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where
     nothing is known or shapes disagree.
     """
     truth = data.truth
@@ -36,12 +39,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
         out["mse"] = reconstruction_error(fit, data)
     if "z" in truth:
         z = truth["z"]
-        if "permutation" in fit.program.group.free or z.shape[1] != z_est.shape[1]:
-            out["mcc"], assignment = metrics.mcc(z, z_est, return_assignment=True)
-        else:
-            assignment = np.arange(z.shape[1])
-            r = [abs(np.corrcoef(a, b)[0, 1]) if b.std() > 0 else 0.0 for a, b in zip(z.T, z_est.T, strict=True)]
-            out["mcc"] = float(np.mean(r))
+        out["mcc"], assignment = _matched(fit, z, z_est)
         out["mcc_spearman"] = metrics.mcc(z, z_est, "spearman")
         out["r2"] = metrics.r2(z, z_est)
         few = np.unique(np.linspace(0, data.rows - 1, min(data.rows, DCI_ROWS)).astype(int))
@@ -58,8 +56,51 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
         nodes = assignment if assignment is not None else np.arange(len(truth["graph"]))
         out |= metrics.graph_scores(truth["graph"], _reorder(graph, nodes))
         if "weight" in truth and "z" in truth:
-            out["weight_coverage"] = _weight_coverage(fit, data, nodes, seed)
+            total = int(truth["graph"].astype(bool).sum())
+            covered = _weights_covered(fit, data, nodes, seed)
+            out |= {"weight_covered": float(covered), "weight_total": float(total)}
+            out["weight_coverage"] = covered / total if total else math.nan
+    targets = fit.targets()
+    if "targets" in truth and targets is not None:
+        nodes = assignment if assignment is not None else np.arange(targets.shape[1])
+        out |= _targets_right(truth["targets"], targets, fit.names["env"], nodes)
     return out
+
+
+def edge_table(fit: Fit, data: Data) -> list[list[float]]:
+    """[probability, 0 or 1] of every ordered pair of true latents (see `metrics.edge_table`), the fit's latents matched
+    with the true ones as in `evaluate`; no rows where the fit or the truth has no graph."""
+    graph = fit.graph()
+    if "graph" not in data.truth or graph is None:
+        return []
+    nodes = np.arange(len(data.truth["graph"]))
+    if "z" in data.truth:
+        _, nodes = _matched(fit, data.truth["z"], fit.latents(data))
+    return metrics.edge_table(data.truth["graph"], _reorder(graph, nodes))
+
+
+def _matched(fit: Fit, z: np.ndarray, z_est: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean correlation coefficient, and for each true latent its partner: its own where the claim leaves no permutation
+    free, else the one of the best assignment, -1 for none."""
+    if "permutation" in fit.program.group.free or z.shape[1] != z_est.shape[1]:
+        return metrics.mcc(z, z_est, return_assignment=True)
+    r = [abs(np.corrcoef(a, b)[0, 1]) if b.std() > 0 else 0.0 for a, b in zip(z.T, z_est.T, strict=True)]
+    return float(np.mean(r)), np.arange(z.shape[1])
+
+
+def _targets_right(truth: Any, probs: np.ndarray, envs: Sequence[str], nodes: np.ndarray) -> dict[str, float]:
+    """Share of the interventional environments whose most probable targets, as many as there are, are the true ones
+    (`truth`: environment -> latents); `_empty`: the share that naming one latent for all environments would reach."""
+    matched = np.where(nodes >= 0, probs[:, nodes], -1.0)  # (env, true latent)
+    wanted = {env: {int(k) for k in latents} for env, latents in truth.items() if len(latents) and env in envs}
+    if not wanted:
+        return {}
+    right = [set(np.argsort(-matched[envs.index(e)])[: len(k)].tolist()) == k for e, k in wanted.items()]
+    one_for_all = [[{k} == latents for latents in wanted.values()] for k in range(len(nodes))]
+    return {
+        "targets_right": float(np.mean(right)),
+        "targets_right_empty": float(np.mean(one_for_all, axis=1).max()),
+    }
 
 
 def seen(data: Data) -> np.ndarray:
@@ -85,11 +126,11 @@ def _reorder(graph: np.ndarray, nodes: np.ndarray) -> np.ndarray:
     return out
 
 
-def _weight_coverage(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> float:
-    """Share of the true edges' weights inside the 90 % interval of their draws, in the truth's units."""
+def _weights_covered(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> int:
+    """How many true edges' weights are inside the 90 % interval of their draws, in the truth's units."""
     true = data.truth["graph"].astype(bool)
     if not true.any():
-        return math.nan
+        return 0
     draws = fit.posterior(max(2, WEIGHT_DRAWS // fit.chains.count), data, predictive=False, thin=data.rows, seed=seed)
     weight = draws["posterior"]["weight"].to_numpy()
     chains, count = weight.shape[:2]
@@ -99,4 +140,4 @@ def _weight_coverage(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> floa
     z_est = fit.latents(data)[:, nodes]
     alignment = Group.of(("scale", "shift")).align(z_est, data.truth["z"])
     weight = alignment.act(weight[:, nodes][:, :, nodes], {1: -1, 2: 1})
-    return metrics.interval_coverage(data.truth["weight"][true], weight[:, true])
+    return round(metrics.interval_coverage(data.truth["weight"][true], weight[:, true]) * true.sum())

@@ -212,6 +212,11 @@ def closure_errors(true: ArrayLike, est: ArrayLike) -> int:
     return int(different.sum() - different.trace())
 
 
+def closure_shd(true: ArrayLike, est: ArrayLike) -> int:
+    """Structural Hamming distance of the transitive closures."""
+    return differing_pairs(*(transitive_closure(graph) for graph in _graphs(true, est)))
+
+
 def order_errors(true: ArrayLike, order: Sequence[int] | NDArray) -> int:
     """Edges that point backwards in an order of the nodes, first causes first."""
     graph = as_graph("true", true)
@@ -293,6 +298,7 @@ def graph_scores(
         "shd": shd,
         "skeleton_errors": skeleton_errors,
         "closure_errors": closure_errors,
+        "closure_shd": closure_shd,
     }.items():
         scores |= {name + which: float(metric(graph, est)) for which, est in trivial.items()}
     scores["order_errors"] = float(order_errors(graph, nodes))
@@ -308,6 +314,15 @@ def graph_scores(
 
 
 # Calibration
+
+
+def edge_table(true: ArrayLike, probs: ArrayLike) -> list[list[float]]:
+    """[probability, 0 or 1] of every ordered pair of nodes: tables of many graphs, joined, give one calibration."""
+    graph, p = as_graph("true", true), _edge_probabilities(probs)
+    if graph.shape != p.shape:
+        reject("probs", f"shape {p.shape}", f"shape {graph.shape}, as the true graph")
+    off = ~np.eye(len(graph), dtype=bool)
+    return [[float(a), float(b)] for a, b in zip(p[off], graph[off], strict=True)]
 
 
 def expected_calibration_error(outcomes: ArrayLike, probs: ArrayLike, bins: int = 10) -> float:

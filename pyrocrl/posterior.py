@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,22 +126,26 @@ class Fit:
 
     def mask(self) -> np.ndarray | None:
         """(feature, latent) inclusion probabilities, averaged over the aligned chains by their weights."""
-        return self._average(Program.mask, {-1: 0})
+        return self._average(Program.mask)
 
     def graph(self) -> np.ndarray | None:
         """(parent, child) edge probabilities, averaged over the aligned chains by their weights."""
-        return self._average(Program.graph, {-1: 0, -2: 0})
+        return self._average(Program.graph)
+
+    def targets(self) -> np.ndarray | None:
+        """(env, latent) probabilities that an environment intervenes on a latent, where the model infers them."""
+        return self._average(Program.targets_matrix)
 
     def chain_values(self, name: str) -> np.ndarray | None:
-        """(chain, ...) `mask` or `graph` of each chain, aligned; None where the program has none."""
-        axes: dict[int, Any] = {"mask": {-1: 0}, "graph": {-1: 0, -2: 0}}[name]
+        """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
+        axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
         with torch.no_grad():
             own = [getattr(p, name)() for p in self.programs()]
         if any(v is None for v in own) or self.program.group.mixes:
             return None
         return np.stack([a.act(v.double().cpu().numpy(), axes) for a, v in zip(self.alignments, own, strict=True)])
 
-    def _average(self, method: Callable, axes: dict) -> np.ndarray | None:
+    def _average(self, method: Callable) -> np.ndarray | None:
         values = self.chain_values(method.__name__)
         return None if values is None else np.clip(np.einsum("c,cab->ab", self.weights, values), 0.0, 1.0)
 
@@ -262,23 +266,41 @@ class Fit:
             }
         )
 
-    def do(self, data: Data | None, values: Mapping[str, float], *, draws: int = 200, seed: int = 0) -> xr.Dataset:
-        """Draws under do(latent = value): z (chain, draw, latent) and the mean of x (chain, draw, feature).
+    def do(
+        self,
+        data: Data | None,
+        values: Mapping[str, float] | None = None,
+        *,
+        environments: Sequence[str] = (),
+        draws: int = 200,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Draws under interventions: z (chain, draw, latent) and the mean of x (chain, draw, feature).
 
-        `values` maps names such as "latent_2" to values in the units of `fit.latents`; the interventions act on
-        the named sites of the model (ChiRho's `do`), so what is not downstream keeps its distribution. Rows'
-        covariates (size factor, batch) are drawn from `data`. Raises InputError for unknown names.
+        `values` sets latents: it maps names such as "latent_2" to values in the units of `fit.latents`, by ChiRho's
+        `do` on the named sites of the model, so what is not downstream keeps its distribution. `environments` names
+        environments whose interventions are applied together to the observational equations, be they a combination
+        never seen; a latent set by `values` stays set. Rows' covariates (size factor, batch) are drawn from `data`.
+        Raises InputError for unknown names, and for environments where the model does not say what they change.
         """
         from chirho.interventional.handlers import do
 
         data = self._data(data)
-        if not isinstance(values, Mapping) or not values:
+        values = {} if values is None else values
+        if not isinstance(values, Mapping) or not (values or environments):
             reject("values", repr(values), "a mapping of latent names to values, such as {'latent_0': 1.5}")
         for name, value in values.items():
             one_of("values", name, self.names["latent"])
             if not isinstance(value, int | float | np.number) or not np.isfinite(value):
                 reject(f"values[{name!r}]", repr(value), "a finite number")
-        if self.program.group.mixes:
+        if isinstance(environments, str) or len(set(environments)) < len(environments):
+            reject("environments", repr(environments), "a list of names, each once")
+        for name in environments:
+            one_of("environments", name, self.names["env"])
+        places = [self.names["env"].index(name) for name in environments]
+        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+            reject("draws", repr(draws), "a whole number from 1 on")
+        if values and self.program.group.mixes:
             free = ", ".join(self.program.latents_up_to)
             reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")
         rows = np.random.default_rng(seed).integers(0, data.rows, draws)
@@ -298,7 +320,7 @@ class Fit:
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
                     sites = _global_sites(program, row)
                     with do(actions=actions):
-                        z = program.prior_latents(row, sites)
+                        z = program.prior_latents(row, sites, envs=places)
                     conditioned = pyro.poutine.condition(program.decode, data=sites)
                     z_draws.append(z[0])
                     x_draws.append(conditioned(z, row)[0])
@@ -315,7 +337,7 @@ class Fit:
                 "latent": self.names["latent"],
                 "feature": self.names["feature"],
             },
-            attrs={"do": ", ".join(f"{k}={v:g}" for k, v in values.items())},
+            attrs={"do": ", ".join([*environments, *(f"{k}={v:g}" for k, v in values.items())])},
         )
 
     # -- files -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -140,6 +140,9 @@ class Program(nn.Module):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Start this chain's parameters from the data; the theorem's construction where there is one."""
 
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """The theorem's construction alone, where `initialise` goes on from it: studies show its score."""
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Called once a chain after the last step: a second-order finish, or nothing."""
 
@@ -159,6 +162,10 @@ class Program(nn.Module):
 
     def graph(self) -> Tensor | None:
         """(parent, child) posterior edge probabilities, or None."""
+        return None
+
+    def targets_matrix(self) -> Tensor | None:
+        """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
@@ -181,12 +188,15 @@ class Program(nn.Module):
         """(rows,) log p(x_i | global sites) in closed form, where there is one."""
         return None
 
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
         """(rows, latent) draws of the latents from their prior given global `sites`, each column a site `z_<k>`.
 
-        ChiRho's `do` acts on these names. The default draws z from the model: without a graph, setting one latent
-        leaves the others as they are.
+        ChiRho's `do` acts on these names. envs: environments whose interventions are applied together to the
+        observational equations. The default draws z from the model: without a graph, setting one latent leaves the
+        others as they are, and it knows no interventions: it raises InputError for any environment.
         """
+        if envs:
+            reject("environments", f"{len(envs)}", f"none: {self.card.name} does not model what an intervention does")
         story = pyro.poutine.condition(pyro.poutine.uncondition(self.model), data=sites)
         z = pyro.poutine.trace(story).get_trace(batch).nodes["z"]["value"]
         return torch.stack([pyro.deterministic(f"z_{k}", z[:, k]) for k in range(z.shape[1])], -1)

@@ -38,6 +38,20 @@ def run(**options: object) -> object:
     return pyrocrl.fit(build(hidden=4), plain(), progress=False, **{"chains": 1, "epochs": 1, **options})
 
 
+def linear(env: object, targets: object, latents: int = 2) -> pyrocrl.Program:
+    """Interventional data and a model that needs interventions."""
+    data = Data(X, env, targets)  # type: ignore[arg-type]
+    return pyrocrl.build("linear_sem_lin", data, latents=latents)
+
+
+def without_rows() -> object:
+    """A fit whose data have lost the rows of an environment."""
+    env = np.resize(["ctrl", "KO_a", "KO_b"], 40)
+    data = Data(X, env, {"KO_a": (0,), "KO_b": (1,)})
+    program = pyrocrl.build("linear_sem_lin", data, latents=2)
+    return pyrocrl.fit(program, data.rows_at(data.env_labels() != "KO_b"), chains=1, progress=False)
+
+
 # what is called, and the message: argument, what was found, what is allowed
 PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "nan": (lambda: Data(put(X, np.nan)), "x: found nan at row 3, column 2; allowed: finite numbers"),
@@ -86,6 +100,34 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "targets of no latent": (
         lambda: build(data=Data(X, ENV, {"KO_a": (2,)})),
         "targets: found latent 2 for environment 'KO_a'; allowed: latents 0 to 1",
+    ),
+    "one label for two environments": (
+        lambda: Data(X, np.repeat([0, 1], 20), {1: (0,), "1": (1,)}),
+        "targets: found two environments with the label '1'; allowed: labels that differ as texts",
+    ),
+    "labels that read alike": (
+        lambda: Data(X, np.array([0, 1, "1", "0"] * 10, dtype=object)),
+        "env: found two environments with the label '",
+    ),
+    "a target that is absent": (
+        lambda: linear(ENV, {"KO_a": (2,)}),
+        "targets: found latent 2 for environment 'KO_a'; allowed: latents 0 to 1",
+    ),
+    "no intervention on a latent": (
+        lambda: linear(ENV, {"KO_a": (0,)}),
+        "targets: found no environment that intervenes on latent 1; allowed: one or more for each latent",
+    ),
+    "no observational environment": (
+        lambda: linear(ENV, {"KO_a": (0,), "ctrl": (1,)}),
+        "targets: found no observational environment; allowed: one environment or more without targets",
+    ),
+    "a single environment": (
+        lambda: linear(None, {}),
+        "targets: found no environment that intervenes on latent 0; allowed: one or more for each latent",
+    ),
+    "an environment without rows": (
+        without_rows,
+        "env: found 0 row(s) to fit in environment 'KO_b'; allowed: 2 or more",
     ),
     "targets of another kind": (
         lambda: Data(X, ENV, [0, 1]),  # type: ignore[arg-type]
@@ -165,6 +207,30 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         lambda: FITTED.do(None, {"latent_0": float("nan")}),
         "values['latent_0']: found nan; allowed: a finite number",
     ),
+    "do of nothing": (
+        lambda: FITTED.do(None),
+        "values: found {}; allowed: a mapping of latent names to values",
+    ),
+    "do of no environment": (
+        lambda: FITTED.do(None, environments=["KO_a"]),
+        "environments: found 'KO_a'; allowed: observational",
+    ),
+    "do of one environment as a text": (
+        lambda: FITTED.do(None, environments="observational"),
+        "environments: found 'observational'; allowed: a list of names, each once",
+    ),
+    "do of an environment twice": (
+        lambda: FITTED.do(None, environments=["observational"] * 2),
+        "environments: found ['observational', 'observational']; allowed: a list of names, each once",
+    ),
+    "do of environments that the model does not know": (
+        lambda: FITTED.do(None, environments=["observational"]),
+        "environments: found 1; allowed: none: vae does not model what an intervention does",
+    ),
+    "do without draws": (
+        lambda: FITTED.do(None, {"latent_0": 1.0}, draws=0),
+        "draws: found 0; allowed: a whole number from 1 on",
+    ),
     "scores without truth": (
         lambda: pyrocrl.evaluate(FITTED, plain()),
         "data: found no truth; allowed: simulated data with truth",
@@ -243,6 +309,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     io.write(Data(COUNTS, ENV), folder / "whole.npz")
     (folder / "short.npz").write_bytes((folder / "whole.npz").read_bytes()[:300])
     (folder / "targets.json").write_text('{"KO_z": [0]}')
+    (folder / "one.json").write_text('{"KO_a": [0]}')
+    (folder / "absent.json").write_text('{"KO_a": [5]}')
     (folder / "list.json").write_text("[0]")
     (folder / "half.json").write_text('{"KO_a": [')
     (folder / "wide.csv").write_text("KO_a,0,1\n")
@@ -267,6 +335,7 @@ def fit_of(file: str, *more: str) -> list[str]:
 
 
 GOOD = fit_of("good.csv", "--env", "cond")
+LINEAR = ["fit", "linear_sem_lin", "--data", "@/good.csv", "--env", "cond", "--no-counts", "--out", "@/new"]
 # the command ("@" is the folder above), and what its one line says
 SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no such command": (["fitt"], ["fitt"]),
@@ -380,6 +449,34 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
             "@/new",
         ],
         ["; allowed: "],
+    ),
+    "no intervention on a latent": (
+        [*LINEAR, "--latents", "2", "--targets", "@/one.json"],
+        ["targets: found no environment that intervenes on latent 1; allowed: one or more for each latent"],
+    ),
+    "a target that is absent": (
+        [*LINEAR, "--latents", "2", "--targets", "@/absent.json"],
+        ["targets: found latent 5 for environment 'KO_a'; allowed: latents 0 to 1"],
+    ),
+    "a single environment": (
+        ["fit", "linear_sem_lin", "--data", "moran2022", "--out", "@/new"],
+        ["targets: found ", "; allowed: "],
+    ),
+    "choose what no data list": (
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "known"],
+        ["targets: found 'known' for data that list none; allowed: 'unknown', or data with targets"],
+    ),
+    "choose by no such mode": (
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "guess"],
+        ["--target-mode: found 'guess'; allowed: known, relabelled, unknown"],
+    ),
+    "choose by no such intervention": (
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--intervention", "hard"],
+        ["intervention: found 'hard'; allowed: perfect, shift, soft, variance"],
+    ),
+    "choose for an absent target": (
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--targets", "@/absent.json", "--latents", "2"],
+        ["targets: found latent 5 for environment 'KO_a'; allowed: latents 0 to 1"],
     ),
     "out is full": ([*GOOD, "--out", "@/full"], ["--out: found ", "which holds files; allowed: a new folder, --force"]),
     "out is a file": ([*GOOD, "--out", "@/good.csv"], ["--out: found ", "which is a file; allowed: a folder"]),

@@ -34,7 +34,7 @@ def said(capsys: Capture, *arguments: str) -> str:
 
 def test_every_command_has_help(capsys: Capture) -> None:
     text = said(capsys, "--help")
-    for name in ("list", "show", "simulate", "fit", "evaluate", "report", "reproduce", "bench", "demo"):
+    for name in ("list", "show", "simulate", "fit", "choose", "evaluate", "report", "reproduce", "bench", "demo"):
         assert name in text
         assert f"pyrocrl {name}" in said(capsys, name, "--help")
 
@@ -100,6 +100,37 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     assert "claims nothing" in said(capsys, "report", str(out))
     assert (out / cli.REPORT).exists()
     assert json.loads((out / cli.VERDICT).read_text())["model"] == "vae"
+
+
+def test_choose_prints_what_is_identified_and_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
+    whole = simulate.draw("squires2023_hard", seed=100, samples=99, latents=3, features=6)
+    path = tmp_path / "rows.npz"
+    io.write(whole, path)
+    text = said(capsys, "choose", "--data", str(path))
+    table = [line for line in text.splitlines() if line.startswith("linear_sem_lin")]
+    assert len(table) == 1 and "graph" in table[0]
+    assert ["target_1", "latent_1", "99"] in [line.split() for line in text.splitlines()]
+    assert "none: observational" in text
+    assert "warning: fewer than 100 rows in observational, target_0, target_1, target_2" in text
+    assert all(name in text for name in zoo.names())
+
+    targets = tmp_path / "targets.json"
+    targets.write_text(json.dumps({"target_0": [0], "target_1": [1]}))
+    frame = io.to_frame(whole)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    told = ["--data", str(tmp_path / "rows.csv"), "--env", "env", "--targets", str(targets), "--latents", "3"]
+    found = json.loads(said(capsys, "choose", *told, "--json"))
+    assert [env["rows"] for env in found["environments"]] == [99] * 4
+    assert sorted(model["model"] for model in found["models"]) == zoo.names()
+    linear = next(model for model in found["models"] if model["model"] == "linear_sem_lin")
+    assert any("intervention on latent_2" in text for text in linear["missing"]) and not linear["identifies"]
+    told[-1] = "2"
+    linear = next(
+        model
+        for model in json.loads(said(capsys, "choose", *told, "--json"))["models"]
+        if model["model"] == "linear_sem_lin"
+    )
+    assert linear["identifies"] and not linear["missing"]
 
 
 def test_fit_takes_tables_and_settings(tmp_path: Path, capsys: Capture) -> None:

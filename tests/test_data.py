@@ -27,6 +27,16 @@ def test_observational_environments_come_first() -> None:
         data.target_matrix(1)
 
 
+def test_labels_are_compared_as_texts() -> None:
+    assert make(env=np.array([1] * 30 + ["a"] * 30, dtype=object)).env_names == ["1", "a"]
+    with pytest.raises(InputError, match="env: found two environments with the label '1'"):
+        make(env=np.array([1] * 30 + ["1"] * 30, dtype=object))
+    with pytest.raises(InputError, match="batch: found two environments"):
+        make(batch=np.array([1] * 30 + ["1"] * 30, dtype=object))
+    with pytest.raises(InputError, match="targets: found two environments with the label '1'"):
+        make(env=np.repeat([0, 1], 30), targets={1: (0,), "1": (1,)})
+
+
 def test_moments_are_those_of_each_environment_for_dense_sparse_and_mapped_rows(tmp_path: Path) -> None:
     env = np.random.default_rng(1).integers(0, 3, 500).astype(str)
     x = np.random.default_rng(0).normal(size=(500, 4)) * [1, 2, 3, 4] + 1e4

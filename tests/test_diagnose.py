@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 import pyrocrl
 from pyrocrl import Batch, Claim, Data, Fit, ModelCard, Program, Recipe, Reference
-from pyrocrl.diagnose import pairwise_agreement, psis_khat, rotation_freedom, tied_chains
+from pyrocrl.card import CONDITIONS
+from pyrocrl.diagnose import CHECKS, _agreement, pairwise_agreement, psis_khat, rotation_freedom, tied_chains
 from pyrocrl.dists import MultivariateNormal, Normal
 
 PAPER = Reference("Anderson & Rubin", 1956, "Statistical inference in factor analysis", "Berkeley", "https://doi.org/x")
@@ -134,6 +137,94 @@ def test_khat_is_small_for_an_exact_guide_and_large_for_a_poor_one() -> None:
     with torch.no_grad():
         fit.chains.params["tril"] -= -2.0 * torch.eye(3)
     assert poor["median"] > max(0.7, good["median"])
+
+
+class Targeted(FactorAnalysis):
+    """Factor analysis with something to say of targets, which is all that these tests read."""
+
+    card = dataclasses.replace(FactorAnalysis.card, name="targeted")
+
+    def __init__(
+        self,
+        features: int,
+        latents: int,
+        inferred: list[list[float]] | None = None,
+        targets: str = "unknown",
+        intervention: str = "perfect",
+        mechanism: str = "linear",
+        diagonal: bool = True,
+    ) -> None:
+        super().__init__(features, latents)
+
+    def targets_matrix(self) -> Tensor | None:
+        found = self.config["inferred"]
+        return None if found is None else torch.tensor(found)
+
+
+def reasons(
+    need: str, inferred: list[list[float]] | None = None, known: dict[str, tuple[int, ...]] | None = None, **more: str
+) -> str | None:
+    """What a check says of three environments, the first one observational, and three latents."""
+    rows = anchored()
+    data = Data(rows.x, np.repeat(["ctrl", "a", "b"], 200), known, control="ctrl")
+    fit = pyrocrl.fit(Targeted(10, 3, inferred, **more), data, chains=2, epochs=1, progress=False)
+    return CHECKS[need](fit, data)
+
+
+def test_inferred_targets_count_as_the_reference_chain_sees_them() -> None:
+    every, inferred = "one_intervention_per_latent", [[0.1, 0.2, 0.0], [0.9, 0.4, 0.1], [0.1, 0.3, 0.8]]
+    assert reasons(every) == "2 environments beside the observational one, 3 are needed"
+    assert reasons(every, inferred) == "no environment intervenes on latent_1"
+    inferred[1][1] = inferred[2][1] = 0.6
+    assert reasons(every, inferred) is None
+    assert (
+        reasons("two_interventions_per_latent", inferred) == "fewer than 2 environments intervene on latent_0, latent_2"
+    )
+    assert reasons("single_targets", inferred) == "a has more than one target"
+    assert reasons("observational_environment", inferred) is None
+    inferred[0][0] = 0.7
+    assert reasons("observational_environment", inferred) == "every environment is intervened on"
+
+
+def test_given_targets_count_unless_the_program_infers_them() -> None:
+    every, inferred = "one_intervention_per_latent", [[0.0, 0.0, 0.0], [0.9, 0.9, 0.1], [0.1, 0.1, 0.8]]
+    known = {"a": (0,), "b": (1,)}
+    assert reasons(every, inferred, known, targets="known") == "no environment intervenes on latent_2"
+    assert reasons(every, inferred, known, targets="unknown") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "mechanism", "perfect", "absorbed"),
+    [
+        ("perfect", "linear", False, False),
+        ("soft", "linear", True, False),
+        ("variance", "linear", True, True),
+        ("shift", "linear", True, True),
+        ("shift", "relu", True, False),
+    ],
+)
+def test_the_kind_of_intervention_is_a_condition(kind: str, mechanism: str, perfect: bool, absorbed: bool) -> None:
+    said = reasons("perfect_interventions", intervention=kind, mechanism=mechanism)
+    assert (said is not None) == perfect
+    said = reasons("nonlinear_or_replaced", intervention=kind, mechanism=mechanism)
+    assert (said is not None) == absorbed
+    if said:
+        assert "the mixing can absorb the graph" in said and kind in said
+
+
+@pytest.mark.parametrize(("last", "agree"), [(0.9, True), (0.1, False)])
+def test_chains_agree_on_targets_if_they_name_the_same(last: float, agree: bool) -> None:
+    first = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    second = np.array([[0.0, 0.0], [1.0, 0.0], [1.0 - last, last]])
+    asked = []
+    fit = SimpleNamespace(chain_values=lambda name: asked.append(name) or np.stack([first, second]))
+    numbers: dict[str, float] = {}
+    found = _agreement(fit, Claim("targets", ("permutation",)), np.arange(2), numbers)  # type: ignore[arg-type]
+    assert asked == ["targets_matrix"] and found[0] == agree and "of their probable targets" in found[1]
+
+
+def test_every_condition_of_a_card_is_checked() -> None:
+    assert CHECKS.keys() == CONDITIONS.keys()
 
 
 def test_an_unknown_claim_is_refused() -> None:

@@ -254,6 +254,41 @@ def test_graph_scores_stand_beside_the_empty_and_the_full_graph():
     assert backwards["order_errors"] == edges
 
 
+def test_closure_shd_forgives_edges_that_the_paths_imply():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        a, b = random_dag(rng, 5, 0.5), random_dag(rng, 5, 0.5)
+        closures = [nx.to_numpy_array(nx.transitive_closure(nx.DiGraph(g))).astype(bool) for g in (a, b)]
+        assert metrics.closure_shd(a, b) == metrics.shd(*closures)
+    chain = np.diag([True, True], 1)
+    shortcut = chain.copy()
+    shortcut[0, 2] = True
+    assert metrics.closure_shd(chain, shortcut) == 0 and metrics.shd(chain, shortcut) == 1
+    assert metrics.closure_shd(chain, chain.T) == 3
+    cycle = chain.copy()
+    cycle[2, 0] = True
+    assert metrics.closure_shd(chain, cycle) == 3  # every pair is joined both ways
+
+
+def test_edge_tables_pool_into_one_calibration():
+    rng = np.random.default_rng(9)
+    tables, hits = [], []
+    for _ in range(30):
+        p = rng.random((4, 4)) * (1 - np.eye(4))
+        graph = np.triu(np.ones((4, 4), dtype=bool), 1)
+        table = metrics.edge_table(graph, p)
+        assert len(table) == 12 and all(len(row) == 2 for row in table)
+        assert sum(hit for _, hit in table) == 6
+        tables += table
+        hits.append(metrics.graph_scores(graph, p)["ece"])
+    prob, hit = np.array(tables).T
+    pooled = metrics.expected_calibration_error(hit, prob)
+    assert pooled == pytest.approx(0.25, abs=0.05)  # half of the pairs at any probability: mean of |1/2 - p|
+    assert pooled < np.mean(hits)  # bins of few entries look worse than they are
+    with pytest.raises(InputError, match="probs"):
+        metrics.edge_table(graph, np.zeros((3, 3)))
+
+
 def test_graphs_with_nothing_to_tell():
     single = metrics.graph_scores([[0]], [[0.0]])
     assert single["shd"] == 0 and single["order_right"] == 1 and math.isnan(single["auroc"])

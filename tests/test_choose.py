@@ -1,0 +1,184 @@
+"""`choose`: what cards ask against what data hold, without a fit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import pyrocrl
+from pyrocrl import Claim, Data, InputError, ModelCard, Reference, conditions, simulate, zoo
+from pyrocrl.card import CONDITIONS
+from pyrocrl.choose import Choice, choose, environments
+
+PAPER = Reference("Squires et al.", 2023, "Linear causal disentanglement", "ICML", "https://arxiv.org/abs/2211.16467")
+BOTH = ("observational_environment", "one_intervention_per_latent")
+EXACT = Claim("graph", (), ("noise is Gaussian",), (*BOTH, "perfect_interventions"))
+CLOSURE = Claim("graph", ("transitive closure",), (), (*BOTH, "nonlinear_or_replaced"))
+
+
+def card(name: str, *claims: Claim, **more: object) -> ModelCard:
+    return ModelCard(name, name, "test", "A card.", claims=claims, references=(PAPER,), **more)  # type: ignore[arg-type]
+
+
+CARDS = {
+    "graphs": card("graphs", EXACT, CLOSURE, needs_env=True, targets=("known", "relabelled")),
+    "twice": card("twice", Claim("latents", ("scale",), (), ("two_interventions_per_latent",)), targets=("unknown",)),
+    "sparse": card("sparse", Claim("mask", (), (), ("two_anchors", "more_features_than_latents"))),
+    "settings": card("settings", Claim("latents", ("linear",), (), ("enough_settings",))),
+    "counts": card("counts", Claim("latents", ("affine",)), likelihoods=("negative_binomial",)),
+    "baseline": card("baseline"),
+}
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "names", lambda: sorted(CARDS))
+    monkeypatch.setattr(zoo, "get", lambda name: type(name, (), {"card": CARDS[name]}))
+
+
+def data(targets: dict[str, tuple[int, ...]] | None, rows: int = 120, **more: object) -> Data:
+    """Six features in environments ctrl, a, b, c."""
+    env = np.repeat(["ctrl", "a", "b", "c"], rows)
+    return Data(np.random.default_rng(0).normal(size=(len(env), 6)), env, targets, **more)  # type: ignore[arg-type]
+
+
+def by_name(found: list[Choice]) -> dict[str, Choice]:
+    return {choice.model: choice for choice in found}
+
+
+def heads(choice: Choice) -> list[str]:
+    return [claim.claim for claim in choice.identifies]
+
+
+WHOLE = {"a": (0,), "b": (1,), "c": (2,)}
+
+
+def test_all_needs_met_says_the_strongest_claim_and_what_a_person_judges(cards: None) -> None:
+    found = choose(data(WHOLE))
+    assert [choice.model for choice in found][:2] == ["graphs", "sparse"]
+    best = found[0]
+    assert heads(best) == ["graph exactly"] and best.next is None and best.missing == ()
+    assert best.identifies[0].given == ("noise is Gaussian",)
+
+
+def test_what_is_missing_for_the_next_stronger_claim(cards: None) -> None:
+    graphs = by_name(choose(data({"a": (1,), "b": (1,), "c": (1,)}), latents=4))["graphs"]
+    assert heads(graphs) == []
+    assert graphs.missing == ("one perfect intervention on each of latent_0, latent_2, latent_3",)
+    one = by_name(choose(data({"a": (0,), "b": (0,)}), latents=2))["graphs"]
+    assert one.missing == ("one perfect intervention on latent_1",)
+
+
+def test_soft_interventions_leave_the_weaker_claim_and_name_the_stronger(cards: None) -> None:
+    graphs = by_name(choose(data(WHOLE), intervention="soft"))["graphs"]
+    assert heads(graphs) == ["graph up to transitive closure"]
+    assert graphs.next is not None and graphs.next.claim == "graph exactly"
+    assert graphs.missing == ("perfect interventions",)
+
+
+@pytest.mark.parametrize("kind", ["shift", "variance"])
+def test_what_a_linear_mixing_can_absorb_identifies_no_graph(cards: None, kind: str) -> None:
+    graphs = by_name(choose(data(WHOLE), intervention=kind))["graphs"]
+    assert heads(graphs) == [] and graphs.next is not None
+    bent = by_name(choose(data(WHOLE), intervention=kind, mechanism="nonlinear"))["graphs"]
+    assert heads(bent) == ["graph up to transitive closure"]
+
+
+def test_two_interventions_are_counted_one_by_one(cards: None) -> None:
+    env = np.repeat(["ctrl", "a", "b", "c", "d"], 120)
+    x = np.random.default_rng(0).normal(size=(600, 6))
+    twice = by_name(choose(Data(x, env, {"a": (0,), "b": (0,), "c": (1,)}), latents=3))["twice"]
+    assert twice.missing == ("one more intervention on latent_1 and two interventions on latent_2",)
+
+
+def test_no_observational_environment(cards: None) -> None:
+    graphs = by_name(choose(data({"ctrl": (0,), **WHOLE})))["graphs"]
+    assert graphs.missing == ("an observational environment",)
+
+
+def test_unknown_targets_are_left_to_a_fit_where_there_are_enough_of_them(cards: None) -> None:
+    found = by_name(choose(data(None, control="ctrl"), latents=1))
+    assert found["graphs"].lacks == ("targets of the environments",)
+    assert found["graphs"].identifies == () and "targets of the environments" in found["graphs"].missing
+    assert found["twice"].identifies[0].state == "open"
+    assert found["twice"].identifies[0].open == (CONDITIONS["two_interventions_per_latent"],)
+    more = by_name(choose(data(None, control="ctrl"), latents=2))["twice"]
+    assert more.missing == ("two interventions on each of the 2 latents",)
+
+
+def test_one_environment(cards: None) -> None:
+    found = by_name(choose(Data(np.random.default_rng(0).normal(size=(50, 6))), latents=3))
+    assert "two or more environments" in found["graphs"].missing
+    assert "one perfect intervention on each of the 3 latents" in found["graphs"].missing
+    assert found["sparse"].identifies[0].open == (CONDITIONS["two_anchors"],)
+
+
+def test_an_environment_without_rows_does_not_count(cards: None) -> None:
+    whole = data(WHOLE)
+    part = whole.rows_at(whole.env != whole.env_names.index("b"))
+    assert by_name(choose(part))["graphs"].missing == ("one perfect intervention on latent_1",)
+
+
+def test_the_number_of_latents_is_told_known_or_asked_for(cards: None) -> None:
+    unknown = by_name(choose(data(None)))
+    assert unknown["sparse"].missing == ("the number of latents",)
+    assert by_name(choose(data(None), latents=2))["sparse"].missing == ()
+    assert by_name(choose(data(None), latents=6))["sparse"].missing == ("more than 6 features",)
+    truth = data(None, truth={"z": np.zeros((480, 6))})
+    assert by_name(choose(truth))["sparse"].missing == ("more than 6 features",)
+
+
+def test_auxiliary_variables_and_counts(cards: None) -> None:
+    aux = np.tile(np.arange(4), 120)
+    assert heads(by_name(choose(data(None, aux=aux), latents=3))["settings"]) == ["latents up to linear"]
+    few = by_name(choose(data(None, aux=aux), latents=4))["settings"]
+    assert few.missing == ("an auxiliary variable with 5 values or more",)
+    assert by_name(choose(data(None), latents=3))["counts"].lacks == ("counts",)
+    counted = Data(np.random.default_rng(0).poisson(3.0, (50, 6)))
+    found = by_name(choose(counted, latents=3))
+    assert found["counts"].lacks == () and found["sparse"].lacks[0].startswith("features that are no counts")
+
+
+def test_few_rows_are_marked() -> None:
+    rows = environments(data(WHOLE, rows=99))
+    assert [r["environment"] for r in rows] == ["ctrl", "a", "b", "c"] and all(r["few"] for r in rows)
+    assert rows[0]["targets"] == [] and rows[2]["targets"] == ["latent_1"]
+    assert not any(r["few"] for r in environments(data(None, rows=100)))
+
+
+def test_every_model_of_the_zoo_is_judged_from_its_card() -> None:
+    found = choose(simulate.draw("squires2023_hard", seed=100, samples=120, latents=3, features=6))
+    assert sorted(choice.model for choice in found) == zoo.names()
+    plain = json.loads(json.dumps([choice.to_dict() for choice in found]))
+    assert all(entry.keys() >= {"model", "lacks", "claims", "identifies", "next", "missing"} for entry in plain)
+    linear = by_name(found)["linear_sem_lin"]
+    assert not linear.missing and {claim.what for claim in linear.identifies} == {"latents", "graph"}
+    assert found[-1].identifies == ()
+
+
+def test_every_condition_of_the_data_is_one_of_the_cards() -> None:
+    assert conditions.CHECKS.keys() <= CONDITIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"intervention": "hard"}, "intervention: found 'hard'; allowed: perfect, shift, soft, variance"),
+        ({"targets": "known"}, "targets: found 'known' for data that list none; allowed: 'unknown'"),
+        ({"targets": "guess"}, "targets: found 'guess'; allowed: known, relabelled, unknown"),
+        ({"mechanism": "cubic"}, "mechanism: found 'cubic'; allowed: linear, nonlinear"),
+        ({"latents": 0}, "latents: found 0; allowed: a whole number from 1 on"),
+    ],
+)
+def test_bad_input(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(data(None), **options)  # type: ignore[arg-type]
+
+
+def test_targets_of_an_absent_latent_and_data_of_another_kind() -> None:
+    with pytest.raises(InputError, match="targets: found latent 2 for environment 'c'; allowed: latents 0 to 1"):
+        pyrocrl.choose(data(WHOLE), latents=2)
+    with pytest.raises(InputError, match="data: found a ndarray"):
+        pyrocrl.choose(np.zeros((3, 2)))  # type: ignore[arg-type]
