@@ -5,34 +5,45 @@
     z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)          (data, latent)
     x_i = W z_i + offset + r_i,  r_i ~ N(0, tau^2) off the columns of W      (data, feature)
 
-An environment that intervenes on k perfectly drops k's parents and gives k a mean and variance of its own
-(environment, latent); with intervention="soft" k keeps its parents and gets a regression of its own. Noise and
-intercepts have the scale-free prior p(a, s^2) = s^-3.
+An environment that intervenes on k changes its equation (`intervention`): "perfect" drops k's parents and gives k a
+mean and variance of its own (environment, latent); "soft" gives k a regression of its own on its parents; "variance"
+keeps the weights and gives eps_k a mean and variance of its own; "shift" a mean only. An environment may have several
+targets, and a latent several environments. Targets are known, known up to relabelling, or unknown: then each
+environment but the first (control) has one or none, a Categorical of equal probabilities. Noise and intercepts have
+the scale-free prior p(a, s^2) = s^-3.
 
 The one latent site is `tangent`, the directions of the rows of the unmixing M, z = M x; a row's length is not
 identified and is set so that z_k has variance 1 over the observational rows. Given M everything else is summed or
 integrated out in closed form: weights, intercepts and noise by conjugacy, graphs and orders by a dynamic program over
 subsets. The data enter through each environment's count, mean and covariance, so ten million rows cost what ten
-thousand do. Draws of order, graph, weights and noise given M are exact and every graph is acyclic.
+thousand do. Draws of order, graph, weights and noise given M are exact and every graph is acyclic. Unknown targets are
+maximised together with M, and drawn by a Gibbs sweep given M.
 
-*Identified:* latents up to scale (and permutation, where targets are known up to relabelling only), the graph
-exactly, if every latent is the one target of some perfect intervention and there is an observational environment;
-latents up to their ancestors only when interventions are soft (not claimed).
+Under "variance" and "shift" x = W (I - w^T)^-1 eps, and W absorbs (I - w^T)^-1 whatever the graph: the likelihood knows
+the innovations alone, eps + a = N x. So M is N there, `latents` are the innovations (the posterior mean of z), and
+draws of graph and weights are the prior's (w[j, k] ~ N(0, s_k^2 / s_j^2)), z = (I - w^T)^-1 N x.
+
+*Identified:* latents up to scale (and permutation, where targets are not known by name), the graph exactly, if every
+latent is the one target of some perfect intervention and there is an observational environment. Soft interventions:
+the graph up to its transitive closure; latents are mixed with their ancestors (not claimed). Variance, shift: neither.
 
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
 Score-based causal representation learning.
 
 *Differs from the paper in* being a posterior: the theorem's construction (`initialise`: eigenvectors of the score
-differences, in closed form) is only where Newton's method starts; the guide is the Laplace approximation there. Each
-chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the probability
-of that maximum's evidence.
+differences, in closed form) is only where a search over maxima starts (`sem.search`); the guide is the Laplace
+approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
+probability of that maximum's evidence.
 
 *For a variant, copy this file and change* `_objective`: another prior of graphs, or of what an intervention does.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyro
@@ -42,14 +53,24 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, sem
+from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.guides import FullNormalBlock
 from pyrocrl.program import check_sizes
 
-GIVEN = ("interventions are perfect", "noise is Gaussian", "mixing is linear and injective")
-NEEDS = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
-RIVALS = 5  # further starts beside the best one; a single one above 8 latents, where each takes seconds
+GIVEN = ("noise is Gaussian", "mixing is linear and injective")
+SOFT = "soft interventions change every weight into their target"
+NEEDS = (
+    "observational_environment",
+    "one_intervention_per_latent",
+    "separated_targets",
+    "more_features_than_latents",
+)
+RIVALS = 4  # further starts beside the best one; a single one above 8 latents, where each takes seconds
+ENOUGH = 600  # rows an environment, on average, on a share of which the search begins
+KEEP = 4  # maxima between which a chain chooses by their evidence
+DRAWS = 64  # of the unmixing, for edge probabilities
 FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
 
 
@@ -63,11 +84,12 @@ class LinearSEMLin(Program):
         assumes=(
             "x = W z",
             "z follows a linear Gaussian structural equation model without cycles",
-            *GIVEN[:1],
+            "an intervention changes the equations of its targets alone",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS),
-            Claim("graph", ("permutation",), GIVEN, NEEDS),
+            Claim("latents", ("permutation", "scale"), GIVEN, (*NEEDS, "perfect_interventions")),
+            Claim("graph", ("permutation",), GIVEN, (*NEEDS, "perfect_interventions")),
+            Claim("graph", ("permutation", "transitive closure"), (*GIVEN, SOFT), (*NEEDS, "nonlinear_or_replaced")),
         ),
         references=(
             Reference(
@@ -88,11 +110,12 @@ class LinearSEMLin(Program):
         differs=(
             "a posterior over mixing, graph and weights in place of a threshold on matrix ranks",
             "several targets per environment and several environments per target are allowed",
+            "soft, variance and shift interventions; targets may be unknown",
         ),
-        settings=("squires2023_hard", "squires2023_soft"),
+        settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
-        targets=("known", "relabelled"),
+        targets=("known", "relabelled", "unknown"),
     )
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
     recipe = Recipe(
@@ -102,6 +125,7 @@ class LinearSEMLin(Program):
         kl_warmup=0.0,
         temperature_span=0.0,
         held_out=0.05,
+        chains=4,
         dtype=torch.float64,
     )
     uses_rows = False
@@ -110,6 +134,8 @@ class LinearSEMLin(Program):
         "graph": Site(("parent", "child"), discrete=True),
         "weight": Site(("parent", "child"), {"parent": -1, "child": 1}),
         "env_weight": Site(("env", "parent", "child"), {"parent": -1, "child": 1}),
+        "targets": Site(("env", "latent"), discrete=True),
+        "shift": Site(("env", "latent"), {"latent": 1}),
         "intercept": Site(("env", "latent"), {"latent": 1}),
         "noise": Site(("env", "latent"), {"latent": "spread"}),
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
@@ -120,25 +146,39 @@ class LinearSEMLin(Program):
         self,
         features: int,
         latents: int,
-        target_matrix: list[list[int]],
-        targets: Literal["known", "relabelled"] = "known",
-        intervention: Literal["perfect", "soft"] = "perfect",
+        target_matrix: list[list[int]] | None = None,
+        targets: Literal["known", "relabelled", "unknown"] = "known",
+        intervention: sem.Intervention = "perfect",
         edge_probability: float = 0.5,
+        environments: int | None = None,
+        incomplete: bool = False,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which latents each environment intervenes on.
 
-        Raises InputError for more than 12 latents, a latent that no environment targets, or none observational.
+        environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
+        incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
+
+        Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
+        environments than that needs), or none observational.
         """
         super().__init__()
         check_sizes(features, latents, least=2)
         if latents > graphs.MAX_NODES:
             reject("latents", latents, f"2 to {graphs.MAX_NODES}: sums over graphs are exact")
-        one_of("targets", targets, ("known", "relabelled"))
-        one_of("intervention", intervention, ("perfect", "soft"))
+        one_of("targets", targets, ("known", "relabelled", "unknown"))
+        one_of("intervention", intervention, get_args(sem.Intervention))
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
-        target = _checked(target_matrix, latents)
-        self.pairs = sem.target_pairs(target)
+        self.unknown = targets == "unknown"
+        if self.unknown:
+            if environments is None or environments < latents + 1:
+                reject("environments", environments, f"{latents + 1} or more, for {latents} latents of unknown targets")
+            target = np.zeros((environments, latents), dtype=np.int64)
+            self.pairs = [(e, k) for e in range(1, environments) for k in range(latents)]
+        else:
+            target = _checked(target_matrix, latents, incomplete)
+            self.pairs = sem.target_pairs(target)
+        self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if self.unknown else None]  # environments
         envs, size = len(target), latents * (latents - 1)
         self.guide_block = FullNormalBlock(size, scale=1.0)  # in units of `root`
         double = torch.float64
@@ -164,39 +204,74 @@ class LinearSEMLin(Program):
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
+        if options.get("targets") == "unknown":
+            if data.control is None and data.env_names[0] not in CUSTOMARY_CONTROLS:
+                raise InputError("control: found None in the data; allowed: the observational environment's name")
+            data = copy.copy(data)
+            data.targets = None  # labels that are not believed
+            return super().from_data(data, **options)
         if data.targets is None and "target_matrix" not in options:
             raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
+                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
             )
-        if options.get("targets") == "unknown":
-            reject("targets", "'unknown'", "'known' or 'relabelled'")
         return super().from_data(data, **options)
 
     def check(self, data: Data) -> None:
-        super().check(data)
+        if data.features != self.config["features"]:
+            reject("data", f"{data.features} features", f"the program's {self.config['features']}")
         if len(data.env_names) != len(self.target):
             reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
-        if data.targets is not None:
+        if data.targets is not None and not self.unknown:
             found = data.target_matrix(self.config["latents"])
             if not np.array_equal(found, self.target.cpu().numpy()):
                 reject("targets", "other targets than the program's", self.config["target_matrix"])
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Gather the moments, then the theorem's construction on a bootstrap of them, then Newton's method."""
-        self._gather(data)
-        environments = self._environments()
-        candidates = sem.candidate_rows(sem.resample(environments, generator), generator)
-        rivals = RIVALS if self.config["latents"] <= 8 else 1
-        self._laplace(sem.choose_rows(candidates, self._objective, rivals, generator), generator)
+        """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
+        self._begin(data)
+        modes = self._search(generator)
+        for _ in range(2 * len(self.target) if self.unknown else 0):  # each change gains, so that it ends well before
+            evidence = functools.partial(self._objective, modes[0].chart[:, 0])
+            target, gain = sem.best_reassignment(evidence, self.target)
+            if gain <= 0:
+                break
+            self.target.copy_(target)
+            modes = self._search(generator)
+        again = [] if self.config["latents"] > 8 else self._search(generator)  # one search in six misses the best
+        self._laplace(sem.best_modes(modes + again, KEEP), generator)
         loc = self.guide_block.loc  # chains start apart, by one posterior deviation
         loc.copy_(torch.randn(loc.shape, generator=generator))
 
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
+        self._begin(data)
+        candidates = sem.candidate_rows(self._environments(), generator, self.config["intervention"])
+        self.chart.copy_(sem.chart_at(sem.choose_rows(candidates, self._objective, 0, generator)[0]))
+        block = self.guide_block
+        block.set(torch.zeros_like(block.loc), 1e-6 * torch.eye(len(block.loc), dtype=block.loc.dtype))
+
+    def _begin(self, data: Data) -> None:
+        self._gather(data)
+        if self.unknown:
+            self.target.copy_(sem.cluster_targets(self._environments(), self.config["intervention"]))
+
+    def _search(self, generator: torch.Generator) -> list[sem.Mode]:
+        environments, kind = self._environments(), self.config["intervention"]
+        candidates = sem.candidate_rows(sem.resample(environments, generator), generator, kind)
+        share = float((ENOUGH * len(self.count) / self.count.sum()).clamp(0.03, 1.0))
+        rivals = RIVALS if self.config["latents"] <= 8 else 1
+
+        def objective_at(part: float) -> sem.Objective:
+            return lambda rows: self._objective(rows, share=part)
+
+        starts = sem.choose_rows(candidates, objective_at(share), rivals, generator)
+        return sem.search(objective_at, starts, candidates, share, KEEP)
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(self._rows()[None].double(), generator)
+        self._laplace(sem.climb(self._objective, self._rows()[None].double()), generator)
 
-    def _laplace(self, starts: Tensor, generator: torch.Generator) -> None:
-        modes = sem.climb(self._objective, starts)
+    def _laplace(self, modes: list[sem.Mode], generator: torch.Generator) -> None:
         evidence = torch.stack([mode.log_evidence for mode in modes])
         chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
         mode = modes[int(chosen)]
@@ -214,7 +289,9 @@ class LinearSEMLin(Program):
         total, mean, cov = environments.pooled(torch.ones(len(target), dtype=torch.float64))
         value, vector = torch.linalg.eigh(cov)
         principal = vector[:, -latents:]  # (feature, latent)
-        observational = environments.transform(principal.mT).pooled((target.sum(1) == 0).double())[2]
+        use = torch.zeros_like(moments.count)
+        use[self.observational] = 1.0
+        observational = environments.transform(principal.mT).pooled(use)[2]
         spread = torch.linalg.eigvalsh(observational)
         if spread[0] <= 1e-10 * spread[-1]:
             rank = int((spread > 1e-10 * spread[-1]).sum())
@@ -253,15 +330,18 @@ class LinearSEMLin(Program):
         # double whatever the fit's dtype: log-likelihoods of many rows differ in their last digits
         return sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
 
-    def _slices(self) -> sem.Slices:
-        return sem.slices(self._environments(), self.pairs)
+    def _slices(self, target: Tensor | None = None, share: float = 1.0) -> sem.Slices:
+        """The moments sorted by mechanism; target (env, latent): other targets than the program's."""
+        environments = self._environments()
+        target = environments.target if target is None else target
+        return sem.slices(environments._replace(count=share * environments.count, target=target), self.pairs)
 
-    def _objective(self, rows: Tensor) -> Tensor:
-        """log p(x | rows of the unmixing), everything else summed out."""
+    def _objective(self, rows: Tensor, target: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """log p(x | rows of the unmixing, targets), everything else summed out, as if of a share of the rows."""
         prob, kind = self.config["edge_probability"], self.config["intervention"]
-        total = self.count.double().sum()
-        inside = sem.log_marginal(rows.double(), self._slices(), total, prob, kind)
-        return inside + total * self.log_jacobian + self.residual
+        total = share * self.count.double().sum()
+        inside = sem.log_marginal(rows.double(), self._slices(target, share), total, prob, kind)
+        return inside + total * self.log_jacobian + share * self.residual
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -275,56 +355,88 @@ class LinearSEMLin(Program):
 
     @torch.no_grad()
     def graph(self) -> Tensor:
-        """(parent, child) edge probabilities, exact given M, averaged over 64 fixed draws of M."""
+        """(parent, child) edge probabilities, exact given M and targets, averaged over fixed draws of both."""
+        if self.config["intervention"] in sem.KEEP_EQUATIONS:
+            table = graphs.log_edge_prior(self.config["latents"], self.config["edge_probability"], self.root.device)
+            return graphs.edge_probabilities(table.to(self.root.dtype))
+        return self._averaged()[0]
+
+    @torch.no_grad()
+    def targets_matrix(self) -> Tensor:
+        """(env, latent) probabilities that an environment intervenes on a latent; 0 and 1 where targets are known."""
+        return self._averaged()[1] if self.unknown else self.target
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
+        """Edge and target probabilities, each averaged over `DRAWS` draws of M; the same draws at every call."""
         generator = torch.Generator().manual_seed(0)
-        size = len(self.root)
-        noise = torch.randn(64, size, generator=generator, dtype=self.root.dtype).to(self.root.device)
-        block = self.guide_block
-        tangent = (block.loc + noise @ block.scale_tril.mT) @ self.root.mT
-        slices = self._slices()
+        like, block = self.root, self.guide_block
+        noise = torch.randn(DRAWS, len(like), generator=generator, dtype=like.dtype).to(like.device)
+        uniform = torch.rand(DRAWS, len(self.target), generator=generator, dtype=like.dtype).to(like.device)
 
-        def edges(one: Tensor) -> Tensor:
-            return graphs.edge_probabilities(self._scores(sem.unit_rows(one, self.chart).double(), slices))
+        def probabilities(tangent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+            rows = sem.unit_rows(tangent, self.chart).double()
+            target, probability = self._targets(rows, uniform)
+            return graphs.edge_probabilities(self._scores(rows, self._slices(target))), probability
 
-        return torch.func.vmap(edges)(tangent).mean(0)
+        tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
+        edges, targets = torch.func.vmap(probabilities, chunk_size=16)(tangent, uniform)
+        return edges.mean(0), targets.mean(0)
+
+    def _targets(self, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """(env, latent) targets given M, drawn by the numbers `uniform` (env,) where unknown, and their probability."""
+        target = self.target.double()
+        if not self.unknown:
+            return target, target
+        return sem.reassigned(lambda t: self._objective(rows, t), target, uniform)
 
     def _scores(self, rows: Tensor, slices: sem.Slices) -> Tensor:
         return sem.mechanism_scores(rows, slices, self.config["edge_probability"], self.config["intervention"])
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Given a draw of M, exact draws of graph, weights, intercepts and noise; and z, which M determines."""
+        """Given a draw of M, draws of targets, graph, weights, intercepts and noise; and z, which they determine."""
         rows = sem.unit_rows(sites["tangent"], self.chart).double()
-        slices = self._slices()
-        _, graph = graphs.sample_dags(self._scores(rows, slices))
-        mechanisms = sem.draw_mechanisms(rows, graph, slices, self.config["intervention"])
-        per_env = sem.by_environment(mechanisms, self.pairs, len(self.target))
+        prob, kind = self.config["edge_probability"], self.config["intervention"]
         latents = self.config["latents"]
+        target, _ = self._targets(rows, torch.rand_like(self.count))
+        slices = self._slices(target)
+        if kind in sem.KEEP_EQUATIONS:
+            mechanisms = sem.draw_innovations(rows, slices, kind)
+            graph, weight = sem.draw_equations(mechanisms.scale[:latents], prob)
+            rows = torch.linalg.solve(torch.eye(latents, dtype=rows.dtype, device=rows.device) - weight.mT, rows)
+        else:
+            _, graph = graphs.sample_dags(self._scores(rows, slices))
+            mechanisms = sem.draw_mechanisms(rows, graph, slices, kind)
+            weight = mechanisms.weight[:latents].mT
+        per_env = sem.by_environment(mechanisms, self.pairs, target)
         unmixing = rows @ self.project.double()
         out = {
             "graph": graph.double(),
-            "weight": mechanisms.weight[:latents].mT,  # (parent, child)
+            "weight": weight,  # (parent, child)
+            "targets": target,  # (env, latent)
+            "shift": per_env.intercept - mechanisms.intercept[:latents],  # (env, latent), 0 off the targets
             "intercept": per_env.intercept,  # (env, latent)
             "noise": per_env.scale,  # (env, latent)
             "unmixing": unmixing,  # (latent, feature)
             "loadings": self.lift.double() @ torch.linalg.inv(rows),  # (feature, latent)
             "z": batch.x.double() @ unmixing.mT,  # (rows, latent)
         }
-        if self.config["intervention"] == "soft":
+        if kind == "soft":
             out["env_weight"] = per_env.weight  # (env, parent, child)
         return {name: value.to(self.root.dtype) for name, value in out.items()}
 
     def _sem(self, sites: dict[str, Tensor]) -> sem.LinearSEM:
         """The structural equations of every environment, (env, ...)."""
-        weight = sites.get("env_weight", sites["weight"] * (1 - self.target)[:, None, :])
+        kept = 1 - sites["targets"] if self.config["intervention"] == "perfect" else torch.ones_like(sites["targets"])
+        weight = sites.get("env_weight", sites["weight"] * kept[:, None, :])
         return sem.LinearSEM(weight, sites["intercept"], sites["noise"])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
         if "weight" not in sites:
             sites = sites | self.posterior_sites(batch, sites)
-        rows = sem.unit_rows(sites["tangent"], self.chart)
-        z = batch.x @ (rows @ self.project).mT
+        rows = sem.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
+        z = batch.x @ sites["unmixing"].mT
         own = sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
         free = self.config["features"] - self.config["latents"]
         apart = batch.x - self.offset - batch.x @ self.project.mT @ self.lift.mT
@@ -348,21 +460,36 @@ class LinearSEMLin(Program):
         return noise - noise @ self.project.mT @ self.lift.mT
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        tangent = pyro.sample("tangent", Delta(self.root @ self.guide_block.loc).to_event(1))
-        return z @ (self.lift @ torch.linalg.inv(sem.unit_rows(tangent, self.chart))).mT + self.offset
+        loadings = pyro.sample("loadings", Delta(self.lift @ torch.linalg.inv(self._rows())).to_event(2))
+        return z @ loadings.mT + self.offset
 
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`."""
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
+        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
+
+        envs: environments whose interventions act together, each target with its mechanism from there (from the last
+        of them that targets it).
+        """
         everywhere = self._sem(sites)
-        at = int((self.target.sum(1) == 0).nonzero()[0])
-        observational = sem.LinearSEM(*(value[at] for value in everywhere))
-        return sem.unrolled(observational, len(batch), [str(k) for k in range(self.config["latents"])])
+        weight, intercept, scale = (value[int(self.observational[0])] for value in everywhere)
+        for e in envs:
+            hit = sites["targets"][e] > 0.5
+            weight = torch.where(hit, everywhere.weight[e], weight)
+            intercept = torch.where(hit, everywhere.intercept[e], intercept)
+            scale = torch.where(hit, everywhere.scale[e], scale)
+        names = [str(k) for k in range(self.config["latents"])]
+        return sem.unrolled(sem.LinearSEM(weight, intercept, scale), len(batch), names)
+
+    @property
+    def latents_up_to(self) -> tuple[str, ...]:
+        """Latents are called by their targets, also where they are mixed with their ancestors."""
+        return ("scale",) if self.config["targets"] == "known" else ("permutation", "scale")
 
     def claims(self) -> tuple[Claim, ...]:
+        free = self.latents_up_to[:-1]
         if self.config["intervention"] == "soft":
-            return ()
-        free = ("permutation",) if self.config["targets"] == "relabelled" else ()
-        return (Claim("latents", (*free, "scale"), GIVEN, NEEDS), Claim("graph", free, GIVEN, NEEDS))
+            return (Claim("graph", (*free, "transitive closure"), (*GIVEN, SOFT), NEEDS),)
+        needs = (*NEEDS, "perfect_interventions")
+        return (Claim("latents", (*free, "scale"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -403,15 +530,16 @@ class _Marginal(TorchDistribution):
         return x + program._off_mixing(x)
 
 
-def _checked(target_matrix: Any, latents: int) -> np.ndarray:
-    target = np.asarray(target_matrix)
+def _checked(target_matrix: Any, latents: int, incomplete: bool) -> np.ndarray:
+    target = np.asarray([[]] if target_matrix is None else target_matrix)
     if target.ndim != 2 or target.shape[1] != latents or not np.isin(target, (0, 1)).all():
         reject("target_matrix", f"shape {target.shape}", f"0/1 entries of shape (env, latent), {latents} latents")
     if not (target.sum(1) == 0).any():
         reject("targets", "no observational environment", "one environment or more without targets")
     missing = np.flatnonzero(target.sum(0) == 0)
-    if missing.size:
-        reject("targets", f"no environment that intervenes on latent {missing[0]}", "one or more for each latent")
+    if missing.size and not incomplete:
+        allowed = "one or more for each latent, or incomplete=True"
+        reject("targets", f"no environment that intervenes on latent {missing[0]}", allowed)
     return target.astype(np.int64)
 
 

@@ -30,6 +30,7 @@ CONDITIONS: dict[str, str] = {
     "one_intervention_per_latent": "every latent is the target of an environment",
     "two_interventions_per_latent": "every latent is the target of two environments",
     "single_targets": "no environment has more than one target",
+    "separated_targets": "any two latents are told apart by an environment that targets one of them only",
     "perfect_interventions": "interventions replace mechanisms, not only shift or rescale their noise",
     "nonlinear_or_replaced": "interventions replace mechanisms, or the structural equations are nonlinear",
     "two_components": "the latents' mixture has at least two components in use",

@@ -126,6 +126,18 @@ def _single_targets(s: Situation) -> Lack | None:
     return Lack(f"{name} has more than one target", "interventions on one latent at a time")
 
 
+def _separated(s: Situation) -> Lack | None:
+    if s.hit is None or s.latents is None:
+        return None  # that their targets are unknown is said elsewhere
+    columns = s.hit[s.present].T
+    for a, one in enumerate(columns):
+        for b in range(a):
+            if one.any() and (one == columns[b]).all():
+                both = f"{s.latents[b]} and {s.latents[a]}"
+                return Lack(f"{both} are only intervened on together", f"an intervention on one of {both} alone")
+    return None
+
+
 def _perfect(s: Situation) -> Lack | None:
     if s.intervention == "perfect":
         return None
@@ -166,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "one_intervention_per_latent": _interventions(1),
     "two_interventions_per_latent": _interventions(2),
     "single_targets": _single_targets,
+    "separated_targets": _separated,
     "perfect_interventions": _perfect,
     "nonlinear_or_replaced": _nonlinear_or_replaced,
     "enough_settings": _settings,

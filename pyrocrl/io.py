@@ -137,6 +137,8 @@ def read_targets(targets: Targets) -> dict[str, tuple[int, ...]] | None:
         reject("targets", f"a {type(targets).__name__}", "a mapping environment -> latents, or the path of a file")
     out: dict[str, tuple[int, ...]] = {}
     for env, latents in targets.items():
+        if str(env) in out:
+            reject("targets", f"two environments with the label {str(env)!r}", "labels that differ as texts")
         several: list[Any] = [latents] if np.isscalar(latents) else list(latents)  # type: ignore[arg-type]
         for k in several:
             if isinstance(k, bool) or not isinstance(k, int | np.integer):
@@ -145,14 +147,22 @@ def read_targets(targets: Targets) -> dict[str, tuple[int, ...]] | None:
     return out
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's entries; InputError for a name given twice."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        reject("targets", f"two environments with the label {twice[0]!r}", "each environment once")
+    return dict(pairs)
+
+
 def _read_targets_file(path: Path) -> dict[str, Any]:
     if path.suffix not in (".json", ".csv", ".tsv"):
         reject("targets", f"{str(path)!r}", "a .json, .csv or .tsv file")
     text = _text(path, "targets")
     if path.suffix == ".json":
         try:
-            found = json.loads(text)
-        except ValueError as error:
+            found = json.loads(text, object_pairs_hook=_once)
+        except json.JSONDecodeError as error:
             reject("targets", f"{path}: {error}", 'JSON such as {"environment": [0]}')
         if not isinstance(found, dict):
             reject("targets", f"{path}: a JSON {type(found).__name__}", 'JSON such as {"environment": [0]}')

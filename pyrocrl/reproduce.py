@@ -30,15 +30,18 @@ from . import anchors, datasets, simulate, zoo
 from .data import Data
 from .diagnose import diagnose
 from .errors import reject
-from .evaluate import evaluate, seen
+from .evaluate import edge_table, evaluate, seen
 from .infer.fit import FitError, fit
 from .io import write_json
+from .metrics import expected_calibration_error, mcc, shd
 from .posterior import Fit
+from .program import Program
 
 # what a printed table shows, where a study has it; the file holds every metric
 COLUMNS = (
-    *("mcc", "pca_mcc", "ica_mcc", "r2", "mse", "mask_f1", "surplus_pip"),
-    *("shd", "shd_empty", "order_right", "weight_coverage", "chain_agreement", "cpu_seconds"),
+    *("mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse", "mask_f1", "surplus_pip", "targets_right"),
+    *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
+    *("chain_agreement", "cpu_seconds"),
 )
 
 
@@ -46,7 +49,8 @@ COLUMNS = (
 class Study:
     """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
 
-    held_out: share of each environment's rows that are scored and not fitted.
+    held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
+    graph exactly there, so that its edges count towards `calibration`.
     """
 
     setting: str
@@ -54,6 +58,7 @@ class Study:
     build: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 8
     held_out: float = 0.5
+    identified: bool = True
 
     def draw(self, seed: int) -> tuple[Data, Data]:
         """(rows to fit, rows to score)."""
@@ -62,6 +67,11 @@ class Study:
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         """Metrics on the rows that were kept out."""
         return evaluate(result, data)
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
+        edges = edge_table(result, data)
+        return {"edges": edges} if edges else {}
 
     @property
     def label(self) -> str:
@@ -102,6 +112,9 @@ class Screen(Study):
         }
         return out
 
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        return {"programmes": programmes(result)}
+
     def _separation(self, z: np.ndarray, data: Data, prefix: str) -> dict[str, float]:
         """AUROC of each knock-out against control cells by one latent, the one that is best on average."""
         env = data.env_labels()
@@ -140,8 +153,12 @@ STUDIES: dict[str, tuple[Study, ...]] = {
         Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=("IFNGR1", "IFNGR2", "JAK2", "STAT1")),
     ),
     "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
-    # twice the rows of the published sizes: one half is fitted
-    "linear_sem_lin": tuple(Study("squires2023_hard", {"samples": 2 * n}, seeds=30) for n in (1_000, 2_500, 10_000)),
+    # samples: twice the rows of the published sizes, for one half is fitted
+    "linear_sem_lin": (
+        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=30) for n in (500, 1_000, 2_500, 10_000)),
+        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=30) for n in (5_000, 10_000, 50_000)),
+        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, seeds=16, identified=False),
+    ),
 }
 
 
@@ -202,10 +219,11 @@ def _run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
     metrics = study.score(result, test)
     if agreement.ndim == 2 and len(agreement) > 1:
         metrics["chain_agreement"] = float(agreement[np.triu_indices(len(agreement), 1)].mean())
-    told = {"programmes": programmes(result)} if isinstance(study, Screen) else {}
-    return told | {
+    metrics |= construction(program, train, test, seed)
+    return {
         "seed": seed,
         "metrics": metrics,
+        **study.tell(result, test),
         "verdict": {claim.what: claim.verdict for claim in verdict.claims},
         "chains": result.chains.count,
         "chains_retired": verdict.chains["retired"],
@@ -214,6 +232,26 @@ def _run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
         "seconds": result.meta["seconds"],
         "cpu_seconds": result.meta["cpu_seconds"],
     }
+
+
+def construction(program: Program, train: Data, test: Data, seed: int) -> dict[str, float]:
+    """Scores of the theorem's construction by itself, before any step: `start_mcc`, `start_shd`.
+
+    Empty for programs that start at random, and where the truth holds neither latents nor a graph.
+    """
+    if type(program).construct is Program.construct or "z" not in test.truth:
+        return {}
+    torch.manual_seed(seed)
+    one = program.fresh().to(program.recipe.dtype)
+    with torch.no_grad():
+        one.construct(train, torch.Generator().manual_seed(seed))
+        batch = test.tensors(dtype=program.recipe.dtype, moments=not program.uses_rows).whole()
+        z, graph = one.latents(batch).double().numpy(), one.graph()
+    score, nodes = mcc(test.truth["z"], z, return_assignment=True)
+    out = {"start_mcc": float(score)}
+    if graph is not None and "graph" in test.truth and min(nodes) >= 0:
+        out["start_shd"] = float(shd(test.truth["graph"], graph.double().numpy()[np.ix_(nodes, nodes)] > 0.5))
+    return out
 
 
 def reproduce(
@@ -244,6 +282,7 @@ def reproduce(
             "options": dict(study.options),
             "build": dict(study.build),
             "held_out_rows": study.held_out,
+            "identified": study.identified,
             "threads": 1,
             **provenance(),
             "summary": {},
@@ -380,16 +419,18 @@ def score_table(scores: Mapping[str, float], name: str) -> str:
 
 # -- README --------------------------------------------------------------------------------------------------
 
-FIGURES = ("mcc", "pca_mcc", "ica_mcc", "mask_f1", "shd", "shd_empty", "order_right", "weight_coverage", "cpu_seconds")
-LARGER_IS_WORSE = ("shd", "cpu_seconds")
+FIGURES = (
+    *("mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "mask_f1", "targets_right"),
+    *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage", "cpu_seconds"),
+)
+LARGER_IS_WORSE = ("shd", "closure_errors", "cpu_seconds")
 
 
 def figures() -> str:
     """The committed results as a markdown table: a line per study, mean over seeds and the worst of them."""
     head = ["model", "setting", "seeds", *(name.replace("_", " ") for name in FIGURES)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for path in sorted((Path(__file__).resolve().parent.parent / "models" / "results").glob("*.json")):
-        table = json.loads(path.read_text(encoding="utf-8"))
+    for table in _tables():
         for entry in table.get("studies", []):
             options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
             cells = [f"`{table['model']}`", f"`{entry['setting']}`" + (f" {options}" if options else "")]
@@ -398,12 +439,56 @@ def figures() -> str:
                 found = entry["summary"].get(name)
                 cells.append("" if found is None else _mean_and_worst(name, found))
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, _calibration_text()])
+
+
+def calibration() -> dict[str, float]:
+    """Edge probabilities and 90 % intervals of edge weights pooled over the committed results, studies with
+    `identified` only: data sets, edges, expected calibration error (and that of the share of edges, said of
+    every pair), weights, coverage."""
+    edges: list[list[float]] = []
+    data_sets = covered = weights = 0.0
+    for table in _tables():
+        for row in (row for entry in table.get("studies", []) if entry.get("identified") for row in entry["seeds"]):
+            edges += row.get("edges", [])
+            data_sets += bool(row.get("edges"))
+            covered += row.get("metrics", {}).get("weight_covered", 0.0)
+            weights += row.get("metrics", {}).get("weight_total", 0.0)
+    if not edges:
+        return {}
+    prob, outcome = np.array(edges).T
+    out = {"data_sets": data_sets, "edges": float(len(edges)), "weights": weights, "coverage": covered / weights}
+    out["ece"] = expected_calibration_error(outcome, prob)
+    return out | {"ece_half": expected_calibration_error(outcome, np.full_like(prob, 0.5))}
+
+
+def _calibration_text() -> str:
+    found = calibration()
+    if not found:
+        return ""
+    return (
+        f"\nPooled over the {found['data_sets']:.0f} data sets whose graph is identified "
+        f"({found['edges']:.0f} possible edges): expected calibration error of edge probabilities {found['ece']:.3f} "
+        f"({found['ece_half']:.3f} for probability .5 throughout); 90 % intervals cover {found['coverage']:.0%} of "
+        f"{found['weights']:.0f} edge weights."
+    )
+
+
+def _tables() -> list[dict[str, Any]]:
+    """The committed results, by model."""
+    folder = Path(__file__).resolve().parent.parent / "models" / "results"
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def _mean_and_worst(name: str, found: Mapping[str, float]) -> str:
-    digits = 0 if name == "cpu_seconds" else 2 if name.startswith(("shd", "order", "weight")) else 3
-    if name.endswith(("_mcc", "_empty")) or name in ("order_right", "weight_coverage"):
+    digits = (
+        0
+        if name == "cpu_seconds"
+        else 2
+        if name.startswith(("shd", "start_shd", "closure", "order", "weight", "targets", "linear"))
+        else 3
+    )
+    if name.endswith(("_mcc", "_empty")) or name in ("order_right", "weight_coverage", "linear_r2", "start_shd"):
         return f"{found['mean']:.{digits}f}"
     worst = found["max" if name in LARGER_IS_WORSE else "min"]
     return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"

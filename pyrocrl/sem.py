@@ -2,7 +2,12 @@
 
 A latent vector follows z_k = a_k + sum_j z_j w[j, k] + eps_k, eps_k ~ N(0, s_k^2), with weights w as
 (parent, child). An environment that intervenes on k *perfectly* cuts k's parents and gives it a mean and a
-variance of its own; a *soft* intervention keeps parents but gives k a regression of its own.
+variance of its own; a *soft* intervention keeps parents but gives k a regression of its own; a *variance*
+intervention keeps k's weights but gives its noise a mean and variance of its own; a *shift* only a mean of its own.
+
+Under variance and shift interventions only the noise changes. With a free linear mixing z = M y the graph then drops
+out of the likelihood: the innovations n = (I - w^T) z = N y are independent in every environment, and any graph and
+weights turn the same N into an M. `log_marginal` is then a function of N alone.
 
 Two forms of one distribution: `sem_moments` and `sem_log_prob` are vectorised, for fitting;
 `unrolled` has one site per latent, for ChiRho's `do`.
@@ -20,14 +25,19 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from scipy.stats import chi2
 from torch import Tensor
 
 from pyrocrl.errors import reject
-from pyrocrl.graphs import log_edge_prior, log_order_prior, log_partition
+from pyrocrl.graphs import log_edge_prior, log_order_prior, log_partition, sample_dags
 from pyrocrl.indeterminacy import is_acyclic, topological_order
 
-Intervention = Literal["perfect", "soft"]
+Intervention = Literal["perfect", "soft", "variance", "shift"]
+KEEP_EQUATIONS = ("variance", "shift")  # kinds that change no weight
 Objective = Callable[[Tensor], Tensor]
+JOINT = 32  # candidates for a row that only joint interventions change
 
 
 class Environments(NamedTuple):
@@ -62,7 +72,8 @@ class Slices(NamedTuple):
     """The environments sorted by mechanism: every (node, own mechanism) has a count, mean and covariance.
 
     Slice k < d pools the environments that leave node k alone; each further slice is one (env, target)
-    pair. Rows: node (slice,), count (slice,), mean (slice, d), cov (slice, d, d).
+    pair, of count 0 where the environment does not intervene on the node after all. Rows: node (slice,),
+    count (slice,), mean (slice, d), cov (slice, d, d).
     """
 
     node: Tensor
@@ -72,14 +83,14 @@ class Slices(NamedTuple):
 
 
 def slices(environments: Environments, pairs: Sequence[tuple[int, int]]) -> Slices:
-    """Sort environments by mechanism; `pairs` lists (env, target), as `target_pairs` gives them."""
+    """Sort environments by mechanism; `pairs` lists (env, node): every pair that is a target, be there more of them."""
     d = environments.mean.shape[-1]
     count, mean, cov = environments.pooled(1.0 - environments.target.to(environments.count.dtype).T)
     env = torch.tensor([e for e, _ in pairs], dtype=torch.long, device=count.device)
     own = torch.tensor([k for _, k in pairs], dtype=torch.long, device=count.device)
     return Slices(
         torch.cat([torch.arange(d, device=count.device), own]),
-        torch.cat([count, environments.count[env]]),
+        torch.cat([count, environments.count[env] * environments.target[env, own].to(count.dtype)]),
         torch.cat([mean, environments.mean[env]]),
         torch.cat([cov, environments.cov[env]]),
     )
@@ -164,17 +175,45 @@ def mechanism_scores(unmixing: Tensor, data: Slices, prob: float, intervention: 
     return scores + hot @ more
 
 
+def innovation_scores(unmixing: Tensor, data: Slices, intervention: Intervention) -> Tensor:
+    """Log marginal likelihood of each innovation, (d,), n = unmixing @ y, under variance or shift interventions.
+
+    Variance: natural and own values are Gaussian samples of their own, p(a, s^2) = s^-3 each. Shift: they share s^2,
+    p(a, s^2) = s^-3 of the natural ones, and each own intercept has a prior of unit information, constant:
+    p(a' | s^2) = (2 pi s^2)^(-1/2).
+    """
+    d = unmixing.shape[-1]
+    rows = unmixing[data.node]  # (slice, d)
+    variance = torch.einsum("si,sij,sj->s", rows, data.cov, rows)
+    n = data.count
+    hot = (data.node[None, :] == torch.arange(d, device=n.device)[:, None]).to(variance.dtype)  # (d, slice)
+    if intervention == "variance":
+        return hot @ _sample_scores(variance, n)
+    total = hot @ n
+    within = hot @ (n * variance) / total.clamp_min(1.0)
+    groups = hot @ torch.where(n > 0, n.clamp_min(1.0).log(), torch.zeros_like(n))
+    return _sample_scores(within, total) + 0.5 * total.clamp_min(1.0).log() - 0.5 * groups
+
+
+def _sample_scores(variance: Tensor, count: Tensor) -> Tensor:
+    """(s,) log marginal likelihood of Gaussian samples with these moments; see `regression_scores`."""
+    return regression_scores(variance[:, None, None], count, torch.zeros_like(count).long())[:, 0]
+
+
 def log_marginal(
     unmixing: Tensor, data: Slices, total: Tensor, prob: float, intervention: Intervention = "perfect"
 ) -> Tensor:
     """log p(y | unmixing): graph, weights, intercepts and noise summed and integrated out. Scalar.
 
     y (total rows) has z = unmixing @ y; the order of the nodes is uniform, edges given the order are
-    Bernoulli(prob). Does not change when a row of `unmixing` is multiplied by a number.
+    Bernoulli(prob). Does not change when a row of `unmixing` is multiplied by a number. Under variance and shift
+    interventions unmixing @ y are the innovations, and graph and weights do not enter.
     """
     d = unmixing.shape[-1]
-    scores = mechanism_scores(unmixing, data, prob, intervention)
     jacobian = total * log_abs_det(unmixing)
+    if intervention in KEEP_EQUATIONS:
+        return innovation_scores(unmixing, data, intervention).sum() + jacobian
+    scores = mechanism_scores(unmixing, data, prob, intervention)
     return log_partition(scores) + log_order_prior(d, prob) + jacobian
 
 
@@ -225,6 +264,31 @@ def draw_mechanisms(
     return Mechanisms(slope, intercept, noise_var.sqrt())
 
 
+def draw_innovations(unmixing: Tensor, data: Slices, intervention: Intervention) -> Mechanisms:
+    """Exact posterior draw of intercepts and noise of the innovations unmixing @ y; weights are 0."""
+    d = unmixing.shape[-1]
+    rows = unmixing[data.node]  # (slice, d)
+    variance = torch.einsum("si,sij,sj->s", rows, data.cov, rows)
+    mean = (data.mean * rows).sum(-1)
+    n = data.count.clamp_min(1.0)
+    if intervention == "variance":
+        noise_var = 0.5 * n * variance / torch._standard_gamma(n / 2)
+    else:
+        hot = (data.node[None, :] == torch.arange(d, device=n.device)[:, None]).to(variance.dtype)
+        squares = 0.5 * hot @ (data.count * variance)
+        noise_var = (squares / torch._standard_gamma(0.5 * (hot @ data.count).clamp_min(1.0)))[data.node]
+    intercept = mean + (noise_var / n).sqrt() * torch.randn_like(n)
+    return Mechanisms(torch.zeros_like(data.mean), intercept, noise_var.sqrt())
+
+
+def draw_equations(scale: Tensor, prob: float) -> tuple[Tensor, Tensor]:
+    """(graph, weight), each (parent, child), from the prior: w[j, k] ~ N(0, s_k^2 / s_j^2), noise deviations s (d,)."""
+    d = len(scale)
+    _, graph = sample_dags(log_edge_prior(d, prob, scale.device).to(scale.dtype))
+    weight = graph * torch.randn(d, d, dtype=scale.dtype, device=scale.device) * scale[None, :] / scale[:, None]
+    return graph, weight
+
+
 class LinearSEM(NamedTuple):
     """z = intercept + weight^T z + eps, eps ~ N(0, scale^2); weight (..., parent, child), others (..., d)."""
 
@@ -233,13 +297,17 @@ class LinearSEM(NamedTuple):
     scale: Tensor
 
 
-def by_environment(mechanisms: Mechanisms, pairs: Sequence[tuple[int, int]], environments: int) -> LinearSEM:
-    """Mechanisms put together per environment: weight (env, parent, child), intercept and scale (env, d)."""
-    d = mechanisms.weight.shape[-1]
-    use = np.tile(np.arange(d), (environments, 1))
+def by_environment(mechanisms: Mechanisms, pairs: Sequence[tuple[int, int]], target: Tensor) -> LinearSEM:
+    """Mechanisms put together per environment: weight (env, parent, child), intercept and scale (env, d).
+
+    pairs: those of `slices`; target: (env, d) in {0, 1}, where a node has its own mechanism.
+    """
+    envs, d = target.shape
+    own = np.zeros((envs, d), dtype=np.int64)
     for position, (env, node) in enumerate(pairs):
-        use[env, node] = d + position
-    index = torch.as_tensor(use, device=mechanisms.weight.device)
+        own[env, node] = d + position
+    natural = torch.arange(d, device=target.device).expand(envs, d)
+    index = torch.where(target > 0.5, torch.as_tensor(own, device=target.device), natural)
     weight = mechanisms.weight[index]  # (env, child, parent)
     return LinearSEM(weight.mT, mechanisms.intercept[index], mechanisms.scale[index])
 
@@ -335,35 +403,42 @@ def whitening(cov: Tensor) -> Tensor:
 
 
 def score_difference_directions(change: Tensor) -> Tensor:
-    """The two candidates, unit rows (2, d), for the target's row of the unmixing after a perfect intervention.
+    """Two candidates for a target's row of the unmixing, and two for its observational mechanism's: unit rows (4, d).
 
     In coordinates where the reference environment is white, the change of the precision is
-    D = d d^T - c c^T: d is the target's own row times 1 / its new deviation, c (a unit vector) the row of its old
-    mechanism. D is a difference of scores (Gaussian scores are linear). With its extreme eigenpairs (a, v) and
-    (-b, w), all such (d, c) are hyperbolic rotations by t of (sqrt(a) v, sqrt(b) w), and |c| = 1 fixes t up to
-    its sign: sinh^2 t = (1 - b) / (a + b). Squires et al. (2023) and Varici et al. (2024) use D's column space;
-    the sign is what acyclicity has to tell.
+    D = d d^T - c c^T: c (a unit vector) is the row of the old mechanism, d that of the new one times 1 / its
+    deviation, which after a perfect intervention is the target's own row. D is a difference of scores (Gaussian scores
+    are linear). With its extreme eigenpairs (a, v) and (-b, w), all such (d, c) are hyperbolic rotations by t of
+    (sqrt(a) v, sqrt(b) w), and |c| = 1 fixes t up to its sign: sinh^2 t = (1 - b) / (a + b). Squires et al. (2023) and
+    Varici et al. (2024) use D's column space; the sign is what acyclicity has to tell.
     """
     value, vector = torch.linalg.eigh(change)
     a, b = value[-1].clamp_min(0.0), (-value[0]).clamp(0.0, 1.0)
     sinh = ((1 - b) / (a + b).clamp_min(1e-12)).sqrt()
     cosh = (1 + sinh.square()).sqrt()
     up, down = a.sqrt() * vector[:, -1], b.sqrt() * vector[:, 0]
-    rows = torch.stack([cosh * up + sinh * down, cosh * up - sinh * down])
+    new = [cosh * up + sinh * down, cosh * up - sinh * down]
+    rows = torch.stack([*new, sinh * up + cosh * down, sinh * up - cosh * down])
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def candidate_rows(environments: Environments, generator: torch.Generator) -> Tensor:
-    """Two candidates for every row of the unmixing, (d, 2, d), from the environments that target it.
+def candidate_rows(
+    environments: Environments, generator: torch.Generator, intervention: Intervention = "perfect"
+) -> Tensor:
+    """Candidates for every row of the unmixing, (d, candidate, d), from the environments that target it.
 
     Uses the environments with this target alone; where there are none, random directions within the span
-    that the joint interventions change (twice as many dimensions as targets).
+    that the joint interventions change (twice as many dimensions as targets). For variance and shift interventions
+    the rows are those of the innovations: the direction of the change of precision, which has rank one, and the row
+    that the changes of mean imply, for these are columns of the innovations' mixing.
     """
     target = environments.target
     d = target.shape[1]
     single = target.sum(1) == 1
     reference = (target.sum(1) == 0).to(environments.cov.dtype)
-    root = whitening(environments.pooled(reference)[2])
+    _, centre, natural = environments.pooled(reference)
+    root = whitening(natural)
+    white = environments.transform(root)
     eye = torch.eye(d, dtype=root.dtype, device=root.device)
     rows = []
     for k in range(d):
@@ -371,17 +446,32 @@ def candidate_rows(environments: Environments, generator: torch.Generator) -> Te
         alone = bool(use.any())
         if not alone:
             use = target[:, k] == 1
-        cov = environments.pooled(use.to(root.dtype))[2]
-        change = torch.linalg.inv(root @ cov @ root) - eye
-        if alone:
-            rows.append(score_difference_directions(change))
-        else:
-            value, vector = torch.linalg.eigh(change)
-            width = min(d, 2 * int(target[use].sum(1).min()))
-            span = vector[:, value.abs().argsort(descending=True)[:width]]
-            noise = torch.randn(2, width, generator=generator, dtype=root.dtype).to(root.device)
+        if not use.any():
+            rows.append(torch.randn(JOINT, d, generator=generator, dtype=root.dtype).to(root.device))
+            continue
+        value, vector = torch.linalg.eigh(torch.linalg.inv(white.pooled(use.to(root.dtype))[2]) - eye)
+        order = value.abs().argsort(descending=True)
+        if not alone:
+            rank = 1 if intervention in KEEP_EQUATIONS else 2
+            span = vector[:, order[: min(d, rank * int(target[use].sum(1).min()))]]
+            noise = torch.randn(JOINT, span.shape[1], generator=generator, dtype=root.dtype).to(root.device)
             rows.append(noise @ span.mT)
-    out = torch.stack(rows) @ root
+        elif intervention in KEEP_EQUATIONS:
+            rows.append(vector[:, order[:1]].mT)
+        else:
+            directions = score_difference_directions((vector * value) @ vector.mT)
+            rows.append(directions[:2] if intervention == "perfect" else directions)
+    if intervention in KEEP_EQUATIONS:
+        moved = white.mean - root @ centre  # (env, d): sums of the targets' columns
+        jitter = 1e-6 * torch.randn(d, d, generator=generator, dtype=root.dtype).to(root.device)
+        columns = torch.linalg.pinv(target.to(root.dtype)) @ moved + jitter
+        implied = torch.linalg.inv(columns.mT)
+        rows = [
+            implied[k : k + 1] if intervention == "shift" else torch.cat([own, implied[k : k + 1]])
+            for k, own in enumerate(rows)
+        ]
+    most = max(len(own) for own in rows)
+    out = torch.stack([own[torch.arange(most) % len(own)] for own in rows]) @ root
     return out / out.norm(dim=-1, keepdim=True)
 
 
@@ -400,24 +490,28 @@ def resample(environments: Environments, generator: torch.Generator) -> Environm
 
 
 def choose_rows(candidates: Tensor, objective: Objective, rivals: int, generator: torch.Generator) -> Tensor:
-    """Unmixings (1 + rivals, d, d): the best choice among two candidates a row, then its nearest rivals.
+    """Unmixings (1 + rivals, d, d): the best choice of a candidate for each row, then its nearest rivals.
 
-    Single flips from a random choice until none helps; rivals are the best single flips of the result.
+    candidates: (d, candidate, d). Changes of single rows from a random choice until none helps; rivals are the best
+    such changes of the result.
     """
-    d = candidates.shape[0]
+    d, each = candidates.shape[:2]
     node = torch.arange(d, device=candidates.device)
-    choice = torch.randint(2, (d,), generator=generator).to(candidates.device)
-    flips = torch.eye(d, dtype=torch.long, device=candidates.device)
+    choice = torch.randint(each, (d,), generator=generator).to(candidates.device)
     value = objective(candidates[node, choice])
     for _ in range(4 * d):
-        others = candidates[node, choice ^ flips]  # (flip, d, d)
-        values = torch.func.vmap(objective)(others).nan_to_num(nan=-torch.inf)
+        others = choice.repeat(d, each, 1)
+        others[node, :, node] = torch.arange(each, device=candidates.device)
+        rows = candidates[node, others.flatten(0, 1)]  # (change, d, d)
+        values = torch.func.vmap(objective, chunk_size=64)(rows).nan_to_num(nan=-torch.inf)
         best = int(values.argmax())
         if not values[best] > value:
             break
-        choice, value = choice ^ flips[best], values[best]
-    nearest = others[values.argsort(descending=True)[:rivals]]
-    return torch.cat([candidates[node, choice][None], nearest])
+        choice, value = others.flatten(0, 1)[best], values[best]
+    changed = (others.flatten(0, 1) != choice).any(-1)
+    values = torch.where(changed, values, -torch.inf)
+    order = values.argsort(descending=True)[: min(rivals, int(changed.sum()))]
+    return torch.cat([candidates[node, choice][None], rows[order]])
 
 
 class Mode(NamedTuple):
@@ -483,3 +577,127 @@ def climb(objective: Objective, start: Tensor, most: int = 60, tolerance: float 
             kept.append(rows[i])
             modes.append(Mode(chart[i], root[i], height[i], evidence[i]))
     return modes
+
+
+def search(
+    objective_at: Callable[[float], Objective],
+    starts: Tensor,
+    candidates: Tensor,
+    share: float,
+    keep: int = 4,
+) -> list[Mode]:
+    """The best maxima found from `starts` (s, d, d), the one of most evidence first.
+
+    A sum over graphs has a narrow peak for every sparse graph beside the broad ones of dense graphs, and many local
+    maxima. With a share of the data, `objective_at(share)`, peaks are broad enough to be found: there, rows of the best
+    unmixing are exchanged for their farthest candidate, one at a time, until no exchange leads to more evidence. The
+    best `keep` maxima are then followed while the share rises to 1.
+    """
+    d, each = candidates.shape[:2]
+    node = torch.arange(d, device=candidates.device)
+    modes: list[Mode] = []
+    best = -math.inf
+    while True:
+        modes = best_modes(modes + climb(objective_at(share), starts, most=20, tolerance=0.1), keep)
+        gain, best = float(modes[0].log_evidence) - best, float(modes[0].log_evidence)
+        if gain < 0.1 or each == 1:
+            break
+        rows = modes[0].chart[:, 0]
+        farthest = (candidates * rows[:, None]).sum(-1).abs().argmin(1)
+        starts = rows.repeat(d, 1, 1)
+        starts[node, node] = candidates[node, farthest]
+    while share < 1.0:
+        share = 1.0 if share > 0.3 else 3.0 * share
+        starts = torch.stack([mode.chart[:, 0] for mode in modes])
+        modes = climb(objective_at(share), starts, most=20, tolerance=0.1) if share < 1.0 else modes
+    return best_modes(climb(objective_at(1.0), torch.stack([mode.chart[:, 0] for mode in modes])), keep)
+
+
+def best_modes(modes: Sequence[Mode], keep: int) -> list[Mode]:
+    """The `keep` distinct modes of most evidence, in that order."""
+    out: list[Mode] = []
+    for mode in sorted(modes, key=lambda m: -float(m.log_evidence)):
+        cosines = [float((mode.chart[:, 0] * other.chart[:, 0]).sum(-1).abs().min()) for other in out]
+        if len(out) < keep and all(c < 1 - 1e-7 for c in cosines):
+            out.append(mode)
+    return out
+
+
+# ---- unknown targets ------------------------------------------------------------------------------------
+
+
+def cluster_targets(environments: Environments, intervention: Intervention = "perfect") -> Tensor:
+    """A first guess of single targets, (env, d) in {0, 1}: environments that change the same directions share one.
+
+    Environment 0 is the reference. In coordinates where it is white, the change of an environment's precision lies in
+    two directions (one for a variance intervention), the same for all environments with the same target; a shift's is
+    its change of mean. Environments are joined by average linkage into d clusters; one that does not differ from the
+    reference (likelihood-ratio test, 1 in 100) has no target.
+    """
+    d = environments.mean.shape[-1]
+    white = environments.transform(whitening(environments.cov[0]))
+    moved = white.mean - white.mean[0]  # (env, d)
+    change = torch.linalg.inv(white.cov) - torch.eye(d, dtype=moved.dtype, device=moved.device)
+    if intervention == "shift":
+        change = moved[:, :, None] * moved[:, None, :]
+    value, vector = torch.linalg.eigh(change)
+    order = value.abs().argsort(-1, descending=True)[:, : 1 if intervention in KEEP_EQUATIONS else 2]
+    span = vector.gather(2, order[:, None, :].expand(-1, d, -1))
+    inside = span @ span.mT
+    left = change[None] - inside[:, None] @ change[None] @ inside[:, None]  # (span of env, change of env)
+    misfit = left.flatten(2).norm(dim=-1) / change.flatten(1).norm(dim=-1).clamp_min(1e-12)
+    n, n0 = environments.count, environments.count[0]
+    both = (n[:, None, None] * white.cov + n0 * white.cov[0]) / (n + n0)[:, None, None]
+    both = both + (n * n0 / (n + n0) ** 2)[:, None, None] * moved[:, :, None] * moved[:, None, :]
+    logdet = torch.linalg.slogdet(white.cov).logabsdet
+    ratio = (n + n0) * torch.linalg.slogdet(both).logabsdet - n * logdet - n0 * logdet[0]
+    changed = ratio.cpu().numpy() > chi2.ppf(0.99, d * (d + 3) / 2)
+    changed[0] = False
+    used = np.flatnonzero(changed)
+    target = torch.zeros_like(moved)
+    if len(used) > 1:
+        distance = torch.maximum(misfit, misfit.mT).cpu().numpy()[np.ix_(used, used)]
+        np.fill_diagonal(distance, 0.0)
+        label = fcluster(linkage(squareform(distance, checks=False), "average"), d, "maxclust") - 1
+    else:
+        label = np.zeros(len(used), dtype=int)
+    _, first, label = np.unique(label, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))  # clusters in order of their first environment
+    target[used, place[label]] = 1.0
+    return target
+
+
+def reassigned(
+    evidence: Callable[[Tensor], Tensor], target: Tensor, uniform: Tensor, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
+    """One sweep of Gibbs sampling over single targets: (target, probability), each (env, d).
+
+    evidence: targets (env, d) -> log p(y | unmixing, targets); every target and none are equally probable before.
+    uniform: (env,) numbers in (0, 1) that decide. Environment 0 stays without target.
+    """
+    envs, d = target.shape
+    eye = torch.eye(d, dtype=target.dtype, device=target.device)
+    options = torch.cat([eye, torch.zeros_like(eye[:1])])  # (d + 1, d)
+    probs = [torch.zeros_like(target[0])]
+    at = torch.arange(envs, device=target.device)
+    for e in range(1, envs):
+        here = (at == e)[:, None]
+        tried = torch.where(here, options[:, None, :], target)  # (d + 1, env, d)
+        p = torch.func.vmap(evidence, chunk_size=chunk)(tried).softmax(0)
+        below = (p.cumsum(0) < uniform[e]).sum(0).clamp_max(d)
+        chosen = (torch.arange(d, device=target.device) == below).to(target.dtype)
+        target = torch.where(here, chosen, target)
+        probs.append(p[:d])
+    return target, torch.stack(probs)
+
+
+def best_reassignment(evidence: Callable[[Tensor], Tensor], target: Tensor, chunk: int = 64) -> tuple[Tensor, float]:
+    """(targets, gain in log evidence) of the best change of one environment's target; see `reassigned`."""
+    envs, d = target.shape
+    eye = torch.eye(d, dtype=target.dtype, device=target.device)
+    options = torch.cat([eye, torch.zeros_like(eye[:1])])
+    here = torch.eye(envs, device=target.device)[1:, None, :, None] > 0  # (changed, 1, env, 1)
+    tried = torch.where(here, options[None, :, None, :], target).flatten(0, 1)
+    values = torch.func.vmap(evidence, chunk_size=chunk)(tried)
+    best = int(values.argmax())
+    return tried[best], float(values[best] - evidence(target))

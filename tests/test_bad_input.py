@@ -312,6 +312,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "one.json").write_text('{"KO_a": [0]}')
     (folder / "absent.json").write_text('{"KO_a": [5]}')
     (folder / "list.json").write_text("[0]")
+    (folder / "double.json").write_text('{"KO_a": [0], "KO_a": [1]}')
     (folder / "half.json").write_text('{"KO_a": [')
     (folder / "wide.csv").write_text("KO_a,0,1\n")
     (folder / "full").mkdir()
@@ -453,6 +454,10 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no intervention on a latent": (
         [*LINEAR, "--latents", "2", "--targets", "@/one.json"],
         ["targets: found no environment that intervenes on latent 1; allowed: one or more for each latent"],
+    ),
+    "two environments of one label": (
+        [*LINEAR, "--latents", "2", "--targets", "@/double.json"],
+        ["targets: found two environments with the label 'KO_a'; allowed: each environment once"],
     ),
     "a target that is absent": (
         [*LINEAR, "--latents", "2", "--targets", "@/absent.json"],

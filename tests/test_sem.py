@@ -316,7 +316,8 @@ def test_linear_sem_lin_recovers_and_its_cost_does_not_depend_on_the_rows() -> N
     [
         ({"latents": 13}, "latents"),
         ({"latents": 4}, "targets"),
-        ({"targets": "unknown"}, "targets"),
+        ({"targets": "guessed"}, "targets"),
+        ({"targets": "unknown", "environments": 5}, "environments"),
         ({"intervention": "hard"}, "intervention"),
         ({"edge_probability": 1.0}, "edge_probability"),
         ({"target_matrix": [[0] * 5] * 6}, "targets"),

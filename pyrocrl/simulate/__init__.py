@@ -20,9 +20,13 @@ SETTINGS: dict[str, str] = {
     "moran2022": "moran",
     "squires2023_hard": "linear_sem",
     "squires2023_soft": "linear_sem",
+    "varici2024_linear": "linear_sem",
     "kivva2022_2d": "mixtures",
     "kivva2022_5d": "mixtures",
     "perturb_seq": "perturb_seq",
+    "zhang2023": "zhang",
+    "buchholz2023": "buchholz",
+    "buchholz2023_hard": "buchholz",
 }
 
 

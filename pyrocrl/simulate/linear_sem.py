@@ -1,4 +1,4 @@
-"""Linear mixing of a linear Gaussian structural equation model under one intervention per latent."""
+"""Linear mixings of linear Gaussian structural equation models under one intervention per latent."""
 
 from __future__ import annotations
 
@@ -33,21 +33,15 @@ def squires2023_soft(seed: int = 0, samples: int = 2500, latents: int = 5, featu
 
 
 def _squires2023(seed: int, samples: int, latents: int, features: int, hard: bool) -> Data:
-    check_sizes(features, latents)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    _check(samples, latents, features)
     rng = np.random.default_rng(seed)
-    rank = rng.permutation(latents)
-    before = rank[:, None] < rank[None, :]
-    graph = before & (rng.random((latents, latents)) < 0.75)  # (parent, child)
-    size, sign = rng.uniform(0.25, 1.0, graph.shape), rng.choice([-1.0, 1.0], graph.shape)
-    weight = np.where(graph, sign * size, 0.0)
+    graph, weight = _weighted_graph(rng, latents, 0.75, 0.25, 1.0)
     mechanism = rng.uniform(2.0, 4.0, latents)[:, None] * (np.eye(latents) - weight.T)  # B_0, rows are children
     unmixing = rng.uniform(-2.0, 2.0, (latents, features))
     largest = np.abs(unmixing).argmax(1)
     unmixing /= unmixing[np.arange(latents), largest][:, None]
 
-    z, env = [], []
+    z = []
     for k in range(-1, latents):
         changed = mechanism.copy()
         if k >= 0 and hard:
@@ -56,13 +50,61 @@ def _squires2023(seed: int, samples: int, latents: int, features: int, hard: boo
         elif k >= 0:
             changed[k] = np.where(changed[k] != 0, rng.uniform(1.75, 2.0, latents), 0.0)
         z.append(np.linalg.solve(changed, rng.standard_normal((latents, samples))).T)
-        env += ["observational" if k < 0 else f"target_{k}"] * samples
+    mixing = np.linalg.pinv(unmixing)
+    return _labelled("squires2023_hard" if hard else "squires2023_soft", z, mixing, graph, weight)
+
+
+def varici2024_linear(seed: int = 0, samples: int = 5000, latents: int = 5, features: int = 15) -> Data:
+    """Varici et al. (2024), "Score-based causal representation learning", linear SEM under perfect interventions.
+
+    Graph Erdos-Renyi with density .5 under a random order, weights +-U(.5, 1.5), noise variances U(.5, 1.5), no
+    means. Environment k cuts the parents of latent k and multiplies its noise variance by 5. x = G z with
+    G (feature, latent) standard normal; no observation noise, so x has exactly rank `latents`.
+
+    samples: rows in each of the latents + 1 environments. Truth: z, graph and weight (parent, child), targets.
+    """
+    _check(samples, latents, features)
+    rng = np.random.default_rng(seed)
+    graph, weight = _weighted_graph(rng, latents, 0.5, 0.5, 1.5)
+    variance = rng.uniform(0.5, 1.5, latents)
+    mixing = rng.standard_normal((features, latents))
+    z = []
+    for k in range(-1, latents):
+        cut, scale = weight.copy(), np.sqrt(variance)
+        if k >= 0:
+            cut[:, k] = 0.0
+            scale[k] *= np.sqrt(5.0)
+        noise = scale[:, None] * rng.standard_normal((latents, samples))
+        z.append(np.linalg.solve(np.eye(latents) - cut.T, noise).T)
+    return _labelled("varici2024_linear", z, mixing, graph, weight)
+
+
+def _check(samples: int, latents: int, features: int) -> None:
+    check_sizes(features, latents)
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
+        reject("samples", repr(samples), "a whole number from 2 on")
+
+
+def _weighted_graph(
+    rng: np.random.Generator, latents: int, density: float, low: float, high: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Erdos-Renyi graph under a random order, and weights +-U(low, high): (parent, child) both."""
+    rank = rng.permutation(latents)
+    before = rank[:, None] < rank[None, :]
+    graph = before & (rng.random((latents, latents)) < density)
+    size, sign = rng.uniform(low, high, graph.shape), rng.choice([-1.0, 1.0], graph.shape)
+    return graph, np.where(graph, sign * size, 0.0)
+
+
+def _labelled(name: str, z: list[np.ndarray], mixing: np.ndarray, graph: np.ndarray, weight: np.ndarray) -> Data:
+    """x = z mixing^T of the observational environment and then one for each target, with its truth."""
+    labels = ["observational", *(f"target_{k}" for k in range(len(z) - 1))]
     latent = np.concatenate(z)
-    targets = {f"target_{k}": (k,) for k in range(latents)}
+    targets = {f"target_{k}": (k,) for k in range(len(z) - 1)}
     return Data(
-        x=latent @ np.linalg.pinv(unmixing).T,
-        env=env,
+        x=latent @ mixing.T,
+        env=np.repeat(labels, [len(rows) for rows in z]),
         targets=targets,
         truth={"z": latent, "graph": graph.astype(int), "weight": weight, "targets": targets},
-        name="squires2023_hard" if hard else "squires2023_soft",
+        name=name,
     )

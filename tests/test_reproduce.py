@@ -1,0 +1,48 @@
+"""Pooled calibration and the score of a construction by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pyrocrl import reproduce, simulate, zoo
+
+
+def entry(edges: list[list[float]], covered: float, total: float, identified: bool = True) -> dict:
+    row = {"seed": 0, "edges": edges, "metrics": {"weight_covered": covered, "weight_total": total}}
+    return {"setting": "s", "options": {}, "identified": identified, "summary": {}, "seeds": [row]}
+
+
+def test_calibration_pools_edges_and_weights_of_identified_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    sure, unsure = [[0.95, 1], [0.05, 0]], [[0.5, 1], [0.5, 0]]
+    tables = [
+        {"model": "a", "studies": [entry(sure, 9, 10), entry([[1.0, 0]] * 50, 0, 50, identified=False)]},
+        {"model": "b", "studies": [entry(unsure, 7, 10)]},
+    ]
+    monkeypatch.setattr(reproduce, "_tables", lambda: tables)
+    found = reproduce.calibration()
+    assert found["data_sets"] == 2
+    assert found["edges"] == 4
+    assert found["coverage"] == pytest.approx(0.8)
+    assert found["ece"] == pytest.approx(0.025)  # 0.05 off in half of the entries
+    assert found["ece_half"] == pytest.approx(0.0)
+    assert "2 data sets" in reproduce.figures()
+
+
+def test_no_results_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "a", "studies": [entry([], 0, 0)]}])
+    assert reproduce.calibration() == {}
+    assert "Pooled" not in reproduce.figures()
+
+
+def test_a_construction_is_scored_before_any_step() -> None:
+    data = simulate.draw("squires2023_hard", 100, samples=4000, latents=4)
+    train, test = data.split(0.5, 0)
+    scores = reproduce.construction(zoo.build("linear_sem_lin", train), train, test, seed=0)
+    assert 0.9 < scores["start_mcc"] <= 1.0
+    assert np.isfinite(scores["start_shd"])
+
+
+def test_a_random_start_has_no_construction() -> None:
+    train, test = simulate.draw("moran2022", 100).split(0.5, 0)
+    assert reproduce.construction(zoo.build("vae", train, latents=2), train, test, seed=0) == {}
