@@ -155,9 +155,9 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
     # samples: twice the rows of the published sizes, for one half is fitted
     "linear_sem_lin": (
-        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=30) for n in (500, 1_000, 2_500, 10_000)),
-        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=30) for n in (5_000, 10_000, 50_000)),
-        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, seeds=16, identified=False),
+        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
+        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
+        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
     ),
 }
 
