@@ -32,6 +32,7 @@ from .errors import one_of, reject
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
 NONE_PROBABILITY = 0.5  # prior probability that an environment of unknown target changes nothing
+SPIKE = 0.02  # deviation of the weights of absent edges while a chain is trained
 ESCAPE_PRIOR = (1.0, 3.0)  # Beta prior of the share of rows that escaped
 
 
@@ -59,7 +60,11 @@ class LatentSEM(nn.Module):
         mechanism: Mechanism = "linear",
         escapees: bool = False,
         edge_probability: float = 0.5,
+        variation: float = 0.0,
     ) -> None:
+        """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
+        environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
+        n / (1 + n variation^2) independent ones."""
         super().__init__()
         if latents > graphs.MAX_NODES:
             reject("latents", latents, f"at most {graphs.MAX_NODES}: sums over graphs are exact")
@@ -67,12 +72,17 @@ class LatentSEM(nn.Module):
         one_of("mechanism", mechanism, get_args(Mechanism))
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        if not 0 <= variation < 1:
+            reject("variation", variation, "a number from 0 to below 1")
+        self.variation = variation
         self.latents, self.environments, self.edge_probability = latents, environments, edge_probability
         self.intervention, self.mechanism, self.escapees = intervention, mechanism, escapees
         self.unknown = target_matrix is None
+        # linear equations that are kept: a linear decoder can absorb any weights, so latents are the innovations
+        self.absorbed = mechanism == "linear" and intervention in ("shift", "variance")
         target = np.zeros((environments, latents)) if target_matrix is None else np.asarray(target_matrix)
         shape = (environments, latents)
-        self.weight = nn.Parameter(torch.zeros(latents, latents))  # (parent, child)
+        self.weight = nn.Parameter(torch.zeros(latents, latents), requires_grad=not self.absorbed)  # (parent, child)
         self.intercept = nn.Parameter(torch.zeros(latents))
         self.log_scale = nn.Parameter(torch.zeros(latents))
         # of the target's equation in each environment; intercept and log scale are changes unless perfect or soft
@@ -83,7 +93,8 @@ class LatentSEM(nn.Module):
         self.own_log_scale = nn.Parameter(torch.zeros(shape), requires_grad=intervention != "shift")
         self.target_logits = nn.Parameter(torch.zeros(environments, latents + 1), requires_grad=self.unknown)
         self.escape_logit = nn.Parameter(torch.full((environments,), -1.5), requires_grad=escapees)
-        self.register_buffer("before", torch.ones(latents, latents).triu(1))  # (parent, child): the chain's order
+        before = torch.ones(latents, latents).triu(1) * (not self.absorbed)
+        self.register_buffer("before", before)  # (parent, child): the chain's order
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.get_default_dtype()))
         self.register_buffer("slot", torch.as_tensor(_slots(target)))
         # moments of (z, phi(z)) in 2 env groups: affected rows of each environment, then those that escaped
@@ -154,8 +165,8 @@ class LatentSEM(nn.Module):
 
     def prior(self) -> None:
         """Log prior of the equations and, less their posterior, of targets: Pyro factors outside the data plate."""
-        weak = -0.5 * (self.weight.square().sum() + 0.01 * self.intercept.square().sum())
-        pyro.factor("equations_prior", weak - 0.5 * 0.01 * self.own_intercept.square().sum())
+        weak = -0.005 * (self.intercept.square().sum() + self.own_intercept.square().sum())
+        pyro.factor("equations_prior", weak + self.log_prior_of_weights())
         if self.unknown:
             q = self.target_logits[1:].log_softmax(-1)
             pyro.factor("targets_prior", (q.exp() * (self._target_log_prior() - q)).sum())
@@ -163,6 +174,13 @@ class LatentSEM(nn.Module):
             a, b = ESCAPE_PRIOR
             log = a * logsigmoid(self.escape_logit) + b * logsigmoid(-self.escape_logit)  # of the logit
             pyro.factor("escape_prior", log.sum())
+
+    def log_prior_of_weights(self) -> Tensor:
+        """A slab N(0, 1) or a spike about 0, by the edge probability: of unmixings that fit alike, one that needs few
+        parents is taken."""
+        w, p = self.weight, self.edge_probability
+        slab, spike = -0.5 * w.square() + math.log(p), -0.5 * (w / SPIKE).square() + math.log((1 - p) / SPIKE)
+        return torch.stack([slab, spike]).logsumexp(0).sum()
 
     def _target_log_prior(self) -> Tensor:
         d = self.latents
@@ -175,9 +193,14 @@ class LatentSEM(nn.Module):
     @torch.no_grad()
     def gather(self, z: Tensor, env: Tensor) -> None:
         """Moments of the rows' latents, from which the graph's posterior is read; unknown targets are set anew."""
-        z = z.double()
-        values = torch.cat([z, self.link(z)], -1)
         escaped = self.escaped(z.to(self.weight.dtype), env).double()
+        if self.unknown:  # by all rows of an environment: those picked for having changed would seem to have changed
+            self._set_moments(z.double(), env, torch.zeros_like(escaped))
+            self._settle_targets()
+        self._set_moments(z.double(), env, escaped)
+
+    def _set_moments(self, z: Tensor, env: Tensor, escaped: Tensor) -> None:
+        values = torch.cat([z, self.link(z)], -1)
         hot = torch.nn.functional.one_hot(env, self.environments).double()
         group = torch.cat([hot * (1 - escaped)[:, None], hot * escaped[:, None]], -1)  # (rows, 2 env)
         self.count.copy_(group.sum(0))
@@ -187,10 +210,11 @@ class LatentSEM(nn.Module):
             apart = values - mean[g]
             self.cov[g] = (share[:, g, None] * apart).mT @ apart
         self.mean.copy_(mean)
+        rows = hot.sum(0)
+        rows[0] = 0.0  # observational rows are what the others vary about
+        self.count.div_(1.0 + rows.repeat(2) * self.variation**2)
         empty = self.count < 1e-6
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
-        if self.unknown:
-            self._settle_targets()
 
     @torch.no_grad()
     def start(self, z: Tensor, env: Tensor) -> None:
@@ -198,9 +222,9 @@ class LatentSEM(nn.Module):
         self.gather(z, env)
         target = self.hard_targets()
         table = self._slices(target)
-        order = graphs.best_order(self._scores(table))
-        place = order.argsort()
-        self.before.copy_((place[:, None] < place[None, :]).to(self.before))
+        if not self.absorbed:
+            place = graphs.best_order(self._scores(table)).argsort()
+            self.before.copy_((place[:, None] < place[None, :]).to(self.before))
         eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
         fitted = sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
         d = self.latents
@@ -217,6 +241,7 @@ class LatentSEM(nn.Module):
         self.own_intercept.copy_(intercept - fitted.intercept[:d] if change else intercept)
         self.own_log_scale.copy_((scale / fitted.scale[:d] if change else scale).log())
         self.own_weight.copy_(weight)
+        self.target_logits.copy_(self.target_log_prob.clamp_min(-4.0))  # soft: training may still change its mind
 
     def _fit_ratios(self, fitted: sem.Mechanisms, target: Tensor) -> None:
         """Set log ratios of the intervened and the natural residual deviations, at the fitted weights."""
@@ -298,7 +323,8 @@ class LatentSEM(nn.Module):
     def _evidence(self, target: Tensor, use: Tensor) -> float:
         """log p(z | targets) of the environments in `use`, graph and equations summed out."""
         table = self._slices(target, use)
-        value = graphs.log_partition(self._scores(table))
+        scores = self._scores(table)
+        value = scores[:, 0].sum() if self.absorbed else graphs.log_partition(scores)
         if self.intervention in ("shift", "variance"):
             # each group's own mean has a prior of height 1 / (s sqrt(2 pi)); a variance ratio was divided out
             ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()
@@ -311,22 +337,33 @@ class LatentSEM(nn.Module):
 
     @torch.no_grad()
     def graph(self) -> Tensor:
-        """(parent, child) edge probabilities given the moments; for unknown targets given the most probable ones."""
+        """(parent, child) edge probabilities given the moments; for unknown targets given the most probable ones. The
+        prior's where weights are `absorbed`."""
+        if self.absorbed:
+            return graphs.edge_probabilities(self._prior_scores()).to(self.weight)
         return graphs.edge_probabilities(self._scores(self._slices(self.hard_targets()))).to(self.weight)
+
+    def _prior_scores(self) -> Tensor:
+        return graphs.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
 
     @torch.no_grad()
     def draw(self) -> dict[str, Tensor]:
         """One draw given the moments: graph and weight (parent, child); targets, shift, intercept and noise
-        (env, latent); env_weight (env, parent, child) for soft interventions. shift: a target's change of intercept."""
+        (env, latent); env_weight (env, parent, child) for soft interventions. shift: a target's change of intercept.
+
+        Where weights are `absorbed`, moments are those of innovations: graph and weights come from their prior."""
         target = self.hard_targets()
         if self.unknown:
             pick = torch.distributions.Categorical(logits=self.target_log_prob).sample()
             target = torch.nn.functional.one_hot(pick, self.latents + 1)[:, :-1].to(target)
         table = self._slices(target)
-        _, graph = graphs.sample_dags(self._scores(table))
+        _, graph = graphs.sample_dags(self._prior_scores() if self.absorbed else self._scores(table))
         eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
-        drawn = sem.draw_mechanisms(eye, graph, table, self._conjugate())
+        drawn = sem.draw_mechanisms(eye, graph * (not self.absorbed), table, self._conjugate())
         intercept, scale, weight = self._per_environment(drawn, target, noisy=True)
+        if self.absorbed:  # of the innovations' units
+            slab = torch.randn_like(drawn.weight[: self.latents]) * drawn.scale[: self.latents, None]
+            drawn = drawn._replace(weight=slab / drawn.scale[: self.latents] * graph.mT)
         out = {
             "graph": graph,
             "weight": drawn.weight[: self.latents].mT,
@@ -356,6 +393,30 @@ class LatentSEM(nn.Module):
                 scale[e, k] = drawn.scale[d + position]
                 weight[e, :, k] = drawn.weight[d + position]  # 0 where interventions are perfect
         return intercept, scale, weight
+
+    def moved(self, z: Tensor, environment: int) -> Tensor:
+        """(rows, latent) what observational latents `z` would be in an environment, by the chain's own equations.
+
+        Their noise, in units of its deviation, is kept. Equations are averaged by the probabilities of the targets.
+        """
+        weight = self.weight * self.before
+        noise = (z - self.intercept - self.link(z) @ weight) / self.log_scale.exp()
+        hit = self.target_probabilities()[environment]  # (latent,)
+        slot = self.slot[environment][None]
+        own = self.own_intercept.gather(0, slot)[0]
+        scale = self.own_log_scale.gather(0, slot)[0]
+        if self.intervention in ("shift", "variance"):
+            intercept, log_scale = self.intercept + hit * own, self.log_scale + hit * scale
+        else:
+            parents = self.own_weight[environment] * self.before if self.intervention == "soft" else 0.0 * weight
+            weight = weight + hit * (parents - weight)
+            intercept = self.intercept + hit * (own - self.intercept)
+            log_scale = self.log_scale + hit * (scale - self.log_scale)
+        eps = intercept + noise * log_scale.exp()
+        out = torch.zeros_like(z)
+        for _ in range(self.latents):  # as many rounds as the longest path could need
+            out = eps + self.link(out) @ weight
+        return out
 
     # -- forward in time ---------------------------------------------------------------------------------------
 

@@ -18,12 +18,14 @@ from .errors import one_of
 
 LIKELIHOODS = ("gaussian", "negative_binomial")
 LARGEST = 15.0  # of a log mean: exp beyond it only overflows
+CONTROLS = 20  # observational rows that a technical batch needs to have its baseline read off them alone
 
 
 class Observation(nn.Module):
     """The likelihood's own parameters and scales: noise or dispersion (feature,), and offset (batch, feature).
 
-    `start` reads them off the data; `inputs` is what an encoder sees.
+    `start` reads them off the data; `inputs` is what an encoder sees. A batch of counts has the baseline of its
+    observational rows (environment 0), since batches may differ in which other environments they hold.
     """
 
     centre: Tensor
@@ -53,6 +55,9 @@ class Observation(nn.Module):
         seen = self.seen(batch)
         for group in range(len(self.centre)):
             rows = batch.group == group
+            observational = rows & (batch.env == 0)
+            if self.counts and int(observational.sum()) >= CONTROLS:
+                rows = observational
             self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
             if self.counts:
                 rate = (batch.x[rows].sum(0) + 0.5) / self.size(batch)[rows].sum().clamp_min(1.0)

@@ -17,25 +17,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from . import anchors, datasets, simulate, zoo
+from . import zoo
 from .data import Data
 from .diagnose import diagnose
 from .errors import reject
-from .evaluate import edge_table, evaluate, seen
 from .infer.fit import FitError, fit
 from .io import write_json
 from .metrics import expected_calibration_error, mcc, shd
-from .posterior import Fit
 from .program import Program
+from .studies import STUDIES, Study
 
 # what a printed table shows, where a study has it; the file holds every metric
 COLUMNS = (
@@ -43,123 +40,6 @@ COLUMNS = (
     *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
     *("chain_agreement", "cpu_seconds"),
 )
-
-
-@dataclass(frozen=True)
-class Study:
-    """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
-
-    held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
-    graph exactly there, so that its edges count towards `calibration`.
-    """
-
-    setting: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    build: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 8
-    held_out: float = 0.5
-    identified: bool = True
-
-    def draw(self, seed: int) -> tuple[Data, Data]:
-        """(rows to fit, rows to score)."""
-        return simulate.draw(self.setting, seed, **self.options).split(self.held_out, seed)
-
-    def score(self, result: Fit, data: Data) -> dict[str, float]:
-        """Metrics on the rows that were kept out."""
-        return evaluate(result, data)
-
-    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
-        """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
-        edges = edge_table(result, data)
-        return {"edges": edges} if edges else {}
-
-    @property
-    def label(self) -> str:
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return f"{self.setting} ({options})" if options else self.setting
-
-
-@dataclass(frozen=True)
-class Screen(Study):
-    """A real CRISPR screen, fitted without its guide labels and scored by them: every cell is fitted and scored.
-
-    knockouts: those of one pathway, which one latent should tell from `control`. Figures stand beside varimax factor
-    analysis of the standardised log-normalised counts, whose loadings count as non-zero above `loading`.
-    """
-
-    knockouts: tuple[str, ...] = ()
-    control: str = "non-targeting"
-    loading: float = 0.25
-
-    def draw(self, seed: int) -> tuple[Data, Data]:
-        data = datasets.load(self.setting)
-        return data, data
-
-    def score(self, result: Fit, data: Data) -> dict[str, float]:
-        latents = int(self.build["latents"])
-        x = seen(data)
-        x = (x - x.mean(0)) / x.std(0)
-        loadings, scores, _ = anchors.varimax(x, latents)
-        mask = result.mask()
-        assert mask is not None
-        out = {"held_out": float(result.weights @ result.scores)}
-        out |= self._separation(result.latents(data), data, "")
-        out |= self._separation(x @ scores.T, data, "varimax_")
-        out |= {
-            "entries": float((mask > 0.5).sum()),
-            "varimax_entries": float((np.abs(loadings) > self.loading).sum()),
-            "latents_in_use": float((mask > 0.5).any(0).sum()),
-        }
-        return out
-
-    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
-        return {"programmes": programmes(result)}
-
-    def _separation(self, z: np.ndarray, data: Data, prefix: str) -> dict[str, float]:
-        """AUROC of each knock-out against control cells by one latent, the one that is best on average."""
-        env = data.env_labels()
-        table = np.zeros((len(self.knockouts), z.shape[1]))
-        for row, knockout in enumerate(self.knockouts):
-            rows = (env == knockout) | (env == self.control)
-            for k in np.flatnonzero(z.std(0) > 0):
-                area = roc_auc_score(env[rows] == knockout, z[rows, k])
-                table[row, k] = max(area, 1.0 - area)
-        best = int(table.mean(0).argmax())
-        out = {f"{prefix}latent": float(best)}
-        return out | {f"{prefix}auroc_{name}": float(v) for name, v in zip(self.knockouts, table[:, best], strict=True)}
-
-
-def programmes(result: Fit, least: float = 0.1) -> dict[str, list[str]]:
-    """For each latent in use its features with an inclusion probability above `least`, the surest first."""
-    mask = result.mask()
-    if mask is None:
-        return {}
-    out = {}
-    for k in np.flatnonzero((mask > 0.5).any(0)):
-        order = [j for j in np.argsort(-mask[:, k]) if mask[j, k] > least]
-        out[result.names["latent"][k]] = [f"{result.names['feature'][j]} {mask[j, k]:.2f}" for j in order]
-    return out
-
-
-def _moran(**build: Any) -> tuple[Study, ...]:
-    return tuple(Study("moran2022", {"rho": rho}, build) for rho in (0.0, 0.8))
-
-
-STUDIES: dict[str, tuple[Study, ...]] = {
-    "vae": _moran(latents=5),
-    "sparse_vae": (
-        *_moran(latents=5),
-        Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
-        Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=("IFNGR1", "IFNGR2", "JAK2", "STAT1")),
-    ),
-    "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
-    # samples: twice the rows of the published sizes, for one half is fitted
-    "linear_sem_lin": (
-        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
-        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
-        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
-    ),
-}
 
 
 def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
@@ -395,6 +275,13 @@ def study_table(entry: Mapping[str, Any]) -> str:
     summary = entry["summary"]
     lines += [[which, *(summary.get(c, {}).get(which) for c in columns)] for which in ("mean", "min", "max")]
     return format_table(["seed", *columns], lines)
+
+
+def knockout_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The knock-outs of a `PerturbationScreen`'s seed, the surest effects first."""
+    columns = [c for c in rows[0] if c != "knockout"]
+    ordered = sorted(rows, key=lambda row: row["none"])
+    return format_table(["knockout", *columns], [[row["knockout"], *(row.get(c) for c in columns)] for row in ordered])
 
 
 def score_table(scores: Mapping[str, float], name: str) -> str:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pyrocrl import reproduce, simulate, zoo
+from pyrocrl.reproduce import knockout_table
+from pyrocrl.studies import differential_genes
 
 
 def entry(edges: list[list[float]], covered: float, total: float, identified: bool = True) -> dict:
@@ -46,3 +48,17 @@ def test_a_construction_is_scored_before_any_step() -> None:
 def test_a_random_start_has_no_construction() -> None:
     train, test = simulate.draw("moran2022", 100).split(0.5, 0)
     assert reproduce.construction(zoo.build("vae", train, latents=2), train, test, seed=0) == {}
+
+
+def test_differential_genes_are_those_of_knockouts_with_an_effect() -> None:
+    data = simulate.draw("perturb_seq", seed=100, rows=3000, latents=3, intervention="shift", nulls=3)
+    genes = differential_genes(data)
+    assert data.targets is not None and set(genes) == set(data.env_names[1:])
+    assert all((genes[name] > 2) == bool(latents) for name, latents in data.targets.items())
+    assert sum(genes[f"null_{i}"] for i in range(3)) <= 1
+
+
+def test_knockout_table_begins_with_the_surest_effect() -> None:
+    rows = [{"knockout": "a", "none": 0.9, "escaped": None}, {"knockout": "b", "none": 0.1, "escaped": 0.2}]
+    lines = knockout_table(rows).splitlines()
+    assert lines[2].startswith("b") and lines[3].split() == ["a", "0.900", "-"]

@@ -14,7 +14,8 @@ import pytest
 
 import pyrocrl
 from pyrocrl import simulate, zoo
-from pyrocrl.reproduce import STUDIES, Screen, run_seed, studies
+from pyrocrl.reproduce import run_seed, studies
+from pyrocrl.studies import STUDIES, Screen
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()

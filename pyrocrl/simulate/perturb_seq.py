@@ -1,4 +1,4 @@
-"""A small Perturb-seq screen: counts of genes in cells, one knock-out per gene programme, everything known."""
+"""A small Perturb-seq screen: counts of genes in cells, knock-outs of gene programmes, everything known."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def perturb_seq(
     control: float = 0.3,
     batches: int = 3,
     library: float = 5000.0,
+    knockouts: int = 1,
+    nulls: int = 0,
+    escapees: float = 0.0,
 ) -> Data:
     """Gene programmes that regulate each other, each knocked out in turn, seen through negative-binomial counts.
 
@@ -43,21 +46,32 @@ def perturb_seq(
         x_ij   ~ NegativeBinomial(mean mu_ij, variance mu_ij + mu_ij^2 / r_j),   r_j ~ U(2, 10)
         s_i    ~ LogNormal, median `library`, sigma .3;  library * exp(b_j) ~ LogNormal, median 3, sigma .7, at least 1
 
-    An environment is named after its knocked-out gene, an anchor of its target; a share `control` of the cells is
-    "non-targeting" and the others are spread evenly. Truth: z, mask, loadings, graph, weight, targets.
-    Raises InputError for sizes that leave no room for the anchors.
+    An environment is named after its knocked-out gene, an anchor of its target: `knockouts` of each programme, and
+    `nulls` more, "null_0" and so on, that change nothing. A knocked-out cell escapes with probability `escapees`: it
+    follows the equations of the controls. A share `control` of the cells is "non-targeting" and the others are spread
+    evenly. Truth: z, mask, loadings, graph, weight, targets, and component (data,), 1 where a knock-out changed the
+    cell. Raises InputError for sizes that leave no room for the anchors.
     """
     check_sizes(features, latents)
-    for name, value, low in (("anchors", anchors, 1), ("batches", batches, 1), ("rows", rows, 10 * (latents + 1))):
+    for name, value, low in (
+        ("anchors", anchors, 1),
+        ("batches", batches, 1),
+        ("knockouts", knockouts, 1),
+        ("nulls", nulls, 0),
+        ("rows", rows, 10 * (latents + 1)),
+    ):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
             reject(name, repr(value), f"a whole number from {low} on")
     if anchors * latents > features:
         reject("anchors", f"{anchors} for each of {latents} latents", f"at most {features // latents}")
+    if knockouts > anchors:
+        reject("knockouts", str(knockouts), f"at most one for each of the {anchors} anchors of a programme")
     one_of("intervention", intervention, ("perfect", "shift"))
     for name, number, allowed, least, most in (
         ("effect", effect, "a finite number", -np.inf, np.inf),
         ("control", control, "a share of the cells between 0 and 1", 0.0, 1.0),
         ("library", library, "a number of molecules above 0", 0.0, np.inf),
+        ("escapees", escapees, "a share of the cells from 0 to below 1", -1e-12, 1.0),
     ):
         if isinstance(number, bool) or not isinstance(number, int | float) or not least < number < most:
             reject(name, repr(number), allowed)
@@ -70,13 +84,17 @@ def perturb_seq(
 
     mask = _mask(rng, features, latents, anchors)
     size = rng.uniform(0.4, 1.0, mask.shape) * rng.choice([-1.0, 1.0], mask.shape, p=[0.3, 0.7])
-    knocked_out = np.array([np.flatnonzero(mask[:, k] & (mask.sum(1) == 1))[0] for k in range(latents)])
+    single = mask & (mask.sum(1, keepdims=True) == 1)
+    knocked_out = np.stack([np.flatnonzero(single[:, k])[:knockouts] for k in range(latents)], 1).ravel()
     size[knocked_out] = np.abs(size[knocked_out])
     loadings = np.where(mask, size, 0.0)
 
-    target = np.full(rows, -1)  # latent that a cell's knock-out hits, -1 for controls
+    place = np.full(rows, -1)  # of a cell's knock-out among the knocked-out genes and the nulls, -1 for controls
     cells = rng.permutation(rows)[round(control * rows) :]
-    target[cells] = np.arange(cells.size) % latents
+    place[cells] = np.arange(cells.size) % (knocked_out.size + nulls)
+    changed = (place >= 0) & (place < knocked_out.size)
+    changed &= np.random.default_rng([2016, seed, 1]).random(rows) >= escapees
+    target = np.where(changed, place % latents, -1)  # latent that is changed
     z = np.zeros((rows, latents))
     noise = rng.standard_normal(z.shape) * rng.uniform(0.6, 1.0, latents)
     for k in np.argsort(order):
@@ -95,11 +113,13 @@ def perturb_seq(
     x = rng.poisson(rng.gamma(dispersion, mean / dispersion))
 
     names = [f"gene_{j:0{len(str(features - 1))}d}" for j in range(features)]
-    labels = np.array([*(names[j] for j in knocked_out), CONTROL])  # position -1 is the control
-    targets = {names[j]: (k,) for k, j in enumerate(knocked_out)}
+    empty = [f"null_{i}" for i in range(nulls)]
+    labels = np.array([*(names[j] for j in knocked_out), *empty, CONTROL])  # position -1 is the control
+    targets: dict[str, tuple[int, ...]] = {names[j]: (i % latents,) for i, j in enumerate(knocked_out)}
+    targets |= {name: () for name in empty}
     return Data(
         x,
-        env=labels[target],
+        env=labels[place],
         targets=targets,
         control=CONTROL,
         counts=True,
@@ -113,6 +133,7 @@ def perturb_seq(
             "graph": graph.astype(int),
             "weight": weight,
             "targets": targets,
+            "component": changed.astype(int),
         },
         name="perturb_seq",
     )

@@ -1,0 +1,273 @@
+"""LatentSEM: its density against its draws, its exact posterior against the truth, and the affine unmixing for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from pyrocrl import InputError
+from pyrocrl.graphs import is_order_of
+from pyrocrl.indeterminacy import is_acyclic
+from pyrocrl.latent_sem import LatentSEM
+from pyrocrl.unmixing import unmix
+
+KINDS = ("perfect", "soft", "variance", "shift")
+MECHANISMS = ("linear", "relu")
+D = 3
+TARGETS = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]  # (env, latent)
+CHAIN = torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.8], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def double() -> object:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def truth(
+    kind: str, mechanism: str = "relu", target: list[list[int]] | None = TARGETS, escapees: bool = False
+) -> LatentSEM:
+    """z_0 -> z_1 -> z_2 with interventions that change scale 1.7 times and add 1.5; no parents where perfect."""
+    envs = len(target or TARGETS)
+    out = LatentSEM(D, envs, target, kind, mechanism, escapees)  # type: ignore[arg-type]
+    with torch.no_grad():
+        out.before.copy_(torch.ones(D, D).triu(1))
+        out.weight.copy_(CHAIN)
+        out.own_weight.copy_(-0.5 * CHAIN.expand(envs, D, D))
+        out.intercept.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        out.log_scale.copy_(torch.tensor([0.0, -0.3, 0.2]))
+        out.own_intercept.fill_(1.5)
+        out.own_log_scale.fill_(0.0 if kind == "shift" else math.log(1.7))
+    return out
+
+
+def drawn(model: LatentSEM, rows: int) -> tuple[Tensor, Tensor]:
+    env = torch.arange(model.environments).repeat_interleave(rows)
+    with torch.no_grad():
+        return model.rows(env).sample(), env
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_is_that_of_the_draws(kind: str, mechanism: str) -> None:
+    """E_p[q / p] = 1 for any normalised q, and -E log p is the entropy, which is that of the noise."""
+    model = truth(kind, mechanism)
+    z, env = drawn(model, 40_000)
+    log_p = model.log_prob(z, env)
+    ratio = (truth_shifted(kind, mechanism).log_prob(z, env) - log_p).exp().detach()
+    for e in range(model.environments):
+        assert float(ratio[env == e].mean()) == pytest.approx(1.0, abs=0.05)
+        scale = model.log_scale + 0.0
+        if e and kind != "shift":
+            own = math.log(1.7)
+            scale = scale + model.target[e] * (own if kind == "variance" else own - model.log_scale)
+        entropy = float((scale.detach() + 0.5 * math.log(2 * math.pi * math.e)).sum())
+        assert -float(log_p[env == e].detach().mean()) == pytest.approx(entropy, abs=0.03)
+
+
+def truth_shifted(kind: str, mechanism: str) -> LatentSEM:
+    other = truth(kind, mechanism)
+    with torch.no_grad():
+        other.intercept += 0.1
+        other.own_intercept -= 0.1
+        other.weight[0, 1] -= 0.05
+    return other
+
+
+@pytest.mark.parametrize("kind,mechanism", [("perfect", "linear"), ("soft", "linear"), *((k, "relu") for k in KINDS)])
+def test_graph_posterior_recovers_the_truth(kind: str, mechanism: str) -> None:
+    z, env = drawn(truth(kind, mechanism), 2_000)
+    model = LatentSEM(D, 4, TARGETS, kind, mechanism)  # type: ignore[arg-type]
+    model.start(z, env)
+    true = (CHAIN != 0).double()
+    assert ((model.graph() > 0.5).double() == true).all()
+    assert float((model.graph() * true).sum()) > 1.9
+    assert is_order_of(model.before.sum(0).argsort().numpy(), true.numpy())
+    draws = [model.draw() for _ in range(40)]
+    assert all(is_acyclic(one["graph"].numpy()) for one in draws)
+    for name, value in (("weight", CHAIN), ("intercept", torch.tensor([0.3, -0.2, 0.1]))):
+        mean = torch.stack([one[name] if name == "weight" else one[name][0] for one in draws]).mean(0)
+        torch.testing.assert_close(mean, value, atol=0.08, rtol=0)
+    scale = torch.stack([one["noise"] for one in draws]).mean(0)
+    torch.testing.assert_close(scale[0].log(), torch.tensor([0.0, -0.3, 0.2]), atol=0.05, rtol=0)
+    ratio = {"perfect": 1.7, "soft": 1.7, "variance": 1.7 * math.exp(0.2), "shift": math.exp(0.2)}[kind]
+    assert float(scale[3, 2]) == pytest.approx(ratio, rel=0.06)
+    if kind in ("shift", "variance"):
+        shift = torch.stack([one["shift"] for one in draws]).mean(0)
+        torch.testing.assert_close(shift, 1.5 * torch.tensor(TARGETS).double(), atol=0.15, rtol=0)
+    if kind == "soft":
+        own = torch.stack([one["env_weight"] for one in draws]).mean(0)
+        assert float(own[2, 0, 1]) == pytest.approx(-0.45, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["shift", "variance"])
+def test_absorbed_weights_leave_the_prior_of_graphs(kind: str) -> None:
+    z, env = drawn(truth(kind, "linear"), 500)
+    model = LatentSEM(D, 4, TARGETS, kind, "linear")  # type: ignore[arg-type]
+    model.start(z, env)
+    assert model.absorbed
+    prior = model.graph()
+    assert torch.allclose(prior, prior.mT)
+    assert float(prior[0, 1]) == pytest.approx(0.25, abs=0.03)  # edge probability .5, either direction
+    draws = torch.stack([model.draw()["graph"] for _ in range(600)])
+    torch.testing.assert_close(draws.mean(0), prior, atol=0.07, rtol=0)
+    assert all(is_acyclic(one.numpy()) for one in draws)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_targets_are_found(kind: str) -> None:
+    """Two environments share a target, one changes nothing: five environments for three latents."""
+    target = [*TARGETS, [0, 1, 0], [0, 0, 0]]
+    z, env = drawn(truth(kind, target=target), 800)
+    model = LatentSEM(D, 6, None, kind, "relu")  # type: ignore[arg-type]
+    model.start(z, env)
+    assert model.hard_targets().tolist() == target
+    assert (model.target_log_prob.exp().amax(-1) > 0.9).all()
+    assert model.target_probabilities()[0].sum() == 0
+    draw = model.draw()
+    assert set(draw) >= {"graph", "weight", "targets", "shift", "intercept", "noise"}
+    assert draw["targets"].shape == (6, D)
+
+
+def test_unknown_targets_have_the_expected_density() -> None:
+    z, env = drawn(truth("shift"), 5)
+    model = truth("shift", target=None)
+    with torch.no_grad():
+        model.target_logits.copy_(torch.randn(4, D + 1))
+    expected = torch.zeros(len(z))
+    for e in range(4):
+        prob = model.target_logits[e].softmax(-1) if e else torch.tensor([0.0, 0.0, 0.0, 1.0])
+        for k in range(D + 1):
+            hot = [[0] * D for _ in range(4)]
+            if k < D:
+                hot[e][k] = 1
+            one = truth("shift", target=hot)
+            expected[env == e] += prob[k] * one.log_prob(z, env)[env == e]
+    torch.testing.assert_close(model.log_prob(z, env), expected)
+
+
+def test_escapees() -> None:
+    """The mixture's density integrates the Bernoulli; escaped rows are told by the posterior and left out of shifts."""
+    model = truth("shift", escapees=True)
+    with torch.no_grad():
+        model.own_intercept.fill_(4.0)
+        model.escape_logit.fill_(math.log(0.3 / 0.7))
+    env = torch.arange(4).repeat_interleave(1_500)
+    flag = (torch.rand(len(env)) < 0.3).double()
+    sites = {
+        "weight": CHAIN,
+        "targets": model.target,
+        "intercept": model.intercept + 4.0 * model.target,
+        "noise": model.log_scale.exp().expand(4, D),
+    }
+    z = model.simulate(sites, env, escaped=flag)
+    natural, change = model.log_densities(z, env)
+    shifted = natural.sum(-1) + (model.target[env] * change).sum(-1)
+    mixture = torch.stack([natural.sum(-1) + math.log(0.3), shifted + math.log(0.7)]).logsumexp(0)
+    torch.testing.assert_close(model.log_prob(z, env)[env > 0], mixture[env > 0])
+    torch.testing.assert_close(model.log_prob(z, env)[env == 0], natural.sum(-1)[env == 0])
+    found = model.escaped(z, env).detach()
+    assert (found[env == 0] == 0).all()
+    hit = env > 0
+    assert float(((found > 0.5) == (flag > 0.5))[hit].double().mean()) > 0.95
+    assert float(found[hit].mean()) == pytest.approx(0.3, abs=0.03)  # calibrated on average
+    model.gather(z, env)
+    shift = torch.stack([model.draw()["shift"] for _ in range(20)]).mean(0)
+    torch.testing.assert_close(shift, 4.0 * model.target, atol=0.2, rtol=0)
+    new = model.simulate(sites, env)  # escapees drawn
+    assert float((new[env == 1][:, 0] < 2.3).double().mean()) == pytest.approx(0.3, abs=0.06)
+
+
+def test_pairs_use_the_singles_effects() -> None:
+    """An environment with two targets shares the parameters of the single ones, so that shifts add."""
+    target = [*TARGETS, [1, 1, 0]]
+    model = LatentSEM(D, 5, target, "shift", "relu")
+    assert model.slot[4].tolist() == [1, 2, 4]
+    with torch.no_grad():
+        model.own_intercept.copy_(torch.arange(15.0).reshape(5, 3))
+    z = torch.randn(4, D)
+    one = model.log_densities(z, torch.full((4,), 4))[1]
+    torch.testing.assert_close(one[:, 0], model.log_densities(z, torch.full((4,), 1))[1][:, 0])
+    torch.testing.assert_close(one[:, 1], model.log_densities(z, torch.full((4,), 2))[1][:, 1])
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unrolled_is_simulate(kind: str, mechanism: str) -> None:
+    """Sites one by one have the moments of the vectorised draws, for single environments and for a pair never seen."""
+    z, env = drawn(truth(kind, mechanism), 2_000)
+    model = LatentSEM(D, 4, TARGETS, kind, mechanism)  # type: ignore[arg-type]
+    model.start(z, env)
+    sites = model.draw()
+    rows = 40_000
+    for envs in ((), (1,), (3,)):
+        a = model.unrolled(sites, rows, envs)
+        b = model.simulate(sites, torch.full((rows,), envs[0] if envs else 0))
+        torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.06, rtol=0.02)
+        torch.testing.assert_close(torch.cov(a.mT), torch.cov(b.mT), atol=0.15, rtol=0.05)
+    pair = dict(sites)
+    both = sites["targets"][1] + sites["targets"][2]
+    pair["targets"] = sites["targets"].clone()
+    pair["targets"][3] = both
+    for name in ("intercept", "noise"):
+        pair[name] = sites[name].clone()
+        pair[name][3] = torch.where(sites["targets"][1] > 0, sites[name][1], sites[name][2])
+    if kind == "soft":
+        pair["env_weight"] = sites["env_weight"].clone()
+        pair["env_weight"][3] = torch.where(sites["targets"][1] > 0, sites["env_weight"][1], sites["env_weight"][2])
+    a, b = model.unrolled(sites, rows, (1, 2)), model.simulate(pair, torch.full((rows,), 3))
+    torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.06, rtol=0.02)
+    torch.testing.assert_close(torch.cov(a.mT), torch.cov(b.mT), atol=0.15, rtol=0.05)
+    with pyro.poutine.trace() as trace:
+        model.unrolled(sites, 10)
+    assert {f"z_{k}" for k in range(D)} <= set(trace.trace.nodes)
+
+
+def test_shifts_on_one_latent_add() -> None:
+    target = [*TARGETS, [0, 0, 1]]
+    model = LatentSEM(D, 5, target, "shift", "relu")
+    sites = {
+        "weight": CHAIN,
+        "targets": model.target,
+        "intercept": torch.cat([torch.zeros(3, D), torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]])]),
+        "noise": torch.ones(5, D),
+    }
+    one, both = (model.unrolled(sites, 20_000, envs)[:, 2].mean() for envs in ((3,), (3, 4)))
+    assert float(both - one) == pytest.approx(3.0, abs=0.06)
+
+
+@pytest.mark.parametrize("kind", ["perfect", "variance", "shift"])
+def test_affine_unmixing_finds_the_latents(kind: str) -> None:
+    """x = A z + b + noise in 6 columns, targets unknown: every latent, its order and its target."""
+    source = truth(kind)
+    with torch.no_grad():
+        source.own_intercept.fill_(4.0)
+    z, env = drawn(source, 700)
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(6, D, generator=generator)
+    x = z @ mixing.mT + torch.randn(6, generator=generator) + 0.02 * torch.randn(len(z), 6, generator=generator)
+    model = LatentSEM(D, 4, None, kind, "relu")  # type: ignore[arg-type]
+    with torch.no_grad():
+        unmixing, offset, loadings = unmix(x, env, model, generator)
+    torch.testing.assert_close(unmixing @ loadings, torch.eye(D), atol=1e-6, rtol=0)
+    found = (x @ unmixing.mT + offset).numpy()
+    r = np.abs(np.corrcoef(z.numpy().T, found.T)[:D, D:])
+    match = r.argmax(1)
+    assert sorted(match) == [0, 1, 2]
+    assert r.max(1).min() > 0.97
+    hit = model.hard_targets()[1:].argmax(1).numpy()
+    np.testing.assert_array_equal(hit, match)
+    np.testing.assert_array_equal(model.before.sum(0).argsort().numpy(), match)
+
+
+def test_refusals() -> None:
+    for arguments, word in (((13, 2), "latents"), ((2, 2, None, "hard"), "intervention"), ((2, 2), "edge_probability")):
+        with pytest.raises(InputError, match=word):
+            LatentSEM(*arguments, **({"edge_probability": 1.0} if word == "edge_probability" else {}))  # type: ignore
