@@ -39,21 +39,19 @@ likelihood (`pyrocrl.unmixing`), each chain from its own bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.distributions import Delta
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.factors import count_factors
-from pyrocrl.latent_sem import LatentSEM
+from pyrocrl.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.nets import MLP
 from pyrocrl.observation import Observation
 from pyrocrl.program import check_sizes
@@ -126,7 +124,7 @@ def _quiet(net: nn.Sequential) -> None:
     last.bias.zero_()
 
 
-class DiscrepancyVAE(Program):
+class DiscrepancyVAE(SEMReadouts, Program):
     card = ModelCard(
         name="discrepancy_vae",
         title="Discrepancy VAE",
@@ -165,17 +163,6 @@ class DiscrepancyVAE(Program):
     )
     # rates and dispersions of rare genes have far to go, and every step costs as much as ten of floats
     count_recipe = replace(recipe, epochs=60, least_steps=1500, lr_scale={"observation": 5.0, "sem": 5.0})
-    sites = {
-        "z": Site(("data", "latent"), {"latent": "point"}),
-        "graph": Site(("parent", "child"), discrete=True),
-        "weight": Site(("parent", "child"), {"parent": -1, "child": 1}),
-        "env_weight": Site(("env", "parent", "child"), {"parent": -1, "child": 1}),
-        "targets": Site(("env", "latent"), discrete=True),
-        "shift": Site(("env", "latent"), {"latent": 1}),
-        "intercept": Site(("env", "latent"), {"latent": 1}),
-        "noise": Site(("env", "latent"), {"latent": "spread"}),
-        "escaped": Site(("data",), discrete=True),
-    }
 
     def __init__(
         self,
@@ -288,42 +275,6 @@ class DiscrepancyVAE(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return self.encoder(self.observation.inputs(batch))[0]
-
-    def graph(self) -> Tensor:
-        return self.sem.graph()
-
-    def targets_matrix(self) -> Tensor | None:
-        if self.sem.unknown:
-            return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
-        return None if self.config["targets"] == "known" else self.sem.target
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        """Mean of x. Where the graph is drawn from its prior (`LatentSEM.absorbed`) f takes the innovations of z."""
-        weight = pyro.sample("weight", Delta(torch.zeros_like(self.sem.weight)).to_event(2))
-        return self.observation.mean(self.decoder(z - z @ weight if self.sem.absorbed else z), batch)
-
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Exact draws of targets, graph and equations given the latents of the rows of the fit."""
-        out = self.sem.draw()
-        if self.sem.absorbed and "z" in sites:  # the guide's are innovations
-            eye = torch.eye(self.sem.latents).to(out["weight"])
-            out["z"] = sites["z"] @ torch.linalg.inv(eye - out["weight"])
-        if self.config["escapees"] and "z" in sites:
-            out["escaped"] = torch.bernoulli(self.sem.escaped(sites["z"], batch.env))
-        return out
-
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i))."""
-        z = self.sem.simulate(sites, batch.env)
-        new, told = (v - v @ sites["weight"] if self.sem.absorbed else v for v in (z, sites["z"]))
-        drawn = self.observation.likelihood(self.decoder(new), batch).sample()
-        return drawn, self.observation.likelihood(self.decoder(told), batch).log_prob(batch.x).sum(-1)
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the observational equations under the interventions of `envs` together."""
-        return self.sem.unrolled(sites, len(batch), envs)
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

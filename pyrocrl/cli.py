@@ -302,20 +302,24 @@ def reproduce(
     jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
 ) -> None:
     """Reproduce a model's figures on its settings, every seed shown."""
-    from . import reproduce as studies
+    from . import reproduce as runner
+    from .studies import Study
 
-    wanted = None if seeds is None else studies.parse_seeds(seeds)
+    wanted = None if seeds is None else runner.parse_seeds(seeds)
 
-    def tell(study: studies.Study, row: dict[str, Any]) -> None:
+    def tell(study: Study, row: dict[str, Any]) -> None:
         metrics = row.get("metrics", {})
         shown = ", ".join(f"{k} {metrics[k]:.3f}" for k in ("mcc", "mask_f1", "shd") if metrics.get(k) is not None)
         print(f"{study.label}, seed {row['seed']}: {row.get('failed') or shown}", file=sys.stderr, flush=True)
 
-    table = studies.reproduce(model, setting, wanted, json_file, jobs, tell)
+    table = runner.reproduce(model, setting, wanted, json_file, jobs, tell)
     for entry in table["studies"]:
         options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
         print(f"\n{model} on {entry['setting']}" + (f" ({options})" if options else ""))
-        print(studies.study_table(entry))
+        print(runner.study_table(entry))
+        for row in entry["seeds"]:
+            if "knockouts" in row:
+                print(runner.knockout_table(row["knockouts"]))
     failed = sum(entry["summary"].get("failed", 0) for entry in table["studies"])
     if failed:
         raise RuntimeError(f"{failed} fits failed")

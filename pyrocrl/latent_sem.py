@@ -14,20 +14,23 @@ then drawn exactly (conjugacy and the dynamic program over orders), so that ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from . import graphs, sem
+from .data import Batch
 from .errors import one_of, reject
+from .observation import Observation
+from .program import Site
 
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
@@ -496,6 +499,65 @@ class Rows(TorchDistribution):
         shape = torch.Size(sample_shape)
         env = self.env.expand(*shape, *self.env.shape).reshape(-1)
         return s.simulate(sites, env).reshape(*shape, *self.env.shape, s.latents)
+
+
+class SEMReadouts:
+    """Read-outs that programs with a `LatentSEM` share: what they tell of graph, targets, new rows and interventions.
+
+    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; and `decoder`, z (rows, latent) -> its eta.
+    """
+
+    sem: LatentSEM
+    observation: Observation
+    decoder: nn.Module
+    config: dict[str, Any]
+    sites: ClassVar[Mapping[str, Site]] = {
+        "z": Site(("data", "latent"), {"latent": "point"}),
+        "graph": Site(("parent", "child"), discrete=True),
+        "weight": Site(("parent", "child"), {"parent": -1, "child": 1}),
+        "env_weight": Site(("env", "parent", "child"), {"parent": -1, "child": 1}),
+        "targets": Site(("env", "latent"), discrete=True),
+        "shift": Site(("env", "latent"), {"latent": 1}),
+        "intercept": Site(("env", "latent"), {"latent": 1}),
+        "noise": Site(("env", "latent"), {"latent": "spread"}),
+        "escaped": Site(("data",), discrete=True),
+    }
+
+    def graph(self) -> Tensor:
+        return self.sem.graph()
+
+    def targets_matrix(self) -> Tensor | None:
+        if self.sem.unknown:
+            return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
+        return None if self.config["targets"] == "known" else self.sem.target
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        """Mean of x. Where the graph is drawn from its prior (`LatentSEM.absorbed`) f takes the innovations of z."""
+        weight = pyro.sample("weight", Delta(torch.zeros_like(self.sem.weight)).to_event(2))
+        return self.observation.mean(self.decoder(z - z @ weight if self.sem.absorbed else z), batch)
+
+    @torch.no_grad()
+    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exact draws of targets, graph and equations given the latents of the rows of the fit."""
+        out = self.sem.draw()
+        if self.sem.absorbed and "z" in sites:  # the guide's are innovations
+            eye = torch.eye(self.sem.latents).to(out["weight"])
+            out["z"] = sites["z"] @ torch.linalg.inv(eye - out["weight"])
+        if self.sem.escapees and "z" in sites:
+            out["escaped"] = torch.bernoulli(self.sem.escaped(sites["z"], batch.env))
+        return out
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i))."""
+        z = self.sem.simulate(sites, batch.env)
+        new, told = (v - v @ sites["weight"] if self.sem.absorbed else v for v in (z, sites["z"]))
+        drawn = self.observation.likelihood(self.decoder(new), batch).sample()
+        return drawn, self.observation.likelihood(self.decoder(told), batch).log_prob(batch.x).sum(-1)
+
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
+        """(rows, latent) draws of the observational equations under the interventions of `envs` together."""
+        return self.sem.unrolled(sites, len(batch), envs)
 
 
 def unrolled(weight: Tensor, intercept: Tensor, noise: Tensor, rows: int, link: Any) -> Tensor:
