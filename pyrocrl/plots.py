@@ -321,6 +321,59 @@ def graph(tree: xr.DataTree) -> Figure:
 
 
 @_styled
+def targets(tree: xr.DataTree) -> Figure:
+    """Which latent each environment intervenes on: probabilities, "none" last, and the shift of the most probable one.
+
+    Shifts are medians with 90 % intervals over the draws that have the target, in deviations of the latent's noise in
+    the first environment where the model has noise. Environments are ordered by their targets, those without a
+    probable one last; the first, which is observational, is left out.
+    """
+    prob = posterior_mean(tree, "targets")
+    if prob is None:
+        reject("tree", "no targets in its posterior", "the tree of a model of interventions")
+    prob = prob.transpose("env", "latent")
+    p, envs, latents = prob.to_numpy(), _labels(prob, "env"), _labels(prob, "latent")
+    none = np.clip(1.0 - p.sum(1), 0.0, 1.0)
+    best = p.argmax(1)
+    unsure = none > PRESENT
+    shown = sorted(range(1, len(p)), key=lambda e: (unsure[e], best[e] * (not unsure[e]), -p[e].max()))
+    figure = Figure(figsize=(0.42 * len(latents) + 6.0, max(0.22 * len(shown) + 1.6, 2.6)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.42 * (len(latents) + 1) + 0.6, 3.4))
+    table = np.column_stack([p, none])[shown]
+    image = left.imshow(table, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    _grid(left, len(shown), len(latents) + 1)
+    left.set_xticks(range(len(latents) + 1), [*latents, "none"], rotation=90 if len(latents) > 3 else 0)
+    left.set_yticks(
+        range(len(shown)), [_short(envs[e]) for e in shown] if len(shown) <= LABELLED else [""] * len(shown)
+    )
+    left.set_title("Probability of the target", loc="left")
+    bar = figure.colorbar(image, ax=left, location="bottom", shrink=0.8, aspect=18, pad=0.02)
+    bar.outline.set_visible(False)
+
+    posterior = _group(tree, "posterior")
+    right.axvline(0.0, color=FAINT, lw=1)
+    if "shift" in posterior:
+        order = ("chain", "draw", "env", "latent")
+        hit, shift = (posterior[name].transpose(*order).to_numpy() for name in ("targets", "shift"))
+        if "noise" in posterior:
+            shift = shift / posterior["noise"].transpose(*order).to_numpy()[:, :, :1]
+        weight = np.broadcast_to(chain_weights(tree)[:, None], hit.shape[:2])
+        for place, e in enumerate(shown):
+            use = hit[:, :, e, best[e]] > 0
+            if unsure[e] or not use.any():
+                continue
+            values = shift[:, :, e, best[e]][use][:, None]
+            low, middle, high = (float(v[0]) for v in _weighted_quantiles(values, weight[use], (0.05, 0.5, 0.95)))
+            colour = RED if middle < 0 else BLUE
+            right.plot([low, high], [place, place], color=colour, lw=1.6)
+            right.plot([middle], [place], "o", color=colour, ms=4)
+    right.set_title("Shift, in deviations of noise" if "noise" in posterior else "Shift, in units of z", loc="left")
+    right.tick_params(axis="y", length=0)
+    right.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+@_styled
 def agreement(tree: xr.DataTree) -> Figure:
     """Do the aligned chains tell one story? |correlation| of their posterior-mean latents, by pair and by latent.
 

@@ -65,6 +65,10 @@ SCORES = {
     "shd": "Edges wrong (SHD)",
     "skeleton_errors": "Adjacencies wrong",
     "closure_errors": "Ancestor relations wrong",
+    "closure_shd": "Ancestor relations wrong (SHD of closures)",
+    "targets_right": "Environments whose target is right",
+    "weight_covered": "True edge weights inside 90 % intervals, count",
+    "weight_total": "True edges",
     "order_errors": "Edges against the estimated order",
     "order_right": "Causal order right",
     "auroc": "Edges, AUROC",
@@ -331,6 +335,9 @@ def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Pictur
     ]
     if "mask" in posterior:
         out.append(_picture("mask", plots.mask(tree), "Heat map of inclusion probabilities, features by latents"))
+    if "targets" in posterior:
+        seen = "Heat map of which latent each environment intervenes on, and how far it shifts it"
+        out.append(_picture("targets", plots.targets(tree), seen))
     if "graph" in posterior:
         out.append(_picture("graph", plots.graph(tree), "Graph over latents with the probability of every edge"))
     if "posterior_predictive" in tree.children and "x" in tree["posterior_predictive"]:
@@ -372,7 +379,9 @@ def _number(value: Any) -> str:
 
 
 def _score(name: str, value: float | None) -> str:
-    counted = name in ("shd", "mask_hamming") or name.endswith("_errors")
+    counted = name in ("shd", "closure_shd", "mask_hamming", "weight_covered", "weight_total") or name.endswith(
+        "_errors"
+    )
     return _number(value) if value is None or counted or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
 
 

@@ -207,6 +207,30 @@ def test_graph_without_edges(tree):
     assert "No edge has probability ≥ 0.1" in drawn(plots.graph(empty))
 
 
+def test_targets_show_probabilities_and_shifts():
+    tree = make_tree(latents=2, envs=3, draws=10)
+    hit = np.zeros((3, 10, 3, 2), dtype=np.int8)
+    hit[:, :, 1, 1] = 1
+    hit[:, :2, 2, 0] = 1  # probability .2: none is likelier
+    shift = 2.0 * hit + 0.01 * np.arange(10)[:, None, None]
+    dims = ("chain", "draw", "env", "latent")
+    envs = {"env": ["non-targeting", "knock-out 1", "knock-out 2"]}
+    posterior = tree["posterior"].to_dataset().assign_coords(envs)
+    tree["posterior"] = posterior.assign(targets=(dims, hit), shift=(dims, shift))
+    figure = plots.targets(tree)
+    assert {"knock-out 1", "knock-out 2", "none"} <= set(drawn(figure))
+    image = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image, [[0.0, 1.0, 0.0], [0.2, 0.0, 0.8]])
+    dots = [line.get_xdata() for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert len(dots) == 1  # a target that is not probable has no shift
+    assert 2.0 <= dots[0][0] <= 2.1
+
+
+def test_targets_need_a_model_of_interventions(tree):
+    with pytest.raises(InputError, match="no targets"):
+        plots.targets(tree)
+
+
 def test_averages_use_chain_weights(tree):
     weighted = tree.copy(deep=True)
     weighted["sample_stats"]["chain_weight"].values = np.array([0.0, 1.0, 0.0])
