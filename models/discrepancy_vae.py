@@ -66,6 +66,8 @@ NEEDS = (
     "more_features_than_latents",
     "nonlinear_or_replaced",
 )
+# shifts move x along their target's direction, whatever the graph
+TARGET_NEEDS = ("observational_environment", "more_features_than_latents")
 
 
 class Decoder(nn.Module):
@@ -284,15 +286,16 @@ class DiscrepancyVAE(SEMReadouts, Program):
         return (
             Claim("latents", (*free, "scale"), GIVEN, needs),
             Claim("graph", (*free, *closure), GIVEN, needs),
-            *((Claim("targets", ("permutation",), GIVEN, needs),) if self.sem.unknown else ()),
+            *((Claim("targets", ("permutation",), GIVEN, TARGET_NEEDS),) if self.sem.unknown else ()),
         )
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("zhang2023", seed=seed, samples=100, latents=3, mixing="linear", features=6)
-        return cls.from_data(data, targets="unknown", hidden=16), data
+        options: dict[str, Any] = {"mixing": "linear", "features": 6, "intervention": "perfect"}
+        data = draw("zhang2023", seed=seed, samples=300, latents=3, **options)
+        return cls.from_data(data, targets="unknown", intervention="perfect", hidden=16), data
 
 
 def mmd2(a: Tensor, weight_a: Tensor, b: Tensor, weight_b: Tensor, width: Tensor) -> Tensor:

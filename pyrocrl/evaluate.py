@@ -24,9 +24,9 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     Latents: mcc, mcc_spearman, r2, dci_*, and pca_*, ica_*, raw_* beside them; linear_r2 says whether linear
     regression already undoes the mixing. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right,
     ... each with its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 %
-    interval, weight_covered of weight_total. targets_right: share of environments whose inferred target is the true
-    one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where
-    nothing is known or shapes disagree.
+    interval, weight_covered of weight_total. targets_right: share of environments whose target, where it is not
+    given, is the true one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises
+    InputError where nothing is known or shapes disagree.
     """
     truth = data.truth
     if not truth:
@@ -61,7 +61,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
             out |= {"weight_covered": float(covered), "weight_total": float(total)}
             out["weight_coverage"] = covered / total if total else math.nan
     targets = fit.targets()
-    if "targets" in truth and targets is not None:
+    if "targets" in truth and targets is not None and fit.program.config.get("targets") != "known":
         nodes = assignment if assignment is not None else np.arange(targets.shape[1])
         out |= _targets_right(truth["targets"], targets, fit.names["env"], nodes)
     return out

@@ -15,6 +15,7 @@ import torch
 import pyrocrl
 from pyrocrl import bench, cli, datasets, io, reproduce, simulate, zoo
 from pyrocrl.infer.elbo import elbo
+from pyrocrl.studies import PerturbationScreen, Screen
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ["--latents", "2", "--chains", "2", "--epochs", "3", "--draws", "3", "--option", "hidden=8", "--quiet"]
@@ -226,7 +227,8 @@ def test_studies_name_settings_that_exist() -> None:
         if not (zoo.get(model).card.settings or model in reproduce.STUDIES):
             continue
         for study in reproduce.studies(model):
-            assert study.setting in (datasets.names() if isinstance(study, reproduce.Screen) else simulate.names())
+            real = isinstance(study, Screen | PerturbationScreen)
+            assert study.setting in (datasets.names() if real else simulate.names())
 
 
 # -- the simulated screen ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Recovery is the test: every model finds, on its own example and from its own start, what its card claims.
 
-Small versions of the figures in `models/results/`, run by the same code; a new model is tested by its own claims.
+Small versions of the figures in `models/results/`, run by the same code; a new model is tested by its own claims once
+it has results. One without has not shown what it claims, and its card must say that it is experimental.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MODELS = zoo.names()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n for n in MODELS if (RESULTS / f"{n}.json").exists()])
 def test_recovers_what_its_card_claims(name: str) -> None:
     program, data = zoo.get(name).example(seed=1)
     with warnings.catch_warnings():
