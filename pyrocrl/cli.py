@@ -27,6 +27,7 @@ CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "score
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
+COLUMNS = ("env", "control", "targets", "counts", "size_factor", "batch")  # options that describe a file
 MODES = ("known", "relabelled", "unknown")
 
 app = typer.Typer(
@@ -173,16 +174,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a model and write checkpoint, posterior, verdict, scores (where there is truth) and report into a folder."""
-    source = {
-        "data": data,
-        "seed": seed,
-        "env": env,
-        "control": control,
-        "targets": None if targets is None else str(targets),
-        "counts": counts,
-        "size_factor": size_factor,
-        "batch": batch,
-    }
+    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch)
     build = _options(option)
     if latents is not None:
         build["latents"] = latents
@@ -221,16 +213,7 @@ def choose(
     from .choose import FEW_ROWS, environments
     from .choose import choose as judged
 
-    source = {
-        "data": data,
-        "seed": seed,
-        "env": env,
-        "control": control,
-        "targets": None if targets is None else str(targets),
-        "counts": counts,
-        "size_factor": size_factor,
-        "batch": batch,
-    }
+    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch)
     if target_mode is not None:
         one_of("--target-mode", target_mode, MODES)
     rows = _read_data(source)
@@ -465,7 +448,7 @@ def _read_data(source: dict[str, Any]) -> Data:
     from . import simulate as settings
 
     name = str(source["data"])
-    told = {k: source.get(k) for k in ("env", "control", "targets", "counts", "size_factor", "batch")}
+    told = {k: source.get(k) for k in COLUMNS}
     if Path(name).suffix in io.SUFFIXES:
         return io.read(name, **told)
     known = [*datasets.names(), *settings.names()]
@@ -480,11 +463,14 @@ def _read_data(source: dict[str, Any]) -> Data:
     return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
 
 
+def _told(*values: Any) -> dict[str, Any]:
+    """What a user says of a file, by the names in COLUMNS, as JSON can hold it."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in zip(COLUMNS, values, strict=True)}
+
+
 def _data_of_run(record: dict[str, Any], data: str | None, *told: Any) -> Data:
-    names = ("env", "control", "targets", "counts", "size_factor", "batch")
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in zip(names, told, strict=True)}
     source = record["source"] if data is None else {"data": data, "seed": record["seed"]}
-    return _read_data(source | {k: v for k, v in given.items() if v is not None})
+    return _read_data(source | {k: v for k, v in _told(*told).items() if v is not None})
 
 
 def _read_record(run: Path) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class Batch:
     def anneal(self, kl_weight: torch.Tensor, temperature: torch.Tensor, progress: torch.Tensor) -> Batch:
         return dataclasses.replace(self, kl_weight=kl_weight, temperature=temperature, progress=progress)
 
+    def annealed(self) -> Batch:
+        """As at the end of annealing: gates drawn hard, the objective itself."""
+        one = torch.ones((), dtype=self.dtype, device=self.device)
+        return self.anneal(one, one * 1e-3, one)
+
 
 def _labels(values: Any, argument: str, rows: int) -> Array:
     labels = np.asarray(values)

@@ -223,7 +223,7 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     program = fit.chains.chain(fit.reference)
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, KHAT_ROWS)).astype(int))
     few = data.rows_at(rows) if program.uses_rows else data
-    batch = fit._hard(fit.batch_of(few))
+    batch = fit.batch_of(few).annealed()
     out = []
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(mix(seed, 37))
@@ -275,7 +275,7 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
     """
     program = fit.chains.chain(fit.reference)
     few = data.rows_at(np.arange(min(data.rows, 200)))
-    batch = fit._hard(fit.batch_of(few))
+    batch = fit.batch_of(few).annealed()
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(41)
         mask = program.mask()

@@ -8,7 +8,7 @@ graph with every edge, `baselines` those of PCA, ICA and the raw columns. Bad sh
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, overload
 
 import numpy as np
@@ -350,6 +350,20 @@ def interval_coverage(truth: ArrayLike, draws: ArrayLike, level: float = 0.9) ->
         reject("level", level, "more than 0, less than 1")
     low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return float(((low <= value) & (value <= high)).mean())
+
+
+def weighted_quantiles(values: Floats, weights: Floats, levels: Iterable[float]) -> list[Floats]:
+    """Quantiles over axis 0 of values (draw, ...) that carry weights (draw,); NaN of no draws."""
+    if not len(values):
+        return [np.full(values.shape[1:], np.nan) for _ in levels]
+    order = np.argsort(values, 0)
+    ordered = np.take_along_axis(values, order, 0)
+    reached = np.cumsum(weights[order], 0) / weights.sum()
+    out = []
+    for level in levels:
+        at = np.minimum((reached < level - 1e-12).sum(0), len(values) - 1)
+        out.append(np.take_along_axis(ordered, at[None], 0)[0])
+    return out
 
 
 def _rows_alike(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("z_true", "z_est")) -> tuple[Floats, Floats]:

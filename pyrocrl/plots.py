@@ -8,7 +8,7 @@ show it. Averages over chains use the tree's `chain_weight`. The numbers behind 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, rankdata
 
 from .errors import one_of, reject
-from .metrics import mcc
+from .metrics import mcc, weighted_quantiles
 
 Floats = NDArray[np.float64]
 P = ParamSpec("P")
@@ -363,7 +363,7 @@ def targets(tree: xr.DataTree) -> Figure:
             if unsure[e] or not use.any():
                 continue
             values = shift[:, :, e, best[e]][use][:, None]
-            low, middle, high = (float(v[0]) for v in _weighted_quantiles(values, weight[use], (0.05, 0.5, 0.95)))
+            low, middle, high = (float(v[0]) for v in weighted_quantiles(values, weight[use], (0.05, 0.5, 0.95)))
             colour = RED if middle < 0 else BLUE
             right.plot([low, high], [place, place], color=colour, lw=1.6)
             right.plot([middle], [place], "o", color=colour, ms=4)
@@ -578,7 +578,7 @@ def predictive(tree: xr.DataTree) -> Figure:
     panels = figure.subplots(1, len(statistics), squeeze=False)[0]
     for axes, (name, statistic), out in zip(panels, statistics, drawn, strict=True):
         seen = statistic(observed)
-        low, middle, high = _weighted_quantiles(np.stack(out), weight, (0.05, 0.5, 0.95))
+        low, middle, high = weighted_quantiles(np.stack(out), weight, (0.05, 0.5, 0.95))
         inside = (seen >= low) & (seen <= high)
         for where, colour in ((inside, BLUE), (~inside, RED)):
             axes.vlines(seen[where], low[where], high[where], color=colour, alpha=0.55, lw=1)
@@ -771,18 +771,6 @@ def _auroc(above: Floats, below: Floats) -> Floats:
     ranks = rankdata(np.concatenate([above, below]), axis=0)[: len(above)]
     n = len(above)
     return np.asarray((ranks.sum(0) - n * (n + 1) / 2) / (n * len(below)))
-
-
-def _weighted_quantiles(values: Floats, weights: Floats, levels: Iterable[float]) -> list[Floats]:
-    """Quantiles over axis 0 of values (draw, feature) that carry weights (draw,)."""
-    order = np.argsort(values, 0)
-    ordered = np.take_along_axis(values, order, 0)
-    reached = np.cumsum(weights[order], 0) / weights.sum()
-    out = []
-    for level in levels:
-        at = np.minimum((reached < level - 1e-12).sum(0), len(values) - 1)
-        out.append(np.take_along_axis(ordered, at[None], 0)[0])
-    return out
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ class Fit:
             reject("thin", repr(thin), "a whole number from 1 on")
         rows = np.arange(0, data.rows, thin)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
-        batch = self._hard(self.batch_of(data.rows_at(rows)))
+        batch = self.batch_of(data.rows_at(rows)).annealed()
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
         stats: list[list[float]] = []
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
@@ -242,7 +242,7 @@ class Fit:
         Trained constants, such as a decoder's weights, are those of the reference chain.
         """
         data = self._data(data)
-        batch = self._hard(self.batch_of(data))
+        batch = self.batch_of(data).annealed()
         program = self.programs()[self.reference]
         sites: dict[str, list] = {}
         observed: set[str] = set()
@@ -304,7 +304,7 @@ class Fit:
             free = ", ".join(self.program.latents_up_to)
             reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")
         rows = np.random.default_rng(seed).integers(0, data.rows, draws)
-        batch = self._hard(self.batch_of(data.rows_at(rows)))
+        batch = self.batch_of(data.rows_at(rows)).annealed()
         z_out, x_out = [], []
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
             for chain, (program, a) in enumerate(zip(self.programs(), self.alignments, strict=True)):
@@ -318,7 +318,7 @@ class Fit:
                 z_draws, x_draws = [], []
                 for draw in range(draws):
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
-                    sites = _global_sites(program, row)
+                    sites = global_sites(program, row)
                     with do(actions=actions):
                         z = program.prior_latents(row, sites, envs=places)
                     conditioned = pyro.poutine.condition(program.decode, data=sites)
@@ -418,12 +418,6 @@ class Fit:
         moments = not self.program.uses_rows
         return data.tensors(first.device, first.dtype, moments=moments).whole()
 
-    @staticmethod
-    def _hard(batch: Batch) -> Batch:
-        """Gates drawn hard and the objective unannealed."""
-        one = torch.ones((), dtype=batch.dtype, device=batch.device)
-        return batch.anneal(one, one * 1e-3, one)
-
     def _align_site(self, value: np.ndarray, name: str, chain: int) -> np.ndarray:
         """(draw, ...) values of a site brought to the reference chain's order and units."""
         site = self._site(name)
@@ -473,7 +467,7 @@ def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]
     return out
 
 
-def _global_sites(program: Program, batch: Batch) -> dict[str, Tensor]:
+def global_sites(program: Program, batch: Batch) -> dict[str, Tensor]:
     """One posterior draw of the sites outside the data plate."""
     guide = pyro.poutine.trace(program.guide).get_trace(batch)
     sites = {

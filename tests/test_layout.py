@@ -101,7 +101,10 @@ def test_wheel_built_from_sdist_works_outside_the_tree(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     wheel = next((tmp_path / "dist").glob("*.whl"))
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("infer/*.py"), *PACKAGE.glob("simulate/*.py")]:
+    for path in [
+        *PACKAGE.glob("*.py"),
+        *(p for d in ("infer", "simulate", "studies") for p in PACKAGE.glob(f"{d}/*.py")),
+    ]:
         assert str(path.relative_to(ROOT)) in inside
     for path in (ROOT / "models").glob("*.py"):
         assert f"pyrocrl/models/{path.name}" in inside

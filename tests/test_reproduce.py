@@ -7,7 +7,7 @@ import pytest
 
 from pyrocrl import reproduce, simulate, zoo
 from pyrocrl.reproduce import knockout_table
-from pyrocrl.studies import differential_genes
+from pyrocrl.studies.screens import differential_genes
 
 
 def entry(edges: list[list[float]], covered: float, total: float, identified: bool = True) -> dict:

@@ -1,56 +1,25 @@
-"""What is reproduced: published settings with their options, and real screens with their scores."""
+"""Real CRISPR screens: fitted without guide labels and scored by them, or with knock-outs as environments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from . import anchors, datasets, simulate
-from .combinations import pair_errors
-from .data import Data
-from .evaluate import edge_table, evaluate, seen
-from .posterior import Fit
+from .. import anchors, datasets
+from ..combinations import expected_rows, mean_size, per_size
+from ..data import Data
+from ..evaluate import seen
+from ..metrics import weighted_quantiles
+from ..posterior import Fit
+from .base import Study
 
-
-@dataclass(frozen=True)
-class Study:
-    """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
-
-    held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
-    graph exactly there, so that its edges count towards `calibration`.
-    """
-
-    setting: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    build: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 8
-    held_out: float = 0.5
-    identified: bool = True
-
-    def draw(self, seed: int) -> tuple[Data, Data]:
-        """(rows to fit, rows to score)."""
-        return simulate.draw(self.setting, seed, **self.options).split(self.held_out, seed)
-
-    def score(self, result: Fit, data: Data) -> dict[str, float]:
-        """Metrics on the rows that were kept out."""
-        return evaluate(result, data)
-
-    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
-        """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
-        edges = edge_table(result, data)
-        return {"edges": edges} if edges else {}
-
-    @property
-    def label(self) -> str:
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return f"{self.setting} ({options})" if options else self.setting
+PATHWAY = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")  # knock-outs of one receptor chain
 
 
 @dataclass(frozen=True)
@@ -113,35 +82,6 @@ def programmes(result: Fit, least: float = 0.1) -> dict[str, list[str]]:
         order = [j for j in np.argsort(-mask[:, k]) if mask[j, k] > least]
         out[result.names["latent"][k]] = [f"{result.names['feature'][j]} {mask[j, k]:.2f}" for j in order]
     return out
-
-
-@dataclass(frozen=True)
-class Pairs(Study):
-    """Pairs of interventions never fitted, predicted from single ones: errors of means, see `combinations`."""
-
-    def draw(self, seed: int) -> tuple[Data, Data]:
-        data = simulate.draw(self.setting, seed, **self.options)
-        pair = np.array(["+" in label for label in data.env_labels()])
-        return _only(data, ~pair), _only(data, pair)
-
-    def score(self, result: Fit, data: Data) -> dict[str, float]:
-        assert result.data is not None
-        parts = {name: [f"target_{k}" for k in name.removeprefix("target_").split("+")] for name in data.env_names}
-        errors = pair_errors(result, result.data, data, parts)
-        return {f"pair_{name}": error for name, error in errors.items()}
-
-    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
-        return {}
-
-
-def _only(data: Data, rows: np.ndarray) -> Data:
-    """The rows alone, without the other rows' environments."""
-    labels = data.env_labels()[rows]
-    targets = {env: hit for env, hit in (data.targets or {}).items() if env in set(labels)}
-    return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)
-
-
-PATHWAY = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")  # knock-outs of one receptor chain
 
 
 @dataclass(frozen=True)
@@ -212,21 +152,14 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     hit, shift = (tree[name].to_numpy() for name in ("targets", "shift"))  # (chain, draw, env, latent)
     shift = shift / tree["noise"].to_numpy()[:, :, :1]
     weight = np.broadcast_to(result.weights[:, None], hit.shape[:2])
+    batch = result.batch_of(train)
     escaped = np.zeros(train.rows)
-    batch, new = result.batch_of(train), result.batch_of(data)
-    size = train.size_factor.mean()
-    mean = np.zeros((data.rows, data.features))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        programs: list[Any] = result.programs()
-        for w, program in zip(result.weights, programs, strict=True):
-            escaped += w * program.sem.escaped(program.latents(batch), batch.env).double().numpy()
-            for _ in range(draws):
-                sites = program.posterior_sites(new, {})
-                told = pyro.poutine.condition(program.decode, data=sites)
-                mean += w / draws * told(program.sem.simulate(sites, new.env), new).double().numpy()
-    mean *= size / data.size_factor[:, None]
-    fitted, found = _scaled(train, size), _scaled(data, size)
+    programs: list[Any] = result.programs()
+    for w, program in zip(result.weights, programs, strict=True):
+        escaped += w * program.sem.escaped(program.latents(batch), batch.env).double().numpy()
+    size = mean_size(train)
+    mean = expected_rows(result, data, draws=draws, seed=seed) / data.size_factor[:, None] * size
+    fitted, found = per_size(train) * size, per_size(data) * size
     there = np.bincount(data.batch).argmax()
     control = train.env == 0
     base, base_there = (
@@ -239,7 +172,7 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
             continue
         k = int(probs[e].argmax())
         use = hit[:, :, e, k] > 0.5
-        low, middle, high = _quantiles(shift[:, :, e, k][use], weight[use], (0.05, 0.5, 0.95))
+        low, middle, high = weighted_quantiles(shift[:, :, e, k][use], weight[use], (0.05, 0.5, 0.95))
         row: dict[str, Any] = {
             "knockout": name,
             "none": float(1 - probs[e].sum()),
@@ -280,22 +213,6 @@ def differential_genes(data: Data) -> dict[str, int]:
     return out
 
 
-def _scaled(data: Data, size: float) -> np.ndarray:
-    """(data, feature) counts over size factors, in units of `size`."""
-    x = data.tensors(dtype=torch.float64).x.numpy()
-    assert data.size_factor is not None
-    return x / (data.size_factor / size)[:, None]
-
-
-def _quantiles(values: np.ndarray, weight: np.ndarray, at: Sequence[float]) -> list[float]:
-    """Weighted quantiles; NaN of nothing."""
-    if not values.size:
-        return [float("nan")] * len(at)
-    order = values.argsort()
-    share = weight[order].cumsum() / weight.sum()
-    return [float(np.interp(q, share, values[order])) for q in at]
-
-
 def _leading_genes(result: Fit, most: int = 10) -> dict[str, list[str]]:
     """For each programme of the reference chain the genes whose counts it moves most, as loading x sqrt(mean count)."""
     assert result.data is not None
@@ -325,41 +242,3 @@ SCREENS = (
     *(_screen(latents, held, ("rep_1", "rep_2")) for latents in (4, 6, 8) for held in ("rep_1", "rep_2")),
     _screen(6, "rep_3", ("rep_1", "rep_2", "rep_3")),
 )
-
-
-UNKNOWN = {"targets": "unknown", "latents": 5}
-
-
-def _moran(**build: Any) -> tuple[Study, ...]:
-    return tuple(Study("moran2022", {"rho": rho}, build) for rho in (0.0, 0.8))
-
-
-STUDIES: dict[str, tuple[Study, ...]] = {
-    "vae": _moran(latents=5),
-    "sparse_vae": (
-        *_moran(latents=5),
-        Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
-        Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=("IFNGR1", "IFNGR2", "JAK2", "STAT1")),
-    ),
-    "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
-    "discrepancy_vae": (
-        Study("zhang2023", {"mixing": "identity"}, UNKNOWN, identified=False),
-        Study("zhang2023", {"mixing": "linear"}, UNKNOWN, identified=False),
-        Study("zhang2023", {"mixing": "linear", "intervention": "perfect"}, UNKNOWN | {"intervention": "perfect"}),
-        Study("zhang2023", {"mixing": "linear", "intervention": "variance"}, UNKNOWN | {"intervention": "variance"}),
-        Study(
-            "zhang2023",
-            {"mixing": "linear", "mechanism": "linear"},
-            UNKNOWN | {"mechanism": "linear"},
-            identified=False,
-        ),
-        Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
-        *SCREENS,
-    ),
-    # samples: twice the rows of the published sizes, for one half is fitted
-    "linear_sem_lin": (
-        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
-        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
-        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
-    ),
-}

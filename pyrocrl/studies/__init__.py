@@ -1,0 +1,47 @@
+"""What is reproduced: published settings with their options, and real screens with their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Pairs, Study
+from .screens import PATHWAY, SCREENS, PerturbationScreen, Screen
+
+__all__ = ["STUDIES", "Pairs", "PerturbationScreen", "Screen", "Study"]
+
+UNKNOWN = {"targets": "unknown", "latents": 5}
+
+
+def _moran(**build: Any) -> tuple[Study, ...]:
+    return tuple(Study("moran2022", {"rho": rho}, build) for rho in (0.0, 0.8))
+
+
+STUDIES: dict[str, tuple[Study, ...]] = {
+    "vae": _moran(latents=5),
+    "sparse_vae": (
+        *_moran(latents=5),
+        Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
+        Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=PATHWAY),
+    ),
+    "gmm_vae": (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1)),
+    "discrepancy_vae": (
+        Study("zhang2023", {"mixing": "identity"}, UNKNOWN, identified=False),
+        Study("zhang2023", {"mixing": "linear"}, UNKNOWN, identified=False),
+        Study("zhang2023", {"mixing": "linear", "intervention": "perfect"}, UNKNOWN | {"intervention": "perfect"}),
+        Study("zhang2023", {"mixing": "linear", "intervention": "variance"}, UNKNOWN | {"intervention": "variance"}),
+        Study(
+            "zhang2023",
+            {"mixing": "linear", "mechanism": "linear"},
+            UNKNOWN | {"mechanism": "linear"},
+            identified=False,
+        ),
+        Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
+        *SCREENS,
+    ),
+    # samples: twice the rows of the published sizes, for one half is fitted
+    "linear_sem_lin": (
+        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
+        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
+        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
+    ),
+}

@@ -1,0 +1,75 @@
+"""A study: one row of a model's table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import simulate
+from ..combinations import pair_errors
+from ..data import Data
+from ..evaluate import edge_table, evaluate
+from ..posterior import Fit
+
+
+@dataclass(frozen=True)
+class Study:
+    """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
+
+    held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
+    graph exactly there, so that its edges count towards `calibration`.
+    """
+
+    setting: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 8
+    held_out: float = 0.5
+    identified: bool = True
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        """(rows to fit, rows to score)."""
+        return simulate.draw(self.setting, seed, **self.options).split(self.held_out, seed)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        """Metrics on the rows that were kept out."""
+        return evaluate(result, data)
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
+        edges = [[round(p, 4), there] for p, there in edge_table(result, data)]
+        return {"edges": edges} if edges else {}
+
+    @property
+    def label(self) -> str:
+        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{self.setting} ({options})" if options else self.setting
+
+
+@dataclass(frozen=True)
+class Pairs(Study):
+    """Pairs of interventions never fitted, predicted from single ones: errors of means, see `combinations`."""
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **self.options)
+        pair = np.array(["+" in label for label in data.env_labels()])
+        return _only(data, ~pair), _only(data, pair)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None
+        parts = {name: [f"target_{k}" for k in name.removeprefix("target_").split("+")] for name in data.env_names}
+        errors = pair_errors(result, result.data, data, parts)
+        return {f"pair_{name}": error for name, error in errors.items()}
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        return {}
+
+
+def _only(data: Data, rows: np.ndarray) -> Data:
+    """The rows alone, without the other rows' environments."""
+    labels = data.env_labels()[rows]
+    targets = {env: hit for env, hit in (data.targets or {}).items() if env in set(labels)}
+    return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)
