@@ -5,6 +5,7 @@ Whatever is heavy (torch, Pyro, matplotlib) is imported inside the commands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -20,11 +21,15 @@ from .errors import InputError, one_of, reject
 
 if TYPE_CHECKING:
     from .choose import Choice
+    from .compare import Comparison
     from .data import Data
+    from .diagnose import Verdict
     from .posterior import Fit
 
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
+COMPARISON = "compare.json"
+HELD_OUT = 0.1  # of the rows, put aside by `compare`
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
 COLUMNS = ("env", "control", "targets", "counts", "size_factor", "batch")  # options that describe a file
@@ -180,8 +185,79 @@ def fit(
         build["latents"] = latents
     if target_mode is not None:
         build["targets"] = one_of("--target-mode", target_mode, MODES)
+    _check_fit(model, build, seed, device, draws)
     _check_out(out, force, resume)
-    _fit(model, source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+    _fit(model, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL ...", help="Two models or more.")],
+    data: Source,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: compare.html, and a folder per model.")],
+    latents: Annotated[int | None, typer.Option(metavar="K", help="Number of latents.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Independent fits.  [default: each model's]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: each model's]")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    target_mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="What is known of the targets: known, relabelled or unknown.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="[MODEL.]K=V", help="As in `fit`, for every model that takes K or for one."),
+    ] = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out; models that are done stay.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fit several models to the same rows and set claims, verdicts, held-out objective and agreement side by side."""
+    import pyrocrl
+
+    from . import io, report, zoo
+    from .compare import compare as compared
+
+    source = {"data": data, "seed": seed, "held_out": HELD_OUT}
+    source |= _told(env, control, targets, counts, size_factor, batch)
+    if len(set(models)) < 2 or len(set(models)) < len(models):
+        reject("MODEL", ", ".join(models), "two or more different models")
+    for model in models:
+        one_of("MODEL", model, zoo.names())
+    builds = _builds(models, _options(option, dotted=True), latents, target_mode)
+    for model in models:
+        _check_fit(model, builds[model], seed, device, None)
+    _check_out(out, force, resume, holds=(models[0], CHECKPOINT))
+    every = _read_data(source)
+    rows, held = every.split(HELD_OUT, seed)
+    for model in models:  # refused before the first is fitted
+        try:
+            pyrocrl.build(model, rows, **builds[model])
+        except InputError as error:
+            raise InputError(f"{model}: {error}") from error
+    fits, verdicts = {}, {}
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        for model in models:
+            print(f"\n== {model}")
+            going = resume and (out / model / CHECKPOINT).exists()
+            fits[model], verdicts[model] = _fit(
+                model, rows, source, builds[model], out / model, chains, epochs, seed, device, None, going, quiet
+            )
+    found = compared(fits, held, verdicts)
+    io.write_json(found.to_dict(), out / COMPARISON)
+    page = report.write_comparison(found, out)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    print()
+    _print_comparison(found)
+    print(f"\n{page}")
 
 
 @app.command()
@@ -326,15 +402,33 @@ def demo(
 ) -> None:
     """Simulate a small Perturb-seq screen, fit a sparse VAE with 8 chains, and score it beside PCA and ICA."""
     _check_out(out, force, resume=False)
-    source = {"data": "perturb_seq", "seed": seed}
-    _fit("sparse_vae", source, {"latents": 6}, out, 8, None, seed, "auto", None, False, quiet)
+    source, build = {"data": "perturb_seq", "seed": seed}, {"latents": 6}
+    _check_fit("sparse_vae", build, seed, "auto", None)
+    _fit("sparse_vae", _read_data(source), source, build, out, 8, None, seed, "auto", None, False, quiet)
 
 
 # -- the work behind them --------------------------------------------------------------------------------------
 
 
+def _check_fit(model: str, build: dict[str, Any], seed: int, device: str, draws: int | None) -> None:
+    """Refuses what can be refused before the data are read."""
+    from . import zoo
+    from .infer.fit import resolve_device
+
+    if draws is not None and draws < 1:
+        reject("--draws", str(draws), "a whole number from 1 on")
+    resolve_device(device)
+    if seed < 0:
+        reject("--seed", str(seed), "a whole number from 0 on")
+    one_of("MODEL", model, zoo.names())
+    modes = zoo.get(model).card.targets
+    if "targets" in build and build["targets"] not in modes:
+        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {model} takes no targets")
+
+
 def _fit(
     model: str,
+    rows: Data,
     source: dict[str, Any],
     build: dict[str, Any],
     out: Path,
@@ -345,23 +439,14 @@ def _fit(
     draws: int | None,
     resume: bool,
     quiet: bool,
-) -> None:
+) -> tuple[Fit, Verdict]:
+    """Fit and write everything into `out`."""
     import pyrocrl
 
     from . import io
-    from .infer.fit import _recipe, resolve_device
+    from .infer.fit import _recipe
     from .reproduce import provenance, score_table
 
-    if draws is not None and draws < 1:
-        reject("--draws", str(draws), "a whole number from 1 on")
-    resolve_device(device)
-    if seed < 0:
-        reject("--seed", str(seed), "a whole number from 0 on")
-    one_of("MODEL", model, pyrocrl.zoo.names())
-    modes = pyrocrl.zoo.get(model).card.targets
-    if "targets" in build and build["targets"] not in modes:
-        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {model} takes no targets")
-    rows = _read_data(source)
     program = pyrocrl.build(model, rows, **build)
     started = time.perf_counter()
     print(rows)
@@ -382,7 +467,8 @@ def _fit(
         scores = pyrocrl.evaluate(found, rows)
         io.write_json(scores, out / SCORES)
         print("\n" + score_table(scores, model))
-    print("\n" + _write_report(found, rows, tree, out))
+    verdict = _write_report(found, rows, tree, out)
+    print(f"\n{verdict}")
     record = {
         "model": model,
         "build": build,
@@ -401,10 +487,11 @@ def _fit(
     }
     io.write_json(record, out / RUN)  # last: a folder that holds it is complete
     print(f"\n{out / REPORT}")
+    return found, verdict
 
 
-def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> str:
-    """Diagnose, write verdict.json and report.html; returns the verdict as text."""
+def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> Verdict:
+    """Diagnose, write verdict.json and report.html."""
     import pyrocrl
 
     from . import io
@@ -414,7 +501,7 @@ def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> str:
     io.write_json(verdict.to_dict(), out / VERDICT)
     scores = json.loads((out / SCORES).read_text()) if (out / SCORES).exists() else None
     page.write(found, tree, verdict, scores, out / REPORT)
-    return str(verdict)
+    return verdict
 
 
 def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
@@ -463,6 +550,38 @@ def _read_data(source: dict[str, Any]) -> Data:
     return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
 
 
+def _read_rows(source: dict[str, Any]) -> Data:
+    """Those of `_read_data` that were fitted: all but what `compare` had put aside."""
+    rows = _read_data(source)
+    return rows.split(source["held_out"], source["seed"])[0] if "held_out" in source else rows
+
+
+def _builds(
+    models: Sequence[str], options: dict[str, Any], latents: int | None, target_mode: str | None
+) -> dict[str, dict[str, Any]]:
+    """What each model is built with: options named after it, and those without a name where it takes them."""
+    import inspect
+
+    from . import zoo
+
+    takes = {model: inspect.signature(zoo.get(model).__init__).parameters for model in models}
+    builds: dict[str, dict[str, Any]] = {model: {} for model in models}
+    if latents is not None:
+        options = {"latents": latents} | options
+    if target_mode is not None:
+        options = {"targets": one_of("--target-mode", target_mode, MODES)} | options
+    for key, value in options.items():
+        model, _, name = key.rpartition(".")
+        if model:
+            one_of("--option", model, models)
+        fed = [model] if model else [m for m in models if name in takes[m]]
+        if not fed:
+            reject("--option", repr(key), "an option of one of the models")
+        for m in fed:
+            builds[m][name] = value
+    return builds
+
+
 def _told(*values: Any) -> dict[str, Any]:
     """What a user says of a file, by the names in COLUMNS, as JSON can hold it."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in zip(COLUMNS, values, strict=True)}
@@ -470,7 +589,7 @@ def _told(*values: Any) -> dict[str, Any]:
 
 def _data_of_run(record: dict[str, Any], data: str | None, *told: Any) -> Data:
     source = record["source"] if data is None else {"data": data, "seed": record["seed"]}
-    return _read_data(source | {k: v for k, v in _told(*told).items() if v is not None})
+    return _read_rows(source | {k: v for k, v in _told(*told).items() if v is not None})
 
 
 def _read_record(run: Path) -> dict[str, Any]:
@@ -487,8 +606,8 @@ def _read_record(run: Path) -> dict[str, Any]:
     return record
 
 
-def _check_out(out: Path, force: bool, resume: bool) -> None:
-    """--out is new, or meant to be written over, or holds a fit to go on with."""
+def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (CHECKPOINT,)) -> None:
+    """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it."""
     if force and resume:
         reject("--resume", "together with --force", "one of them")
     if out.exists() and not out.is_dir():
@@ -496,7 +615,7 @@ def _check_out(out: Path, force: bool, resume: bool) -> None:
     parent = next(p for p in [out, *out.absolute().parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         reject("--out", f"{str(out)!r}, and {str(parent)!r} cannot be written", "a folder that can be written")
-    if resume and not (out / CHECKPOINT).exists():
+    if resume and not out.joinpath(*holds).exists():
         reject("--resume", f"no checkpoint in {str(out)!r}", "the folder of an interrupted fit")
     if resume and (out / RUN).exists():
         reject("--resume", f"a finished fit in {str(out)!r}", "an interrupted fit; --force starts anew")
@@ -504,13 +623,14 @@ def _check_out(out: Path, force: bool, resume: bool) -> None:
         reject("--out", f"{str(out)!r}, which holds files", "a new folder, --force to write over or --resume to go on")
 
 
-def _options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Options given as k=v; v is JSON where it reads as such, else a text."""
+def _options(pairs: Sequence[str] | None, dotted: bool = False) -> dict[str, Any]:
+    """Options given as k=v, `dotted` ones also as model.k=v; v is JSON where it reads as such, else a text."""
     out: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         key = key.strip().replace("-", "_")
-        if not equals or not key.isidentifier():
+        names = key.split(".") if dotted else [key]
+        if not equals or len(names) > 2 or not all(name.isidentifier() for name in names):
             reject("--option", repr(pair), "K=V, such as rho=0.8")
         if key in out:
             reject("--option", f"{key!r} twice", "each option once")
@@ -562,6 +682,17 @@ def _print_choices(found: Sequence[Choice]) -> None:
         for model, texts in notes.items():
             if texts:
                 print(f"  {model}: {'; '.join(texts)}")
+
+
+def _print_comparison(found: Comparison) -> None:
+    lines = []
+    for model in found.models:
+        verdicts = "; ".join(f"{c.what}: {c.verdict}" for c in model.claims) or "claims nothing"
+        lines.append([model.name, verdicts, model.held_out, model.behind, model.error, model.scores.get("mcc")])
+    _print_table(["model", "verdict", "held out", "behind", "error", "mcc"], lines)
+    print()
+    rows = [[p.first, p.second, p.latents, p.up_to, p.edges] for p in found.pairs]
+    _print_table(["model", "and", "latents agree", "up to", "edges apart"], rows)
 
 
 def _print_json(value: Any) -> None:

@@ -326,15 +326,34 @@ class Data:
                 out[e, k] = 1
         return out
 
-    def rows_at(self, index: Array) -> Data:
-        """The rows at `index` (positions or booleans), with every environment's and batch's code kept."""
-        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
+    def rows_at(self, index: Array | slice) -> Data:
+        """The rows at `index` (positions, booleans or a slice), with every environment's and batch's code kept."""
+        if not isinstance(index, slice):
+            index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         part = object.__new__(Data)
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k != "moments"})
         part.x, part.env, part.batch = self.x[index], self.env[index], self.batch[index]
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
         part.truth = {k: v[index] if k in ("z", "component") else v for k, v in self.truth.items()}
+        return part
+
+    def coded_as(self, env_names: Sequence[str] | None = None, batch_names: Sequence[str] | None = None) -> Data:
+        """The same rows with environments and batches in the order of another data set's, or as they are for None.
+
+        Raises InputError for labels of rows that it does not have.
+        """
+        part = self.rows_at(slice(None))
+        for argument, names in (("env", env_names), ("batch", batch_names)):
+            own, codes = getattr(self, f"{argument}_names"), getattr(self, argument)
+            if names is None or list(names) == own:
+                continue
+            for code in np.unique(codes):
+                if own[code] not in names:
+                    reject(argument, f"{own[code]!r}, which was not fitted", f"one of {_some(list(names))}")
+            place = np.array([list(names).index(name) if name in names else -1 for name in own])
+            setattr(part, argument, place[codes])
+            setattr(part, f"{argument}_names", list(names))
         return part
 
     def split(self, fraction: float, seed: int, *, by_env: bool = True) -> tuple[Data, Data]:

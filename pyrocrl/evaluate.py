@@ -54,7 +54,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     graph = fit.graph()
     if "graph" in truth and graph is not None:
         nodes = assignment if assignment is not None else np.arange(len(truth["graph"]))
-        out |= metrics.graph_scores(truth["graph"], _reorder(graph, nodes))
+        out |= metrics.graph_scores(truth["graph"], metrics.reorder_graph(graph, nodes))
         if "weight" in truth and "z" in truth:
             total = int(truth["graph"].astype(bool).sum())
             covered = _weights_covered(fit, data, nodes, seed)
@@ -76,7 +76,7 @@ def edge_table(fit: Fit, data: Data) -> list[list[float]]:
     nodes = np.arange(len(data.truth["graph"]))
     if "z" in data.truth:
         _, nodes = _matched(fit, data.truth["z"], fit.latents(data))
-    return metrics.edge_table(data.truth["graph"], _reorder(graph, nodes))
+    return metrics.edge_table(data.truth["graph"], metrics.reorder_graph(graph, nodes))
 
 
 def _matched(fit: Fit, z: np.ndarray, z_est: np.ndarray) -> tuple[float, np.ndarray]:
@@ -117,13 +117,6 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
     batch = fit.batch_of(data)
     errors = [float((p.decode(p.latents(batch), batch) - batch.x).square().mean().detach()) for p in fit.programs()]
     return float(fit.weights @ errors)
-
-
-def _reorder(graph: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Edge probabilities among the latents matched with the true ones; an unmatched latent has no edges."""
-    out = graph[np.ix_(nodes, nodes)].copy()
-    out[nodes < 0, :] = out[:, nodes < 0] = 0.0
-    return out
 
 
 def _weights_covered(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> int:

@@ -325,6 +325,14 @@ def edge_table(true: ArrayLike, probs: ArrayLike) -> list[list[float]]:
     return [[float(a), float(b)] for a, b in zip(p[off], graph[off], strict=True)]
 
 
+def reorder_graph(probs: ArrayLike, nodes: ArrayLike) -> Floats:
+    """Edge probabilities among `nodes` (latent,), the estimates matched with each latent; -1, none, has no edges."""
+    graph, nodes = _edge_probabilities(probs), np.asarray(nodes)
+    out = graph[np.ix_(nodes, nodes)]
+    out[nodes < 0, :] = out[:, nodes < 0] = 0.0
+    return out
+
+
 def expected_calibration_error(outcomes: ArrayLike, probs: ArrayLike, bins: int = 10) -> float:
     """Mean |frequency - mean probability| over bins of equal width, weighted by the entries in each.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from scipy.special import logsumexp
 from torch import Tensor
 
 from .data import Batch, Data
@@ -20,7 +21,7 @@ from .errors import one_of, reject
 from .indeterminacy import Alignment
 from .infer import checkpoint
 from .infer.chains import Chains, mix
-from .infer.elbo import elbo, is_local, latent_values
+from .infer.elbo import elbo, is_local, latent_values, row_objectives
 from .program import LATENT_DIMS, Program, Site
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
@@ -72,6 +73,7 @@ class Fit:
         return {
             "feature": list(data.feature_names),
             "env": list(data.env_names),
+            "batch": list(data.batch_names),
             "latent": latents,
             "parent": latents,
             "child": latents,
@@ -108,6 +110,7 @@ class Fit:
 
     def chain_latents(self, data: Data) -> np.ndarray:
         """(chain, data, latent) posterior means, each chain in its own order and units."""
+        data = self.coded(data)
         self.program.check(data)
         step = max(1, READ_CELLS // data.features)
         parts = []
@@ -148,6 +151,15 @@ class Fit:
     def _average(self, method: Callable) -> np.ndarray | None:
         values = self.chain_values(method.__name__)
         return None if values is None else np.clip(np.einsum("c,cab->ab", self.weights, values), 0.0, 1.0)
+
+    def held_out_objective(self, data: Data, *, seed: int = 0) -> np.ndarray:
+        """(row,) log-density of new rows under the chains by their weights, or its lower bound where latents are not
+        integrated out; nats."""
+        data = self.coded(data)
+        self.program.check(data)
+        with pyro.validation_enabled(False), np.errstate(divide="ignore"):
+            each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
+            return logsumexp(each + np.log(self.weights)[:, None], axis=0)
 
     # -- draws -------------------------------------------------------------------------------------------------
 
@@ -410,10 +422,20 @@ class Fit:
         assert data is not None
         if not isinstance(data, Data):
             reject("data", f"a {type(data).__name__}", "a pyrocrl.Data")
-        return data
+        return self.coded(data)
+
+    def coded(self, data: Data) -> Data:
+        """With environments and batches as they were coded in the fit, where the program reads them.
+
+        Raises InputError for environments or batches that were not fitted.
+        """
+        envs = self.names["env"] if self.program.card.needs_env else None
+        batches = self.names.get("batch") if self.program.config.get("batches", 1) > 1 else None
+        return data.coded_as(envs, batches)
 
     def batch_of(self, data: Data) -> Batch:
-        """All rows of `data` as the tensors this fit's programs take, on their device."""
+        """All rows of `data` as the tensors this fit's programs take, on their device; see `coded`."""
+        data = self.coded(data)
         first = next(v for v in {**self.chains.params, **self.chains.buffers}.values() if v.is_floating_point())
         moments = not self.program.uses_rows
         return data.tensors(first.device, first.dtype, moments=moments).whole()

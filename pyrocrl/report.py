@@ -12,9 +12,9 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from . import plots
 from .errors import reject
 
 if TYPE_CHECKING:
+    from .compare import Comparison
     from .posterior import Fit
 
 TOP_FEATURES = 8
@@ -77,6 +78,7 @@ SCORES = {
     "held_out": "Held-out objective, nats a row",
     "mse": "Mean squared error of reconstruction",
 }
+COMPARED = ("mcc", "r2", "mask_f1", "shd", "closure_errors", "targets_right")  # scores of the page of several models
 COLUMNS = {"fit": "this fit", "pca": "PCA", "ica": "ICA", "raw": "raw columns", "empty": "empty", "full": "full"}
 
 
@@ -103,10 +105,50 @@ def write(
     or None. scores: of `evaluate`, or None where no truth is known. The file appears whole or not at all. Raises
     InputError for a tree without latents or a folder that cannot be written.
     """
-    path = Path(path)
+    return _write(render(fit, tree, verdict, scores), Path(path), "report.html")
+
+
+def write_comparison(found: Comparison, path: str | Path) -> Path:
+    """Write a page that sets models side by side (see `pyrocrl.compare`) to `path`, a folder gets compare.html."""
+    table = {(pair.first, pair.second): pair for pair in found.pairs}
+    names = [model.name for model in found.models]
+    return _write(
+        _template("compare.html").render(
+            found=found,
+            outcomes=OUTCOMES,
+            scores=[(key, SCORES.get(key, key)) for key in COMPARED if any(key in m.scores for m in found.models)],
+            pair=lambda a, b: table.get((a, b)) or table.get((b, a)),
+            names=names,
+            pictures=[
+                (name, _picture(name, figure, f"Graph of {name} with edge probabilities"))
+                for name, graph in found.graphs.items()
+                for figure in [plots.graph(_tree_of(graph, found.latents))]
+            ],
+        ),
+        Path(path),
+        "compare.html",
+    )
+
+
+def _tree_of(graph: np.ndarray, latents: Sequence[str]) -> xr.DataTree:
+    """Edge probabilities as the tree that `plots.graph` takes."""
+    coords = {"parent": list(latents), "child": list(latents)}
+    values = xr.Dataset({"graph": (("chain", "draw", "parent", "child"), graph[None, None])}, coords=coords)
+    return xr.DataTree.from_dict({"posterior": values})
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyrocrl"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"signed": _signed, "share": _share, "duration": _duration}
+    return environment.get_template(name)
+
+
+def _write(html: str, path: Path, name: str) -> Path:
+    """The page at `path`, in a folder under `name`; whole or not at all."""
     if path.is_dir() or not path.suffix:
-        path = path / "report.html"
-    html = render(fit, tree, verdict, scores)
+        path = path / name
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +162,9 @@ def write(
 
 def render(fit: Fit, tree: xr.DataTree, verdict: Any | None = None, scores: Mapping[str, float] | None = None) -> str:
     """The page as a string."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"signed": _signed, "share": _share}
-    source = resources.files("pyrocrl").joinpath("templates", "report.html").read_text(encoding="utf-8")
     judged = verdict.to_dict() if verdict is not None else {"claims": [], "chains": {}}
     reference = _reference(fit, tree)
-    return environment.from_string(source).render(
+    return _template("report.html").render(
         card=fit.program.card,
         claims=[c.sentence() for c in fit.program.claims()],
         facts=_facts(fit, tree),

@@ -79,3 +79,16 @@ def test_moments_only_batch_carries_no_rows() -> None:
     assert batch.x.shape == (0, 4)
     assert batch.moments is not None
     assert batch.total == 60
+
+
+def test_rows_take_the_codes_of_another_data_set_by_name() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    fitted = Data(x, env=list("abcabc"), batch=list("uvuvuv"), targets={"b": (1,), "c": (0,)})
+    assert fitted.env_names == ["a", "c", "b"]
+    rows = Data(x[:2], env=["b", "c"], batch=["v", "v"]).coded_as(fitted.env_names, fitted.batch_names)
+    assert rows.env.tolist() == [2, 1] and rows.batch.tolist() == [1, 1]
+    assert rows.env_labels().tolist() == ["b", "c"]
+    with pytest.raises(InputError, match="env: found 'd', which was not fitted; allowed: one of 'a', 'c', 'b'"):
+        Data(x, env=list("abcabd")).coded_as(fitted.env_names)
+    with pytest.raises(InputError, match="batch: found 'w', which was not fitted"):
+        Data(x, batch=list("uvuvuw")).coded_as(None, fitted.batch_names)

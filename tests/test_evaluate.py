@@ -18,20 +18,23 @@ def hard() -> Data:
     return simulate.draw("squires2023_hard", seed=100, samples=2000, latents=3, features=6)
 
 
+def told(hard: Data, truth: dict | None = None) -> Data:
+    """Targets under other names of the latents: the fit's latent (k + 1) % 3 is the truth's latent k."""
+    turned = {f"target_{k}": ((k + 1) % 3,) for k in range(3)}
+    return Data(hard.x, hard.env_labels(), turned, truth=hard.truth if truth is None else truth)
+
+
 @pytest.fixture(scope="module")
 def fit(hard: Data) -> pyrocrl.Fit:
-    """Targets are told under other names of the latents: the fit's latent k is the truth's latent `turned[k]`."""
-    turned = {f"target_{k}": ((k + 1) % 3,) for k in range(3)}
-    told = Data(hard.x, hard.env_labels(), turned, truth=hard.truth)
-    program = pyrocrl.build("linear_sem_lin", told, targets="relabelled")
-    return pyrocrl.fit(program, told, chains=2, progress=False)
+    program = pyrocrl.build("linear_sem_lin", told(hard), targets="relabelled")
+    return pyrocrl.fit(program, told(hard), chains=2, progress=False)
 
 
 def test_graph_scores_and_edge_table_are_of_the_matched_latents(fit: pyrocrl.Fit, hard: Data) -> None:
     graph = fit.graph()
     assert graph is not None
     own = np.array([1, 2, 0])  # truth's latent k is the fit's (k + 1) % 3
-    scores, table = pyrocrl.evaluate(fit, hard), edge_table(fit, hard)
+    scores, table = pyrocrl.evaluate(fit, told(hard)), edge_table(fit, told(hard))
     off = ~np.eye(3, dtype=bool)
     np.testing.assert_allclose(table, np.stack([graph[np.ix_(own, own)][off], hard.truth["graph"][off]], 1))
     assert json.loads(json.dumps(table)) == table
@@ -41,13 +44,12 @@ def test_graph_scores_and_edge_table_are_of_the_matched_latents(fit: pyrocrl.Fit
 
 
 def test_coverage_is_a_share_of_counts(fit: pyrocrl.Fit, hard: Data) -> None:
-    scores = pyrocrl.evaluate(fit, hard)
+    scores = pyrocrl.evaluate(fit, told(hard))
     assert scores["weight_total"] == hard.truth["graph"].sum()
     assert 0 <= scores["weight_covered"] <= scores["weight_total"]
     assert scores["weight_covered"] == round(scores["weight_covered"])
     assert scores["weight_coverage"] == scores["weight_covered"] / scores["weight_total"]
-    empty = Data(hard.x, hard.env_labels(), hard.targets, truth=hard.truth | {"graph": np.zeros((3, 3))})
-    none = pyrocrl.evaluate(fit, empty)
+    none = pyrocrl.evaluate(fit, told(hard, hard.truth | {"graph": np.zeros((3, 3))}))
     assert none["weight_covered"] == none["weight_total"] == 0 and math.isnan(none["weight_coverage"])
 
 

@@ -6,7 +6,7 @@ Pyro's own ELBO classes call `.item()`; these functions trace the guide, replay 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -16,6 +16,11 @@ from torch import Tensor
 from ..data import Batch
 from ..program import Program
 
+if TYPE_CHECKING:
+    from .chains import Chains
+
+EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
+HELD_OUT_DRAWS = 4
 Trace = Any  # a pyro.poutine.Trace
 
 
@@ -59,6 +64,18 @@ def row_objective(program: Program, batch: Batch) -> Tensor:
     guide = poutine.trace(program.guide).get_trace(batch)
     exact = program.row_log_likelihood(batch, latent_values(guide))
     return row_elbo(program, batch) if exact is None else exact
+
+
+def row_objectives(chains: Chains, batch: Batch, seed: int) -> Tensor:
+    """(chain, row) `row_objective` of an annealed batch, averaged over a few draws with noise that `seed` fixes."""
+    step = max(1, EVAL_CELLS // (batch.x.shape[1] * chains.count))
+    out = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[batch.device] if batch.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(batch), step):
+            part = batch.take(torch.arange(start, min(start + step, len(batch)), device=batch.device))
+            out.append(torch.stack([chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]).mean(0))
+    return torch.cat(out, 1)
 
 
 def latent_values(guide: Trace) -> dict[str, Tensor]:

@@ -23,13 +23,11 @@ from ..posterior import Fit
 from ..program import Program, Recipe
 from . import checkpoint
 from .chains import Chains, Flat, clip_by_chain, mix
-from .elbo import row_objective, validate
+from .elbo import row_objectives, validate
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
-HELD_OUT_DRAWS = 4
 HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
-EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
 
 
 class FitError(RuntimeError):
@@ -258,17 +256,7 @@ class _Loop:
 
     def _held_out_rows(self) -> Tensor:
         """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise."""
-        batch = self._annealed(self.held_batch, 1.0)
-        step = max(1, EVAL_CELLS // (batch.x.shape[1] * self.chains.count))
-        out = []
-        with torch.no_grad(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(mix(self.seed, 13))
-            for start in range(0, len(batch), step):
-                rows = torch.arange(start, min(start + step, len(batch)), device=self.device)
-                part = batch.take(rows)
-                draws = [self.chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]
-                out.append(torch.stack(draws).mean(0))
-        return torch.cat(out, 1)
+        return row_objectives(self.chains, self._annealed(self.held_batch, 1.0), mix(self.seed, 13))
 
     def _check(self) -> float:
         """Look at the held-out objective, keep improved chains' states; returns the best chain's score a row."""
