@@ -10,20 +10,21 @@ f is linear plus a network; the guide is q(z | x) = N(h(x), diag t(x)^2), the sa
 graph exactly, if every latent is the target of a perfect intervention, there is an observational environment, the SEM
 is linear and Gaussian and f is injective.
 
-`construct` (see `pyrocrl.contrastive`): a classifier of environments gives the log-odds, whose law gives the equations;
-h then makes the log-odds quadratic and the residuals Gaussian. `initialise` adds the decoder by regression of x on
-h(x); then the evidence lower bound is maximised over everything but h: reconstruction would trade the law of the
-latents, which identifies them, for a little noise. Given the latents, graphs and equations are drawn exactly (sums
-over orders, conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so that n rows
-count as m: 1/m = D/n + v^2. D is the dispersion (deviance over degrees of freedom) of the moments from the fitted
-equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in correlations.
+`construct` (see `pyrocrl.contrastive`): h makes every environment's latents Gaussian, first with laws of their own,
+which gives h up to an affine map, then with those of equations that intervene on targets. `initialise` adds the decoder
+by regression of x on h(x); then the evidence lower bound is maximised over everything but h: reconstruction would trade
+the law of the latents, which identifies them, for a little noise. Given the latents, graphs and equations are drawn
+exactly (sums over orders, conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so
+that n rows count as m: 1/m = D/n + v^2. D is the dispersion (deviance over degrees of freedom) of the moments from the
+fitted equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in
+correlations.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
 
-*Differs from the paper in* the start of the equations (the paper's contrastive loss alone has solutions in which the
-latents are the log-odds themselves), in the normality of residuals as a part of the loss, in a likelihood with a
-decoder after it, and in a posterior of graphs in place of a threshold on weights.
+*Differs from the paper in* the stage without equations, which starts them (the paper's loss alone has solutions in
+which the latents are the log-odds themselves, and local optima), in the normality of residuals as a part of the loss,
+in a likelihood with a decoder after it, and in a posterior of graphs in place of a threshold on weights.
 
 *For a variant, copy this file and change* `Decoder`, or the intervention in `LatentSEM`.
 """
@@ -78,7 +79,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
             ),
         ),
         differs=(
-            "equations start from the law of a classifier's log-odds",
+            "laws of environments are Gaussian without equations at first: the start of the equations",
             "residuals are compared with a normal law while the encoder is trained",
             "a likelihood with a decoder, and a posterior of graphs in place of a threshold",
         ),
@@ -164,11 +165,11 @@ class LinearSEMNonlin(SEMReadouts, Program):
         batch = self.observation.start(data)
         x = self.observation.inputs(batch)
         width, steps = self.config["width"], self.config["steps"]
-        found = contrastive.construct(x, batch.env, self.sem.target, width, steps, generator)
-        self.encoder.load_state_dict(found.encoder.state_dict())
-        z = found.encoder(x) @ found.unmixing.to(x).mT
+        encoder, unmixing = contrastive.construct(x, batch.env, self.sem.target, width, steps, generator)
+        self.encoder.load_state_dict(encoder.state_dict())
+        z = encoder(x) @ unmixing.to(x).mT
         mean, sd = z.mean(0), z.std(0)
-        self.unmixing.copy_(found.unmixing / sd[:, None])
+        self.unmixing.copy_(unmixing / sd[:, None])
         self.offset.copy_(-mean / sd)
         self.sem.start((z - mean) / sd, batch.env)
         self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))

@@ -7,16 +7,17 @@ observational one are quadratic in the latents,
 
 and so are the log-odds of a classifier of x, whatever the injective mixing (Buchholz et al. 2023, equation 5). Fitting
 h with l_c(h(x)) as logits is not enough: with w = 0 and s_ck = s_k, logits are linear in h, and h = l itself is as
-good a classifier as the latents are. Steps here, in which that solution cannot win:
+good a classifier as the latents are; and wrong graphs, signs and directions are local optima. Steps here:
 
-1. a free classifier gives l(x) without any latents (`log_odds`);
-2. the equations (w, a, s, m) follow from the law of l in each environment alone, since means and covariances of
-   quadratic forms of Gaussians are known in closed form (`match`): many starts, all at once;
-   The linear case (`linear_case`) gives further ones, and a short trial of the next step chooses among all;
-3. with these equations as the start, h and equations minimise the classifier's cross-entropy, a distance between the
-   law of the standardised residuals in every environment and N(0, I), and the error of x decoded from h, since h must
-   be injective (`Contrast.terms`);
-4. h is now affine in the latents; `affine` ends with the linear case (`sem.log_marginal`).
+1. h starts at the leading principal components, and as an encoder that a decoder can undo (`Chart`);
+2. every class has a Gaussian law of its own, *without equations*, of the batch's moments: h minimises the
+   cross-entropy of these laws as a classifier, the distance between the law of residuals in every class and N(0, I),
+   and the error of x decoded from h. The loss does not change under affine maps of h, so that there are no graphs,
+   signs or permutations to be wrong about, and what has it at its least is affine in the latents;
+3. `affine` solves the linear case (`sem.log_marginal`), `fitted` gives the equations, and both are put into the
+   networks, which then minimise the same loss with the law of the equations (`Contrast`): far fewer parameters for
+   the same rows;
+4. `affine` once more.
 """
 
 from __future__ import annotations
@@ -27,22 +28,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from . import graphs, sem
 from .nets import MLP
 
-HELD_OUT = 0.1  # of the rows, for choosing among candidates
 BATCH = 2048
 LR, MUON_LR = 3e-3, 0.02
-MATCHES, MATCH_STEPS, MATCH_LR = 64, 500, 0.03
-CANDIDATES, TRIAL = 4, 0.5  # equations tried, and the share of the steps that a trial takes
+PRETRAIN, STRUCTURED = 0.25, 0.5  # steps of the first and the third step, in those of the second
+FIRST = 0.1  # of the last layers' first weights: networks start near the linear maps
+PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
 SLICES = 32  # directions a step along which residuals are compared with a normal law
-WEIGHT = (1.0, 5.0)  # of that comparison, first and last
+NORMALITY = 3.0  # weight of that comparison
 RECONSTRUCTION = 1.0  # of the mean squared error of the standardised inputs
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
 NEGLIGIBLE = 0.05
-CLASSIFIER_WIDTH = 64
 FREQUENCIES = torch.linspace(0.4, 2.8, 7)
 
 
@@ -131,20 +131,7 @@ def minimise(
         parameter.grad = None
 
 
-# -- 1 and 2: equations from log-odds ----------------------------------------------------------------------------
-
-
-def log_odds(
-    x: Tensor, group: Tensor, rows: Tensor, classes: int, width: int, steps: int, generator: torch.Generator
-) -> Tensor:
-    """(all rows, classes - 1) log p(x | class) / p(x | class 0), by a classifier trained on `rows`."""
-    net = Residual(x.shape[1], classes, width).to(x)
-    minimise(net, lambda pick, _: cross_entropy(net(x[pick]), group[pick]), rows, steps, BATCH // 2, generator)
-    with torch.no_grad():
-        logits = net(x)
-    share = one_hot(group[rows], classes).to(x).mean(0).log()
-    logits = logits - share
-    return logits[:, 1:] - logits[:, :1]
+# -- equations and their laws ------------------------------------------------------------------------------------------
 
 
 def laws(equations: Equations, hit: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,100 +152,6 @@ def log_det_change(weight: Tensor, hit: Tensor) -> Tensor:
     eye = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
     cut = weight[..., None, :, :] * (1 - hit)[:, None, :]
     return torch.linalg.slogdet(eye - cut).logabsdet - torch.linalg.slogdet(eye - weight).logabsdet[..., None]
-
-
-def odds_moments(equations: Equations, hit: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (..., class, odds) and covariance (..., class, odds, odds) of the log-odds l(z) in every class.
-
-    l = z'Qz + b'z + c with z ~ N(mu, S) has mean tr(QS) + mu'Q mu + b'mu + c and covariances
-    2 tr(Q S Q* S) + (2 Q mu + b)' S (2 Q* mu + b*).
-    """
-    eye = torch.eye(hit.shape[1], dtype=hit.dtype, device=hit.device)
-    scale, own_scale = equations.log_scale.exp(), equations.own_log_scale.exp()
-    row = (eye - equations.weight).mT / scale[..., None]  # residual of k is row[k] z - offset[k]
-    offset = equations.intercept / scale
-    natural = torch.einsum("ck,...ki,...kj->...cij", hit, row, row)
-    q = 0.5 * (natural - torch.diag_embed(hit / own_scale.square()))
-    b = hit * equations.own_intercept / own_scale.square() - torch.einsum("ck,...ki,...k->...ci", hit, row, offset)
-    own = (equations.own_intercept / own_scale).square()
-    constant = 0.5 * offset.square()[..., None, :] - 0.5 * own
-    constant = constant + equations.log_scale[..., None, :] - equations.own_log_scale
-    c = (hit * constant).sum(-1) + log_det_change(equations.weight, hit)
-    mu, cov = laws(equations, hit)
-    qs = torch.einsum("...oij,...cjk->...coik", q, cov)
-    q_mu = torch.einsum("...oij,...cj->...coi", q, mu)
-    mean = qs.diagonal(dim1=-2, dim2=-1).sum(-1) + torch.einsum("...coi,...ci->...co", q_mu, mu)
-    mean = mean + torch.einsum("...oi,...ci->...co", b, mu) + c[..., None, :]
-    slope = 2 * q_mu + b[..., None, :, :]
-    spread = 2 * torch.einsum("...coij,...cpji->...cop", qs, qs)
-    return mean, spread + torch.einsum("...coi,...cij,...cpj->...cop", slope, cov, slope)
-
-
-def match(
-    odds: Tensor, group: Tensor, hit: Tensor, generator: torch.Generator, steps: int = MATCH_STEPS
-) -> list[Equations]:
-    """Equations whose log-odds have the means and covariances of `odds` (rows, odds) in every class, best first.
-
-    Adam from many random starts; local minima are listed once. Weights are (parent, child) of an acyclic graph: what
-    the log-odds leave open (two directions for each target) is settled by `sem`'s sum over graphs.
-    """
-    classes, latents = len(hit) + 1, hit.shape[1]
-    hit = hit.double()
-    parts = [odds[group == c].double() for c in range(classes)]
-    mean = torch.stack([part.mean(0) for part in parts])
-    cov = torch.stack([torch.cov(part.mT, correction=0).reshape(len(hit), len(hit)) for part in parts])
-    sd = cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-6).sqrt()
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(MATCHES, *shape, generator=generator, dtype=torch.float64)
-
-    values = [
-        0.5 * normal(latents, latents),
-        torch.zeros(MATCHES, latents, dtype=torch.float64),
-        0.1 * normal(latents),
-        1.0 + 0.3 * normal(*hit.shape),
-        0.1 * normal(*hit.shape),
-    ]
-    values = [value.to(hit.device).requires_grad_(True) for value in values]
-    off = 1 - torch.eye(latents, dtype=hit.dtype, device=hit.device)
-
-    def equations() -> Equations:
-        return Equations(values[0] * off, *values[1:])
-
-    def misfit() -> Tensor:
-        m, s = odds_moments(equations(), hit)
-        shape = (s - cov) / (sd[:, :, None] * sd[:, None, :])
-        return ((m - mean) / sd).square().sum((1, 2)) + shape.square().sum((1, 2, 3))
-
-    with torch.enable_grad():
-        adam = torch.optim.Adam(values)
-        for step in range(steps):
-            adam.param_groups[0]["lr"] = MATCH_LR * 0.5 * (1 + math.cos(math.pi * step / steps))
-            gradients = torch.autograd.grad(misfit().log1p().nan_to_num(0.0).sum(), values)
-            for value, gradient in zip(values, gradients, strict=True):
-                value.grad = gradient.nan_to_num(0.0).clamp(-1, 1)
-            adam.step()
-    found: list[Equations] = []
-    last = -1.0
-    with torch.no_grad():
-        final = misfit().nan_to_num(torch.inf)
-        for i in final.argsort().tolist():
-            if len(found) == CANDIDATES or not final[i].isfinite():
-                break
-            if last < 0 or float(final[i]) > 1.02 * last + 1e-3:
-                last = float(final[i])
-                found.append(_acyclic(Equations(*(value[i] for value in equations())), hit, parts, generator))
-    return found
-
-
-def _acyclic(equations: Equations, hit: Tensor, parts: list[Tensor], generator: torch.Generator) -> Equations:
-    """The equations of an acyclic graph that fit the same laws best, latents in units of their deviations."""
-    mean, cov = laws(equations, hit)
-    count = torch.tensor([float(len(part)) for part in parts], dtype=mean.dtype, device=mean.device)
-    target = torch.cat([torch.zeros_like(hit[:1]), hit])
-    environments = sem.Environments(count, mean, cov, target)
-    unmixing, _ = affine(environments, generator, rivals=0)
-    return fitted(standardised(environments.transform(unmixing)))
 
 
 def fitted(environments: sem.Environments) -> Equations:
@@ -297,36 +190,36 @@ def affine(environments: sem.Environments, generator: torch.Generator, rivals: i
     return best.chart[:, 0] @ root, best.value / total
 
 
-# -- 3 and 4: latents --------------------------------------------------------------------------------------------
+# -- latents -----------------------------------------------------------------------------------------------------
 
 
-class Contrast(nn.Module):
-    """h (`encoder`) with equations: the logits of the classes, and how far residuals are from N(0, I).
+class Chart(nn.Module):
+    """h (`encoder`) and its inverse (`decoder`), with a Gaussian law of its own for every class."""
 
-    hit: (class - 1, latent), which latents each class but the observational one intervenes on.
-    """
-
-    hit: Tensor
     share: Tensor
 
-    def __init__(self, inputs: int, hit: Tensor, share: Tensor, equations: Equations, width: int) -> None:
+    def __init__(self, encoder: Residual, decoder: Residual, share: Tensor) -> None:
+        """share: (class,) of the rows."""
         super().__init__()
-        self.encoder = Residual(inputs, hit.shape[1], width).to(share)
-        self.decoder = Residual(hit.shape[1], inputs, width).to(share)
-        for name, value in equations._asdict().items():
-            setattr(self, name, nn.Parameter(value.to(share)))
-        self.register_buffer("hit", hit.to(share))
-        self.register_buffer("share", share.log())  # (class,) of the rows
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("share", share.log())
 
-    def equations(self) -> Equations:
-        weight = self.weight * (1 - torch.eye(len(self.weight)).to(self.weight))
-        return Equations(weight, *(getattr(self, name) for name in Equations._fields[1:]))
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities (rows, class) but for constants, and the residuals (class, rows, latent), N(0, I) in their own
+        class. z: (rows, latent); member: (rows, class) one-hot."""
+        count = member.sum(0)
+        mean = member.mT @ z / count.clamp_min(1.0)[:, None]  # (class, latent)
+        apart = z - mean[:, None]  # (class, rows, latent)
+        scatter = (member.mT[:, None] * apart.mT) @ apart  # (class, latent, latent)
+        shared = scatter.sum(0) / len(z) + 1e-6 * torch.eye(z.shape[1]).to(z)
+        root = torch.linalg.cholesky((scatter + PSEUDO_ROWS * shared) / (count + PSEUDO_ROWS)[:, None, None])
+        residual = apart @ torch.linalg.inv(root).mT
+        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * residual.square().sum(-1).mT - log_det, residual
 
-    def sparsity(self) -> Tensor:
-        """Minus the log prior of the weights, in units of the noise: the same whatever the latents' scales."""
-        weight, _, log_scale, *_ = self.equations()
-        unit = weight * (log_scale[:, None] - log_scale).exp()
-        return SPARSITY * (unit / NEGLIGIBLE).square().log1p().sum()
+    def penalty(self) -> Tensor:
+        """Minus the log prior of the law's parameters."""
+        return self.share.new_zeros(())
 
     def terms(self, x: Tensor, group: Tensor, slices: int) -> tuple[Tensor, Tensor, Tensor]:
         """(cross-entropy, distance of the residuals from N(0, I), squared error of the inputs decoded from h).
@@ -336,18 +229,11 @@ class Contrast(nn.Module):
         The distance: over random directions v, half of them with two non-zero coordinates, the squared difference of
         the characteristic functions of v'r and N(0, 1) (Epps & Pulley 1983), class by class.
         """
-        z, equations = self.encoder(x), self.equations()
-        natural = (z - equations.intercept - z @ equations.weight) / equations.log_scale.exp()  # (rows, latent)
-        own = (z[:, None] - equations.own_intercept) / equations.own_log_scale.exp()  # (rows, class - 1, latent)
-        each = 0.5 * (natural.square()[:, None] - own.square())
-        each = each + equations.log_scale - equations.own_log_scale
-        logits = (self.hit * each).sum(-1) + log_det_change(equations.weight, self.hit)
-        logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1) + self.share
-        member = one_hot(group, logits.shape[1]).to(z)
-        target = torch.cat([torch.zeros_like(self.hit[:1]), self.hit])[group] > 0
-        mine = own.gather(1, (group - 1).clamp_min(0)[:, None, None].expand(-1, 1, z.shape[1])).squeeze(1)
-        residual = torch.where(target, mine, natural)
-        latents = z.shape[1]
+        z = self.encoder(x)
+        rows, latents = z.shape
+        member = one_hot(group, len(self.share)).to(z)
+        density, residuals = self.law(z, member)
+        residual = residuals[group, torch.arange(rows, device=z.device)]
         direction = torch.randn(latents, slices, device=z.device, dtype=z.dtype)
         pairs = one_hot(torch.randint(latents, (2, slices // 2), device=z.device), latents).sum(0).clamp(max=1).mT
         direction = torch.cat([direction[:, : slices // 2] * pairs, direction[:, slices // 2 :]], 1)
@@ -358,24 +244,71 @@ class Contrast(nn.Module):
             real, imaginary = average.mT @ (t * along).cos(), average.mT @ (t * along).sin()
             gap = (real - math.exp(-0.5 * t * t)).square() + imaginary.square()
             distance = distance + math.exp(-0.25 * t * t) * gap.mean()
-        return cross_entropy(logits, group), distance, (self.decoder(z) - x).square().mean()
+        return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
+
+    def train_on(self, x: Tensor, group: Tensor, steps: int, generator: torch.Generator) -> None:
+        """Minimise the sum of the terms over all rows."""
+
+        def loss(pick: Tensor, _: float) -> Tensor:
+            entropy, distance, error = self.terms(x[pick], group[pick], SLICES)
+            return entropy + NORMALITY * distance + RECONSTRUCTION * error + self.penalty()
+
+        minimise(self, loss, torch.arange(len(x), device=x.device), steps, BATCH, generator)
+
+    @torch.no_grad()
+    def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
+        """h becomes unmixing h + offset, and the decoder still its inverse."""
+        inverse = torch.linalg.inv(unmixing)
+        for layer in (self.encoder.linear, self.encoder.net[-1]):
+            layer.weight.copy_(unmixing @ layer.weight)
+            layer.bias.copy_(unmixing @ layer.bias)
+        self.encoder.linear.bias.add_(offset)
+        for layer in (self.decoder.linear, self.decoder.net[0]):
+            layer.weight.copy_(layer.weight @ inverse)
+            layer.bias.sub_(layer.weight @ offset)
 
 
-class Construction(NamedTuple):
-    """encoder: (rows, inputs) -> h; z = unmixing h. score: held-out objective, lower is better."""
+class Contrast(Chart):
+    """A chart in which the law of every class is that of equations.
 
-    encoder: Residual
-    unmixing: Tensor
-    score: float
+    hit: (class - 1, latent), which latents each class but the observational one intervenes on.
+    """
+
+    hit: Tensor
+
+    def __init__(self, encoder: Residual, decoder: Residual, share: Tensor, hit: Tensor, equations: Equations) -> None:
+        super().__init__(encoder, decoder, share)
+        for name, value in equations._asdict().items():
+            setattr(self, name, nn.Parameter(value.to(share)))
+        self.register_buffer("hit", hit.to(share))
+
+    def equations(self) -> Equations:
+        weight = self.weight * (1 - torch.eye(len(self.weight)).to(self.weight))
+        return Equations(weight, *(getattr(self, name) for name in Equations._fields[1:]))
+
+    def penalty(self) -> Tensor:
+        """A prior of few weights, in units of the noise: the same whatever the latents' scales."""
+        weight, _, log_scale, *_ = self.equations()
+        unit = weight * (log_scale[:, None] - log_scale).exp()
+        return SPARSITY * (unit / NEGLIGIBLE).square().log1p().sum()
+
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        equations = self.equations()
+        natural = (z - equations.intercept - z @ equations.weight) / equations.log_scale.exp()  # (rows, latent)
+        own = (z - equations.own_intercept[:, None]) / equations.own_log_scale.exp()[:, None]  # (class - 1, rows, ..)
+        change = 0.5 * (natural.square() - own.square()) + (equations.log_scale - equations.own_log_scale)[:, None]
+        odds = (self.hit[:, None] * change).sum(-1).mT + log_det_change(equations.weight, self.hit)
+        residual = torch.cat([natural[None], torch.where(self.hit[:, None] > 0, own, natural)])
+        return torch.cat([torch.zeros_like(odds[:, :1]), odds], 1), residual
 
 
 def construct(
     x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
-) -> Construction:
-    """The four steps of this file. x: (rows, inputs), standardised; target: (env, latent) in {0, 1}.
+) -> tuple[Residual, Tensor]:
+    """(h, unmixing): z = unmixing h(x), by the four steps of this file.
 
-    steps: of the last stage; the others take shares of it. Networks draw their weights from torch's global
-    generator, whose state is restored.
+    x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step. Networks draw their
+    weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -385,63 +318,49 @@ def construct(
 
 def _construct(
     x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
-) -> Construction:
+) -> tuple[Residual, Tensor]:
     changed = torch.nonzero(target.sum(1) > 0).flatten()
     group = torch.zeros_like(env)
     for position, e in enumerate(changed.tolist()):
         group[env == e] = position + 1
-    hit, classes = target[changed], len(changed) + 1
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    cut = int(HELD_OUT * len(x))
-    held_out, rows = order[:cut], order[cut:]
-    share = one_hot(group[rows], classes).to(x).mean(0)
+    hit, latents = target[changed], target.shape[1]
+    target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
+    share = one_hot(group, len(target)).to(x).mean(0)
+    encoder, decoder = Residual(x.shape[1], latents, width).to(x), Residual(latents, x.shape[1], width).to(x)
+    _linear_start(encoder, decoder, x)
+    chart = Chart(encoder, decoder, share)
 
-    def score(contrast: Contrast) -> float:
-        with torch.no_grad():
-            torch.manual_seed(0)
-            entropy, distance, error = contrast.terms(x[held_out], group[held_out], 8 * SLICES)
-        return float(entropy + WEIGHT[0] * distance + RECONSTRUCTION * error)
+    def error(pick: Tensor, _: float) -> Tensor:
+        return mse_loss(decoder(encoder(x[pick])), x[pick])
 
-    def train(contrast: Contrast, many: int) -> Contrast:
-        def loss(pick: Tensor, progress: float) -> Tensor:
-            entropy, distance, error = contrast.terms(x[pick], group[pick], SLICES)
-            at = min(1.0, max(0.0, (progress - 0.3) / 0.5))
-            return (
-                entropy
-                + WEIGHT[0] * (WEIGHT[1] / WEIGHT[0]) ** at * distance
-                + RECONSTRUCTION * error
-                + contrast.sparsity()
-            )
-
-        minimise(contrast, loss, rows, many, BATCH, generator)
-        return contrast
-
-    odds = log_odds(x, group, rows, classes, CLASSIFIER_WIDTH, steps, generator)
-    linear = linear_case(x[rows], group[rows], hit, generator)
-    candidates = [*match(odds[rows], group[rows], hit, generator, min(steps, MATCH_STEPS)), linear]
-
-    def fresh(candidate: Equations) -> Contrast:
-        return Contrast(x.shape[1], hit, share, candidate, width)
-
-    trials = [score(train(fresh(candidate), max(1, int(TRIAL * steps)))) for candidate in candidates]
-    contrast = train(fresh(candidates[min(range(len(trials)), key=lambda i: trials[i])]), steps)
+    every = torch.arange(len(x), device=x.device)
+    minimise(chart, error, every, max(1, int(PRETRAIN * steps)), BATCH, generator)
+    chart.train_on(x, group, steps, generator)
     with torch.no_grad():
-        environments = moments(contrast.encoder(x), group, torch.cat([torch.zeros_like(hit[:1]), hit]))
-    return Construction(contrast.encoder, affine(environments, generator, rivals=1)[0], score(contrast))
+        found = moments(encoder(x), group, target)
+        unmixing, _ = affine(found, generator, rivals=1)
+        _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
+        sd = cov.diagonal().sqrt()
+        chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
+        equations = fitted(moments(encoder(x), group, target))
+    contrast = Contrast(encoder, decoder, share, hit, equations)
+    contrast.train_on(x, group, max(1, int(STRUCTURED * steps)), generator)
+    with torch.no_grad():
+        return encoder, affine(moments(encoder(x), group, target), generator, rivals=1)[0]
 
 
-def linear_case(x: Tensor, group: Tensor, hit: Tensor, generator: torch.Generator) -> Equations:
-    """Equations as if the leading principal components of x were affine in the latents."""
-    principal = torch.linalg.eigh(torch.cov(x.mT.double()))[1][:, -hit.shape[1] :].mT  # (latent, inputs)
-    y = moments(x.double() @ principal.mT, group, torch.cat([torch.zeros_like(hit[:1]), hit]))
-    unmixing, _ = affine(y, generator, rivals=0)
-    return fitted(standardised(y.transform(unmixing)))
-
-
-def standardised(environments: sem.Environments) -> sem.Environments:
-    """The same with latents in units of their deviation over all environments."""
-    scale = environments.pooled(torch.ones_like(environments.count))[2].diagonal().sqrt()
-    return environments.transform(torch.diag(1 / scale))
+@torch.no_grad()
+def _linear_start(encoder: Residual, decoder: Residual, x: Tensor) -> None:
+    """The leading principal components of x with variance 1, and the linear map back."""
+    value, vector = torch.linalg.eigh(torch.cov(x.mT.double()))
+    value, vector = (part[..., -encoder.linear.out_features :] for part in (value, vector))
+    sd = value.clamp_min(1e-6 * float(value[-1])).sqrt()
+    encoder.linear.weight.copy_((vector / sd).mT)
+    decoder.linear.weight.copy_(vector * sd)
+    for module in (encoder, decoder):
+        module.linear.bias.zero_()
+        module.net[-1].weight.mul_(FIRST)
+        module.net[-1].bias.zero_()
 
 
 def moments(z: Tensor, group: Tensor, target: Tensor) -> sem.Environments:
