@@ -3,7 +3,7 @@
     order ~ uniform, edge[j, k] ~ Bernoulli(rho) if j precedes k            (parent, child)
     w[j, k] ~ edge * slab  (Zellner's g-prior, unit information)             (parent, child)
     z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)          (data, latent)
-    x_i = W z_i + offset + r_i,  r_i ~ N(0, tau^2) off the columns of W      (data, feature)
+    x_i = W z_i + offset + r_i,  r_i ~ N(0, tau^2) off the columns of W      (data, feature); counts: see below
 
 An environment that intervenes on k changes its equation (`intervention`): "perfect" drops k's parents and gives k a
 mean and variance of its own (environment, latent); "soft" gives k a regression of its own on its parents; "variance"
@@ -26,6 +26,11 @@ draws of graph and weights are the prior's (w[j, k] ~ N(0, s_k^2 / s_j^2)), z = 
 *Identified:* latents up to scale (and permutation, where targets are not known by name), the graph exactly, if every
 latent is the one target of some perfect intervention and there is an observational environment. Soft interventions:
 the graph up to its transitive closure; latents are mixed with their ancestors (not claimed). Variance, shift: neither.
+
+Counts (likelihood="negative_binomial") are x_ij ~ NegativeBinomial(mean s_i exp(offset[batch_i, j] + (W z_i)_j), r_j):
+W z is then a vector of log rates, and the moments are those of linear Gaussian latents behind the counts, fitted before
+anything is asked of their equations (`count_moments`); an environment's rows count for as many as a row of counts tells
+of its latents.
 
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
 Score-based causal representation learning.
@@ -53,10 +58,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, sem
+from pyrocrl.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.guides import FullNormalBlock
+from pyrocrl.latent_sem import SEMReadouts
+from pyrocrl.observation import LIKELIHOODS, Observation
 from pyrocrl.program import check_sizes
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
@@ -111,7 +119,9 @@ class LinearSEMLin(Program):
             "a posterior over mixing, graph and weights in place of a threshold on matrix ranks",
             "several targets per environment and several environments per target are allowed",
             "soft, variance and shift interventions; targets may be unknown",
+            "x may be counts, of log rates W z",
         ),
+        likelihoods=("gaussian", "negative_binomial"),
         settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
@@ -130,14 +140,7 @@ class LinearSEMLin(Program):
     )
     uses_rows = False
     sites = {
-        "z": Site(("data", "latent"), {"latent": "point"}),
-        "graph": Site(("parent", "child"), discrete=True),
-        "weight": Site(("parent", "child"), {"parent": -1, "child": 1}),
-        "env_weight": Site(("env", "parent", "child"), {"parent": -1, "child": 1}),
-        "targets": Site(("env", "latent"), discrete=True),
-        "shift": Site(("env", "latent"), {"latent": 1}),
-        "intercept": Site(("env", "latent"), {"latent": 1}),
-        "noise": Site(("env", "latent"), {"latent": "spread"}),
+        **{name: site for name, site in SEMReadouts.sites.items() if name != "escaped"},
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
         "loadings": Site(("feature", "latent"), {"latent": -1}),
     }
@@ -152,11 +155,14 @@ class LinearSEMLin(Program):
         edge_probability: float = 0.5,
         environments: int | None = None,
         incomplete: bool = False,
+        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
+        batches: int = 1,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which latents each environment intervenes on.
 
         environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
         incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
+        batches: technical batches, each with its own offsets of log rates; of counts alone.
 
         Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
         environments than that needs), or none observational.
@@ -169,6 +175,8 @@ class LinearSEMLin(Program):
         one_of("intervention", intervention, get_args(sem.Intervention))
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        one_of("likelihood", likelihood, LIKELIHOODS)
+        self.counts = likelihood == "negative_binomial"
         self.unknown = targets == "unknown"
         if self.unknown:
             if environments is None or environments < latents + 1:
@@ -181,11 +189,13 @@ class LinearSEMLin(Program):
         self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if self.unknown else None]  # environments
         envs, size = len(target), latents * (latents - 1)
         self.guide_block = FullNormalBlock(size, scale=1.0)  # in units of `root`
+        if self.counts:  # offsets and dispersions are estimates, set from the data
+            self.observation = Observation(features, likelihood, batches).requires_grad_(False)
         double = torch.float64
         buffers = {
             "chart": sem.chart_at(torch.eye(latents, dtype=double)),
             "root": 0.1 * torch.eye(size, dtype=double),
-            # moments of y = project @ x: white over the observational rows
+            # moments of y, white over the observational rows: project @ x, or of log rates lift @ y + offsets
             "count": torch.full((envs,), 2.0, dtype=double),
             "mean": torch.zeros(envs, latents, dtype=double),
             "cov": torch.eye(latents, dtype=double).repeat(envs, 1, 1),
@@ -217,6 +227,8 @@ class LinearSEMLin(Program):
         return super().from_data(data, **options)
 
     def check(self, data: Data) -> None:
+        if self.counts and not data.counts:
+            reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
         if data.features != self.config["features"]:
             reject("data", f"{data.features} features", f"the program's {self.config['features']}")
         if len(data.env_names) != len(self.target):
@@ -285,6 +297,8 @@ class LinearSEMLin(Program):
         for name, count in zip(data.env_names, moments.count.tolist(), strict=True):
             if count < 2:
                 reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
+        if self.counts:
+            return self._gather_counts(data)
         environments = sem.Environments(moments.count, moments.mean, moments.cov, target)
         total, mean, cov = environments.pooled(torch.ones(len(target), dtype=torch.float64))
         value, vector = torch.linalg.eigh(cov)
@@ -311,13 +325,21 @@ class LinearSEMLin(Program):
         misfit = total * value[:-latents].clamp_min(0).sum() / tau2
         self.residual.copy_(-0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2)))
 
+    def _gather_counts(self, data: Data) -> None:
+        found = count_moments(data, self.config["latents"], self.observational.tolist(), self.observation)
+        self.count.copy_(found.count)
+        self.mean.copy_(found.mean)
+        self.cov.copy_(found.cov)
+        self.lift.copy_(found.loadings)
+        self.project.copy_(torch.linalg.pinv(found.loadings))
+
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def model(self, batch: Batch) -> None:
         prior = sem.Directions(self.project, self.config["latents"])
         tangent = pyro.sample("tangent", prior)  # (latent (latent - 1),)
         rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
-        pyro.sample("x", _Marginal(self, rows, len(batch)), obs=batch.x)  # all rows at once, through their moments
+        pyro.sample("x", _Marginal(self, rows, batch), obs=batch.x)  # all rows at once, through their moments
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("tangent", self._posterior())
@@ -347,7 +369,13 @@ class LinearSEMLin(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
+        if self.counts:
+            return self._given_counts(batch, self.mean, self.cov).loc @ self._rows().mT
         return batch.x @ (self._rows() @ self.project).mT
+
+    def _given_counts(self, batch: Batch, mean: Tensor, cov: Tensor) -> RowPosterior:
+        """y of each row given its counts and its environment's moments (env, latent), (env, latent, latent)."""
+        return row_posterior(self.observation, self.lift, batch, mean[batch.env], cov[batch.env])
 
     def _rows(self) -> Tensor:
         """Rows of the unmixing of y at the guide's mean."""
@@ -419,8 +447,14 @@ class LinearSEMLin(Program):
             "noise": per_env.scale,  # (env, latent)
             "unmixing": unmixing,  # (latent, feature)
             "loadings": self.lift.double() @ torch.linalg.inv(rows),  # (feature, latent)
-            "z": batch.x.double() @ unmixing.mT,  # (rows, latent)
         }
+        if self.counts:
+            told = self._given_counts(batch, self.mean, self.cov)
+            noise = torch.randn_like(told.loc)[..., None]
+            y = told.loc + (torch.linalg.cholesky(told.cov) @ noise).squeeze(-1)
+            out["z"] = y.double() @ rows.mT  # (rows, latent)
+        else:
+            out["z"] = batch.x.double() @ unmixing.mT
         if kind == "soft":
             out["env_weight"] = per_env.weight  # (env, parent, child)
         return {name: value.to(self.root.dtype) for name, value in out.items()}
@@ -432,9 +466,15 @@ class LinearSEMLin(Program):
         return sem.LinearSEM(weight, sites["intercept"], sites["noise"])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
+        """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites.
+
+        Of counts by Laplace's method."""
         if "weight" not in sites:
             sites = sites | self.posterior_sites(batch, sites)
+        if self.counts:
+            back = self.project @ sites["loadings"]  # y = back z
+            mean, cov = sem.sem_moments(self._sem(sites))
+            return self._given_counts(batch, mean @ back.mT, back @ cov @ back.mT).log_evidence
         rows = sem.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
         z = batch.x @ sites["unmixing"].mT
         own = sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
@@ -451,6 +491,9 @@ class LinearSEMLin(Program):
         noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
         root = torch.linalg.cholesky(cov)[batch.env]
         z = mean[batch.env] + (root @ noise[..., None]).squeeze(-1)
+        if self.counts:
+            likelihood = self.observation.likelihood(z @ sites["loadings"].mT, batch)
+            return likelihood.sample(), self.row_log_likelihood(batch, sites)
         x = z @ sites["loadings"].mT + self.offset
         return x + self._off_mixing(x), self.row_log_likelihood(batch, sites)
 
@@ -461,7 +504,7 @@ class LinearSEMLin(Program):
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         loadings = pyro.sample("loadings", Delta(self.lift @ torch.linalg.inv(self._rows())).to_event(2))
-        return z @ loadings.mT + self.offset
+        return self.observation.mean(z @ loadings.mT, batch) if self.counts else z @ loadings.mT + self.offset
 
     def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
         """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
@@ -509,9 +552,9 @@ class _Marginal(TorchDistribution):
     arg_constraints: dict = {}
     support = constraints.independent(constraints.real, 2)
 
-    def __init__(self, program: LinearSEMLin, rows: Tensor, length: int, validate_args: bool | None = None) -> None:
-        self.program, self.rows = program, rows
-        shape = torch.Size((length, program.config["features"]))
+    def __init__(self, program: LinearSEMLin, rows: Tensor, batch: Batch, validate_args: bool | None = None) -> None:
+        self.program, self.rows, self.batch = program, rows, batch
+        shape = torch.Size((len(batch), program.config["features"]))
         super().__init__(torch.Size(), shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -526,7 +569,10 @@ class _Marginal(TorchDistribution):
         _, cov = sem.sem_moments(sem.LinearSEM(weight, 0 * unit, unit))
         noise = torch.randn(*sample_shape, self.event_shape[0], d, dtype=cov.dtype, device=cov.device)
         z = noise @ torch.linalg.cholesky(cov).mT
-        x = z @ (program.lift @ torch.linalg.inv(self.rows)).mT + program.offset
+        x = z @ (program.lift @ torch.linalg.inv(self.rows)).mT
+        if program.counts:
+            return program.observation.likelihood(x, self.batch).sample()
+        x = x + program.offset
         return x + program._off_mixing(x)
 
 

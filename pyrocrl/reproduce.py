@@ -38,7 +38,7 @@ from .studies import STUDIES, Study
 COLUMNS = (
     *("mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse", "mask_f1", "surplus_pip", "targets_right"),
     *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
-    *("chain_agreement", "cpu_seconds"),
+    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "chain_agreement", "cpu_seconds"),
 )
 
 

@@ -25,8 +25,15 @@ SETTINGS: dict[str, str] = {
     "kivva2022_5d": "mixtures",
     "perturb_seq": "perturb_seq",
     "zhang2023": "zhang",
+    "mechanism_shift2024": "shifts",
+    "jiang2023": "measurement",
     "buchholz2023": "buchholz",
     "buchholz2023_hard": "buchholz",
+    "cauca": "cauca",
+    "varici2024_quadratic": "scores",
+    "varici2024_general": "scores",
+    "ahuja2023": "ahuja",
+    "saengkyongam2024": "saengkyongam",
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Pairs, Study
+from .base import Pairs, ShiftedMechanisms, Skeleton, Study
 from .screens import PATHWAY, SCREENS, PerturbationScreen, Screen
 
-__all__ = ["STUDIES", "Pairs", "PerturbationScreen", "Screen", "Study"]
+__all__ = ["STUDIES", "Pairs", "PerturbationScreen", "Screen", "ShiftedMechanisms", "Skeleton", "Study"]
 
 UNKNOWN = {"targets": "unknown", "latents": 5}
 
@@ -38,10 +38,24 @@ STUDIES: dict[str, tuple[Study, ...]] = {
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
         *SCREENS,
     ),
+    "do_polynomial": tuple(
+        Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
+    ),
+    "linear_sem_nonlin": (
+        *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+    ),
+    "mechanism_shift": (ShiftedMechanisms("mechanism_shift2024", seeds=10, held_out=0.1, identified=False),),
+    "unknown_targets": (Skeleton("jiang2023", seeds=10, held_out=0.1, identified=False),),
+    "score_crl": (
+        Study("varici2024_quadratic", {"samples": 20_000}),
+        Study("varici2024_general", {"samples": 10_000}, {"transform": "general"}),
+    ),
     # samples: twice the rows of the published sizes, for one half is fitted
     "linear_sem_lin": (
         *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
+        Study("perturb_seq", {"rows": 6000}),
     ),
 }

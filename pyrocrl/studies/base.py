@@ -12,6 +12,7 @@ from .. import simulate
 from ..combinations import pair_errors
 from ..data import Data
 from ..evaluate import edge_table, evaluate
+from ..metrics import mcc, reorder_graph
 from ..posterior import Fit
 
 
@@ -66,6 +67,36 @@ class Pairs(Study):
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         return {}
+
+
+@dataclass(frozen=True)
+class ShiftedMechanisms(Study):
+    """Which mechanisms change in which environment, entry by entry of (env, latent), latents observed."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        found = result.targets()
+        assert found is not None
+        targets: Any = data.truth["targets"]
+        changed = np.zeros_like(found)
+        for env, latents in targets.items():
+            changed[result.names["env"].index(env), list(latents)] = 1
+        wrong = float(((found > 0.5) != changed).sum())
+        ours = {"shift_errors": wrong, "shift_errors_empty": float(changed.sum()), "shifts_exact": float(wrong == 0)}
+        return evaluate(result, data) | ours
+
+
+@dataclass(frozen=True)
+class Skeleton(Study):
+    """Which latents are joined, in either direction: for graphs that data leave open up to directions."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        graph, true = result.graph(), data.truth["graph"] > 0
+        assert graph is not None
+        _, nodes = mcc(data.truth["z"], result.latents(data), return_assignment=True)
+        graph = reorder_graph(graph, nodes)
+        wrong = float(np.triu((graph + graph.T > 0.5) != (true | true.T)).sum())
+        ours = {"joined_errors": wrong, "joined_errors_empty": float(true.sum()), "skeleton_exact": float(wrong == 0)}
+        return evaluate(result, data) | ours
 
 
 def _only(data: Data, rows: np.ndarray) -> Data:

@@ -1,0 +1,444 @@
+"""Score-based causal representation learning: latents from differences of scores between hard interventions.
+
+    z_k = m_k(z_pa(k)) + s_k(z_pa(k)) e_k,  e_k ~ a mixture of normals               (data, latent)
+    environment e cuts the parents of its targets k: z_k ~ a mixture of its own
+    linear:   x_i = G z_i + r_i, r_i ~ N(0, tau^2) off the columns of G              (data, feature)
+              unmixing M, z = M y:  M_kj ~ N(0, 1), y the white projection of x      (latent, latent)
+    general:  x_i ~ N(f(z_i), diag sigma^2),  f linear plus a network                (data, feature)
+
+m_k and log s_k are networks. The guide is normal about M (linear), or q(z | x) = N(h(x), diag t(x)^2) (general).
+
+`construct`, linear (LSCALE-I): scores are estimated in every environment (`score`: "gaussian", "stein" or "sliced", see
+`pyrocrl.scores`); the leading eigenvector of the second moments of the score difference of target k mixes the row of k
+with those of its parents; independence in k's environments takes the parents out. General (GSCALE-I): the log-odds
+between two hard interventions on one latent are a function of it alone, and their gradients, the score differences, are
+diagonal; h is trained so that a classifier of each pair needs h_k alone, and x can be decoded from h.
+
+`initialise` searches the order of the latents and a first M by a Gaussian likelihood; then everything but h is trained
+by the evidence lower bound. Graphs are then drawn exactly from the evidence of regressions of each latent on functions
+of earlier ones. There is no threshold: the error of the unmixing, the sampling error of the regressions and, for the
+general transform, the dispersion of what should be independent are in the covariance of the coefficients
+(`pyrocrl.mechanisms`).
+
+*Identified:* linear: latents up to scale and shift (and permutation, where targets are known up to relabelling only)
+and the graph exactly, from one hard intervention on each latent. General: latents up to a function of each and the
+graph exactly, from two hard interventions of different laws on each latent. Both need an observational environment.
+
+Varici, Acarturk, Shanmugam, Kumar & Tajer (2024), Score-based causal representation learning: linear and general
+transformations.
+
+*Differs from the paper in* a likelihood that refines the construction, an order found by it, and a posterior of graphs
+in place of a threshold on score differences.
+
+*For a variant, copy this file and change* `Mechanisms`, or `features` by which parents are tested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import Delta, constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, scores, sem
+from pyrocrl.contrastive import Residual
+from pyrocrl.dists import Normal
+from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.guides import NormalBlock
+from pyrocrl.indeterminacy import topological_order
+from pyrocrl.mechanisms import Mechanisms, Unmixing, order_of
+from pyrocrl.observation import Observation
+from pyrocrl.program import check_sizes
+
+Transform = Literal["linear", "general"]
+GIVEN = ("interventions are hard", "mixing is injective")
+NEEDS = ("observational_environment", "one_intervention_per_latent", "single_targets", "more_features_than_latents")
+TWICE = (
+    "observational_environment",
+    "two_interventions_per_latent",
+    "single_targets",
+    "more_features_than_latents",
+)
+LINEAR = "mixing is linear"
+FLOOR = 1e-8  # least residual variance, as a share of the largest variance: data may have exactly rank `latents`
+FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z
+NOISE = 0.02  # least deviation of q(z | x) and of x
+
+
+class ScoreCRL(Program):
+    card = ModelCard(
+        name="score_crl",
+        title="Score-based causal representation learning",
+        family="interventions",
+        summary="Nonlinear causal latents behind a linear mixing, or behind any with two hard interventions on each: "
+        "which latents, which graph, and how sure.",
+        assumes=(
+            "x is an injective function of latents",
+            "a latent's parents act on its location and scale, without cycles",
+            GIVEN[0],
+        ),
+        claims=(
+            Claim("latents", ("permutation", "scale", "shift"), (*GIVEN, LINEAR), NEEDS),
+            Claim("graph", ("permutation",), (*GIVEN, LINEAR), NEEDS),
+            Claim("latents", ("permutation", "elementwise"), GIVEN, TWICE),
+            Claim("graph", ("permutation",), GIVEN, TWICE),
+        ),
+        references=(
+            Reference(
+                "Varici, Acarturk, Shanmugam, Kumar & Tajer",
+                2024,
+                "Score-based causal representation learning: linear and general transformations",
+                "arXiv",
+                "https://arxiv.org/abs/2402.00849",
+            ),
+        ),
+        differs=(
+            "a likelihood refines the construction from score differences",
+            "the order of the latents is found by likelihood",
+            "a posterior of graphs that carries the error of the latents, in place of a threshold on scores",
+        ),
+        settings=("varici2024_quadratic", "varici2024_general", "varici2024_linear"),
+        needs_env=True,
+        targets=("known", "relabelled"),
+    )
+    recipe = Recipe(
+        epochs=40,
+        least_steps=1500,
+        batch_size=1024,
+        lr=1e-2,
+        kl_warmup=0.0,
+        temperature_span=0.0,
+        held_out=0.05,
+        check_every=2,
+        patience=None,
+        chains=4,
+    )
+    sites = {
+        "z": Site(("data", "latent"), {"latent": "point"}),
+        "graph": Site(("parent", "child"), discrete=True),
+        "unmixing": Site(("latent", "direction"), {"latent": 1}),
+    }
+
+    def __init__(
+        self,
+        features: int,
+        latents: int,
+        target_matrix: list[list[int]],
+        targets: Literal["known", "relabelled"] = "known",
+        transform: Transform = "linear",
+        score: scores.Estimator = "stein",
+        edge_probability: float = 0.5,
+        width: int = 64,
+        steps: int = 600,
+    ) -> None:
+        """target_matrix: (env, latent) in {0, 1}. score: the estimator of the linear transform's construction. width,
+        steps: of networks' layers and of the encoder's construction (general transform).
+
+        Raises InputError for more than 12 latents, a latent that no environment targets (two, for the general
+        transform), or none observational.
+        """
+        super().__init__()
+        check_sizes(features, latents, least=2)
+        if latents > graphs.MAX_NODES:
+            reject("latents", latents, f"2 to {graphs.MAX_NODES}: sums over graphs are exact")
+        one_of("targets", targets, ("known", "relabelled"))
+        one_of("transform", transform, get_args(Transform))
+        one_of("score", score, scores.ESTIMATORS)
+        if not 0 < edge_probability < 1:
+            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        for name, number in (("width", width), ("steps", steps)):
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+                reject(name, repr(number), "a whole number from 1 on")
+        matrix = np.asarray(target_matrix)
+        if matrix.ndim != 2 or matrix.shape[1] != latents or not np.isin(matrix, (0, 1)).all():
+            reject("target_matrix", f"shape {matrix.shape}", f"0 and 1 in the shape (env, {latents})")
+        if not (matrix.sum(1) == 0).any():
+            reject("targets", "every environment intervenes", "an observational environment")
+        least = 1 if transform == "linear" else 2
+        few = np.flatnonzero(matrix.sum(0) < least)
+        if few.size:
+            reject("targets", f"{matrix.sum(0)[few[0]]} interventions on latent {few[0]}", f"{least} or more on each")
+        self.general = transform == "general"
+        self.mechanisms = Mechanisms(latents, matrix.tolist())
+        if self.general:
+            self.observation = Observation(features, noise=0.1)
+            self.encoder = Residual(features, latents, width).requires_grad_(False)
+            self.spread = Residual(features, latents, width, layers=1)
+            self.decoder = Residual(latents, features, width)
+            self.register_buffer("centre", torch.zeros(latents))  # of h, and its deviation
+            self.register_buffer("unit", torch.ones(latents))
+        else:
+            self.block = NormalBlock(latents, latents, scale=0.01)
+            self.register_buffer("project", torch.eye(latents, features))
+            self.register_buffer("lift", torch.eye(features, latents))
+            self.register_buffer("offset", torch.zeros(features))
+            self.register_buffer("tau", torch.ones(()))
+            self.register_buffer("log_jacobian", torch.zeros(()))
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        if options.get("targets") == "unknown":
+            reject("targets", "'unknown'", "'known' or 'relabelled'")
+        if data.targets is None and "target_matrix" not in options:
+            raise InputError(
+                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
+            )
+        return super().from_data(data, **options)
+
+    def check(self, data: Data) -> None:
+        super().check(data)
+        if len(data.env_names) != len(self.mechanisms.target):
+            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.mechanisms.target)}")
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """The theorem's construction alone: see the head of this file. Raises InputError for environments of fewer rows
+        than three a latent."""
+        self._construct(data, generator, search=False)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The construction, the order of most likelihood, and first equations by least squares."""
+        self._construct(data, generator, search=True)
+
+    def _construct(self, data: Data, generator: torch.Generator, search: bool) -> None:
+        least = 3 * self.config["latents"]
+        for position, name in enumerate(data.env_names):
+            rows = int((data.env == position).sum())
+            if rows < least:
+                reject("env", f"{rows} row(s) in environment {name!r}", f"{least} or more")
+        batch = data.tensors(dtype=torch.float64)
+        target = self.mechanisms.target.double()
+        if self.general:
+            self._train_encoder(data, generator)
+            z = self.latents(data.tensors(dtype=self.centre.dtype)).double()
+            unmixing = Unmixing(z, batch.env, target, generator)
+            matrix, before = unmixing.search(torch.eye(z.shape[1]).to(z), generator, mixed=False)
+        else:
+            self._project(batch, target)
+            y = self._white(batch.x, double=True)
+            unmixing = Unmixing(y, batch.env, target, generator)
+            change = scores.differences(y, batch.env, target, self.config["score"], generator)
+            rows_ = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
+            if search:
+                matrix, before = unmixing.search(rows_, generator)
+            else:
+                matrix, before = unmixing.ordered(rows_, order_of(change, rows_))
+            z = y @ matrix.mT
+            self.block.loc.copy_(matrix)
+        self.mechanisms.start(z, batch.env, before)
+        self._gather(data, generator)
+
+    def _train_encoder(self, data: Data, generator: torch.Generator) -> None:
+        batch = self.observation.start(data)
+        x, target = self.observation.inputs(batch), self.mechanisms.target
+        width, steps = self.config["width"], self.config["steps"]
+        encoder, decoder = scores.encoder(x, batch.env, target, width, steps, generator)
+        self.encoder.load_state_dict(encoder.state_dict())
+        self.decoder.load_state_dict(decoder.state_dict())
+        h = self.encoder(x)
+        natural = h[(target.sum(1) == 0)[batch.env]]
+        self.centre.copy_(natural.mean(0))
+        self.unit.copy_(natural.std(0))
+        self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
+
+    def _project(self, batch: Batch, target: Tensor) -> None:
+        """The principal subspace of x, white over the observational rows."""
+        latents, features = self.config["latents"], self.config["features"]
+        value, vector = torch.linalg.eigh(torch.cov(batch.x.mT))
+        principal = vector[:, -latents:].mT  # (latent, feature)
+        natural = batch.x[(target.sum(1) == 0)[batch.env]]
+        cov = torch.cov((natural @ principal.mT).mT)
+        spread = torch.linalg.eigvalsh(cov)
+        if spread[0] <= 1e-10 * spread[-1]:
+            rank = int((spread > 1e-10 * spread[-1]).sum())
+            reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
+        root = sem.whitening(cov)
+        mean = natural.mean(0)
+        self.project.copy_(root @ principal)
+        self.lift.copy_(principal.mT @ torch.linalg.inv(root))
+        self.offset.copy_(mean)
+        self.log_jacobian.copy_(torch.linalg.slogdet(root).logabsdet)
+        free = value[: features - latents].clamp_min(0).mean()
+        self.tau.copy_(torch.maximum(free, FLOOR * value[-1]).sqrt())
+
+    def _white(self, x: Tensor, double: bool = False) -> Tensor:
+        """(rows, latent) y, white over the observational rows."""
+        project, offset = (v.double() if double else v for v in (self.project, self.offset))
+        return (x - offset) @ project.mT
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Scores of parent sets given the latents of all rows, from which graphs are drawn exactly."""
+        self._gather(data, generator)
+
+    def _gather(self, data: Data, generator: torch.Generator) -> None:
+        batch = data.tensors(self.mechanisms.before.device, self.mechanisms.before.dtype)
+        z = self.latents(batch).double()
+        unmixing = Unmixing(z, batch.env, self.mechanisms.target.double(), generator)
+        before = self.mechanisms.before.double()
+        matrix = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        if not self.general:  # what training left of earlier latents has an error that is known once it is taken out
+            matrix = unmixing.cut(matrix, tuple(before.sum(0).argsort().tolist()))
+        found = unmixing.posterior(matrix, before, dispersed=self.general)
+        self.mechanisms.gather(found, self.config["edge_probability"])
+
+    # -- model and guide ---------------------------------------------------------------------------------------
+
+    def model(self, batch: Batch) -> None:
+        pyro.factor("equations_prior", self.mechanisms.prior())
+        if self.general:
+            with self.rows(batch):
+                z = pyro.sample("z", _Latents(self.mechanisms, batch.env))  # (rows, latent)
+                likelihood = self.observation.likelihood(self.decoder(z), batch)  # (rows, feature)
+                pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            return
+        zero = torch.zeros_like(self.block.loc)
+        matrix = pyro.sample("unmixing", Normal(zero, torch.ones_like(zero)).to_event(2))  # (latent, latent)
+        with self.rows(batch):
+            pyro.sample("x", _Linear(self, matrix, batch.env), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        if self.general:
+            with self.rows(batch):
+                pyro.sample("z", self._posterior(batch).to_event(1))
+        else:
+            pyro.sample("unmixing", self.block().to_event(2))
+
+    def _posterior(self, batch: Batch) -> Normal:
+        spread = softplus(self.spread(self.observation.inputs(batch))) + NOISE
+        return Normal(self.latents(batch), spread)
+
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        if self.general:
+            return (self.encoder(self.observation.inputs(batch)) - self.centre) / self.unit
+        return self._white(batch.x) @ self.block.loc.mT
+
+    @torch.no_grad()
+    def graph(self) -> Tensor:
+        return self.mechanisms.graph()
+
+    @torch.no_grad()
+    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A graph, and for the linear transform z, which M determines."""
+        out = {"graph": self.mechanisms.draw_graph()}
+        if not self.general:
+            out["z"] = self._white(batch.x) @ sites["unmixing"].mT
+        return out
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        if self.general:
+            return self.observation.mean(self.decoder(z), batch)
+        matrix = pyro.sample("unmixing", Delta(self.block.loc).to_event(2))
+        return torch.linalg.solve(matrix, z.mT).mT @ self.lift.mT + self.offset
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i), or given M)."""
+        z = self.mechanisms.sample(batch.env, sites["graph"])
+        if self.general:
+            told = self.observation.likelihood(self.decoder(sites["z"]), batch).log_prob(batch.x).sum(-1)
+            return self.observation.likelihood(self.decoder(z), batch).sample(), told
+        law = _Linear(self, sites["unmixing"], batch.env)
+        return law.mixed(z), law.log_prob(batch.x)
+
+    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
+        if self.general:
+            return None
+        return _Linear(self, sites["unmixing"], batch.env).log_prob(batch.x)
+
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
+        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
+
+        envs: environments whose interventions act together, each target with its law from there (from the last of
+        them that targets it).
+        """
+        mechanisms, rows = self.mechanisms, len(batch)
+        noise, hit = mechanisms.noise.sample(rows), torch.zeros_like(mechanisms.target[0])
+        own = torch.zeros_like(noise)
+        for e in envs:
+            here = mechanisms.target[e]
+            drawn = mechanisms.own.sample(rows, torch.full((rows,), e, device=noise.device))
+            own, hit = torch.where(here > 0.5, drawn, own), torch.maximum(hit, here)
+        z = list(torch.zeros_like(noise).unbind(-1))
+        with pyro.plate("data", rows, dim=-1):
+            for k in topological_order(sites["graph"].detach().cpu().numpy()):
+                loc, scale = mechanisms.equations(torch.stack(z, -1), sites["graph"])
+                natural = loc[:, k] + scale[:, k] * noise[:, k]
+                value = pyro.deterministic(f"z_{k}", torch.where(hit[k] > 0.5, own[:, k], natural), event_dim=0)
+                z[k] = value.expand(rows)
+        return torch.stack(z, -1)
+
+    def claims(self) -> tuple[Claim, ...]:
+        free = () if self.config["targets"] == "known" else ("permutation",)
+        if self.general:
+            return (Claim("latents", (*free, "elementwise"), GIVEN, TWICE), Claim("graph", free, GIVEN, TWICE))
+        given = (*GIVEN, LINEAR)
+        return (Claim("latents", (*free, "scale", "shift"), given, NEEDS), Claim("graph", free, given, NEEDS))
+
+    @classmethod
+    def example(cls, seed: int = 0) -> tuple[Program, Data]:
+        from pyrocrl.simulate import draw
+
+        data = draw("varici2024_quadratic", seed=seed, samples=1000, latents=3, features=6)
+        return cls.from_data(data), data
+
+
+class _Linear(TorchDistribution):
+    """p(x | M, env) of rows: batch (rows,), event (feature,)."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, program: ScoreCRL, matrix: Tensor, env: Tensor, validate_args: bool | None = None) -> None:
+        self.program, self.matrix, self.env = program, matrix, env
+        super().__init__(env.shape, torch.Size((program.config["features"],)), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        program = self.program
+        y = program._white(value)
+        inside = program.mechanisms.log_prob(y @ self.matrix.mT, self.env)
+        free = program.config["features"] - program.config["latents"]
+        apart = (value - program.offset - y @ program.lift.mT) / program.tau
+        outside = -0.5 * apart.square().sum(-1) - free * (program.tau.log() + 0.5 * math.log(2 * math.pi))
+        return inside + torch.linalg.slogdet(self.matrix).logabsdet + program.log_jacobian + outside
+
+    def mixed(self, z: Tensor) -> Tensor:
+        """(rows, feature) x of latents z."""
+        program = self.program
+        noise = program.tau * torch.randn(len(z), program.config["features"], dtype=z.dtype, device=z.device)
+        off = noise - noise @ program.project.mT @ program.lift.mT
+        return torch.linalg.solve(self.matrix, z.mT).mT @ program.lift.mT + program.offset + off
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.mixed(self.program.mechanisms.sample(self.env)).expand(*sample_shape, *self.shape())
+
+
+class _Latents(TorchDistribution):
+    """p(z | env) of rows: batch (rows,), event (latent,)."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, mechanisms: Mechanisms, env: Tensor, validate_args: bool | None = None) -> None:
+        self.mechanisms, self.env = mechanisms, env
+        super().__init__(env.shape, mechanisms.target.shape[1:], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.mechanisms.log_prob(value, self.env)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.mechanisms.sample(self.env).expand(*sample_shape, *self.shape())
+
+
+if __name__ == "__main__":
+    run(ScoreCRL)

@@ -1,0 +1,85 @@
+"""Binary latents measured by features of their own, under interventions whose targets are not told."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..data import Data
+from ..errors import reject
+from ..program import check_sizes
+from .linear_sem import _weighted_graph
+
+MOST_PARENTS = 2  # latents that one feature depends on
+TRIES = 10_000
+
+
+def jiang2023(
+    seed: int = 0,
+    samples: int = 2000,
+    latents: int = 5,
+    features: int = 15,
+    density: float = 0.4,
+    spacing: float = 3.0,
+) -> Data:
+    """A measurement model in the setting of Jiang & Aragam (2023), "Learning nonparametric latent causal graphs with
+    unknown interventions"; the paper has no experiments.
+
+    h_k ~ Bernoulli(sigmoid(b_k + sum_j w_jk h_j)): graph Erdos-Renyi of the density under a random order, weights
+    +-U(1.5, 3), b_k = U(-.5, .5) less half the sum of the weights. Every feature depends on one or two latents,
+    every latent acts on two features or more, and no latent's features are all among another's. x_j ~ N(mean, 1)
+    where the mean is a table of the states of its latents without further structure: one value for each combination,
+    at multiples of `spacing`, moved by U(-.2, .2) of it, in random order.
+
+    Environments "observational" and one for each latent in random order, "env_0", ..., which draws its target from
+    Bernoulli(U(.3, .7)) without parents. samples: rows in each. Truth: z (the states), mask (feature, latent), graph,
+    targets; targets are not given to the fit.
+    """
+    check_sizes(features, latents, least=2)
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
+        reject("samples", repr(samples), "a whole number from 2 on")
+    if not 0 <= density <= 1:
+        reject("density", density, "a number from 0 to 1")
+    rng = np.random.default_rng(seed)
+    graph, weight = _weighted_graph(rng, latents, density, 1.5, 3.0)
+    bias = rng.uniform(-0.5, 0.5, latents) - weight.sum(0) / 2
+    mask = _mask(rng, features, latents)
+    hits = [-1, *rng.permutation(latents).tolist()]
+    names = ["observational", *(f"env_{e}" for e in range(latents))]
+    parts = [_states(rng, samples, graph, weight, bias, hit) for hit in hits]
+    z = np.concatenate(parts)
+    x = rng.standard_normal((len(z), features))
+    for j in range(features):
+        parents = np.flatnonzero(mask[j])
+        cells = 2**parents.size
+        level = spacing * (rng.permutation(cells) + rng.uniform(-0.2, 0.2, cells))
+        x[:, j] += level[z[:, parents] @ (1 << np.arange(parents.size))]
+    targets = {name: (int(hit),) for name, hit in zip(names, hits, strict=True) if hit >= 0}
+    truth = {"z": z.astype(float), "mask": mask.astype(int), "graph": graph.astype(int), "targets": targets}
+    return Data(x=x, env=np.repeat(names, samples), truth=truth, name="jiang2023")
+
+
+def _mask(rng: np.random.Generator, features: int, latents: int) -> np.ndarray:
+    """(feature, latent) bool, by rejection."""
+    for _ in range(TRIES):
+        count = rng.integers(1, min(MOST_PARENTS, latents) + 1, features)
+        rank = rng.permuted(np.tile(np.arange(latents), (features, 1)), axis=1)
+        mask = rank < count[:, None]
+        columns = mask.T.astype(int)
+        within = (columns @ (1 - columns).T == 0) & ~np.eye(latents, dtype=bool)  # all features of i are among j's
+        if columns.sum(1).min() >= 2 and not within.any():
+            return mask
+    reject("features", features, f"more features for {latents} latents: none of {TRIES} masks tells all latents apart")
+
+
+def _states(
+    rng: np.random.Generator, rows: int, graph: np.ndarray, weight: np.ndarray, bias: np.ndarray, hit: int
+) -> np.ndarray:
+    """(rows, latent) in {0, 1}, ancestors first; `hit` is drawn without its parents."""
+    reach = np.linalg.matrix_power(np.eye(len(graph)) + graph, len(graph)) > 0
+    z = np.zeros((rows, len(graph)), dtype=np.int64)
+    for k in np.argsort(reach.sum(0)):
+        probability = 1.0 / (1.0 + np.exp(-(bias[k] + z @ weight[:, k])))
+        if k == hit:
+            probability = np.full(rows, rng.uniform(0.3, 0.7))
+        z[:, k] = rng.random(rows) < probability
+    return z

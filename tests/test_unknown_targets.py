@@ -1,0 +1,186 @@
+"""unknown_targets: evidence in closed form, states, masks and skeletons found, isolated edges left undirected."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import gammaln
+from scipy.stats import multivariate_t
+
+import pyrocrl
+from pyrocrl import Data, Fit, InputError, graphs, metrics, simulate
+from pyrocrl.infer.elbo import elbo
+from pyrocrl.models import unknown_targets
+from pyrocrl.models.unknown_targets import UnknownTargets
+
+SEED = 101  # two isolated edges and a latent alone
+
+
+@cache
+def fitted() -> tuple[Fit, Data, np.ndarray]:
+    """(fit, data, the estimate's latent for each true one)."""
+    data = simulate.draw("jiang2023", SEED, samples=2000)
+    fit = pyrocrl.fit(UnknownTargets.from_data(data), data, chains=2, epochs=2, seed=0, progress=False)
+    return fit, data, metrics.mcc(data.truth["z"], fit.latents(data), return_assignment=True)[1]
+
+
+def test_setting_tells_latents_apart_and_cuts_targets() -> None:
+    data = simulate.draw("jiang2023", 4, samples=20_000, density=0.8)
+    mask, z, graph = data.truth["mask"], data.truth["z"], data.truth["graph"]
+    assert set(mask.sum(1)) <= {1, 2}
+    for i in range(5):
+        assert mask[:, i].sum() >= 2
+        assert all((mask[:, i] > mask[:, j]).any() for j in range(5) if j != i)
+    assert sorted(k for (k,) in data.truth["targets"].values()) == list(range(5))
+    assert graph.sum() >= 4
+    for env, (k,) in data.truth["targets"].items():
+        rows = z[data.env == data.env_names.index(env)]
+        for j in np.flatnonzero(graph[:, k]):
+            both = [np.corrcoef(part[:, j], part[:, k])[0, 1] for part in (z[data.env == 0], rows)]
+            assert abs(both[1]) < 0.04 < abs(both[0])
+    assert data.targets is None
+
+
+def test_set_scores_are_those_of_a_student_t() -> None:
+    rng = np.random.default_rng(0)
+    z, x = rng.integers(0, 2, (12, 2)), rng.standard_normal((12, 2))
+    code = z @ [1, 2]
+    hot = torch.from_numpy(np.eye(4)[code])
+    rows = torch.from_numpy(x)
+    scores, *_ = unknown_targets._set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
+    a, b = unknown_targets.SHAPE, unknown_targets.RATE
+    for j in range(2):
+        exact = []
+        for members in range(4):
+            same = np.eye(4)[code & members]
+            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / unknown_targets.TIGHT), df=2 * a)
+            exact.append(law.logpdf(x[:, j]) + unknown_targets.MASK * members.bit_count())
+        np.testing.assert_allclose(scores[j] - scores[j, 0], np.array(exact) - exact[0], atol=1e-9)
+
+
+def test_tables_are_bdeu() -> None:
+    rng = np.random.default_rng(1)
+    count = rng.integers(0, 40, 8).astype(float)
+    found = unknown_targets._table_scores(torch.from_numpy(count)[None], 3)[0]  # (child, set)
+    states = (np.arange(8)[:, None] >> np.arange(3)) & 1
+
+    def direct(child: int, parents: list[int]) -> float:
+        total, cells = 0.0, 2 ** len(parents)
+        for cell in np.ndindex(*[2] * len(parents)):
+            here = (states[:, parents] == cell).all(1)
+            n = np.array([count[here & (states[:, child] == v)].sum() for v in (0, 1)])
+            prior = unknown_targets.EQUIVALENT / cells / 2
+            total += gammaln(2 * prior) - gammaln(2 * prior + n.sum()) + (gammaln(prior + n) - gammaln(prior)).sum()
+        return total
+
+    for child, parents in ((0, []), (0, [1]), (1, [0, 2]), (2, [0])):
+        assert float(found[child, sum(1 << j for j in parents)]) == pytest.approx(direct(child, parents))
+    one, other = found[0, 0] + found[1, 1], found[1, 0] + found[0, 2]  # 0 -> 1 and 1 -> 0
+    assert float(one) == pytest.approx(float(other))
+
+
+def test_elbo_is_the_likelihood_whatever_is_drawn() -> None:
+    program, data = UnknownTargets.example()
+    program = program.double()
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+        batch = data.tensors(dtype=torch.float64)
+        values = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            values.append(float(elbo(program, batch)))
+        exact = float(program.row_log_likelihood(batch, {}).sum())
+    assert values == pytest.approx([exact, exact], rel=1e-9)
+
+
+def test_states_mask_and_skeleton_are_found() -> None:
+    fit, data, nodes = fitted()
+    mask, graph = fit.mask(), fit.graph()
+    assert mask is not None
+    assert graph is not None
+    for true, found in zip(data.truth["z"].T, fit.latents(data)[:, nodes].T, strict=True):
+        assert abs(np.corrcoef(true, found)[0, 1]) > 0.98
+    np.testing.assert_array_equal(mask[:, nodes] > 0.5, data.truth["mask"] > 0)
+    graph, true = graph[np.ix_(nodes, nodes)], data.truth["graph"] > 0
+    np.testing.assert_array_equal(graph + graph.T > 0.5, true | true.T)
+    assert true.sum() == 2
+
+
+def test_isolated_edges_stay_undirected_unless_mechanisms_are_invariant() -> None:
+    fit, data, nodes = fitted()
+    true = data.truth["graph"] > 0
+    graph = fit.graph()
+    assert graph is not None
+    assert (true.sum(0) + true.sum(1) <= 1).all()  # every edge is isolated
+    np.testing.assert_allclose(graph[np.ix_(nodes, nodes)][true], 0.5, atol=0.01)
+    np.testing.assert_allclose(graph[np.ix_(nodes, nodes)].T[true], 0.5, atol=0.01)
+    verdict = pyrocrl.diagnose(fit, data)
+    assert verdict["graph"].verdict == "identified"
+    assert "markov equivalence" in verdict["graph"].reason
+    assert verdict["latents"].verdict == "identified"
+
+    own = fit.chains.chain(fit.reference)
+    told = UnknownTargets(**{**own.config, "invariant": True}).double()
+    told.load_state_dict(own.state_dict())
+    place = fit.alignments[fit.reference].permutation[nodes]
+    with torch.no_grad():
+        graph, targets = told.graph().numpy(), told.targets_matrix().numpy()[:, place]
+    assert graph[np.ix_(place, place)][true].min() > 0.9
+    for env, hit in data.truth["targets"].items():
+        assert targets[data.env_names.index(env)].argmax() == hit[0]
+    assert told.claims()[2].up_to == ("permutation",)
+
+
+def test_recoding_finds_the_sparse_masks() -> None:
+    """States coded with a latent replaced by an exclusive or fit as well, and need denser masks."""
+    data = simulate.draw("jiang2023", SEED, samples=500)
+    program = UnknownTargets.from_data(data).double()
+    with torch.no_grad():
+        program.construct(data, torch.Generator().manual_seed(0))
+        x, env = program._rows_of(data)
+        z = torch.from_numpy(data.truth["z"].copy())
+        z[:, 0] = (z[:, 0] != z[:, 1]).double()
+        program._gather(x, env, torch.nn.functional.one_hot(unknown_targets._code(z), 32).double())
+        program._tie()
+        dense = float((program.mask() > 0.5).sum())
+        assert program._recode()
+        assert float((program.mask() > 0.5).sum()) == data.truth["mask"].sum() < dense
+
+
+def test_do_draws_along_the_graph() -> None:
+    """Without an action, states have the law of the environments that change nothing."""
+    fit, data, _ = fitted()
+    own = fit.chains.chain(fit.reference)
+    program = UnknownTargets(**{**own.config, "invariant": True}).double()
+    program.load_state_dict(own.state_dict())
+    batch = data.tensors(dtype=torch.float64)
+    with torch.no_grad():
+        sites = program.posterior_sites(batch, {})
+        z = program.prior_latents(batch, sites)
+        count = ((1.0 - sites["targets"]).prod(-1) @ program.count) + 1e-9
+    natural = (count / count.sum()) @ graphs.members(5).double()
+    assert (z.mean(0) - natural).abs().max() < 0.1
+    assert set(z.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"features": 20, "latents": 7, "environments": 3}, "latents"),
+        ({"features": 4, "latents": 4, "environments": 3}, "latents"),
+        ({"features": 8, "latents": 3, "environments": 11}, "environments"),
+        ({"features": 8, "latents": 3, "environments": "two"}, "environments"),
+        ({"features": 8, "latents": 3, "environments": 3, "edge_probability": 1.0}, "edge_probability"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        UnknownTargets(**options)
+
+
+def test_too_few_features_are_refused() -> None:
+    with pytest.raises(InputError, match="features"):
+        simulate.draw("jiang2023", 0, latents=12, features=13)
