@@ -11,12 +11,16 @@ actions as latents at least): E[z | a] is linear in a, and only affine functions
 x under an action outside the range of those tried is E f(M a + v), as far as f is known where z goes: nonlinear in a
 though the extrapolation of M a is linear.
 
+`construct`: an auto-encoder gives coordinates c of the features' manifold; then h(c) maximises the likelihood of those,
+
+    log p(c | a) = log N(h(c); M a, I) + log det h'(c),
+
+exactly, in as many dimensions as there are latents. `initialise` adds f by regression of x on h. Only f, M and the
+widths of q are then fitted with the evidence lower bound: alone it stops far below its value at the true latents.
+
 *Every chain is one draw of a Bayesian bootstrap* (each row's log-likelihood weighted by an Exp(1) variable of its own,
 Newton & Raftery 1994) from another start, so that the spread of the chains is what the rows leave open in M, f and z,
 also where no row was. `pyrocrl.actions.predict_action` turns it into intervals.
-
-`initialise`: E[a | x] is a smooth function of z that is nearly one to one, as M has full row rank: h starts there, f by
-regression of x on it.
 
 Saengkyongam, Rosenfeld, Ravikumar, Pfister & Peters (2024), Identifying representations for intervention extrapolation.
 
@@ -35,7 +39,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, softplus
+from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, contrastive, run
 from pyrocrl.dists import Normal
@@ -50,6 +54,9 @@ GIVEN = (
 NEEDS = ("more_features_than_latents", "enough_settings")
 NOISE = 0.005  # least deviation of x, in that of each feature, and of q(z | x)
 FIRST_SPREAD = 0.1  # of q(z | x)
+ROWS = 512  # of a batch of the construction
+LEAST_DETERMINANT = 0.02  # of the map to latents: below it the likelihood is steep, so that maps do not fold
+INJECTIVE = 10.0  # weight of the squared error of coordinates mapped back from latents: two may not share one
 BLOCK = 4096  # rows with bootstrap weights of their own; further rows share them, one each
 
 
@@ -91,23 +98,15 @@ class Extrapolation(Program):
         settings=("saengkyongam2024",),
     )
     recipe = Recipe(
-        epochs=120,
-        least_steps=2_000,
-        batch_size=256,
-        lr=2e-3,
-        lr_end=0.01,
-        lr_hold=0.3,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        patience=None,
+        epochs=10, batch_size=512, lr=1e-3, lr_end=0.01, kl_warmup=0.0, temperature_span=0.0, patience=None, chains=4
     )
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "effect": Site(("action", "latent"), {"latent": 1}),
     }
 
-    def __init__(self, features: int, latents: int, aux: int, width: int = 64, steps: int = 500) -> None:
-        """aux: number of action variables. width: of networks' layers; steps: of the regressions that start a chain.
+    def __init__(self, features: int, latents: int, aux: int, width: int = 64, steps: int = 4_000) -> None:
+        """aux: number of action variables. width: of networks' layers; steps: of each part of the construction.
 
         Raises InputError for fewer actions than latents.
         """
@@ -116,7 +115,8 @@ class Extrapolation(Program):
         for name, value, least in (("aux", aux, latents), ("width", width, 1), ("steps", steps, 1)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 reject(name, repr(value), f"a whole number from {least} on" + ", the latents" * (name == "aux"))
-        self.encoder = contrastive.Residual(features, latents, width, layers=2)
+        self.chart = contrastive.Residual(features, latents, width, layers=2).requires_grad_(False)
+        self.unmix = contrastive.Residual(latents, latents, max(1, width // 2), layers=2).requires_grad_(False)
         self.uncertainty = contrastive.Residual(features, latents, width, layers=1)
         self.decoder = contrastive.Residual(latents, features, width, layers=2)
         self.effect = nn.Parameter(0.1 * torch.randn(aux, latents))
@@ -133,8 +133,8 @@ class Extrapolation(Program):
             found = "none" if data.aux is None else f"{data.aux.shape[1]} columns"
             reject("aux", found, f"the actions, (data, {self.config['aux']})")
 
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Bootstrap weights; h by regression of actions on x, then f by regression of x on latents."""
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """Bootstrap weights; coordinates of x by an auto-encoder, then latents by maximum likelihood of those."""
         self.check(data)
         batch = data.tensors(dtype=self.centre.dtype)
         assert batch.aux is not None
@@ -143,43 +143,61 @@ class Extrapolation(Program):
             sd.copy_(value.std(0).clamp_min(1e-12))
         drawn = torch.empty(BLOCK).exponential_(generator=generator)
         self.row_weight.copy_(drawn / drawn.mean())
-        x, a = self._standard(batch), self._action(batch.aux)
-        weight = self.row_weight[batch.index % BLOCK]
-        readout = nn.Linear(self.config["latents"], a.shape[1]).to(x)
-        together = nn.ModuleList([self.encoder, readout])
-        rows = torch.arange(len(x))
-        seed = int(torch.randint(2**31, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        x, weight = self._standard(batch), self._weight(batch)
+        self._fit_chart(x, weight, generator)
+        self._fit_unmix(self.chart(x), self._action(batch.aux), weight, generator)
 
-            def action_loss(pick: Tensor, _: float) -> Tensor:
-                error = readout(self.encoder(x[pick])) - a[pick]
-                return (weight[pick, None] * error.square()).mean()
+    def _fit_chart(self, x: Tensor, weight: Tensor, generator: torch.Generator) -> None:
+        """Coordinates of x, with mean 0 and variance 1."""
+        both = nn.ModuleList([self.chart, self.decoder]).requires_grad_(True)
+        contrastive.linear_start(self.chart, self.decoder, x)
 
-            contrastive.minimise(together, action_loss, rows, self.config["steps"], 256, generator)
-            self._normalise(self.encoder(x), a)
-            z = self.encoder(x)
+        def loss(pick: Tensor, _: float) -> Tensor:
+            error = self.decoder(self.chart(x[pick])) - x[pick]
+            return (weight[pick, None] * error.square()).mean()
 
-            def feature_loss(pick: Tensor, _: float) -> Tensor:
-                noisy = z[pick] + FIRST_SPREAD * torch.randn_like(z[pick])
-                return mse_loss(self.decoder(noisy), x[pick])
+        contrastive.minimise(both, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
+        c = self.chart.requires_grad_(False)(x)
+        self.chart.followed_by(c.std(0).reciprocal().diag(), -c.mean(0) / c.std(0))
 
-            contrastive.minimise(self.decoder, feature_loss, rows, self.config["steps"], 256, generator)
-        self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
-        self.uncertainty.constant(math.log(math.expm1(FIRST_SPREAD)))
+    def _fit_unmix(self, c: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
+        """The map of coordinates c (rows, latent) to latents, and M, by maximum likelihood; then noise made white."""
+        self.unmix.near(torch.eye(c.shape[1]).to(c))
+        self.effect.copy_(torch.linalg.lstsq(a, c).solution)
+        back = contrastive.Residual(c.shape[1], c.shape[1], max(1, self.config["width"] // 2), layers=2).to(c)
+        back.near(torch.eye(c.shape[1]).to(c))
+        jacobian = torch.func.vmap(torch.func.jacrev(self.unmix))
 
-    def _normalise(self, z: Tensor, a: Tensor) -> None:
-        """Give h an affine map after which z - M a is white and z has mean 0; set M. z: h of all rows."""
+        def loss(pick: Tensor, _: float) -> Tensor:
+            z = self.unmix(c[pick])
+            density = log_positive(torch.linalg.det(jacobian(c[pick])))
+            density = density - 0.5 * (z - a[pick] @ self.effect).square().sum(1)
+            return (weight[pick] * (INJECTIVE * (back(z) - c[pick]).square().mean(1) - density)).mean()
+
+        together = nn.ModuleList([self.unmix.requires_grad_(True), back])
+        together.register_parameter("effect", self.effect)
+        contrastive.minimise(together, loss, torch.arange(len(c)), self.config["steps"], ROWS, generator)
+        z = self.unmix.requires_grad_(False)(c)
         design = torch.cat([torch.ones_like(a[:, :1]), a], 1).double()
         found = torch.linalg.lstsq(design, z.double()).solution
         rest = z.double() - design @ found
         white = torch.linalg.inv(torch.linalg.cholesky(rest.mT @ rest / len(rest))).to(z)
-        for layer in (self.encoder.linear, self.encoder.net[-1]):
-            assert isinstance(layer, nn.Linear)
-            layer.weight.copy_(white @ layer.weight)
-            layer.bias.copy_(white @ layer.bias)
-        self.encoder.linear.bias.sub_(white @ found[0].to(z))
+        self.unmix.followed_by(white, -white @ found[0].to(z))
         self.effect.copy_(found[1:].to(z) @ white.mT)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The construction, then f by regression of x on latents."""
+        self.construct(data, generator)
+        batch = data.tensors(dtype=self.centre.dtype)
+        x, z, weight = self._standard(batch), self.latents(batch), self._weight(batch)
+
+        def loss(pick: Tensor, _: float) -> Tensor:
+            return (weight[pick, None] * (self.decoder(z[pick]) - x[pick]).square()).mean()
+
+        self.decoder.near(torch.linalg.lstsq(z, x).solution.mT)
+        contrastive.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
+        self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
+        self.uncertainty.constant(math.log(math.expm1(FIRST_SPREAD)))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -196,14 +214,17 @@ class Extrapolation(Program):
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch), self._bootstrap(batch):
-            x = self._standard(batch)
-            pyro.sample("z", Normal(self.encoder(x), softplus(self.uncertainty(x)) + NOISE).to_event(1))
+            spread = softplus(self.uncertainty(self._standard(batch))) + NOISE
+            pyro.sample("z", Normal(self.latents(batch), spread).to_event(1))
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         return self.centre + self.spread * self.decoder(z)
 
     def _bootstrap(self, batch: Batch) -> Any:
-        return pyro.poutine.scale(scale=self.row_weight[batch.index % BLOCK])
+        return pyro.poutine.scale(scale=self._weight(batch))
+
+    def _weight(self, batch: Batch) -> Tensor:
+        return self.row_weight[batch.index % BLOCK]
 
     def _standard(self, batch: Batch) -> Tensor:
         return (batch.x - self.centre) / self.spread
@@ -216,7 +237,7 @@ class Extrapolation(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self.encoder(self._standard(batch))
+        return self.unmix(self.chart(self._standard(batch)))
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -235,6 +256,12 @@ class Extrapolation(Program):
 
         data = draw("saengkyongam2024", seed=seed, samples=1000)
         return cls.from_data(data, width=32, steps=200), data
+
+
+def log_positive(determinant: Tensor) -> Tensor:
+    """The logarithm, extended along its tangent below LEAST_DETERMINANT."""
+    low = LEAST_DETERMINANT
+    return torch.where(determinant > low, determinant.clamp_min(low).log(), math.log(low) + (determinant - low) / low)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import t as student
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from sklearn.linear_model import RidgeCV
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -18,6 +22,7 @@ from .errors import reject
 from .posterior import Fit
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
+PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 Array = np.ndarray
 
 
@@ -72,8 +77,8 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
     the fit) against the true ones `truth` (rows, feature) under `actions` (rows, action).
 
     `action_error`, and those of regression of x on the action: `action_error_linear`, `_quadratic`, `_cubic` (ridge,
-    cross-validated), `_mlp`, `_mean` (none), the least of them `_best`, `action_ratio` to it, and `action_coverage`,
-    the share of means inside their intervals of `level`.
+    cross-validated), `_mlp`, `_gp` (Gaussian process of a linear and a smooth part), `_mean` (none), the least of them
+    `_best`, `action_ratio` to it, and `action_coverage`, the share of means inside their intervals of `level`.
     """
     predicted = predict_action(fit, actions, level=level)
     assert data.aux is not None
@@ -93,6 +98,13 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
     network = MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, random_state=0, max_iter=200)
     network.fit(scaler.transform(data.aux), standard)
     others["mlp"] = error(centre + sd * network.predict(scaler.transform(actions)))
+    kernel = ConstantKernel() * DotProduct() + ConstantKernel() * RBF(np.ones(data.aux.shape[1])) + WhiteKernel()
+    process = GaussianProcessRegressor(kernel, random_state=0)
+    rows = np.random.default_rng(0).permutation(len(x))[:PROCESS_ROWS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a part of the kernel that data do not need
+        process.fit(scaler.transform(data.aux[rows]), standard[rows])
+    others["gp"] = error(centre + sd * process.predict(scaler.transform(actions)))
     own, best = error(predicted["mean"].to_numpy()), min(others.values())
     inside = (predicted["low"].to_numpy() <= truth) & (truth <= predicted["high"].to_numpy())
     return {

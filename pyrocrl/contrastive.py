@@ -79,6 +79,25 @@ class Residual(nn.Module):
         last.bias.zero_()
         self.linear.bias.fill_(value)
 
+    @torch.no_grad()
+    def near(self, matrix: Tensor) -> None:
+        """Let the map be about the linear one of `matrix` (outputs, inputs), until it is trained."""
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        self.linear.weight.copy_(matrix)
+        last.weight.mul_(FIRST)
+        for bias in (self.linear.bias, last.bias):
+            bias.zero_()
+
+    @torch.no_grad()
+    def followed_by(self, matrix: Tensor, offset: Tensor) -> None:
+        """The map becomes matrix @ map + offset, matrix (outputs, outputs)."""
+        for layer in (self.linear, self.net[-1]):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(matrix @ layer.weight)
+            layer.bias.copy_(matrix @ layer.bias)
+        self.linear.bias.add_(offset)
+
 
 # -- optimisation ------------------------------------------------------------------------------------------------
 
@@ -259,10 +278,7 @@ class Chart(nn.Module):
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
         """h becomes unmixing h + offset, and the decoder still its inverse."""
         inverse = torch.linalg.inv(unmixing)
-        for layer in (self.encoder.linear, self.encoder.net[-1]):
-            layer.weight.copy_(unmixing @ layer.weight)
-            layer.bias.copy_(unmixing @ layer.bias)
-        self.encoder.linear.bias.add_(offset)
+        self.encoder.followed_by(unmixing, offset)
         for layer in (self.decoder.linear, self.decoder.net[0]):
             layer.weight.copy_(layer.weight @ inverse)
             layer.bias.sub_(layer.weight @ offset)
@@ -327,7 +343,7 @@ def _construct(
     target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
     encoder, decoder = Residual(x.shape[1], latents, width).to(x), Residual(latents, x.shape[1], width).to(x)
-    _linear_start(encoder, decoder, x)
+    linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)
 
     def error(pick: Tensor, _: float) -> Tensor:
@@ -350,17 +366,13 @@ def _construct(
 
 
 @torch.no_grad()
-def _linear_start(encoder: Residual, decoder: Residual, x: Tensor) -> None:
+def linear_start(encoder: Residual, decoder: Residual, x: Tensor) -> None:
     """The leading principal components of x with variance 1, and the linear map back."""
     value, vector = torch.linalg.eigh(torch.cov(x.mT.double()))
     value, vector = (part[..., -encoder.linear.out_features :] for part in (value, vector))
     sd = value.clamp_min(1e-6 * float(value[-1])).sqrt()
-    encoder.linear.weight.copy_((vector / sd).mT)
-    decoder.linear.weight.copy_(vector * sd)
-    for module in (encoder, decoder):
-        module.linear.bias.zero_()
-        module.net[-1].weight.mul_(FIRST)
-        module.net[-1].bias.zero_()
+    encoder.near((vector / sd).mT)
+    decoder.near(vector * sd)
 
 
 def moments(z: Tensor, group: Tensor, target: Tensor) -> sem.Environments:

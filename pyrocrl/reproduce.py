@@ -38,7 +38,8 @@ from .studies import STUDIES, Study
 COLUMNS = (
     *("mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse", "mask_f1", "surplus_pip", "targets_right"),
     *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
-    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "chain_agreement", "cpu_seconds"),
+    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "action_error"),
+    *("action_error_best", "action_ratio", "action_coverage", "chain_agreement", "cpu_seconds"),
 )
 
 
@@ -237,7 +238,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "pyrocrl", "models/*.py")
+        changed = git("status", "--porcelain", "--", "pyrocrl", "models/*.py")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

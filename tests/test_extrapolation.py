@@ -22,7 +22,7 @@ SEED = 101
 def fitted() -> tuple[Fit, Data]:
     data = simulate.draw("saengkyongam2024", SEED, samples=3000)
     program = Extrapolation.from_data(data, width=32, steps=300)
-    return pyrocrl.fit(program, data, chains=3, epochs=60, seed=0, progress=False), data
+    return pyrocrl.fit(program, data, chains=3, seed=0, progress=False), data
 
 
 def outside(rows: int = 60) -> np.ndarray:

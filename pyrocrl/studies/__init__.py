@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Pairs, ShiftedMechanisms, Skeleton, Study
+from .base import Actions, Pairs, ShiftedMechanisms, Skeleton, Study
 from .screens import PATHWAY, SCREENS, PerturbationScreen, Screen
 
-__all__ = ["STUDIES", "Pairs", "PerturbationScreen", "Screen", "ShiftedMechanisms", "Skeleton", "Study"]
+__all__ = ["STUDIES", "Actions", "Pairs", "PerturbationScreen", "Screen", "ShiftedMechanisms", "Skeleton", "Study"]
 
 UNKNOWN = {"targets": "unknown", "latents": 5}
 
@@ -41,6 +41,7 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "do_polynomial": tuple(
         Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
     ),
+    "extrapolation": (Actions("saengkyongam2024", {"samples": 40_000}, {"latents": 2}, held_out=0.1),),
     "linear_sem_nonlin": (
         *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
         *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),

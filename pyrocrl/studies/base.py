@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from .. import simulate
+from ..actions import extrapolation_errors
 from ..combinations import pair_errors
 from ..data import Data
 from ..evaluate import edge_table, evaluate
 from ..metrics import mcc, reorder_graph
 from ..posterior import Fit
+from ..simulate import saengkyongam
+
+REACH = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,19 @@ class Pairs(Study):
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         return {}
+
+
+@dataclass(frozen=True)
+class Actions(Study):
+    """Means of x under actions outside the box of those tried, up to REACH times as far: see `actions`."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None and data.aux is not None
+        seed = result.meta["seed"]
+        drawn = np.random.default_rng([seed, 3]).uniform(-REACH, REACH, (1_000, data.aux.shape[1]))
+        outside = drawn[np.abs(drawn).max(1) > 1.0][:200]
+        truth = saengkyongam.mean_under(outside, seed)
+        return evaluate(result, data) | extrapolation_errors(result, result.data, outside, truth)
 
 
 @dataclass(frozen=True)
