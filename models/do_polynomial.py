@@ -8,8 +8,8 @@ its target at a constant (within a deviation of FIXED) and may do anything to th
 is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature there as its precision.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
-(so there are as many features as monomials) and the latents vary freely in some environment. No law of the latents is
-assumed. Which latent an environment fixes may be known, known up to relabelling, or unknown.
+(so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
+The claim assumes no law of theirs. Which latent an environment fixes may be known, known up to relabelling, or unknown.
 
 `construct` follows the proof without an auto-encoder. Principal components of x span P_p, the polynomials of degree p.
 (1) Those that are constant in environment e are y P_{p-1} for one affine y = z_t - c_e, and y is the one whose powers
@@ -24,42 +24,34 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
-*For a variant, copy this file and change* `prior` (another law of the free latents) or `powers` (other functions).
+*For a variant, copy this file and change* `prior` and `_moments`: another law of the free latents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import Any, Literal
 
 import numpy as np
 import pyro
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
-from pyrocrl.program import check_sizes
+from pyrocrl.polynomials import affine_functions, constants, quietest
+from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 GIVEN = (
     "interventions hold their target at a constant",
     "x is a polynomial of the latents whose coefficients have full column rank",
-    "the latents vary freely in some environment",
+    "latents that are not held vary freely in every environment",
 )
 NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets")
 FIXED = 0.02  # deviation of a latent that is held at a constant, in its own overall deviation
 NOISE = 1e-3  # least deviation of x, in that of each feature
-ROWS = 2_500  # of the construction's least squares
-NEIGHBOURS = 5
-STEPS = 80  # of Levenberg and Marquardt
-EXACT = 1e-6  # share of a power's variance outside P_p that ends the search
-CONSTANT = 0.05  # most variance, of a code's, in an environment that holds it constant
-SAME = 0.02  # distance, 1 - |cosine|, between directions of one latent
 
 
 class DoPolynomial(Program):
@@ -93,6 +85,7 @@ class DoPolynomial(Program):
             "a likelihood with noise",
         ),
         settings=("ahuja2023",),
+        status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
     )
@@ -130,14 +123,15 @@ class DoPolynomial(Program):
         super().__init__()
         check_sizes(features, latents)
         one_of("targets", targets, ("known", "relabelled", "unknown"))
-        for name, value in (("degree", degree), ("environments", environments)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                reject(name, repr(value), "a whole number from 1 on")
+        check_whole("degree", degree, 1)
+        check_whole("environments", environments, 1)
         count = math.comb(latents + degree, degree)
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")
-        told = targets != "unknown"
-        matrix = _checked(target_matrix, environments, latents) if told else np.zeros((environments, latents))
+        self.unknown = targets == "unknown"
+        matrix = np.zeros((environments, latents))
+        if not self.unknown:
+            matrix = checked_targets(target_matrix, latents, environments, most=1, observational=False)
         slots = list(combinations_with_replacement(range(latents + 1), degree))  # of (1, z); each once
         self.encoder = nn.Parameter(0.1 * torch.randn(latents, features))
         self.offset = nn.Parameter(torch.zeros(latents))
@@ -228,19 +222,11 @@ class DoPolynomial(Program):
         affine = affine_functions(x, batch.env, latents, self.config["degree"], generator)  # (feature, latent)
         code = x @ affine
         parts = [code[batch.env == e] for e in range(len(self.hit))]
-        if self.config["targets"] == "unknown":
+        if self.unknown:
             self.hit.copy_(constants(parts))
-        turn = torch.zeros(latents, latents, dtype=torch.float64)  # z = turn code, up to scale and sign
-        held = [k for k in range(latents) if self.hit[:, k].any()]
-        for k in held:
-            turn[k] = quietest([part for part, hit in zip(parts, self.hit[:, k], strict=True) if hit])[1]
-        free = [k for k in range(latents) if k not in held]
-        if free:
-            rest = torch.linalg.svd(turn[held]).Vh[len(held) :] if held else torch.eye(latents).to(turn)
-            turn[free] = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator).to(turn))[0] @ rest
-        sign = 2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1
-        turn = sign * turn / (code @ turn.mT).std(0)[:, None]
-        if self.config["targets"] == "unknown":
+        turn = self._turn(parts, generator)
+        turn = turn / (code @ turn.mT).std(0)[:, None]
+        if self.unknown:
             order = torch.randperm(latents, generator=generator)
             turn, self.hit[:] = turn[order], self.hit[:, order]
         self.encoder.copy_(turn @ affine.mT)
@@ -249,6 +235,18 @@ class DoPolynomial(Program):
         self.coefficients.copy_(torch.linalg.lstsq(value, x).solution)
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
         self._moments(z, torch.zeros_like(z[0]), batch.env)
+
+    def _turn(self, parts: list[Tensor], generator: torch.Generator) -> Tensor:
+        """(latent, code) directions of the latents, step (3), of random sign; those that nothing holds at random."""
+        latents = self.hit.shape[1]
+        turn = torch.zeros(latents, latents, dtype=torch.float64)
+        held, free = (torch.nonzero(self.hit.any(0) == there).flatten().tolist() for there in (True, False))
+        for k in held:
+            turn[k] = quietest([part for part, hit in zip(parts, self.hit[:, k], strict=True) if hit])[1]
+        if free:
+            rest = torch.linalg.svd(turn[held]).Vh[len(held) :] if held else torch.eye(latents).to(turn)
+            turn[free] = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator).to(turn))[0] @ rest
+        return turn * (2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1)
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The construction."""
@@ -283,13 +281,13 @@ class DoPolynomial(Program):
         return self._posterior(batch).mean
 
     def targets_matrix(self) -> Tensor:
-        return self.log_odds.softmax(-1)[:, :-1] if self.config["targets"] == "unknown" else self.hit
+        return self.log_odds.softmax(-1)[:, :-1] if self.unknown else self.hit
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """targets (env, latent) in {0, 1}, and constant (env, latent): the value that a target is held at, the mean of
         a free latent."""
-        if self.config["targets"] == "unknown":
+        if self.unknown:
             draw = torch.multinomial(self.log_odds.softmax(-1), 1).squeeze(-1)
             targets = torch.nn.functional.one_hot(draw, self.log_odds.shape[1])[:, :-1].to(self.hit)
         else:
@@ -305,7 +303,7 @@ class DoPolynomial(Program):
 
     def claims(self) -> tuple[Claim, ...]:
         latents = Claim("latents", self.latents_up_to, GIVEN, NEEDS)
-        if self.config["targets"] != "unknown":
+        if not self.unknown:
             return (latents,)
         return (latents, Claim("targets", ("permutation",), GIVEN, NEEDS))
 
@@ -315,126 +313,6 @@ class DoPolynomial(Program):
 
         data = draw("ahuja2023", seed=seed, samples=400, latents=3, features=20)
         return cls.from_data(data, targets="unknown"), data
-
-
-# -- the construction --------------------------------------------------------------------------------------------
-
-
-def affine_functions(x: Tensor, env: Tensor, latents: int, degree: int, generator: torch.Generator) -> Tensor:
-    """(feature, latent) combinations of x (rows, feature; centred) that are affine in the latents, white over all rows.
-
-    Steps (1) and (2) of the proof, on as many as ROWS rows.
-    """
-    count, fewer = math.comb(latents + degree, degree) - 1, math.comb(latents + degree - 1, degree - 1)
-    value, vector = torch.linalg.eigh(x.mT @ x / len(x))
-    basis = vector[:, -count:] / value[-count:].clamp_min(1e-12 * value[-1]).sqrt()  # (feature, count)
-    all_rows = x @ basis  # white
-    few = torch.randperm(len(x), generator=generator)[:ROWS]
-    u = all_rows[few]  # (rows, count): with a constant, P_p on these rows
-    near = torch.cdist(x[few], x[few]).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
-    apart = (u[:, None] - u[near]).flatten(0, 1)
-    slowness = apart.mT @ apart / len(apart)
-    full = torch.cat([torch.ones_like(u[:, :1]), u], 1)
-    candidates = []
-    for e in range(int(env.max()) + 1):
-        own = all_rows[env == e]
-        level, axes = torch.linalg.eigh(torch.cov(own.mT).reshape(count, count))
-        gap = float(level[fewer - 1] / level[fewer]) if fewer < count else float(level[0])
-        candidates.append((gap, e, own.mean(0), axes[:, :fewer]))
-    local, y, least = full, u[:, 0], math.inf
-    for _, _, mean, axes in sorted(candidates, key=lambda one: one[:2]):
-        null = (u - mean) @ axes  # (rows, fewer) functions that are 0 in the environment: y P_{p-1}
-        start = torch.linalg.eigh(axes.mT @ slowness @ axes).eigenvectors[:, 0]
-        found, outside = powers_inside(null, start, full, degree)
-        if outside < least:
-            local, y, least = null, null @ found, outside
-        if least < EXACT:
-            break
-    # f is affine iff f P_{p-1} is inside P_p; times y, not to divide by it: f (y P_{p-1}) inside y P_p
-    image = torch.linalg.qr(y[:, None] * full)[0]
-    total, outside_of = torch.zeros(2, count + 1, count + 1).to(full)
-    for n in local.mT:
-        moved = n[:, None] * full
-        kept = image.mT @ moved
-        total, outside_of = total + moved.mT @ moved, outside_of + moved.mT @ moved - kept.mT @ kept
-    root = torch.linalg.inv(torch.linalg.cholesky(total))
-    smallest = root.mT @ torch.linalg.eigh(root @ outside_of @ root.mT).eigenvectors[:, : latents + 1]
-    span = basis @ torch.linalg.svd(smallest[1:], full_matrices=False).U[:, :latents]  # without the constant
-    code = x @ span
-    value, vector = torch.linalg.eigh(torch.cov(code.mT).reshape(latents, latents))
-    return span @ vector / value.sqrt()
-
-
-def powers_inside(null: Tensor, start: Tensor, full: Tensor, degree: int) -> tuple[Tensor, float]:
-    """(g, share) minimising the share of the variance of (null g)^2 .. (null g)^degree outside the span of `full`.
-
-    null: (rows, functions), full: (rows, functions). Levenberg and Marquardt's method from `start`.
-    """
-    inside = torch.linalg.qr(full)[0]
-
-    def residual(g: Tensor) -> tuple[Tensor, Tensor]:
-        f = null @ g
-        size = f.square().mean().sqrt()  # the residual does not depend on the scale of g
-        f = f / size
-        parts, slopes = [], []
-        for k in range(2, degree + 1):
-            power = f**k - (f**k).mean()
-            unit = power.norm()
-            slope = (k * f ** (k - 1) / unit)[:, None] * null / size
-            power, along = power / unit, slope.mT @ power / unit  # how fast the power itself grows
-            power = power - inside @ (inside.mT @ power)
-            parts.append(power)
-            slopes.append(slope - inside @ (inside.mT @ slope) - torch.outer(power, along))
-        return torch.cat(parts), torch.cat(slopes)
-
-    g, damping = start / start.norm(), 1e-2
-    if degree == 1:
-        return g, 0.0
-    r, j = residual(g)
-    for _ in range(STEPS):
-        hessian = j.mT @ j
-        shrink = damping * (hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
-        new = g - torch.linalg.solve(hessian + torch.diag(shrink), j.mT @ r)
-        new = new / new.norm()
-        r_new, j_new = residual(new)
-        before, after = float(r @ r), float(r_new @ r_new)
-        if after < before:
-            g, r, j, damping = new, r_new, j_new, max(damping / 5, 1e-12)
-        else:
-            damping *= 5
-        if after < 1e-20 or damping > 1e8 or 0 < before - after < 1e-6 * before:
-            break
-    return g, float(r @ r) / (degree - 1)
-
-
-def quietest(parts: Sequence[Tensor]) -> tuple[float, Tensor]:
-    """(variance, direction (d,)) of the combination that varies least within all parts (rows, d)."""
-    centred = torch.cat([part - part.mean(0) for part in parts])
-    value, vector = torch.linalg.eigh(centred.mT @ centred / len(centred))
-    return float(value[0]), vector[:, 0]
-
-
-def constants(parts: Sequence[Tensor]) -> Tensor:
-    """(env, d) in {0, 1}: environments that hold the same combination of codes constant, one column a combination.
-
-    parts: the codes (rows, d) of each environment, white over all of them.
-    """
-    d = parts[0].shape[1]
-    found = [quietest([part]) for part in parts]
-    held = [e for e, (variance, _) in enumerate(found) if variance < CONSTANT]
-    hit = torch.zeros(len(parts), d)
-    if not held:
-        return hit
-    label = np.ones(1, dtype=int)
-    if len(held) > 1:
-        axes = torch.stack([found[e][1] for e in held])
-        apart = (1 - (axes @ axes.mT).abs()).clamp_min(0.0).fill_diagonal_(0.0)
-        tree = linkage(squareform(apart.numpy(), checks=False), "complete")
-        label = fcluster(tree, SAME, "distance")
-        if label.max() > d:
-            label = fcluster(tree, d, "maxclust")
-    hit[held, torch.as_tensor(label - 1, dtype=torch.long)] = 1.0
-    return hit
 
 
 def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
@@ -452,18 +330,6 @@ def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
         size = 0.5 * (d - 1) * (d + 2) + 1
         out.append(-0.5 * rows * deviance - 0.5 * size * math.log(rows))
     return torch.stack(out[::-1])
-
-
-def _checked(target_matrix: Any, environments: int, latents: int) -> np.ndarray:
-    matrix = np.asarray([[]] if target_matrix is None else target_matrix)
-    if matrix.shape != (environments, latents) or not np.isin(matrix, (0, 1)).all():
-        allowed = f"0 and 1 in the shape ({environments}, {latents}), or targets='unknown'"
-        reject("target_matrix", f"shape {matrix.shape}", allowed)
-    if (several := np.flatnonzero(matrix.sum(1) > 1)).size:
-        reject("targets", f"{int(matrix[several[0]].sum())} targets in environment {several[0]}", "at most one")
-    if (missing := np.flatnonzero(matrix.sum(0) == 0)).size:
-        reject("targets", f"no environment that fixes latent {missing[0]}", "one or more for each latent")
-    return matrix.astype(np.int64)
 
 
 if __name__ == "__main__":

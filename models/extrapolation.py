@@ -35,7 +35,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, contrastive, run
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_sizes, check_whole
 
 GIVEN = (
     "the action is exogenous and moves the mean of the latents linearly",
@@ -113,8 +112,7 @@ class Extrapolation(Program):
         super().__init__()
         check_sizes(features, latents)
         for name, value, least in (("aux", aux, latents), ("width", width, 1), ("steps", steps, 1)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                reject(name, repr(value), f"a whole number from {least} on" + ", the latents" * (name == "aux"))
+            check_whole(name, value, least)
         self.chart = contrastive.Residual(features, latents, width, layers=2).requires_grad_(False)
         self.unmix = contrastive.Residual(latents, latents, max(1, width // 2), layers=2).requires_grad_(False)
         self.uncertainty = contrastive.Residual(features, latents, width, layers=1)

@@ -41,8 +41,7 @@ from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import Normal
-from pyrocrl.errors import reject
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_sizes, check_whole
 
 CORNER = 0.05  # width over which corners are rounded, in units of a standardised layer
 WIDE = 1.0  # ... at the start of the search, where h is nearly linear
@@ -198,8 +197,7 @@ class GMMVAE(Program):
             ("starts", starts, 1),
             ("search_steps", search_steps, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                reject(name, repr(value), f"a whole number from {least} on")
+            check_whole(name, value, least)
         self.matrix = nn.Parameter(torch.eye(latents).repeat(layers + 1, 1, 1))
         self.shift = nn.Parameter(torch.zeros(layers + 1, latents))
         self.bend = nn.Parameter(torch.full((layers, latents), -math.log(SLOPE)))  # log of the steeper slope

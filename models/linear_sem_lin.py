@@ -53,19 +53,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Delta, constraints
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, sem
 from pyrocrl.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
-from pyrocrl.dists import MultivariateNormal
+from pyrocrl.dists import Law, MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.guides import FullNormalBlock
 from pyrocrl.latent_sem import SEMReadouts
 from pyrocrl.observation import LIKELIHOODS, Observation
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 SOFT = "soft interventions change every weight into their target"
@@ -184,7 +183,7 @@ class LinearSEMLin(Program):
             target = np.zeros((environments, latents), dtype=np.int64)
             self.pairs = [(e, k) for e in range(1, environments) for k in range(latents)]
         else:
-            target = _checked(target_matrix, latents, incomplete)
+            target = checked_targets(target_matrix, latents, least=0 if incomplete else 1)
             self.pairs = sem.target_pairs(target)
         self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if self.unknown else None]  # environments
         envs, size = len(target), latents * (latents - 1)
@@ -339,7 +338,22 @@ class LinearSEMLin(Program):
         prior = sem.Directions(self.project, self.config["latents"])
         tangent = pyro.sample("tangent", prior)  # (latent (latent - 1),)
         rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
-        pyro.sample("x", _Marginal(self, rows, batch), obs=batch.x)  # all rows at once, through their moments
+        shape = (len(batch), self.config["features"])
+        law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, batch))
+        pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
+
+    def _simulated(self, rows: Tensor, batch: Batch) -> Tensor:
+        """New x (rows, feature), all environments observational, from the prior of equations; what the scale-free prior
+        leaves open is fixed: noise deviations 1, slab deviations 1, intercepts 0."""
+        weight = sem.draw_equations(torch.ones_like(rows[0]), self.config["edge_probability"])[1]
+        unit = torch.ones_like(rows[0])
+        cov = sem.sem_moments(sem.LinearSEM(weight, 0 * unit, unit))[1]
+        z = torch.randn(len(batch), len(rows), dtype=cov.dtype, device=cov.device) @ torch.linalg.cholesky(cov).mT
+        x = z @ (self.lift @ torch.linalg.inv(rows)).mT
+        if self.counts:
+            return self.observation.likelihood(x, batch).sample()
+        x = x + self.offset
+        return x + self._off_mixing(x)
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("tangent", self._posterior())
@@ -540,53 +554,6 @@ class LinearSEMLin(Program):
 
         data = draw("squires2023_hard", seed=seed, samples=500, latents=3, features=6)
         return cls.from_data(data), data
-
-
-class _Marginal(TorchDistribution):
-    """p(x | unmixing) of all rows: its log-density reads the moments that the program gathered from them.
-
-    Draws (of the prior predictive only) fix what the scale-free prior leaves open: noise deviations 1, slab
-    deviations 1, intercepts 0.
-    """
-
-    arg_constraints: dict = {}
-    support = constraints.independent(constraints.real, 2)
-
-    def __init__(self, program: LinearSEMLin, rows: Tensor, batch: Batch, validate_args: bool | None = None) -> None:
-        self.program, self.rows, self.batch = program, rows, batch
-        shape = torch.Size((len(batch), program.config["features"]))
-        super().__init__(torch.Size(), shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.program._objective(self.rows)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        program, d = self.program, self.rows.shape[-1]
-        prior = graphs.log_edge_prior(d, program.config["edge_probability"], self.rows.device)
-        _, graph = graphs.sample_dags(prior.to(self.rows.dtype))
-        weight = graph * torch.randn_like(self.rows)
-        unit = torch.ones_like(self.rows[0])
-        _, cov = sem.sem_moments(sem.LinearSEM(weight, 0 * unit, unit))
-        noise = torch.randn(*sample_shape, self.event_shape[0], d, dtype=cov.dtype, device=cov.device)
-        z = noise @ torch.linalg.cholesky(cov).mT
-        x = z @ (program.lift @ torch.linalg.inv(self.rows)).mT
-        if program.counts:
-            return program.observation.likelihood(x, self.batch).sample()
-        x = x + program.offset
-        return x + program._off_mixing(x)
-
-
-def _checked(target_matrix: Any, latents: int, incomplete: bool) -> np.ndarray:
-    target = np.asarray([[]] if target_matrix is None else target_matrix)
-    if target.ndim != 2 or target.shape[1] != latents or not np.isin(target, (0, 1)).all():
-        reject("target_matrix", f"shape {target.shape}", f"0/1 entries of shape (env, latent), {latents} latents")
-    if not (target.sum(1) == 0).any():
-        reject("targets", "no observational environment", "one environment or more without targets")
-    missing = np.flatnonzero(target.sum(0) == 0)
-    if missing.size and not incomplete:
-        allowed = "one or more for each latent, or incomplete=True"
-        reject("targets", f"no environment that intervenes on latent {missing[0]}", allowed)
-    return target.astype(np.int64)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.observation import Observation
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
 NEEDS = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
@@ -118,17 +117,9 @@ class LinearSEMNonlin(SEMReadouts, Program):
         super().__init__()
         check_sizes(features, latents, least=2)
         one_of("targets", targets, ("known", "relabelled"))
-        for name, value in (("width", width), ("steps", steps)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                reject(name, repr(value), "a whole number from 1 on")
-        matrix = np.asarray(target_matrix)
-        if matrix.ndim != 2 or matrix.shape[1] != latents or not np.isin(matrix, (0, 1)).all():
-            reject("target_matrix", f"shape {matrix.shape}", f"0 and 1 in the shape (env, {latents})")
-        if not (matrix.sum(1) == 0).any():
-            reject("targets", "every environment intervenes", "an observational environment")
-        if not (matrix.sum(0) > 0).all():
-            missing = np.flatnonzero(matrix.sum(0) == 0).tolist()
-            reject("targets", f"no intervention on latents {missing}", "at least one on every latent")
+        check_whole("width", width, 1)
+        check_whole("steps", steps, 1)
+        matrix = checked_targets(target_matrix, latents)
         self.sem = LatentSEM(latents, len(matrix), matrix.tolist(), "perfect")
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         self.encoder = contrastive.Residual(features, latents, width).requires_grad_(False)

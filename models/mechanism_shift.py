@@ -17,8 +17,9 @@ environment, gathered once for each set of parents. Draws of graph, targets, wei
 exact and every graph is acyclic.
 
 *Identified:* nothing is to be found of the latents, all are observed. Targets, and the graph exactly, if the equations
-are nonlinear with additive Gaussian noise; if they are linear, the graph up to Markov equivalence. Targets are
-relative to the `reference` environment, or without one to the largest group of environments that share a mechanism.
+are nonlinear with additive Gaussian noise; if they are linear, the graph up to Markov equivalence, and targets where no
+equivalent graph needs as few. Targets are relative to the `reference` environment, or without one to the largest group
+of environments that share a mechanism.
 
 Perry, von Kuegelgen & Schoelkopf (2022), Causal discovery in heterogeneous environments under the sparse mechanism
 shift hypothesis; Huang et al. (2020), Causal discovery from heterogeneous/nonstationary data; Chen, Bello, Aragam &
@@ -37,29 +38,25 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pyro
 import torch
-from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, shifts
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, regression, run, shifts
 from pyrocrl.data import CUSTOMARY_CONTROLS
-from pyrocrl.dists import Normal
+from pyrocrl.dists import Law, Normal, categorical
 from pyrocrl.errors import one_of, reject
-from pyrocrl.indeterminacy import topological_order
+from pyrocrl.program import check_whole
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in deviations of one parent, times sqrt(parents)
 RATIOS = (1.0, 10.0, 100.0)  # t^2: variance of a weight over that of the noise
-JITTER = 1e-6  # of the kernel between inducing points, whose variance is 1
 CANDIDATES = 1500  # rows from which inducing points are taken
-SHAPE, RATE = 1.0, 0.1  # of the Gamma prior of 1 / s^2
 CHANGE, EDGE = (-1.4, 1.0), (0.0, 1.0)  # mean and deviation of the log odds that a mechanism differs, of an edge
 
 ADDITIVE = "equations are nonlinear with additive Gaussian noise"
 LINEAR = "equations are linear with additive Gaussian noise"
+FEWEST = "no Markov equivalent graph explains the environments by as few shifts"
 SUFFICIENT = "no unobserved variable acts on two observed ones"
 SHARED = "the environments that share a mechanism are more than those that have any other one in common"
 
@@ -108,6 +105,7 @@ class MechanismShift(Program):
             "any number of environments from two to ten, with or without one to compare with",
         ),
         settings=("mechanism_shift2024",),
+        status="stable",
         needs_env=True,
         targets=("unknown",),
     )
@@ -150,24 +148,17 @@ class MechanismShift(Program):
         Raises InputError unless latents = features, of 2 to 7, and there are 2 to 10 environments.
         """
         super().__init__()
-        whole = (
-            ("features", features, 2, MOST_LATENTS),
-            ("environments", environments, 2, shifts.MAX_ENVIRONMENTS),
-            ("inducing", inducing, 2, 1000),
-        )
-        for name, value, low, high in whole:
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-                reject(name, repr(value), f"a whole number from {low} to {high}")
+        check_whole("features", features, 2, MOST_LATENTS)
+        check_whole("environments", environments, 2, shifts.MAX_ENVIRONMENTS)
+        check_whole("inducing", inducing, 2, 1000)
         if latents != features:
             reject("latents", repr(latents), f"{features}, as many as features: the latents are observed")
         one_of("mechanism", mechanism, ("nonlinear", "linear"))
         self.nonlinear = mechanism == "nonlinear"
         count = inducing if self.nonlinear else 0
         self.widths = WIDTHS if self.nonlinear else WIDTHS[:1]
-        size = 1 + latents + count
-        differs = shifts.subsets(environments, reference)
-        grid = len(self.widths) * len(RATIOS)
-        double = torch.float64
+        differs, double = shifts.subsets(environments, reference), torch.float64
+        size, widths = 1 + latents + count + latents, len(self.widths)  # of (phi, z)
         self.loc = nn.Parameter(torch.tensor([CHANGE[0], EDGE[0]]))
         self.log_scale = nn.Parameter(torch.full((2,), -1.0))
         buffers = {
@@ -175,12 +166,10 @@ class MechanismShift(Program):
             "mean": torch.zeros(latents, dtype=double),
             "spread": torch.ones(latents, dtype=double),
             # sums of products of (phi, z) over the rows of each environment, by set of parents and width
-            "moments": torch.zeros(
-                2**latents, len(self.widths), environments, size + latents, size + latents, dtype=double
-            ),
+            "moments": torch.zeros(2**latents, widths, environments, size, size, dtype=double),
             "count": torch.full((environments,), 2.0, dtype=double),
             # log evidence of the rows by child, set of parents, (width, ratio), subset of environments that differ
-            "evidence": torch.zeros(latents, 2**latents, grid, len(differs), dtype=double),
+            "evidence": torch.zeros(latents, 2**latents, widths * len(RATIOS), len(differs), dtype=double),
             "differs": differs.clone(),
         }
         for name, value in buffers.items():
@@ -205,7 +194,7 @@ class MechanismShift(Program):
                 reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
         likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
         some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
-        self.centre.copy_(_spread_out(some, len(self.centre)))
+        self.centre.copy_(regression.spread_out(some, len(self.centre)))
         for s, mask in enumerate(graphs.members(z.shape[1]).double()):
             for i, width in enumerate(self.widths):
                 values = torch.cat([self._basis(z, mask, torch.tensor(width)), z], -1)
@@ -225,9 +214,9 @@ class MechanismShift(Program):
                 own = self.moments[s, i]
                 pooled = (shared @ own.flatten(1)).unflatten(-1, own.shape[1:])
                 for r, ratio in enumerate(RATIOS):
-                    log = _log_evidence(torch.cat([pooled, own]), count, ratio, d).mT  # (latent, subset + env)
-                    joint = shifts.log_joint(log[:, : len(shared)], log[:, len(shared) :], self.differs)
-                    self.evidence[:, s, i * len(RATIOS) + r] = joint
+                    log = regression.log_evidence(torch.cat([pooled, own]), count, ratio, d)  # (subset + env, latent)
+                    together, alone = log.mT.split([len(shared), len(own)], -1)
+                    self.evidence[:, s, i * len(RATIOS) + r] = shifts.log_joint(together, alone, self.differs)
 
     def _basis(self, z: Tensor, mask: Tensor, width: Tensor) -> Tensor:
         """phi (rows, ..., basis) of standardised z (rows, ..., latent): mask (..., latent) says which are parents."""
@@ -236,18 +225,8 @@ class MechanismShift(Program):
         linear = z * mask / unit
         parts = [torch.ones_like(linear[..., :1]), linear]
         if self.nonlinear:
-            scale = (mask / unit / width[..., None])[..., None, :].double()  # (..., 1, latent)
-            points = self.centre.double()
-
-            def kernel(a: Tensor, b: Tensor) -> Tensor:
-                return (-0.5 * ((a - b) * scale[..., None, :]).square().sum(-1)).exp()
-
-            eye = torch.eye(len(points), dtype=points.dtype, device=points.device)
-            root = torch.linalg.cholesky_ex(kernel(points[:, None], points) + JITTER * eye).L
-            whiten = torch.linalg.solve_triangular(root, eye, upper=False)
-            near = (-0.5 * ((z[..., None, :].double() - points) * scale).square().sum(-1)).exp()  # (rows, ..., point)
-            white = (whiten @ near[..., None]).squeeze(-1) if near.dim() > 2 else near @ whiten.mT
-            parts.append(white.to(z.dtype) * (size > 0))
+            white = regression.inducing_basis(z, self.centre.double(), mask / unit / width[..., None])
+            parts.append(white * (size > 0))
         return torch.cat(parts, -1)
 
     # -- model and guide ---------------------------------------------------------------------------------------
@@ -255,7 +234,12 @@ class MechanismShift(Program):
     def model(self, batch: Batch) -> None:
         change = pyro.sample("change", Normal(torch.full_like(self.loc[0], CHANGE[0]), CHANGE[1]))  # ()
         edge = pyro.sample("edge", Normal(torch.full_like(self.loc[1], EDGE[0]), EDGE[1]))  # ()
-        pyro.sample("x", _Marginal(self, change, edge, batch.env), obs=batch.x)  # all rows at once, by their moments
+
+        def prior() -> Tensor:
+            return self._simulate(self._equations(change, edge, told=0.0), batch.env)
+
+        law = Law((), batch.x.shape, lambda _: self._objective(change, edge), prior)
+        pyro.sample("x", law, obs=batch.x)  # all rows at once, by their moments
 
     def guide(self, batch: Batch) -> None:
         for i, name in enumerate(("change", "edge")):
@@ -292,9 +276,8 @@ class MechanismShift(Program):
     @torch.no_grad()
     def targets_matrix(self) -> Tensor:
         """(env, latent) probabilities that a mechanism differs, exact at the guide's mean of the log odds."""
-        sets = graphs.parent_set_probabilities(self._scores(*self.loc))  # (child, set)
-        subset = self._joint(self.loc[0]).logsumexp(2).softmax(-1)  # (child, set, subset)
-        return (torch.einsum("ks,ksg->kg", sets, subset) @ self.differs.double()).mT.clamp(0.0, 1.0)
+        given_set = self._joint(self.loc[0]).logsumexp(2)
+        return shifts.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -305,28 +288,19 @@ class MechanismShift(Program):
         """Draws of everything that is summed out; told=0: from the prior."""
         d, dtype, device = self.evidence.shape[0], self.spread.dtype, self.spread.device
         _, graph = graphs.sample_dags(self._scores(change, edge, told))
-        chosen = (graph * 2 ** torch.arange(d, device=device)[:, None]).sum(0)  # (latent,)
+        chosen = graphs.parent_sets(graph)  # (latent,)
         logits = self._joint(change, told)[torch.arange(d, device=device), chosen]  # (latent, grid, subset)
-        uniform = torch.rand_like(logits).clamp_min(1e-300)
-        cell = (logits - (-uniform.log()).log()).flatten(1).argmax(-1)
+        cell = categorical(logits.flatten(1))
         grid, subset = cell // logits.shape[-1], cell % logits.shape[-1]
         differs = self.differs.double()[subset]  # (latent, env)
         ratio = torch.tensor(RATIOS, device=device, dtype=torch.float64)[grid % len(RATIOS)]
-        own = told * self.moments.double()[chosen, grid // len(RATIOS)]  # (latent, env, basis + latent, basis + latent)
+        # of the environments that share an equation, together, then of each environment
+        moments = told * self.moments.double()[chosen, grid // len(RATIOS)]  # (latent, env, basis + latent, ...)
+        count = told * self.count.double().expand(d, -1)
         shared = 1.0 - differs
-        base = (shared[:, :, None, None] * own).sum(1, keepdim=True)
-        moments, count = torch.cat([base, own], 1), told * self.count.double().expand(d, -1)
-        count = torch.cat([(shared * count).sum(1, keepdim=True), count], 1)  # (latent, 1 + env)
-        size = moments.shape[-1] - d
-        target = torch.arange(d, device=device)[:, None, None, None] + size
-        at = target.expand(*moments.shape[:3], 1)
-        cross = moments.gather(-1, at)  # (latent, 1 + env, basis + latent, 1)
-        square = cross.gather(-2, at[:, :, :1])[..., 0]
-        root, mean, left = _regress(moments[..., :size, :size], cross[..., :size, :], square, ratio[:, None])
-        gamma = torch._standard_gamma(SHAPE + 0.5 * count)
-        noise = ((RATE + 0.5 * left[..., 0]) / gamma).sqrt()  # (latent, 1 + env)
-        apart = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean), upper=True)
-        weight = (mean + noise[..., None, None] * apart)[..., 0]  # (latent, 1 + env, basis)
+        moments = torch.cat([(shared[:, :, None, None] * moments).sum(1, keepdim=True), moments], 1)
+        count = torch.cat([(shared * count).sum(1, keepdim=True), count], 1)
+        weight, noise = regression.draw(moments, count, ratio)  # (latent, 1 + env, basis), (latent, 1 + env)
         hit = differs[..., None] > 0.5
         out = {
             "graph": graph,
@@ -377,14 +351,13 @@ class MechanismShift(Program):
             hit = sites["targets"][e] > 0.5
             coefficients = torch.where(hit[:, None], sites["coefficients"][e], coefficients)
             noise = torch.where(hit, sites["noise"][e], noise)
-        z = torch.zeros(len(batch), len(noise), dtype=noise.dtype, device=noise.device)
-        with self.rows(batch):
-            for k in topological_order(sites["graph"].cpu().numpy() > 0.5):
-                eps = pyro.sample(f"eps_{k}", Normal(torch.zeros_like(noise[k]), noise[k]))
-                fitted = self._fitted((z - self.mean) / self.spread, sites, coefficients)[:, k]
-                value = pyro.deterministic(f"z_{k}", self.mean[k] + self.spread[k] * (fitted + eps), event_dim=0)
-                z = torch.cat([z[:, :k], value.expand(len(z))[:, None], z[:, k + 1 :]], -1)
-        return z
+
+        def value(k: int, z: Tensor) -> Tensor:
+            eps = pyro.sample(f"eps_{k}", Normal(torch.zeros_like(noise[k]), noise[k]))
+            fitted = self._fitted((z - self.mean) / self.spread, sites, coefficients)[:, k]
+            return self.mean[k] + self.spread[k] * (fitted + eps)
+
+        return self.along(batch, sites["graph"], noise.new_zeros(len(batch), len(noise)), value)
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:
@@ -392,11 +365,12 @@ class MechanismShift(Program):
 
     def claims(self) -> tuple[Claim, ...]:
         targets, graph = self.card.claims
-        given = (SUFFICIENT, ADDITIVE) if self.nonlinear else (SUFFICIENT, LINEAR)
-        needs = targets.needs if self.config["reference"] else ()
-        against = () if self.config["reference"] else (SHARED,)
-        up_to = () if self.nonlinear else ("markov equivalence",)
-        return Claim("targets", (), (*given, *against), needs), Claim("graph", up_to, given, graph.needs)
+        if not self.nonlinear:
+            graph = Claim("graph", ("markov equivalence",), (SUFFICIENT, LINEAR))
+            targets = Claim("targets", (), (*graph.given, FEWEST), targets.needs)
+        if not self.config["reference"]:
+            targets = Claim("targets", (), (*targets.given, SHARED))
+        return targets, graph
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -404,61 +378,6 @@ class MechanismShift(Program):
 
         data = draw("mechanism_shift2024", seed=seed, samples=300, latents=3, environments=4, shifts=1, reference=True)
         return cls.from_data(data, inducing=16), data
-
-
-def _spread_out(rows: Tensor, count: int) -> Tensor:
-    """(count, d) of the rows (n, d), in random order: the first half as they come, then each the farthest from all
-    before, so that the tails that one environment alone reaches have theirs."""
-    chosen = list(range(min(count // 2, len(rows))))
-    apart = torch.cdist(rows, rows[chosen]).amin(1) if chosen else torch.zeros(len(rows), dtype=rows.dtype)
-    while len(chosen) < count:
-        chosen.append(int(apart.argmax()))
-        apart = torch.minimum(apart, (rows - rows[chosen[-1]]).norm(dim=-1))
-    return rows[chosen]
-
-
-def _regress(gram: Tensor, cross: Tensor, square: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Conjugate regression from sums of products: (Cholesky factor of the posterior precision of w / s, posterior mean
-    of w (..., basis, target), sum of squares left (..., target)).
-
-    gram: (..., basis, basis); cross: (..., basis, target); square: (..., target); ratio: broadcasts to (...).
-    """
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    root = torch.linalg.cholesky_ex(gram + eye / ratio[..., None, None]).L
-    mean = torch.cholesky_solve(cross, root)
-    return root, mean, (square - (cross * mean).sum(-2)).clamp_min(0.0)
-
-
-def _log_evidence(moments: Tensor, count: Tensor, ratio: float, latents: int) -> Tensor:
-    """(group, latent) log p(z_k | basis) of every latent as child, weights and noise integrated out."""
-    size = moments.shape[-1] - latents
-    square = moments[:, size:, size:].diagonal(dim1=-2, dim2=-1)
-    at = torch.full_like(count, ratio)
-    root, _, left = _regress(moments[:, :size, :size], moments[:, :size, size:], square, at)
-    shape = SHAPE + 0.5 * count
-    volume = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * size * math.log(ratio)
-    constant = torch.lgamma(shape) - math.lgamma(SHAPE) + SHAPE * math.log(RATE) - 0.5 * math.log(2 * math.pi) * count
-    return (constant - volume)[:, None] - shape[:, None] * (RATE + 0.5 * left).log()
-
-
-class _Marginal(TorchDistribution):
-    """p(x | change, edge) of all rows: its log-density reads the evidence that the program holds; draws are from the
-    prior of graph, targets, weights and noise."""
-
-    arg_constraints: dict = {}
-    support = constraints.independent(constraints.real, 2)
-
-    def __init__(self, program: MechanismShift, change: Tensor, edge: Tensor, env: Tensor, validate_args: Any = None):
-        self.program, self.change, self.edge, self.env = program, change, edge, env
-        shape = torch.Size((len(env), program.config["features"]))
-        super().__init__(torch.Size(), shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.program._objective(self.change, self.edge)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self.program._simulate(self.program._equations(self.change, self.edge, told=0.0), self.env)
 
 
 if __name__ == "__main__":

@@ -39,23 +39,20 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pyro
 import torch
-from pyro.distributions import Delta, constraints
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, scores, sem
 from pyrocrl.contrastive import Residual
-from pyrocrl.dists import Normal
+from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.guides import NormalBlock
-from pyrocrl.indeterminacy import topological_order
 from pyrocrl.mechanisms import Mechanisms, Unmixing, order_of
 from pyrocrl.observation import Observation
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 Transform = Literal["linear", "general"]
 GIVEN = ("interventions are hard", "mixing is injective")
@@ -153,18 +150,9 @@ class ScoreCRL(Program):
         one_of("score", score, scores.ESTIMATORS)
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
-        for name, number in (("width", width), ("steps", steps)):
-            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-                reject(name, repr(number), "a whole number from 1 on")
-        matrix = np.asarray(target_matrix)
-        if matrix.ndim != 2 or matrix.shape[1] != latents or not np.isin(matrix, (0, 1)).all():
-            reject("target_matrix", f"shape {matrix.shape}", f"0 and 1 in the shape (env, {latents})")
-        if not (matrix.sum(1) == 0).any():
-            reject("targets", "every environment intervenes", "an observational environment")
-        least = 1 if transform == "linear" else 2
-        few = np.flatnonzero(matrix.sum(0) < least)
-        if few.size:
-            reject("targets", f"{matrix.sum(0)[few[0]]} interventions on latent {few[0]}", f"{least} or more on each")
+        check_whole("width", width, 1)
+        check_whole("steps", steps, 1)
+        matrix = checked_targets(target_matrix, latents, least=1 if transform == "linear" else 2)
         self.general = transform == "general"
         self.mechanisms = Mechanisms(latents, matrix.tolist())
         if self.general:
@@ -295,14 +283,14 @@ class ScoreCRL(Program):
         pyro.factor("equations_prior", self.mechanisms.prior())
         if self.general:
             with self.rows(batch):
-                z = pyro.sample("z", _Latents(self.mechanisms, batch.env))  # (rows, latent)
+                z = pyro.sample("z", self._prior(batch.env))  # (rows, latent)
                 likelihood = self.observation.likelihood(self.decoder(z), batch)  # (rows, feature)
                 pyro.sample("x", likelihood.to_event(1), obs=batch.x)
             return
         zero = torch.zeros_like(self.block.loc)
         matrix = pyro.sample("unmixing", Normal(zero, torch.ones_like(zero)).to_event(2))  # (latent, latent)
         with self.rows(batch):
-            pyro.sample("x", _Linear(self, matrix, batch.env), obs=batch.x)
+            pyro.sample("x", self._linear(matrix, batch.env), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         if self.general:
@@ -310,6 +298,31 @@ class ScoreCRL(Program):
                 pyro.sample("z", self._posterior(batch).to_event(1))
         else:
             pyro.sample("unmixing", self.block().to_event(2))
+
+    def _prior(self, env: Tensor) -> Law:
+        """p(z | env) of rows."""
+        own = self.mechanisms
+        return Law(env.shape, own.target.shape[1:], lambda z: own.log_prob(z, env), lambda: own.sample(env))
+
+    def _linear(self, matrix: Tensor, env: Tensor) -> Law:
+        """p(x | M, env) of rows."""
+        features, latents = self.config["features"], self.config["latents"]
+
+        def log_prob(x: Tensor) -> Tensor:
+            y = self._white(x)
+            inside = self.mechanisms.log_prob(y @ matrix.mT, env)
+            apart = (x - self.offset - y @ self.lift.mT) / self.tau
+            free = (features - latents) * (self.tau.log() + 0.5 * math.log(2 * math.pi))
+            jacobian = torch.linalg.slogdet(matrix).logabsdet + self.log_jacobian
+            return inside - 0.5 * apart.square().sum(-1) - free + jacobian
+
+        return Law(env.shape, (features,), log_prob, lambda: self._mixed(matrix, self.mechanisms.sample(env)))
+
+    def _mixed(self, matrix: Tensor, z: Tensor) -> Tensor:
+        """(rows, feature) x of latents z."""
+        noise = self.tau * torch.randn(len(z), self.config["features"], dtype=z.dtype, device=z.device)
+        off = noise - noise @ self.project.mT @ self.lift.mT
+        return torch.linalg.solve(matrix, z.mT).mT @ self.lift.mT + self.offset + off
 
     def _posterior(self, batch: Batch) -> Normal:
         spread = softplus(self.spread(self.observation.inputs(batch))) + NOISE
@@ -348,13 +361,12 @@ class ScoreCRL(Program):
         if self.general:
             told = self.observation.likelihood(self.decoder(sites["z"]), batch).log_prob(batch.x).sum(-1)
             return self.observation.likelihood(self.decoder(z), batch).sample(), told
-        law = _Linear(self, sites["unmixing"], batch.env)
-        return law.mixed(z), law.log_prob(batch.x)
+        return self._mixed(sites["unmixing"], z), self._linear(sites["unmixing"], batch.env).log_prob(batch.x)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         if self.general:
             return None
-        return _Linear(self, sites["unmixing"], batch.env).log_prob(batch.x)
+        return self._linear(sites["unmixing"], batch.env).log_prob(batch.x)
 
     def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
         """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
@@ -369,14 +381,12 @@ class ScoreCRL(Program):
             here = mechanisms.target[e]
             drawn = mechanisms.own.sample(rows, torch.full((rows,), e, device=noise.device))
             own, hit = torch.where(here > 0.5, drawn, own), torch.maximum(hit, here)
-        z = list(torch.zeros_like(noise).unbind(-1))
-        with pyro.plate("data", rows, dim=-1):
-            for k in topological_order(sites["graph"].detach().cpu().numpy()):
-                loc, scale = mechanisms.equations(torch.stack(z, -1), sites["graph"])
-                natural = loc[:, k] + scale[:, k] * noise[:, k]
-                value = pyro.deterministic(f"z_{k}", torch.where(hit[k] > 0.5, own[:, k], natural), event_dim=0)
-                z[k] = value.expand(rows)
-        return torch.stack(z, -1)
+
+        def value(k: int, z: Tensor) -> Tensor:
+            loc, scale = mechanisms.equations(z, sites["graph"])
+            return torch.where(hit[k] > 0.5, own[:, k], loc[:, k] + scale[:, k] * noise[:, k])
+
+        return self.along(batch, sites["graph"], torch.zeros_like(noise), value)
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)
@@ -391,53 +401,6 @@ class ScoreCRL(Program):
 
         data = draw("varici2024_quadratic", seed=seed, samples=1000, latents=3, features=6)
         return cls.from_data(data), data
-
-
-class _Linear(TorchDistribution):
-    """p(x | M, env) of rows: batch (rows,), event (feature,)."""
-
-    arg_constraints: dict = {}
-    support = constraints.real_vector
-
-    def __init__(self, program: ScoreCRL, matrix: Tensor, env: Tensor, validate_args: bool | None = None) -> None:
-        self.program, self.matrix, self.env = program, matrix, env
-        super().__init__(env.shape, torch.Size((program.config["features"],)), validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        program = self.program
-        y = program._white(value)
-        inside = program.mechanisms.log_prob(y @ self.matrix.mT, self.env)
-        free = program.config["features"] - program.config["latents"]
-        apart = (value - program.offset - y @ program.lift.mT) / program.tau
-        outside = -0.5 * apart.square().sum(-1) - free * (program.tau.log() + 0.5 * math.log(2 * math.pi))
-        return inside + torch.linalg.slogdet(self.matrix).logabsdet + program.log_jacobian + outside
-
-    def mixed(self, z: Tensor) -> Tensor:
-        """(rows, feature) x of latents z."""
-        program = self.program
-        noise = program.tau * torch.randn(len(z), program.config["features"], dtype=z.dtype, device=z.device)
-        off = noise - noise @ program.project.mT @ program.lift.mT
-        return torch.linalg.solve(self.matrix, z.mT).mT @ program.lift.mT + program.offset + off
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.mixed(self.program.mechanisms.sample(self.env)).expand(*sample_shape, *self.shape())
-
-
-class _Latents(TorchDistribution):
-    """p(z | env) of rows: batch (rows,), event (latent,)."""
-
-    arg_constraints: dict = {}
-    support = constraints.real_vector
-
-    def __init__(self, mechanisms: Mechanisms, env: Tensor, validate_args: bool | None = None) -> None:
-        self.mechanisms, self.env = mechanisms, env
-        super().__init__(env.shape, mechanisms.target.shape[1:], validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.mechanisms.log_prob(value, self.env)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.mechanisms.sample(self.env).expand(*sample_shape, *self.shape())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from .data import Data
 from .errors import reject
 from .posterior import Fit
+from .program import check_whole
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
@@ -38,8 +39,7 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
         reject("fit", f"a fit of {fit.program.card.name}", "a model of actions, such as extrapolation")
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
         reject("level", repr(level), "a number strictly between 0 and 1")
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 2:
-        reject("draws", repr(draws), "a whole number from 2 on")
+    check_whole("draws", draws, 2)
     values = np.asarray(actions, dtype=np.float64)
     size = fit.program.config["aux"]
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():

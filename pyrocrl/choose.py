@@ -18,6 +18,7 @@ from .conditions import CHECKS, INTERVENTIONS, Lack, Situation
 from .data import Data
 from .errors import InputError, one_of, reject
 from .indeterminacy import LATENT_GROUPS, Group
+from .program import check_whole
 
 State = Literal["met", "open", "missing"]
 FEW_ROWS = 100  # below it a mean is known to a tenth of a standard deviation at best
@@ -132,8 +133,7 @@ def environments(data: Data) -> list[dict[str, Any]]:
 def _count(data: Data, latents: int | None) -> int | None:
     """The number of latents: as told, of the truth, or the highest target's."""
     if latents is not None:
-        if isinstance(latents, bool) or not isinstance(latents, int | np.integer) or latents < 1:
-            reject("latents", repr(latents), "a whole number from 1 on")
+        check_whole("latents", latents, 1)
         return int(latents)
     if "z" in data.truth:
         return int(data.truth["z"].shape[1])

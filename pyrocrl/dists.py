@@ -6,6 +6,7 @@ The samplers of `torch.distributions` fill unbatched tensors in place, which vma
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,6 +19,12 @@ from torch.nn.functional import logsigmoid
 
 def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
     return torch.randn(distribution._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+
+
+def categorical(logits: Tensor) -> Tensor:
+    """An index (...) along the last dimension, drawn with the probabilities softmax(logits), by Gumbel's trick."""
+    uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
+    return (logits - (-uniform.log()).log()).argmax(-1)
 
 
 class Normal(dist.Normal):
@@ -112,6 +119,34 @@ class PseudoPrior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.gate * self.slab.log_prob(value) + (1 - self.gate) * self.pseudo.log_prob(value)
+
+
+class Law(TorchDistribution):
+    """A law given by two functions: the log-density of a value, batch_shape, and a draw, batch_shape + event_shape."""
+
+    arg_constraints: dict = {}
+
+    def __init__(
+        self,
+        batch_shape: Sequence[int],
+        event_shape: Sequence[int],
+        log_prob: Callable[[Tensor], Tensor],
+        draw: Callable[[], Tensor],
+    ) -> None:
+        self._log_prob, self._draw = log_prob, draw
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._log_prob(value)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """One draw, repeated for a sample shape other than ()."""
+        with torch.no_grad():
+            return self._draw().expand(torch.Size(sample_shape) + self.shape())
 
 
 class NegativeBinomial(TorchDistribution):

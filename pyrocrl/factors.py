@@ -52,7 +52,7 @@ def count_factors(
     if prior.unknown:
         prior.target_logits.copy_(prior.target_log_prob.clamp_min(UNSURE))
     # Stein: Cov(x_j, z) = E[x_j] Cov(z) loadings_j where log-means are linear in a Gaussian z
-    expected = (observation.size(batch)[:, None] * observation.offset.exp()[batch.group])[pick]
+    expected = observation.mean(torch.zeros_like(batch.x), batch)[pick]
     centred = z - z.mean(0)
     cross = (batch.x[pick] - expected).mT @ centred / expected.sum(0)[:, None]
     moments = torch.cov(z.mT, correction=0)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrocrl.dists import categorical
 from pyrocrl.errors import InputError
 
 MAX_NODES = 12  # 2**12 sets for each of 12 nodes: the tables still take less than a megabyte a chain
@@ -85,6 +86,11 @@ def _subsets(d: int, device: torch.device) -> _Subsets:
 def members(d: int, device: torch.device | str = "cpu") -> Tensor:
     """(2**d, d) bool: row s lists the nodes of the set s."""
     return _subsets(d, torch.device(device)).member
+
+
+def parent_sets(graph: Tensor) -> Tensor:
+    """(..., child) the set of parents of every node of a graph (..., parent, child)."""
+    return ((graph > 0.5) * 2 ** torch.arange(graph.shape[-2], device=graph.device)[:, None]).sum(-2)
 
 
 def log_edge_prior(d: int, prob: float, device: torch.device | str = "cpu") -> Tensor:
@@ -176,12 +182,7 @@ def sample_dags(scores: Tensor) -> tuple[Tensor, Tensor]:
     construction. Randomness is torch's global generator through `torch.rand` (safe under vmap).
     """
     tables = order_tables(scores)
-
-    def draw(logits: Tensor) -> Tensor:
-        uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
-        return (logits - (-uniform.log()).log()).argmax(-1)
-
-    order, parents = _walk_back(tables, draw)
+    order, parents = _walk_back(tables, categorical)
     return order, _place(parents, order)
 
 

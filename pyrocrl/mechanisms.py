@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import graphs
+from .dists import categorical
 
 SINGLE, PAIRED = 5, 6  # functions of one latent, and of two
 ANGLES = tuple((math.cos(t), math.sin(t)) for t in (0.4, 0.8, 1.2, -0.4, -0.8, -1.2))  # of ridges in pairs
@@ -96,8 +97,7 @@ class Mixture(nn.Module):
         """(rows, ...) draws."""
         logits, loc, log_scale = (v if index is None else v[index] for v in (self.logits, self.loc, self.log_scale))
         shape = (rows, *self.logits.shape[-2:])
-        uniform = torch.rand(shape, dtype=loc.dtype, device=loc.device).clamp(1e-6, 1 - 1e-6)
-        pick = (logits - (-uniform.log()).log()).argmax(-1, keepdim=True)
+        pick = categorical(logits.expand(shape))[..., None]
         drawn = loc + log_scale.exp() * torch.randn(shape, dtype=loc.dtype, device=loc.device)
         return drawn.gather(-1, pick).squeeze(-1)
 

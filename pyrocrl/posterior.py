@@ -22,7 +22,7 @@ from .indeterminacy import Alignment
 from .infer import checkpoint
 from .infer.chains import Chains, mix
 from .infer.elbo import elbo, is_local, latent_values, row_objectives
-from .program import LATENT_DIMS, Program, Site
+from .program import LATENT_DIMS, Program, Site, check_whole
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
@@ -182,14 +182,12 @@ class Fit:
         of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
         coordinate tells which rows it holds.
         """
-        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-            reject("draws", repr(draws), "a whole number from 1 on")
+        check_whole("draws", draws, 1)
         data = self._data(data)
         total = draws * self.chains.count
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
-        if isinstance(thin, bool) or not isinstance(thin, int | np.integer) or thin < 1:
-            reject("thin", repr(thin), "a whole number from 1 on")
+        check_whole("thin", thin, 1)
         rows = np.arange(0, data.rows, thin)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
@@ -310,8 +308,7 @@ class Fit:
         for name in environments:
             one_of("environments", name, self.names["env"])
         places = [self.names["env"].index(name) for name in environments]
-        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-            reject("draws", repr(draws), "a whole number from 1 on")
+        check_whole("draws", draws, 1)
         if values and self.program.group.mixes:
             free = ", ".join(self.program.latents_up_to)
             reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .card import ModelCard
 from .data import Batch, Data
 from .errors import InputError, reject
-from .indeterminacy import Group, How
+from .indeterminacy import Group, How, topological_order
 
 PLATES = ("data", "env", "feature", "latent", "edge")
 
@@ -214,6 +214,18 @@ class Program(nn.Module):
         """The data plate: this batch's rows, scaled up to all of them. Always dim -1."""
         return pyro.plate("data", batch.total, subsample=batch.index, dim=-1)
 
+    def along(self, batch: Batch, graph: Tensor, start: Tensor, value: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """(rows, latent) latents set one by one along a graph (parent, child), each a site `z_<k>`: `prior_latents`.
+
+        value(k, z): (rows,) latent k given z (rows, latent), which holds its ancestors; the others are as in `start`.
+        """
+        z = start
+        with self.rows(batch):
+            for k in topological_order(graph.detach().cpu().numpy() > 0.5):
+                new = pyro.deterministic(f"z_{k}", value(k, z), event_dim=0).expand(len(z))
+                z = torch.cat([z[:, :k], new[:, None], z[:, k + 1 :]], -1)
+        return z
+
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""
         return type(self)(**self.config)
@@ -283,12 +295,51 @@ class Program(nn.Module):
         return cls(**filled)
 
 
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise InputError unless `value` is a whole number from `least` to `most` (None = no limit)."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        reject(name, repr(value), f"a whole number from {least} " + ("on" if most is None else f"to {most}"))
+
+
 def check_sizes(features: int, latents: int, least: int = 1) -> None:
-    """Raise InputError unless 1 <= latents < features (both whole numbers)."""
-    for name, value, low in (("features", features, 2), ("latents", latents, least)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            reject(name, repr(value), "a whole number")
-        if value < low:
-            reject(name, str(value), f"{low} or more")
+    """Raise InputError unless least <= latents < features (both whole numbers)."""
+    check_whole("features", features, 2)
+    check_whole("latents", latents, least)
     if latents >= features:
         reject("latents", str(latents), f"fewer than the {features} features")
+
+
+def checked_targets(
+    matrix: Any,
+    latents: int,
+    environments: int | None = None,
+    *,
+    least: int = 1,
+    most: int | None = None,
+    observational: bool = True,
+) -> np.ndarray:
+    """The target matrix (env, latent) in {0, 1}, as integers.
+
+    Raises InputError unless it is one of `environments` rows (None = any number), at least `least` of which target
+    each latent, with at most `most` targets a row (None = any number) and, with `observational`, a row without any.
+    """
+    allowed = f"0 and 1 in the shape ({'env' if environments is None else environments}, {latents})"
+    try:
+        target = np.asarray([[]] if matrix is None else matrix)
+    except ValueError:
+        reject("target_matrix", "rows of different lengths", allowed)
+    if target.ndim != 2 or target.shape[1] != latents or environments not in (None, len(target)):
+        reject("target_matrix", f"shape {target.shape}", allowed)
+    if not (binary := np.isin(target, (0, 1))).all():
+        reject("target_matrix", f"{target[~binary].item(0)!r}", allowed)
+    per_env, per_latent = target.sum(1), target.sum(0)
+    if most is not None and (over := np.flatnonzero(per_env > most)).size:
+        reject("targets", f"{per_env[over[0]]:.0f} targets in environment {over[0]}", f"at most {most}")
+    if observational and per_env.all():
+        reject("targets", "no observational environment", "one environment or more without targets")
+    if (few := np.flatnonzero(per_latent < least)).size:
+        n = int(per_latent[few[0]])
+        found = f"{n or 'no'} environment that intervenes on latent {few[0]}"  # n < least, which is 1 or 2
+        reject("targets", found, f"{'one' if least == 1 else least} or more for each latent")
+    return target.astype(np.int64)

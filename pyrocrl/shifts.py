@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from . import graphs
+
 MAX_ENVIRONMENTS = 10  # 2**10 subsets for each node and parent set
 
 
@@ -36,3 +38,14 @@ def log_prior(logit: Tensor, differs: Tensor, reference: bool) -> Tensor:
     count = differs.sum(-1)
     free = differs.shape[-1] - int(reference)
     return count * logsigmoid(logit) + (free - count) * logsigmoid(-logit)
+
+
+def target_probabilities(sets: Tensor, given_set: Tensor, differs: Tensor) -> Tensor:
+    """(env, node) probability that each environment differs, graphs summed out.
+
+    sets: (node, set) log score of each set of parents; given_set: (node, set, subset) log score of each subset given
+    the set, up to a constant; differs: (subset, env).
+    """
+    probability = graphs.parent_set_probabilities(sets)
+    subset = torch.einsum("ks,ksg->kg", probability, given_set.softmax(-1))
+    return (subset @ differs).mT.clamp(0.0, 1.0)  # rounding may exceed 1

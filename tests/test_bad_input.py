@@ -166,7 +166,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         lambda: build(latents=7),
         "latents: found 7; allowed: fewer than the 7 features",
     ),
-    "no latents": (lambda: build(latents=0), "latents: found 0; allowed: 1 or more"),
+    "no latents": (lambda: build(latents=0), "latents: found 0; allowed: a whole number from 1 on"),
     "latents that are no number": (lambda: build(latents="two"), "latents: found 'two'; allowed: a whole number"),
     "no such option": (
         lambda: build(layers=3),

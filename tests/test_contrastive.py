@@ -183,7 +183,7 @@ def test_settings_and_program_reject_what_they_cannot_use() -> None:
         simulate.draw("buchholz2023", samples=1)
     with pytest.raises(InputError, match="observational"):
         LinearSEMNonlin(features=6, latents=2, target_matrix=[[1, 0], [0, 1]])
-    with pytest.raises(InputError, match="no intervention on latents"):
+    with pytest.raises(InputError, match="no environment that intervenes on latent 0"):
         LinearSEMNonlin(features=6, latents=2, target_matrix=[[0, 0], [0, 1]])
     with pytest.raises(InputError, match="steps"):
         LinearSEMNonlin(features=6, latents=2, target_matrix=[[0, 0], [1, 0], [0, 1]], steps=0)

@@ -69,3 +69,17 @@ def test_negative_binomial_matches_scipy() -> None:
     draws = mine.sample((DRAWS,))
     np.testing.assert_allclose(draws.mean(0), mean, rtol=0.05)
     np.testing.assert_allclose(draws.var(0), mine.variance, rtol=0.1)
+
+
+def test_categorical_draws_with_its_probabilities() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([0.5, 0.3, 0.2]).log() + 7.0
+    found = vmap(dists.categorical, randomness="different")(logits.expand(20_000, 3))
+    np.testing.assert_allclose(np.bincount(found) / 20_000, [0.5, 0.3, 0.2], atol=0.012)
+
+
+def test_law_is_what_its_functions_say() -> None:
+    law = dists.Law((3,), (2,), lambda x: x.sum(-1), lambda: torch.arange(6.0).reshape(3, 2))
+    assert law.sample((4,)).shape == (4, 3, 2)
+    assert law.log_prob(law.sample()).tolist() == [1.0, 5.0, 9.0]
+    assert law.support.event_dim == 1

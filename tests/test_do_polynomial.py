@@ -9,7 +9,8 @@ import torch
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
 from pyrocrl.metrics import linear_r2, mcc
-from pyrocrl.models.do_polynomial import DoPolynomial, constants, evidence, powers_inside
+from pyrocrl.models.do_polynomial import DoPolynomial, evidence
+from pyrocrl.polynomials import constants, powers_inside
 from pyrocrl.simulate.ahuja import LAWS, monomials
 
 
@@ -127,8 +128,11 @@ def test_fit_recovers_latents_targets_and_constants() -> None:
         ({"degree": 0}, "degree"),
         ({"targets": "guessed"}, "targets"),
         ({"target_matrix": None}, "target_matrix"),
+        ({"target_matrix": [[0, 0, 0], [1, 0, 0], [0, 1, 0]]}, "target_matrix: found shape"),
+        ({"target_matrix": [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0]]}, "target_matrix: found rows of different"),
+        ({"target_matrix": [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 2]]}, "target_matrix: found 2"),
         ({"target_matrix": [[0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]]}, "2 targets in environment 1"),
-        ({"target_matrix": [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]}, "no environment that fixes latent 2"),
+        ({"target_matrix": [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]}, "no environment that intervenes on latent 2"),
     ],
 )
 def test_bad_input(change: dict, words: str) -> None:

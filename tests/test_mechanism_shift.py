@@ -11,10 +11,9 @@ import torch
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, shifts, simulate
+from pyrocrl import Data, Fit, InputError, regression, shifts, simulate
 from pyrocrl.graphs import all_dags
-from pyrocrl.models import mechanism_shift
-from pyrocrl.models.mechanism_shift import MechanismShift
+from pyrocrl.models.mechanism_shift import FEWEST, MechanismShift
 
 OPTIONS = {"samples": 400, "latents": 3, "environments": 4, "shifts": 1}
 
@@ -70,8 +69,8 @@ def test_evidence_is_that_of_a_student_t() -> None:
     phi, y = rng.standard_normal((9, 3)), rng.standard_normal((9, 2))
     values = torch.from_numpy(np.column_stack([phi, y]))
     moments, count = (values.mT @ values)[None], torch.tensor([9.0], dtype=torch.float64)
-    found = mechanism_shift._log_evidence(moments, count, 3.0, 2)[0]
-    a, b = mechanism_shift.SHAPE, mechanism_shift.RATE
+    found = regression.log_evidence(moments, count, 3.0, 2)[0]
+    a, b = regression.SHAPE, regression.RATE
     law = multivariate_t(np.zeros(9), b / a * (np.eye(9) + 3.0 * phi @ phi.T), df=2 * a)
     np.testing.assert_allclose(found, [law.logpdf(y[:, 0]), law.logpdf(y[:, 1])])
 
@@ -143,6 +142,7 @@ def test_claims_follow_the_options() -> None:
     targets, graph = linear.claims()
     assert graph.up_to == ("markov equivalence",)
     assert not targets.needs
+    assert FEWEST in targets.given
     assert MechanismShift(4, 4, 3).claims() == MechanismShift.card.claims
 
 

@@ -11,9 +11,8 @@ from scipy.special import gammaln
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, graphs, metrics, simulate
+from pyrocrl import Data, Fit, InputError, graphs, metrics, simulate, states
 from pyrocrl.infer.elbo import elbo
-from pyrocrl.models import unknown_targets
 from pyrocrl.models.unknown_targets import UnknownTargets
 
 SEED = 101  # two isolated edges and a latent alone
@@ -50,29 +49,29 @@ def test_set_scores_are_those_of_a_student_t() -> None:
     code = z @ [1, 2]
     hot = torch.from_numpy(np.eye(4)[code])
     rows = torch.from_numpy(x)
-    scores, *_ = unknown_targets._set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
-    a, b = unknown_targets.SHAPE, unknown_targets.RATE
+    scores, *_ = states.set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
+    a, b = states.SHAPE, states.RATE
     for j in range(2):
         exact = []
         for members in range(4):
             same = np.eye(4)[code & members]
-            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / unknown_targets.TIGHT), df=2 * a)
-            exact.append(law.logpdf(x[:, j]) + unknown_targets.MASK * members.bit_count())
+            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / states.TIGHT), df=2 * a)
+            exact.append(law.logpdf(x[:, j]) + states.MASK * members.bit_count())
         np.testing.assert_allclose(scores[j] - scores[j, 0], np.array(exact) - exact[0], atol=1e-9)
 
 
 def test_tables_are_bdeu() -> None:
     rng = np.random.default_rng(1)
     count = rng.integers(0, 40, 8).astype(float)
-    found = unknown_targets._table_scores(torch.from_numpy(count)[None], 3)[0]  # (child, set)
-    states = (np.arange(8)[:, None] >> np.arange(3)) & 1
+    found = states.table_scores(torch.from_numpy(count)[None], 3)[0]  # (child, set)
+    bits = (np.arange(8)[:, None] >> np.arange(3)) & 1
 
     def direct(child: int, parents: list[int]) -> float:
         total, cells = 0.0, 2 ** len(parents)
         for cell in np.ndindex(*[2] * len(parents)):
-            here = (states[:, parents] == cell).all(1)
-            n = np.array([count[here & (states[:, child] == v)].sum() for v in (0, 1)])
-            prior = unknown_targets.EQUIVALENT / cells / 2
+            here = (bits[:, parents] == cell).all(1)
+            n = np.array([count[here & (bits[:, child] == v)].sum() for v in (0, 1)])
+            prior = states.EQUIVALENT / cells / 2
             total += gammaln(2 * prior) - gammaln(2 * prior + n.sum()) + (gammaln(prior + n) - gammaln(prior)).sum()
         return total
 
@@ -134,6 +133,22 @@ def test_isolated_edges_stay_undirected_unless_mechanisms_are_invariant() -> Non
     assert told.claims()[2].up_to == ("permutation",)
 
 
+def test_a_tree_without_v_structures_may_have_any_root() -> None:
+    """Of 0 -> 1 -> 2, from its exact law: the graphs rooted at 0, 1 and 2 fit 1, 2 and 1 orders."""
+    program = UnknownTargets(8, 3, 4).double()
+    bits = graphs.members(3).double()
+    with torch.no_grad():
+        for e, cut in enumerate((None, 0, 1, 2)):  # the latent that environment e targets
+            p = torch.full((8,), 0.5, dtype=torch.float64)
+            for k in (1, 2):
+                one = torch.full_like(p, 0.4) if k == cut else 0.2 + 0.6 * bits[:, k - 1]
+                p = p * torch.where(bits[:, k] > 0.5, one, 1 - one)
+            program.count[e] = 5000 * p
+        graph = program.graph()
+    exact = [[0.0, 0.25, 0.0], [0.75, 0.0, 0.75], [0.0, 0.25, 0.0]]
+    np.testing.assert_allclose(graph, exact, atol=0.01)
+
+
 def test_recoding_finds_the_sparse_masks() -> None:
     """States coded with a latent replaced by an exclusive or fit as well, and need denser masks."""
     data = simulate.draw("jiang2023", SEED, samples=500)
@@ -143,7 +158,7 @@ def test_recoding_finds_the_sparse_masks() -> None:
         x, env = program._rows_of(data)
         z = torch.from_numpy(data.truth["z"].copy())
         z[:, 0] = (z[:, 0] != z[:, 1]).double()
-        program._gather(x, env, torch.nn.functional.one_hot(unknown_targets._code(z), 32).double())
+        program._gather(x, env, torch.nn.functional.one_hot(states.code(z), 32).double())
         program._tie()
         dense = float((program.mask() > 0.5).sum())
         assert program._recode()

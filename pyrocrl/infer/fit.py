@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data import Batch, Data
 from ..errors import InputError, one_of, reject
 from ..posterior import Fit
-from ..program import Program, Recipe
+from ..program import Program, Recipe, check_whole
 from . import checkpoint
 from .chains import Chains, Flat, clip_by_chain, mix
 from .elbo import row_objectives, validate
@@ -59,8 +59,7 @@ def fit(
     epoch. Raises InputError for bad arguments before any work, FitError when no chain stays finite.
     """
     recipe = _recipe(program, recipe, chains, epochs, overrides)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        reject("seed", repr(seed), "a whole number from 0 on")
+    check_whole("seed", seed, 0)
     where = resolve_device(device)
     program.check(data)
     path = None if out is None else Path(out) / CHECKPOINT
@@ -104,10 +103,8 @@ def _recipe(
     recipe = dataclasses.replace(recipe or program.recipe, **more)
     for name, low in (("chains", 1), ("epochs", 1), ("batch_size", 1), ("check_every", 1)):
         value = getattr(recipe, name)
-        if value is None and name == "batch_size":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            reject(name, repr(value), f"a whole number from {low} on")
+        if value is not None or name != "batch_size":
+            check_whole(name, value, low)
     if not (isinstance(recipe.lr, int | float) and recipe.lr > 0 and math.isfinite(recipe.lr)):
         reject("lr", repr(recipe.lr), "a finite number above 0")
     one_of("keep", recipe.keep, ("best", "last"))

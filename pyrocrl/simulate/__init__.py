@@ -10,10 +10,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..data import Data
-from ..errors import InputError, one_of, reject
+from ..errors import InputError, one_of
+from ..program import check_whole
 
 # setting -> the file of this folder that holds the function of that name
 SETTINGS: dict[str, str] = {
@@ -53,8 +52,7 @@ def get(name: str) -> Callable[..., Data]:
 def draw(name: str, seed: int = 0, **options: Any) -> Data:
     """Simulated data of a named setting with its truth. Raises InputError for unknown names or options."""
     function = get(name)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        reject("seed", repr(seed), "a whole number from 0 on")
+    check_whole("seed", seed, 0)
     known = [k for k in inspect.signature(function).parameters if k != "seed"]
     for option in options:
         if option not in known:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import one_of, reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
 LAWS = ("uniform", "correlated", "mixture", "linear_sem")
@@ -43,13 +43,9 @@ def ahuja2023(
     one_of("law", law, LAWS)
     check_sizes(features, latents, least=2)
     environments = latents if environments is None else environments
-    for name, value, least in (
-        ("samples", samples, 2 * environments if isinstance(environments, int) else 2),
-        ("degree", degree, 1),
-        ("environments", environments, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            reject(name, repr(value), f"a whole number from {least} on")
+    check_whole("environments", environments, 1)
+    check_whole("samples", samples, 2 * environments)
+    check_whole("degree", degree, 1)
     if not (isinstance(noise, int | float) and 0 <= noise < np.inf):
         reject("noise", repr(noise), "a finite number from 0 on")
     rng = np.random.default_rng([209, latents, seed])

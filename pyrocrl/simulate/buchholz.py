@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data import Data
-from ..errors import reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 from .mixtures import linear_r2
 
 SLOPE = 0.2
@@ -44,8 +43,7 @@ def buchholz2023_hard(seed: int = 0, samples: int = 10_000, latents: int = 5) ->
 
 
 def _buchholz2023(name: str, seed: int, samples: int, latents: int, sizes: Sequence[int], standardise: bool) -> Data:
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
     rng = np.random.default_rng([2023, latents, seed])
     rank = rng.permutation(latents)
     degree = min(latents - 1, 2 if latents < 10 else 4)

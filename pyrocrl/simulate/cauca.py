@@ -6,6 +6,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import reject
+from ..program import check_whole
 from .mixtures import linear_r2
 
 LEAK = 0.1
@@ -39,8 +40,7 @@ def cauca(
         ("layers", layers, 1),
         ("interventions", interventions, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            reject(name, repr(value), f"a whole number from {low} on")
+        check_whole(name, value, low)
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         reject("density", repr(density), "a number above 0, at most 1")
     rng = np.random.default_rng([2023, 17, latents, seed])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..data import Data
-from ..errors import reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 
 
 def squires2023_hard(seed: int = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:
@@ -81,8 +80,7 @@ def varici2024_linear(seed: int = 0, samples: int = 5000, latents: int = 5, feat
 
 def _check(samples: int, latents: int, features: int) -> None:
     check_sizes(features, latents)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
 
 
 def _weighted_graph(

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 from .linear_sem import _weighted_graph
 
 MOST_PARENTS = 2  # latents that one feature depends on
@@ -35,8 +35,7 @@ def jiang2023(
     targets; targets are not given to the fit.
     """
     check_sizes(features, latents, least=2)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
     if not 0 <= density <= 1:
         reject("density", density, "a number from 0 to 1")
     rng = np.random.default_rng(seed)

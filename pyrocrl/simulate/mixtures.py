@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 
 COMPONENTS = 4
 LINEAR_R2 = 0.9  # mixings that a linear regression undoes better than this are drawn again
@@ -43,8 +43,7 @@ def kivva2022_5d(seed: int = 0, rows: int = 20_000, noise: float = 0.03, feature
 
 def _kivva2022(name: str, latents: int, seed: int, rows: int, noise: float, features: int) -> Data:
     check_sizes(features, latents)
-    if isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 100:
-        reject("rows", repr(rows), "a whole number from 100 on")
+    check_whole("rows", rows, 100)
     if not (noise >= 0 and math.isfinite(noise)):
         reject("noise", noise, "a standard deviation from 0 on")
     rng = np.random.default_rng([2022, latents, seed])

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import one_of, reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 
 CONTROL = "non-targeting"
 
@@ -60,8 +60,7 @@ def perturb_seq(
         ("nulls", nulls, 0),
         ("rows", rows, 10 * (latents + 1)),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            reject(name, repr(value), f"a whole number from {low} on")
+        check_whole(name, value, low)
     if anchors * latents > features:
         reject("anchors", f"{anchors} for each of {latents} latents", f"at most {features // latents}")
     if knockouts > anchors:

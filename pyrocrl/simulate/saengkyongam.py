@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 from .mixtures import linear_r2
 
 SLOPE = 0.2
@@ -40,8 +40,7 @@ def saengkyongam2024(
     aux: a (data, action). Truth: z. The held-out R^2 of linear regression x -> z is in the name of the data.
     """
     effect, root, mix, spread = _world(seed, latents, actions, features)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
     for name, value in (("reach", reach), ("noise", noise)):
         if not (isinstance(value, int | float) and 0 <= value < np.inf) or (name == "reach" and value == 0):
             reject(name, repr(value), "a finite number above 0")
@@ -69,8 +68,7 @@ def _world(
 ) -> tuple[Array, Array, Callable[[Array], Array], Array]:
     """M, a root of S, f, and the deviation of f's features under reach 1."""
     check_sizes(features, latents)
-    if isinstance(actions, bool) or not isinstance(actions, int | np.integer) or actions < latents:
-        reject("actions", repr(actions), f"a whole number, {latents} or more: as many as there are latents")
+    check_whole("actions", actions, latents)
     rng = np.random.default_rng([2024, latents, seed])
     effect = np.linalg.qr(rng.standard_normal((actions, latents)))[0].T
     cov = np.full((latents, latents), CORRELATION) + (1 - CORRELATION) * np.eye(latents)

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..data import Data
-from ..errors import one_of, reject
-from ..program import check_sizes
+from ..errors import one_of
+from ..program import check_sizes, check_whole
 from .mixtures import linear_r2
 
 Array = np.ndarray
@@ -80,8 +80,7 @@ def varici2024_general(
 
 def _check(samples: int, latents: int, features: int) -> None:
     check_sizes(features, latents)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
 
 
 def _quadratic(rng: np.random.Generator, latents: int) -> tuple[Array, list[Array], Array]:

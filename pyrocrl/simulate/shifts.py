@@ -8,7 +8,8 @@ from math import comb
 import numpy as np
 
 from ..data import Data
-from ..errors import one_of, reject
+from ..errors import one_of
+from ..program import check_whole
 from .linear_sem import _weighted_graph
 
 HIDDEN = 6  # units of a mechanism's random network
@@ -39,14 +40,12 @@ def mechanism_shift2024(
     samples: rows in each environment; reference: one more environment, "observational", without shifts. Truth: z,
     graph, targets (environment -> shifted mechanisms); targets are not given to the fit.
     """
-    for name, value, least in (("samples", samples, 2), ("latents", latents, 2), ("environments", environments, 2)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            reject(name, repr(value), f"a whole number from {least} on")
+    for name, value in (("samples", samples), ("latents", latents), ("environments", environments)):
+        check_whole(name, value, 2)
     one_of("mechanism", mechanism, ("nonlinear", "linear"))
     often = (environments + int(reference)) // 2
     most = min(latents, latents * often // environments)
-    if isinstance(shifts, bool) or not isinstance(shifts, int | np.integer) or not 1 <= shifts <= most:
-        reject("shifts", repr(shifts), f"1 to {most}: half of the environments share each mechanism")
+    check_whole("shifts", shifts, 1, most)
     rng = np.random.default_rng(seed)
     graph, weight = _weighted_graph(rng, latents, density, 0.5, 1.5)
     reach = np.linalg.matrix_power(np.eye(latents) + graph, latents) > 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import Data
 from ..errors import one_of, reject
-from ..program import check_sizes
+from ..program import check_sizes, check_whole
 
 MIXINGS = {"identity": 10, "linear": 12, "mlp": 20}  # columns of x unless told otherwise
 
@@ -40,8 +40,7 @@ def zhang2023(
     one_of("mechanism", mechanism, ("relu", "linear"))
     features = MIXINGS[mixing] if features is None else features
     check_sizes(features, latents)
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-        reject("samples", repr(samples), "a whole number from 2 on")
+    check_whole("samples", samples, 2)
     for pair in pairs:
         if len(set(pair)) != 2 or not all(isinstance(k, int | np.integer) and 0 <= k < latents for k in pair):
             reject("pairs", repr(tuple(pair)), f"two different latents of 0 to {latents - 1}")

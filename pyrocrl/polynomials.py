@@ -1,0 +1,150 @@
+"""Latents behind a polynomial, by linear algebra: which functions of x are affine in them, and which are held constant.
+
+Where x = C kappa(z), kappa all monomials up to degree p, the principal components of x span P_p, the polynomials of
+degree p in z. Steps (1) to (3) are those that `models/do_polynomial.py` describes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+ROWS = 2_500  # of the least squares
+NEIGHBOURS = 5
+STEPS = 80  # of Levenberg and Marquardt
+EXACT = 1e-6  # share of a power's variance outside P_p that ends the search
+CONSTANT = 0.05  # most variance, of a code's, in an environment that holds it constant
+SAME = 0.02  # distance, 1 - |cosine|, between directions of one latent
+
+
+def affine_functions(x: Tensor, env: Tensor, latents: int, degree: int, generator: torch.Generator) -> Tensor:
+    """(feature, latent) combinations of x (rows, feature; centred) that are affine in the latents, white over all rows.
+
+    Steps (1) and (2) of the proof, on as many as ROWS rows.
+    """
+    count = math.comb(latents + degree, degree) - 1
+    value, vector = torch.linalg.eigh(x.mT @ x / len(x))
+    basis = vector[:, -count:] / value[-count:].clamp_min(1e-12 * value[-1]).sqrt()  # (feature, count)
+    few = torch.randperm(len(x), generator=generator)[:ROWS]
+    white = x @ basis
+    u = white[few]  # with a constant, P_p on these rows
+    parts = [white[env == e] for e in range(int(env.max()) + 1)]
+    null, y = _held(x[few], u, parts, latents, degree)
+    # f is affine iff f P_{p-1} is inside P_p; times y, not to divide by it: f (y P_{p-1}) inside y P_p
+    full = torch.cat([torch.ones_like(u[:, :1]), u], 1)
+    image = torch.linalg.qr(y[:, None] * full)[0]
+    total, outside = torch.zeros(2, count + 1, count + 1).to(full)
+    for n in null.mT:
+        moved = n[:, None] * full
+        kept = image.mT @ moved
+        total, outside = total + moved.mT @ moved, outside + moved.mT @ moved - kept.mT @ kept
+    root = torch.linalg.inv(torch.linalg.cholesky(total))
+    smallest = root.mT @ torch.linalg.eigh(root @ outside @ root.mT).eigenvectors[:, : latents + 1]
+    span = basis @ torch.linalg.svd(smallest[1:], full_matrices=False).U[:, :latents]  # without the constant
+    value, vector = torch.linalg.eigh(torch.cov((x @ span).mT).reshape(latents, latents))
+    return span @ vector / value.sqrt()
+
+
+def _held(x: Tensor, u: Tensor, parts: Sequence[Tensor], latents: int, degree: int) -> tuple[Tensor, Tensor]:
+    """Step (1): y P_{p-1} (rows, functions) and y (rows,) of the environment where such a y is clearest.
+
+    x, u: (rows, feature) and their white components (rows, count); parts: those of all rows of each environment.
+    """
+    fewer = math.comb(latents + degree - 1, degree - 1)
+    near = torch.cdist(x, x).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
+    apart = (u[:, None] - u[near]).flatten(0, 1)
+    slowness = apart.mT @ apart / len(apart)
+    candidates = []
+    for e, own in enumerate(parts):
+        level, axes = torch.linalg.eigh(torch.cov(own.mT).reshape(slowness.shape))
+        gap = float(level[fewer - 1] / level[fewer]) if fewer < len(level) else float(level[0])
+        candidates.append((gap, e, own.mean(0), axes[:, :fewer]))
+    full = torch.cat([torch.ones_like(u[:, :1]), u], 1)
+    best, y, least = full, u[:, 0], math.inf
+    for _, _, mean, axes in sorted(candidates, key=lambda one: one[:2]):
+        null = (u - mean) @ axes  # (rows, fewer) functions that are 0 in the environment: y P_{p-1}
+        start = torch.linalg.eigh(axes.mT @ slowness @ axes).eigenvectors[:, 0]
+        found, outside = powers_inside(null, start, full, degree)
+        if outside < least:
+            best, y, least = null, null @ found, outside
+        if least < EXACT:
+            break
+    return best, y
+
+
+def powers_inside(null: Tensor, start: Tensor, full: Tensor, degree: int) -> tuple[Tensor, float]:
+    """(g, share) minimising the share of the variance of (null g)^2 .. (null g)^degree outside the span of `full`.
+
+    null: (rows, functions), full: (rows, functions). Levenberg and Marquardt's method from `start`.
+    """
+    inside = torch.linalg.qr(full)[0]
+
+    def residual(g: Tensor) -> tuple[Tensor, Tensor]:
+        f = null @ g
+        size = f.square().mean().sqrt()  # the residual does not depend on the scale of g
+        f = f / size
+        parts, slopes = [], []
+        for k in range(2, degree + 1):
+            power = f**k - (f**k).mean()
+            unit = power.norm()
+            slope = (k * f ** (k - 1) / unit)[:, None] * null / size
+            power, along = power / unit, slope.mT @ power / unit  # how fast the power itself grows
+            power = power - inside @ (inside.mT @ power)
+            parts.append(power)
+            slopes.append(slope - inside @ (inside.mT @ slope) - torch.outer(power, along))
+        return torch.cat(parts), torch.cat(slopes)
+
+    g, damping = start / start.norm(), 1e-2
+    if degree == 1:
+        return g, 0.0
+    r, j = residual(g)
+    for _ in range(STEPS):
+        hessian = j.mT @ j
+        shrink = damping * (hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
+        new = g - torch.linalg.solve(hessian + torch.diag(shrink), j.mT @ r)
+        new = new / new.norm()
+        r_new, j_new = residual(new)
+        before, after = float(r @ r), float(r_new @ r_new)
+        if after < before:
+            g, r, j, damping = new, r_new, j_new, max(damping / 5, 1e-12)
+        else:
+            damping *= 5
+        if after < 1e-20 or damping > 1e8 or 0 < before - after < 1e-6 * before:
+            break
+    return g, float(r @ r) / (degree - 1)
+
+
+def quietest(parts: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """(variance, direction (d,)) of the combination that varies least within all parts (rows, d)."""
+    centred = torch.cat([part - part.mean(0) for part in parts])
+    value, vector = torch.linalg.eigh(centred.mT @ centred / len(centred))
+    return float(value[0]), vector[:, 0]
+
+
+def constants(parts: Sequence[Tensor]) -> Tensor:
+    """(env, d) in {0, 1}: environments that hold the same combination of codes constant, one column a combination.
+
+    parts: the codes (rows, d) of each environment, white over all of them.
+    """
+    d = parts[0].shape[1]
+    found = [quietest([part]) for part in parts]
+    held = [e for e, (variance, _) in enumerate(found) if variance < CONSTANT]
+    hit = torch.zeros(len(parts), d)
+    if not held:
+        return hit
+    label = np.ones(1, dtype=int)
+    if len(held) > 1:
+        axes = torch.stack([found[e][1] for e in held])
+        apart = (1 - (axes @ axes.mT).abs()).clamp_min(0.0).fill_diagonal_(0.0)
+        tree = linkage(squareform(apart.numpy(), checks=False), "complete")
+        label = fcluster(tree, SAME, "distance")
+        if label.max() > d:
+            label = fcluster(tree, d, "maxclust")
+    hit[held, torch.as_tensor(label - 1, dtype=torch.long)] = 1.0
+    return hit
