@@ -39,6 +39,7 @@ COLUMNS = (
     *("mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse", "mask_f1", "surplus_pip", "targets_right"),
     *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
     *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "action_error"),
+    *("agreement", "graphs_differ", "other_mcc"),
     *("action_error_best", "action_ratio", "action_coverage", "chain_agreement", "cpu_seconds"),
 )
 

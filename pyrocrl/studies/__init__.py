@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Actions, Pairs, ShiftedMechanisms, Skeleton, Study
+from .base import Actions, Pairs, ShiftedMechanisms, Skeleton, Study, TwoModels
 from .screens import PATHWAY, SCREENS, PerturbationScreen, Screen
 
-__all__ = ["STUDIES", "Actions", "Pairs", "PerturbationScreen", "Screen", "ShiftedMechanisms", "Skeleton", "Study"]
+__all__ = [
+    "STUDIES",
+    "Actions",
+    "Pairs",
+    "PerturbationScreen",
+    "Screen",
+    "ShiftedMechanisms",
+    "Skeleton",
+    "Study",
+    "TwoModels",
+]
 
+LINEAR = ("varici2024_linear", {"samples": 10_000})
 UNKNOWN = {"targets": "unknown", "latents": 5}
 
 
@@ -36,6 +47,7 @@ STUDIES: dict[str, tuple[Study, ...]] = {
             identified=False,
         ),
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
+        TwoModels(*LINEAR, {"intervention": "perfect", "mechanism": "linear"}),
         *SCREENS,
     ),
     "do_polynomial": tuple(
@@ -45,12 +57,14 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "linear_sem_nonlin": (
         *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
         *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        TwoModels(*LINEAR),
     ),
     "mechanism_shift": (ShiftedMechanisms("mechanism_shift2024", seeds=10, held_out=0.1, identified=False),),
     "unknown_targets": (Skeleton("jiang2023", seeds=10, held_out=0.1, identified=False),),
     "score_crl": (
         Study("varici2024_quadratic", {"samples": 20_000}),
         Study("varici2024_general", {"samples": 10_000}, {"transform": "general"}),
+        TwoModels(*LINEAR),
     ),
     # samples: twice the rows of the published sizes, for one half is fitted
     "linear_sem_lin": (

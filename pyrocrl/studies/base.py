@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import simulate
+from .. import simulate, zoo
 from ..actions import extrapolation_errors
 from ..combinations import pair_errors
 from ..data import Data
 from ..evaluate import edge_table, evaluate
-from ..metrics import mcc, reorder_graph
+from ..infer.fit import fit
+from ..metrics import mcc, reorder_graph, shd
 from ..posterior import Fit
 from ..simulate import saengkyongam
 
@@ -84,6 +85,25 @@ class Actions(Study):
         outside = drawn[np.abs(drawn).max(1) > 1.0][:200]
         truth = saengkyongam.mean_under(outside, seed)
         return evaluate(result, data) | extrapolation_errors(result, result.data, outside, truth)
+
+
+@dataclass(frozen=True)
+class TwoModels(Study):
+    """How far the model agrees with `other`, a model whose assumptions hold there as well, fitted to the same rows."""
+
+    other: str = "linear_sem_lin"
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None
+        program = zoo.build(self.other, result.data)
+        rival = fit(program, result.data, seed=result.meta["seed"], device="cpu", progress=False)
+        z, theirs = result.latents(data), rival.latents(data)
+        score, nodes = mcc(z, theirs, return_assignment=True)
+        ours: dict[str, float] = {"agreement": float(score), "other_mcc": mcc(data.truth["z"], theirs)}
+        graph, other = result.graph(), rival.graph()
+        if graph is not None and other is not None:
+            ours["graphs_differ"] = float(shd(graph > 0.5, reorder_graph(other, nodes) > 0.5))
+        return evaluate(result, data) | ours
 
 
 @dataclass(frozen=True)
