@@ -14,7 +14,8 @@ one latent add, so combinations of interventions never seen are predicted from s
 (exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
 one. With linear structural equations, shifts and changes of variance leave the graph open, as the decoder can absorb
 any weights: the guide's latents are then the innovations, graphs and weights are drawn from their prior, and z follows.
-The same holds for relu links where the decoder is a network: only perfect interventions count there. For shifts and
+The same holds for relu links where the decoder is a network: only perfect interventions count there, and what is
+drawn keeps the innovations of the guide's latents. For shifts and
 changes of variance a latent's sign is a convention at the graph's last links, z_c = w relu(z_p) + .. being
 (z_c - w z_p) = w relu(-z_p) + ..; chains start so that interventions raise their target.
 
@@ -32,7 +33,9 @@ from soft interventions.
 *Differs from the paper in* each environment's own likelihood as the objective; `objective="mmd"` is the paper's:
 control rows alone are encoded, their exogenous noise is put through each intervened model, and the result is compared
 with the rows of that environment by the maximum mean discrepancy. Decoders start from the affine unmixing of maximum
-likelihood (`pyrocrl.unmixing`), each chain from its own bootstrap.
+likelihood (`pyrocrl.unmixing`), each chain from its own bootstrap. Behind a network mu(x) is constructed
+(`unmixing.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
+noise.
 
 *For a variant, copy this file and change* `Decoder`, or in `pyrocrl.latent_sem` what an intervention does.
 """
@@ -48,6 +51,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
+from pyrocrl.contrastive import Residual
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.factors import count_factors
@@ -55,7 +59,7 @@ from pyrocrl.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.nets import MLP
 from pyrocrl.observation import Observation
 from pyrocrl.program import check_sizes
-from pyrocrl.unmixing import unmix
+from pyrocrl.unmixing import bend, unmix
 
 DISCREPANCY = 10.0  # weight of the discrepancy, in nats a row
 SLAB = 0.3  # prior deviation of the loadings of log rates
@@ -92,25 +96,33 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z | x): (rows, feature) -> mean (rows, latent), a linear map plus a network, and scale_tril."""
+    """q(z | x): (rows, feature) -> mean (rows, latent), a linear map plus a network, and scale_tril.
 
-    def __init__(self, features: int, latents: int, hidden: int) -> None:
+    held: the mean is not trained, but stays as it was constructed.
+    """
+
+    def __init__(self, features: int, latents: int, hidden: int, held: bool) -> None:
         super().__init__()
-        self.latents = latents
-        self.linear = nn.Linear(features, latents)
+        self.latents, self.held = latents, held
+        self.mean = Residual(features, latents, hidden, 1) if held else nn.Linear(features, latents)
+        self.mean.requires_grad_(not held)
         self.net = MLP([features, hidden, hidden, latents * (1 + latents)], "leaky_relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out = self.net(x)
         raw = out[..., self.latents :].unflatten(-1, (self.latents, self.latents))
         tril = raw.tril(-1) + torch.diag_embed(softplus(raw.diagonal(dim1=-2, dim2=-1)) + 1e-4)
-        return self.linear(x) + out[..., : self.latents], tril
+        return self.mean(x) + (0.0 if self.held else out[..., : self.latents]), tril
 
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor, tril: Tensor) -> None:
         """q(z | x) = N(weight x + bias, tril tril')."""
-        self.linear.weight.copy_(weight)
-        self.linear.bias.copy_(bias)
+        linear = self.mean
+        if isinstance(linear, Residual):
+            _quiet(linear.net)
+            linear = linear.linear
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
         _quiet(self.net)
         diagonal = tril.diagonal().clamp_min(1e-3)
         raw = tril.tril(-1) + torch.diag(diagonal + torch.log(-torch.expm1(-diagonal)))
@@ -198,11 +210,16 @@ class DiscrepancyVAE(SEMReadouts, Program):
         if objective == "mmd":  # Gram matrices of all pairs of rows
             self.recipe = replace(self.recipe, batch_size=150)
         known = None if targets == "unknown" else target_matrix
-        self.sem = LatentSEM(latents, environments, known, intervention, mechanism, escapees, variation=variation)
+        self.sem = LatentSEM(
+            latents, environments, known, intervention, mechanism, escapees, variation=variation, free=decoder == "mlp"
+        )
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
             self.recipe = self.count_recipe
-        self.encoder = Encoder(features, latents, hidden)
+        held = decoder == "mlp" and not self.observation.counts
+        if held:  # decoder, spread and equations of latents that stay
+            self.recipe = replace(self.recipe, least_steps=800)
+        self.encoder = Encoder(features, latents, hidden, held)
         self.decoder = Decoder(latents, features, hidden, decoder == "linear")
 
     @classmethod
@@ -212,24 +229,36 @@ class DiscrepancyVAE(SEMReadouts, Program):
         return super().from_data(data, **options)
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Linear latents along the directions in which environments differ, of a bootstrap; equations by regression."""
+        """Linear latents along the directions in which environments differ, bent where the decoder is a network."""
         batch = self.observation.start(data)
         x = self.observation.inputs(batch)
-        pick = _bootstrap(batch.env, self.sem.environments, generator)
+        held, free, self.sem.free = self.encoder.held, self.sem.free, False  # latents start as those of equations
+        # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
+        every, eye = torch.arange(len(x), device=x.device), torch.eye(x.shape[1]).to(x)
+        pick = every if held else _bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
             self.decoder.start(start.loadings, start.bias)
             self.encoder.start(start.unmixing, start.offset, start.tril)
+            self.sem.free = free
             return
-        unmixing, offset, loadings = unmix(x[pick], batch.env[pick], self.sem, generator)
+        # behind a network environments differ along more directions than there are latents: it bends them
+        basis = torch.linalg.eigh(torch.cov(x.mT)).eigenvectors[:, -self.sem.latents :] if held else eye
+        unmixing, offset, _ = unmix((x @ basis)[pick], batch.env[pick], self.sem, generator)
+        unmixing = unmixing @ basis.mT
         z = x @ unmixing.mT + offset
-        residual = (x - (z - offset) @ loadings.mT).var(0).clamp_min(1e-3)
-        if not self.observation.counts:
-            self.observation.raw_noise.copy_(0.5 * residual.log())
+        z, centre = z - z.mean(0), z.mean(0)
+        loadings = torch.linalg.solve(z.mT @ z, z.mT @ x).mT
+        self.decoder.start(loadings, x.mean(0) - loadings @ centre)
+        residual = (x - x.mean(0) - z @ loadings.mT).var(0).clamp_min(1e-3)
         precision = loadings.mT @ (loadings / residual[:, None])
         tril = torch.linalg.cholesky(torch.linalg.inv(precision + torch.eye(len(precision)).to(precision)))
-        self.decoder.start(loadings, -loadings @ offset)
         self.encoder.start(unmixing, offset, tril)
+        if isinstance(self.encoder.mean, Residual):
+            bend(x, batch.env, self.encoder.mean, self.decoder, self.sem, generator)
+            residual = (x - self.decoder(self.encoder.mean(x))).var(0).clamp_min(1e-3)
+        self.observation.raw_noise.copy_(0.5 * residual.log())
+        self.sem.free = free
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -270,7 +299,12 @@ class DiscrepancyVAE(SEMReadouts, Program):
         """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly."""
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
-        self.sem.gather(MultivariateNormal(loc, scale_tril=tril).sample(), batch.env)
+        if not self.encoder.held:
+            loc = MultivariateNormal(loc, scale_tril=tril).sample()
+        self.sem.gather(loc, batch.env)
+        if self.encoder.held:  # errors of which rows are no cure, of v = `share` in correlations: 1/m = 1/n + v^2
+            share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
+            self.sem.count.div_(1.0 + len(batch) * share.square())
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ def minimise(
     steps: int,
     batch: int,
     generator: torch.Generator,
+    lr: float = LR,
 ) -> None:
     """Steps on loss(positions of rows, progress): orthogonalised momentum for networks' matrices, Adam for the rest.
 
@@ -137,7 +138,7 @@ def minimise(
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]])
             pick, order = order[:batch], order[batch:]
             gradients = torch.autograd.grad(loss(pick, step / steps), [*matrices, *others])
-            adam.param_groups[0]["lr"] = LR * rate
+            adam.param_groups[0]["lr"] = lr * rate
             for parameter, gradient in zip(others, gradients[len(matrices) :], strict=True):
                 parameter.grad = gradient
             adam.step()
@@ -217,7 +218,7 @@ class Chart(nn.Module):
 
     share: Tensor
 
-    def __init__(self, encoder: Residual, decoder: Residual, share: Tensor) -> None:
+    def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor) -> None:
         """share: (class,) of the rows."""
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
@@ -265,14 +266,14 @@ class Chart(nn.Module):
             distance = distance + math.exp(-0.25 * t * t) * gap.mean()
         return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
 
-    def train_on(self, x: Tensor, group: Tensor, steps: int, generator: torch.Generator) -> None:
+    def train_on(self, x: Tensor, group: Tensor, steps: int, generator: torch.Generator, lr: float = LR) -> None:
         """Minimise the sum of the terms over all rows."""
 
         def loss(pick: Tensor, _: float) -> Tensor:
             entropy, distance, error = self.terms(x[pick], group[pick], SLICES)
             return entropy + NORMALITY * distance + RECONSTRUCTION * error + self.penalty()
 
-        minimise(self, loss, torch.arange(len(x), device=x.device), steps, BATCH, generator)
+        minimise(self, loss, torch.arange(len(x), device=x.device), steps, BATCH, generator, lr)
 
     @torch.no_grad()
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:

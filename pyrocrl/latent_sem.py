@@ -64,10 +64,12 @@ class LatentSEM(nn.Module):
         escapees: bool = False,
         edge_probability: float = 0.5,
         variation: float = 0.0,
+        free: bool = False,
     ) -> None:
         """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
         environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
-        n / (1 + n variation^2) independent ones."""
+        n / (1 + n variation^2) independent ones. free: the decoder is a network, which can absorb relu links as well
+        as linear ones."""
         super().__init__()
         if latents > graphs.MAX_NODES:
             reject("latents", latents, f"at most {graphs.MAX_NODES}: sums over graphs are exact")
@@ -81,11 +83,12 @@ class LatentSEM(nn.Module):
         self.latents, self.environments, self.edge_probability = latents, environments, edge_probability
         self.intervention, self.mechanism, self.escapees = intervention, mechanism, escapees
         self.unknown = target_matrix is None
+        self.free = free
         # linear equations that are kept: a linear decoder can absorb any weights, so latents are the innovations
-        self.absorbed = mechanism == "linear" and intervention in ("shift", "variance")
+        plain = mechanism == "linear" and intervention in ("shift", "variance")
         target = np.zeros((environments, latents)) if target_matrix is None else np.asarray(target_matrix)
         shape = (environments, latents)
-        self.weight = nn.Parameter(torch.zeros(latents, latents), requires_grad=not self.absorbed)  # (parent, child)
+        self.weight = nn.Parameter(torch.zeros(latents, latents), requires_grad=not plain)  # (parent, child)
         self.intercept = nn.Parameter(torch.zeros(latents))
         self.log_scale = nn.Parameter(torch.zeros(latents))
         # of the target's equation in each environment; intercept and log scale are changes unless perfect or soft
@@ -96,7 +99,7 @@ class LatentSEM(nn.Module):
         self.own_log_scale = nn.Parameter(torch.zeros(shape), requires_grad=intervention != "shift")
         self.target_logits = nn.Parameter(torch.zeros(environments, latents + 1), requires_grad=self.unknown)
         self.escape_logit = nn.Parameter(torch.full((environments,), -1.5), requires_grad=escapees)
-        before = torch.ones(latents, latents).triu(1) * (not self.absorbed)
+        before = torch.ones(latents, latents).triu(1) * (not plain)
         self.register_buffer("before", before)  # (parent, child): the chain's order
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.get_default_dtype()))
         self.register_buffer("slot", torch.as_tensor(_slots(target)))
@@ -107,6 +110,12 @@ class LatentSEM(nn.Module):
         self.register_buffer("cov", torch.eye(size, dtype=torch.float64).repeat(2 * environments, 1, 1))
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether equations are kept by interventions and of a form that the decoder can take into itself: nothing but
+        their innovations has a law of its own then. Graph and weights are drawn from their prior."""
+        return self.intervention in ("shift", "variance") and (self.mechanism == "linear" or self.free)
 
     # -- density of rows ---------------------------------------------------------------------------------------
 
@@ -123,6 +132,18 @@ class LatentSEM(nn.Module):
 
     def log_densities(self, z: Tensor, env: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, latent) twice: log density of each node's natural equation, and of its intervened one minus that."""
+        standard, changed, scale = self._standardised(z, env)
+        constant = 0.5 * math.log(2 * math.pi)
+        log_natural = -0.5 * standard.square() - self.log_scale - constant
+        return log_natural, -0.5 * changed.square() - scale - constant - log_natural
+
+    def residuals(self, z: Tensor, env: Tensor) -> Tensor:
+        """(rows, latent) noise of every row under its environment's equations, in units of its deviation."""
+        standard, changed, _ = self._standardised(z, env)
+        return torch.where(self.hard_targets()[env] > 0, changed, standard)
+
+    def _standardised(self, z: Tensor, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, latent) noise under the natural and the intervened equations, and the log scale of the latter."""
         seen = self.link(z)
         natural = self.intercept + seen @ (self.weight * self.before)  # (rows, latent)
         own = self.own_intercept.gather(0, self.slot)[env]
@@ -132,10 +153,7 @@ class LatentSEM(nn.Module):
             scale = self.log_scale + (scale if self.intervention == "variance" else 0.0 * scale)
         elif self.intervention == "soft":
             own = own + torch.einsum("rj,rjk->rk", seen, (self.own_weight * self.before)[env])
-        standard, changed = (z - natural) / self.log_scale.exp(), (z - own) / scale.exp()
-        constant = 0.5 * math.log(2 * math.pi)
-        log_natural = -0.5 * standard.square() - self.log_scale - constant
-        return log_natural, -0.5 * changed.square() - scale - constant - log_natural
+        return (z - natural) / self.log_scale.exp(), (z - own) / scale.exp(), scale
 
     def log_prob(self, z: Tensor, env: Tensor) -> Tensor:
         """(rows,) log p(z_i | env_i); for unknown targets its expectation under their Categorical, which is exact:
@@ -195,8 +213,10 @@ class LatentSEM(nn.Module):
 
     @torch.no_grad()
     def gather(self, z: Tensor, env: Tensor) -> None:
-        """Moments of the rows' latents, from which the graph's posterior is read; unknown targets are set anew."""
+        """Moments of the rows' latents, or of their innovations where equations are `absorbed`, from which the graph's
+        posterior is read; unknown targets are set anew."""
         escaped = self.escaped(z.to(self.weight.dtype), env).double()
+        z = self.innovations(z.to(self.weight.dtype)) if self.absorbed else z
         if self.unknown:  # by all rows of an environment: those picked for having changed would seem to have changed
             self._set_moments(z.double(), env, torch.zeros_like(escaped))
             self._settle_targets()
@@ -220,13 +240,14 @@ class LatentSEM(nn.Module):
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
 
     @torch.no_grad()
-    def start(self, z: Tensor, env: Tensor) -> None:
-        """Equations by least squares from rows' latents (rows, latent), the order the most probable one given them."""
+    def start(self, z: Tensor, env: Tensor, order: Tensor | None = None) -> None:
+        """Equations by least squares from rows' latents (rows, latent). order: (latent,) nodes, parents first; None =
+        the most probable one given the latents."""
         self.gather(z, env)
         target = self.hard_targets()
         table = self._slices(target)
         if not self.absorbed:
-            place = graphs.best_order(self._scores(table)).argsort()
+            place = (graphs.best_order(self._scores(table)) if order is None else order).argsort()
             self.before.copy_((place[:, None] < place[None, :]).to(self.before))
         eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
         fitted = sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
@@ -415,11 +436,23 @@ class LatentSEM(nn.Module):
             weight = weight + hit * (parents - weight)
             intercept = self.intercept + hit * (own - self.intercept)
             log_scale = self.log_scale + hit * (scale - self.log_scale)
-        eps = intercept + noise * log_scale.exp()
-        out = torch.zeros_like(z)
+        return self.solve(intercept + noise * log_scale.exp(), weight)
+
+    def innovations(self, z: Tensor) -> Tensor:
+        """(rows, latent) latents less what parents give them, by the chain's own equations."""
+        return z - self.link(z) @ (self.weight * self.before)
+
+    def solve(self, innovations: Tensor, weight: Tensor) -> Tensor:
+        """(rows, latent) latents of which `innovations` are left under the weights (parent, child)."""
+        out = torch.zeros_like(innovations)
         for _ in range(self.latents):  # as many rounds as the longest path could need
-            out = eps + self.link(out) @ weight
+            out = innovations + self.link(out) @ weight
         return out
+
+    def seen(self, z: Tensor, weight: Tensor) -> Tensor:
+        """(rows, latent) what the decoder takes in for latents of drawn equations: where weights are drawn from their
+        prior (`absorbed`), latents of the chain's own equations with the same innovations."""
+        return self.solve(z - self.link(z) @ weight, self.weight * self.before) if self.absorbed else z
 
     # -- forward in time ---------------------------------------------------------------------------------------
 
@@ -532,17 +565,16 @@ class SEMReadouts:
         return None if self.config["targets"] == "known" else self.sem.target
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        """Mean of x. Where the graph is drawn from its prior (`LatentSEM.absorbed`) f takes the innovations of z."""
+        """Mean of x, of z under the weights that were drawn with it, see `LatentSEM.seen`."""
         weight = pyro.sample("weight", Delta(torch.zeros_like(self.sem.weight)).to_event(2))
-        return self.observation.mean(self.decoder(z - z @ weight if self.sem.absorbed else z), batch)
+        return self.observation.mean(self.decoder(self.sem.seen(z, weight)), batch)
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """Exact draws of targets, graph and equations given the latents of the rows of the fit."""
         out = self.sem.draw()
-        if self.sem.absorbed and "z" in sites:  # the guide's are innovations
-            eye = torch.eye(self.sem.latents).to(out["weight"])
-            out["z"] = sites["z"] @ torch.linalg.inv(eye - out["weight"])
+        if self.sem.absorbed and "z" in sites:  # the guide's are of the chain's own equations
+            out["z"] = self.sem.solve(self.sem.innovations(sites["z"]), out["weight"])
         if self.sem.escapees and "z" in sites:
             out["escaped"] = torch.bernoulli(self.sem.escaped(sites["z"], batch.env))
         return out
@@ -551,7 +583,7 @@ class SEMReadouts:
     def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i))."""
         z = self.sem.simulate(sites, batch.env)
-        new, told = (v - v @ sites["weight"] if self.sem.absorbed else v for v in (z, sites["z"]))
+        new, told = (self.sem.seen(v, sites["weight"]) for v in (z, sites["z"]))
         drawn = self.observation.likelihood(self.decoder(new), batch).sample()
         return drawn, self.observation.likelihood(self.decoder(told), batch).log_prob(batch.x).sum(-1)
 

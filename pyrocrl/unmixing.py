@@ -2,7 +2,7 @@
 
 With y = A z invertible, log p(y | env) = log p(z | env) + log |det M|, z = M y + b. Directions in which environments
 differ give a first M; equations, M and b then climb the likelihood under many orders of the latents at once, and orders
-are improved by moving one latent at a time.
+are improved by moving one latent at a time. Orders start from regressions. `bend` goes on where mixing is not affine.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from .contrastive import Chart, Residual
 from .latent_sem import LatentSEM
 
 FLOOR = 1e-3  # least observational variance, as a share of the mean one: data may have exactly low rank
 ROWS, LAST_ROWS = 1_200, 3_000  # of the search and of its end, in equal parts from each environment
 STARTS, STEPS, LAST_STEPS, LR = 8, 120, 400, 0.04
 FINALISTS = 8  # orders that are climbed to the end
+KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be, as quantiles of its control rows
+RIDGE = 1e-4  # of regressions
 ROUNDS = 8  # of moves of single latents
+LINEAR_STEPS, LINEAR_LR, NET_STEPS = 250, 0.01, 100  # of the map that a network bends
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
 
 
@@ -50,6 +54,46 @@ def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) 
     prior.start(y @ matrix.mT + shift, env)
     unmixing = matrix @ span.mT @ root
     return unmixing, shift - unmixing @ control.mean(0), back @ span @ torch.linalg.inv(matrix)
+
+
+class Bent(Chart):
+    """h (`encoder`) and its inverse, the law of every environment that of a `LatentSEM` of known targets."""
+
+    def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor, prior: LatentSEM, rows: int) -> None:
+        """share: (env,) of the `rows` rows."""
+        super().__init__(encoder, decoder, share)
+        self.sem, self.rows = prior, rows
+
+    def penalty(self) -> Tensor:
+        return -self.sem.log_prior_of_weights() / self.rows
+
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        envs = [torch.full_like(member[:, 0], e, dtype=torch.long) for e in range(member.shape[1])]
+        density = torch.stack([self.sem.log_prob(z, env) for env in envs], -1)
+        return density, torch.stack([self.sem.residuals(z, env) for env in envs])
+
+
+def bend(
+    x: Tensor, env: Tensor, encoder: Residual, decoder: nn.Module, prior: LatentSEM, generator: torch.Generator
+) -> None:
+    """Train h (`encoder`), from its linear start, to tell environments apart by the equations' densities: its linear
+    part first, for what a network bends before directions are right it does not bend back.
+
+    Log-odds between environments are the same for x as for its latents, whatever the mixing; residuals are to be normal
+    and `decoder` to give x back (see `contrastive`). `prior` goes from equations for the first latents to those of h.
+    """
+    known = _told(prior)
+    known.before.copy_(prior.before)
+    share = nn.functional.one_hot(env, prior.environments).to(x).mean(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        bent = Bent(encoder, decoder, share, known, len(x))
+        encoder.linear.requires_grad_(True)
+        bent.train_on(x, env, LINEAR_STEPS, generator, LINEAR_LR)
+        encoder.net.requires_grad_(True)
+        bent.train_on(x, env, NET_STEPS, generator)
+        encoder.requires_grad_(False)
+    prior.start(encoder(x), env)
 
 
 def _changes(y: Tensor, env: Tensor, environments: int) -> Tensor:
@@ -111,19 +155,64 @@ def _columns(change: Tensor, y: Tensor, env: Tensor, prior: LatentSEM, generator
 class _Affine(nn.Module):
     """z = matrix y + shift under a `LatentSEM`; forward gives the negative log-likelihood a row."""
 
-    def __init__(self, prior: LatentSEM, matrix: Tensor, order: Tensor) -> None:
+    def __init__(self, prior: LatentSEM, matrix: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.sem = copy.deepcopy(prior)
-        place = order.argsort()
-        if not prior.absorbed:
-            self.sem.before.copy_((place[:, None] < place[None, :]).to(self.sem.before))
         self.matrix = nn.Parameter(matrix.clone())
-        self.shift = nn.Parameter(torch.zeros_like(matrix[0]))
+        self.shift = nn.Parameter(shift.clone())
 
     def forward(self, y: Tensor, env: Tensor) -> Tensor:
         log_prob = self.sem.log_prob(y @ self.matrix.mT + self.shift, env).mean()
         weak = self.sem.log_prior_of_weights() - 0.005 * self.shift.square().sum()
         return -weak / len(y) - log_prob - torch.linalg.slogdet(self.matrix).logabsdet
+
+
+def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: Tensor) -> _Affine:
+    """Least squares under an order of the latents (parents first), from rows `matrix` that may mix in parents.
+
+    z_c = y_c - sum_p v_p z_p is a latent if what is left of it follows its equation: y_c regressed on z_p and phi(z_p)
+    of all earlier latents, phi where the equation is the natural one, gives v and weights at once. A parent's zero,
+    where relu bends, is the one of KNOTS that leaves its children least.
+    """
+    z = y @ matrix.mT
+    matrix, shift = matrix.clone(), torch.zeros_like(matrix[:, 0])
+    natural = 1 - prior.target[env]  # (rows, latent)
+    nodes = order.tolist()
+
+    def regress(c: int, seen: list[int]) -> tuple[Tensor, Tensor]:
+        """(coefficients of z[seen] (seen,), residual variance) of z_c."""
+        own = torch.nn.functional.one_hot(env, prior.environments).to(z) * (1 - natural[:, c, None])
+        parts = [z[:, seen], natural[:, c, None], own]
+        link = prior.link(z[:, seen])
+        if prior.intervention in ("shift", "variance"):
+            parts.append(link)
+        else:
+            parts.append(link * natural[:, c, None])
+            if prior.intervention == "soft":
+                parts.extend(link * own[:, e, None] for e in range(prior.environments) if own[:, e].any())
+        design = torch.cat(parts, 1)
+        ridge = RIDGE * len(z) * torch.eye(design.shape[1]).to(z)
+        found = torch.linalg.solve(design.mT @ design + ridge, design.mT @ z[:, c])
+        return found[: len(seen)], (z[:, c] - design @ found).square().mean()
+
+    for place, k in enumerate(nodes):
+        if place:
+            mixed, _ = regress(k, nodes[:place])
+            z[:, k] -= z[:, nodes[:place]] @ mixed
+            matrix[k] -= mixed @ matrix[nodes[:place]]
+            shift[k] -= mixed @ shift[nodes[:place]]
+        if prior.mechanism == "relu" and place + 1 < len(nodes):
+            free, left = z[:, k].clone(), []
+            knots = free[env == 0].quantile(torch.tensor(KNOTS).to(z))
+            for knot in knots:
+                z[:, k] = free - knot
+                left.append(sum(regress(c, nodes[: place + 1])[1].log() for c in nodes[place + 1 :]))
+            knot = knots[int(torch.stack(left).argmin())]
+            z[:, k] = free - knot
+            shift[k] -= knot
+    out = _Affine(prior, matrix, shift)
+    out.sem.start(z, env, order)
+    return out
 
 
 State = dict[str, Tensor]
@@ -141,7 +230,9 @@ def _search(
     tried: dict[tuple[int, ...], float] = {}
     best = first
     for _ in range(0 if prior.absorbed else ROUNDS):
-        state, value = _climb([_Affine(known, matrix, order) for order in orders], y[few], env[few])
+        state, value = _climb(
+            [_regressed(y[few], env[few], matrix, known, order) for order in orders], y[few], env[few]
+        )
         tried |= {tuple(order.tolist()): float(v) for order, v in zip(orders, value, strict=True)}
         found = torch.tensor(min(tried, key=tried.__getitem__)).to(first)
         orders = [order for order in _moves(found) if tuple(order.tolist()) not in tried]
@@ -149,10 +240,11 @@ def _search(
             break
         best = found
     finalists = [torch.tensor(o).to(first) for o in sorted(tried, key=tried.__getitem__)[:FINALISTS]] or [first]
-    climbed, value = _climb([_Affine(known, matrix, order) for order in finalists], y[more], env[more], LAST_STEPS)
-    state, best = _at(climbed, int(value.argmin())), finalists[int(value.argmin())]
+    ends = [_regressed(y[more], env[more], matrix, known, order) for order in finalists]
+    climbed, value = _climb(ends, y[more], env[more], LAST_STEPS)
+    state = _at(climbed, int(value.argmin()))
     for _ in range(d if prior.mechanism == "relu" else 0):  # turn latents over while that helps
-        same = [_with(_Affine(known, matrix, best), state) for _ in range(d + 1)]
+        same = [_with(copy.deepcopy(ends[int(value.argmin())]), state) for _ in range(d + 1)]
         flips, values = _climb([same[d], *(_flipped(same[k], k) for k in range(d))], y[more], env[more])
         found = int(values.argmin()) if float(values[0] - values.min()) > CLEAR else 0
         state = _at(flips, found)

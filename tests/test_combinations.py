@@ -81,3 +81,32 @@ def test_the_discrepancy_trains_and_targets_stay_apart() -> None:
         after = moved._discrepancy(z, batch)
         moved.sem.own_intercept.zero_()  # virtual interventions that change nothing
         assert float(after) < 0.2 * float(moved._discrepancy(z, batch))
+
+
+@pytest.mark.parametrize("kind", ["perfect", "shift"])
+def test_behind_a_network_the_construction_is_held(kind: str) -> None:
+    """Training leaves the guide's mean as constructed; a graph that the decoder can absorb stays at its prior."""
+    data = draw("zhang2023", seed=100, samples=150, latents=3, mixing="mlp", features=6, intervention=kind)
+    options = {"intervention": kind, "targets": "unknown", "latents": 3, "hidden": 16, "decoder": "mlp"}
+    program = DiscrepancyVAE.from_data(data, **options)
+    before = program.encoder.mean.linear.weight.clone()
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+    constructed = {k: v.clone() for k, v in program.encoder.mean.state_dict().items()}
+    assert not torch.equal(constructed["linear.weight"], before)
+    assert program.sem.absorbed == (kind == "shift")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = pyrocrl.fit(program, data, chains=1, epochs=2, seed=0, progress=False)
+    moved = fit.programs()[0]
+    assert not any(p.requires_grad for p in moved.encoder.mean.parameters())
+    graph = fit.graph()
+    assert graph is not None
+    if kind == "shift":
+        np.testing.assert_allclose(graph[~np.eye(3, dtype=bool)], 0.25, atol=0.03)
+    else:
+        assert graph.max() > 0.5
+    z = moved.latents(fit.batch_of(data))
+    drawn = moved.posterior_sites(fit.batch_of(data), {"z": z})
+    told = moved.sem.seen(drawn.get("z", z), drawn["weight"])
+    torch.testing.assert_close(told, z, atol=1e-4, rtol=1e-4)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pyrocrl import InputError
+from pyrocrl.contrastive import Residual
 from pyrocrl.graphs import is_order_of
 from pyrocrl.indeterminacy import is_acyclic
 from pyrocrl.latent_sem import LatentSEM
-from pyrocrl.unmixing import unmix
+from pyrocrl.unmixing import bend, unmix
 
 KINDS = ("perfect", "soft", "variance", "shift")
 MECHANISMS = ("linear", "relu")
@@ -119,6 +120,25 @@ def test_absorbed_weights_leave_the_prior_of_graphs(kind: str) -> None:
     draws = torch.stack([model.draw()["graph"] for _ in range(600)])
     torch.testing.assert_close(draws.mean(0), prior, atol=0.07, rtol=0)
     assert all(is_acyclic(one.numpy()) for one in draws)
+
+
+@pytest.mark.parametrize("kind", ["shift", "variance"])
+def test_a_free_decoder_absorbs_relu_links(kind: str) -> None:
+    """Graph and weights from their prior, their innovations those of the latents that the decoder takes."""
+    z, env = drawn(truth(kind), 500)
+    model = LatentSEM(D, 4, TARGETS, kind, "relu", free=True)  # type: ignore[arg-type]
+    model.load_state_dict(truth(kind).state_dict())
+    model.gather(z, env)
+    assert float(model.graph()[0, 1]) == pytest.approx(0.25, abs=0.03)
+    one = model.draw()
+    latents = model.solve(model.innovations(z), one["weight"])
+    torch.testing.assert_close(latents - latents.relu() @ one["weight"], z - z.relu() @ model.weight)
+    torch.testing.assert_close(model.seen(latents, one["weight"]), z)
+    assert not torch.allclose(latents, z, atol=0.1)
+    perfect = LatentSEM(D, 4, TARGETS, "perfect", "relu", free=True)
+    assert not perfect.absorbed
+    perfect.start(*drawn(truth("perfect"), 500))
+    assert float(perfect.graph()[0, 1]) > 0.9
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -265,6 +285,38 @@ def test_affine_unmixing_finds_the_latents(kind: str) -> None:
     hit = model.hard_targets()[1:].argmax(1).numpy()
     np.testing.assert_array_equal(hit, match)
     np.testing.assert_array_equal(model.before.sum(0).argsort().numpy(), match)
+
+
+def test_bending_undoes_a_network() -> None:
+    """From the best affine map, h comes closer to latents that a leaky ReLU has bent."""
+    torch.set_default_dtype(torch.float32)
+    source = truth("perfect").float()
+    with torch.no_grad():
+        source.own_intercept.fill_(2.5)
+    z, env = drawn(source, 700)
+    generator = torch.Generator().manual_seed(1)
+    first, second = (torch.linalg.qr(torch.randn(8, k, generator=generator))[0] for k in (D, 8))
+    hidden = (z - z.mean(0)) / z.std(0) @ first.mT
+    x = torch.where(hidden > 0, hidden, 0.5 * hidden) @ second
+    x = (x - x.mean(0)) / x.std(0)
+    axes = torch.linalg.eigh(torch.cov(x.mT)).eigenvectors[:, -D:]
+    model = LatentSEM(D, 4, TARGETS, "perfect", "relu")
+    encoder, decoder = Residual(8, D, 32, 1).requires_grad_(False), Residual(D, 8, 32, 1)
+    with torch.no_grad():
+        unmixing, offset, _ = unmix(x @ axes, env, model, generator)
+        encoder.linear.weight.copy_(unmixing @ axes.mT)
+        encoder.linear.bias.copy_(offset)
+        encoder.net[-1].weight.mul_(0.1)
+        encoder.net[-1].bias.zero_()
+        before = encoder(x)
+        bend(x, env, encoder, decoder, model, generator)
+        after = encoder(x)
+    error = [1 - np.abs(np.corrcoef(z.T, found.T)[:D, D:].diagonal()) for found in (before, after)]
+    assert error[1].mean() < 0.6 * error[0].mean()
+    assert error[1].max() < 0.03
+    assert not any(p.requires_grad for p in encoder.parameters())
+    torch.testing.assert_close(model.residuals(after, env).mean(0), torch.zeros(D), atol=0.1, rtol=0)
+    assert ((model.graph() > 0.5) == (CHAIN != 0)).all()
 
 
 def test_refusals() -> None:
