@@ -46,6 +46,12 @@ STUDIES: dict[str, tuple[Study, ...]] = {
             UNKNOWN | {"mechanism": "linear"},
             identified=False,
         ),
+        Study(
+            "zhang2023",
+            {"mixing": "mlp", "intervention": "perfect"},
+            UNKNOWN | {"intervention": "perfect", "decoder": "mlp"},
+        ),
+        Study("zhang2023", {"mixing": "mlp"}, UNKNOWN | {"decoder": "mlp"}, identified=False),
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
         TwoModels(*LINEAR, {"intervention": "perfect", "mechanism": "linear"}),
         *SCREENS,
