@@ -49,6 +49,7 @@ from pyrocrl.program import check_sizes, check_whole, checked_targets
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
 NEEDS = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
 NOISE = 0.02  # least standard deviation of q(z | x) and of x, in those of latents and features
+ROWS = 1024  # a step, of the decoder's regression
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z
 
 
@@ -107,8 +108,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         targets: Literal["known", "relabelled"] = "known",
         likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
         batches: int = 1,
-        width: int = 128,
-        steps: int = 600,
+        width: int = 64,
+        steps: int = 400,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}. width: of networks' layers; steps: of the encoder's construction.
 
@@ -181,7 +182,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
                 return mse_loss(self.decoder(noisy), eta[pick])
 
             rows, steps = torch.arange(len(x), device=x.device), max(1, self.config["steps"] // 2)
-            contrastive.minimise(self.decoder, loss, rows, steps, contrastive.BATCH // 2, generator)
+            contrastive.minimise(self.decoder, loss, rows, steps, ROWS, generator)
         if not self.observation.counts:
             residual = (x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE)
             self.observation.raw_noise.copy_(residual.log())
@@ -234,7 +235,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         from pyrocrl.simulate import draw
 
         data = draw("buchholz2023_hard", seed=seed, samples=200, latents=3)
-        return cls.from_data(data, width=32, steps=100), data
+        return cls.from_data(data, width=32, steps=40), data
 
 
 def dispersion(environments: sem.Environments) -> float:

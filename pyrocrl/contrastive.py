@@ -17,11 +17,14 @@ good a classifier as the latents are; and wrong graphs, signs and directions are
 3. `affine` solves the linear case (`sem.log_marginal`), `fitted` gives the equations, and both are put into the
    networks, which then minimise the same loss with the law of the equations (`Contrast`): far fewer parameters for
    the same rows;
-4. `affine` once more.
+4. the third step again from its own result, while the loss on rows kept out of it falls: from a chart that is not yet
+   affine in the latents `affine` takes wrong directions and orders, and from a better one it mends them;
+5. `affine` once more.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,14 +36,16 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from . import graphs, sem
 from .nets import MLP
 
-BATCH = 2048
+BATCH = 170
 LR, MUON_LR = 3e-3, 0.02
-PRETRAIN, STRUCTURED = 0.25, 0.5  # steps of the first and the third step, in those of the second
+PRETRAIN = 0.25  # steps of the first step, in those of each later one
+ROUNDS = 5  # of the third step, at most
+FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
+CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
+KEPT = 10  # one row in this many is kept out, to tell whether a round helped
 FIRST = 0.1  # of the last layers' first weights: networks start near the linear maps
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
-SLICES = 32  # directions a step along which residuals are compared with a normal law
-NORMALITY = 3.0  # weight of that comparison
-RECONSTRUCTION = 1.0  # of the mean squared error of the standardised inputs
+SLICES, LAST_SLICES = 32, 256  # directions along which residuals are compared with a normal law: in a step; at last
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
 NEGLIGIBLE = 0.05
 FREQUENCIES = torch.linspace(0.4, 2.8, 7)
@@ -191,11 +196,13 @@ def fitted(environments: sem.Environments) -> Equations:
     )
 
 
-def affine(environments: sem.Environments, generator: torch.Generator, rivals: int) -> tuple[Tensor, Tensor]:
-    """(unmixing (latent, latent), log-likelihood a row) of the linear case: rows that make y's law that of a graph.
+def affine(environments: sem.Environments, generator: torch.Generator) -> Tensor:
+    """Unmixing (latent, latent) of the linear case: rows that make y's law that of a graph.
 
-    With rivals = 0 the theorem's own rows, without the maximisation of the likelihood.
+    They start as the theorem's candidates or those of the identity, whichever are likelier. Rows count as FEWER times
+    fewer: with all of them the objective takes errors of y for edges.
     """
+    environments = environments._replace(count=(environments.count / FEWER).clamp_min(2.0))
     root = sem.whitening(environments.pooled((environments.target.sum(1) == 0).to(environments.cov))[2])
     white = environments.transform(root)
     slices, total = sem.slices(white, sem.target_pairs(white.target.cpu())), white.count.sum()
@@ -203,19 +210,25 @@ def affine(environments: sem.Environments, generator: torch.Generator, rivals: i
     def objective(rows: Tensor) -> Tensor:
         return sem.log_marginal(rows, slices, total, 0.5)
 
-    rows = sem.choose_rows(sem.candidate_rows(white, generator), objective, rivals, generator)
-    if rivals == 0:
-        return rows[0] @ root, objective(rows[0]) / total
-    best = sem.climb(objective, rows)[0]
-    return best.chart[:, 0] @ root, best.value / total
+    own = torch.linalg.inv(root)
+    own = own / own.norm(dim=-1, keepdim=True)
+    candidates = torch.cat([sem.candidate_rows(white, generator), own[:, None]], 1)
+    rivals, most = (2, 60) if len(root) <= CHEAP else (0, 10)
+    rows = sem.choose_rows(candidates, objective, rivals, generator)
+    return sem.climb(objective, rows, most=most)[0].chart[:, 0] @ root
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
 
 
 class Chart(nn.Module):
-    """h (`encoder`) and its inverse (`decoder`), with a Gaussian law of its own for every class."""
+    """h (`encoder`) and its inverse (`decoder`), with a Gaussian law of its own for every class.
 
+    normality, reconstruction: weights of the distance from a normal law, and of the mean squared error of the
+    standardised inputs. They are small here, for heavy ones hold h near its start. batch: rows a step, for each class.
+    """
+
+    normality, reconstruction, batch = 0.3, 0.1, BATCH
     share: Tensor
 
     def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor) -> None:
@@ -266,14 +279,20 @@ class Chart(nn.Module):
             distance = distance + math.exp(-0.25 * t * t) * gap.mean()
         return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
 
-    def train_on(self, x: Tensor, group: Tensor, steps: int, generator: torch.Generator, lr: float = LR) -> None:
-        """Minimise the sum of the terms over all rows."""
+    def loss(self, x: Tensor, group: Tensor, slices: int) -> Tensor:
+        """The weighted sum of the terms, and the penalty."""
+        entropy, distance, error = self.terms(x, group, slices)
+        return entropy + self.normality * distance + self.reconstruction * error + self.penalty()
+
+    def train_on(
+        self, x: Tensor, group: Tensor, rows: Tensor, steps: int, generator: torch.Generator, lr: float = LR
+    ) -> None:
+        """Minimise the loss over the rows at these positions."""
 
         def loss(pick: Tensor, _: float) -> Tensor:
-            entropy, distance, error = self.terms(x[pick], group[pick], SLICES)
-            return entropy + NORMALITY * distance + RECONSTRUCTION * error + self.penalty()
+            return self.loss(x[pick], group[pick], SLICES)
 
-        minimise(self, loss, torch.arange(len(x), device=x.device), steps, BATCH, generator, lr)
+        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr)
 
     @torch.no_grad()
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
@@ -291,6 +310,7 @@ class Contrast(Chart):
     hit: (class - 1, latent), which latents each class but the observational one intervenes on.
     """
 
+    normality, reconstruction = 3.0, 1.0
     hit: Tensor
 
     def __init__(self, encoder: Residual, decoder: Residual, share: Tensor, hit: Tensor, equations: Equations) -> None:
@@ -322,10 +342,10 @@ class Contrast(Chart):
 def construct(
     x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
 ) -> tuple[Residual, Tensor]:
-    """(h, unmixing): z = unmixing h(x), by the four steps of this file.
+    """(h, unmixing): z = unmixing h(x), by the five steps of this file.
 
-    x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step. Networks draw their
-    weights from torch's global generator, whose state is restored.
+    x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
+    the third. Networks draw their weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -350,20 +370,29 @@ def _construct(
     def error(pick: Tensor, _: float) -> Tensor:
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
-    every = torch.arange(len(x), device=x.device)
-    minimise(chart, error, every, max(1, int(PRETRAIN * steps)), BATCH, generator)
-    chart.train_on(x, group, steps, generator)
+    mixed = torch.randperm(len(x), generator=generator).to(x.device)
+    out = max(1, len(x) // KEPT)
+    kept, rows = mixed[:out], mixed[out:]
+    minimise(chart, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
+    chart.train_on(x, group, rows, steps, generator)
+    best, least = copy.deepcopy(encoder), math.inf
+    for _ in range(ROUNDS):
+        with torch.no_grad():
+            found = moments(encoder(x), group, target)
+            unmixing = affine(found, generator)
+            _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
+            sd = cov.diagonal().sqrt()
+            chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
+            equations = fitted(moments(encoder(x), group, target))
+        contrast = Contrast(encoder, decoder, share, hit, equations)
+        contrast.train_on(x, group, rows, steps, generator)
+        with torch.no_grad():
+            reached = float(contrast.loss(x[kept], group[kept], LAST_SLICES))
+        if not reached < least:
+            break
+        best, least = copy.deepcopy(encoder), reached
     with torch.no_grad():
-        found = moments(encoder(x), group, target)
-        unmixing, _ = affine(found, generator, rivals=1)
-        _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
-        sd = cov.diagonal().sqrt()
-        chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
-        equations = fitted(moments(encoder(x), group, target))
-    contrast = Contrast(encoder, decoder, share, hit, equations)
-    contrast.train_on(x, group, max(1, int(STRUCTURED * steps)), generator)
-    with torch.no_grad():
-        return encoder, affine(moments(encoder(x), group, target), generator, rivals=1)[0]
+        return best, affine(moments(best(x), group, target), generator)
 
 
 @torch.no_grad()

@@ -59,6 +59,8 @@ def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) 
 class Bent(Chart):
     """h (`encoder`) and its inverse, the law of every environment that of a `LatentSEM` of known targets."""
 
+    normality, reconstruction, batch = 3.0, 1.0, 340
+
     def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor, prior: LatentSEM, rows: int) -> None:
         """share: (env,) of the `rows` rows."""
         super().__init__(encoder, decoder, share)
@@ -88,10 +90,11 @@ def bend(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         bent = Bent(encoder, decoder, share, known, len(x))
+        every = torch.arange(len(x), device=x.device)
         encoder.linear.requires_grad_(True)
-        bent.train_on(x, env, LINEAR_STEPS, generator, LINEAR_LR)
+        bent.train_on(x, env, every, LINEAR_STEPS, generator, LINEAR_LR)
         encoder.net.requires_grad_(True)
-        bent.train_on(x, env, NET_STEPS, generator)
+        bent.train_on(x, env, every, NET_STEPS, generator)
         encoder.requires_grad_(False)
     prior.start(encoder(x), env)
 

@@ -138,13 +138,32 @@ def test_construction_undoes_a_curved_mixing() -> None:
     target = torch.cat([torch.zeros(1, 3), HIT.float()])
     state = torch.random.get_rng_state()
     encoder, unmixing = contrastive.construct(
-        x, group, target, width=32, steps=300, generator=torch.Generator().manual_seed(0)
+        x, group, target, width=32, steps=150, generator=torch.Generator().manual_seed(0)
     )
     assert torch.equal(state, torch.random.get_rng_state())
     with torch.no_grad():
         h = (encoder(x).double() @ unmixing.mT).numpy()
     matched = np.abs(np.corrcoef(z.numpy().T, h.T)[:3, 3:]).diagonal()
     assert matched.min() > 0.97
+
+
+def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, group = rows(equations(), HIT, 500)
+    z = ((z - z.mean(0)) / z.std(0)).float()
+    states = []
+
+    def train_on(self: Contrast, *_: object) -> None:
+        """Nothing at first; then an encoder of noise."""
+        if states:
+            torch.nn.init.normal_(self.encoder.linear.weight)
+        states.append({name: value.clone() for name, value in self.encoder.state_dict().items()})
+
+    monkeypatch.setattr(Chart, "train_on", lambda *_: None)
+    monkeypatch.setattr(Contrast, "train_on", train_on)
+    target = torch.cat([torch.zeros(1, 3), HIT.float()])
+    encoder, _ = contrastive.construct(z, group, target, width=8, steps=4, generator=torch.Generator().manual_seed(0))
+    assert len(states) == 2
+    assert all(torch.equal(value, states[0][name]) for name, value in encoder.state_dict().items())
 
 
 def test_dispersion_is_one_for_a_structural_equation_model_and_more_for_errors() -> None:
