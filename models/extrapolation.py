@@ -55,7 +55,7 @@ NOISE = 0.005  # least deviation of x, in that of each feature, and of q(z | x)
 FIRST_SPREAD = 0.1  # of q(z | x)
 ROWS = 512  # of a batch of the construction
 LEAST_DETERMINANT = 0.02  # of the map to latents: below it the likelihood is steep, so that maps do not fold
-INJECTIVE = 10.0  # weight of the squared error of coordinates mapped back from latents: two may not share one
+INJECTIVE = 1.0  # weight of the squared error of coordinates mapped back from latents: two may not share one
 BLOCK = 4096  # rows with bootstrap weights of their own; further rows share them, one each
 
 

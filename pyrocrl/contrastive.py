@@ -196,8 +196,8 @@ def fitted(environments: sem.Environments) -> Equations:
     )
 
 
-def affine(environments: sem.Environments, generator: torch.Generator) -> Tensor:
-    """Unmixing (latent, latent) of the linear case: rows that make y's law that of a graph.
+def affine(environments: sem.Environments, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(unmixing (latent, latent), log-likelihood) of the linear case: rows that make y's law that of a graph.
 
     They start as the theorem's candidates or those of the identity, whichever are likelier. Rows count as FEWER times
     fewer: with all of them the objective takes errors of y for edges.
@@ -215,7 +215,8 @@ def affine(environments: sem.Environments, generator: torch.Generator) -> Tensor
     candidates = torch.cat([sem.candidate_rows(white, generator), own[:, None]], 1)
     rivals, most = (2, 60) if len(root) <= CHEAP else (0, 10)
     rows = sem.choose_rows(candidates, objective, rivals, generator)
-    return sem.climb(objective, rows, most=most)[0].chart[:, 0] @ root
+    best = sem.climb(objective, rows, most=most)[0]
+    return best.chart[:, 0] @ root, best.value
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
@@ -340,21 +341,37 @@ class Contrast(Chart):
 
 
 def construct(
-    x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
+    x: Tensor,
+    env: Tensor,
+    target: Tensor,
+    width: int,
+    steps: int,
+    generator: torch.Generator,
+    choose: Callable[[sem.Environments], Tensor] | None = None,
+    layers: int = 3,
 ) -> tuple[Residual, Tensor]:
     """(h, unmixing): z = unmixing h(x), by the five steps of this file.
 
     x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
-    the third. Networks draw their weights from torch's global generator, whose state is restored.
+    the third; layers: of h's network. choose: moments of h in every environment -> targets, where they are unknown and
+    environment 0 is observational; `target` is then only the shape of a guess in which every other environment has one.
+    Networks draw their weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _construct(x, env, target, width, steps, generator)
+        return _construct(x, env, target, width, steps, generator, choose, layers)
 
 
 def _construct(
-    x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
+    x: Tensor,
+    env: Tensor,
+    target: Tensor,
+    width: int,
+    steps: int,
+    generator: torch.Generator,
+    choose: Callable[[sem.Environments], Tensor] | None,
+    layers: int,
 ) -> tuple[Residual, Tensor]:
     changed = torch.nonzero(target.sum(1) > 0).flatten()
     group = torch.zeros_like(env)
@@ -363,7 +380,8 @@ def _construct(
     hit, latents = target[changed], target.shape[1]
     target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
-    encoder, decoder = Residual(x.shape[1], latents, width).to(x), Residual(latents, x.shape[1], width).to(x)
+    encoder = Residual(x.shape[1], latents, width, layers).to(x)
+    decoder = Residual(latents, x.shape[1], width).to(x)
     linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)
 
@@ -375,11 +393,15 @@ def _construct(
     kept, rows = mixed[:out], mixed[out:]
     minimise(chart, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
     chart.train_on(x, group, rows, steps, generator)
+    if choose is not None:
+        with torch.no_grad():
+            target = choose(moments(encoder(x), group, target)).to(target)
+        hit = target[1:]
     best, least = copy.deepcopy(encoder), math.inf
     for _ in range(ROUNDS):
         with torch.no_grad():
             found = moments(encoder(x), group, target)
-            unmixing = affine(found, generator)
+            unmixing, _ = affine(found, generator)
             _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
             sd = cov.diagonal().sqrt()
             chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
@@ -392,7 +414,7 @@ def _construct(
             break
         best, least = copy.deepcopy(encoder), reached
     with torch.no_grad():
-        return best, affine(moments(best(x), group, target), generator)
+        return best, affine(moments(best(x), group, target), generator)[0]
 
 
 @torch.no_grad()

@@ -1,0 +1,92 @@
+"""`causal_flow`: recovery on small data, its flow's density, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyrocrl
+from pyrocrl import InputError, simulate
+from pyrocrl.flows import FreeFormFlow
+from pyrocrl.models.causal_flow import CausalFlow, _pairings
+
+ONCE = [[0, 0], [1, 0], [0, 1]]
+
+
+def test_latents_behind_an_invertible_mixing() -> None:
+    data = simulate.draw("cauca", 100, samples=6000, latents=2, layers=2)
+    train, test = data.split(0.25, 0)
+    program = pyrocrl.build("causal_flow", train, width=32, steps=200)
+    fit = pyrocrl.fit(program, train, chains=1, seed=0, progress=False)
+    found = pyrocrl.evaluate(fit, test)
+    assert found["mcc"] >= 0.95 > found["pca_mcc"]
+
+
+def test_every_pairing_is_a_hypothesis() -> None:
+    for latents, count in ((2, 3), (3, 15), (4, 105)):
+        every = np.stack(list(_pairings(latents)))
+        assert len(np.unique(every, axis=0)) == len(every) == count
+        assert (every.sum(1) == 2).all()
+        assert (every.sum(2) == [0] + [1] * 2 * latents).all()
+
+
+def test_log_determinant_is_that_of_the_map() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 3, dtype=torch.float64) ** 3
+    flow = FreeFormFlow(3, 8).double()
+    flow.start(x)
+    with torch.no_grad():
+        h, log_det = flow(x[:20])
+        nudge = 1e-6
+        columns = [
+            (flow.encode(x[:20] + nudge * e) - flow.encode(x[:20] - nudge * e)) / (2 * nudge) for e in torch.eye(3)
+        ]
+        numeric = torch.linalg.slogdet(torch.stack(columns, -1)).logabsdet
+        g, _ = flow.gaussianise(x)
+    torch.testing.assert_close(h, flow.encode(x[:20]))
+    torch.testing.assert_close(log_det, numeric, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(flow.gaussianise.inverse(g), x, rtol=1e-5, atol=1e-5)
+
+
+def test_splines_make_features_normal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tanh(1.2 * torch.randn(20_000, 2, generator=generator))
+    flow = FreeFormFlow(2, 8)
+    flow.start(x)
+    g, _ = flow.gaussianise(x)
+    for level, share in ((-1.0, 0.1587), (0.0, 0.5), (1.5, 0.9332)):
+        assert (g < level).double().mean(0).numpy() == pytest.approx([share] * 2, abs=0.01)
+
+
+def test_claims_follow_the_targets() -> None:
+    known, unknown = CausalFlow(2, 2, ONCE), CausalFlow(2, 2, targets="unknown", environments=5)
+    assert known.claims()[0].up_to == ("scale", "shift")
+    assert unknown.claims()[0].up_to == ("permutation", "scale", "shift")
+    assert "two_interventions_per_latent" in unknown.claims()[1].needs
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"features": 3, "target_matrix": ONCE}, "latents"),
+        ({"target_matrix": [[1, 0], [0, 1]]}, "targets"),
+        ({"target_matrix": [[0, 0], [1, 0]]}, "targets"),
+        ({"target_matrix": [[0], [1]]}, "target_matrix"),
+        ({"target_matrix": ONCE, "steps": 0}, "steps"),
+        ({"target_matrix": ONCE, "edge_probability": 0.0}, "edge_probability"),
+        ({"targets": "unknown", "environments": 3}, "environments"),
+        ({"features": 5, "latents": 5, "targets": "unknown", "environments": 11}, "latents"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, argument: str) -> None:
+    with pytest.raises(InputError, match=argument):
+        CausalFlow(**({"features": 2, "latents": 2} | options))
+
+
+def test_too_few_rows_are_refused() -> None:
+    data = simulate.draw("cauca", 0, samples=50, latents=2)
+    few = data.rows_at(np.r_[0:51, 100:150])
+    assert (few.env_labels() == "target_0").sum() == 1
+    with pytest.raises(InputError, match="target_0"):
+        pyrocrl.fit(pyrocrl.build("causal_flow", data), few, chains=1, epochs=1, progress=False)
