@@ -90,6 +90,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
     )
     recipe = Recipe(
         epochs=10,
+        least_steps=800,
         batch_size=512,
         lr=1e-3,
         kl_warmup=0.0,

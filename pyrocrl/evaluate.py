@@ -55,7 +55,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     if "graph" in truth and graph is not None:
         nodes = assignment if assignment is not None else np.arange(len(truth["graph"]))
         out |= metrics.graph_scores(truth["graph"], metrics.reorder_graph(graph, nodes))
-        if "weight" in truth and "z" in truth:
+        if "weight" in truth and "z" in truth and "weight" in fit.program.sites:
             total = int(truth["graph"].astype(bool).sum())
             covered = _weights_covered(fit, data, nodes, seed)
             out |= {"weight_covered": float(covered), "weight_total": float(total)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pyrocrl
-from pyrocrl import Data, metrics, simulate
+from pyrocrl import Data, metrics, simulate, zoo
 from pyrocrl.evaluate import _targets_right, edge_table
 
 
@@ -57,6 +57,14 @@ def test_no_edge_table_without_a_graph() -> None:
     data = simulate.draw("moran2022", seed=100, rows=80)
     program = pyrocrl.build("vae", data, latents=2, hidden=4)
     assert edge_table(pyrocrl.fit(program, data, chains=1, epochs=1, progress=False), data) == []
+
+
+def test_weights_are_left_out_for_a_model_without_them() -> None:
+    program, data = zoo.get("score_crl").example()
+    assert "weight" not in program.sites and "weight" not in data.truth
+    data.truth["weight"] = data.truth["graph"].astype(float)
+    scores = pyrocrl.evaluate(pyrocrl.fit(program, data, chains=1, epochs=1, progress=False), data)
+    assert "shd" in scores and "weight_coverage" not in scores
 
 
 def test_targets_are_right_up_to_the_order_of_the_latents() -> None:
