@@ -54,6 +54,7 @@ NEEDS = ("more_features_than_latents", "enough_settings")
 NOISE = 0.005  # least deviation of x, in that of each feature, and of q(z | x)
 FIRST_SPREAD = 0.1  # of q(z | x)
 ROWS = 512  # of a batch of the construction
+KEEP = 1.0  # weight of the regression of actions on coordinates, beside the auto-encoder's
 LEAST_DETERMINANT = 0.02  # of the map to latents: below it the likelihood is steep, so that maps do not fold
 INJECTIVE = 1.0  # weight of the squared error of coordinates mapped back from latents: two may not share one
 BLOCK = 4096  # rows with bootstrap weights of their own; further rows share them, one each
@@ -141,21 +142,38 @@ class Extrapolation(Program):
             sd.copy_(value.std(0).clamp_min(1e-12))
         drawn = torch.empty(BLOCK).exponential_(generator=generator)
         self.row_weight.copy_(drawn / drawn.mean())
-        x, weight = self._standard(batch), self._weight(batch)
-        self._fit_chart(x, weight, generator)
-        self._fit_unmix(self.chart(x), self._action(batch.aux), weight, generator)
+        x, a, weight = self._standard(batch), self._action(batch.aux), self._weight(batch)
+        self._fit_chart(x, a, weight, generator)
+        self._fit_unmix(self.chart(x), a, weight, generator)
 
-    def _fit_chart(self, x: Tensor, weight: Tensor, generator: torch.Generator) -> None:
-        """Coordinates of x, with mean 0 and variance 1."""
-        both = nn.ModuleList([self.chart, self.decoder]).requires_grad_(True)
-        contrastive.linear_start(self.chart, self.decoder, x)
+    def _fit_chart(self, x: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
+        """Coordinates of x, with mean 0 and variance 1, from which x can be decoded, and a by a linear map.
 
-        def loss(pick: Tensor, _: float) -> Tensor:
-            error = self.decoder(self.chart(x[pick])) - x[pick]
-            return (weight[pick, None] * error.square()).mean()
+        E[a | x] is nearly affine in the latents, M being of full rank: coordinates that keep it are easy to unmix. An
+        auto-encoder's alone may be bent beyond what the likelihood's local steps undo.
+        """
+        rows = torch.arange(len(x))
+        readout = nn.Linear(self.chart.linear.out_features, a.shape[1]).to(x)
+        every = nn.ModuleList([self.chart, self.decoder, readout]).requires_grad_(True)
 
-        contrastive.minimise(both, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
-        c = self.chart.requires_grad_(False)(x)
+        def action_loss(pick: Tensor, _: float) -> Tensor:
+            return (weight[pick, None] * (readout(self.chart(x[pick])) - a[pick]).square()).mean()
+
+        def loss(pick: Tensor, progress: float) -> Tensor:
+            error = (weight[pick, None] * (self.decoder(self.chart(x[pick])) - x[pick]).square()).mean()
+            return error + KEEP * action_loss(pick, progress)
+
+        contrastive.minimise(
+            nn.ModuleList([self.chart, readout]), action_loss, rows, max(1, self.config["steps"] // 4), ROWS, generator
+        )
+        self._standardise(self.chart(x))
+        self.decoder.near(torch.linalg.lstsq(self.chart(x), x).solution.mT)
+        contrastive.minimise(every, loss, rows, self.config["steps"], ROWS, generator)
+        self.chart.requires_grad_(False)
+        self._standardise(self.chart(x))
+
+    def _standardise(self, c: Tensor) -> None:
+        """Let the coordinates, which are now c (rows, latent), have mean 0 and variance 1."""
         self.chart.followed_by(c.std(0).reciprocal().diag(), -c.mean(0) / c.std(0))
 
     def _fit_unmix(self, c: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
