@@ -23,6 +23,7 @@ from .posterior import Fit
 from .program import check_whole
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
+BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 Array = np.ndarray
 
@@ -32,8 +33,9 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
 
     actions: (rows, action) in the units of `data.aux`, inside or outside the range that was tried. Chains are draws of
     a bootstrap, so their deviation estimates the mean's error: the interval of `level` is mean +- t deviation, t
-    Student's quantile for as many chains. draws: of the latents' noise, the same for every chain and action. Raises
-    InputError for fewer than three chains, actions of another shape, and models without `predict_action`.
+    Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND below the best is stuck,
+    no such draw, and left out. draws: of the latents' noise, the same for every chain and action. Raises InputError for
+    fewer than three chains left, actions of another shape, and models without `predict_action`.
     """
     if not hasattr(fit.program, "predict_action"):
         reject("fit", f"a fit of {fit.program.card.name}", "a model of actions, such as extrapolation")
@@ -44,13 +46,17 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     size = fit.program.config["aux"]
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
-    count = fit.chains.count
+    kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)
+    count = len(kept)
     if count < 3:
-        reject("fit", f"{count} chain(s)", "3 chains or more: intervals come from their spread")
+        reject(
+            "fit", f"{count} chain(s) of {fit.chains.count} that got there", "3 or more, whose spread is the interval"
+        )
     half = np.random.default_rng(seed).standard_normal((draws // 2, fit.program.config["latents"]))
     noise = np.concatenate([half, -half])
     means = []
-    for program in fit.programs():
+    programs = list(fit.programs())
+    for program in (programs[c] for c in kept):
         like: Any = next(program.parameters())
         send = [torch.as_tensor(v).to(like) for v in (values, noise)]
         predict: Any = program
@@ -67,7 +73,7 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
             "high": (dims, mean + reach),
             "chain_mean": (("chain", *dims), chain),
         },
-        coords={"feature": fit.names["feature"], "chain": np.arange(count)},
+        coords={"feature": fit.names["feature"], "chain": kept},
         attrs={"level": float(level)},
     )
 

@@ -113,3 +113,12 @@ def test_bad_input() -> None:
         simulate.draw("saengkyongam2024", 0, actions=1)
     with pytest.raises(InputError, match="reach"):
         simulate.draw("saengkyongam2024", 0, reach=0.0)
+
+
+def test_a_chain_that_is_stuck_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, _ = fitted()
+    assert len(predict_action(fit, outside(5))["chain"]) == 3
+    behind = fit.scores - np.array([0.0, 10.0, 0.0])
+    monkeypatch.setattr(Fit, "scores", property(lambda self: behind))
+    with pytest.raises(InputError, match="2 chain"):
+        predict_action(fit, outside(5))
