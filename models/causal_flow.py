@@ -127,7 +127,7 @@ class CausalFlow(Program):
         environments: int | None = None,
         edge_probability: float = 0.5,
         width: int = 64,
-        steps: int = 3000,
+        steps: int = 600,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, one target for each environment but the observational ones; left out
         where targets are unknown: environment 0 is then observational. width, steps: of the flow's layers, and its

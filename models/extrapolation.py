@@ -112,8 +112,10 @@ class Extrapolation(Program):
         """
         super().__init__()
         check_sizes(features, latents)
-        for name, value, least in (("aux", aux, latents), ("width", width, 1), ("steps", steps, 1)):
-            check_whole(name, value, least)
+        for name, value in (("aux", aux), ("width", width), ("steps", steps)):
+            check_whole(name, value, 1)
+        if aux < latents:
+            reject("aux", f"{aux} action(s)", f"{latents} or more: as many as there are latents")
         self.chart = contrastive.Residual(features, latents, width, layers=2).requires_grad_(False)
         self.unmix = contrastive.Residual(latents, latents, max(1, width // 2), layers=2).requires_grad_(False)
         self.uncertainty = contrastive.Residual(features, latents, width, layers=1)
@@ -270,7 +272,7 @@ class Extrapolation(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("saengkyongam2024", seed=seed, samples=1000)
+        data = draw("saengkyongam2024", seed=seed, samples=1000, noise=0.2)
         return cls.from_data(data, width=32, steps=200), data
 
 
