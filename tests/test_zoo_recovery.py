@@ -20,10 +20,11 @@ from pyrocrl.studies import STUDIES, Screen, Skeleton
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()
+NEEDS_ITS_STUDY = ("linear_sem_nonlin",)  # networks that no example is large enough for
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in MODELS if (RESULTS / f"{n}.json").exists()])
+@pytest.mark.parametrize("name", [n for n in MODELS if (RESULTS / f"{n}.json").exists() and n not in NEEDS_ITS_STUDY])
 def test_recovers_what_its_card_claims(name: str) -> None:
     program, data = zoo.get(name).example(seed=1)
     with warnings.catch_warnings():
@@ -44,6 +45,14 @@ def test_recovers_what_its_card_claims(name: str) -> None:
         assert scores["shd"] <= 1 < scores["shd_empty"]
     for claim in verdict.claims:
         assert claim.verdict != "not identified", f"{claim.what}: {claim.reason}"
+
+
+@pytest.mark.slow
+def test_linear_sem_nonlin_where_regression_cannot_undo_the_mixing() -> None:
+    """A plain contrastive network: MCC .67-.92 (measured)."""
+    metrics = run_seed("linear_sem_nonlin", STUDIES["linear_sem_nonlin"][0], 105)["metrics"]
+    assert metrics["mcc"] >= 0.95 and metrics["linear_r2"] < 0.8
+    assert metrics["shd"] <= 1 < metrics["shd_empty"]
 
 
 @pytest.mark.slow
