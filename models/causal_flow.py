@@ -39,12 +39,11 @@ from typing import Any, Literal
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Delta, constraints
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, contrastive, graphs, run, sem
-from pyrocrl.dists import MultivariateNormal
+from pyrocrl.dists import Law, MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.flows import LAYERS, FreeFormFlow
 from pyrocrl.guides import FullNormalBlock
@@ -297,7 +296,19 @@ class CausalFlow(Program):
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", sem.Directions(self.project, self.config["latents"]))
         rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
-        pyro.sample("x", _Marginal(self, rows, batch), obs=batch.x)  # all rows at once, through their moments
+        shape = (len(batch), self.config["features"])
+        law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, len(batch)))
+        pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
+
+    def _simulated(self, rows: Tensor, count: int) -> Tensor:
+        """(count, feature) of the prior, what it leaves open fixed: deviations of noise and slab 1, intercepts 0."""
+        d = rows.shape[-1]
+        prior = graphs.log_edge_prior(d, self.config["edge_probability"], rows.device)
+        _, graph = graphs.sample_dags(prior.to(rows.dtype))
+        unit = torch.ones_like(rows[0])
+        _, cov = sem.sem_moments(sem.LinearSEM(graph * torch.randn_like(rows), 0 * unit, unit))
+        noise = torch.randn(count, d, dtype=cov.dtype, device=cov.device)
+        return self._mix(noise @ torch.linalg.cholesky(cov).mT, rows)
 
     def guide(self, batch: Batch) -> None:
         block = self.guide_block
@@ -406,15 +417,8 @@ class CausalFlow(Program):
         envs: environments whose interventions act together, each target with its mechanism from there (from the last
         of them that targets it).
         """
-        everywhere = self._sem(sites)
-        weight, intercept, scale = (value[int(self.observational[0])] for value in everywhere)
-        for e in envs:
-            hit = sites["targets"][e] > 0.5
-            weight = torch.where(hit, everywhere.weight[e], weight)
-            intercept = torch.where(hit, everywhere.intercept[e], intercept)
-            scale = torch.where(hit, everywhere.scale[e], scale)
-        names = [str(k) for k in range(self.config["latents"])]
-        return sem.unrolled(sem.LinearSEM(weight, intercept, scale), len(batch), names)
+        own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
+        return sem.unrolled(own, len(batch), [str(k) for k in range(self.config["latents"])])
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)
@@ -427,34 +431,6 @@ class CausalFlow(Program):
 
         data = draw("cauca", seed=seed, samples=500, latents=3, layers=1)
         return cls.from_data(data, width=16, steps=60), data
-
-
-class _Marginal(TorchDistribution):
-    """p(x | unmixing) of all rows: its log-density reads the moments that the program gathered from them.
-
-    Draws (of the prior predictive only) fix what the scale-free prior leaves open: noise deviations 1, slab
-    deviations 1, intercepts 0.
-    """
-
-    arg_constraints: dict = {}
-    support = constraints.independent(constraints.real, 2)
-
-    def __init__(self, program: CausalFlow, rows: Tensor, batch: Batch, validate_args: bool | None = None) -> None:
-        self.program, self.rows = program, rows
-        shape = torch.Size((len(batch), program.config["features"]))
-        super().__init__(torch.Size(), shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.program._objective(self.rows)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        d = self.rows.shape[-1]
-        prior = graphs.log_edge_prior(d, self.program.config["edge_probability"], self.rows.device)
-        _, graph = graphs.sample_dags(prior.to(self.rows.dtype))
-        unit = torch.ones_like(self.rows[0])
-        _, cov = sem.sem_moments(sem.LinearSEM(graph * torch.randn_like(self.rows), 0 * unit, unit))
-        noise = torch.randn(*sample_shape, self.event_shape[0], d, dtype=cov.dtype, device=cov.device)
-        return self.program._mix((noise @ torch.linalg.cholesky(cov).mT).flatten(0, -2), self.rows).reshape(noise.shape)
 
 
 def _pairings(latents: int) -> Iterator[np.ndarray]:

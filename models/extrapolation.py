@@ -52,7 +52,6 @@ GIVEN = (
 )
 NEEDS = ("more_features_than_latents", "enough_settings")
 NOISE = 0.005  # least deviation of x, in that of each feature, and of q(z | x)
-FIRST_SPREAD = 0.1  # of q(z | x)
 ROWS = 512  # of a batch of the construction
 KEEP = 1.0  # weight of the regression of actions on coordinates, beside the auto-encoder's
 LEAST_DETERMINANT = 0.02  # of the map to latents: below it the likelihood is steep, so that maps do not fold
@@ -98,7 +97,15 @@ class Extrapolation(Program):
         settings=("saengkyongam2024",),
     )
     recipe = Recipe(
-        epochs=10, batch_size=512, lr=1e-3, lr_end=0.01, kl_warmup=0.0, temperature_span=0.0, patience=None, chains=4
+        epochs=10,
+        least_steps=600,
+        batch_size=512,
+        lr=1e-3,
+        lr_end=0.01,
+        kl_warmup=0.0,
+        temperature_span=0.0,
+        patience=None,
+        chains=4,
     )
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -215,7 +222,24 @@ class Extrapolation(Program):
         self.decoder.near(torch.linalg.lstsq(z, x).solution.mT)
         contrastive.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
         self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
-        self.uncertainty.constant(math.log(math.expm1(FIRST_SPREAD)))
+        self._fit_uncertainty(x, z, generator)
+
+    def _fit_uncertainty(self, x: Tensor, z: Tensor, generator: torch.Generator) -> None:
+        """The deviation of q, by regression on that of the best q of this family were f linear about each z."""
+        jacobian = torch.func.vmap(torch.func.jacrev(self.decoder))
+        slope = torch.cat([jacobian(part) for part in z.split(4096)])  # (rows, feature, latent)
+        spread = (1.0 + (slope / self.log_noise.exp()[:, None]).square().sum(1)).rsqrt()
+
+        def loss(pick: Tensor, _: float) -> Tensor:
+            return (self._deviation(x[pick]).log() - spread[pick].log()).square().mean()
+
+        steps = max(1, self.config["steps"] // 4)
+        self.uncertainty.constant(float(spread.mean().expm1().log()))
+        contrastive.minimise(self.uncertainty, loss, torch.arange(len(x)), steps, ROWS, generator)
+
+    def _deviation(self, x: Tensor) -> Tensor:
+        """(rows, latent) of q(z | x), of standardised x."""
+        return softplus(self.uncertainty(x)) + NOISE
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -232,8 +256,8 @@ class Extrapolation(Program):
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch), self._bootstrap(batch):
-            spread = softplus(self.uncertainty(self._standard(batch))) + NOISE
-            pyro.sample("z", Normal(self.latents(batch), spread).to_event(1))
+            q = Normal(self.latents(batch), self._deviation(self._standard(batch)))
+            pyro.sample("z", q.to_event(1))
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         return self.centre + self.spread * self.decoder(z)
@@ -272,7 +296,7 @@ class Extrapolation(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("saengkyongam2024", seed=seed, samples=1000, noise=0.2)
+        data = draw("saengkyongam2024", seed=seed, samples=1000)
         return cls.from_data(data, width=32, steps=200), data
 
 

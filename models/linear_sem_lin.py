@@ -526,15 +526,8 @@ class LinearSEMLin(Program):
         envs: environments whose interventions act together, each target with its mechanism from there (from the last
         of them that targets it).
         """
-        everywhere = self._sem(sites)
-        weight, intercept, scale = (value[int(self.observational[0])] for value in everywhere)
-        for e in envs:
-            hit = sites["targets"][e] > 0.5
-            weight = torch.where(hit, everywhere.weight[e], weight)
-            intercept = torch.where(hit, everywhere.intercept[e], intercept)
-            scale = torch.where(hit, everywhere.scale[e], scale)
-        names = [str(k) for k in range(self.config["latents"])]
-        return sem.unrolled(sem.LinearSEM(weight, intercept, scale), len(batch), names)
+        own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
+        return sem.unrolled(own, len(batch), [str(k) for k in range(self.config["latents"])])
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

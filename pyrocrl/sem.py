@@ -328,6 +328,20 @@ def sem_log_prob(z: Tensor, sem: LinearSEM) -> Tensor:
     return (-0.5 * standard.square() - sem.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def acting_together(everywhere: LinearSEM, targets: Tensor, observational: int, envs: Sequence[int]) -> LinearSEM:
+    """The observational equations with those of environments `envs` at their targets, the last one's where two meet.
+
+    everywhere: equations (env, ...); targets: (env, d), above .5 where an environment has its own.
+    """
+    weight, intercept, scale = (value[observational] for value in everywhere)
+    for e in envs:
+        hit = targets[e] > 0.5
+        weight = torch.where(hit, everywhere.weight[e], weight)
+        intercept = torch.where(hit, everywhere.intercept[e], intercept)
+        scale = torch.where(hit, everywhere.scale[e], scale)
+    return LinearSEM(weight, intercept, scale)
+
+
 def unrolled(sem: LinearSEM, rows: int, names: Sequence[str] | None = None) -> Tensor:
     """Rows (rows, d) of one SEM drawn site by site: ``eps_<name>`` (noise), ``z_<name>`` (the latent).
 
