@@ -1,8 +1,9 @@
 """`diagnose`: did these data identify what the model's card claims?
 
 The chains are aligned by the claim's group and weighted by their held-out objective. Chains that reach the same
-objective with different answers are evidence of non-identification; chains that never reach the best objective are
-evidence of poor optimisation. The claim's own conditions are checked on the data and the posterior as well: a
+objective with different answers are evidence of non-identification. Chains that never reach the best objective are
+evidence of poor optimisation, unless they agree on what is claimed: then they differ in what is not, a decoder's last
+steps, say. The claim's own conditions are checked on the data and the posterior as well: a
 variational family can break a symmetry of the likelihood, so agreement alone proves nothing.
 """
 
@@ -80,9 +81,10 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: int = 0) -> Verdict:
     """A verdict for every claim of the fitted model's card.
 
     identified: the claim's conditions hold and the chains that reach the best held-out objective agree after
-    alignment. not identified: a condition fails, or chains equally good disagree. not converged: fewer than two
-    chains reach the best objective, so nothing can be said. Beside it: r-hat after alignment, pairwise agreement,
-    stacking weights, and PSIS k-hat of the guide (below .7 its draws can be trusted; Yao 2018).
+    alignment. not identified: a condition fails, or chains equally good disagree. not converged: one chain alone
+    reaches the best objective and no other agrees with it on what is claimed, so nothing can be said. Beside it: r-hat
+    after alignment, pairwise agreement, stacking weights, and PSIS k-hat of the guide (below .7 its draws can be
+    trusted; Yao 2018).
     """
     data = fit._data(data)
     ties = tied_chains(fit.held_out.numpy())
@@ -112,31 +114,39 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
     if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
         reason = rotation_freedom(fit, data)
         failed += [reason] if reason else []
-    agreement, words = _agreement(fit, claim, np.flatnonzero(ties), numbers)
+    compared = np.flatnonzero(ties)
+    alone = len(compared) < 2
+    if alone:  # chains may fall behind in what is not claimed
+        best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
+        compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
+    agreement, words = _agreement(fit, claim, compared, numbers)
     if claim.what == "latents":
-        numbers["rhat_max"] = rhat_after_alignment(fit, np.flatnonzero(ties))
+        numbers["rhat_max"] = rhat_after_alignment(fit, compared)
     sentence = claim.sentence()
     if failed:
         return ClaimVerdict(sentence, claim.what, "not identified", "; ".join(dict.fromkeys(failed)), numbers)
-    if ties.sum() < 2:
+    if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
             f"only {int(ties.sum())} of {fit.chains.count} chains reached the best held-out objective"
-            + (f", the next is {gap:.3g} nats a row below" if fit.chains.count > 1 else "")
+            + (f", the next is {gap:.3g} nats a row below and no other agrees" if fit.chains.count > 1 else "")
             + "; fit more chains or longer"
         )
         return ClaimVerdict(sentence, claim.what, "not converged", reason, numbers)
-    head = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, {words}"
-    return ClaimVerdict(sentence, claim.what, "identified" if agreement else "not identified", head, numbers)
+    reach = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, "
+    if alone:
+        reach = f"1 of {fit.chains.count} chains reaches the best objective and, with {len(compared) - 1} below it, "
+    known = agreement or alone  # all agree with the best one
+    return ClaimVerdict(sentence, claim.what, "identified" if known else "not identified", reach + words, numbers)
 
 
-def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
-    """Whether the tied chains agree on what is claimed, in words; the measure goes into `numbers`."""
+def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
+    """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
     if claim.what in ("mask", "graph", "targets"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
-        pairs = [(a, b) for i, a in enumerate(tied) for b in tied[i + 1 :]]
+        pairs = [(a, b) for i, a in enumerate(compared) for b in compared[i + 1 :]]
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:
@@ -149,8 +159,8 @@ def _agreement(fit: Fit, claim: Claim, tied: np.ndarray, numbers: dict[str, floa
         numbers["overlap_least"] = least
         entries = {"graph": "edges", "mask": "entries", "targets": "targets"}[claim.what]
         return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
-    matrix = pairwise_agreement(fit)[np.ix_(tied, tied)]
-    off = matrix[~np.eye(len(tied), dtype=bool)]
+    matrix = pairwise_agreement(fit)[np.ix_(compared, compared)]
+    off = matrix[~np.eye(len(compared), dtype=bool)]
     mean, least = (float(off.mean()), float(off.min())) if off.size else (1.0, 1.0)
     numbers["agreement_mean"], numbers["agreement_least"] = mean, least
     return mean >= AGREE, f"their latents correlate {mean:.3f} on average ({least:.3f} at least; {AGREE} is asked)"

@@ -230,3 +230,17 @@ def test_every_condition_of_a_card_is_checked() -> None:
 def test_an_unknown_claim_is_refused() -> None:
     with pytest.raises(pyrocrl.InputError, match="'graph'"):
         pyrocrl.diagnose(rotated(False), anchored())["graph"]
+
+
+def test_chains_behind_the_best_count_if_they_agree_on_what_is_claimed() -> None:
+    program = pyrocrl.build("sparse_vae", anchored(), latents=3, decoder="linear")
+    fit = pyrocrl.fit(program, anchored(), seed=0, progress=False)
+    assert pyrocrl.diagnose(fit, anchored()).chains["ties"] >= 2
+    behind = torch.ones(fit.chains.count)
+    behind[int(np.argmax(fit.scores))] = 0.0
+    fit.held_out = fit.held_out - behind[:, None]
+    verdict = pyrocrl.diagnose(fit, anchored())
+    assert verdict.chains["ties"] == 1
+    assert verdict["latents"].verdict == "identified" and "below it" in verdict["latents"].reason
+    fit.anchor[behind > 0] = fit.anchor[behind > 0] @ np.linalg.qr(np.ones((3, 3)) + np.eye(3))[0]
+    assert pyrocrl.diagnose(fit, anchored())["latents"].verdict == "not converged"
