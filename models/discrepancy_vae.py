@@ -13,10 +13,9 @@ one latent add, so combinations of interventions never seen are predicted from s
 *Identified:* with a linear decoder, latents up to permutation and scale and the graph up to its transitive closure
 (exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
 one. With linear structural equations, shifts and changes of variance leave the graph open, as the decoder can absorb
-any weights: the guide's latents are then the innovations, graphs and weights are drawn from their prior, and z follows.
-The same holds for relu links where the decoder is a network: only perfect interventions count there, and what is
-drawn keeps the innovations of the guide's latents. For shifts and
-changes of variance a latent's sign is a convention at the graph's last links, z_c = w relu(z_p) + .. being
+any weights: `latents` are then the innovations, graphs and weights are drawn from their prior, and z follows. The same
+holds for relu links where the decoder is a network: only perfect interventions count there. For shifts and changes of
+variance a latent's sign is a convention at the graph's last links, z_c = w relu(z_p) + .. being
 (z_c - w z_p) = w relu(-z_p) + ..; chains start so that interventions raise their target.
 
 *Targets do not collapse* onto one latent. In the paper's objective an environment's target is a softmax that only has
@@ -308,9 +307,14 @@ class DiscrepancyVAE(SEMReadouts, Program):
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
+    @property
+    def reads_innovations(self) -> bool:
+        return self.sem.absorbed
+
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self.encoder(self.observation.inputs(batch))[0]
+        z = self.encoder(self.observation.inputs(batch))[0]
+        return self.sem.innovations(z) if self.reads_innovations else z
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

@@ -395,10 +395,14 @@ class LinearSEMLin(Program):
         """Rows of the unmixing of y at the guide's mean."""
         return sem.unit_rows(self.root @ self.guide_block.loc, self.chart)
 
+    @property
+    def reads_innovations(self) -> bool:
+        return self.config["intervention"] in sem.KEEP_EQUATIONS
+
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact given M and targets, averaged over fixed draws of both."""
-        if self.config["intervention"] in sem.KEEP_EQUATIONS:
+        if self.reads_innovations:
             table = graphs.log_edge_prior(self.config["latents"], self.config["edge_probability"], self.root.device)
             return graphs.edge_probabilities(table.to(self.root.dtype))
         return self._averaged()[0]
@@ -442,7 +446,7 @@ class LinearSEMLin(Program):
         latents = self.config["latents"]
         target, _ = self._targets(rows, torch.rand_like(self.count))
         slices = self._slices(target)
-        if kind in sem.KEEP_EQUATIONS:
+        if self.reads_innovations:
             mechanisms = sem.draw_innovations(rows, slices, kind)
             graph, weight = sem.draw_equations(mechanisms.scale[:latents], prob)
             rows = torch.linalg.solve(torch.eye(latents, dtype=rows.dtype, device=rows.device) - weight.mT, rows)

@@ -20,7 +20,7 @@ from .errors import reject
 
 Array = np.ndarray
 CUSTOMARY_CONTROLS = ("observational", "control", "non-targeting")  # labels taken for a control where none is told
-TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component")
+TRUTH_KEYS = ("z", "innovations", "mask", "loadings", "graph", "weight", "targets", "component")
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,9 @@ class Data:
     counts: whether x holds counts; None = float data, unless x has an integer dtype.
     aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes.
     batch: (data,) labels of technical batches. feature_names: (feature,) unique names.
-    truth: arrays known by simulation, any of z (data, latent), mask (feature, latent), loadings (feature, latent),
-        graph and weight (parent, child), targets, component (data,).
+    truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
+        mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
+        component (data,).
 
     Raises InputError for anything that is not finite, not of these shapes, or not known.
     """
@@ -278,7 +279,7 @@ class Data:
             if key not in TRUTH_KEYS:
                 reject("truth", f"{key!r}", f"any of {', '.join(TRUTH_KEYS)}")
             out[key] = value if key == "targets" else np.asarray(value)
-        for key in ("z", "component"):
+        for key in ("z", "innovations", "component"):
             if key in out and out[key].shape[0] != self.rows:
                 reject(f"truth[{key!r}]", f"{out[key].shape[0]} rows", f"one per row of x, {self.rows}")
         for key in ("mask", "loadings"):
@@ -335,7 +336,7 @@ class Data:
         part.x, part.env, part.batch = self.x[index], self.env[index], self.batch[index]
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
-        part.truth = {k: v[index] if k in ("z", "component") else v for k, v in self.truth.items()}
+        part.truth = {k: v[index] if k in ("z", "innovations", "component") else v for k, v in self.truth.items()}
         return part
 
     def coded_as(self, env_names: Sequence[str] | None = None, batch_names: Sequence[str] | None = None) -> Data:

@@ -22,11 +22,12 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     """Flat metric -> value for `data` (rows of the fit or new ones), whose `truth` must hold z, mask or graph.
 
     Latents: mcc, mcc_spearman, r2, dci_*, and pca_*, ica_*, raw_* beside them; linear_r2 says whether linear
-    regression already undoes the mixing. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right,
-    ... each with its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 %
-    interval, weight_covered of weight_total. targets_right: share of environments whose target, where it is not
-    given, is the true one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises
-    InputError where nothing is known or shapes disagree.
+    regression already undoes the mixing; innovations_mcc, where the program's latents are innovations, by which targets
+    and graph are matched then. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right, ... each with
+    its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 % interval,
+    weight_covered of weight_total. targets_right: share of environments whose target, where it is not given, is the
+    true one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where nothing
+    is known or shapes disagree.
     """
     truth = data.truth
     if not truth:
@@ -47,6 +48,8 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
         for row, scores in metrics.baselines(x, z, min(z_est.shape[1], x.shape[1]), seed).items():
             out |= {f"{row}_{k}": v for k, v in scores.items()}
         out["linear_r2"] = metrics.linear_r2(x, z)
+    if fit.program.reads_innovations and "innovations" in truth:
+        out["innovations_mcc"], assignment = _matched(fit, truth["innovations"], z_est)
     mask = fit.mask()
     if "mask" in truth and mask is not None:
         scores = metrics.mask_scores(truth["mask"], mask, permutation=assignment)
@@ -74,8 +77,9 @@ def edge_table(fit: Fit, data: Data) -> list[list[float]]:
     if "graph" not in data.truth or graph is None:
         return []
     nodes = np.arange(len(data.truth["graph"]))
-    if "z" in data.truth:
-        _, nodes = _matched(fit, data.truth["z"], fit.latents(data))
+    told = "innovations" if fit.program.reads_innovations and "innovations" in data.truth else "z"
+    if told in data.truth:
+        _, nodes = _matched(fit, data.truth[told], fit.latents(data))
     return metrics.edge_table(data.truth["graph"], metrics.reorder_graph(graph, nodes))
 
 

@@ -156,6 +156,11 @@ class Program(nn.Module):
         """(rows, latent) posterior mean of the latents."""
         raise TypeError(f"{type(self).__name__} has no latents read-out")
 
+    @property
+    def reads_innovations(self) -> bool:
+        """Whether `latents` are innovations, latents less what parents give: where equations are not identified."""
+        return False
+
     def mask(self) -> Tensor | None:
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None

@@ -106,7 +106,9 @@ def test_behind_a_network_the_construction_is_held(kind: str) -> None:
         np.testing.assert_allclose(graph[~np.eye(3, dtype=bool)], 0.25, atol=0.03)
     else:
         assert graph.max() > 0.5
-    z = moved.latents(fit.batch_of(data))
+    z, _ = moved.encoder(moved.observation.inputs(fit.batch_of(data)))
+    reported = moved.sem.innovations(z) if kind == "shift" else z
+    torch.testing.assert_close(moved.latents(fit.batch_of(data)), reported)
     drawn = moved.posterior_sites(fit.batch_of(data), {"z": z})
     told = moved.sem.seen(drawn.get("z", z), drawn["weight"])
     torch.testing.assert_close(told, z, atol=1e-4, rtol=1e-4)

@@ -83,3 +83,14 @@ def test_targets_are_right_up_to_the_order_of_the_latents() -> None:
     unmatched = _targets_right(truth, probs, envs, np.array([2, 0, -1]))
     assert unmatched["targets_right"] == 0.75, "a latent without a partner is no environment's target"
     assert _targets_right({"ctrl": ()}, probs, envs, nodes) == {}
+
+
+def test_innovations_are_compared_with_innovations_and_settle_the_targets() -> None:
+    """Under shifts of linear equations latents are innovations: matched with z, targets would be wrong."""
+    options = {"mixing": "linear", "mechanism": "linear", "samples": 300, "latents": 3, "features": 6}
+    data = simulate.draw("zhang2023", seed=105, **options)
+    program = pyrocrl.build("linear_sem_lin", data, targets="unknown", intervention="shift")
+    assert program.reads_innovations
+    scores = pyrocrl.evaluate(pyrocrl.fit(program, data, chains=1, progress=False), data)
+    assert scores["innovations_mcc"] > 0.98 > 0.9 > scores["mcc"]
+    assert scores["targets_right"] == 1.0

@@ -33,7 +33,8 @@ def zhang2023(
     mixing: "identity" pads z with columns of noise (published: with zeros, which vary in no row); "linear" is a dense
     Gaussian matrix; "mlp" two layers, leaky ReLU of slope .2 between them, each of orthonormal columns on standardised
     inputs, hence injective. Every column of x has noise of deviation `noise` times its own over all rows ("identity":
-    `noise`). samples: rows in each environment. Truth: z, graph and weight (parent, child), targets.
+    `noise`). samples: rows in each environment. Truth: z, innovations (z less what the parent gives), graph and weight
+    (parent, child), targets.
     """
     one_of("mixing", mixing, MIXINGS)
     one_of("intervention", intervention, ("shift", "variance", "perfect"))
@@ -46,7 +47,8 @@ def zhang2023(
             reject("pairs", repr(tuple(pair)), f"two different latents of 0 to {latents - 1}")
     rng = np.random.default_rng(seed)
     hits: list[tuple[int, ...]] = [(), *((k,) for k in range(latents)), *(tuple(pair) for pair in pairs)]
-    z = np.concatenate([_chain(rng, samples, latents, hit, intervention, mechanism) for hit in hits])
+    drawn = [_chain(rng, samples, latents, hit, intervention, mechanism) for hit in hits]
+    z, innovations = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     names = ["observational", *("target_" + "+".join(map(str, hit)) for hit in hits[1:])]
     targets = {name: hit for name, hit in zip(names, hits, strict=True) if hit}
     x = _mix(rng, z, features, mixing)
@@ -56,23 +58,24 @@ def zhang2023(
         x=x + noise * spread * rng.standard_normal(x.shape),
         env=np.repeat(names, samples),
         targets=targets,
-        truth={"z": z, "graph": graph, "weight": graph.astype(float), "targets": targets},
+        truth={"z": z, "innovations": innovations, "graph": graph, "weight": graph.astype(float), "targets": targets},
         name="zhang2023",
     )
 
 
 def _chain(
     rng: np.random.Generator, rows: int, latents: int, hit: Sequence[int], intervention: str, mechanism: str
-) -> np.ndarray:
-    """(rows, latent) under the interventions on `hit`."""
-    z = np.zeros((rows, latents))
+) -> tuple[np.ndarray, np.ndarray]:
+    """z and its innovations, (rows, latent), under the interventions on `hit`."""
+    z, innovations = np.zeros((rows, latents)), np.zeros((rows, latents))
     for k in range(latents):
         eps = rng.standard_normal(rows)
         if k in hit:
             eps = {"shift": eps + 5.0, "variance": 2.0 * eps + 1.0, "perfect": 0.5 * eps + 2.0}[intervention]
         parent = z[:, k - 1] if k and not (k in hit and intervention == "perfect") else np.zeros(rows)
+        innovations[:, k] = eps
         z[:, k] = eps + (np.maximum(parent, 0.0) if mechanism == "relu" else parent)
-    return z
+    return z, innovations
 
 
 def _mix(rng: np.random.Generator, z: np.ndarray, features: int, mixing: str) -> np.ndarray:
