@@ -418,7 +418,7 @@ class CausalFlow(Program):
         of them that targets it).
         """
         own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return sem.unrolled(own, len(batch), [str(k) for k in range(self.config["latents"])])
+        return sem.unrolled(own, len(batch))
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

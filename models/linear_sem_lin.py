@@ -531,7 +531,7 @@ class LinearSEMLin(Program):
         of them that targets it).
         """
         own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return sem.unrolled(own, len(batch), [str(k) for k in range(self.config["latents"])])
+        return sem.unrolled(own, len(batch))
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -494,7 +493,7 @@ class LatentSEM(nn.Module):
                     noise[k] *= noises[e, k] / noises[0, k]
                 else:
                     weight[:, k], intercept[k], noise[k] = weights[e, :, k], intercepts[e, k], noises[e, k]
-        return unrolled(weight, intercept, noise, rows, self.link)
+        return sem.unrolled(sem.LinearSEM(weight, intercept, noise), rows, self.link)
 
 
 class Rows(TorchDistribution):
@@ -590,19 +589,6 @@ class SEMReadouts:
     def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
         """(rows, latent) draws of the observational equations under the interventions of `envs` together."""
         return self.sem.unrolled(sites, len(batch), envs)
-
-
-def unrolled(weight: Tensor, intercept: Tensor, noise: Tensor, rows: int, link: Any) -> Tensor:
-    """Rows (rows, d) drawn site by site, parents first: ``eps_<k>`` and ``z_<k>``; see `sem.unrolled`."""
-    graph = (weight != 0).cpu().numpy()
-    z: dict[int, Tensor] = {}
-    with pyro.plate("data", rows, dim=-1):
-        for k in sem.topological_order(graph):
-            value = intercept[k] + pyro.sample(f"eps_{k}", dist.Normal(torch.zeros_like(noise[k]), noise[k]))
-            for j in np.flatnonzero(graph[:, k]):
-                value = value + weight[j, k] * link(z[int(j)])
-            z[k] = pyro.deterministic(f"z_{k}", value, event_dim=0)
-    return torch.stack([z[k].expand(rows) for k in range(len(intercept))], -1)
 
 
 def _slots(target: np.ndarray) -> np.ndarray:

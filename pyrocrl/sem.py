@@ -342,25 +342,24 @@ def acting_together(everywhere: LinearSEM, targets: Tensor, observational: int, 
     return LinearSEM(weight, intercept, scale)
 
 
-def unrolled(sem: LinearSEM, rows: int, names: Sequence[str] | None = None) -> Tensor:
-    """Rows (rows, d) of one SEM drawn site by site: ``eps_<name>`` (noise), ``z_<name>`` (the latent).
+def unrolled(sem: LinearSEM, rows: int, link: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
+    """Rows (rows, d) of one SEM drawn site by site: ``eps_<k>`` (noise), ``z_<k>`` (the latent).
 
-    The sites sit in a plate ``data`` (dim -1), parents before children; setting ``z_<name>`` with ChiRho's
-    `do` cuts the node from its parents. InputError when the weights have a directed cycle.
+    link: what children see of a latent. The sites sit in a plate ``data`` (dim -1), parents before children; setting
+    ``z_<k>`` with ChiRho's `do` cuts the node from its parents. InputError when the weights have a directed cycle.
     """
     d = sem.weight.shape[-1]
-    names = [f"latent_{k}" for k in range(d)] if names is None else list(names)
     graph = (sem.weight != 0).detach().cpu().numpy()
     if not is_acyclic(graph):
         reject("weight", "a directed cycle", "an acyclic graph")
     z: dict[int, Tensor] = {}
     with pyro.plate("data", rows, dim=-1):
         for k in topological_order(graph):
-            eps = pyro.sample(f"eps_{names[k]}", dist.Normal(torch.zeros_like(sem.scale[k]), sem.scale[k]))
+            eps = pyro.sample(f"eps_{k}", dist.Normal(torch.zeros_like(sem.scale[k]), sem.scale[k]))
             value = sem.intercept[k] + eps
             for j in np.flatnonzero(graph[:, k]):
-                value = value + sem.weight[j, k] * z[int(j)]
-            z[k] = pyro.deterministic(f"z_{names[k]}", value, event_dim=0)
+                value = value + sem.weight[j, k] * link(z[int(j)])
+            z[k] = pyro.deterministic(f"z_{k}", value, event_dim=0)
     return torch.stack([z[k].expand(rows) for k in range(d)], -1)
 
 
