@@ -62,6 +62,7 @@ from pyrocrl.unmixing import bend, unmix
 
 DISCREPANCY = 10.0  # weight of the discrepancy, in nats a row
 SLAB = 0.3  # prior deviation of the loadings of log rates
+UNMIXED = 4.0  # rows say this many times less of the equations: the same rows have to tell the latents' directions
 GIVEN = ("the decoder is injective", "noise is Gaussian")
 NEEDS = (
     "observational_environment",
@@ -295,15 +296,20 @@ class DiscrepancyVAE(SEMReadouts, Program):
         return total
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly."""
+        """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly.
+
+        Targets are settled given the latents; the equations' counts are tempered for the latents' own errors.
+        """
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
         if not self.encoder.held:
             loc = MultivariateNormal(loc, scale_tril=tril).sample()
         self.sem.gather(loc, batch.env)
+        fewer = torch.full_like(self.sem.count[0], UNMIXED)
         if self.encoder.held:  # errors of which rows are no cure, of v = `share` in correlations: 1/m = 1/n + v^2
             share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
-            self.sem.count.div_(1.0 + len(batch) * share.square())
+            fewer = fewer + len(batch) * share.square()
+        self.sem.count.div_(fewer)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
