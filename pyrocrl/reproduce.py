@@ -321,26 +321,36 @@ def score_table(scores: Mapping[str, float], name: str) -> str:
 # -- README --------------------------------------------------------------------------------------------------
 
 FIGURES = (
-    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "mask_f1", "targets_right"),
-    *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage", "cpu_seconds"),
+    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "r2", "linear_r2", "mask_f1", "targets_right"),
+    *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage"),
+    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty"),
+    *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ", "cpu_seconds"),
 )
-LARGER_IS_WORSE = ("shd", "closure_errors", "cpu_seconds")
+# of these the mean is shown alone
+BESIDE = ("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage")
+LARGER_IS_WORSE = (
+    *("shd", "closure_errors", "shift_errors", "joined_errors", "action_ratio", "graphs_differ", "cpu_seconds"),
+)
 
 
 def figures() -> str:
-    """The committed results as a markdown table: a line per study, mean over seeds and the worst of them."""
-    head = ["model", "setting", "seeds", *(name.replace("_", " ") for name in FIGURES)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    """The committed results as markdown, a table for each model: a line per study, mean over seeds and the worst."""
+    parts = []
     for table in _tables():
-        for entry in table.get("studies", []):
+        entries = table.get("studies", [])
+        shown = [name for name in FIGURES if any(name in entry["summary"] for entry in entries)]
+        head = ["setting", "seeds", *(name.replace("_", " ") for name in shown)]
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for entry in entries:
             options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
-            cells = [f"`{table['model']}`", f"`{entry['setting']}`" + (f" {options}" if options else "")]
-            cells.append(str(len(entry["seeds"])))
-            for name in FIGURES:
+            cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(len(entry["seeds"]))]
+            for name in shown:
                 found = entry["summary"].get(name)
                 cells.append("" if found is None else _mean_and_worst(name, found))
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, _calibration_text()])
+        if entries:
+            parts.append("\n".join([f"**`{table['model']}`**\n", *lines]))
+    return "\n\n".join(parts) + "\n" + _calibration_text()
 
 
 def calibration() -> dict[str, float]:
@@ -382,14 +392,8 @@ def _tables() -> list[dict[str, Any]]:
 
 
 def _mean_and_worst(name: str, found: Mapping[str, float]) -> str:
-    digits = (
-        0
-        if name == "cpu_seconds"
-        else 2
-        if name.startswith(("shd", "start_shd", "closure", "order", "weight", "targets", "linear"))
-        else 3
-    )
-    if name.endswith(("_mcc", "_empty")) or name in ("order_right", "weight_coverage", "linear_r2", "start_shd"):
+    digits = 0 if name == "cpu_seconds" else 3 if name.endswith(("mcc", "mask_f1")) else 2
+    if name in BESIDE or name.endswith("_empty"):
         return f"{found['mean']:.{digits}f}"
     worst = found["max" if name in LARGER_IS_WORSE else "min"]
     return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"
