@@ -11,13 +11,14 @@ graph exactly, if every latent is the target of a perfect intervention, there is
 is linear and Gaussian and f is injective.
 
 `construct` (see `pyrocrl.contrastive`): h makes every environment's latents Gaussian, first with laws of their own,
-which gives h up to an affine map, then with those of equations that intervene on targets. `initialise` adds the decoder
-by regression of x on h(x); then the evidence lower bound is maximised over everything but h: reconstruction would trade
-the law of the latents, which identifies them, for a little noise. Given the latents, graphs and equations are drawn
-exactly (sums over orders, conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so
-that all n rows count as m: 1/m = D/n + v^2 + c^2. D is the dispersion (deviance over degrees of freedom) of the moments
-from the fitted equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in
-correlations, and c (`ERROR`) of those that h makes without q's knowing: a decoder undoes them.
+which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees the
+principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
+evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
+identifies them, for a little noise. Given the latents, graphs and equations are drawn exactly (sums over orders,
+conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so that all n rows count as
+m: 1/m = D/n + v^2 + c^2. D is the dispersion (deviance over degrees of freedom) of the moments from the fitted
+equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in correlations,
+and c (`ERROR`) of those that h makes without q's knowing: a decoder undoes them.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
@@ -99,6 +100,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         check_every=2,
         chains=4,
     )
+    signal: Tensor
     unmixing: Tensor
     offset: Tensor
 
@@ -128,6 +130,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.encoder = contrastive.Residual(features, latents, width).requires_grad_(False)
         self.spread = contrastive.Residual(features, latents, width, layers=1)
         self.decoder = contrastive.Residual(latents, features, width)
+        self.register_buffer("signal", torch.eye(features))  # from x to what the encoder sees
         # h(x) = unmixing encoder(x) + offset
         self.register_buffer("unmixing", torch.eye(latents))
         self.register_buffer("offset", torch.zeros(latents))
@@ -157,7 +160,9 @@ class LinearSEMNonlin(SEMReadouts, Program):
             if rows < 2:
                 reject("env", f"{rows} row(s) in environment {name!r}", "2 or more")
         batch = self.observation.start(data)
-        x = self.observation.inputs(batch)
+        if self.observation.counts:
+            self.signal.copy_(signal_components(self.observation.inputs(batch), self.config["latents"]))
+        x = self._inputs(batch)
         width, steps = self.config["width"], self.config["steps"]
         encoder, unmixing = contrastive.construct(x, batch.env, self.sem.target, width, steps, generator)
         self.encoder.load_state_dict(encoder.state_dict())
@@ -202,11 +207,14 @@ class LinearSEMNonlin(SEMReadouts, Program):
         with self.rows(batch):
             pyro.sample("z", self._posterior(batch).to_event(1))
 
+    def _inputs(self, batch: Batch) -> Tensor:
+        return self.observation.inputs(batch) @ self.signal
+
     def _mean(self, batch: Batch) -> Tensor:
-        return self.encoder(self.observation.inputs(batch)) @ self.unmixing.mT + self.offset
+        return self.encoder(self._inputs(batch)) @ self.unmixing.mT + self.offset
 
     def _posterior(self, batch: Batch) -> Normal:
-        spread = softplus(self.spread(self.observation.inputs(batch))) + NOISE
+        spread = softplus(self.spread(self._inputs(batch))) + NOISE
         return Normal(self._mean(batch), spread)
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
@@ -238,6 +246,20 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
         data = draw("buchholz2023_hard", seed=seed, samples=200, latents=3)
         return cls.from_data(data, width=32, steps=40), data
+
+
+def signal_components(x: Tensor, least: int) -> Tensor:
+    """(feature, feature) projection of x (rows, feature), of unit variances, on principal components that stand out of
+    noise, at least `least` of them, each scaled to variance 1.
+
+    Those above the edge (1 + sqrt(features / rows))^2 of white noise (Marchenko & Pastur 1967): a network would learn
+    the rest by heart.
+    """
+    value, vector = torch.linalg.eigh(torch.cov(x.mT.double()))
+    keep = value > (1.0 + (x.shape[1] / len(x)) ** 0.5) ** 2
+    keep[-least:] = True
+    scale = torch.where(keep, value.clamp_min(1e-6).rsqrt(), torch.zeros_like(value))
+    return (vector * scale @ vector.mT).to(x)
 
 
 def dispersion(environments: sem.Environments) -> float:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import pyrocrl
 from pyrocrl import InputError, contrastive, sem, simulate
 from pyrocrl.contrastive import Chart, Contrast, Equations, Residual
-from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin, dispersion
+from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin, dispersion, signal_components
 
 HIT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
@@ -216,3 +217,37 @@ def test_law_of_every_class_is_its_own() -> None:
     assert torch.allclose(found.mean, mean, atol=0.02)
     assert torch.allclose(found.cov, cov, atol=0.05)
     assert isinstance(found, sem.Environments)
+
+
+def test_signal_components_keep_what_stands_out_of_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    loadings = torch.linalg.qr(torch.randn(30, 2, generator=generator))[0]
+    z = torch.randn(2000, 2, generator=generator)
+    x = 8.0 * z @ loadings.mT + torch.randn(2000, 30, generator=generator)
+    x = (x - x.mean(0)) / x.std(0)
+    seen = x @ signal_components(x, 1)
+    value = torch.linalg.eigvalsh(torch.cov(seen.mT))
+    torch.testing.assert_close(value[-2:], torch.ones(2), atol=1e-4, rtol=1e-4)
+    assert value[:-2].abs().max() < 1e-4, "noise would be learnt by heart"
+    three = torch.linalg.eigvalsh(torch.cov((x @ signal_components(x, 3)).mT))
+    assert int((three > 0.5).sum()) == 3
+
+
+def test_names_of_targets_are_not_read() -> None:
+    """Targets known up to relabelling: the same fit as with known ones; only the chains' alignment differs."""
+    _, data = LinearSEMNonlin.example()
+    fits = [
+        pyrocrl.fit(
+            LinearSEMNonlin.from_data(data, targets=kind, width=8, steps=4),
+            data,
+            chains=1,
+            epochs=1,
+            seed=0,
+            progress=False,
+        )
+        for kind in ("known", "relabelled")
+    ]
+    a, b = (fit.latents(data) for fit in fits)
+    np.testing.assert_allclose(a, b)
+    np.testing.assert_allclose(*(fit.graph() for fit in fits))
+    assert ["permutation" in fit.program.claims()[0].up_to for fit in fits] == [False, True]

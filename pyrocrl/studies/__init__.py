@@ -63,6 +63,7 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "linear_sem_nonlin": (
         *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
         *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        Study("perturb_seq", {"rows": 6000}),
         TwoModels(*LINEAR),
     ),
     "mechanism_shift": (ShiftedMechanisms("mechanism_shift2024", seeds=10, held_out=0.1, identified=False),),
