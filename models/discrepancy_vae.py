@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
-from pyrocrl.contrastive import Residual
+from pyrocrl.contrastive import ERROR, Residual
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.factors import count_factors
@@ -306,9 +306,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
             loc = MultivariateNormal(loc, scale_tril=tril).sample()
         self.sem.gather(loc, batch.env)
         fewer = torch.full_like(self.sem.count[0], UNMIXED)
-        if self.encoder.held:  # errors of which rows are no cure, of v = `share` in correlations: 1/m = 1/n + v^2
+        if self.encoder.held:  # errors of which rows are no cure, see `linear_sem_nonlin`
             share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
-            fewer = fewer + len(batch) * share.square()
+            fewer = fewer + len(batch) * (share.square() + ERROR**2)
         self.sem.count.div_(fewer)
 
     # -- read-outs ---------------------------------------------------------------------------------------------

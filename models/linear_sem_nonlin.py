@@ -18,7 +18,7 @@ identifies them, for a little noise. Given the latents, graphs and equations are
 conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so that all n rows count as
 m: 1/m = D/n + v^2 + c^2. D is the dispersion (deviance over degrees of freedom) of the moments from the fitted
 equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in correlations,
-and c (`ERROR`) of those that h makes without q's knowing: a decoder undoes them.
+and c (`contrastive.ERROR`) of those that h makes without q's knowing: a decoder undoes them.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
@@ -52,7 +52,6 @@ NEEDS = ("observational_environment", "one_intervention_per_latent", "more_featu
 NOISE = 0.02  # least standard deviation of q(z | x) and of x, in those of latents and features
 ROWS = 1024  # a step, of the decoder's regression
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z
-ERROR = 0.06  # correlations that errors of h leave, in all environments alike
 
 
 class LinearSEMNonlin(SEMReadouts, Program):
@@ -228,7 +227,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.sem.gather(q.mean, batch.env)
         error = (q.stddev.square().mean(0) / q.mean.var(0)).mean()  # share of a latent's variance
         more = dispersion(contrastive.moments(q.mean, batch.env, self.sem.target))
-        self.sem.count.div_(more + len(batch) * (error.double().square() + ERROR**2))
+        self.sem.count.div_(more + len(batch) * (error.double().square() + contrastive.ERROR**2))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ BATCH = 170
 LR, MUON_LR = 3e-3, 0.02
 PRETRAIN = 0.25  # steps of the first step, in those of each later one
 ROUNDS = 5  # of the third step, at most
+ERROR = 0.06  # correlations that errors of h leave, in all environments alike and whatever the rows
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
 KEPT = 10  # one row in this many is kept out, to tell whether a round helped
