@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import pyrocrl
-from models.discrepancy_vae import DiscrepancyVAE, mmd2
+from models.discrepancy_vae import UNMIXED, DiscrepancyVAE, mmd2
 from pyrocrl import Data, InputError
 from pyrocrl.combinations import combination_mean, pair_errors
+from pyrocrl.contrastive import ERROR
 from pyrocrl.simulate import draw
 
 
@@ -100,6 +101,7 @@ def test_behind_a_network_the_construction_is_held(kind: str) -> None:
         fit = pyrocrl.fit(program, data, chains=1, epochs=2, seed=0, progress=False)
     moved = fit.programs()[0]
     assert not any(p.requires_grad for p in moved.encoder.mean.parameters())
+    assert 0 < moved.sem.count.sum() < min(data.rows / UNMIXED, 1 / ERROR**2), "errors of latents temper the equations"
     graph = fit.graph()
     assert graph is not None
     if kind == "shift":
