@@ -324,12 +324,17 @@ FIGURES = (
     *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "r2", "linear_r2", "mask_f1", "targets_right"),
     *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage"),
     *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty"),
+    *("pair_model", "pair_additive", "pair_training", "pair_control", "pair_floor"),
     *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ", "cpu_seconds"),
 )
 # of these the mean is shown alone
-BESIDE = ("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage")
+BESIDE = (
+    *("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage"),
+    *("pair_additive", "pair_training", "pair_control", "pair_floor"),
+)
 LARGER_IS_WORSE = (
-    *("shd", "closure_errors", "shift_errors", "joined_errors", "action_ratio", "graphs_differ", "cpu_seconds"),
+    *("shd", "closure_errors", "shift_errors", "joined_errors", "pair_model", "action_ratio", "graphs_differ"),
+    "cpu_seconds",
 )
 
 
