@@ -20,7 +20,7 @@ from .errors import reject
 
 Array = np.ndarray
 CUSTOMARY_CONTROLS = ("observational", "control", "non-targeting")  # labels taken for a control where none is told
-TRUTH_KEYS = ("z", "innovations", "mask", "loadings", "graph", "weight", "targets", "component")
+TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations")
 
 
 @dataclass(frozen=True)
