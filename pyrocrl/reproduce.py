@@ -397,7 +397,8 @@ def _tables() -> list[dict[str, Any]]:
 
 
 def _mean_and_worst(name: str, found: Mapping[str, float]) -> str:
-    digits = 0 if name == "cpu_seconds" else 3 if name.endswith(("mcc", "mask_f1")) else 2
+    fine = name.endswith(("mcc", "mask_f1")) or name.startswith("pair_")
+    digits = 0 if name == "cpu_seconds" else 3 if fine else 2
     if name in BESIDE or name.endswith("_empty"):
         return f"{found['mean']:.{digits}f}"
     worst = found["max" if name in LARGER_IS_WORSE else "min"]
