@@ -51,8 +51,8 @@ from pyrocrl.latent_sem import SEMReadouts
 from pyrocrl.program import check_whole, checked_targets
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
-ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets")
-TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets")
+ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
+TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
 RIVALS = 4  # further starts of the unmixing beside the best one
 DRAWS = 64  # of the unmixing, for edge probabilities
 ERROR = 0.03  # correlations that errors of h leave: n rows say as much of the equations as n / (1 + n ERROR^2) would

@@ -49,7 +49,7 @@ GIVEN = (
     "x is a polynomial of the latents whose coefficients have full column rank",
     "latents that are not held vary freely in every environment",
 )
-NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets")
+NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets", "perfect_interventions")
 FIXED = 0.02  # deviation of a latent that is held at a constant, in its own overall deviation
 NOISE = 1e-3  # least deviation of x, in that of each feature
 

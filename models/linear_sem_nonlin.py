@@ -48,7 +48,10 @@ from pyrocrl.observation import Observation
 from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
-NEEDS = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
+NEEDS = (
+    *("observational_environment", "one_intervention_per_latent", "more_features_than_latents"),
+    "perfect_interventions",
+)
 NOISE = 0.02  # least standard deviation of q(z | x) and of x, in those of latents and features
 ROWS = 1024  # a step, of the decoder's regression
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z

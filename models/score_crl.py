@@ -56,13 +56,8 @@ from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 Transform = Literal["linear", "general"]
 GIVEN = ("interventions are hard", "mixing is injective")
-NEEDS = ("observational_environment", "one_intervention_per_latent", "single_targets", "more_features_than_latents")
-TWICE = (
-    "observational_environment",
-    "two_interventions_per_latent",
-    "single_targets",
-    "more_features_than_latents",
-)
+BOTH = ("observational_environment", "single_targets", "more_features_than_latents", "perfect_interventions")
+NEEDS, TWICE = (*BOTH, "one_intervention_per_latent"), (*BOTH, "two_interventions_per_latent")
 LINEAR = "mixing is linear"
 FLOOR = 1e-8  # least residual variance, as a share of the largest variance: data may have exactly rank `latents`
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z

@@ -182,3 +182,10 @@ def test_targets_of_an_absent_latent_and_data_of_another_kind() -> None:
         pyrocrl.choose(data(WHOLE), latents=2)
     with pytest.raises(InputError, match="data: found a ndarray"):
         pyrocrl.choose(np.zeros((3, 2)))  # type: ignore[arg-type]
+
+
+def test_shifts_are_not_taken_for_interventions_that_replace_mechanisms() -> None:
+    found = by_name(choose(data(WHOLE), intervention="shift"))
+    for name in ("linear_sem_lin", "linear_sem_nonlin", "score_crl", "causal_flow", "do_polynomial"):
+        assert not found[name].identifies
+    assert by_name(choose(data(WHOLE)))["linear_sem_nonlin"].identifies
