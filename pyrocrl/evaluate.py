@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
         for row, scores in metrics.baselines(x, z, min(z_est.shape[1], x.shape[1]), seed).items():
             out |= {f"{row}_{k}": v for k, v in scores.items()}
         out["linear_r2"] = metrics.linear_r2(x, z)
-    if fit.program.reads_innovations and "innovations" in truth:
+    if _told(fit, truth) == "innovations":
         out["innovations_mcc"], assignment = _matched(fit, truth["innovations"], z_est)
     mask = fit.mask()
     if "mask" in truth and mask is not None:
@@ -77,10 +77,15 @@ def edge_table(fit: Fit, data: Data) -> list[list[float]]:
     if "graph" not in data.truth or graph is None:
         return []
     nodes = np.arange(len(data.truth["graph"]))
-    told = "innovations" if fit.program.reads_innovations and "innovations" in data.truth else "z"
+    told = _told(fit, data.truth)
     if told in data.truth:
         _, nodes = _matched(fit, data.truth[told], fit.latents(data))
     return metrics.edge_table(data.truth["graph"], metrics.reorder_graph(graph, nodes))
+
+
+def _told(fit: Fit, truth: Mapping[str, Any]) -> str:
+    """What of the truth the fit's latents are to be matched with."""
+    return "innovations" if fit.program.reads_innovations and "innovations" in truth else "z"
 
 
 def _matched(fit: Fit, z: np.ndarray, z_est: np.ndarray) -> tuple[float, np.ndarray]:
