@@ -214,9 +214,11 @@ def mask(tree: xr.DataTree, top: int = 5) -> Figure:
         left.set_yticks(range(len(shown)), [features[j] for j in shown])
     else:
         left.set_yticks([])
+    if len(shown) < len(features):  # not in the title, which would run into the other one
+        left.set_ylabel(f"{len(shown)} of {len(features)} features, PIP > {SHOWN}")
+    elif len(shown) > LABELLED:
         left.set_ylabel(f"{len(shown)} features")
-    few = "" if len(shown) == len(features) else f": {len(shown)} of {len(features)} features, PIP > {SHOWN}"
-    left.set_title(f"Inclusion probabilities (PIP){few}")
+    left.set_title("Inclusion probabilities (PIP)")
     bar = figure.colorbar(image, ax=right, location="bottom", anchor=(0.1, 0.5), shrink=0.45, aspect=18, pad=0.02)
     bar.set_ticks([-1, -0.5, 0, 0.5, 1], labels=["1", ".5", "0", ".5", "1"])
     bar.set_label("PIP, loads −  |  loads +")

@@ -42,7 +42,11 @@ VERSIONS = ("pyrocrl", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
 OUTCOMES = {
     "identified": ("✓", "good", "the data pin this down: independent fits found the same answer"),
     "not identified": ("✕", "bad", "the data do not pin this down: other answers would fit as well"),
-    "not converged": ("?", "open", "nothing can be said yet: the fits did not reach the same quality"),
+    "not converged": (
+        "?",
+        "open",
+        "nothing can be said yet: one fit beats all others, and none of them agrees with it",
+    ),
 }
 NUMBERS = {
     "chains_at_best": "chains at the best objective",
@@ -237,7 +241,7 @@ def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
     for claim in claims:
         what = claim.get("what", "latents")
         if claim["verdict"] != "identified" and what in ("latents", "mask"):
-            found = f"The {what} were found {claim['verdict']} (see above)"
+            found = f"The {what} {'were' if what == 'latents' else 'was'} found {claim['verdict']} (see above)"
             out.append(f"{found}: other programmes may fit these data as well.")
     return out
 
