@@ -43,6 +43,7 @@ from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.polynomials import affine_functions, constants, quietest
 from pyrocrl.program import check_sizes, check_whole, checked_targets
+from pyrocrl.regression import least_squares
 
 GIVEN = (
     "interventions hold their target at a constant",
@@ -232,7 +233,7 @@ class DoPolynomial(Program):
         self.encoder.copy_(turn @ affine.mT)
         z = code @ turn.mT
         value = self.powers(z)[0]
-        self.coefficients.copy_(torch.linalg.lstsq(value, x).solution)
+        self.coefficients.copy_(least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
         self._moments(z, torch.zeros_like(z[0]), batch.env)
 

@@ -44,6 +44,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.regression import least_squares
 
 GIVEN = (
     "the action is exogenous and moves the mean of the latents linearly",
@@ -176,7 +177,7 @@ class Extrapolation(Program):
             nn.ModuleList([self.chart, readout]), action_loss, rows, max(1, self.config["steps"] // 4), ROWS, generator
         )
         self._standardise(self.chart(x))
-        self.decoder.near(torch.linalg.lstsq(self.chart(x), x).solution.mT)
+        self.decoder.near(least_squares(self.chart(x), x).mT)
         contrastive.minimise(every, loss, rows, self.config["steps"], ROWS, generator)
         self.chart.requires_grad_(False)
         self._standardise(self.chart(x))
@@ -188,7 +189,7 @@ class Extrapolation(Program):
     def _fit_unmix(self, c: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
         """The map of coordinates c (rows, latent) to latents, and M, by maximum likelihood; then noise made white."""
         self.unmix.near(torch.eye(c.shape[1]).to(c))
-        self.effect.copy_(torch.linalg.lstsq(a, c).solution)
+        self.effect.copy_(least_squares(a, c))
         back = contrastive.Residual(c.shape[1], c.shape[1], max(1, self.config["width"] // 2), layers=2).to(c)
         back.near(torch.eye(c.shape[1]).to(c))
         jacobian = torch.func.vmap(torch.func.jacrev(self.unmix))
@@ -204,7 +205,7 @@ class Extrapolation(Program):
         contrastive.minimise(together, loss, torch.arange(len(c)), self.config["steps"], ROWS, generator)
         z = self.unmix.requires_grad_(False)(c)
         design = torch.cat([torch.ones_like(a[:, :1]), a], 1).double()
-        found = torch.linalg.lstsq(design, z.double()).solution
+        found = least_squares(design, z.double())
         rest = z.double() - design @ found
         white = torch.linalg.inv(torch.linalg.cholesky(rest.mT @ rest / len(rest))).to(z)
         self.unmix.followed_by(white, -white @ found[0].to(z))
@@ -219,7 +220,7 @@ class Extrapolation(Program):
         def loss(pick: Tensor, _: float) -> Tensor:
             return (weight[pick, None] * (self.decoder(z[pick]) - x[pick]).square()).mean()
 
-        self.decoder.near(torch.linalg.lstsq(z, x).solution.mT)
+        self.decoder.near(least_squares(z, x).mT)
         contrastive.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
         self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
         self._fit_uncertainty(x, z, generator)

@@ -1,4 +1,4 @@
-"""Conjugate Bayesian regression from sums of products: evidence, and draws of weights and noise; and a basis for it.
+"""Least squares; conjugate Bayesian regression from sums of products (evidence, draws of weights and noise); a basis.
 
     y = w' phi + s eps,   w ~ N(0, ratio s^2),   1 / s^2 ~ Gamma(SHAPE, RATE)
 
@@ -14,6 +14,15 @@ from torch import Tensor
 
 SHAPE, RATE = 1.0, 0.1
 JITTER = 1e-6  # of the kernel between inducing points, whose variance is 1
+
+
+def least_squares(design: Tensor, value: Tensor) -> Tensor:
+    """(basis, target) coefficients of value (rows, target) on design (rows, basis) of full column rank.
+
+    Not by torch's default on CPU, LAPACK's gelsy, whose last bits differ from call to call on the same numbers.
+    """
+    solution: Tensor = torch.linalg.lstsq(design, value, driver="gels").solution
+    return solution
 
 
 def regress(gram: Tensor, cross: Tensor, square: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:

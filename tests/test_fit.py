@@ -19,6 +19,7 @@ from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
 from pyrocrl.models.vae import VAE
 from pyrocrl.posterior import stacking_weights
+from pyrocrl.regression import least_squares
 
 
 class Slope(Program):
@@ -188,3 +189,13 @@ def test_a_program_without_card_model_or_guide_is_refused() -> None:
         type("NoCard", (Program,), {"model": Slope.model, "guide": Slope.guide})
     with pytest.raises(TypeError, match="needs `guide"):
         type("NoGuide", (Program,), {"card": Slope.card, "model": Slope.model})
+
+
+def test_least_squares_is_bitwise_repeatable() -> None:
+    torch.manual_seed(0)
+    design, value = torch.randn(901, 84), torch.randn(901, 10)
+    first = least_squares(design, value)
+    torch.testing.assert_close(design.mT @ (value - design @ first), torch.zeros_like(first), atol=1e-3, rtol=0)
+    for size in range(1, 40_000, 400):
+        apart = torch.empty(size)  # moves what is allocated next
+        assert torch.equal(least_squares(design.clone(), value.clone()), first), len(apart)
