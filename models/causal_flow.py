@@ -13,9 +13,9 @@ hold the Jacobian, by the normality of every environment's latents and by a deco
 (`pyrocrl.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood and mixed the
 latents. So the density of x is a rough one.
 The one site is `tangent`, the directions of the rows of M, with a Laplace approximation; weights, graphs and orders are
-summed out in closed form and drawn exactly. Errors of h correlate latents a little, so counts are tempered (`ERROR`):
-many rows would make an edge of any correlation. Where targets are unknown every pairing of environments is a
-hypothesis: all are fitted, and a chain takes one with the probability of its evidence.
+summed out in closed form and drawn exactly. Errors of h correlate latents a little, so each environment's count is
+tempered (`contrastive.ERROR`): many rows would make an edge of any correlation. Where targets are unknown every pairing
+of environments is a hypothesis: all are fitted, and a chain takes one with the probability of its evidence.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are not known by name) and the graph
 exactly, from an observational environment and one perfect intervention on each latent whose target is known, two of
@@ -55,7 +55,8 @@ ONCE = ("observational_environment", "one_intervention_per_latent", "single_targ
 TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
 RIVALS = 4  # further starts of the unmixing beside the best one
 DRAWS = 64  # of the unmixing, for edge probabilities
-ERROR = 0.03  # correlations that errors of h leave: n rows say as much of the equations as n / (1 + n ERROR^2) would
+# steps on normality are noisy, and rows are enough not to need it
+PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
 ROWS = 1024  # a step, of the decoder's regression
 DECODER = 0.5  # steps of the decoder, in those of the flow
 
@@ -126,7 +127,7 @@ class CausalFlow(Program):
         environments: int | None = None,
         edge_probability: float = 0.5,
         width: int = 64,
-        steps: int = 600,
+        steps: int = 1500,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, one target for each environment but the observational ones; left out
         where targets are unknown: environment 0 is then observational. width, steps: of the flow's layers, and its
@@ -223,7 +224,7 @@ class CausalFlow(Program):
         inputs = flow.start(batch.x)
         choose = self._choose(generator) if self.unknown else None
         target = self.target.float()
-        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, choose, LAYERS)
+        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, choose, PLAN)
         flow.encoder.load_state_dict(encoder.state_dict())
         with torch.no_grad():
             h, g = encoder(inputs), flow.gaussianise(batch.x)[0]
@@ -267,7 +268,7 @@ class CausalFlow(Program):
         self.project.copy_(white)
         self.offset.copy_(mean)
         y = found._replace(mean=found.mean - mean).transform(white)
-        self.count.copy_(y.count / (1.0 + y.count * ERROR**2))
+        self.count.copy_(y.count / (1.0 + y.count * contrastive.ERROR**2))
         self.mean.copy_(y.mean)
         self.cov.copy_(y.cov)
         self.log_jacobian.copy_(self.count.sum() * (log_det.mean() + torch.linalg.slogdet(white).logabsdet))

@@ -39,7 +39,6 @@ from .nets import MLP
 BATCH = 170
 LR, MUON_LR = 3e-3, 0.02
 PRETRAIN = 0.25  # steps of the first step, in those of each later one
-ROUNDS = 5  # of the third step, at most
 ERROR = 0.06  # correlations that errors of h leave, in all environments alike and whatever the rows
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
@@ -126,10 +125,12 @@ def minimise(
     batch: int,
     generator: torch.Generator,
     lr: float = LR,
+    share: float = 1.0,
 ) -> None:
     """Steps on loss(positions of rows, progress): orthogonalised momentum for networks' matrices, Adam for the rest.
 
-    Five times fewer steps than Adam's alone for the same held-out error of these networks.
+    lr: Adam's rate; share: of both rates. Five times fewer steps than Adam's alone for the same held-out error of these
+    networks.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() == 2 and min(p.shape) >= 16]
@@ -139,7 +140,7 @@ def minimise(
     order = rows[:0]
     with torch.enable_grad():
         for step in range(steps):
-            rate = min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
+            rate = share * min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
             if len(order) < batch:
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]])
             pick, order = order[:batch], order[batch:]
@@ -287,14 +288,21 @@ class Chart(nn.Module):
         return entropy + self.normality * distance + self.reconstruction * error + self.penalty()
 
     def train_on(
-        self, x: Tensor, group: Tensor, rows: Tensor, steps: int, generator: torch.Generator, lr: float = LR
+        self,
+        x: Tensor,
+        group: Tensor,
+        rows: Tensor,
+        steps: int,
+        generator: torch.Generator,
+        lr: float = LR,
+        share: float = 1.0,
     ) -> None:
-        """Minimise the loss over the rows at these positions."""
+        """Minimise the loss over the rows at these positions, see `minimise`."""
 
         def loss(pick: Tensor, _: float) -> Tensor:
             return self.loss(x[pick], group[pick], SLICES)
 
-        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr)
+        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr, share)
 
     @torch.no_grad()
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
@@ -341,6 +349,19 @@ class Contrast(Chart):
         return torch.cat([torch.zeros_like(odds[:, :1]), odds], 1), residual
 
 
+class Plan(NamedTuple):
+    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
+    optimisation, from one round to the next."""
+
+    layers: int = 3
+    rounds: int = 5
+    normality: float = Contrast.normality
+    cooling: float = 1.0
+
+
+PLAN = Plan()
+
+
 def construct(
     x: Tensor,
     env: Tensor,
@@ -349,19 +370,19 @@ def construct(
     steps: int,
     generator: torch.Generator,
     choose: Callable[[sem.Environments], Tensor] | None = None,
-    layers: int = 3,
+    plan: Plan = PLAN,
 ) -> tuple[Residual, Tensor]:
     """(h, unmixing): z = unmixing h(x), by the five steps of this file.
 
     x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
-    the third; layers: of h's network. choose: moments of h in every environment -> targets, where they are unknown and
-    environment 0 is observational; `target` is then only the shape of a guess in which every other environment has one.
+    the third. choose: moments of h in every environment -> targets, where they are unknown and environment 0 is
+    observational; `target` is then only the shape of a guess in which every other environment has one.
     Networks draw their weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _construct(x, env, target, width, steps, generator, choose, layers)
+        return _construct(x, env, target, width, steps, generator, choose, plan)
 
 
 def _construct(
@@ -372,7 +393,7 @@ def _construct(
     steps: int,
     generator: torch.Generator,
     choose: Callable[[sem.Environments], Tensor] | None,
-    layers: int,
+    plan: Plan,
 ) -> tuple[Residual, Tensor]:
     changed = torch.nonzero(target.sum(1) > 0).flatten()
     group = torch.zeros_like(env)
@@ -381,7 +402,7 @@ def _construct(
     hit, latents = target[changed], target.shape[1]
     target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
-    encoder = Residual(x.shape[1], latents, width, layers).to(x)
+    encoder = Residual(x.shape[1], latents, width, plan.layers).to(x)
     decoder = Residual(latents, x.shape[1], width).to(x)
     linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)
@@ -399,7 +420,7 @@ def _construct(
             target = choose(moments(encoder(x), group, target)).to(target)
         hit = target[1:]
     best, least = copy.deepcopy(encoder), math.inf
-    for _ in range(ROUNDS):
+    for turn in range(plan.rounds):
         with torch.no_grad():
             found = moments(encoder(x), group, target)
             unmixing, _ = affine(found, generator)
@@ -408,7 +429,8 @@ def _construct(
             chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
             equations = fitted(moments(encoder(x), group, target))
         contrast = Contrast(encoder, decoder, share, hit, equations)
-        contrast.train_on(x, group, rows, steps, generator)
+        contrast.normality = plan.normality
+        contrast.train_on(x, group, rows, steps, generator, share=plan.cooling**turn)
         with torch.no_grad():
             reached = float(contrast.loss(x[kept], group[kept], LAST_SLICES))
         if not reached < least:

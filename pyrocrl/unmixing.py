@@ -1,8 +1,9 @@
 """The affine map from features to the latents of a `LatentSEM`, by maximum likelihood: where decoders start.
 
 With y = A z invertible, log p(y | env) = log p(z | env) + log |det M|, z = M y + b. Directions in which environments
-differ give a first M; equations, M and b then climb the likelihood under many orders of the latents at once, and orders
-are improved by moving one latent at a time. Orders start from regressions. `bend` goes on where mixing is not affine.
+differ give a first M, or `sem.search` does, where equations are linear and replaced; equations, M and b then climb
+the likelihood under many orders of the latents at once, and orders are improved by moving one latent at a time. Orders
+start from regressions. `bend` goes on where mixing is not affine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from . import contrastive, graphs, sem
 from .contrastive import Chart, Residual
 from .latent_sem import LatentSEM
 
@@ -24,6 +26,7 @@ KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be,
 RIDGE = 1e-4  # of regressions
 ROUNDS = 8  # of moves of single latents
 LINEAR_STEPS, LINEAR_LR, NET_STEPS = 250, 0.01, 100  # of the map that a network bends
+SHARE, RIVALS = 0.1, 2  # of the rows, with which the search of the linear case begins; its starts beside the best one
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
 
 
@@ -44,8 +47,10 @@ def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) 
     # where environments do not move enough directions, principal components fill up
     span = torch.linalg.eigh(change.sum(0) + 1e-4 * cov / value[-1]).eigenvectors[:, -latents:]  # (feature, latent)
     y = white @ span
-    columns = _columns(span.mT @ change @ span, (white @ span), env, prior, generator)
-    matrix = torch.linalg.inv(columns)
+    if prior.mechanism == "linear" and prior.intervention == "perfect" and latents <= graphs.MAX_NODES:
+        matrix = _linear(y, env, prior, generator)
+    else:
+        matrix = torch.linalg.inv(_columns(span.mT @ change @ span, y, env, prior, generator))
     matrix = matrix / matrix.norm(dim=1, keepdim=True)
     prior.start(y @ matrix.mT, env)
     matrix, shift = _search(y, env, matrix, prior, generator)
@@ -153,6 +158,23 @@ def _columns(change: Tensor, y: Tensor, env: Tensor, prior: LatentSEM, generator
         mean = single[:, k] @ directions
         columns[:, k] += mean / mean.norm().clamp_min(1e-9)
     return columns
+
+
+def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> Tensor:
+    """(latent, d) rows of the unmixing of most evidence where equations are linear and replaced (`linear_sem_lin`)."""
+    found = contrastive.moments(y, env, prior.target)
+    if prior.unknown:
+        found = found._replace(target=sem.cluster_targets(found))
+    candidates = sem.candidate_rows(found, generator)
+    pairs = sem.target_pairs(found.target.cpu())
+
+    def objective_at(share: float) -> sem.Objective:
+        part = found._replace(count=share * found.count)
+        slices, total = sem.slices(part, pairs), part.count.sum()
+        return lambda rows: sem.log_marginal(rows, slices, total, prior.edge_probability)
+
+    starts = sem.choose_rows(candidates, objective_at(SHARE), RIVALS, generator)
+    return sem.search(objective_at, starts, candidates, SHARE, keep=1)[0].chart[:, 0].to(y)
 
 
 class _Affine(nn.Module):

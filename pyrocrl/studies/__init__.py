@@ -59,6 +59,12 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "do_polynomial": tuple(
         Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
     ),
+    "causal_flow": (
+        Study("cauca", {"samples": 200_000}, held_out=0.05),
+        Study(
+            "cauca", {"samples": 200_000, "latents": 3, "interventions": 2}, {"targets": "unknown"}, 20, held_out=0.05
+        ),
+    ),
     "extrapolation": (Actions("saengkyongam2024", {"samples": 40_000}, {"latents": 2}, held_out=0.1),),
     "linear_sem_nonlin": (
         *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
