@@ -89,6 +89,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         ),
         likelihoods=("gaussian", "negative_binomial"),
         settings=("buchholz2023", "buchholz2023_hard"),
+        status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
     )

@@ -97,6 +97,7 @@ class ScoreCRL(Program):
             "a posterior of graphs that carries the error of the latents, in place of a threshold on scores",
         ),
         settings=("varici2024_quadratic", "varici2024_general", "varici2024_linear"),
+        status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
     )
