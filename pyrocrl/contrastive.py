@@ -125,12 +125,12 @@ def minimise(
     batch: int,
     generator: torch.Generator,
     lr: float = LR,
-    share: float = 1.0,
+    heat: float = 1.0,
 ) -> None:
     """Steps on loss(positions of rows, progress): orthogonalised momentum for networks' matrices, Adam for the rest.
 
-    lr: Adam's rate; share: of both rates. Five times fewer steps than Adam's alone for the same held-out error of these
-    networks.
+    lr: Adam's rate; heat: factor of both rates. Five times fewer steps than Adam's alone for the same held-out error of
+    these networks.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() == 2 and min(p.shape) >= 16]
@@ -140,7 +140,7 @@ def minimise(
     order = rows[:0]
     with torch.enable_grad():
         for step in range(steps):
-            rate = share * min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
+            rate = heat * min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
             if len(order) < batch:
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]])
             pick, order = order[:batch], order[batch:]
@@ -295,14 +295,14 @@ class Chart(nn.Module):
         steps: int,
         generator: torch.Generator,
         lr: float = LR,
-        share: float = 1.0,
+        heat: float = 1.0,
     ) -> None:
         """Minimise the loss over the rows at these positions, see `minimise`."""
 
         def loss(pick: Tensor, _: float) -> Tensor:
             return self.loss(x[pick], group[pick], SLICES)
 
-        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr, share)
+        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr, heat)
 
     @torch.no_grad()
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
@@ -430,7 +430,7 @@ def _construct(
             equations = fitted(moments(encoder(x), group, target))
         contrast = Contrast(encoder, decoder, share, hit, equations)
         contrast.normality = plan.normality
-        contrast.train_on(x, group, rows, steps, generator, share=plan.cooling**turn)
+        contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
         with torch.no_grad():
             reached = float(contrast.loss(x[kept], group[kept], LAST_SLICES))
         if not reached < least:

@@ -153,7 +153,7 @@ def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.Mon
     z = ((z - z.mean(0)) / z.std(0)).float()
     states = []
 
-    def train_on(self: Contrast, *_: object, share: float) -> None:
+    def train_on(self: Contrast, *_: object, heat: float) -> None:
         """Nothing at first; then an encoder of noise."""
         if states:
             torch.nn.init.normal_(self.encoder.linear.weight)

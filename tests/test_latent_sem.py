@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrocrl import InputError
+from pyrocrl import InputError, simulate
 from pyrocrl.contrastive import Residual
 from pyrocrl.graphs import is_order_of
 from pyrocrl.indeterminacy import is_acyclic
 from pyrocrl.latent_sem import LatentSEM
+from pyrocrl.metrics import mcc
 from pyrocrl.unmixing import bend, unmix
 
 KINDS = ("perfect", "soft", "variance", "shift")
@@ -285,6 +286,18 @@ def test_affine_unmixing_finds_the_latents(kind: str) -> None:
     hit = model.hard_targets()[1:].argmax(1).numpy()
     np.testing.assert_array_equal(hit, match)
     np.testing.assert_array_equal(model.before.sum(0).argsort().numpy(), match)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_affine_unmixing_of_linear_equations_that_interventions_replace(known: bool) -> None:
+    """No shifts: environments differ in their covariances alone, along no direction that is a latent's own."""
+    data = simulate.draw("varici2024_linear", 100, samples=4_000)
+    batch = data.tensors()
+    target = data.target_matrix(5).tolist() if known else None
+    model = LatentSEM(5, 6, target, "perfect", "linear").float()
+    with torch.no_grad():
+        unmixing, offset, _ = unmix(batch.x, batch.env, model, torch.Generator().manual_seed(0))
+    assert mcc(data.truth["z"], (batch.x @ unmixing.mT + offset).numpy()) > 0.95
 
 
 def test_bending_undoes_a_network() -> None:
