@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,12 @@ def test_knockout_table_begins_with_the_surest_effect() -> None:
     rows = [{"knockout": "a", "none": 0.9, "escaped": None}, {"knockout": "b", "none": 0.1, "escaped": 0.2}]
     lines = knockout_table(rows).splitlines()
     assert lines[2].startswith("b") and lines[3].split() == ["a", "0.900", "-"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "models" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_summaries_are_those_of_all_the_rows(path: Path) -> None:
+    for entry in json.loads(path.read_text()).get("studies", []):
+        for name, found in reproduce.summarise(entry["seeds"]).items():
+            assert entry["summary"][name] == pytest.approx(found), (entry["setting"], entry["options"], name)
