@@ -15,7 +15,8 @@ latents. So the density of x is a rough one.
 The one site is `tangent`, the directions of the rows of M, with a Laplace approximation; weights, graphs and orders are
 summed out in closed form and drawn exactly. Errors of h correlate latents a little, so each environment's count is
 tempered (`contrastive.ERROR`): many rows would make an edge of any correlation. Where targets are unknown every pairing
-of environments is a hypothesis: all are fitted, and a chain takes one with the probability of its evidence.
+of environments is a hypothesis: h starts at log-odds between environments (`contrastive.paired_start`), all hypotheses
+are fitted to it, and a chain takes one with the probability of its evidence.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are not known by name) and the graph
 exactly, from an observational environment and one perfect intervention on each latent whose target is known, two of
@@ -222,9 +223,8 @@ class CausalFlow(Program):
         width, steps = self.config["width"], self.config["steps"]
         flow = FreeFormFlow(data.features, width).to(batch.x)
         inputs = flow.start(batch.x)
-        choose = self._choose(generator) if self.unknown else None
-        target = self.target.float()
-        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, choose, PLAN)
+        target, hypotheses = self.target.float(), self._hypotheses() if self.unknown else ()
+        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, hypotheses, PLAN)
         flow.encoder.load_state_dict(encoder.state_dict())
         with torch.no_grad():
             h, g = encoder(inputs), flow.gaussianise(batch.x)[0]
@@ -239,16 +239,6 @@ class CausalFlow(Program):
         rows = torch.arange(len(h), device=h.device)
         contrastive.minimise(flow.decoder, error, rows, max(1, int(DECODER * steps)), ROWS, generator)
         self.flow.load_state_dict(flow.state_dict())
-
-    def _choose(self, generator: torch.Generator) -> Any:
-        """Moments of h -> targets of the hypothesis of most evidence."""
-
-        def best(environments: sem.Environments) -> Tensor:
-            hypotheses = self._hypotheses()
-            fits = [contrastive.affine(environments._replace(target=t), generator)[1] for t in hypotheses]
-            return hypotheses[int(torch.stack(fits).argmax())]
-
-        return best
 
     def _hypotheses(self) -> list[Tensor]:
         if not self.unknown:

@@ -9,7 +9,8 @@ and so are the log-odds of a classifier of x, whatever the injective mixing (Buc
 h with l_c(h(x)) as logits is not enough: with w = 0 and s_ck = s_k, logits are linear in h, and h = l itself is as
 good a classifier as the latents are; and wrong graphs, signs and directions are local optima. Steps here:
 
-1. h starts at the leading principal components, and as an encoder that a decoder can undo (`Chart`);
+1. h starts at the leading principal components, and as an encoder that a decoder can undo (`Chart`); where targets are
+   unknown, at the log-odds between the two environments of each latent (`paired_start`);
 2. every class has a Gaussian law of its own, *without equations*, of the batch's moments: h minimises the
    cross-entropy of these laws as a classifier, the distance between the law of residuals in every class and N(0, I),
    and the error of x decoded from h. The loss does not change under affine maps of h, so that there are no graphs,
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from . import graphs, sem
 from .nets import MLP
+from .regression import least_squares
 
 BATCH = 170
 LR, MUON_LR = 3e-3, 0.02
@@ -48,6 +50,7 @@ PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments 
 SLICES, LAST_SLICES = 32, 256  # directions along which residuals are compared with a normal law: in a step; at last
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
 NEGLIGIBLE = 0.05
+REGRESSED = 20_000  # rows, at most, of the regressions that tell which classes share a latent
 FREQUENCIES = torch.linspace(0.4, 2.8, 7)
 
 
@@ -96,11 +99,12 @@ class Residual(nn.Module):
 
     @torch.no_grad()
     def followed_by(self, matrix: Tensor, offset: Tensor) -> None:
-        """The map becomes matrix @ map + offset, matrix (outputs, outputs)."""
+        """The map becomes matrix @ map + offset, matrix (new outputs, outputs)."""
         for layer in (self.linear, self.net[-1]):
             assert isinstance(layer, nn.Linear)
-            layer.weight.copy_(matrix @ layer.weight)
-            layer.bias.copy_(matrix @ layer.bias)
+            layer.weight = nn.Parameter(matrix @ layer.weight)
+            layer.bias = nn.Parameter(matrix @ layer.bias)
+            layer.out_features = len(matrix)
         self.linear.bias.add_(offset)
 
 
@@ -369,20 +373,20 @@ def construct(
     width: int,
     steps: int,
     generator: torch.Generator,
-    choose: Callable[[sem.Environments], Tensor] | None = None,
+    hypotheses: Sequence[Tensor] = (),
     plan: Plan = PLAN,
 ) -> tuple[Residual, Tensor]:
     """(h, unmixing): z = unmixing h(x), by the five steps of this file.
 
     x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
-    the third. choose: moments of h in every environment -> targets, where they are unknown and environment 0 is
-    observational; `target` is then only the shape of a guess in which every other environment has one.
+    the third. hypotheses: of targets, where they are unknown, environment 0 is observational and every latent has two
+    others; `target` is then only the shape of one of them.
     Networks draw their weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _construct(x, env, target, width, steps, generator, choose, plan)
+        return _construct(x, env, target, width, steps, generator, hypotheses, plan)
 
 
 def _construct(
@@ -392,7 +396,7 @@ def _construct(
     width: int,
     steps: int,
     generator: torch.Generator,
-    choose: Callable[[sem.Environments], Tensor] | None,
+    hypotheses: Sequence[Tensor],
     plan: Plan,
 ) -> tuple[Residual, Tensor]:
     changed = torch.nonzero(target.sum(1) > 0).flatten()
@@ -402,23 +406,29 @@ def _construct(
     hit, latents = target[changed], target.shape[1]
     target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
-    encoder = Residual(x.shape[1], latents, width, plan.layers).to(x)
+    mixed = torch.randperm(len(x), generator=generator).to(x.device)
+    out = max(1, len(x) // KEPT)
+    kept, rows = mixed[:out], mixed[out:]
+    encoder = Residual(x.shape[1], len(target) if hypotheses else latents, width, plan.layers).to(x)
     decoder = Residual(latents, x.shape[1], width).to(x)
-    linear_start(encoder, decoder, x)
+    if hypotheses:
+        paired_start(encoder, x, group, rows, steps, hypotheses, generator)
+        with torch.no_grad():
+            h = moments(encoder(x), group, target)
+            fits = [affine(h._replace(target=one.double()), generator)[1] for one in hypotheses]
+        target = hypotheses[int(torch.stack(fits).argmax())].to(target)
+        hit = target[1:]
+    else:
+        linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)
 
     def error(pick: Tensor, _: float) -> Tensor:
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
-    mixed = torch.randperm(len(x), generator=generator).to(x.device)
-    out = max(1, len(x) // KEPT)
-    kept, rows = mixed[:out], mixed[out:]
-    minimise(chart, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
-    chart.train_on(x, group, rows, steps, generator)
-    if choose is not None:
-        with torch.no_grad():
-            target = choose(moments(encoder(x), group, target)).to(target)
-        hit = target[1:]
+    first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
+    minimise(first, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
+    if not hypotheses:
+        chart.train_on(x, group, rows, steps, generator)
     best, least = copy.deepcopy(encoder), math.inf
     for turn in range(plan.rounds):
         with torch.no_grad():
@@ -448,6 +458,54 @@ def linear_start(encoder: Residual, decoder: Residual, x: Tensor) -> None:
     sd = value.clamp_min(1e-6 * float(value[-1])).sqrt()
     encoder.near((vector / sd).mT)
     decoder.near(vector * sd)
+
+
+def paired_start(
+    encoder: Residual,
+    x: Tensor,
+    group: Tensor,
+    rows: Tensor,
+    steps: int,
+    hypotheses: Sequence[Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Let an encoder with an output a class become h, the log-odds between the two classes of each latent.
+
+    Those between two perfect interventions on z_k depend on z_k alone, whatever the mixing (von Kuegelgen et al. 2023,
+    section 4), and linearly where only the mean differs; then all other log-odds are quadratic in them. So h is that of
+    the hypothesis whose log-odds leave least of all others to a quadratic regression. A start only: where variances
+    differ it may be wrong, and the evidence of h's moments decides.
+    """
+    classes = encoder.linear.out_features
+    encoder.constant(0.0)
+
+    def loss(pick: Tensor, _: float) -> Tensor:
+        return cross_entropy(encoder(x[pick]), group[pick])
+
+    minimise(encoder, loss, rows, steps, BATCH * classes, generator)
+    with torch.no_grad():
+        logits = encoder(x[rows[:REGRESSED]]).double()
+        odds = logits[:, 1:] - logits[:, :1]
+        left = []
+        for target in hypotheses:
+            r = logits @ _between(target).mT.to(logits)
+            r = (r - r.mean(0)) / r.std(0)
+            pairs = torch.combinations(torch.arange(r.shape[1]), with_replacement=True)
+            design = torch.cat([torch.ones_like(r[:, :1]), r, r[:, pairs[:, 0]] * r[:, pairs[:, 1]]], 1)
+            left.append((odds - design @ least_squares(design, odds)).square().sum())
+        contrast = _between(hypotheses[int(torch.stack(left).argmin())]).to(logits)
+        r = logits @ contrast.mT
+        sd = r.std(0)
+        encoder.followed_by((contrast / sd[:, None]).to(x), (-r.mean(0) / sd).to(x))
+
+
+def _between(target: Tensor) -> Tensor:
+    """(latent, class) 1 and -1 for the two classes of each latent."""
+    out = torch.zeros_like(target).mT
+    for k, column in enumerate(target.mT):
+        first, second = torch.nonzero(column).flatten().tolist()
+        out[k, first], out[k, second] = 1.0, -1.0
+    return out
 
 
 def moments(z: Tensor, group: Tensor, target: Tensor) -> sem.Environments:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import InputError, simulate
+from pyrocrl import InputError, contrastive, simulate
+from pyrocrl.contrastive import Residual
 from pyrocrl.flows import FreeFormFlow
+from pyrocrl.metrics import mcc
 from pyrocrl.models.causal_flow import CausalFlow, _pairings
 
 ONCE = [[0, 0], [1, 0], [0, 1]]
@@ -20,6 +22,15 @@ def test_latents_behind_an_invertible_mixing() -> None:
     program = pyrocrl.build("causal_flow", train, width=32, steps=200)
     fit = pyrocrl.fit(program, train, chains=1, seed=0, progress=False)
     found = pyrocrl.evaluate(fit, test)
+    assert found["mcc"] >= 0.95 > found["pca_mcc"]
+
+
+def test_unknown_targets_are_found() -> None:
+    data = simulate.draw("cauca", 100, samples=4000, latents=2, layers=2, interventions=2)
+    train, test = data.split(0.25, 0)
+    program = pyrocrl.build("causal_flow", train, targets="unknown", width=32, steps=200)
+    found = pyrocrl.evaluate(pyrocrl.fit(program, train, chains=1, seed=0, progress=False), test)
+    assert found["targets_right"] == 1.0
     assert found["mcc"] >= 0.95 > found["pca_mcc"]
 
 
@@ -90,3 +101,21 @@ def test_too_few_rows_are_refused() -> None:
     assert (few.env_labels() == "target_0").sum() == 1
     with pytest.raises(InputError, match="target_0"):
         pyrocrl.fit(pyrocrl.build("causal_flow", data), few, chains=1, epochs=1, progress=False)
+
+
+def test_log_odds_between_two_interventions_tell_which_share_a_latent() -> None:
+    data = simulate.draw("cauca", 100, samples=4000, latents=3, interventions=2)
+    program = CausalFlow.from_data(data, targets="unknown")
+    batch = data.tensors(torch.device("cpu"), torch.float32)
+    x = program.flow.start(batch.x)
+    torch.manual_seed(0)
+    h = Residual(x.shape[1], len(data.env_names), 32)
+    hypotheses = program._hypotheses()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(x), generator=generator)
+    contrastive.paired_start(h, x, batch.env, rows, 300, hypotheses, generator)
+    with torch.no_grad():
+        found = h(x)
+    torch.testing.assert_close(found.mean(0), torch.zeros(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(found.std(0), torch.ones(3), atol=0.05, rtol=0)
+    assert mcc(data.truth["z"], found.numpy()) >= 0.9 > pyrocrl.metrics.linear_r2(data.x, data.truth["z"])
