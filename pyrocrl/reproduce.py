@@ -316,6 +316,12 @@ FIGURES = (
     *("pair_model", "pair_additive", "pair_training", "pair_control", "pair_floor"),
     *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ", "cpu_seconds"),
 )
+# of a screen: probabilities of what is known, then squared errors of held-out mean expression, 1e-4
+SCREEN = (
+    *("pathway_together", "irf1_with_them", "irf1_relative_shift", "smad4_apart", "nulls_called_none", "nulls"),
+    *("error_model", "error_control", "error_training", "error_shifted", "changed_beats_control", "changed"),
+    "cpu_seconds",
+)
 # of these the mean is shown alone
 BESIDE = (
     *("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage"),
@@ -332,19 +338,27 @@ def figures() -> str:
     parts = []
     for table in _tables():
         entries = table.get("studies", [])
-        shown = [name for name in FIGURES if any(name in entry["summary"] for entry in entries)]
-        head = ["setting", "seeds", *(name.replace("_", " ") for name in shown)]
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for entry in entries:
-            options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
-            cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(len(entry["seeds"]))]
-            for name in shown:
-                found = entry["summary"].get(name)
-                cells.append("" if found is None else _mean_and_worst(name, found))
-            lines.append("| " + " | ".join(cells) + " |")
+        screens = [entry for entry in entries if "error_model" in entry["summary"]]
+        others = [entry for entry in entries if entry not in screens]
         if entries:
-            parts.append("\n".join([f"**`{table['model']}`**\n", *lines]))
+            lines = [_lines(others, FIGURES), _lines(screens, SCREEN)]
+            parts.append("\n\n".join([f"**`{table['model']}`**", *filter(None, lines)]))
     return "\n\n".join(parts) + "\n" + _calibration_text()
+
+
+def _lines(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A markdown table of these figures, those that no entry has left out; nothing of no entries."""
+    shown = [name for name in names if any(name in entry["summary"] for entry in entries)]
+    head = ["setting", "seeds", *(name.replace("_", " ") for name in shown)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for entry in entries:
+        options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+        cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(len(entry["seeds"]))]
+        for name in shown:
+            found = entry["summary"].get(name)
+            cells.append("" if found is None else _mean_and_worst(name, found, len(entry["seeds"])))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if entries else ""
 
 
 def calibration() -> dict[str, float]:
@@ -385,10 +399,10 @@ def _tables() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def _mean_and_worst(name: str, found: Mapping[str, float]) -> str:
+def _mean_and_worst(name: str, found: Mapping[str, float], seeds: int) -> str:
     fine = name.endswith(("mcc", "mask_f1")) or name.startswith("pair_")
     digits = 0 if name == "cpu_seconds" else 3 if fine else 2
-    if name in BESIDE or name.endswith("_empty"):
+    if seeds == 1 or name in BESIDE or name.endswith("_empty"):
         return f"{found['mean']:.{digits}f}"
     worst = found["max" if name in LARGER_IS_WORSE else "min"]
     return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"

@@ -40,6 +40,17 @@ def test_no_results_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Pooled" not in reproduce.figures()
 
 
+def test_screens_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def study(**means: float) -> dict:
+        return entry([], 0, 0) | {"summary": {k: {"mean": v, "min": v, "max": v} for k, v in means.items()}}
+
+    studies = [study(mcc=0.9, cpu_seconds=3.0), study(error_model=38.5, error_control=68.9)]
+    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "a", "studies": studies}])
+    latents, screen = reproduce.figures().split("\n\n")[1:]
+    assert "mcc | cpu seconds" in latents and "error" not in latents
+    assert "error model | error control" in screen and "| 38.50 | 68.90 |" in screen and "mcc" not in screen
+
+
 def test_a_construction_is_scored_before_any_step() -> None:
     data = simulate.draw("squires2023_hard", 100, samples=4000, latents=4)
     train, test = data.split(0.5, 0)
