@@ -275,8 +275,7 @@ class LinearSEMLin(Program):
         def objective_at(part: float) -> sem.Objective:
             return lambda rows: self._objective(rows, share=part)
 
-        starts = sem.choose_rows(candidates, objective_at(share), rivals, generator)
-        return sem.search(objective_at, starts, candidates, share, KEEP)
+        return sem.search(objective_at, candidates, share, rivals, KEEP, generator)
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""

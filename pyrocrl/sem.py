@@ -594,20 +594,22 @@ def climb(objective: Objective, start: Tensor, most: int = 60, tolerance: float 
 
 def search(
     objective_at: Callable[[float], Objective],
-    starts: Tensor,
     candidates: Tensor,
     share: float,
-    keep: int = 4,
+    rivals: int,
+    keep: int,
+    generator: torch.Generator,
 ) -> list[Mode]:
-    """The best maxima found from `starts` (s, d, d), the one of most evidence first.
+    """The best maxima found from candidates for every row (d, candidate, d), the one of most evidence first.
 
     A sum over graphs has a narrow peak for every sparse graph beside the broad ones of dense graphs, and many local
-    maxima. With a share of the data, `objective_at(share)`, peaks are broad enough to be found: there, rows of the best
-    unmixing are exchanged for their farthest candidate, one at a time, until no exchange leads to more evidence. The
-    best `keep` maxima are then followed while the share rises to 1.
+    maxima. With a share of the data, `objective_at(share)`, peaks are broad enough to be found: there, `choose_rows`
+    gives starts with `rivals`, and rows of the best unmixing are exchanged for their farthest candidate, one at a time,
+    until no exchange leads to more evidence. The best `keep` maxima are then followed while the share rises to 1.
     """
     d, each = candidates.shape[:2]
     node = torch.arange(d, device=candidates.device)
+    starts = choose_rows(candidates, objective_at(share), rivals, generator)
     modes: list[Mode] = []
     best = -math.inf
     while True:

@@ -173,8 +173,7 @@ def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator
         slices, total = sem.slices(part, pairs), part.count.sum()
         return lambda rows: sem.log_marginal(rows, slices, total, prior.edge_probability)
 
-    starts = sem.choose_rows(candidates, objective_at(SHARE), RIVALS, generator)
-    return sem.search(objective_at, starts, candidates, SHARE, keep=1)[0].chart[:, 0].to(y)
+    return sem.search(objective_at, candidates, SHARE, RIVALS, 1, generator)[0].chart[:, 0].to(y)
 
 
 class _Affine(nn.Module):
