@@ -58,6 +58,7 @@ RIVALS = 4  # further starts of the unmixing beside the best one
 DRAWS = 64  # of the unmixing, for edge probabilities
 # steps on normality are noisy, and rows are enough not to need it
 PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
+FEWER_ROUNDS = 2  # where targets are unknown: log-odds between environments are a start near the latents
 ROWS = 1024  # a step, of the decoder's regression
 DECODER = 0.5  # steps of the decoder, in those of the flow
 
@@ -223,8 +224,9 @@ class CausalFlow(Program):
         width, steps = self.config["width"], self.config["steps"]
         flow = FreeFormFlow(data.features, width).to(batch.x)
         inputs = flow.start(batch.x)
-        target, hypotheses = self.target.float(), self._hypotheses() if self.unknown else ()
-        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, hypotheses, PLAN)
+        target, hypotheses = self.target.float(), self._hypotheses() if self.unknown else []
+        plan = PLAN._replace(rounds=FEWER_ROUNDS) if self.unknown else PLAN
+        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, hypotheses, plan)
         flow.encoder.load_state_dict(encoder.state_dict())
         with torch.no_grad():
             h, g = encoder(inputs), flow.gaussianise(batch.x)[0]

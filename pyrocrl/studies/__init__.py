@@ -62,7 +62,7 @@ STUDIES: dict[str, tuple[Study, ...]] = {
     "causal_flow": (
         Study("cauca", {"samples": 200_000}, held_out=0.05),
         Study(
-            "cauca", {"samples": 200_000, "latents": 3, "interventions": 2}, {"targets": "unknown"}, 20, held_out=0.05
+            "cauca", {"samples": 50_000, "latents": 3, "interventions": 2}, {"targets": "unknown"}, 20, held_out=0.05
         ),
     ),
     "extrapolation": (Actions("saengkyongam2024", {"samples": 40_000}, {"latents": 2}, held_out=0.1),),
