@@ -32,6 +32,9 @@ W z is then a vector of log rates, and the moments are those of linear Gaussian 
 anything is asked of their equations (`count_moments`); an environment's rows count for as many as a row of counts tells
 of its latents.
 
+`escapees`: rows of an intervention may have missed it, a Bernoulli per row; moments are then those of the rows that did
+not (`pyrocrl.escape`), before anything is asked of their equations.
+
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
 Score-based causal representation learning.
 
@@ -47,7 +50,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -56,7 +59,7 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, sem
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, escape, graphs, run, sem
 from pyrocrl.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, MultivariateNormal
@@ -118,7 +121,7 @@ class LinearSEMLin(Program):
             "a posterior over mixing, graph and weights in place of a threshold on matrix ranks",
             "several targets per environment and several environments per target are allowed",
             "soft, variance and shift interventions; targets may be unknown",
-            "x may be counts, of log rates W z",
+            "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
         settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
@@ -139,7 +142,7 @@ class LinearSEMLin(Program):
     )
     uses_rows = False
     sites = {
-        **{name: site for name, site in SEMReadouts.sites.items() if name != "escaped"},
+        **SEMReadouts.sites,
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
         "loadings": Site(("feature", "latent"), {"latent": -1}),
     }
@@ -156,12 +159,14 @@ class LinearSEMLin(Program):
         incomplete: bool = False,
         likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
         batches: int = 1,
+        escapees: bool = False,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which latents each environment intervenes on.
 
         environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
         incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
-        batches: technical batches, each with its own offsets of log rates; of counts alone.
+        batches: technical batches, each with its own offsets of log rates; of counts alone. escapees: whether rows may
+        have escaped their intervention.
 
         Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
         environments than that needs), or none observational.
@@ -199,6 +204,7 @@ class LinearSEMLin(Program):
             "mean": torch.zeros(envs, latents, dtype=double),
             "cov": torch.eye(latents, dtype=double).repeat(envs, 1, 1),
             "target": torch.as_tensor(target, dtype=double),
+            "share": torch.zeros(envs, dtype=double),  # of the rows that escaped
             "project": torch.eye(latents, features, dtype=double),
             "lift": torch.eye(features, latents, dtype=double),
             "offset": torch.zeros(features, dtype=double),
@@ -320,14 +326,20 @@ class LinearSEMLin(Program):
         self.offset.copy_(mean - principal @ (principal.mT @ mean))
         self.tau.copy_(tau2.sqrt())
         self.log_jacobian.copy_(torch.linalg.slogdet(white).logabsdet)
+        if self.config["escapees"]:
+            batch = data.tensors(dtype=torch.float64)
+            observational = use.bool()
+            changed = escape.changed_moments(batch.x @ (white @ principal.mT).mT, batch.env, observational)
+            for name in ("count", "mean", "cov", "share"):
+                getattr(self, name).copy_(getattr(changed, name))
         misfit = total * value[:-latents].clamp_min(0).sum() / tau2
         self.residual.copy_(-0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2)))
 
     def _gather_counts(self, data: Data) -> None:
-        found = count_moments(data, self.config["latents"], self.observational.tolist(), self.observation)
-        self.count.copy_(found.count)
-        self.mean.copy_(found.mean)
-        self.cov.copy_(found.cov)
+        latents, observational = self.config["latents"], self.observational.tolist()
+        found = count_moments(data, latents, observational, self.observation, self.config["escapees"])
+        for name in ("count", "mean", "cov", "share"):
+            getattr(self, name).copy_(getattr(found, name))
         self.lift.copy_(found.loadings)
         self.project.copy_(torch.linalg.pinv(found.loadings))
 
@@ -382,13 +394,29 @@ class LinearSEMLin(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        if self.counts:
-            return self._given_counts(batch, self.mean, self.cov).loc @ self._rows().mT
-        return batch.x @ (self._rows() @ self.project).mT
+        if not self.counts:
+            return batch.x @ (self._rows() @ self.project).mT
+        own, natural, escaped = self._told(batch)
+        return own.loc.lerp(natural.loc, escaped[:, None]) @ self._rows().mT
 
-    def _given_counts(self, batch: Batch, mean: Tensor, cov: Tensor) -> RowPosterior:
-        """y of each row given its counts and its environment's moments (env, latent), (env, latent, latent)."""
-        return row_posterior(self.observation, self.lift, batch, mean[batch.env], cov[batch.env])
+    def _told(self, batch: Batch) -> tuple[RowPosterior, RowPosterior, Tensor]:
+        """y of each row under its environment's law; had it escaped; (rows,) the probability that it did."""
+        own = self._given(batch, self.mean[batch.env], self.cov[batch.env])
+        if not self.config["escapees"]:
+            return own, own, torch.zeros_like(own.log_evidence)
+        use = torch.zeros_like(self.count)
+        use[self.observational] = 1.0
+        _, mean, cov = self._environments().pooled(use.double())
+        natural = self._given(batch, mean.to(own.loc).expand_as(own.loc), cov.to(own.loc).expand_as(own.cov))
+        share = self.share[batch.env]
+        return own, natural, escape.probability(own.log_evidence, natural.log_evidence, share)
+
+    def _given(self, batch: Batch, mean: Tensor, cov: Tensor) -> RowPosterior:
+        """y of each row with prior N(mean, cov), (rows, latent) and (rows, latent, latent), given x."""
+        if self.counts:
+            return row_posterior(self.observation, self.lift, batch, mean, cov)
+        y = batch.x @ self.project.mT
+        return RowPosterior(y, torch.zeros_like(cov), MultivariateNormal(mean, cov).log_prob(y))
 
     def _rows(self) -> Tensor:
         """Rows of the unmixing of y at the guide's mean."""
@@ -465,13 +493,17 @@ class LinearSEMLin(Program):
             "unmixing": unmixing,  # (latent, feature)
             "loadings": self.lift.double() @ torch.linalg.inv(rows),  # (feature, latent)
         }
-        if self.counts:
-            told = self._given_counts(batch, self.mean, self.cov)
-            noise = torch.randn_like(told.loc)[..., None]
-            y = told.loc + (torch.linalg.cholesky(told.cov) @ noise).squeeze(-1)
-            out["z"] = y.double() @ rows.mT  # (rows, latent)
-        else:
+        if not (self.counts or self.config["escapees"]):
             out["z"] = batch.x.double() @ unmixing.mT
+        else:
+            own, natural, probability = self._told(batch)
+            y, cov = own.loc, own.cov
+            if self.config["escapees"]:
+                escaped = out["escaped"] = torch.bernoulli(probability)
+                y, cov = y.lerp(natural.loc, escaped[:, None]), cov.lerp(natural.cov, escaped[:, None, None])
+            if self.counts:
+                y = y + (torch.linalg.cholesky(cov) @ torch.randn_like(y)[..., None]).squeeze(-1)
+            out["z"] = y.double() @ rows.mT  # (rows, latent)
         if kind == "soft":
             out["env_weight"] = per_env.weight  # (env, parent, child)
         return {name: value.to(self.root.dtype) for name, value in out.items()}
@@ -491,23 +523,40 @@ class LinearSEMLin(Program):
         if self.counts:
             back = self.project @ sites["loadings"]  # y = back z
             mean, cov = sem.sem_moments(self._sem(sites))
-            return self._given_counts(batch, mean @ back.mT, back @ cov @ back.mT).log_evidence
+            mean, cov = mean @ back.mT, back @ cov @ back.mT
+            return self._mixed(lambda env: self._given(batch, mean[env], cov[env]).log_evidence, batch)
         rows = sem.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
         z = batch.x @ sites["unmixing"].mT
-        own = sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
+        equations = self._sem(sites)
+        inside = self._mixed(
+            lambda env: sem.sem_log_prob(z, sem.LinearSEM(*(value[env] for value in equations))), batch
+        )
         free = self.config["features"] - self.config["latents"]
         apart = batch.x - self.offset - batch.x @ self.project.mT @ self.lift.mT
         outside = -0.5 * (apart / self.tau).square().sum(-1) - free * (self.tau.log() + 0.5 * np.log(2 * np.pi))
         jacobian = sem.log_abs_det(rows) + self.log_jacobian
-        return sem.sem_log_prob(z, own) + jacobian + outside
+        return inside + jacobian + outside
+
+    def _mixed(self, log_prob: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """(rows,) log density of rows that may have escaped; log_prob: environments of rows -> their log density."""
+        own = log_prob(batch.env)
+        if not self.config["escapees"]:
+            return own
+        natural = log_prob(torch.full_like(batch.env, int(self.observational[0])))
+        share = self.share[batch.env]
+        return torch.logaddexp(torch.log1p(-share) + own, share.log() + natural)
 
     @torch.no_grad()
     def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(new rows of x from each row's own environment, log p(x_i | sites))."""
         mean, cov = sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
         noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        root = torch.linalg.cholesky(cov)[batch.env]
-        z = mean[batch.env] + (root @ noise[..., None]).squeeze(-1)
+        env = batch.env
+        if self.config["escapees"]:
+            escaped = torch.rand_like(noise[:, 0]) < self.share[env]
+            env = torch.where(escaped, int(self.observational[0]), env)
+        root = torch.linalg.cholesky(cov)[env]
+        z = mean[env] + (root @ noise[..., None]).squeeze(-1)
         if self.counts:
             likelihood = self.observation.likelihood(z @ sites["loadings"].mT, batch)
             return likelihood.sample(), self.row_log_likelihood(batch, sites)

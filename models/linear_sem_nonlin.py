@@ -14,11 +14,15 @@ is linear and Gaussian and f is injective.
 which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees the
 principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
-identifies them, for a little noise. Given the latents, graphs and equations are drawn exactly (sums over orders,
-conjugacy) from the moments of all rows. Latents carry an error of which rows are no cure, so that all n rows count as
-m: 1/m = D/n + v^2 + c^2. D is the dispersion (deviance over degrees of freedom) of the moments from the fitted
-equations, as in quasi-likelihood; v, the share of q's variance in a latent's, is the size of errors in correlations,
-and c (`contrastive.ERROR`) of those that h makes without q's knowing: a decoder undoes them.
+identifies them, for a little noise. Rows may have missed their intervention (`escapees`), a Bernoulli each, summed out;
+h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of log counts
+tell it; behind a stronger mixing they do not.
+
+Given the latents, graphs and equations are drawn exactly (sums over orders, conjugacy) from the moments of all rows.
+Latents carry an error of which rows are no cure, so that all n rows count as m: 1/m = D/n + v^2 + c^2. D is the
+dispersion (deviance over degrees of freedom) of the moments from the fitted equations, as in quasi-likelihood; v, the
+share of q's variance in a latent's, is the size of errors in correlations, and c (`contrastive.ERROR`) of those that h
+makes without q's knowing: a decoder undoes them.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
@@ -40,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, contrastive, run, sem
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, contrastive, escape, run, sem
 from pyrocrl.dists import Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.latent_sem import LatentSEM, SEMReadouts
@@ -115,10 +119,12 @@ class LinearSEMNonlin(SEMReadouts, Program):
         targets: Literal["known", "relabelled"] = "known",
         likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
         batches: int = 1,
+        escapees: bool = False,
         width: int = 64,
         steps: int = 400,
     ) -> None:
-        """target_matrix: (env, latent) in {0, 1}. width: of networks' layers; steps: of the encoder's construction.
+        """target_matrix: (env, latent) in {0, 1}. escapees: whether rows may have missed their intervention; of
+        counts alone. width: of networks' layers; steps: of the encoder's construction.
 
         Raises InputError for a latent that no environment targets, or no observational environment.
         """
@@ -127,8 +133,10 @@ class LinearSEMNonlin(SEMReadouts, Program):
         one_of("targets", targets, ("known", "relabelled"))
         check_whole("width", width, 1)
         check_whole("steps", steps, 1)
+        if escapees and likelihood != "negative_binomial":
+            reject("escapees", escapees, "False, or likelihood='negative_binomial'")
         matrix = checked_targets(target_matrix, latents)
-        self.sem = LatentSEM(latents, len(matrix), matrix.tolist(), "perfect")
+        self.sem = LatentSEM(latents, len(matrix), matrix.tolist(), "perfect", escapees=escapees)
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         self.encoder = contrastive.Residual(features, latents, width).requires_grad_(False)
         self.spread = contrastive.Residual(features, latents, width, layers=1)
@@ -167,15 +175,29 @@ class LinearSEMNonlin(SEMReadouts, Program):
             self.signal.copy_(signal_components(self.observation.inputs(batch), self.config["latents"]))
         x = self._inputs(batch)
         width, steps = self.config["width"], self.config["steps"]
-        encoder, unmixing = contrastive.construct(x, batch.env, self.sem.target, width, steps, generator)
+        env, share = batch.env, torch.zeros_like(self.sem.escape_logit)
+        if self.sem.escapees:
+            env, share = self._changed(x, env, generator)
+        encoder, unmixing = contrastive.construct(x, env, self.sem.target, width, steps, generator)
         self.encoder.load_state_dict(encoder.state_dict())
         z = encoder(x) @ unmixing.to(x).mT
         mean, sd = z.mean(0), z.std(0)
         self.unmixing.copy_(unmixing / sd[:, None])
         self.offset.copy_(-mean / sd)
-        self.sem.start((z - mean) / sd, batch.env)
+        self.sem.escape_logit.fill_(-math.inf)  # of the rows as they are drawn, none did
+        self.sem.start((z - mean) / sd, env)
+        self.sem.escape_logit.copy_(share.clamp_min(1e-3).logit())
         self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
         self._gather(batch)
+
+    def _changed(self, x: Tensor, env: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """((rows,) environments, the observational one for a draw of the rows that escaped; (env,) their share), as the
+        leading principal components tell."""
+        observational = self.sem.target.sum(1) == 0
+        vector = torch.linalg.eigh(torch.cov(x.mT.double()))[1][:, -self.config["latents"] :]
+        found = escape.changed_moments(x.double() @ vector, env, observational)
+        uniform = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device)
+        return torch.where(uniform < found.escaped, observational.nonzero()[0], env), found.share
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The construction, then the decoder by regression of features on latents."""
@@ -230,7 +252,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
         error = (q.stddev.square().mean(0) / q.mean.var(0)).mean()  # share of a latent's variance
-        more = dispersion(contrastive.moments(q.mean, batch.env, self.sem.target))
+        more = dispersion(self.sem.changed())
         self.sem.count.div_(more + len(batch) * (error.double().square() + contrastive.ERROR**2))
 
     # -- read-outs ---------------------------------------------------------------------------------------------

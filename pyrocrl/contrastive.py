@@ -102,8 +102,7 @@ class Residual(nn.Module):
         """The map becomes matrix @ map + offset, matrix (new outputs, outputs)."""
         for layer in (self.linear, self.net[-1]):
             assert isinstance(layer, nn.Linear)
-            layer.weight = nn.Parameter(matrix @ layer.weight)
-            layer.bias = nn.Parameter(matrix @ layer.bias)
+            layer.weight.data, layer.bias.data = matrix @ layer.weight, matrix @ layer.bias
             layer.out_features = len(matrix)
         self.linear.bias.add_(offset)
 

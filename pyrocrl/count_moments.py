@@ -11,6 +11,9 @@ Poisson-lognormal (Aitchison & Ho 1989, The multivariate Poisson-log normal dist
 A row of counts tells less than its y would. With N the covariance of what it leaves open, the covariance of y is
 estimated from n rows as sharply as (S + N) is, so in direction k the n rows are worth n / (1 + (N S^-1)_kk)^2 of y;
 `count` has this with the mean over directions. Programs that take Gaussian moments then say how sure they are.
+
+Rows of an intervention may have escaped it (`escapees`): then their y is of the observational law with a probability
+that the same expectation-maximisation finds, and moments are those of the rows that did not.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from . import escape
 from .data import Batch, Data
 from .observation import Observation
 
@@ -35,12 +39,14 @@ DISPERSIONS = (1e-1, 1e3)
 
 class CountMoments(NamedTuple):
     """What `count_moments` finds. count (env,): rows of y that the counts are worth; mean (env, latent); cov (env,
-    latent, latent); loadings (feature, latent); y is white over the observational rows."""
+    latent, latent); loadings (feature, latent); share (env,) of the rows that escaped; y is white over the
+    observational rows."""
 
     count: Tensor
     mean: Tensor
     cov: Tensor
     loadings: Tensor
+    share: Tensor
 
 
 class RowPosterior(NamedTuple):
@@ -52,22 +58,24 @@ class RowPosterior(NamedTuple):
     log_evidence: Tensor
 
 
-_FOUND: WeakKeyDictionary[Data, dict[tuple[int, tuple[int, ...]], tuple[CountMoments, dict[str, Tensor]]]] = (
+_FOUND: WeakKeyDictionary[Data, dict[tuple[int, tuple[int, ...], bool], tuple[CountMoments, dict[str, Tensor]]]] = (
     WeakKeyDictionary()
 )
 
 
 @torch.no_grad()
-def count_moments(data: Data, latents: int, observational: list[int], observation: Observation) -> CountMoments:
+def count_moments(
+    data: Data, latents: int, observational: list[int], observation: Observation, escapees: bool = False
+) -> CountMoments:
     """The maximum likelihood of all rows; `observation` is left at its offsets and dispersions.
 
     Chains that start from the same `data` share one computation.
     """
-    key = (latents, tuple(observational))
+    key = (latents, tuple(observational), escapees)
     found = _FOUND.setdefault(data, {})
     if key not in found:
         batch = observation.start(data)
-        found[key] = _Fit(observation, batch, len(data.env_names), latents, observational).run()
+        found[key] = _Fit(observation, batch, len(data.env_names), latents, observational, escapees).run()
     moments, state = found[key]
     observation.load_state_dict(state)
     return moments
@@ -130,11 +138,24 @@ def _cut(step: Tensor, longest: float = LONGEST) -> Tensor:
     return step * (longest / step.abs().amax(-1, keepdim=True).clamp_min(longest))
 
 
+def _mixture(own: RowPosterior, free: RowPosterior, changed: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of y, of law `own` with probability `changed` (rows,), else `free`."""
+    gap, weight = own.loc - free.loc, changed[:, None]
+    between = (weight * (1 - weight) * gap)[:, :, None] * gap[:, None, :]
+    return free.loc.lerp(own.loc, weight), free.cov.lerp(own.cov, weight[..., None]) + between
+
+
 class _Fit:
     """Expectation-maximisation: y's moments, then loadings, offsets and dispersions by a Newton step each."""
 
     def __init__(
-        self, observation: Observation, batch: Batch, envs: int, latents: int, observational: list[int]
+        self,
+        observation: Observation,
+        batch: Batch,
+        envs: int,
+        latents: int,
+        observational: list[int],
+        escapees: bool,
     ) -> None:
         self.observation, self.batch, self.latents = observation, batch, latents
         self.observational = torch.as_tensor(observational)
@@ -142,7 +163,11 @@ class _Fit:
         self.rows = torch.bincount(batch.env, minlength=envs).to(batch.dtype)
         self.mean = torch.zeros(envs, latents, dtype=batch.dtype)
         self.cov = torch.eye(latents, dtype=batch.dtype).repeat(envs, 1, 1)
+        self.share = torch.full_like(self.rows, escape.FIRST if escapees else 0.0)
+        self.share[self.observational] = 0.0
+        self.worth = self.rows  # of the rows that did not escape
         self.y: Tensor | None = None
+        self.natural: Tensor | None = None  # y of rows if they escaped
         self.values, place = batch.x.unique(return_inverse=True)
         m, p = len(self.values), batch.x.shape[1]
         cell = place + m * torch.arange(p)
@@ -185,9 +210,9 @@ class _Fit:
                 break
         information = self._round()
         noise = torch.linalg.solve(information @ self.cov, torch.eye(self.latents).to(self.cov))  # N S^-1, up to basis
-        count = self.rows / (1 + noise.diagonal(dim1=-2, dim2=-1).mean(-1)).square()
+        count = self.worth / (1 + noise.diagonal(dim1=-2, dim2=-1).mean(-1)).square()
         state = {name: value.clone() for name, value in self.observation.state_dict().items()}
-        return CountMoments(count, self.mean, self.cov, self.loadings), state
+        return CountMoments(count, self.mean, self.cov, self.loadings, self.share), state
 
     def _round(self) -> Tensor:
         """One round; returns the rows' mean information on y, (env, latent, latent), in its last basis."""
@@ -198,17 +223,31 @@ class _Fit:
         gradient, hessian = like(p, 1 + d), like(p, (1 + d) ** 2)
         up, down = like(groups, p), like(groups, p)
         tilt, curve = like(p), like(p)
-        r, locs = softplus(self.observation.raw_dispersion), []
+        r, locs, naturals = softplus(self.observation.raw_dispersion), [], []
+        weights, worth = like(envs), like(envs)
         for rows in self.chunks:
             batch = self.batch.take(rows)
             prior = self.mean[batch.env], self.cov[batch.env]
             start = None if self.y is None else self.y[rows]
-            y, cov, _ = row_posterior(self.observation, self.loadings, batch, *prior, start)
-            locs.append(y)
-            first.index_add_(0, batch.env, y)
-            second.index_add_(0, batch.env, y[:, :, None] * y[:, None, :] + cov)
+            own = row_posterior(self.observation, self.loadings, batch, *prior, start)
+            locs.append(own.loc)
+            y, cov, changed = own.loc, own.cov, torch.ones_like(own.log_evidence)
+            if self.share.any():
+                law = torch.zeros_like(y), torch.eye(d).to(cov).expand_as(cov)  # observational rows are white
+                free = row_posterior(self.observation, self.loadings, batch, *law, self._natural(rows))
+                naturals.append(free.loc)
+                changed = 1 - escape.probability(own.log_evidence, free.log_evidence, self.share[batch.env])
+                precision, apart = torch.linalg.inv(prior[1]), own.loc - prior[0]
+                distance = (apart * _dot(precision, apart)).sum(-1) + (precision * own.cov).sum((-2, -1))
+                worth.index_add_(0, batch.env, escape.worth(changed, distance, d))
+                y, cov = _mixture(own, free, changed)
+            weights.index_add_(0, batch.env, changed)
+            first.index_add_(0, batch.env, changed[:, None] * own.loc)
+            second.index_add_(
+                0, batch.env, changed[:, None, None] * (own.loc[:, :, None] * own.loc[:, None, :] + own.cov)
+            )
             slope, weight, bend = _derivatives(self.observation, self.loadings, batch, y, r)
-            inform.index_add_(0, batch.env, _information(weight, self.loadings))
+            inform.index_add_(0, batch.env, changed[:, None, None] * _information(weight, self.loadings))
             spread = _spread(cov, self.loadings)
             slope = slope + 0.5 * bend * spread  # in expectation over y
             one = torch.cat([torch.ones_like(y[:, :1]), y], -1)
@@ -229,8 +268,11 @@ class _Fit:
                 tilt += 0.5 * ((r / total).log() + 1 - share).sum(0)
                 curve += 0.5 * (1 / r - 2 / total + share / total).sum(0)
         self.y = torch.cat(locs)
-        self.mean = first / self.rows[:, None]
-        self.cov = second / self.rows[:, None, None] - self.mean[:, :, None] * self.mean[:, None, :]
+        self.mean = first / weights[:, None]
+        self.cov = second / weights[:, None, None] - self.mean[:, :, None] * self.mean[:, None, :]
+        if self.share.any():
+            self.natural, self.worth = torch.cat(naturals), worth.clamp_min(2.0)
+            self.share = torch.where(self.share > 0, escape.share_of(self.rows - weights, self.rows), 0.0)
         if groups > 1:
             self.observation.offset += (up / down.clamp_min(1e-3)).clamp(-0.5, 0.5)
         prior_precision = torch.full((1 + d,), RIDGE).to(gradient)
@@ -246,7 +288,10 @@ class _Fit:
         tilt, curve = r * tilt, r * tilt + r.square() * curve  # in log r
         change = torch.where(curve < 0, -tilt / curve.clamp_max(-1e-9), tilt.sign())
         self._set_dispersion(r * change.clamp(-0.5, 0.5).exp())
-        return self._whiten(inform / self.rows[:, None, None])
+        return self._whiten(inform / weights[:, None, None])
+
+    def _natural(self, rows: Tensor) -> Tensor | None:
+        return None if self.natural is None else self.natural[rows]
 
     def _whiten(self, information: Tensor) -> Tensor:
         """Make y white and centred over the observational rows; returns `information` in that basis."""
@@ -258,6 +303,8 @@ class _Fit:
         back = torch.linalg.inv(root)
         assert self.y is not None
         self.y = (self.y - centre) @ back.mT
+        if self.natural is not None:
+            self.natural = (self.natural - centre) @ back.mT
         self.mean = (self.mean - centre) @ back.mT
         self.cov = back @ self.cov @ back.mT
         self.observation.offset += self.loadings @ centre

@@ -238,6 +238,12 @@ class LatentSEM(nn.Module):
         empty = self.count < 1e-6
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
 
+    def changed(self) -> sem.Environments:
+        """Moments of the latents of rows that did not escape, as gathered last."""
+        envs, d = self.environments, self.latents
+        parts = self.count[:envs], self.mean[:envs, :d], self.cov[:envs, :d, :d], self.hard_targets()
+        return sem.Environments(*(part.double() for part in parts))
+
     @torch.no_grad()
     def start(self, z: Tensor, env: Tensor, order: Tensor | None = None) -> None:
         """Equations by least squares from rows' latents (rows, latent). order: (latent,) nodes, parents first; None =

@@ -40,7 +40,7 @@ COLUMNS = (
     *("mask_f1", "surplus_pip", "targets_right"),
     *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
     *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "action_error"),
-    *("agreement", "graphs_differ", "other_mcc"),
+    *("agreement", "graphs_differ", "other_mcc", "escaped_auroc", "escaped_share"),
     *("action_error_best", "action_ratio", "action_coverage", "chain_agreement", "cpu_seconds"),
 )
 
@@ -314,7 +314,8 @@ FIGURES = (
     *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage"),
     *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty"),
     *("pair_model", "pair_additive", "pair_training", "pair_control", "pair_floor"),
-    *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ", "cpu_seconds"),
+    *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ"),
+    *("escaped_auroc", "cpu_seconds"),
 )
 # of a screen: probabilities of what is known, then squared errors of held-out mean expression, 1e-4
 SCREEN = (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Actions, Pairs, ShiftedMechanisms, Skeleton, Study, TwoModels
+from .base import Actions, Escapees, Pairs, ShiftedMechanisms, Skeleton, Study, TwoModels
 from .screens import PATHWAY, SCREENS, PerturbationScreen, Screen
 
 __all__ = [
     "STUDIES",
     "Actions",
+    "Escapees",
     "Pairs",
     "PerturbationScreen",
     "Screen",
@@ -85,5 +86,6 @@ STUDIES: dict[str, tuple[Study, ...]] = {
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),
+        Escapees("perturb_seq", {"rows": 6000, "escapees": 0.25}, {"escapees": True}),
     ),
 }

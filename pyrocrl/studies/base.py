@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from .. import simulate, zoo
 from ..actions import extrapolation_errors
@@ -104,6 +105,19 @@ class TwoModels(Study):
         if graph is not None and other is not None:
             ours["graphs_differ"] = float(shd(graph > 0.5, reorder_graph(other, nodes) > 0.5))
         return evaluate(result, data) | ours
+
+
+@dataclass(frozen=True)
+class Escapees(Study):
+    """How well rows that escaped their intervention are told from those that it changed: area under the curve."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        drawn = result.posterior(20, data, predictive=False)["posterior"]["escaped"]
+        labelled = data.env_labels() != data.control
+        escaped = drawn.mean(("chain", "draw")).to_numpy()[labelled]
+        unchanged = data.truth["component"][labelled] == 0
+        auroc = float(roc_auc_score(unchanged, escaped))
+        return evaluate(result, data) | {"escaped_auroc": auroc, "escaped_share": float(escaped.mean())}
 
 
 @dataclass(frozen=True)
