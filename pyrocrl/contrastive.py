@@ -10,7 +10,7 @@ h with l_c(h(x)) as logits is not enough: with w = 0 and s_ck = s_k, logits are 
 good a classifier as the latents are; and wrong graphs, signs and directions are local optima. Steps here:
 
 1. h starts at the leading principal components, and as an encoder that a decoder can undo (`Chart`); where targets are
-   unknown, at the log-odds between the two environments of each latent (`paired_start`);
+   unknown, at the log-odds between the two environments of each latent (`paired_start`), and the next step is left out;
 2. every class has a Gaussian law of its own, *without equations*, of the batch's moments: h minimises the
    cross-entropy of these laws as a classifier, the distance between the law of residuals in every class and N(0, I),
    and the error of x decoded from h. The loss does not change under affine maps of h, so that there are no graphs,
