@@ -234,7 +234,8 @@ class _Fit:
             y, cov, changed = own.loc, own.cov, torch.ones_like(own.log_evidence)
             if self.share.any():
                 law = torch.zeros_like(y), torch.eye(d).to(cov).expand_as(cov)  # observational rows are white
-                free = row_posterior(self.observation, self.loadings, batch, *law, self._natural(rows))
+                begin = None if self.natural is None else self.natural[rows]
+                free = row_posterior(self.observation, self.loadings, batch, *law, begin)
                 naturals.append(free.loc)
                 changed = 1 - escape.probability(own.log_evidence, free.log_evidence, self.share[batch.env])
                 precision, apart = torch.linalg.inv(prior[1]), own.loc - prior[0]
@@ -289,9 +290,6 @@ class _Fit:
         change = torch.where(curve < 0, -tilt / curve.clamp_max(-1e-9), tilt.sign())
         self._set_dispersion(r * change.clamp(-0.5, 0.5).exp())
         return self._whiten(inform / weights[:, None, None])
-
-    def _natural(self, rows: Tensor) -> Tensor | None:
-        return None if self.natural is None else self.natural[rows]
 
     def _whiten(self, information: Tensor) -> Tensor:
         """Make y white and centred over the observational rows; returns `information` in that basis."""

@@ -25,7 +25,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from . import graphs, sem
+from . import escape, graphs, sem
 from .data import Batch
 from .errors import one_of, reject
 from .observation import Observation
@@ -35,7 +35,6 @@ Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
 NONE_PROBABILITY = 0.5  # prior probability that an environment of unknown target changes nothing
 SPIKE = 0.02  # deviation of the weights of absent edges while a chain is trained
-ESCAPE_PRIOR = (1.0, 3.0)  # Beta prior of the share of rows that escaped
 
 
 class LatentSEM(nn.Module):
@@ -191,7 +190,7 @@ class LatentSEM(nn.Module):
             q = self.target_logits[1:].log_softmax(-1)
             pyro.factor("targets_prior", (q.exp() * (self._target_log_prior() - q)).sum())
         if self.escapees:
-            a, b = ESCAPE_PRIOR
+            a, b = escape.PRIOR
             log = a * logsigmoid(self.escape_logit) + b * logsigmoid(-self.escape_logit)  # of the logit
             pyro.factor("escape_prior", log.sum())
 

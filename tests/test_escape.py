@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 import pyrocrl
-from pyrocrl import Data, InputError, escape, simulate
+from pyrocrl import Batch, Data, InputError, Program, escape, simulate
 from pyrocrl.metrics import mcc, shd
 
 SHARE = 0.3
@@ -91,13 +91,18 @@ def test_latents_and_graph_where_rows_escaped(fitted: pyrocrl.Fit) -> None:
     assert not escaped[~knocked_out].any()
 
 
-def test_a_row_s_likelihood_sums_its_bernoulli_out(fitted: pyrocrl.Fit) -> None:
+def drawn_sites(fitted: pyrocrl.Fit) -> tuple[Program, Batch, dict[str, torch.Tensor]]:
+    """The only chain's program, the rows of the fit, and one draw of all sites at the guide's mean."""
     program, data = fitted.programs()[0], fitted.data
     assert data is not None
     batch = data.tensors(dtype=torch.float64)
     torch.manual_seed(0)
     sites = {"tangent": program.root @ program.guide_block.loc}
-    sites |= program.posterior_sites(batch, sites)
+    return program, batch, sites | program.posterior_sites(batch, sites)
+
+
+def test_a_row_s_likelihood_sums_its_bernoulli_out(fitted: pyrocrl.Fit) -> None:
+    program, batch, sites = drawn_sites(fitted)
     found = program.row_log_likelihood(batch, sites).detach()
     some = torch.randperm(len(batch))[:20]
     z, weight, share = batch.x[some] @ sites["unmixing"].mT, sites["weight"].numpy(), program.share
@@ -118,12 +123,7 @@ def test_a_row_s_likelihood_sums_its_bernoulli_out(fitted: pyrocrl.Fit) -> None:
 
 
 def test_new_rows_escape_as_often(fitted: pyrocrl.Fit) -> None:
-    program, data = fitted.programs()[0], fitted.data
-    assert data is not None
-    batch = data.tensors(dtype=torch.float64)
-    torch.manual_seed(0)
-    sites = {"tangent": program.root @ program.guide_block.loc}
-    sites |= program.posterior_sites(batch, sites)
+    program, batch, sites = drawn_sites(fitted)
     new, _ = program.predict(batch, sites)
     z, true = ((x @ sites["unmixing"].mT)[batch.env == 1] for x in (new, batch.x))
     for level in (0.1, 0.25, 0.5, 0.75, 0.9):
