@@ -8,15 +8,15 @@
 An environment that intervenes on k cuts z_k's parents and gives it a mean and a variance of its own. By the change of
 variables log p(x | env) = log p(M h(x) | env) + log |det M| + log |det dh / dx|.
 
-h (`pyrocrl.flows`) is trained in `initialise`, and kept: by log p(env | x), the part of this likelihood that does not
-hold the Jacobian, by the normality of every environment's latents and by a decoder that inverts it
-(`pyrocrl.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood and mixed the
-latents. So the density of x is a rough one.
-The one site is `tangent`, the directions of the rows of M, with a Laplace approximation; weights, graphs and orders are
-summed out in closed form and drawn exactly. Errors of h correlate latents a little, so each environment's count is
-tempered (`contrastive.ERROR`): many rows would make an edge of any correlation. Where targets are unknown every pairing
-of environments is a hypothesis: h starts at log-odds between environments (`contrastive.paired_start`), all hypotheses
-are fitted to it, and a chain takes one with the probability of its evidence.
+h (`pyrocrl.parts.flows`) is trained in `initialise`, and kept: by log p(env | x), the part of this likelihood that does
+not hold the Jacobian, by the normality of every environment's latents and by a decoder that inverts it
+(`pyrocrl.constructions.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood
+and mixed the latents. So the density of x is a rough one. The one site is `tangent`, the directions of the rows of M,
+with a Laplace approximation; weights, graphs and orders are summed out in closed form and drawn exactly. Errors of h
+correlate latents a little, so each environment's count is tempered (`contrastive.ERROR`): many rows would make an edge
+of any correlation. Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds
+between environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the
+probability of its evidence.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are not known by name) and the graph
 exactly, from an observational environment and one perfect intervention on each latent whose target is known, two of
@@ -43,12 +43,15 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, contrastive, graphs, run, sem
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import contrastive, directions, optimise
 from pyrocrl.dists import Law, MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.flows import LAYERS, FreeFormFlow
-from pyrocrl.guides import FullNormalBlock
-from pyrocrl.latent_sem import SEMReadouts
+from pyrocrl.exact import linear_sem, orders
+from pyrocrl.parts import nets
+from pyrocrl.parts.flows import LAYERS, FreeFormFlow
+from pyrocrl.parts.guides import FullNormalBlock
+from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.program import check_whole, checked_targets
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
@@ -142,8 +145,8 @@ class CausalFlow(Program):
         for name, number, least in (("features", features, 2), ("latents", latents, 2), ("width", width, 1)):
             check_whole(name, number, least)
         check_whole("steps", steps, 1)
-        if latents != features or latents > graphs.MAX_NODES:
-            reject("latents", latents, f"as many as features ({features}), at most {graphs.MAX_NODES}")
+        if latents != features or latents > orders.MAX_NODES:
+            reject("latents", latents, f"as many as features ({features}), at most {orders.MAX_NODES}")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
@@ -157,14 +160,14 @@ class CausalFlow(Program):
             self.pairs = [(e, k) for e in range(1, len(target)) for k in range(latents)]
         else:
             target = checked_targets(target_matrix, latents)
-            self.pairs = sem.target_pairs(target)
+            self.pairs = linear_sem.target_pairs(target)
         self.observational = np.flatnonzero(target.sum(1) == 0)
         envs, size = len(target), latents * (latents - 1)
         self.flow = FreeFormFlow(features, width).requires_grad_(False)
         self.guide_block = FullNormalBlock(size, scale=1.0)  # in units of `root`
         double = torch.float64
         buffers = {
-            "chart": sem.chart_at(torch.eye(latents, dtype=double)),
+            "chart": directions.chart_at(torch.eye(latents, dtype=double)),
             "root": 0.1 * torch.eye(size, dtype=double),
             # moments of y = project (h(x) - offset), white over the observational rows
             "count": torch.full((envs,), 2.0, dtype=double),
@@ -233,13 +236,13 @@ class CausalFlow(Program):
         seed = int(torch.randint(2**31, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            flow.decoder = contrastive.Residual(data.features, data.features, width).to(batch.x)
+            flow.decoder = nets.Residual(data.features, data.features, width).to(batch.x)
 
         def error(pick: Tensor, _: float) -> Tensor:
             return torch.nn.functional.mse_loss(flow.decoder(h[pick]), g[pick])
 
         rows = torch.arange(len(h), device=h.device)
-        contrastive.minimise(flow.decoder, error, rows, max(1, int(DECODER * steps)), ROWS, generator)
+        optimise.minimise(flow.decoder, error, rows, max(1, int(DECODER * steps)), ROWS, generator)
         self.flow.load_state_dict(flow.state_dict())
 
     def _hypotheses(self) -> list[Tensor]:
@@ -256,7 +259,7 @@ class CausalFlow(Program):
         use = torch.zeros_like(found.count)
         use[self.observational] = 1.0
         _, mean, cov = found.pooled(use)
-        white = sem.whitening(cov)
+        white = directions.whitening(cov)
         self.project.copy_(white)
         self.offset.copy_(mean)
         y = found._replace(mean=found.mean - mean).transform(white)
@@ -265,21 +268,21 @@ class CausalFlow(Program):
         self.cov.copy_(y.cov)
         self.log_jacobian.copy_(self.count.sum() * (log_det.mean() + torch.linalg.slogdet(white).logabsdet))
 
-    def _modes(self, target: Tensor, generator: torch.Generator) -> list[sem.Mode]:
+    def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
         environments = self._environments()._replace(target=target)
-        candidates = sem.candidate_rows(environments, generator)
+        candidates = directions.candidate_rows(environments, generator)
 
         def objective(rows: Tensor) -> Tensor:
             return self._objective(rows, target)
 
-        starts = sem.choose_rows(candidates, objective, 0 if self.unknown else RIVALS, generator)
-        return sem.best_modes(sem.climb(objective, starts), 1)
+        starts = directions.choose_rows(candidates, objective, 0 if self.unknown else RIVALS, generator)
+        return directions.best_modes(directions.climb(objective, starts), 1)
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(sem.climb(self._objective, self._rows()[None])[0])
+        self._laplace(directions.climb(self._objective, self._rows()[None])[0])
 
-    def _laplace(self, mode: sem.Mode) -> None:
+    def _laplace(self, mode: directions.Mode) -> None:
         self.chart.copy_(mode.chart)
         self.root.copy_(mode.root)
         self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
@@ -287,8 +290,8 @@ class CausalFlow(Program):
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def model(self, batch: Batch) -> None:
-        tangent = pyro.sample("tangent", sem.Directions(self.project, self.config["latents"]))
-        rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
+        tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
+        rows = directions.unit_rows(tangent, self.chart)  # (latent, latent)
         shape = (len(batch), self.config["features"])
         law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, len(batch)))
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
@@ -296,10 +299,10 @@ class CausalFlow(Program):
     def _simulated(self, rows: Tensor, count: int) -> Tensor:
         """(count, feature) of the prior, what it leaves open fixed: deviations of noise and slab 1, intercepts 0."""
         d = rows.shape[-1]
-        prior = graphs.log_edge_prior(d, self.config["edge_probability"], rows.device)
-        _, graph = graphs.sample_dags(prior.to(rows.dtype))
+        prior = orders.log_edge_prior(d, self.config["edge_probability"], rows.device)
+        _, graph = orders.sample_dags(prior.to(rows.dtype))
         unit = torch.ones_like(rows[0])
-        _, cov = sem.sem_moments(sem.LinearSEM(graph * torch.randn_like(rows), 0 * unit, unit))
+        _, cov = linear_sem.sem_moments(linear_sem.LinearSEM(graph * torch.randn_like(rows), 0 * unit, unit))
         noise = torch.randn(count, d, dtype=cov.dtype, device=cov.device)
         return self._mix(noise @ torch.linalg.cholesky(cov).mT, rows)
 
@@ -307,21 +310,23 @@ class CausalFlow(Program):
         block = self.guide_block
         pyro.sample("tangent", MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril))
 
-    def _environments(self) -> sem.Environments:
-        return sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
+    def _environments(self) -> linear_sem.Environments:
+        return linear_sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
 
-    def _slices(self, target: Tensor | None = None) -> sem.Slices:
+    def _slices(self, target: Tensor | None = None) -> linear_sem.Slices:
         environments = self._environments()
-        return sem.slices(environments._replace(target=environments.target if target is None else target), self.pairs)
+        return linear_sem.slices(
+            environments._replace(target=environments.target if target is None else target), self.pairs
+        )
 
     def _objective(self, rows: Tensor, target: Tensor | None = None) -> Tensor:
         """log p(x | rows of the unmixing, targets): everything else summed out."""
         prob, total = self.config["edge_probability"], self.count.double().sum()
-        return sem.log_marginal(rows.double(), self._slices(target), total, prob) + self.log_jacobian
+        return linear_sem.log_marginal(rows.double(), self._slices(target), total, prob) + self.log_jacobian
 
     def _rows(self) -> Tensor:
         """Rows of the unmixing of y at the guide's mean."""
-        return sem.unit_rows(self.root @ self.guide_block.loc, self.chart).double()
+        return directions.unit_rows(self.root @ self.guide_block.loc, self.chart).double()
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -344,7 +349,7 @@ class CausalFlow(Program):
         tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
 
         def edges(one: Tensor) -> Tensor:
-            return graphs.edge_probabilities(self._scores(sem.unit_rows(one, self.chart).double()))
+            return orders.edge_probabilities(self._scores(directions.unit_rows(one, self.chart).double()))
 
         return torch.func.vmap(edges, chunk_size=16)(tangent).mean(0)
 
@@ -352,16 +357,16 @@ class CausalFlow(Program):
         return self.target if self.config["targets"] != "known" else None
 
     def _scores(self, rows: Tensor) -> Tensor:
-        return sem.mechanism_scores(rows, self._slices(), self.config["edge_probability"])
+        return linear_sem.mechanism_scores(rows, self._slices(), self.config["edge_probability"])
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """Given a draw of M, draws of graph, weights, intercepts and noise; and z, which it determines."""
-        rows, latents = sem.unit_rows(sites["tangent"], self.chart).double(), self.config["latents"]
+        rows, latents = directions.unit_rows(sites["tangent"], self.chart).double(), self.config["latents"]
         slices, target = self._slices(), self.target.double()
-        _, graph = graphs.sample_dags(self._scores(rows))
-        mechanisms = sem.draw_mechanisms(rows, graph, slices)
-        per_env = sem.by_environment(mechanisms, self.pairs, target)
+        _, graph = orders.sample_dags(self._scores(rows))
+        mechanisms = linear_sem.draw_mechanisms(rows, graph, slices)
+        per_env = linear_sem.by_environment(mechanisms, self.pairs, target)
         out = {
             "z": self._white(batch.x)[0].double() @ rows.mT,
             "graph": graph.double(),
@@ -374,23 +379,25 @@ class CausalFlow(Program):
         }
         return {name: value.to(self.root.dtype) for name, value in out.items()}
 
-    def _sem(self, sites: dict[str, Tensor]) -> sem.LinearSEM:
+    def _sem(self, sites: dict[str, Tensor]) -> linear_sem.LinearSEM:
         """The structural equations of every environment, (env, ...)."""
         kept = 1 - sites["targets"]
-        return sem.LinearSEM(sites["weight"] * kept[:, None, :], sites["intercept"], sites["noise"])
+        return linear_sem.LinearSEM(sites["weight"] * kept[:, None, :], sites["intercept"], sites["noise"])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise)."""
         if "weight" not in sites:
             sites = sites | self.posterior_sites(batch, sites)
         y, log_det = self._white(batch.x)
-        own = sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
-        return sem.sem_log_prob(y @ sites["unmixing"].mT, own) + sem.log_abs_det(sites["unmixing"]) + log_det
+        own = linear_sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
+        return (
+            linear_sem.sem_log_prob(y @ sites["unmixing"].mT, own) + linear_sem.log_abs_det(sites["unmixing"]) + log_det
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(new rows of x from each row's own environment, log p(x_i | sites))."""
-        mean, cov = sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
+        mean, cov = linear_sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
         noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
         z = mean[batch.env] + (torch.linalg.cholesky(cov)[batch.env] @ noise[..., None]).squeeze(-1)
         return self._mix(z, sites["unmixing"]), self.row_log_likelihood(batch, sites)
@@ -410,8 +417,8 @@ class CausalFlow(Program):
         envs: environments whose interventions act together, each target with its mechanism from there (from the last
         of them that targets it).
         """
-        own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return sem.unrolled(own, len(batch))
+        own = linear_sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
+        return linear_sem.unrolled(own, len(batch))
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

@@ -8,7 +8,7 @@
 f is linear, or linear plus a network. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), the same for all environments.
 Rows of every environment count by their own likelihood, targets summed out. Effects of shifts and variance changes on
 one latent add, so combinations of interventions never seen are predicted from single ones (`Fit.do(environments=)`,
-`pyrocrl.combinations`).
+`pyrocrl.predict`).
 
 *Identified:* with a linear decoder, latents up to permutation and scale and the graph up to its transitive closure
 (exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
@@ -32,11 +32,11 @@ from soft interventions.
 *Differs from the paper in* each environment's own likelihood as the objective; `objective="mmd"` is the paper's:
 control rows alone are encoded, their exogenous noise is put through each intervened model, and the result is compared
 with the rows of that environment by the maximum mean discrepancy. Decoders start from the affine unmixing of maximum
-likelihood (`pyrocrl.unmixing`), each chain from its own bootstrap. Behind a network mu(x) is constructed
-(`unmixing.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
+likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. Behind a network mu(x) is constructed
+(`affine.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
 noise.
 
-*For a variant, copy this file and change* `Decoder`, or in `pyrocrl.latent_sem` what an intervention does.
+*For a variant, copy this file and change* `Decoder`, or in `pyrocrl.parts.latent_sem` what an intervention does.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
-from pyrocrl.contrastive import ERROR, Residual
+from pyrocrl.constructions.affine import bend, unmix
+from pyrocrl.constructions.contrastive import ERROR
+from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of, reject
-from pyrocrl.factors import count_factors
-from pyrocrl.latent_sem import LatentSEM, SEMReadouts
-from pyrocrl.nets import MLP
-from pyrocrl.observation import Observation
+from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
+from pyrocrl.parts.nets import MLP, Residual
+from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_sizes
-from pyrocrl.unmixing import bend, unmix
 
 DISCREPANCY = 10.0  # weight of the discrepancy, in nats a row
 SLAB = 0.3  # prior deviation of the loadings of log rates

@@ -39,11 +39,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions.polynomials import affine_functions, constants, quietest
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
-from pyrocrl.polynomials import affine_functions, constants, quietest
+from pyrocrl.exact.regression import least_squares
 from pyrocrl.program import check_sizes, check_whole, checked_targets
-from pyrocrl.regression import least_squares
 
 GIVEN = (
     "interventions hold their target at a constant",

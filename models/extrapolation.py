@@ -20,7 +20,7 @@ widths of q are then fitted with the evidence lower bound: alone it stops far be
 
 *Every chain is one draw of a Bayesian bootstrap* (each row's log-likelihood weighted by an Exp(1) variable of its own,
 Newton & Raftery 1994) from another start, so that the spread of the chains is what the rows leave open in M, f and z,
-also where no row was. `pyrocrl.actions.predict_action` turns it into intervals.
+also where no row was. `pyrocrl.predict.predict_action` turns it into intervals.
 
 Saengkyongam, Rosenfeld, Ravikumar, Pfister & Peters (2024), Identifying representations for intervention extrapolation.
 
@@ -40,11 +40,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, contrastive, run
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import optimise
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
+from pyrocrl.exact.regression import least_squares
+from pyrocrl.parts import nets
 from pyrocrl.program import check_sizes, check_whole
-from pyrocrl.regression import least_squares
 
 GIVEN = (
     "the action is exogenous and moves the mean of the latents linearly",
@@ -124,10 +126,10 @@ class Extrapolation(Program):
             check_whole(name, value, 1)
         if aux < latents:
             reject("aux", f"{aux} action(s)", f"{latents} or more: as many as there are latents")
-        self.chart = contrastive.Residual(features, latents, width, layers=2).requires_grad_(False)
-        self.unmix = contrastive.Residual(latents, latents, max(1, width // 2), layers=2).requires_grad_(False)
-        self.uncertainty = contrastive.Residual(features, latents, width, layers=1)
-        self.decoder = contrastive.Residual(latents, features, width, layers=2)
+        self.chart = nets.Residual(features, latents, width, layers=2).requires_grad_(False)
+        self.unmix = nets.Residual(latents, latents, max(1, width // 2), layers=2).requires_grad_(False)
+        self.uncertainty = nets.Residual(features, latents, width, layers=1)
+        self.decoder = nets.Residual(latents, features, width, layers=2)
         self.effect = nn.Parameter(0.1 * torch.randn(aux, latents))
         self.log_noise = nn.Parameter(torch.full((features,), math.log(0.1)))
         for name, size in (("centre", features), ("action_mean", aux)):
@@ -173,12 +175,12 @@ class Extrapolation(Program):
             error = (weight[pick, None] * (self.decoder(self.chart(x[pick])) - x[pick]).square()).mean()
             return error + KEEP * action_loss(pick, progress)
 
-        contrastive.minimise(
+        optimise.minimise(
             nn.ModuleList([self.chart, readout]), action_loss, rows, max(1, self.config["steps"] // 4), ROWS, generator
         )
         self._standardise(self.chart(x))
         self.decoder.near(least_squares(self.chart(x), x).mT)
-        contrastive.minimise(every, loss, rows, self.config["steps"], ROWS, generator)
+        optimise.minimise(every, loss, rows, self.config["steps"], ROWS, generator)
         self.chart.requires_grad_(False)
         self._standardise(self.chart(x))
 
@@ -190,7 +192,7 @@ class Extrapolation(Program):
         """The map of coordinates c (rows, latent) to latents, and M, by maximum likelihood; then noise made white."""
         self.unmix.near(torch.eye(c.shape[1]).to(c))
         self.effect.copy_(least_squares(a, c))
-        back = contrastive.Residual(c.shape[1], c.shape[1], max(1, self.config["width"] // 2), layers=2).to(c)
+        back = nets.Residual(c.shape[1], c.shape[1], max(1, self.config["width"] // 2), layers=2).to(c)
         back.near(torch.eye(c.shape[1]).to(c))
         jacobian = torch.func.vmap(torch.func.jacrev(self.unmix))
 
@@ -202,7 +204,7 @@ class Extrapolation(Program):
 
         together = nn.ModuleList([self.unmix.requires_grad_(True), back])
         together.register_parameter("effect", self.effect)
-        contrastive.minimise(together, loss, torch.arange(len(c)), self.config["steps"], ROWS, generator)
+        optimise.minimise(together, loss, torch.arange(len(c)), self.config["steps"], ROWS, generator)
         z = self.unmix.requires_grad_(False)(c)
         design = torch.cat([torch.ones_like(a[:, :1]), a], 1).double()
         found = least_squares(design, z.double())
@@ -221,7 +223,7 @@ class Extrapolation(Program):
             return (weight[pick, None] * (self.decoder(z[pick]) - x[pick]).square()).mean()
 
         self.decoder.near(least_squares(z, x).mT)
-        contrastive.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
+        optimise.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
         self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
         self._fit_uncertainty(x, z, generator)
 
@@ -236,7 +238,7 @@ class Extrapolation(Program):
 
         steps = max(1, self.config["steps"] // 4)
         self.uncertainty.constant(float(spread.mean().expm1().log()))
-        contrastive.minimise(self.uncertainty, loss, torch.arange(len(x)), steps, ROWS, generator)
+        optimise.minimise(self.uncertainty, loss, torch.arange(len(x)), steps, ROWS, generator)
 
     def _deviation(self, x: Tensor) -> Tensor:
         """(rows, latent) of q(z | x), of standardised x."""

@@ -33,13 +33,13 @@ anything is asked of their equations (`count_moments`); an environment's rows co
 of its latents.
 
 `escapees`: rows of an intervention may have missed it, a Bernoulli per row; moments are then those of the rows that did
-not (`pyrocrl.escape`), before anything is asked of their equations.
+not (`pyrocrl.parts.escapees`), before anything is asked of their equations.
 
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
 Score-based causal representation learning.
 
 *Differs from the paper in* being a posterior: the theorem's construction (`initialise`: eigenvectors of the score
-differences, in closed form) is only where a search over maxima starts (`sem.search`); the guide is the Laplace
+differences, in closed form) is only where a search over maxima starts (`directions.search`); the guide is the Laplace
 approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
 probability of that maximum's evidence.
 
@@ -59,14 +59,17 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, escape, graphs, run, sem
-from pyrocrl.count_moments import RowPosterior, count_moments, row_posterior
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import directions
+from pyrocrl.constructions.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.guides import FullNormalBlock
-from pyrocrl.latent_sem import SEMReadouts
-from pyrocrl.observation import LIKELIHOODS, Observation
+from pyrocrl.exact import linear_sem, orders
+from pyrocrl.parts import escapees
+from pyrocrl.parts.guides import FullNormalBlock
+from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.observation import LIKELIHOODS, Observation
 from pyrocrl.program import check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
@@ -153,7 +156,7 @@ class LinearSEMLin(Program):
         latents: int,
         target_matrix: list[list[int]] | None = None,
         targets: Literal["known", "relabelled", "unknown"] = "known",
-        intervention: sem.Intervention = "perfect",
+        intervention: linear_sem.Intervention = "perfect",
         edge_probability: float = 0.5,
         environments: int | None = None,
         incomplete: bool = False,
@@ -173,10 +176,10 @@ class LinearSEMLin(Program):
         """
         super().__init__()
         check_sizes(features, latents, least=2)
-        if latents > graphs.MAX_NODES:
-            reject("latents", latents, f"2 to {graphs.MAX_NODES}: sums over graphs are exact")
+        if latents > orders.MAX_NODES:
+            reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
-        one_of("intervention", intervention, get_args(sem.Intervention))
+        one_of("intervention", intervention, get_args(linear_sem.Intervention))
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
         one_of("likelihood", likelihood, LIKELIHOODS)
@@ -189,7 +192,7 @@ class LinearSEMLin(Program):
             self.pairs = [(e, k) for e in range(1, environments) for k in range(latents)]
         else:
             target = checked_targets(target_matrix, latents, least=0 if incomplete else 1)
-            self.pairs = sem.target_pairs(target)
+            self.pairs = linear_sem.target_pairs(target)
         self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if self.unknown else None]  # environments
         envs, size = len(target), latents * (latents - 1)
         self.guide_block = FullNormalBlock(size, scale=1.0)  # in units of `root`
@@ -197,7 +200,7 @@ class LinearSEMLin(Program):
             self.observation = Observation(features, likelihood, batches).requires_grad_(False)
         double = torch.float64
         buffers = {
-            "chart": sem.chart_at(torch.eye(latents, dtype=double)),
+            "chart": directions.chart_at(torch.eye(latents, dtype=double)),
             "root": 0.1 * torch.eye(size, dtype=double),
             # moments of y, white over the observational rows: project @ x, or of log rates lift @ y + offsets
             "count": torch.full((envs,), 2.0, dtype=double),
@@ -249,45 +252,45 @@ class LinearSEMLin(Program):
         modes = self._search(generator)
         for _ in range(2 * len(self.target) if self.unknown else 0):  # each change gains, so that it ends well before
             evidence = functools.partial(self._objective, modes[0].chart[:, 0])
-            target, gain = sem.best_reassignment(evidence, self.target)
+            target, gain = directions.best_reassignment(evidence, self.target)
             if gain <= 0:
                 break
             self.target.copy_(target)
             modes = self._search(generator)
         again = [] if self.config["latents"] > 8 else self._search(generator)  # one search in six misses the best
-        self._laplace(sem.best_modes(modes + again, KEEP), generator)
+        self._laplace(directions.best_modes(modes + again, KEEP), generator)
         loc = self.guide_block.loc  # chains start apart, by one posterior deviation
         loc.copy_(torch.randn(loc.shape, generator=generator))
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
         self._begin(data)
-        candidates = sem.candidate_rows(self._environments(), generator, self.config["intervention"])
-        self.chart.copy_(sem.chart_at(sem.choose_rows(candidates, self._objective, 0, generator)[0]))
+        candidates = directions.candidate_rows(self._environments(), generator, self.config["intervention"])
+        self.chart.copy_(directions.chart_at(directions.choose_rows(candidates, self._objective, 0, generator)[0]))
         block = self.guide_block
         block.set(torch.zeros_like(block.loc), 1e-6 * torch.eye(len(block.loc), dtype=block.loc.dtype))
 
     def _begin(self, data: Data) -> None:
         self._gather(data)
         if self.unknown:
-            self.target.copy_(sem.cluster_targets(self._environments(), self.config["intervention"]))
+            self.target.copy_(directions.cluster_targets(self._environments(), self.config["intervention"]))
 
-    def _search(self, generator: torch.Generator) -> list[sem.Mode]:
+    def _search(self, generator: torch.Generator) -> list[directions.Mode]:
         environments, kind = self._environments(), self.config["intervention"]
-        candidates = sem.candidate_rows(sem.resample(environments, generator), generator, kind)
+        candidates = directions.candidate_rows(directions.resample(environments, generator), generator, kind)
         share = float((ENOUGH * len(self.count) / self.count.sum()).clamp(0.03, 1.0))
         rivals = RIVALS if self.config["latents"] <= 8 else 1
 
-        def objective_at(part: float) -> sem.Objective:
+        def objective_at(part: float) -> directions.Objective:
             return lambda rows: self._objective(rows, share=part)
 
-        return sem.search(objective_at, candidates, share, rivals, KEEP, generator)
+        return directions.search(objective_at, candidates, share, rivals, KEEP, generator)
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(sem.climb(self._objective, self._rows()[None].double()), generator)
+        self._laplace(directions.climb(self._objective, self._rows()[None].double()), generator)
 
-    def _laplace(self, modes: list[sem.Mode], generator: torch.Generator) -> None:
+    def _laplace(self, modes: list[directions.Mode], generator: torch.Generator) -> None:
         evidence = torch.stack([mode.log_evidence for mode in modes])
         chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
         mode = modes[int(chosen)]
@@ -303,7 +306,7 @@ class LinearSEMLin(Program):
                 reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
         if self.counts:
             return self._gather_counts(data)
-        environments = sem.Environments(moments.count, moments.mean, moments.cov, target)
+        environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, target)
         total, mean, cov = environments.pooled(torch.ones(len(target), dtype=torch.float64))
         value, vector = torch.linalg.eigh(cov)
         principal = vector[:, -latents:]  # (feature, latent)
@@ -314,7 +317,7 @@ class LinearSEMLin(Program):
         if spread[0] <= 1e-10 * spread[-1]:
             rank = int((spread > 1e-10 * spread[-1]).sum())
             reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
-        white = sem.whitening(observational)
+        white = directions.whitening(observational)
         free = data.features - latents
         tau2 = (value[:-latents].sum() / free).clamp_min(FLOOR * value[-1])
         projected = environments.transform(white @ principal.mT)
@@ -329,7 +332,7 @@ class LinearSEMLin(Program):
         if self.config["escapees"]:
             batch = data.tensors(dtype=torch.float64)
             observational = use.bool()
-            changed = escape.changed_moments(batch.x @ (white @ principal.mT).mT, batch.env, observational)
+            changed = escapees.changed_moments(batch.x @ (white @ principal.mT).mT, batch.env, observational)
             for name in ("count", "mean", "cov", "share"):
                 getattr(self, name).copy_(getattr(changed, name))
         misfit = total * value[:-latents].clamp_min(0).sum() / tau2
@@ -346,9 +349,9 @@ class LinearSEMLin(Program):
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def model(self, batch: Batch) -> None:
-        prior = sem.Directions(self.project, self.config["latents"])
+        prior = directions.Directions(self.project, self.config["latents"])
         tangent = pyro.sample("tangent", prior)  # (latent (latent - 1),)
-        rows = sem.unit_rows(tangent, self.chart)  # (latent, latent)
+        rows = directions.unit_rows(tangent, self.chart)  # (latent, latent)
         shape = (len(batch), self.config["features"])
         law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, batch))
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
@@ -356,9 +359,9 @@ class LinearSEMLin(Program):
     def _simulated(self, rows: Tensor, batch: Batch) -> Tensor:
         """New x (rows, feature), all environments observational, from the prior of equations; what the scale-free prior
         leaves open is fixed: noise deviations 1, slab deviations 1, intercepts 0."""
-        weight = sem.draw_equations(torch.ones_like(rows[0]), self.config["edge_probability"])[1]
+        weight = linear_sem.draw_equations(torch.ones_like(rows[0]), self.config["edge_probability"])[1]
         unit = torch.ones_like(rows[0])
-        cov = sem.sem_moments(sem.LinearSEM(weight, 0 * unit, unit))[1]
+        cov = linear_sem.sem_moments(linear_sem.LinearSEM(weight, 0 * unit, unit))[1]
         z = torch.randn(len(batch), len(rows), dtype=cov.dtype, device=cov.device) @ torch.linalg.cholesky(cov).mT
         x = z @ (self.lift @ torch.linalg.inv(rows)).mT
         if self.counts:
@@ -373,21 +376,21 @@ class LinearSEMLin(Program):
         block = self.guide_block
         return MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril)
 
-    def _environments(self) -> sem.Environments:
+    def _environments(self) -> linear_sem.Environments:
         # double whatever the fit's dtype: log-likelihoods of many rows differ in their last digits
-        return sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
+        return linear_sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
 
-    def _slices(self, target: Tensor | None = None, share: float = 1.0) -> sem.Slices:
+    def _slices(self, target: Tensor | None = None, share: float = 1.0) -> linear_sem.Slices:
         """The moments sorted by mechanism; target (env, latent): other targets than the program's."""
         environments = self._environments()
         target = environments.target if target is None else target
-        return sem.slices(environments._replace(count=share * environments.count, target=target), self.pairs)
+        return linear_sem.slices(environments._replace(count=share * environments.count, target=target), self.pairs)
 
     def _objective(self, rows: Tensor, target: Tensor | None = None, share: float = 1.0) -> Tensor:
         """log p(x | rows of the unmixing, targets), everything else summed out, as if of a share of the rows."""
         prob, kind = self.config["edge_probability"], self.config["intervention"]
         total = share * self.count.double().sum()
-        inside = sem.log_marginal(rows.double(), self._slices(target, share), total, prob, kind)
+        inside = linear_sem.log_marginal(rows.double(), self._slices(target, share), total, prob, kind)
         return inside + total * self.log_jacobian + share * self.residual
 
     # -- read-outs ---------------------------------------------------------------------------------------------
@@ -409,7 +412,7 @@ class LinearSEMLin(Program):
         _, mean, cov = self._environments().pooled(use.double())
         natural = self._given(batch, mean.to(own.loc).expand_as(own.loc), cov.to(own.loc).expand_as(own.cov))
         share = self.share[batch.env]
-        return own, natural, escape.probability(own.log_evidence, natural.log_evidence, share)
+        return own, natural, escapees.probability(own.log_evidence, natural.log_evidence, share)
 
     def _given(self, batch: Batch, mean: Tensor, cov: Tensor) -> RowPosterior:
         """y of each row with prior N(mean, cov), (rows, latent) and (rows, latent, latent), given x."""
@@ -420,18 +423,18 @@ class LinearSEMLin(Program):
 
     def _rows(self) -> Tensor:
         """Rows of the unmixing of y at the guide's mean."""
-        return sem.unit_rows(self.root @ self.guide_block.loc, self.chart)
+        return directions.unit_rows(self.root @ self.guide_block.loc, self.chart)
 
     @property
     def reads_innovations(self) -> bool:
-        return self.config["intervention"] in sem.KEEP_EQUATIONS
+        return self.config["intervention"] in linear_sem.KEEP_EQUATIONS
 
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact given M and targets, averaged over fixed draws of both."""
         if self.reads_innovations:
-            table = graphs.log_edge_prior(self.config["latents"], self.config["edge_probability"], self.root.device)
-            return graphs.edge_probabilities(table.to(self.root.dtype))
+            table = orders.log_edge_prior(self.config["latents"], self.config["edge_probability"], self.root.device)
+            return orders.edge_probabilities(table.to(self.root.dtype))
         return self._averaged()[0]
 
     @torch.no_grad()
@@ -447,9 +450,9 @@ class LinearSEMLin(Program):
         uniform = torch.rand(DRAWS, len(self.target), generator=generator, dtype=like.dtype).to(like.device)
 
         def probabilities(tangent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-            rows = sem.unit_rows(tangent, self.chart).double()
+            rows = directions.unit_rows(tangent, self.chart).double()
             target, probability = self._targets(rows, uniform)
-            return graphs.edge_probabilities(self._scores(rows, self._slices(target))), probability
+            return orders.edge_probabilities(self._scores(rows, self._slices(target))), probability
 
         tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
         edges, targets = torch.func.vmap(probabilities, chunk_size=16)(tangent, uniform)
@@ -460,28 +463,28 @@ class LinearSEMLin(Program):
         target = self.target.double()
         if not self.unknown:
             return target, target
-        return sem.reassigned(lambda t: self._objective(rows, t), target, uniform)
+        return directions.reassigned(lambda t: self._objective(rows, t), target, uniform)
 
-    def _scores(self, rows: Tensor, slices: sem.Slices) -> Tensor:
-        return sem.mechanism_scores(rows, slices, self.config["edge_probability"], self.config["intervention"])
+    def _scores(self, rows: Tensor, slices: linear_sem.Slices) -> Tensor:
+        return linear_sem.mechanism_scores(rows, slices, self.config["edge_probability"], self.config["intervention"])
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """Given a draw of M, draws of targets, graph, weights, intercepts and noise; and z, which they determine."""
-        rows = sem.unit_rows(sites["tangent"], self.chart).double()
+        rows = directions.unit_rows(sites["tangent"], self.chart).double()
         prob, kind = self.config["edge_probability"], self.config["intervention"]
         latents = self.config["latents"]
         target, _ = self._targets(rows, torch.rand_like(self.count))
         slices = self._slices(target)
         if self.reads_innovations:
-            mechanisms = sem.draw_innovations(rows, slices, kind)
-            graph, weight = sem.draw_equations(mechanisms.scale[:latents], prob)
+            mechanisms = linear_sem.draw_innovations(rows, slices, kind)
+            graph, weight = linear_sem.draw_equations(mechanisms.scale[:latents], prob)
             rows = torch.linalg.solve(torch.eye(latents, dtype=rows.dtype, device=rows.device) - weight.mT, rows)
         else:
-            _, graph = graphs.sample_dags(self._scores(rows, slices))
-            mechanisms = sem.draw_mechanisms(rows, graph, slices, kind)
+            _, graph = orders.sample_dags(self._scores(rows, slices))
+            mechanisms = linear_sem.draw_mechanisms(rows, graph, slices, kind)
             weight = mechanisms.weight[:latents].mT
-        per_env = sem.by_environment(mechanisms, self.pairs, target)
+        per_env = linear_sem.by_environment(mechanisms, self.pairs, target)
         unmixing = rows @ self.project.double()
         out = {
             "graph": graph.double(),
@@ -508,11 +511,11 @@ class LinearSEMLin(Program):
             out["env_weight"] = per_env.weight  # (env, parent, child)
         return {name: value.to(self.root.dtype) for name, value in out.items()}
 
-    def _sem(self, sites: dict[str, Tensor]) -> sem.LinearSEM:
+    def _sem(self, sites: dict[str, Tensor]) -> linear_sem.LinearSEM:
         """The structural equations of every environment, (env, ...)."""
         kept = 1 - sites["targets"] if self.config["intervention"] == "perfect" else torch.ones_like(sites["targets"])
         weight = sites.get("env_weight", sites["weight"] * kept[:, None, :])
-        return sem.LinearSEM(weight, sites["intercept"], sites["noise"])
+        return linear_sem.LinearSEM(weight, sites["intercept"], sites["noise"])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites.
@@ -522,19 +525,19 @@ class LinearSEMLin(Program):
             sites = sites | self.posterior_sites(batch, sites)
         if self.counts:
             back = self.project @ sites["loadings"]  # y = back z
-            mean, cov = sem.sem_moments(self._sem(sites))
+            mean, cov = linear_sem.sem_moments(self._sem(sites))
             mean, cov = mean @ back.mT, back @ cov @ back.mT
             return self._mixed(lambda env: self._given(batch, mean[env], cov[env]).log_evidence, batch)
-        rows = sem.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
+        rows = directions.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
         z = batch.x @ sites["unmixing"].mT
         equations = self._sem(sites)
         inside = self._mixed(
-            lambda env: sem.sem_log_prob(z, sem.LinearSEM(*(value[env] for value in equations))), batch
+            lambda env: linear_sem.sem_log_prob(z, linear_sem.LinearSEM(*(value[env] for value in equations))), batch
         )
         free = self.config["features"] - self.config["latents"]
         apart = batch.x - self.offset - batch.x @ self.project.mT @ self.lift.mT
         outside = -0.5 * (apart / self.tau).square().sum(-1) - free * (self.tau.log() + 0.5 * np.log(2 * np.pi))
-        jacobian = sem.log_abs_det(rows) + self.log_jacobian
+        jacobian = linear_sem.log_abs_det(rows) + self.log_jacobian
         return inside + jacobian + outside
 
     def _mixed(self, log_prob: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
@@ -549,7 +552,7 @@ class LinearSEMLin(Program):
     @torch.no_grad()
     def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(new rows of x from each row's own environment, log p(x_i | sites))."""
-        mean, cov = sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
+        mean, cov = linear_sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
         noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
         env = batch.env
         if self.config["escapees"]:
@@ -578,8 +581,8 @@ class LinearSEMLin(Program):
         envs: environments whose interventions act together, each target with its mechanism from there (from the last
         of them that targets it).
         """
-        own = sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return sem.unrolled(own, len(batch))
+        own = linear_sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
+        return linear_sem.unrolled(own, len(batch))
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

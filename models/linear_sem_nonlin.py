@@ -10,9 +10,9 @@ f is linear plus a network; the guide is q(z | x) = N(h(x), diag t(x)^2), the sa
 graph exactly, if every latent is the target of a perfect intervention, there is an observational environment, the SEM
 is linear and Gaussian and f is injective.
 
-`construct` (see `pyrocrl.contrastive`): h makes every environment's latents Gaussian, first with laws of their own,
-which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees the
-principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
+`construct` (see `pyrocrl.constructions.contrastive`): h makes every environment's latents Gaussian, first with laws of
+their own, which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees
+the principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
 identifies them, for a little noise. Rows may have missed their intervention (`escapees`), a Bernoulli each, summed out;
 h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of log counts
@@ -44,11 +44,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, contrastive, escape, run, sem
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
+from pyrocrl.constructions import contrastive, optimise
 from pyrocrl.dists import Normal
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.latent_sem import LatentSEM, SEMReadouts
-from pyrocrl.observation import Observation
+from pyrocrl.exact import linear_sem
+from pyrocrl.parts import escapees, nets
+from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
+from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
@@ -138,9 +141,9 @@ class LinearSEMNonlin(SEMReadouts, Program):
         matrix = checked_targets(target_matrix, latents)
         self.sem = LatentSEM(latents, len(matrix), matrix.tolist(), "perfect", escapees=escapees)
         self.observation = Observation(features, likelihood, batches, noise=0.1)
-        self.encoder = contrastive.Residual(features, latents, width).requires_grad_(False)
-        self.spread = contrastive.Residual(features, latents, width, layers=1)
-        self.decoder = contrastive.Residual(latents, features, width)
+        self.encoder = nets.Residual(features, latents, width).requires_grad_(False)
+        self.spread = nets.Residual(features, latents, width, layers=1)
+        self.decoder = nets.Residual(latents, features, width)
         self.register_buffer("signal", torch.eye(features))  # from x to what the encoder sees
         # h(x) = unmixing encoder(x) + offset
         self.register_buffer("unmixing", torch.eye(latents))
@@ -195,7 +198,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         leading principal components tell."""
         observational = self.sem.target.sum(1) == 0
         vector = torch.linalg.eigh(torch.cov(x.mT.double()))[1][:, -self.config["latents"] :]
-        found = escape.changed_moments(x.double() @ vector, env, observational)
+        found = escapees.changed_moments(x.double() @ vector, env, observational)
         uniform = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device)
         return torch.where(uniform < found.escaped, observational.nonzero()[0], env), found.share
 
@@ -214,7 +217,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
                 return mse_loss(self.decoder(noisy), eta[pick])
 
             rows, steps = torch.arange(len(x), device=x.device), max(1, self.config["steps"] // 2)
-            contrastive.minimise(self.decoder, loss, rows, steps, ROWS, generator)
+            optimise.minimise(self.decoder, loss, rows, steps, ROWS, generator)
         if not self.observation.counts:
             residual = (x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE)
             self.observation.raw_noise.copy_(residual.log())
@@ -287,7 +290,7 @@ def signal_components(x: Tensor, least: int) -> Tensor:
     return (vector * scale @ vector.mT).to(x)
 
 
-def dispersion(environments: sem.Environments) -> float:
+def dispersion(environments: linear_sem.Environments) -> float:
     """How far the laws of z lie from equations under the best order: deviance over degrees of freedom, at least 1.
 
     The deviance is twice the log-likelihood ratio of a Gaussian of its own for every environment. Environments without
@@ -298,7 +301,7 @@ def dispersion(environments: sem.Environments) -> float:
     both = torch.cat([free[None].double(), torch.nn.functional.one_hot(torch.nonzero(~free).flatten(), len(free))])
     count, mean, cov = environments.pooled(both.double())
     target = torch.cat([torch.zeros_like(environments.target[:1]), environments.target[~free]])
-    merged = sem.Environments(count, mean, cov, target)
+    merged = linear_sem.Environments(count, mean, cov, target)
     expected, law = contrastive.laws(contrastive.fitted(merged), target[1:])
     precision = torch.linalg.inv(law)
     gap = mean - expected

@@ -42,10 +42,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, regression, run, shifts
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, Normal, categorical
 from pyrocrl.errors import one_of, reject
+from pyrocrl.exact import orders, regression, sharing
 from pyrocrl.program import check_whole
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
@@ -149,7 +150,7 @@ class MechanismShift(Program):
         """
         super().__init__()
         check_whole("features", features, 2, MOST_LATENTS)
-        check_whole("environments", environments, 2, shifts.MAX_ENVIRONMENTS)
+        check_whole("environments", environments, 2, sharing.MAX_ENVIRONMENTS)
         check_whole("inducing", inducing, 2, 1000)
         if latents != features:
             reject("latents", repr(latents), f"{features}, as many as features: the latents are observed")
@@ -157,7 +158,7 @@ class MechanismShift(Program):
         self.nonlinear = mechanism == "nonlinear"
         count = inducing if self.nonlinear else 0
         self.widths = WIDTHS if self.nonlinear else WIDTHS[:1]
-        differs, double = shifts.subsets(environments, reference), torch.float64
+        differs, double = sharing.subsets(environments, reference), torch.float64
         size, widths = 1 + latents + count + latents, len(self.widths)  # of (phi, z)
         self.loc = nn.Parameter(torch.tensor([CHANGE[0], EDGE[0]]))
         self.log_scale = nn.Parameter(torch.full((2,), -1.0))
@@ -195,7 +196,7 @@ class MechanismShift(Program):
         likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
         some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
         self.centre.copy_(regression.spread_out(some, len(self.centre)))
-        for s, mask in enumerate(graphs.members(z.shape[1]).double()):
+        for s, mask in enumerate(orders.members(z.shape[1]).double()):
             for i, width in enumerate(self.widths):
                 values = torch.cat([self._basis(z, mask, torch.tensor(width)), z], -1)
                 for e in range(len(self.count)):
@@ -216,7 +217,7 @@ class MechanismShift(Program):
                 for r, ratio in enumerate(RATIOS):
                     log = regression.log_evidence(torch.cat([pooled, own]), count, ratio, d)  # (subset + env, latent)
                     together, alone = log.mT.split([len(shared), len(own)], -1)
-                    self.evidence[:, s, i * len(RATIOS) + r] = shifts.log_joint(together, alone, self.differs)
+                    self.evidence[:, s, i * len(RATIOS) + r] = sharing.log_joint(together, alone, self.differs)
 
     def _basis(self, z: Tensor, mask: Tensor, width: Tensor) -> Tensor:
         """phi (rows, ..., basis) of standardised z (rows, ..., latent): mask (..., latent) says which are parents."""
@@ -247,20 +248,20 @@ class MechanismShift(Program):
 
     def _joint(self, change: Tensor, told: float = 1.0) -> Tensor:
         """(child, set, grid, subset) log evidence and prior of targets, width and ratio; told=0: the prior alone."""
-        prior = shifts.log_prior(change.double(), self.differs.double(), self.config["reference"])
+        prior = sharing.log_prior(change.double(), self.differs.double(), self.config["reference"])
         return told * self.evidence.double() + prior - math.log(self.evidence.shape[2])
 
     def _scores(self, change: Tensor, edge: Tensor, told: float = 1.0) -> Tensor:
         """(child, set) log score of every set of parents, targets summed out."""
         d = self.evidence.shape[0]
-        size = graphs.members(d, self.evidence.device).sum(-1)
+        size = orders.members(d, self.evidence.device).sum(-1)
         return self._joint(change, told).flatten(2).logsumexp(-1) + size * edge.double()
 
     def _objective(self, change: Tensor, edge: Tensor) -> Tensor:
         """log p(x | change, edge), everything else summed out."""
         d = self.evidence.shape[0]
         absent = torch.nn.functional.logsigmoid(-edge.double()) * (d * (d - 1) / 2) - math.lgamma(d + 1)
-        return graphs.log_partition(self._scores(change, edge)) + absent - self.count.sum() * self.spread.log().sum()
+        return orders.log_partition(self._scores(change, edge)) + absent - self.count.sum() * self.spread.log().sum()
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -271,13 +272,13 @@ class MechanismShift(Program):
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact at the guide's mean of the log odds."""
-        return graphs.edge_probabilities(self._scores(*self.loc))
+        return orders.edge_probabilities(self._scores(*self.loc))
 
     @torch.no_grad()
     def targets_matrix(self) -> Tensor:
         """(env, latent) probabilities that a mechanism differs, exact at the guide's mean of the log odds."""
         given_set = self._joint(self.loc[0]).logsumexp(2)
-        return shifts.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
+        return sharing.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -287,8 +288,8 @@ class MechanismShift(Program):
     def _equations(self, change: Tensor, edge: Tensor, told: float = 1.0) -> dict[str, Tensor]:
         """Draws of everything that is summed out; told=0: from the prior."""
         d, dtype, device = self.evidence.shape[0], self.spread.dtype, self.spread.device
-        _, graph = graphs.sample_dags(self._scores(change, edge, told))
-        chosen = graphs.parent_sets(graph)  # (latent,)
+        _, graph = orders.sample_dags(self._scores(change, edge, told))
+        chosen = orders.parent_sets(graph)  # (latent,)
         logits = self._joint(change, told)[torch.arange(d, device=device), chosen]  # (latent, grid, subset)
         cell = categorical(logits.flatten(1))
         grid, subset = cell // logits.shape[-1], cell % logits.shape[-1]

@@ -9,16 +9,17 @@
 m_k and log s_k are networks. The guide is normal about M (linear), or q(z | x) = N(h(x), diag t(x)^2) (general).
 
 `construct`, linear (LSCALE-I): scores are estimated in every environment (`score`: "gaussian", "stein" or "sliced", see
-`pyrocrl.scores`); the leading eigenvector of the second moments of the score difference of target k mixes the row of k
-with those of its parents; independence in k's environments takes the parents out. General (GSCALE-I): the log-odds
-between two hard interventions on one latent are a function of it alone, and their gradients, the score differences, are
-diagonal; h is trained so that a classifier of each pair needs h_k alone, and x can be decoded from h.
+`pyrocrl.constructions.score_differences`); the leading eigenvector of the second moments of the score difference of
+target k mixes the row of k with those of its parents; independence in k's environments takes the parents out. General
+(GSCALE-I): the log-odds between two hard interventions on one latent are a function of it alone, and their gradients,
+the score differences, are diagonal; h is trained so that a classifier of each pair needs h_k alone, and x can be
+decoded from h.
 
 `initialise` searches the order of the latents and a first M by a Gaussian likelihood; then everything but h is trained
 by the evidence lower bound. Graphs are then drawn exactly from the evidence of regressions of each latent on functions
 of earlier ones. There is no threshold: the error of the unmixing, the sampling error of the regressions and, for the
 general transform, the dispersion of what should be independent are in the covariance of the coefficients
-(`pyrocrl.mechanisms`).
+(`pyrocrl.exact.basis_regression`).
 
 *Identified:* linear: latents up to scale and shift (and permutation, where targets are known up to relabelling only)
 and the graph exactly, from one hard intervention on each latent. General: latents up to a function of each and the
@@ -30,7 +31,7 @@ transformations.
 *Differs from the paper in* a likelihood that refines the construction, an order found by it, and a posterior of graphs
 in place of a threshold on score differences.
 
-*For a variant, copy this file and change* `Mechanisms`, or `features` by which parents are tested.
+*For a variant, copy this file and change* `NetworkSEM`, or `features` by which parents are tested.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, scores, sem
-from pyrocrl.contrastive import Residual
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import directions, score_differences
+from pyrocrl.constructions.hard_interventions import Unmixing, order_of
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.guides import NormalBlock
-from pyrocrl.mechanisms import Mechanisms, Unmixing, order_of
-from pyrocrl.observation import Observation
+from pyrocrl.exact import orders
+from pyrocrl.parts.guides import NormalBlock
+from pyrocrl.parts.nets import Residual
+from pyrocrl.parts.network_sem import NetworkSEM
+from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_sizes, check_whole, checked_targets
 
 Transform = Literal["linear", "general"]
@@ -126,7 +130,7 @@ class ScoreCRL(Program):
         target_matrix: list[list[int]],
         targets: Literal["known", "relabelled"] = "known",
         transform: Transform = "linear",
-        score: scores.Estimator = "stein",
+        score: score_differences.Estimator = "stein",
         edge_probability: float = 0.5,
         width: int = 64,
         steps: int = 600,
@@ -139,18 +143,18 @@ class ScoreCRL(Program):
         """
         super().__init__()
         check_sizes(features, latents, least=2)
-        if latents > graphs.MAX_NODES:
-            reject("latents", latents, f"2 to {graphs.MAX_NODES}: sums over graphs are exact")
+        if latents > orders.MAX_NODES:
+            reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
         one_of("targets", targets, ("known", "relabelled"))
         one_of("transform", transform, get_args(Transform))
-        one_of("score", score, scores.ESTIMATORS)
+        one_of("score", score, score_differences.ESTIMATORS)
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
         check_whole("width", width, 1)
         check_whole("steps", steps, 1)
         matrix = checked_targets(target_matrix, latents, least=1 if transform == "linear" else 2)
         self.general = transform == "general"
-        self.mechanisms = Mechanisms(latents, matrix.tolist())
+        self.mechanisms = NetworkSEM(latents, matrix.tolist())
         if self.general:
             self.observation = Observation(features, noise=0.1)
             self.encoder = Residual(features, latents, width).requires_grad_(False)
@@ -209,7 +213,7 @@ class ScoreCRL(Program):
             self._project(batch, target)
             y = self._white(batch.x, double=True)
             unmixing = Unmixing(y, batch.env, target, generator)
-            change = scores.differences(y, batch.env, target, self.config["score"], generator)
+            change = score_differences.differences(y, batch.env, target, self.config["score"], generator)
             rows_ = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
             if search:
                 matrix, before = unmixing.search(rows_, generator)
@@ -224,7 +228,7 @@ class ScoreCRL(Program):
         batch = self.observation.start(data)
         x, target = self.observation.inputs(batch), self.mechanisms.target
         width, steps = self.config["width"], self.config["steps"]
-        encoder, decoder = scores.encoder(x, batch.env, target, width, steps, generator)
+        encoder, decoder = score_differences.encoder(x, batch.env, target, width, steps, generator)
         self.encoder.load_state_dict(encoder.state_dict())
         self.decoder.load_state_dict(decoder.state_dict())
         h = self.encoder(x)
@@ -244,7 +248,7 @@ class ScoreCRL(Program):
         if spread[0] <= 1e-10 * spread[-1]:
             rank = int((spread > 1e-10 * spread[-1]).sum())
             reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
-        root = sem.whitening(cov)
+        root = directions.whitening(cov)
         mean = natural.mean(0)
         self.project.copy_(root @ principal)
         self.lift.copy_(principal.mT @ torch.linalg.inv(root))

@@ -46,12 +46,13 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, anchors, run
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import anchors
 from pyrocrl.dists import Gate, MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
-from pyrocrl.guides import GateBlock, LogNormalBlock, NormalBlock
-from pyrocrl.nets import MLP, MaskedDecoder
-from pyrocrl.observation import Observation
+from pyrocrl.parts.guides import GateBlock, LogNormalBlock, NormalBlock
+from pyrocrl.parts.nets import MLP, MaskedDecoder
+from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")

@@ -43,11 +43,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, graphs, run, shifts, states
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import Normal, categorical
 from pyrocrl.errors import reject
+from pyrocrl.exact import binary, orders, sharing
+from pyrocrl.exact.binary import States
 from pyrocrl.program import check_sizes, check_whole
-from pyrocrl.states import States
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
 ROWS = 3000  # of the search for first states
@@ -132,7 +133,7 @@ class UnknownTargets(Program):
         super().__init__()
         check_sizes(features, latents)
         check_whole("latents", latents, 2, MOST_LATENTS)
-        check_whole("environments", environments, 1, shifts.MAX_ENVIRONMENTS)
+        check_whole("environments", environments, 1, sharing.MAX_ENVIRONMENTS)
         if not 0 < edge_probability < 1:
             reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
         size, double = 2**latents, torch.float64
@@ -162,7 +163,7 @@ class UnknownTargets(Program):
             self._maximise(x, env)
         # chains start apart, by one posterior deviation of the levels
         apart = torch.randn(self.level.shape, generator=generator).to(self.level)
-        spread = self.log_noise.exp() / (states.TIGHT + self.count.sum(0)).sqrt()[:, None]
+        spread = self.log_noise.exp() / (binary.TIGHT + self.count.sum(0)).sqrt()[:, None]
         self.level.add_(spread.to(self.level) * apart)
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
@@ -172,9 +173,9 @@ class UnknownTargets(Program):
         self.spread.copy_(batch.x.std(0))
         x, env = self._rows_of(data)
         few = torch.randperm(len(x), generator=generator)[:ROWS]
-        bits = states.first_states(x[few], self.config["latents"], generator)
+        bits = binary.first_states(x[few], self.config["latents"], generator)
         share = torch.zeros(len(few), self.level.shape[0], dtype=torch.float64)
-        share.scatter_(1, states.code(bits)[:, None], 1.0)
+        share.scatter_(1, binary.code(bits)[:, None], 1.0)
         self._gather(x[few], env[few], share)
         self._tie()
 
@@ -200,10 +201,10 @@ class UnknownTargets(Program):
 
     def _tie(self) -> None:
         """Levels, noise and laws of states by the counts: levels averaged over the posterior of masks."""
-        level, noise = states.tied(*self._sums())
+        level, noise = binary.tied(*self._sums())
         self.level.copy_(level)
         self.log_noise.copy_(noise.log())
-        self.logits.copy_((self.count + states.EQUIVALENT / self.count.shape[1]).log())
+        self.logits.copy_((self.count + binary.EQUIVALENT / self.count.shape[1]).log())
 
     def _maximise(self, x: Tensor, env: Tensor) -> None:
         """Expectation-maximisation from the present parameters."""
@@ -225,8 +226,8 @@ class UnknownTargets(Program):
             codes = torch.arange(2**d)
             options = [codes ^ (((codes >> b) & 1) << a) for a, b in permutations(range(d), 2)]
             count, first, second = self._sums()
-            now = states.evidence(count, first, second)
-            gains = [states.evidence(count[o], first[o], second) - now for o in options]
+            now = binary.evidence(count, first, second)
+            gains = [binary.evidence(count[o], first[o], second) - now for o in options]
             best = int(torch.stack(gains).argmax())
             if gains[best] < 1e-6 * now.abs():
                 return moved
@@ -253,61 +254,61 @@ class UnknownTargets(Program):
 
     def _state_logits(self, x: Tensor, env: Tensor) -> Tensor:
         """(rows, state) log p(x, h | env) of standardised x."""
-        log_density = states.log_density(x, self.level.to(x.dtype), self.log_noise.exp().to(x.dtype))
+        log_density = binary.log_density(x, self.level.to(x.dtype), self.log_noise.exp().to(x.dtype))
         return self.logits.log_softmax(-1).to(x.dtype)[env] + log_density
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return self.mean + self.spread * self.level[states.code(z)]
+        return self.mean + self.spread * self.level[binary.code(z)]
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """(rows, latent) probability of state 1."""
-        member = graphs.members(self.config["latents"], batch.device).to(batch.dtype)
+        member = orders.members(self.config["latents"], batch.device).to(batch.dtype)
         return self._posterior(batch).softmax(-1) @ member
 
     @torch.no_grad()
     def mask(self) -> Tensor:
-        member = graphs.members(self.config["latents"], self.count.device)
+        member = orders.members(self.config["latents"], self.count.device)
         return (self._mask_scores().softmax(-1) @ member.double()).clamp(0.0, 1.0)
 
     def _mask_scores(self) -> Tensor:
-        return states.set_scores(*self._sums())[0]
+        return binary.set_scores(*self._sums())[0]
 
     @torch.no_grad()
     def graph(self) -> Tensor:
-        return graphs.edge_probabilities(self._joint().logsumexp(-1))
+        return orders.edge_probabilities(self._joint().logsumexp(-1))
 
     @torch.no_grad()
     def targets_matrix(self) -> Tensor:
         joint = self._joint()
-        return shifts.target_probabilities(joint.logsumexp(-1), joint, self._differs())
+        return sharing.target_probabilities(joint.logsumexp(-1), joint, self._differs())
 
     def _differs(self) -> Tensor:
-        return shifts.subsets(len(self.count), True).to(self.count.device)
+        return sharing.subsets(len(self.count), True).to(self.count.device)
 
     def _joint(self) -> Tensor:
         """(child, set of parents, subset of environments that target the child) log posterior, up to a constant."""
         d, differs, count = self.config["latents"], self._differs(), self.count.double()
         kept = 1.0 - differs
-        own = states.table_scores(count, d)  # (env, child, set)
+        own = binary.table_scores(count, d)  # (env, child, set)
         alike = self.config["invariant"]
-        together = states.table_scores(kept @ count, d) if alike else torch.einsum("ge,eks->gks", kept, own)
+        together = binary.table_scores(kept @ count, d) if alike else torch.einsum("ge,eks->gks", kept, own)
         cut = own[:, :, :1].permute(1, 2, 0).expand(-1, own.shape[-1], -1)  # no parents: the empty set
-        joint = shifts.log_joint(together.permute(1, 2, 0), cut, differs)
+        joint = sharing.log_joint(together.permute(1, 2, 0), cut, differs)
         rate = torch.tensor(-math.log(d - 1), dtype=torch.float64, device=count.device)
-        prior = graphs.log_edge_prior(d, self.config["edge_probability"], count.device)
-        return joint + shifts.log_prior(rate, differs, True) + prior[..., None]
+        prior = orders.log_edge_prior(d, self.config["edge_probability"], count.device)
+        return joint + sharing.log_prior(rate, differs, True) + prior[..., None]
 
     @torch.no_grad()
     def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draws of mask, graph and targets given the expected counts."""
         d, dtype = self.config["latents"], self.spread.dtype
         joint = self._joint()
-        _, graph = graphs.sample_dags(joint.logsumexp(-1))
-        subset = categorical(joint[torch.arange(d, device=graph.device), graphs.parent_sets(graph)])  # (latent,)
-        mask = graphs.members(d, graph.device)[categorical(self._mask_scores())]
+        _, graph = orders.sample_dags(joint.logsumexp(-1))
+        subset = categorical(joint[torch.arange(d, device=graph.device), orders.parent_sets(graph)])  # (latent,)
+        mask = orders.members(d, graph.device)[categorical(self._mask_scores())]
         out = {"mask": mask, "graph": graph, "targets": self._differs()[subset].mT}
         return {name: value.to(dtype) for name, value in out.items()}
 
@@ -326,7 +327,7 @@ class UnknownTargets(Program):
     def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
         """(rows, latent) states drawn along a graph with one site `z_<k>` per latent, for `do`; children see whether a
         latent is above one half. envs: environments whose targets are drawn as there, without parents."""
-        hit, parents = sites["targets"] > 0.5, graphs.parent_sets(sites["graph"])
+        hit, parents = sites["targets"] > 0.5, orders.parent_sets(sites["graph"])
         kept = ~hit if self.config["invariant"] else ~hit & (torch.arange(len(hit), device=hit.device) == 0)[:, None]
 
         def value(k: int, z: Tensor) -> Tensor:
@@ -334,7 +335,7 @@ class UnknownTargets(Program):
             for e in envs:
                 if hit[e, k]:
                     count, own = self.count[e].double(), 0
-            chance = states.conditional(count, k, own)[states.code(z)]
+            chance = binary.conditional(count, k, own)[binary.code(z)]
             return (torch.rand_like(z[:, 0]) < chance).to(z.dtype)
 
         return self.along(batch, sites["graph"], self.spread.new_zeros(len(batch), len(parents)), value)

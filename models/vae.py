@@ -29,7 +29,7 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import NegativeBinomial, Normal
 from pyrocrl.errors import one_of
-from pyrocrl.nets import MLP, GaussianEncoder
+from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.program import check_sizes
 
 

@@ -10,45 +10,53 @@ Names are imported on first use, so that the shell answers at once.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import datasets, io, metrics, plots, report, simulate
-    from .card import Claim, ModelCard, Reference
-    from .choose import choose
+    from . import datasets, io, simulate
+    from .claims.card import Claim, ModelCard, Reference
     from .data import Batch, Data
-    from .diagnose import diagnose
     from .errors import InputError
-    from .evaluate import evaluate
     from .infer.fit import FitError, fit
-    from .posterior import Fit, to_arviz
+    from .infer.fitted import Fit, to_arviz
+    from .judge import metrics
+    from .judge.choose import choose
+    from .judge.diagnose import diagnose
+    from .judge.evaluate import evaluate
+    from .lab.run import run
     from .program import Program, Recipe, Site
-    from .zoo import build, load, run
+    from .show import plots, report
+    from .zoo import build, load
 
 __version__ = "0.1.0"
-_MODULES = ("datasets", "io", "metrics", "plots", "report", "simulate")
+_MODULES = {
+    "datasets": "datasets",
+    "io": "io",
+    "metrics": "judge.metrics",
+    "plots": "show.plots",
+    "report": "show.report",
+    "simulate": "simulate",
+}
 _HOMES = {
     "Batch": "data",
-    "Claim": "card",
+    "Claim": "claims.card",
     "Data": "data",
-    "Fit": "posterior",
+    "Fit": "infer.fitted",
     "FitError": "infer.fit",
     "InputError": "errors",
-    "ModelCard": "card",
+    "ModelCard": "claims.card",
     "Program": "program",
     "Recipe": "program",
-    "Reference": "card",
+    "Reference": "claims.card",
     "Site": "program",
     "build": "zoo",
-    "choose": "choose",
-    "diagnose": "diagnose",
-    "evaluate": "evaluate",
+    "choose": "judge.choose",
+    "diagnose": "judge.diagnose",
+    "evaluate": "judge.evaluate",
     "fit": "infer.fit",
     "load": "zoo",
-    "run": "zoo",
-    "to_arviz": "posterior",
+    "run": "lab.run",
+    "to_arviz": "infer.fitted",
 }
 __all__ = [
     "Batch",
@@ -81,7 +89,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
@@ -91,14 +99,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Importing `pyrocrl.diagnose` must not put the module where `pyrocrl.diagnose` the function belongs."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import InputError, one_of, reject
+from pyrocrl.errors import InputError, one_of, reject
 
 if TYPE_CHECKING:
-    from .choose import Choice
-    from .compare import Comparison
-    from .data import Data
-    from .diagnose import Verdict
-    from .posterior import Fit
+    from pyrocrl.data import Data
+    from pyrocrl.infer.fitted import Fit
+    from pyrocrl.judge.choose import Choice
+    from pyrocrl.judge.compare import Comparison
+    from pyrocrl.judge.diagnose import Verdict
 
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
@@ -83,7 +83,7 @@ def list_(
     """List the models, the simulation settings or the data sets."""
     import inspect
 
-    from . import datasets, simulate, zoo
+    from pyrocrl import datasets, simulate, zoo
 
     one_of("WHAT", what, ("models", "settings", "datasets"))
     if what == "models":
@@ -111,7 +111,7 @@ def show(
     """Show a model's card, or a setting's equations and options."""
     import inspect
 
-    from . import simulate, zoo
+    from pyrocrl import simulate, zoo
 
     one_of("NAME", name, [*zoo.names(), *simulate.names()])
     if name in zoo.names():
@@ -139,8 +139,8 @@ def simulate(
     force: Force = False,
 ) -> None:
     """Draw a setting's data, with their truth, into a .npz file."""
-    from . import io
-    from . import simulate as settings
+    from pyrocrl import io
+    from pyrocrl import simulate as settings
 
     if out.suffix != ".npz":
         reject("--out", f"{str(out)!r}", "a file ending in .npz")
@@ -220,9 +220,9 @@ def compare(
 ) -> None:
     """Fit several models to the same rows and set claims, verdicts, held-out objective and agreement side by side."""
     import pyrocrl
-
-    from . import io, report, zoo
-    from .compare import compare as compared
+    from pyrocrl import io, zoo
+    from pyrocrl.judge.compare import compare as compared
+    from pyrocrl.show import report
 
     source = {"data": data, "seed": seed, "held_out": HELD_OUT}
     source |= _told(env, control, targets, counts, size_factor, batch)
@@ -286,8 +286,8 @@ def choose(
     as_json: Json = False,
 ) -> None:
     """Say which models these data can feed, what each would identify, and what the next stronger claim lacks."""
-    from .choose import FEW_ROWS, environments
-    from .choose import choose as judged
+    from pyrocrl.judge.choose import FEW_ROWS, environments
+    from pyrocrl.judge.choose import choose as judged
 
     source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch)
     if target_mode is not None:
@@ -318,8 +318,7 @@ def evaluate(
 ) -> None:
     """Score a fit against data with known truth, baselines beside it."""
     import pyrocrl
-
-    from .reproduce import score_table
+    from pyrocrl.lab.reproduce import score_table
 
     record = _read_record(run)
     rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
@@ -341,8 +340,7 @@ def report(
 ) -> None:
     """Write a run's report.html and verdict anew, from its checkpoint, posterior and data."""
     import pyrocrl
-
-    from . import io
+    from pyrocrl import io
 
     record = _read_record(run)
     rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
@@ -361,8 +359,8 @@ def reproduce(
     jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
 ) -> None:
     """Reproduce a model's figures on its settings, every seed shown."""
-    from . import reproduce as runner
-    from .studies import Study
+    from pyrocrl.lab import reproduce as runner
+    from pyrocrl.lab.listed import Study
 
     wanted = None if seeds is None else runner.parse_seeds(seeds)
 
@@ -387,7 +385,7 @@ def reproduce(
 @app.command()
 def bench(threads: Annotated[int, typer.Option(help="Threads of the fits.")] = 2, as_json: Json = False) -> None:
     """Measure what chains and Pyro cost: ratios of times taken in one run."""
-    from . import bench as benchmark
+    from pyrocrl.lab import bench as benchmark
 
     found = benchmark.run(progress=not as_json, threads=threads)
     _print_json(found) if as_json else print(benchmark.table(found))
@@ -412,8 +410,8 @@ def demo(
 
 def _check_fit(model: str, build: dict[str, Any], seed: int, device: str, draws: int | None) -> None:
     """Refuses what can be refused before the data are read."""
-    from . import zoo
-    from .infer.fit import resolve_device
+    from pyrocrl import zoo
+    from pyrocrl.infer.fit import resolve_device
 
     if draws is not None and draws < 1:
         reject("--draws", str(draws), "a whole number from 1 on")
@@ -442,10 +440,9 @@ def _fit(
 ) -> tuple[Fit, Verdict]:
     """Fit and write everything into `out`."""
     import pyrocrl
-
-    from . import io
-    from .infer.fit import _recipe
-    from .reproduce import provenance, score_table
+    from pyrocrl import io
+    from pyrocrl.infer.fit import _recipe
+    from pyrocrl.lab.reproduce import provenance, score_table
 
     program = pyrocrl.build(model, rows, **build)
     started = time.perf_counter()
@@ -493,9 +490,8 @@ def _fit(
 def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> Verdict:
     """Diagnose, write verdict.json and report.html."""
     import pyrocrl
-
-    from . import io
-    from . import report as page
+    from pyrocrl import io
+    from pyrocrl.show import report as page
 
     verdict = pyrocrl.diagnose(found, data)
     io.write_json(verdict.to_dict(), out / VERDICT)
@@ -507,8 +503,7 @@ def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> Verdict:
 def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     """The fit in `out` if it is finished and only its posterior and report are not; None if it is to go on."""
     import pyrocrl
-
-    from .infer import checkpoint
+    from pyrocrl.infer import checkpoint
 
     path = out / CHECKPOINT
     if not path.exists():
@@ -531,8 +526,8 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
 
 def _read_data(source: dict[str, Any]) -> Data:
     """The data that `--data` and its companions name: a data set, a setting or a file."""
-    from . import datasets, io
-    from . import simulate as settings
+    from pyrocrl import datasets, io
+    from pyrocrl import simulate as settings
 
     name = str(source["data"])
     told = {k: source.get(k) for k in COLUMNS}
@@ -562,7 +557,7 @@ def _builds(
     """What each model is built with: options named after it, and those without a name where it takes them."""
     import inspect
 
-    from . import zoo
+    from pyrocrl import zoo
 
     takes = {model: inspect.signature(zoo.get(model).__init__).parameters for model in models}
     builds: dict[str, dict[str, Any]] = {model: {} for model in models}
@@ -650,7 +645,7 @@ def _identifies(claim: Any) -> str:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from .reproduce import format_table
+    from pyrocrl.lab.reproduce import format_table
 
     print(format_table(header, rows))
 
@@ -696,7 +691,7 @@ def _print_comparison(found: Comparison) -> None:
 
 
 def _print_json(value: Any) -> None:
-    from .io import _finite
+    from pyrocrl.io import _finite
 
     print(json.dumps(_finite(value), indent=1))
 

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from .errors import reject
+from pyrocrl.errors import reject
 
 Array = np.ndarray
 CUSTOMARY_CONTROLS = ("observational", "control", "non-targeting")  # labels taken for a control where none is told

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from .data import Data
-from .errors import InputError, one_of, reject
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError, one_of, reject
 
 VARIABLE = "PYROCRL_DATA"
 PURITY = 0.8  # papalexi2021: share of the largest guide among a cell's guide UMIs, above which its call is kept

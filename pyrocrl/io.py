@@ -21,8 +21,8 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from .data import TRUTH_KEYS, Data, _some
-from .errors import InputError, reject
+from pyrocrl.data import TRUTH_KEYS, Data, _some
+from pyrocrl.errors import InputError, reject
 
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
 SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".h5ad")

@@ -16,10 +16,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from .card import ModelCard
-from .data import Batch, Data
-from .errors import InputError, reject
-from .indeterminacy import Group, How, topological_order
+from pyrocrl.claims.card import ModelCard
+from pyrocrl.claims.indeterminacy import Group, How, topological_order
+from pyrocrl.data import Batch, Data
+from pyrocrl.errors import InputError, reject
 
 PLATES = ("data", "env", "feature", "latent", "edge")
 
@@ -207,12 +207,6 @@ class Program(nn.Module):
         return torch.stack([pyro.deterministic(f"z_{k}", z[:, k]) for k in range(z.shape[1])], -1)
 
     # -- what every program has --------------------------------------------------------------------------------
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The ELBO of this batch (see `infer.elbo`), so that `functional_call` can run a chain."""
-        from .infer.elbo import elbo
-
-        return elbo(self, batch)
 
     @staticmethod
     def rows(batch: Batch) -> Any:

@@ -7,10 +7,10 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from .data import Data
-from .errors import InputError, one_of, reject
-from .posterior import Fit
-from .program import Program
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.program import Program
 
 
 def names() -> list[str]:
@@ -59,29 +59,3 @@ def load(path: str | Path, data: Data | None = None, program: type[Program] | No
         return get(header["model"])
 
     return Fit.restore(path, find, data)
-
-
-def run(program: type[Program], seed: int = 0) -> Fit:
-    """Fit a model's own example and print how well it recovers the truth: what `python models/NAME.py` does."""
-    from .diagnose import diagnose
-    from .evaluate import evaluate
-    from .infer.fit import fit
-
-    example, data = program.example(seed)
-    result = fit(example, data, seed=seed)
-    print(result)
-    for name, value in evaluate(result, data).items():
-        print(f"  {name}: {value}")
-    print(diagnose(result, data))
-    return result
-
-
-def table() -> str:
-    """All models as a markdown table, made from their cards: what README shows."""
-    lines = ["| model | what it is | identifies | needs | status |", "|---|---|---|---|---|"]
-    for name in names():
-        card = get(name).card
-        claims = "; ".join(claim.head() for claim in card.claims) or "nothing (baseline)"
-        needs = "environments, targets " + " or ".join(card.targets) if card.needs_env else "–"
-        lines.append(f"| [`{name}`](models/{name}.py) | {card.summary} | {claims} | {needs} | {card.status} |")
-    return "\n".join(lines)

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from pyrocrl.card import CONDITIONS, TARGETS, UP_TO, Claim, ModelCard, Reference
+from pyrocrl.claims.card import CONDITIONS, TARGETS, UP_TO, Claim, ModelCard, Reference
 from pyrocrl.errors import InputError, one_of, reject
 
 REFERENCE = Reference("Moran et al.", 2022, "Identifiable deep models", "TMLR", "https://arxiv.org/abs/2110.10804")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.errors import InputError
-from pyrocrl.indeterminacy import is_acyclic
 from pyrocrl.simulate import draw
 from pyrocrl.simulate.cauca import LEAK
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import InputError, contrastive, simulate
-from pyrocrl.contrastive import Residual
-from pyrocrl.flows import FreeFormFlow
-from pyrocrl.metrics import mcc
+from pyrocrl import InputError, simulate
+from pyrocrl.constructions import contrastive
+from pyrocrl.judge.metrics import mcc
 from pyrocrl.models.causal_flow import CausalFlow, _pairings
+from pyrocrl.parts.flows import FreeFormFlow
+from pyrocrl.parts.nets import Residual
 
 ONCE = [[0, 0], [1, 0], [0, 1]]
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import pyrocrl
-from pyrocrl import Claim, Data, InputError, ModelCard, Reference, conditions, simulate, zoo
-from pyrocrl.card import CONDITIONS
-from pyrocrl.choose import Choice, choose, environments
+from pyrocrl import Claim, Data, InputError, ModelCard, Reference, simulate, zoo
+from pyrocrl.claims import conditions
+from pyrocrl.claims.card import CONDITIONS
+from pyrocrl.judge.choose import Choice, choose, environments
 
 PAPER = Reference("Squires et al.", 2023, "Linear causal disentanglement", "ICML", "https://arxiv.org/abs/2211.16467")
 BOTH = ("observational_environment", "one_intervention_per_latent")

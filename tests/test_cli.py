@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import bench, cli, datasets, io, reproduce, simulate, zoo
+from pyrocrl import cli, datasets, io, simulate, zoo
 from pyrocrl.infer.elbo import elbo
-from pyrocrl.studies import PerturbationScreen, Screen
+from pyrocrl.lab import bench, reproduce
+from pyrocrl.lab.listed import PerturbationScreen, Screen
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ["--latents", "2", "--chains", "2", "--epochs", "3", "--draws", "3", "--option", "hidden=8", "--quiet"]

@@ -11,8 +11,8 @@ import torch
 import pyrocrl
 from models.discrepancy_vae import UNMIXED, DiscrepancyVAE, mmd2
 from pyrocrl import Data, InputError
-from pyrocrl.combinations import combination_mean, pair_errors
-from pyrocrl.contrastive import ERROR
+from pyrocrl.constructions.contrastive import ERROR
+from pyrocrl.predict import combination_mean, pair_errors
 from pyrocrl.simulate import draw
 
 

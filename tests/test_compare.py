@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import pyrocrl
-from pyrocrl import report, simulate
+from pyrocrl import simulate
 from pyrocrl.cli import main
-from pyrocrl.compare import Comparison, compare
 from pyrocrl.errors import InputError
+from pyrocrl.judge.compare import Comparison, compare
+from pyrocrl.show import report
 
 
 @pytest.fixture(scope="module")

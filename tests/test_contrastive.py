@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import InputError, contrastive, sem, simulate
-from pyrocrl.contrastive import Chart, Contrast, Equations, Residual
+from pyrocrl import InputError, simulate
+from pyrocrl.constructions import contrastive, optimise
+from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
+from pyrocrl.exact import linear_sem
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin, dispersion, signal_components
+from pyrocrl.parts.nets import Residual
 
 HIT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
@@ -56,7 +59,7 @@ def test_changing_parents_keeps_the_determinant_without_cycles() -> None:
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
 def test_orthogonalised_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(contrastive.orthogonalised(matrix))
+    values = torch.linalg.svdvals(optimise.orthogonalised(matrix))
     assert values.min() > 0.3
     assert values.max() < 1.3
 
@@ -216,7 +219,7 @@ def test_law_of_every_class_is_its_own() -> None:
     found = contrastive.moments(z, group, torch.cat([torch.zeros(1, 3), HIT]))
     assert torch.allclose(found.mean, mean, atol=0.02)
     assert torch.allclose(found.cov, cov, atol=0.05)
-    assert isinstance(found, sem.Environments)
+    assert isinstance(found, linear_sem.Environments)
 
 
 def test_signal_components_keep_what_stands_out_of_noise() -> None:

@@ -11,10 +11,10 @@ from torch.nn.functional import softplus
 
 import pyrocrl
 from pyrocrl import Data
-from pyrocrl.count_moments import count_moments, row_posterior
+from pyrocrl.constructions.count_moments import count_moments, row_posterior
 from pyrocrl.errors import InputError
-from pyrocrl.metrics import mcc, shd
-from pyrocrl.observation import Observation
+from pyrocrl.judge.metrics import mcc, shd
+from pyrocrl.parts.observation import Observation
 
 
 def simulate(seed: int, latents: int = 3, features: int = 50, rows: int = 1000, level: float = 2.0) -> Data:

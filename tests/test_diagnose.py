@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import pyrocrl
 from pyrocrl import Batch, Claim, Data, Fit, ModelCard, Program, Recipe, Reference
-from pyrocrl.card import CONDITIONS
-from pyrocrl.diagnose import CHECKS, _agreement, pairwise_agreement, psis_khat, rotation_freedom, tied_chains
+from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.dists import MultivariateNormal, Normal
+from pyrocrl.judge.diagnose import CHECKS, _agreement, pairwise_agreement, psis_khat, rotation_freedom, tied_chains
 
 PAPER = Reference("Anderson & Rubin", 1956, "Statistical inference in factor analysis", "Berkeley", "https://doi.org/x")
 

@@ -8,9 +8,9 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
-from pyrocrl.metrics import linear_r2, mcc
+from pyrocrl.constructions.polynomials import constants, powers_inside
+from pyrocrl.judge.metrics import linear_r2, mcc
 from pyrocrl.models.do_polynomial import DoPolynomial, evidence
-from pyrocrl.polynomials import constants, powers_inside
 from pyrocrl.simulate.ahuja import LAWS, monomials
 
 

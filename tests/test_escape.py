@@ -9,8 +9,9 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 import pyrocrl
-from pyrocrl import Batch, Data, InputError, Program, escape, simulate
-from pyrocrl.metrics import mcc, shd
+from pyrocrl import Batch, Data, InputError, Program, simulate
+from pyrocrl.judge.metrics import mcc, shd
+from pyrocrl.parts import escapees
 
 SHARE = 0.3
 
@@ -28,7 +29,7 @@ def mixture(rows: int, shift: float, seed: int = 0) -> tuple[torch.Tensor, torch
 
 def test_moments_are_those_of_the_rows_that_did_not_escape() -> None:
     y, env, escaped = mixture(8000, 2.0)
-    found = escape.changed_moments(y, env, torch.tensor([True, False]))
+    found = escapees.changed_moments(y, env, torch.tensor([True, False]))
     changed = y[(env == 1) & ~escaped]
     assert float(found.share[0]) == 0.0
     assert float(found.share[1]) == pytest.approx(SHARE, abs=0.03)
@@ -43,7 +44,7 @@ def test_count_says_how_sharp_the_mean_is() -> None:
     means, counts = [], []
     for seed in range(60):
         y, env, _ = mixture(400, 1.5, seed)
-        found = escape.changed_moments(y[:, :1], env, torch.tensor([True, False]))
+        found = escapees.changed_moments(y[:, :1], env, torch.tensor([True, False]))
         means.append(float(found.mean[1, 0]))
         counts.append(float(found.count[1] / found.cov[1, 0, 0]))
     assert 0.5 < np.var(means) * np.median(counts) < 2.0
@@ -52,7 +53,7 @@ def test_count_says_how_sharp_the_mean_is() -> None:
 def test_an_environment_that_changes_nothing_keeps_its_moments() -> None:
     y, env, _ = mixture(4000, 2.0)
     y[env == 1] = torch.randn(4000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = escape.changed_moments(y, env, torch.tensor([True, False]))
+    found = escapees.changed_moments(y, env, torch.tensor([True, False]))
     torch.testing.assert_close(found.mean[1], torch.zeros(3).double(), atol=0.15, rtol=0)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import pyrocrl
-from pyrocrl import Data, metrics, simulate, zoo
-from pyrocrl.evaluate import _targets_right, edge_table
+from pyrocrl import Data, simulate, zoo
+from pyrocrl.judge import metrics
+from pyrocrl.judge.evaluate import _targets_right, edge_table
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
-from pyrocrl.actions import extrapolation_errors, predict_action
-from pyrocrl.metrics import linear_r2
+from pyrocrl.judge.metrics import linear_r2
 from pyrocrl.models.extrapolation import BLOCK, Extrapolation
+from pyrocrl.predict import extrapolation_errors, predict_action
 from pyrocrl.simulate.saengkyongam import mean_under
 
 SEED = 101
@@ -72,7 +72,8 @@ def test_effect_is_in_the_units_of_the_action() -> None:
 
 
 def test_rows_have_bootstrap_weights_that_the_held_out_objective_ignores() -> None:
-    from pyrocrl.infer.elbo import elbo, row_elbo
+    from pyrocrl.infer.elbo import elbo
+    from pyrocrl.infer.held_out import row_elbo
 
     program, data = Extrapolation.example()
     batch = data.tensors().whole()

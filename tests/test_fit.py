@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import pyrocrl
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, simulate
 from pyrocrl.dists import Normal
+from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
+from pyrocrl.infer.fitted import stacking_weights
 from pyrocrl.models.vae import VAE
-from pyrocrl.posterior import stacking_weights
-from pyrocrl.regression import least_squares
 
 
 class Slope(Program):

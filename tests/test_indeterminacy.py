@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrocrl.errors import InputError
-from pyrocrl.indeterminacy import (
+from pyrocrl.claims.indeterminacy import (
     GRAPH_GROUPS,
     LATENT_GROUPS,
     Alignment,
@@ -22,6 +21,7 @@ from pyrocrl.indeterminacy import (
     topological_order,
     transitive_closure,
 )
+from pyrocrl.errors import InputError
 
 ROWS = 60
 MONOMIAL = [

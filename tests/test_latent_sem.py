@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pyrocrl import InputError, simulate
-from pyrocrl.contrastive import Residual
-from pyrocrl.graphs import is_order_of
-from pyrocrl.indeterminacy import is_acyclic
-from pyrocrl.latent_sem import LatentSEM
-from pyrocrl.metrics import mcc
-from pyrocrl.unmixing import bend, unmix
+from pyrocrl.claims.indeterminacy import is_acyclic
+from pyrocrl.constructions.affine import bend, unmix
+from pyrocrl.exact.orders import is_order_of
+from pyrocrl.judge.metrics import mcc
+from pyrocrl.parts.latent_sem import LatentSEM
+from pyrocrl.parts.nets import Residual
 
 KINDS = ("perfect", "soft", "variance", "shift")
 MECHANISMS = ("linear", "relu")

@@ -1,4 +1,4 @@
-"""The tree and the imports are as CONTRIBUTING says; wheel and sdist hold every module."""
+"""The rooms and the imports between them are as the table says; wheel and sdist hold every module."""
 
 from __future__ import annotations
 
@@ -14,49 +14,82 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
-# module -> modules of pyrocrl that it may not know
-FORBIDDEN = {
-    "card": {"data", "program", "infer", "posterior", "zoo", "models"},
-    "indeterminacy": {"data", "program", "infer", "posterior", "zoo", "models"},
-    "errors": {"card", "data", "program", "infer", "posterior", "zoo", "models"},
-    "data": {"program", "infer", "posterior", "zoo", "models"},
-    "program": {"posterior", "zoo", "models", "nets", "dists", "guides"},
-    "nets": {"infer", "posterior", "zoo", "models"},
-    "dists": {"infer", "posterior", "zoo", "models"},
-    "guides": {"infer", "posterior", "zoo", "models"},
-    "sem": {"infer", "posterior", "zoo", "models"},
-    "graphs": {"infer", "posterior", "zoo", "models"},
-    "latent_sem": {"infer", "posterior", "zoo", "models"},
-    "observation": {"infer", "posterior", "zoo", "models"},
-    "posterior": {"zoo", "models"},
-    "diagnose": {"zoo", "models"},
-    "metrics": {"data", "program", "infer", "posterior", "zoo", "models", "torch", "pyro"},
-    "plots": {"data", "program", "infer", "posterior", "zoo", "models", "torch", "pyro"},
+# room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
+GROUND = {"errors", "dists"}
+PARTS = {*GROUND, "data", "claims", "exact", "program"}
+FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "dists": {"errors"},
+    "data": {"errors"},
+    "io": {"errors", "data"},
+    "datasets": {"errors", "data", "io"},
+    "claims": {"errors", "data"},
+    "exact": {*GROUND, "claims"},  # knows neither Data nor Program
+    "program": {*GROUND, "data", "claims"},
+    "parts": PARTS,
+    "constructions": {*PARTS, "parts"},
+    "infer": PARTS,
+    "simulate": PARTS - {"exact"},
+    "zoo": {*PARTS, "infer", "models"},
+    "predict": {*PARTS, "infer"},
+    "judge": FIT,
+    "show": {*FIT, "judge"},
+    "lab": {*FIT, "parts", "constructions", "judge", "show", "io", "datasets"},
+    "cli": {*FIT, "judge", "show", "lab", "io", "datasets"},
+    "models": {*PARTS, "parts", "constructions", "simulate", "lab"},
 }
+# in these rooms, modules that must be importable without torch (the shell's help and plots of a saved run)
+WITHOUT_TORCH = ("judge.metrics", "show.plots")
 
 
-def imports(path: Path) -> set[str]:
-    """Names of pyrocrl modules (first part after the package) and of top-level packages a file imports."""
+def imported(path: Path) -> set[tuple[str, str]]:
+    """(room, module) of everything of pyrocrl that a file imports; names of the top level count as their homes."""
+    import pyrocrl
+
+    homes = pyrocrl._HOMES | pyrocrl._MODULES
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            inside = node.level > 0 or (node.module or "").split(".")[0] == "pyrocrl"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pyrocrl":
             module = (node.module or "").removeprefix("pyrocrl").lstrip(".")
-            names = [f"pyrocrl.{module}"] if inside and module else []
-            names += [f"pyrocrl.{a.name}" for a in node.names] if inside and not module else []
-            names += [] if inside else [node.module or ""]
-        else:
-            continue
-        for name in names:
-            found.add(name.split(".")[1] if name.startswith("pyrocrl.") else name.split(".")[0])
+            for alias in node.names:
+                name = module or homes.get(alias.name, alias.name)
+                found.add((name.split(".")[0], f"{module}.{alias.name}" if module else name))
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+        elif isinstance(node, ast.Import):
+            found |= {("pyrocrl", a.name) for a in node.names if a.name.split(".")[0] == "pyrocrl"}
     return found
 
 
-@pytest.mark.parametrize("module", sorted(FORBIDDEN))
-def test_imports_go_one_way(module: str) -> None:
-    assert not imports(PACKAGE / f"{module}.py") & FORBIDDEN[module]
+def room_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return "models" if relative.parts[0] == "models" else Path(relative.parts[1]).stem
+
+
+SOURCES = [p for p in sorted(PACKAGE.rglob("*.py")) if "models" not in p.parts and p != PACKAGE / "__init__.py"]
+
+
+def test_every_room_has_a_layer_and_only_knows_earlier_ones() -> None:
+    assert {room_of(p) for p in SOURCES} | {"models"} == set(LAYERS)
+    rank = {room: place for place, room in enumerate(LAYERS)}
+    for room, known in LAYERS.items():
+        later = {other for other in known if rank[other] >= rank[room]} - {"models", "lab"}
+        assert not later, f"{room} may import {later}, which stand below it"
+    assert "zoo" not in LAYERS["models"]
+
+
+@pytest.mark.parametrize("path", SOURCES + sorted((ROOT / "models").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    surplus = {r for r, _ in imported(path)} - LAYERS[room] - {room, "pyrocrl"}
+    assert not surplus, f"{path.relative_to(ROOT)} imports {sorted(surplus)}"
+
+
+def test_models_take_from_the_lab_only_studies_and_run() -> None:
+    for path in (ROOT / "models").glob("[a-z]*.py"):
+        lab = {name for room, name in imported(path) if room == "lab"}
+        assert all(name.startswith(("lab.run", "lab.studies", "lab.screens")) for name in lab), path.name
 
 
 def test_models_never_import_each_other() -> None:
@@ -71,12 +104,6 @@ def test_models_never_import_each_other() -> None:
         assert not known & (names - {path.stem}), f"{path.name} imports another model"
 
 
-def test_only_zoo_and_cli_know_the_models() -> None:
-    for path in PACKAGE.glob("*.py"):
-        if path.stem not in ("zoo", "cli"):
-            assert "models" not in imports(path), f"{path.name} imports pyrocrl.models"
-
-
 def test_listed_packages_are_the_tree() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(config["tool"]["setuptools"]["packages"])
@@ -84,12 +111,9 @@ def test_listed_packages_are_the_tree() -> None:
     assert listed == tree
 
 
-def test_metrics_and_plots_import_without_torch() -> None:
-    code = (
-        "import sys, importlib.util as u, types; p = types.ModuleType('pyrocrl'); "
-        f"p.__path__ = [{str(PACKAGE)!r}]; sys.modules['pyrocrl'] = p; "
-        "import pyrocrl.metrics, pyrocrl.plots; assert 'torch' not in sys.modules"
-    )
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_imports_without_torch(module: str) -> None:
+    code = f"import sys, pyrocrl.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -101,16 +125,13 @@ def test_wheel_built_from_sdist_works_outside_the_tree(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     wheel = next((tmp_path / "dist").glob("*.whl"))
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for path in [
-        *PACKAGE.glob("*.py"),
-        *(p for d in ("infer", "simulate", "studies") for p in PACKAGE.glob(f"{d}/*.py")),
-    ]:
+    for path in [PACKAGE / "__init__.py", *SOURCES]:
         assert str(path.relative_to(ROOT)) in inside
     for path in (ROOT / "models").glob("*.py"):
         assert f"pyrocrl/models/{path.name}" in inside
     for path in (ROOT / "models" / "results").glob("*.json"):
         assert f"pyrocrl/models/results/{path.name}" in inside
-    assert {"pyrocrl/py.typed", "pyrocrl/templates/report.html"} <= inside
+    assert {"pyrocrl/py.typed", "pyrocrl/show/templates/report.html"} <= inside
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import Data, Fit, sem
+from pyrocrl import Data, Fit
+from pyrocrl.claims.indeterminacy import is_acyclic
+from pyrocrl.constructions import directions
 from pyrocrl.errors import InputError
-from pyrocrl.indeterminacy import is_acyclic
-from pyrocrl.metrics import mcc, shd
+from pyrocrl.exact import linear_sem
+from pyrocrl.judge.metrics import mcc, shd
 
 
 def simulate(
     targets: Sequence[tuple[int, ...]],
-    kind: sem.Intervention = "perfect",
+    kind: linear_sem.Intervention = "perfect",
     sizes: Sequence[int] | int = 4000,
     seed: int = 0,
     latents: int = 4,
@@ -108,7 +110,7 @@ def test_soft_interventions_give_the_closure() -> None:
 
 
 @pytest.mark.parametrize("kind", ["variance", "shift"])
-def test_interventions_on_noise_identify_innovations_and_no_graph(kind: sem.Intervention) -> None:
+def test_interventions_on_noise_identify_innovations_and_no_graph(kind: linear_sem.Intervention) -> None:
     data = simulate(SINGLE, kind, seed=100)
     fit = fitted(data, intervention=kind)
     z, weight = data.truth["z"], data.truth["weight"]
@@ -131,16 +133,16 @@ def test_interventions_on_noise_identify_innovations_and_no_graph(kind: sem.Inte
 
 
 @pytest.mark.parametrize("kind", ["variance", "shift"])
-def test_likelihood_of_innovations_against_numerical_integration(kind: sem.Intervention) -> None:
+def test_likelihood_of_innovations_against_numerical_integration(kind: linear_sem.Intervention) -> None:
     """One innovation with natural and own values, its intercepts and noise integrated on a grid."""
     rng = np.random.default_rng(1)
     natural, own = rng.standard_normal(7), 0.5 + rng.standard_normal(5)
     moments = [torch.as_tensor([f(v) for v in (natural, own)]) for f in (len, np.mean, np.var)]
-    environments = sem.Environments(
+    environments = linear_sem.Environments(
         moments[0].double(), moments[1][:, None], moments[2][:, None, None], torch.tensor([[0.0], [1.0]])
     )
-    data = sem.slices(environments, [(1, 0)])
-    found = sem.innovation_scores(torch.ones(1, 1, dtype=torch.float64), data, kind)
+    data = linear_sem.slices(environments, [(1, 0)])
+    found = linear_sem.innovation_scores(torch.ones(1, 1, dtype=torch.float64), data, kind)
 
     a, log_s = np.linspace(-8, 8, 801)[:, None], np.linspace(-3, 3, 801)[None, :]
     cell = float((a[1, 0] - a[0, 0]) * (log_s[0, 1] - log_s[0, 0]))
@@ -160,16 +162,16 @@ def test_likelihood_of_innovations_against_numerical_integration(kind: sem.Inter
 
 def test_drawn_innovations_have_the_conjugate_posterior() -> None:
     torch.manual_seed(0)
-    environments = sem.Environments(
+    environments = linear_sem.Environments(
         torch.tensor([400.0, 100.0]).double(),
         torch.tensor([[0.0], [3.0]]).double(),
         torch.tensor([[[1.0]], [[4.0]]]).double(),
         torch.tensor([[0.0], [1.0]]),
     )
-    data = sem.slices(environments, [(1, 0)])
+    data = linear_sem.slices(environments, [(1, 0)])
     one = torch.ones(1, 1, dtype=torch.float64)
     for kind, scale in (("variance", [1.0, 2.0]), ("shift", [1.6**0.5] * 2)):
-        draws = [sem.draw_innovations(one, data, kind) for _ in range(2000)]
+        draws = [linear_sem.draw_innovations(one, data, kind) for _ in range(2000)]
         found = torch.stack([d.scale for d in draws])
         torch.testing.assert_close(found.mean(0), torch.tensor(scale).double(), rtol=0.02, atol=0)
         intercept = torch.stack([d.intercept for d in draws])
@@ -182,7 +184,7 @@ def test_drawn_innovations_have_the_conjugate_posterior() -> None:
 
 
 @pytest.mark.parametrize("kind", ["perfect", "shift"])
-def test_sites_targets_and_shift(kind: sem.Intervention) -> None:
+def test_sites_targets_and_shift(kind: linear_sem.Intervention) -> None:
     data = simulate([(0,), (1,), (0, 1)], kind, latents=2, seed=101, shift=2.0)
     fit = fitted(data, intervention=kind)
     posterior = fit.posterior(draws=50, thin=1000)["posterior"]
@@ -221,7 +223,7 @@ def test_do_combines_environments_never_seen_together() -> None:
     weight[:, [0, 1]] = 0.0
     intercept = np.array([own[1][:, 0].mean(), own[2][:, 1].mean(), 0.0])
     scale = np.array([own[1][:, 0].std(), own[2][:, 1].std(), 1.0])
-    mean, cov = sem.sem_moments(sem.LinearSEM(*(torch.as_tensor(v) for v in (weight, intercept, scale))))
+    mean, cov = linear_sem.sem_moments(linear_sem.LinearSEM(*(torch.as_tensor(v) for v in (weight, intercept, scale))))
     mixing = np.linalg.lstsq(data.truth["z"], data.x - 1.0, rcond=None)[0].T
     expected = mixing @ mean.numpy() + 1.0
     spread = np.sqrt(np.diag(mixing @ cov.numpy() @ mixing.T))
@@ -234,7 +236,7 @@ def test_do_combines_environments_never_seen_together() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["perfect", "variance", "shift"])
-def test_unknown_targets_are_found(kind: sem.Intervention) -> None:
+def test_unknown_targets_are_found(kind: linear_sem.Intervention) -> None:
     """Three environments a latent and one without effect; the targets are not in the data."""
     targets = [(0,), (1,), (2,)] * 3 + [()]
     data = simulate(targets, kind, sizes=1000, seed=100, latents=3, named=False)
@@ -262,12 +264,12 @@ def test_reassignment_draws_from_the_conditional() -> None:
 
     start = torch.zeros(3, 2, dtype=torch.float64)
     uniform = torch.rand(4000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn, probs = torch.func.vmap(lambda u: sem.reassigned(evidence, start, u))(uniform)
+    drawn, probs = torch.func.vmap(lambda u: directions.reassigned(evidence, start, u))(uniform)
     expected = table.softmax(-1)[:, :2]
     expected[0] = 0.0
     torch.testing.assert_close(probs[0], expected)
     torch.testing.assert_close(drawn.mean(0), expected, atol=0.03, rtol=0)
-    best, gain = sem.best_reassignment(evidence, start)
+    best, gain = directions.best_reassignment(evidence, start)
     assert best.tolist() == [[0, 0], [0, 0], [0, 1]] or best.tolist() == [[0, 0], [1, 0], [0, 0]]
     assert gain == 2.0
 
@@ -276,8 +278,8 @@ def test_clusters_are_the_targets_on_exact_moments() -> None:
     data = simulate([*SINGLE, *SINGLE, ()], sizes=20_000, seed=103, named=False)
     moments = data.moments
     basis = torch.linalg.eigh(moments.cov[0]).eigenvectors[:, -4:]
-    blank = sem.Environments(moments.count, moments.mean, moments.cov, torch.zeros(10, 7).double())
-    found = sem.cluster_targets(blank.transform(basis.mT))
+    blank = linear_sem.Environments(moments.count, moments.mean, moments.cov, torch.zeros(10, 7).double())
+    found = directions.cluster_targets(blank.transform(basis.mT))
     assert found[0].sum() == found[-1].sum() == 0
     np.testing.assert_array_equal(found[1:5].argmax(1), found[5:9].argmax(1))
     assert (found[1:5].sum(0) == 1).all()

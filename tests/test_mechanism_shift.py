@@ -11,8 +11,9 @@ import torch
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, regression, shifts, simulate
-from pyrocrl.graphs import all_dags
+from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl.exact import regression, sharing
+from pyrocrl.exact.orders import all_dags
 from pyrocrl.models.mechanism_shift import FEWEST, MechanismShift
 
 OPTIONS = {"samples": 400, "latents": 3, "environments": 4, "shifts": 1}
@@ -80,7 +81,7 @@ def test_graph_and_targets_are_sums_over_all_of_them(reference: bool) -> None:
     program = started(reference=reference)
     program.evidence.mul_(0.02)  # so that the posterior is not all on one graph
     change, edge = program.loc.detach()
-    rate, differs = torch.sigmoid(change), shifts.subsets(2, reference)
+    rate, differs = torch.sigmoid(change), sharing.subsets(2, reference)
     assert len(differs) == (2 if reference else 4)
     total, graph_sum, target_sum = 0.0, np.zeros((2, 2)), np.zeros((2, 2))
     for graph in all_dags(2):

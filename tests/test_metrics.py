@@ -16,9 +16,9 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import f1_score, precision_score, r2_score, recall_score, roc_auc_score
 
-from pyrocrl import metrics
+from pyrocrl.claims.indeterminacy import topological_order
 from pyrocrl.errors import InputError
-from pyrocrl.indeterminacy import topological_order
+from pyrocrl.judge import metrics
 
 SEEDS = st.integers(0, 2**31)
 LAWS = settings(max_examples=40, deadline=None)

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from pyrocrl import plots
 from pyrocrl.errors import InputError
+from pyrocrl.show import plots
 
 OF_TREE = (plots.mask, plots.graph, plots.agreement, plots.latents_by_env, plots.predictive)
 

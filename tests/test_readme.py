@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from pyrocrl import reproduce
+from pyrocrl.lab import reproduce
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyrocrl import report
-from pyrocrl.card import Claim, ModelCard, Reference
+from pyrocrl.claims.card import Claim, ModelCard, Reference
 from pyrocrl.errors import InputError
+from pyrocrl.show import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>alert('x')</script>"

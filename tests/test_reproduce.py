@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyrocrl import reproduce, simulate, zoo
-from pyrocrl.reproduce import knockout_table
-from pyrocrl.studies.screens import differential_genes
+from pyrocrl import simulate, zoo
+from pyrocrl.lab import reproduce
+from pyrocrl.lab.reproduce import knockout_table
+from pyrocrl.lab.screens import differential_genes
 
 
 def entry(edges: list[list[float]], covered: float, total: float, identified: bool = True) -> dict:

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocrl import InputError, graphs, scores, simulate
-from pyrocrl.mechanisms import Mixture, Unmixing, allowed, earlier, features, moved, places
+from pyrocrl import InputError, simulate
+from pyrocrl.constructions import score_differences
+from pyrocrl.constructions.hard_interventions import Unmixing, earlier, moved
+from pyrocrl.exact import orders
+from pyrocrl.exact.basis_regression import allowed, basis_functions, places
+from pyrocrl.parts.network_sem import Mixture
 
 
 def generator() -> torch.Generator:
@@ -20,10 +24,10 @@ def correlated(rows: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
     return noise @ root.mT + 2.0, torch.linalg.inv(root @ root.mT)
 
 
-@pytest.mark.parametrize("method", scores.ESTIMATORS)
-def test_every_estimator_knows_a_gaussian(method: scores.Estimator) -> None:
+@pytest.mark.parametrize("method", score_differences.ESTIMATORS)
+def test_every_estimator_knows_a_gaussian(method: score_differences.Estimator) -> None:
     x, precision = correlated()
-    found = scores.estimate(x, method, generator())(x[:500])
+    found = score_differences.estimate(x, method, generator())(x[:500])
     truth = -(x[:500] - 2.0) @ precision
     assert ((found - truth).square().sum() / truth.square().sum()) < 0.05
 
@@ -37,11 +41,11 @@ def bimodal(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["stein", "sliced"])
-def test_scores_that_are_not_linear(method: scores.Estimator) -> None:
+def test_scores_that_are_not_linear(method: score_differences.Estimator) -> None:
     x, truth = bimodal(4000)
 
-    def error(kind: scores.Estimator) -> float:
-        found = scores.estimate(x, kind, generator())(x)
+    def error(kind: score_differences.Estimator) -> float:
+        found = score_differences.estimate(x, kind, generator())(x)
         return float((found - truth).square().sum() / truth.square().sum())
 
     assert error(method) < 0.2 < error("gaussian")
@@ -49,7 +53,7 @@ def test_scores_that_are_not_linear(method: scores.Estimator) -> None:
 
 def test_unknown_estimator_is_refused() -> None:
     with pytest.raises(InputError, match="score"):
-        scores.estimate(torch.randn(10, 2), "flow", generator())  # type: ignore[arg-type]
+        score_differences.estimate(torch.randn(10, 2), "flow", generator())  # type: ignore[arg-type]
 
 
 def test_score_difference_of_a_root_is_its_own_row() -> None:
@@ -62,7 +66,7 @@ def test_score_difference_of_a_root_is_its_own_row() -> None:
     z[env == 1, 0] *= 2.0
     z[env == 2, 1] *= 2.0
     target = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    found = scores.differences(z @ mixing.mT, env, target, "gaussian", g)
+    found = score_differences.differences(z @ mixing.mT, env, target, "gaussian", g)
     rows_of = torch.linalg.inv(mixing)
     for k in range(2):
         value, vector = torch.linalg.eigh(found[k])
@@ -76,7 +80,7 @@ def test_features_depend_on_their_places_alone() -> None:
     for j in range(4):
         other = z.clone()
         other[:, j] += 1.0
-        changed = (features(other) - features(z)).abs().amax(0) > 1e-9
+        changed = (basis_functions(other) - basis_functions(z)).abs().amax(0) > 1e-9
         assert torch.equal(changed, member[:, j])
     parents = earlier((2, 0, 3, 1))
     assert (allowed(parents)[2].sum(), allowed(parents)[1].sum()) == (1, (~member[:, 1]).sum())
@@ -99,17 +103,17 @@ def test_graph_posterior_at_the_true_latents() -> None:
     """Given the true latents and order: probable edges are the true ones, and every draw is acyclic and forwards."""
     wrong = 0
     for seed in (100, 101, 102):
-        data = simulate.draw("varici2024_quadratic", seed, samples=1500, latents=4, features=6)
+        data = simulate.draw("varici2024_quadratic", seed, samples=1500, latents=4, basis_functions=6)
         z, env = torch.tensor(data.truth["z"]), torch.tensor(data.env)
         target = torch.tensor(data.target_matrix(4)).double()
         unmixing = Unmixing(z, env, target, generator())
         _, before = unmixing.search(torch.eye(4).double(), generator(), mixed=False)
         found = unmixing.posterior(torch.eye(4).double(), before)
-        table = found.scores(before) + graphs.log_edge_prior(4, 0.5)
-        edges = graphs.edge_probabilities(table).numpy()
+        table = found.scores(before) + orders.log_edge_prior(4, 0.5)
+        edges = orders.edge_probabilities(table).numpy()
         wrong += int(((edges > 0.5) != data.truth["graph"].astype(bool)).sum())
         torch.manual_seed(0)
-        _, drawn = graphs.sample_dags(table)
+        _, drawn = orders.sample_dags(table)
         assert not (drawn & (before == 0)).any()
     assert wrong <= 3
 

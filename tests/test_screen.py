@@ -11,10 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
-from pyrocrl.factors import count_factors
-from pyrocrl.latent_sem import LatentSEM
+from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
-from pyrocrl.observation import Observation
+from pyrocrl.parts.latent_sem import LatentSEM
+from pyrocrl.parts.observation import Observation
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ import torch
 from chirho.interventional.handlers import do
 
 import pyrocrl
-from pyrocrl import graphs, sem
+from pyrocrl.claims.indeterminacy import is_acyclic
+from pyrocrl.constructions import directions
 from pyrocrl.errors import InputError
-from pyrocrl.indeterminacy import is_acyclic
+from pyrocrl.exact import linear_sem, orders
 from pyrocrl.simulate import draw
 
 WEIGHT = torch.tensor([[0.0, 0.8, -0.5], [0.0, 0.0, 0.6], [0.0, 0.0, 0.0]], dtype=torch.float64)
-SEM = sem.LinearSEM(
+SEM = linear_sem.LinearSEM(
     WEIGHT,
     torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64),
     torch.tensor([0.5, 1.0, 0.7], dtype=torch.float64),
@@ -27,7 +28,7 @@ def random_cov(d: int, seed: int = 0) -> torch.Tensor:
     return root @ root.mT / (2 * d)
 
 
-def population(seed: int = 0, d: int = 4) -> tuple[sem.Environments, torch.Tensor, np.ndarray]:
+def population(seed: int = 0, d: int = 4) -> tuple[linear_sem.Environments, torch.Tensor, np.ndarray]:
     """Exact moments of y with z = M y under one perfect intervention per latent, the true M and graph."""
     rng = np.random.default_rng(seed)
     graph = np.triu(rng.random((d, d)) < 0.75, 1)
@@ -40,16 +41,16 @@ def population(seed: int = 0, d: int = 4) -> tuple[sem.Environments, torch.Tenso
         w, s = weight.copy(), scale.copy()
         if target >= 0:
             w[:, target], s[target] = 0.0, rng.uniform(0.1, 0.9)
-        one = sem.LinearSEM(*(torch.as_tensor(v) for v in (w, np.zeros(d), s)))
-        covs.append(mixing @ sem.sem_moments(one)[1] @ mixing.mT)
+        one = linear_sem.LinearSEM(*(torch.as_tensor(v) for v in (w, np.zeros(d), s)))
+        covs.append(mixing @ linear_sem.sem_moments(one)[1] @ mixing.mT)
     target = torch.cat([torch.zeros(1, d), torch.eye(d)]).double()
     count = torch.full((d + 1,), 5000.0, dtype=torch.float64)
-    return sem.Environments(count, torch.zeros(d + 1, d).double(), torch.stack(covs), target), unmixing, graph
+    return linear_sem.Environments(count, torch.zeros(d + 1, d).double(), torch.stack(covs), target), unmixing, graph
 
 
-def objective_of(environments: sem.Environments) -> sem.Objective:
-    data = sem.slices(environments, sem.target_pairs(environments.target))
-    return lambda rows: sem.log_marginal(rows, data, environments.count.sum(), 0.5)
+def objective_of(environments: linear_sem.Environments) -> directions.Objective:
+    data = linear_sem.slices(environments, linear_sem.target_pairs(environments.target))
+    return lambda rows: linear_sem.log_marginal(rows, data, environments.count.sum(), 0.5)
 
 
 # -- algebra -----------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def objective_of(environments: sem.Environments) -> sem.Objective:
 
 def test_log_minors_are_determinants() -> None:
     cov = random_cov(4)
-    found = sem.log_minors(cov)
+    found = linear_sem.log_minors(cov)
     for index in range(16):
         nodes = [i for i in range(4) if index >> i & 1]
         expected = torch.linalg.slogdet(cov[nodes][:, nodes]).logabsdet if nodes else torch.zeros(())
@@ -66,8 +67,8 @@ def test_log_minors_are_determinants() -> None:
 
 def test_log_abs_det_has_right_second_derivatives_under_vmap() -> None:
     matrices = torch.randn(3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(sem.log_abs_det(matrices), torch.linalg.slogdet(matrices).logabsdet)
-    hessian = torch.func.jacrev(torch.func.jacrev(sem.log_abs_det))
+    torch.testing.assert_close(linear_sem.log_abs_det(matrices), torch.linalg.slogdet(matrices).logabsdet)
+    hessian = torch.func.jacrev(torch.func.jacrev(linear_sem.log_abs_det))
     inverse = torch.linalg.inv(matrices)
     together = torch.func.vmap(hessian)(matrices)
     torch.testing.assert_close(together, torch.stack([hessian(m) for m in matrices]))
@@ -78,13 +79,13 @@ def test_log_abs_det_has_right_second_derivatives_under_vmap() -> None:
 def test_pooled_moments_are_those_of_the_rows() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal((n, 3)) + shift for n, shift in ((20, 0.0), (35, 1.0), (15, -2.0))]
-    environments = sem.Environments(
+    environments = linear_sem.Environments(
         torch.tensor([float(len(p)) for p in parts]).double(),
         torch.stack([torch.as_tensor(p.mean(0)) for p in parts]),
         torch.stack([torch.as_tensor(np.cov(p.T, ddof=0)) for p in parts]),
         torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 1]]).double(),
     )
-    data = sem.slices(environments, sem.target_pairs(environments.target))
+    data = linear_sem.slices(environments, linear_sem.target_pairs(environments.target))
     assert data.node.tolist() == [0, 1, 2, 0, 1, 2]
     natural = np.concatenate([parts[0], parts[2]])  # the rows in which node 0 has its own mechanism
     assert float(data.count[0]) == len(natural)
@@ -103,7 +104,7 @@ def test_regression_score_against_numerical_integration() -> None:
     child = 0.7 * parent + 0.4 + 0.5 * rng.standard_normal(n)
     rows = np.stack([parent, child], 1)
     cov = torch.as_tensor(np.cov(rows.T, ddof=0))[None]
-    scores = sem.regression_scores(cov, torch.tensor([float(n)]).double(), torch.tensor([1]))[0]
+    scores = linear_sem.regression_scores(cov, torch.tensor([float(n)]).double(), torch.tensor([1]))[0]
 
     a = np.linspace(-4, 4, 161)  # intercept at the parent's mean
     log_s = np.linspace(-2.5, 2.5, 161)
@@ -126,22 +127,22 @@ def test_regression_score_against_numerical_integration() -> None:
 
 
 @pytest.mark.parametrize("intervention", ["perfect", "soft"])
-def test_marginal_is_blind_to_scale_and_sums_over_all_graphs(intervention: sem.Intervention) -> None:
+def test_marginal_is_blind_to_scale_and_sums_over_all_graphs(intervention: linear_sem.Intervention) -> None:
     environments, unmixing, _ = population(d=3)
-    data = sem.slices(environments, sem.target_pairs(environments.target))
+    data = linear_sem.slices(environments, linear_sem.target_pairs(environments.target))
     total = environments.count.sum()
-    value = sem.log_marginal(unmixing, data, total, 0.3, intervention)
+    value = linear_sem.log_marginal(unmixing, data, total, 0.3, intervention)
     scale = torch.tensor([[2.0], [-0.3], [5.0]], dtype=torch.float64)
-    torch.testing.assert_close(sem.log_marginal(scale * unmixing, data, total, 0.3, intervention), value)
+    torch.testing.assert_close(linear_sem.log_marginal(scale * unmixing, data, total, 0.3, intervention), value)
 
-    table = sem.mechanism_scores(unmixing, data, 0.3, intervention)
+    table = linear_sem.mechanism_scores(unmixing, data, 0.3, intervention)
     terms = []
-    for graph in graphs.all_dags(3):
-        orders = sum(
-            graphs.is_order_of(o, graph) for o in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
+    for graph in orders.all_dags(3):
+        fitting = sum(
+            orders.is_order_of(o, graph) for o in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
         )
         sets = graph.T.astype(int) @ np.array([1, 2, 4])
-        terms.append(sum(float(table[k, sets[k]]) for k in range(3)) + math.log(orders))
+        terms.append(sum(float(table[k, sets[k]]) for k in range(3)) + math.log(fitting))
     brute = np.logaddexp.reduce(terms) + 3 * math.log(0.7) - math.log(6)
     brute += float(total * torch.linalg.slogdet(unmixing).logabsdet)
     np.testing.assert_allclose(float(value), brute, rtol=1e-12)
@@ -150,12 +151,12 @@ def test_marginal_is_blind_to_scale_and_sums_over_all_graphs(intervention: sem.I
 def test_drawn_mechanisms_have_the_conjugate_posterior() -> None:
     torch.manual_seed(0)
     environments, unmixing, graph = population(d=3)
-    data = sem.slices(environments, sem.target_pairs(environments.target))
+    data = linear_sem.slices(environments, linear_sem.target_pairs(environments.target))
     edges = torch.as_tensor(graph)
-    many = torch.func.vmap(lambda _: sem.draw_mechanisms(unmixing, edges, data), randomness="different", in_dims=0)(
-        torch.zeros(4000)
-    )
-    mean = sem.draw_mechanisms(unmixing, edges, data, noisy=False)
+    many = torch.func.vmap(
+        lambda _: linear_sem.draw_mechanisms(unmixing, edges, data), randomness="different", in_dims=0
+    )(torch.zeros(4000))
+    mean = linear_sem.draw_mechanisms(unmixing, edges, data, noisy=False)
     cov = unmixing @ data.cov @ unmixing.mT
     for k in range(3):
         parents = np.flatnonzero(graph[:, k])
@@ -180,12 +181,12 @@ def test_drawn_mechanisms_have_the_conjugate_posterior() -> None:
 def test_forms_agree() -> None:
     torch.manual_seed(0)
     with pyro.poutine.trace() as record:
-        z = sem.unrolled(SEM, 50)
+        z = linear_sem.unrolled(SEM, 50)
     record.trace.compute_log_prob()
     sites = sum(record.trace.nodes[f"eps_{k}"]["log_prob"] for k in range(3))
-    rows = sem.sem_log_prob(z, SEM)
+    rows = linear_sem.sem_log_prob(z, SEM)
     torch.testing.assert_close(sites, rows)
-    mean, cov = sem.sem_moments(SEM)
+    mean, cov = linear_sem.sem_moments(SEM)
     normal = torch.distributions.MultivariateNormal(mean, cov)
     torch.testing.assert_close(rows, normal.log_prob(z))
     for k in range(3):
@@ -194,10 +195,10 @@ def test_forms_agree() -> None:
 
 def test_do_moves_descendants_only() -> None:
     torch.manual_seed(1)
-    before = sem.unrolled(SEM, 1000)
+    before = linear_sem.unrolled(SEM, 1000)
     torch.manual_seed(1)
     with do(actions={"z_1": torch.tensor(2.0, dtype=torch.float64)}):
-        after = sem.unrolled(SEM, 1000)
+        after = linear_sem.unrolled(SEM, 1000)
     torch.testing.assert_close(after[:, 0], before[:, 0])
     assert (after[:, 1] == 2.0).all()
     torch.testing.assert_close(after[:, 2] - before[:, 2], WEIGHT[1, 2] * (2.0 - before[:, 1]))
@@ -205,7 +206,7 @@ def test_do_moves_descendants_only() -> None:
 
 def test_a_cycle_is_refused() -> None:
     with pytest.raises(InputError, match="cycle"):
-        sem.unrolled(SEM._replace(weight=WEIGHT + WEIGHT.mT), 3)
+        linear_sem.unrolled(SEM._replace(weight=WEIGHT + WEIGHT.mT), 3)
 
 
 # -- the start and the finish ------------------------------------------------------------------------------
@@ -216,30 +217,30 @@ def test_construction_is_exact_on_exact_moments(seed: int) -> None:
     """One of the two candidates is the true row, and acyclicity picks it for every row."""
     environments, unmixing, graph = population(seed)
     true = unmixing / unmixing.norm(dim=-1, keepdim=True)
-    candidates = sem.candidate_rows(environments, torch.Generator().manual_seed(0))
+    candidates = directions.candidate_rows(environments, torch.Generator().manual_seed(0))
     agreement = torch.einsum("kcd,kd->kc", candidates, true).abs().amax(1)
     torch.testing.assert_close(agreement, torch.ones(4, dtype=torch.float64))
     objective = objective_of(environments)
-    chosen = sem.choose_rows(candidates, objective, 2, torch.Generator().manual_seed(1))
-    best = sem.climb(objective, chosen)[0]
+    chosen = directions.choose_rows(candidates, objective, 2, torch.Generator().manual_seed(1))
+    best = directions.climb(objective, chosen)[0]
     rows = best.chart[:, 0]
     torch.testing.assert_close((rows * true).sum(-1).abs(), torch.ones(4, dtype=torch.float64), atol=1e-5, rtol=0)
-    data = sem.slices(environments, sem.target_pairs(environments.target))
-    found = graphs.edge_probabilities(sem.mechanism_scores(rows, data, 0.5)) > 0.5
+    data = linear_sem.slices(environments, linear_sem.target_pairs(environments.target))
+    found = orders.edge_probabilities(linear_sem.mechanism_scores(rows, data, 0.5)) > 0.5
     np.testing.assert_array_equal(found.numpy(), graph)
 
 
 def test_joint_interventions_and_several_environments_per_target() -> None:
     environments, unmixing, _ = population(2)
     again = [0, 1, 2, 3, 4, 4]  # the last target twice
-    double = sem.Environments(*(value[again] for value in environments))
-    candidates = sem.candidate_rows(double, torch.Generator().manual_seed(0))
+    double = linear_sem.Environments(*(value[again] for value in environments))
+    candidates = directions.candidate_rows(double, torch.Generator().manual_seed(0))
     true = unmixing / unmixing.norm(dim=-1, keepdim=True)
     agreement = torch.einsum("kcd,kd->kc", candidates, true).abs().amax(1)
     torch.testing.assert_close(agreement, torch.ones(4, dtype=torch.float64))
     joint = environments._replace(target=environments.target.clone())
     joint.target[1, 1] = 1
-    rows = sem.candidate_rows(joint, torch.Generator().manual_seed(0))
+    rows = directions.candidate_rows(joint, torch.Generator().manual_seed(0))
     assert torch.isfinite(rows).all()
     assert torch.isfinite(objective_of(joint)(rows[:, 0]))
 
@@ -248,7 +249,7 @@ def test_resampled_covariances_are_wishart() -> None:
     environments, _, _ = population(d=3)
     generator = torch.Generator().manual_seed(0)
     few = environments._replace(count=torch.full_like(environments.count, 51.0))
-    covs = torch.stack([sem.resample(few, generator).cov[0] for _ in range(600)])
+    covs = torch.stack([directions.resample(few, generator).cov[0] for _ in range(600)])
     torch.testing.assert_close(covs.mean(0), few.cov[0], rtol=0.05, atol=0.05 * float(few.cov[0].abs().max()))
     spread = few.cov[0].diagonal() * (2 / 50) ** 0.5
     torch.testing.assert_close(covs.std(0).diagonal(), spread, rtol=0.12, atol=0)
@@ -256,15 +257,15 @@ def test_resampled_covariances_are_wishart() -> None:
 
 def test_directions_are_uniform_in_any_chart() -> None:
     torch.manual_seed(0)
-    prior = sem.Directions(torch.zeros((), dtype=torch.float64), 2)
+    prior = directions.Directions(torch.zeros((), dtype=torch.float64), 2)
     angle = torch.linspace(-math.pi / 2, math.pi / 2, 20_003, dtype=torch.float64)[1:-1]
     density = torch.stack([prior.log_prob(torch.stack([u, u])).exp().sqrt() for u in angle.tan()[::400]])
     torch.testing.assert_close(density * (1 + angle.tan()[::400] ** 2), torch.full_like(density, 1 / math.pi))
-    chart = sem.chart_at(torch.randn(3, 3, dtype=torch.float64))
+    chart = directions.chart_at(torch.randn(3, 3, dtype=torch.float64))
     eye = torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
     torch.testing.assert_close(chart @ chart.mT, eye)
-    u = sem.Directions(torch.zeros((), dtype=torch.float64), 3).sample(torch.Size((4000,)))
-    rows = torch.func.vmap(sem.unit_rows, in_dims=(0, None))(u, chart)
+    u = directions.Directions(torch.zeros((), dtype=torch.float64), 3).sample(torch.Size((4000,)))
+    rows = torch.func.vmap(directions.unit_rows, in_dims=(0, None))(u, chart)
     second = torch.einsum("nki,nkj->kij", rows, rows) / len(rows)
     torch.testing.assert_close(second, eye / 3, atol=0.03, rtol=0)
 

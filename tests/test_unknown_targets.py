@@ -11,8 +11,10 @@ from scipy.special import gammaln
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, graphs, metrics, simulate, states
+from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl.exact import binary, orders
 from pyrocrl.infer.elbo import elbo
+from pyrocrl.judge import metrics
 from pyrocrl.models.unknown_targets import UnknownTargets
 
 SEED = 101  # two isolated edges and a latent alone
@@ -49,21 +51,21 @@ def test_set_scores_are_those_of_a_student_t() -> None:
     code = z @ [1, 2]
     hot = torch.from_numpy(np.eye(4)[code])
     rows = torch.from_numpy(x)
-    scores, *_ = states.set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
-    a, b = states.SHAPE, states.RATE
+    scores, *_ = binary.set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
+    a, b = binary.SHAPE, binary.RATE
     for j in range(2):
         exact = []
         for members in range(4):
             same = np.eye(4)[code & members]
-            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / states.TIGHT), df=2 * a)
-            exact.append(law.logpdf(x[:, j]) + states.MASK * members.bit_count())
+            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / binary.TIGHT), df=2 * a)
+            exact.append(law.logpdf(x[:, j]) + binary.MASK * members.bit_count())
         np.testing.assert_allclose(scores[j] - scores[j, 0], np.array(exact) - exact[0], atol=1e-9)
 
 
 def test_tables_are_bdeu() -> None:
     rng = np.random.default_rng(1)
     count = rng.integers(0, 40, 8).astype(float)
-    found = states.table_scores(torch.from_numpy(count)[None], 3)[0]  # (child, set)
+    found = binary.table_scores(torch.from_numpy(count)[None], 3)[0]  # (child, set)
     bits = (np.arange(8)[:, None] >> np.arange(3)) & 1
 
     def direct(child: int, parents: list[int]) -> float:
@@ -71,7 +73,7 @@ def test_tables_are_bdeu() -> None:
         for cell in np.ndindex(*[2] * len(parents)):
             here = (bits[:, parents] == cell).all(1)
             n = np.array([count[here & (bits[:, child] == v)].sum() for v in (0, 1)])
-            prior = states.EQUIVALENT / cells / 2
+            prior = binary.EQUIVALENT / cells / 2
             total += gammaln(2 * prior) - gammaln(2 * prior + n.sum()) + (gammaln(prior + n) - gammaln(prior)).sum()
         return total
 
@@ -136,7 +138,7 @@ def test_isolated_edges_stay_undirected_unless_mechanisms_are_invariant() -> Non
 def test_a_tree_without_v_structures_may_have_any_root() -> None:
     """Of 0 -> 1 -> 2, from its exact law: the graphs rooted at 0, 1 and 2 fit 1, 2 and 1 orders."""
     program = UnknownTargets(8, 3, 4).double()
-    bits = graphs.members(3).double()
+    bits = orders.members(3).double()
     with torch.no_grad():
         for e, cut in enumerate((None, 0, 1, 2)):  # the latent that environment e targets
             p = torch.full((8,), 0.5, dtype=torch.float64)
@@ -158,7 +160,7 @@ def test_recoding_finds_the_sparse_masks() -> None:
         x, env = program._rows_of(data)
         z = torch.from_numpy(data.truth["z"].copy())
         z[:, 0] = (z[:, 0] != z[:, 1]).double()
-        program._gather(x, env, torch.nn.functional.one_hot(states.code(z), 32).double())
+        program._gather(x, env, torch.nn.functional.one_hot(binary.code(z), 32).double())
         program._tie()
         dense = float((program.mask() > 0.5).sum())
         assert program._recode()
@@ -176,7 +178,7 @@ def test_do_draws_along_the_graph() -> None:
         sites = program.posterior_sites(batch, {})
         z = program.prior_latents(batch, sites)
         count = ((1.0 - sites["targets"]).prod(-1) @ program.count) + 1e-9
-    natural = (count / count.sum()) @ graphs.members(5).double()
+    natural = (count / count.sum()) @ orders.members(5).double()
     assert (z.mean(0) - natural).abs().max() < 0.1
     assert set(z.unique().tolist()) == {0.0, 1.0}
 

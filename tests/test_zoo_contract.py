@@ -16,10 +16,10 @@ import xarray as xr
 
 import pyrocrl
 from pyrocrl import Data, Fit, Program, zoo
-from pyrocrl.indeterminacy import topological_order
+from pyrocrl.claims.indeterminacy import topological_order
 from pyrocrl.infer.chains import Chains
 from pyrocrl.infer.elbo import elbo, is_local, latent_values, validate
-from pyrocrl.metrics import shd
+from pyrocrl.judge.metrics import shd
 from pyrocrl.program import PLATES
 
 ROOT = Path(__file__).parent.parent

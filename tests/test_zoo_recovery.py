@@ -15,8 +15,8 @@ import pytest
 
 import pyrocrl
 from pyrocrl import simulate, zoo
-from pyrocrl.reproduce import run_seed, studies
-from pyrocrl.studies import STUDIES, Screen, Skeleton
+from pyrocrl.lab.listed import STUDIES, Screen, Skeleton
+from pyrocrl.lab.reproduce import run_seed, studies
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()

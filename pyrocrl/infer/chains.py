@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
-from ..data import Batch, Data
-from ..program import Program
+from pyrocrl.data import Batch, Data
+from pyrocrl.program import Program
 
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]

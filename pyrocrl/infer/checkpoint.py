@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data import Data
-from ..errors import InputError
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError
 
 FORMAT = "pyrocrl-fit-1"
 

@@ -9,18 +9,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pyro
-import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..data import Batch
-from ..program import Program
+from pyrocrl.data import Batch
+from pyrocrl.program import Program
 
 if TYPE_CHECKING:
-    from .chains import Chains
-
-EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
-HELD_OUT_DRAWS = 4
+    pass
 Trace = Any  # a pyro.poutine.Trace
 
 
@@ -46,36 +42,6 @@ def elbo(program: Program, batch: Batch) -> Tensor:
     for _, site in sample_sites(guide):
         prior = prior - site["log_prob_sum"]
     return fit + batch.kl_weight * prior
-
-
-def row_elbo(program: Program, batch: Batch) -> Tensor:
-    """(rows,) each row's own part of the ELBO, unscaled: the sites inside the data plate."""
-    guide, model = traces(program, batch)
-    out = torch.zeros(len(batch), dtype=batch.dtype, device=batch.device)
-    for trace, sign in ((model, 1.0), (guide, -1.0)):
-        for _, site in sample_sites(trace):
-            if is_local(site):
-                out = out + sign * site["unscaled_log_prob"].expand(len(batch))
-    return out
-
-
-def row_objective(program: Program, batch: Batch) -> Tensor:
-    """(rows,) held-out objective: the log-likelihood in closed form where there is one, else `row_elbo`."""
-    guide = poutine.trace(program.guide).get_trace(batch)
-    exact = program.row_log_likelihood(batch, latent_values(guide))
-    return row_elbo(program, batch) if exact is None else exact
-
-
-def row_objectives(chains: Chains, batch: Batch, seed: int) -> Tensor:
-    """(chain, row) `row_objective` of an annealed batch, averaged over a few draws with noise that `seed` fixes."""
-    step = max(1, EVAL_CELLS // (batch.x.shape[1] * chains.count))
-    out = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[batch.device] if batch.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, len(batch), step):
-            part = batch.take(torch.arange(start, min(start + step, len(batch)), device=batch.device))
-            out.append(torch.stack([chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]).mean(0))
-    return torch.cat(out, 1)
 
 
 def latent_values(guide: Trace) -> dict[str, Tensor]:

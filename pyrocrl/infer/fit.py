@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import Batch, Data
-from ..errors import InputError, one_of, reject
-from ..posterior import Fit
-from ..program import Program, Recipe, check_whole
-from . import checkpoint
-from .chains import Chains, Flat, clip_by_chain, mix
-from .elbo import row_objectives, validate
+from pyrocrl.data import Batch, Data
+from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.infer import checkpoint
+from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
+from pyrocrl.infer.elbo import elbo, validate
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.program import Program, Recipe, check_whole
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
@@ -390,7 +391,7 @@ class _Loop:
 
 def _negative_elbo(program: Program, batch: Batch) -> Tensor:
     """Per row, so that learning rates and clipping do not depend on the size of the data."""
-    return -program(batch) / batch.total
+    return -elbo(program, batch) / batch.total
 
 
 def _plain(value: Any) -> Any:

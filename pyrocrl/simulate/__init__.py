@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..data import Data
-from ..errors import InputError, one_of
-from ..program import check_whole
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError, one_of
+from pyrocrl.program import check_whole
 
 # setting -> the file of this folder that holds the function of that name
 SETTINGS: dict[str, str] = {

@@ -7,9 +7,9 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from ..data import Data
-from ..errors import one_of, reject
-from ..program import check_sizes, check_whole
+from pyrocrl.data import Data
+from pyrocrl.errors import one_of, reject
+from pyrocrl.program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
 LAWS = ("uniform", "correlated", "mixture", "linear_sem")

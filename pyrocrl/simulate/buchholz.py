@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data import Data
-from ..program import check_sizes, check_whole
-from .mixtures import linear_r2
+from pyrocrl.data import Data
+from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.simulate.mixtures import linear_r2
 
 SLOPE = 0.2
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data import Data
-from ..errors import reject
-from ..program import check_whole
-from .mixtures import linear_r2
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.program import check_whole
+from pyrocrl.simulate.mixtures import linear_r2
 
 LEAK = 0.1
 LEAST_DETERMINANT = 0.1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data import Data
-from ..program import check_sizes, check_whole
+from pyrocrl.data import Data
+from pyrocrl.program import check_sizes, check_whole
 
 
 def squires2023_hard(seed: int = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:

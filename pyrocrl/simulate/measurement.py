@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data import Data
-from ..errors import reject
-from ..program import check_sizes, check_whole
-from .linear_sem import _weighted_graph
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.simulate.linear_sem import _weighted_graph
 
 MOST_PARENTS = 2  # latents that one feature depends on
 TRIES = 10_000

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ..data import Data
-from ..errors import reject
-from ..program import check_sizes, check_whole
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.program import check_sizes, check_whole
 
 COMPONENTS = 4
 LINEAR_R2 = 0.9  # mixings that a linear regression undoes better than this are drawn again

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data import Data
-from ..errors import reject
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
 
 MASK = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [1, 1]])
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..data import Data
-from ..errors import reject
-from ..program import check_sizes, check_whole
-from .mixtures import linear_r2
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.simulate.mixtures import linear_r2
 
 SLOPE = 0.2
 OFFSET = 1.5  # corners of the leaky ReLUs lie within this many deviations of the centre

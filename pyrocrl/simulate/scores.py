@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..data import Data
-from ..errors import one_of
-from ..program import check_sizes, check_whole
-from .mixtures import linear_r2
+from pyrocrl.data import Data
+from pyrocrl.errors import one_of
+from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.simulate.mixtures import linear_r2
 
 Array = np.ndarray
 Laws = Literal["means", "variances"]

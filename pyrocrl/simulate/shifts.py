@@ -7,10 +7,10 @@ from math import comb
 
 import numpy as np
 
-from ..data import Data
-from ..errors import one_of
-from ..program import check_whole
-from .linear_sem import _weighted_graph
+from pyrocrl.data import Data
+from pyrocrl.errors import one_of
+from pyrocrl.program import check_whole
+from pyrocrl.simulate.linear_sem import _weighted_graph
 
 HIDDEN = 6  # units of a mechanism's random network
 KINDS = ("function", "noise", "mean")  # how a mechanism changes

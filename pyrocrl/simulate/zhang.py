@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data import Data
-from ..errors import one_of, reject
-from ..program import check_sizes, check_whole
+from pyrocrl.data import Data
+from pyrocrl.errors import one_of, reject
+from pyrocrl.program import check_sizes, check_whole
 
 MIXINGS = {"identity": 10, "linear": 12, "mlp": 20}  # columns of x unless told otherwise
 

@@ -1,0 +1,1 @@
+"""What a model claims, up to what, and what the claim needs."""

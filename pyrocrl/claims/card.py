@@ -1,0 +1,203 @@
+"""What a model assumes, needs and claims, declared once beside its code.
+
+Cards are read by the command line, the README, the documentation, the tests and `diagnose`; they hold no
+code. A claim is a sentence that a machine can test: *what* is identified, *up to* which group (see
+`pyrocrl.indeterminacy`), *given* assumptions that only a person can judge, and *needs*: conditions that
+`diagnose` checks on the data or on the posterior.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from pyrocrl.claims.indeterminacy import GRAPH_GROUPS, LATENT_GROUPS, Group
+from pyrocrl.errors import one_of, reject
+
+What = Literal["latents", "mask", "graph", "loadings", "targets"]
+Status = Literal["experimental", "stable"]
+
+TARGETS: dict[str, str] = {
+    "known": "the latents that each environment intervenes on are given",
+    "relabelled": "environments that share a target are given, the latent it is called by is not",
+    "unknown": "targets are inferred",
+}
+
+CONDITIONS: dict[str, str] = {
+    "more_features_than_latents": "there are more features than latents",
+    "two_anchors": "every latent in use has two features that load on it alone",
+    "observational_environment": "one environment is observational",
+    "one_intervention_per_latent": "every latent is the target of an environment",
+    "two_interventions_per_latent": "every latent is the target of two environments",
+    "single_targets": "no environment has more than one target",
+    "separated_targets": "any two latents are told apart by an environment that targets one of them only",
+    "perfect_interventions": "interventions replace mechanisms, not only shift or rescale their noise",
+    "nonlinear_or_replaced": "interventions replace mechanisms, or the structural equations are nonlinear",
+    "two_components": "the latents' mixture has at least two components in use",
+    "distinct_variance_ratios": "two components' variances have a different ratio for every latent",
+    "non_gaussian": "at most one latent is Gaussian",
+    "enough_settings": "the auxiliary variable takes more values than there are latents",
+}
+
+# The groups that make sense for each thing that can be claimed. A graph's or a mask's labels are those of
+# the latents, so "permutation" may be said of all of them.
+UP_TO: dict[str, frozenset[str]] = {
+    "latents": frozenset(LATENT_GROUPS),
+    "loadings": frozenset(LATENT_GROUPS) - {"shift", "elementwise"},
+    "mask": frozenset({"exact", "permutation"}),
+    "graph": frozenset({*GRAPH_GROUPS, "permutation"}),
+    "targets": frozenset({"exact", "permutation"}),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A publication: who, when, what, where; `url` is http(s), a DOI link by preference."""
+
+    authors: str
+    year: int
+    title: str
+    venue: str
+    url: str
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if not 1800 <= self.year <= 2100:
+            reject("Reference.year", self.year, "1800 to 2100")
+        if not re.match(r"https?://\S+$", self.url):
+            reject("Reference.url", repr(self.url), "an http:// or https:// address")
+
+    def markdown(self) -> str:
+        """One line, the title linked."""
+        return f"{self.authors} ({self.year}). [{self.title}]({self.url}). {self.venue}."
+
+
+@dataclass(frozen=True)
+class Claim:
+    """*What* is identified *up to* a group, *given* sentences a person judges and *needs* that are checked.
+
+    An empty `up_to` says "exactly". Names are those of `indeterminacy.LATENT_GROUPS` and, for a graph,
+    `GRAPH_GROUPS`; `needs` are keys of `CONDITIONS`.
+    """
+
+    what: What
+    up_to: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        one_of("Claim.what", self.what, get_args(What))
+        _check_fields(self)
+        for name in self.up_to:
+            one_of(f"Claim.up_to of {self.what}", name, UP_TO[self.what])
+        for name in self.needs:
+            one_of("Claim.needs", name, CONDITIONS)
+        if len(set(self.up_to) & set(GRAPH_GROUPS)) > 1:
+            reject("Claim.up_to of graph", self.up_to, f"one of {', '.join(GRAPH_GROUPS)}")
+        Group.of([name for name in self.up_to if name in LATENT_GROUPS])  # refuses what cannot be combined
+
+    def head(self) -> str:
+        """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
+        names = [name for name in self.up_to if name != "exact"]
+        return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
+
+    def sentence(self) -> str:
+        """The claim in words: "latents up to permutation, sign and scale, if ...; ..."."""
+        conditions = [*self.given, *(CONDITIONS[need] for need in self.needs)]
+        return f"{self.head()}, if {'; '.join(conditions)}" if conditions else self.head()
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model's card. Every tuple may be empty: a model without claims says that it claims nothing.
+
+    `likelihoods` are the words that the model's `likelihood` argument takes, `settings` the names of
+    published simulation settings with known truth, `targets` the accepted ways (keys of `TARGETS`) of
+    telling which latents the environments intervene on. A claim has to be backed by a reference.
+    """
+
+    name: str
+    title: str
+    family: str
+    summary: str
+    assumes: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    references: tuple[Reference, ...] = ()
+    differs: tuple[str, ...] = ()
+    likelihoods: tuple[str, ...] = ("gaussian",)
+    settings: tuple[str, ...] = ()
+    status: Status = "experimental"
+    needs_env: bool = False
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            reject("ModelCard.name", repr(self.name), "lower-case letters, digits and _, a letter first")
+        one_of("ModelCard.status", self.status, get_args(Status))
+        for mode in self.targets:
+            one_of("ModelCard.targets", mode, TARGETS)
+        if self.claims and not self.references:
+            reject("ModelCard.references", "none", f"the source of what {self.name} claims")
+        twice = {claim.what for claim in self.claims if sum(claim == other for other in self.claims) > 1}
+        if twice:
+            reject("ModelCard.claims", f"the same claim of {', '.join(sorted(twice))} twice", "each claim once")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, strings and numbers, ready for JSON; each claim carries its sentence."""
+        card: dict[str, Any] = _plain(asdict(self))
+        for claim, plain in zip(self.claims, card["claims"], strict=True):
+            plain["sentence"] = claim.sentence()
+        return card
+
+    def markdown(self) -> str:
+        """The card as a page: what it is, assumes, identifies, and how it differs from its paper."""
+        facts = [f"`{self.name}`", self.family, self.status, f"likelihoods: {', '.join(self.likelihoods)}"]
+        if self.needs_env:
+            facts.append("needs environments")
+        if self.targets:
+            facts.append(f"targets: {', '.join(self.targets)}")
+        claims = [claim.sentence() for claim in self.claims] or ["Nothing: this model makes no claim."]
+        sections = {
+            "Assumes": self.assumes,
+            "Identifies": claims,
+            "Differs from the paper in": self.differs,
+            "Settings with known truth": [f"`{setting}`" for setting in self.settings],
+            "References": [reference.markdown() for reference in self.references],
+        }
+        blocks = [f"# {self.title}", " · ".join(facts), self.summary]
+        for heading, items in sections.items():
+            if items:
+                blocks += [f"## {heading}", "\n".join(f"- {item}" for item in items)]
+        return "\n\n".join(blocks) + "\n"
+
+
+def _check_fields(card: Reference | Claim | ModelCard) -> None:
+    """Texts that are not blank, and tuples where tuples are due: ("one") is a text, ("one",) a tuple."""
+    members = {"claims": Claim, "references": Reference}
+    for field in fields(card):
+        argument, value = f"{type(card).__name__}.{field.name}", getattr(card, field.name)
+        if isinstance(value, tuple):
+            kind = members.get(field.name, str)
+            for item in value:
+                if not isinstance(item, kind) or (isinstance(item, str) and not item.strip()):
+                    reject(argument, repr(item), f"a tuple of {kind.__name__}, none blank")
+            if kind is str and len(set(value)) < len(value):
+                reject(argument, value, "each name once")
+        elif str(field.type).startswith("tuple"):
+            reject(argument, f"{value!r} of type {type(value).__name__}", "a tuple, as in ('one',)")
+        elif field.type in (bool, int):
+            if type(value) is not field.type:
+                reject(argument, repr(value), f"{field.type.__name__}")
+        elif not isinstance(value, str) or not value.strip():
+            reject(argument, repr(value), "text that is not blank")
+
+
+def _enumerate(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,1 @@
+"""The constructive halves of theorems: tensors in, the start of a chain out."""

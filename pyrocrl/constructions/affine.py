@@ -1,0 +1,346 @@
+"""The affine map from features to the latents of a `LatentSEM`, by maximum likelihood: where decoders start.
+
+With y = A z invertible, log p(y | env) = log p(z | env) + log |det M|, z = M y + b. Directions in which environments
+differ give a first M, or `directions.search` does, where equations are linear and replaced; equations, M and b then
+climb the likelihood under many orders of the latents at once, and orders are improved by moving one latent at a time.
+Orders start from regressions. `bend` goes on where mixing is not affine.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from pyrocrl.constructions import contrastive, directions
+from pyrocrl.constructions.contrastive import Chart
+from pyrocrl.exact import linear_sem, orders
+from pyrocrl.parts.latent_sem import LatentSEM
+from pyrocrl.parts.nets import Residual
+
+FLOOR = 1e-3  # least observational variance, as a share of the mean one: data may have exactly low rank
+ROWS, LAST_ROWS = 1_200, 3_000  # of the search and of its end, in equal parts from each environment
+STARTS, STEPS, LAST_STEPS, LR = 8, 120, 400, 0.04
+FINALISTS = 8  # orders that are climbed to the end
+KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be, as quantiles of its control rows
+RIDGE = 1e-4  # of regressions
+ROUNDS = 8  # of moves of single latents
+LINEAR_STEPS, LINEAR_LR, NET_STEPS = 250, 0.01, 100  # of the map that a network bends
+SHARE, RIVALS = 0.1, 2  # of the rows, with which the search of the linear case begins; its starts beside the best one
+CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
+
+
+def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(unmixing (latent, feature), offset (latent,), loadings (feature, latent)): z = unmixing x + offset.
+
+    x: (rows, feature), columns of like scale; env: (rows,) integer codes, 0 observational. z has variance 1 over the
+    observational rows. Targets are those of `prior`; where they are unknown, the environments that differ most are
+    taken for targets of one latent each, and the others settled by evidence. `prior` is left at equations for z.
+    """
+    latents = prior.latents
+    control = x[env == 0]
+    cov = torch.cov(control.mT)
+    value, vector = torch.linalg.eigh(cov + FLOOR * cov.diagonal().mean() * torch.eye(len(cov)).to(cov))
+    root, back = (vector * value.rsqrt()) @ vector.mT, (vector * value.sqrt()) @ vector.mT
+    white = (x - control.mean(0)) @ root
+    change = _changes(white, env, prior.environments)  # (env, feature, feature)
+    # where environments do not move enough directions, principal components fill up
+    span = torch.linalg.eigh(change.sum(0) + 1e-4 * cov / value[-1]).eigenvectors[:, -latents:]  # (feature, latent)
+    y = white @ span
+    if prior.mechanism == "linear" and prior.intervention == "perfect" and latents <= orders.MAX_NODES:
+        matrix = _linear(y, env, prior, generator)
+    else:
+        matrix = torch.linalg.inv(_columns(span.mT @ change @ span, y, env, prior, generator))
+    matrix = matrix / matrix.norm(dim=1, keepdim=True)
+    prior.start(y @ matrix.mT, env)
+    matrix, shift = _search(y, env, matrix, prior, generator)
+    scale = (y[env == 0] @ matrix.mT).std(0)
+    matrix, shift = matrix / scale[:, None], shift / scale
+    prior.start(y @ matrix.mT + shift, env)
+    unmixing = matrix @ span.mT @ root
+    return unmixing, shift - unmixing @ control.mean(0), back @ span @ torch.linalg.inv(matrix)
+
+
+class Bent(Chart):
+    """h (`encoder`) and its inverse, the law of every environment that of a `LatentSEM` of known targets."""
+
+    normality, reconstruction, batch = 3.0, 1.0, 340
+
+    def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor, prior: LatentSEM, rows: int) -> None:
+        """share: (env,) of the `rows` rows."""
+        super().__init__(encoder, decoder, share)
+        self.sem, self.rows = prior, rows
+
+    def penalty(self) -> Tensor:
+        return -self.sem.log_prior_of_weights() / self.rows
+
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        envs = [torch.full_like(member[:, 0], e, dtype=torch.long) for e in range(member.shape[1])]
+        density = torch.stack([self.sem.log_prob(z, env) for env in envs], -1)
+        return density, torch.stack([self.sem.residuals(z, env) for env in envs])
+
+
+def bend(
+    x: Tensor, env: Tensor, encoder: Residual, decoder: nn.Module, prior: LatentSEM, generator: torch.Generator
+) -> None:
+    """Train h (`encoder`), from its linear start, to tell environments apart by the equations' densities: its linear
+    part first, for what a network bends before directions are right it does not bend back.
+
+    Log-odds between environments are the same for x as for its latents, whatever the mixing; residuals are to be normal
+    and `decoder` to give x back (see `contrastive`). `prior` goes from equations for the first latents to those of h.
+    """
+    known = _told(prior)
+    known.before.copy_(prior.before)
+    share = nn.functional.one_hot(env, prior.environments).to(x).mean(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        bent = Bent(encoder, decoder, share, known, len(x))
+        every = torch.arange(len(x), device=x.device)
+        encoder.linear.requires_grad_(True)
+        bent.train_on(x, env, every, LINEAR_STEPS, generator, LINEAR_LR)
+        encoder.net.requires_grad_(True)
+        bent.train_on(x, env, every, NET_STEPS, generator)
+        encoder.requires_grad_(False)
+    prior.start(encoder(x), env)
+
+
+def _changes(y: Tensor, env: Tensor, environments: int) -> Tensor:
+    """(env, d, d) how each environment moves and stretches y, which is white and centred over the observational rows:
+    mean mean' + |cov - control's cov|, less what chance alone would give."""
+    d, control = y.shape[1], int((env == 0).sum())
+    usual = torch.cov(y[env == 0].mT)  # 1, but for directions below the floor
+    out = [torch.zeros_like(usual)]
+    for e in range(1, environments):
+        own = y[env == e]
+        n = max(len(own), 1)
+        if n < 3:
+            out.append(torch.zeros_like(usual))
+            continue
+        mean = own.mean(0)
+        square = mean.square().sum()
+        moved = (1 - d * (1 / n + 1 / control) / square).clamp_min(0.0) * torch.outer(mean, mean)
+        value, vector = torch.linalg.eigh(torch.cov(own.mT) - usual)
+        edge = sum(2 * (d / m) ** 0.5 + d / m for m in (n, control))  # Marchenko & Pastur (1967)
+        out.append(moved + (vector * (value.abs() - edge).clamp_min(0.0)) @ vector.mT)
+    return torch.stack(out)
+
+
+def _rows(env: Tensor, environments: int, rows: int, generator: torch.Generator) -> Tensor:
+    """Positions of at most `rows` rows in all, as equal a number from each environment as there are."""
+    share = max(2, rows // environments)
+    parts = [torch.nonzero(env == e).flatten().cpu() for e in range(environments)]
+    picked = [p[torch.randperm(len(p), generator=generator)[:share]] for p in parts]
+    return torch.cat(picked).to(env.device)
+
+
+def _columns(change: Tensor, y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> Tensor:
+    """(d, latent) directions that the environments' changes (env, d, d) have first.
+
+    A shift moves the mean along its target's column of total effects, a change of variance stretches along it. Signs
+    are such that interventions raise their target. Targets without an environment of their own get random directions.
+    """
+    d = y.shape[1]
+    value, vector = torch.linalg.eigh(change)
+    directions = value[:, -1:].clamp_min(0.0).sqrt() * vector[:, :, -1]  # (env, d)
+    for e in range(1, len(directions)):
+        directions[e] *= torch.where((y[env == e] @ directions[e]).sum() < 0, -1.0, 1.0)
+    columns = 0.03 * torch.randn(d, d, generator=generator).to(y)
+    if prior.unknown:  # the environments that span most, one after another
+        rest = directions.clone()
+        for k in range(min(d, len(rest) - 1)):
+            e = int(rest.square().sum(1).argmax())
+            columns[:, k] += directions[e] / directions[e].norm().clamp_min(1e-9)
+            axis = rest[e] / rest[e].norm().clamp_min(1e-9)
+            rest = rest - (rest @ axis)[:, None] * axis
+        return columns
+    single = prior.target * (prior.target.sum(1, keepdim=True) == 1)
+    for k in range(d):
+        mean = single[:, k] @ directions
+        columns[:, k] += mean / mean.norm().clamp_min(1e-9)
+    return columns
+
+
+def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> Tensor:
+    """(latent, d) rows of the unmixing of most evidence where equations are linear and replaced (`linear_sem_lin`)."""
+    found = contrastive.moments(y, env, prior.target)
+    if prior.unknown:
+        found = found._replace(target=directions.cluster_targets(found))
+    candidates = directions.candidate_rows(found, generator)
+    pairs = linear_sem.target_pairs(found.target.cpu())
+
+    def objective_at(share: float) -> directions.Objective:
+        part = found._replace(count=share * found.count)
+        slices, total = linear_sem.slices(part, pairs), part.count.sum()
+        return lambda rows: linear_sem.log_marginal(rows, slices, total, prior.edge_probability)
+
+    return directions.search(objective_at, candidates, SHARE, RIVALS, 1, generator)[0].chart[:, 0].to(y)
+
+
+class _Affine(nn.Module):
+    """z = matrix y + shift under a `LatentSEM`; forward gives the negative log-likelihood a row."""
+
+    def __init__(self, prior: LatentSEM, matrix: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.sem = copy.deepcopy(prior)
+        self.matrix = nn.Parameter(matrix.clone())
+        self.shift = nn.Parameter(shift.clone())
+
+    def forward(self, y: Tensor, env: Tensor) -> Tensor:
+        log_prob = self.sem.log_prob(y @ self.matrix.mT + self.shift, env).mean()
+        weak = self.sem.log_prior_of_weights() - 0.005 * self.shift.square().sum()
+        return -weak / len(y) - log_prob - torch.linalg.slogdet(self.matrix).logabsdet
+
+
+def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: Tensor) -> _Affine:
+    """Least squares under an order of the latents (parents first), from rows `matrix` that may mix in parents.
+
+    z_c = y_c - sum_p v_p z_p is a latent if what is left of it follows its equation: y_c regressed on z_p and phi(z_p)
+    of all earlier latents, phi where the equation is the natural one, gives v and weights at once. A parent's zero,
+    where relu bends, is the one of KNOTS that leaves its children least.
+    """
+    z = y @ matrix.mT
+    matrix, shift = matrix.clone(), torch.zeros_like(matrix[:, 0])
+    natural = 1 - prior.target[env]  # (rows, latent)
+    nodes = order.tolist()
+
+    def regress(c: int, seen: list[int]) -> tuple[Tensor, Tensor]:
+        """(coefficients of z[seen] (seen,), residual variance) of z_c."""
+        own = torch.nn.functional.one_hot(env, prior.environments).to(z) * (1 - natural[:, c, None])
+        parts = [z[:, seen], natural[:, c, None], own]
+        link = prior.link(z[:, seen])
+        if prior.intervention in ("shift", "variance"):
+            parts.append(link)
+        else:
+            parts.append(link * natural[:, c, None])
+            if prior.intervention == "soft":
+                parts.extend(link * own[:, e, None] for e in range(prior.environments) if own[:, e].any())
+        design = torch.cat(parts, 1)
+        ridge = RIDGE * len(z) * torch.eye(design.shape[1]).to(z)
+        found = torch.linalg.solve(design.mT @ design + ridge, design.mT @ z[:, c])
+        return found[: len(seen)], (z[:, c] - design @ found).square().mean()
+
+    for place, k in enumerate(nodes):
+        if place:
+            mixed, _ = regress(k, nodes[:place])
+            z[:, k] -= z[:, nodes[:place]] @ mixed
+            matrix[k] -= mixed @ matrix[nodes[:place]]
+            shift[k] -= mixed @ shift[nodes[:place]]
+        if prior.mechanism == "relu" and place + 1 < len(nodes):
+            free, left = z[:, k].clone(), []
+            knots = free[env == 0].quantile(torch.tensor(KNOTS).to(z))
+            for knot in knots:
+                z[:, k] = free - knot
+                left.append(sum(regress(c, nodes[: place + 1])[1].log() for c in nodes[place + 1 :]))
+            knot = knots[int(torch.stack(left).argmin())]
+            z[:, k] = free - knot
+            shift[k] -= knot
+    out = _Affine(prior, matrix, shift)
+    out.sem.start(z, env, order)
+    return out
+
+
+State = dict[str, Tensor]
+
+
+def _search(
+    y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(matrix, shift) of the best order found: from random orders and the one `prior` has, then by moves."""
+    d = len(matrix)
+    few, more = (_rows(env, prior.environments, rows, generator) for rows in (ROWS, LAST_ROWS))
+    first = prior.before.sum(0).argsort()  # parents first
+    orders = [first, *(torch.randperm(d, generator=generator).to(first) for _ in range(STARTS - 1))]
+    known = _told(prior)
+    tried: dict[tuple[int, ...], float] = {}
+    best = first
+    for _ in range(0 if prior.absorbed else ROUNDS):
+        state, value = _climb(
+            [_regressed(y[few], env[few], matrix, known, order) for order in orders], y[few], env[few]
+        )
+        tried |= {tuple(order.tolist()): float(v) for order, v in zip(orders, value, strict=True)}
+        found = torch.tensor(min(tried, key=tried.__getitem__)).to(first)
+        orders = [order for order in _moves(found) if tuple(order.tolist()) not in tried]
+        if torch.equal(found, best) or not orders:
+            break
+        best = found
+    finalists = [torch.tensor(o).to(first) for o in sorted(tried, key=tried.__getitem__)[:FINALISTS]] or [first]
+    ends = [_regressed(y[more], env[more], matrix, known, order) for order in finalists]
+    climbed, value = _climb(ends, y[more], env[more], LAST_STEPS)
+    state = _at(climbed, int(value.argmin()))
+    for _ in range(d if prior.mechanism == "relu" else 0):  # turn latents over while that helps
+        same = [_with(copy.deepcopy(ends[int(value.argmin())]), state) for _ in range(d + 1)]
+        flips, values = _climb([same[d], *(_flipped(same[k], k) for k in range(d))], y[more], env[more])
+        found = int(values.argmin()) if float(values[0] - values.min()) > CLEAR else 0
+        state = _at(flips, found)
+        if found == 0:
+            break
+    return state["matrix"], state["shift"]
+
+
+def _told(prior: LatentSEM) -> LatentSEM:
+    """The same equations with the most probable targets as known ones."""
+    target = prior.hard_targets()
+    config = (prior.latents, prior.environments, target.tolist(), prior.intervention, prior.mechanism, prior.escapees)
+    out = LatentSEM(*config, prior.edge_probability).to(prior.weight)
+    for name, value in prior.named_parameters():
+        out.get_parameter(name).data.copy_(value)
+    return out
+
+
+def _moves(order: Tensor) -> list[Tensor]:
+    """Every order that moves one latent to another place, once each."""
+    found: dict[tuple[int, ...], None] = {}
+    nodes = order.tolist()
+    for i in range(len(nodes)):
+        for j in range(len(nodes)):
+            rest = nodes[:i] + nodes[i + 1 :]
+            found[(*rest[:j], nodes[i], *rest[j:])] = None
+    return [torch.tensor(one, device=order.device) for one in found if list(one) != nodes]
+
+
+def _with(one: _Affine, state: State) -> _Affine:
+    """Its parameters set to those of `state`; the order stays."""
+    for name, value in one.named_parameters():
+        value.data.copy_(state[name])
+    return one
+
+
+def _flipped(one: _Affine, k: int) -> _Affine:
+    """Latent k times -1; children z_c = .. + w relu(z_k) become z_c - w z_k = .. + w relu(-z_k)."""
+    with torch.no_grad():
+        weight = (one.sem.weight * one.sem.before)[k]
+        one.matrix -= weight[:, None] * one.matrix[k]
+        one.shift -= weight * one.shift[k]
+        for value in (one.matrix[k], one.shift[k], one.sem.intercept[k], one.sem.own_intercept[:, k]):
+            value.neg_()
+        one.sem.weight[:, k].neg_()
+        one.sem.own_weight[:, :, k].neg_()
+    return one
+
+
+def _climb(starts: list[_Affine], y: Tensor, env: Tensor, steps: int = STEPS) -> tuple[State, Tensor]:
+    """Adam on all starts at once; their parameters stacked, and negative log-likelihoods a row (start,)."""
+    skeleton = starts[0]
+    params, buffers = stack_module_state(starts)
+
+    def loss(p: State, b: State) -> Tensor:
+        return functional_call(skeleton, (p, b), (y, env))
+
+    with torch.enable_grad():
+        params = {k: v.detach().clone().requires_grad_() for k, v in params.items()}
+        optimiser = torch.optim.Adam(params.values(), lr=LR, betas=(0.9, 0.99))
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 0.05 * LR)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            vmap(loss)(params, buffers).sum().backward()
+            optimiser.step()
+            decay.step()
+    state = {k: v.detach() for k, v in params.items()}
+    value = vmap(loss)(state, buffers).detach()
+    return state, torch.where(value.isfinite(), value, torch.inf)
+
+
+def _at(state: State, index: int) -> State:
+    return {k: v[index] for k, v in state.items()}

@@ -1,0 +1,422 @@
+"""Latents behind a nonlinear mixing, from contrasts between environments: how chains of `linear_sem_nonlin` start.
+
+For perfect interventions on a linear Gaussian structural equation model the log-odds between an environment and the
+observational one are quadratic in the latents,
+
+    l_c(z) = sum_{k in targets of c} log N(z_k; m_ck, s_ck^2) - log N(z_k; a_k + sum_j z_j w[j, k], s_k^2),
+
+and so are the log-odds of a classifier of x, whatever the injective mixing (Buchholz et al. 2023, equation 5). Fitting
+h with l_c(h(x)) as logits is not enough: with w = 0 and s_ck = s_k, logits are linear in h, and h = l itself is as
+good a classifier as the latents are; and wrong graphs, signs and directions are local optima. Steps here:
+
+1. h starts at the leading principal components, and as an encoder that a decoder can undo (`Chart`); where targets are
+   unknown, at the log-odds between the two environments of each latent (`paired_start`), and the next step is left out;
+2. every class has a Gaussian law of its own, *without equations*, of the batch's moments: h minimises the
+   cross-entropy of these laws as a classifier, the distance between the law of residuals in every class and N(0, I),
+   and the error of x decoded from h. The loss does not change under affine maps of h, so that there are no graphs,
+   signs or permutations to be wrong about, and what has it at its least is affine in the latents;
+3. `affine` solves the linear case (`linear_sem.log_marginal`), `fitted` gives the equations, and both are put into the
+   networks, which then minimise the same loss with the law of the equations (`Contrast`): far fewer parameters for
+   the same rows;
+4. the third step again from its own result, while the loss on rows kept out of it falls: from a chart that is not yet
+   affine in the latents `affine` takes wrong directions and orders, and from a better one it mends them;
+5. `affine` once more.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
+
+from pyrocrl.constructions import directions
+from pyrocrl.constructions.optimise import LR, minimise
+from pyrocrl.exact import linear_sem, orders
+from pyrocrl.exact.regression import least_squares
+from pyrocrl.parts.nets import Residual
+
+BATCH = 170
+PRETRAIN = 0.25  # steps of the first step, in those of each later one
+ERROR = 0.06  # correlations that errors of h leave, in all environments alike and whatever the rows
+FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
+CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
+KEPT = 10  # one row in this many is kept out, to tell whether a round helped
+PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
+SLICES, LAST_SLICES = 32, 256  # directions along which residuals are compared with a normal law: in a step; at last
+SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
+NEGLIGIBLE = 0.05
+REGRESSED = 20_000  # rows, at most, of the regressions that tell which classes share a latent
+FREQUENCIES = torch.linspace(0.4, 2.8, 7)
+
+
+class Equations(NamedTuple):
+    """weight (..., parent, child), intercept and log_scale (..., latent) of the observational law; own_intercept and
+    own_log_scale (..., class, latent) of targets, class 0 being the observational one and not listed."""
+
+    weight: Tensor
+    intercept: Tensor
+    log_scale: Tensor
+    own_intercept: Tensor
+    own_log_scale: Tensor
+
+
+# -- equations and their laws ------------------------------------------------------------------------------------------
+
+
+def laws(equations: Equations, hit: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (..., class, latent) and covariance (..., class, latent, latent) of z, observational class first."""
+    hit = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
+    pad = (0, 0, 1, 0)
+    intercept, scale = equations.intercept[..., None, :], equations.log_scale.exp()[..., None, :]
+    own = torch.nn.functional.pad(equations.own_intercept, pad)
+    own_scale = torch.nn.functional.pad(equations.own_log_scale, pad).exp()
+    weight = equations.weight[..., None, :, :] * (1 - hit)[:, None, :]
+    return linear_sem.sem_moments(
+        linear_sem.LinearSEM(weight, torch.where(hit > 0, own, intercept), torch.where(hit > 0, own_scale, scale))
+    )
+
+
+def log_det_change(weight: Tensor, hit: Tensor) -> Tensor:
+    """(..., class) log det of I - w with the targets' parents cut, minus that of I - w: 0 without cycles."""
+    eye = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    cut = weight[..., None, :, :] * (1 - hit)[:, None, :]
+    return torch.linalg.slogdet(eye - cut).logabsdet - torch.linalg.slogdet(eye - weight).logabsdet[..., None]
+
+
+def fitted(environments: linear_sem.Environments) -> Equations:
+    """Least-squares equations of z under the most probable order; environment 0 is the observational one."""
+    target, latents = environments.target, environments.target.shape[1]
+    eye = torch.eye(latents, dtype=environments.cov.dtype, device=environments.cov.device)
+    slices = linear_sem.slices(environments, linear_sem.target_pairs(target.cpu()))
+    place = orders.best_order(linear_sem.mechanism_scores(eye, slices, 0.5)).argsort()
+    least = linear_sem.draw_mechanisms(eye, place[:, None] < place[None, :], slices, noisy=False)
+    own = environments.cov.diagonal(dim1=-2, dim2=-1).log() / 2
+    return Equations(
+        least.weight[:latents].mT,
+        least.intercept[:latents],
+        least.scale[:latents].log(),
+        environments.mean[1:],
+        own[1:],
+    )
+
+
+def affine(environments: linear_sem.Environments, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(unmixing (latent, latent), log-likelihood) of the linear case: rows that make y's law that of a graph.
+
+    They start as the theorem's candidates or those of the identity, whichever are likelier. Rows count as FEWER times
+    fewer: with all of them the objective takes errors of y for edges.
+    """
+    environments = environments._replace(count=(environments.count / FEWER).clamp_min(2.0))
+    root = directions.whitening(environments.pooled((environments.target.sum(1) == 0).to(environments.cov))[2])
+    white = environments.transform(root)
+    slices, total = linear_sem.slices(white, linear_sem.target_pairs(white.target.cpu())), white.count.sum()
+
+    def objective(rows: Tensor) -> Tensor:
+        return linear_sem.log_marginal(rows, slices, total, 0.5)
+
+    own = torch.linalg.inv(root)
+    own = own / own.norm(dim=-1, keepdim=True)
+    candidates = torch.cat([directions.candidate_rows(white, generator), own[:, None]], 1)
+    rivals, most = (2, 60) if len(root) <= CHEAP else (0, 10)
+    rows = directions.choose_rows(candidates, objective, rivals, generator)
+    best = directions.climb(objective, rows, most=most)[0]
+    return best.chart[:, 0] @ root, best.value
+
+
+# -- latents -----------------------------------------------------------------------------------------------------
+
+
+class Chart(nn.Module):
+    """h (`encoder`) and its inverse (`decoder`), with a Gaussian law of its own for every class.
+
+    normality, reconstruction: weights of the distance from a normal law, and of the mean squared error of the
+    standardised inputs. They are small here, for heavy ones hold h near its start. batch: rows a step, for each class.
+    """
+
+    normality, reconstruction, batch = 0.3, 0.1, BATCH
+    share: Tensor
+
+    def __init__(self, encoder: Residual, decoder: nn.Module, share: Tensor) -> None:
+        """share: (class,) of the rows."""
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("share", share.log())
+
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities (rows, class) but for constants, and the residuals (class, rows, latent), N(0, I) in their own
+        class. z: (rows, latent); member: (rows, class) one-hot."""
+        count = member.sum(0)
+        mean = member.mT @ z / count.clamp_min(1.0)[:, None]  # (class, latent)
+        apart = z - mean[:, None]  # (class, rows, latent)
+        scatter = (member.mT[:, None] * apart.mT) @ apart  # (class, latent, latent)
+        shared = scatter.sum(0) / len(z) + 1e-6 * torch.eye(z.shape[1]).to(z)
+        root = torch.linalg.cholesky((scatter + PSEUDO_ROWS * shared) / (count + PSEUDO_ROWS)[:, None, None])
+        residual = apart @ torch.linalg.inv(root).mT
+        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * residual.square().sum(-1).mT - log_det, residual
+
+    def penalty(self) -> Tensor:
+        """Minus the log prior of the law's parameters."""
+        return self.share.new_zeros(())
+
+    def terms(self, x: Tensor, group: Tensor, slices: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(cross-entropy, distance of the residuals from N(0, I), squared error of the inputs decoded from h).
+
+        x: (rows, inputs) of the classes `group` (rows,).
+
+        The distance: over random directions v, half of them with two non-zero coordinates, the squared difference of
+        the characteristic functions of v'r and N(0, 1) (Epps & Pulley 1983), class by class.
+        """
+        z = self.encoder(x)
+        rows, latents = z.shape
+        member = one_hot(group, len(self.share)).to(z)
+        density, residuals = self.law(z, member)
+        residual = residuals[group, torch.arange(rows, device=z.device)]
+        direction = torch.randn(latents, slices, device=z.device, dtype=z.dtype)
+        pairs = one_hot(torch.randint(latents, (2, slices // 2), device=z.device), latents).sum(0).clamp(max=1).mT
+        direction = torch.cat([direction[:, : slices // 2] * pairs, direction[:, slices // 2 :]], 1)
+        along = residual @ (direction / direction.norm(dim=0))
+        average = member / member.sum(0).clamp_min(1.0)
+        distance = z.new_zeros(())
+        for t in FREQUENCIES.tolist():
+            real, imaginary = average.mT @ (t * along).cos(), average.mT @ (t * along).sin()
+            gap = (real - math.exp(-0.5 * t * t)).square() + imaginary.square()
+            distance = distance + math.exp(-0.25 * t * t) * gap.mean()
+        return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
+
+    def loss(self, x: Tensor, group: Tensor, slices: int) -> Tensor:
+        """The weighted sum of the terms, and the penalty."""
+        entropy, distance, error = self.terms(x, group, slices)
+        return entropy + self.normality * distance + self.reconstruction * error + self.penalty()
+
+    def train_on(
+        self,
+        x: Tensor,
+        group: Tensor,
+        rows: Tensor,
+        steps: int,
+        generator: torch.Generator,
+        lr: float = LR,
+        heat: float = 1.0,
+    ) -> None:
+        """Minimise the loss over the rows at these positions, see `minimise`."""
+
+        def loss(pick: Tensor, _: float) -> Tensor:
+            return self.loss(x[pick], group[pick], SLICES)
+
+        minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr, heat)
+
+    @torch.no_grad()
+    def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
+        """h becomes unmixing h + offset, and the decoder still its inverse."""
+        inverse = torch.linalg.inv(unmixing)
+        self.encoder.followed_by(unmixing, offset)
+        for layer in (self.decoder.linear, self.decoder.net[0]):
+            layer.weight.copy_(layer.weight @ inverse)
+            layer.bias.sub_(layer.weight @ offset)
+
+
+class Contrast(Chart):
+    """A chart in which the law of every class is that of equations.
+
+    hit: (class - 1, latent), which latents each class but the observational one intervenes on.
+    """
+
+    normality, reconstruction = 3.0, 1.0
+    hit: Tensor
+
+    def __init__(self, encoder: Residual, decoder: Residual, share: Tensor, hit: Tensor, equations: Equations) -> None:
+        super().__init__(encoder, decoder, share)
+        for name, value in equations._asdict().items():
+            setattr(self, name, nn.Parameter(value.to(share)))
+        self.register_buffer("hit", hit.to(share))
+
+    def equations(self) -> Equations:
+        weight = self.weight * (1 - torch.eye(len(self.weight)).to(self.weight))
+        return Equations(weight, *(getattr(self, name) for name in Equations._fields[1:]))
+
+    def penalty(self) -> Tensor:
+        """A prior of few weights, in units of the noise: the same whatever the latents' scales."""
+        weight, _, log_scale, *_ = self.equations()
+        unit = weight * (log_scale[:, None] - log_scale).exp()
+        return SPARSITY * (unit / NEGLIGIBLE).square().log1p().sum()
+
+    def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        equations = self.equations()
+        natural = (z - equations.intercept - z @ equations.weight) / equations.log_scale.exp()  # (rows, latent)
+        own = (z - equations.own_intercept[:, None]) / equations.own_log_scale.exp()[:, None]  # (class - 1, rows, ..)
+        change = 0.5 * (natural.square() - own.square()) + (equations.log_scale - equations.own_log_scale)[:, None]
+        odds = (self.hit[:, None] * change).sum(-1).mT + log_det_change(equations.weight, self.hit)
+        residual = torch.cat([natural[None], torch.where(self.hit[:, None] > 0, own, natural)])
+        return torch.cat([torch.zeros_like(odds[:, :1]), odds], 1), residual
+
+
+class Plan(NamedTuple):
+    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
+    optimisation, from one round to the next."""
+
+    layers: int = 3
+    rounds: int = 5
+    normality: float = Contrast.normality
+    cooling: float = 1.0
+
+
+PLAN = Plan()
+
+
+def construct(
+    x: Tensor,
+    env: Tensor,
+    target: Tensor,
+    width: int,
+    steps: int,
+    generator: torch.Generator,
+    hypotheses: Sequence[Tensor] = (),
+    plan: Plan = PLAN,
+) -> tuple[Residual, Tensor]:
+    """(h, unmixing): z = unmixing h(x), by the five steps of this file.
+
+    x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
+    the third. hypotheses: of targets, where they are unknown, environment 0 is observational and every latent has two
+    others; `target` is then only the shape of one of them.
+    Networks draw their weights from torch's global generator, whose state is restored.
+    """
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _construct(x, env, target, width, steps, generator, hypotheses, plan)
+
+
+def _construct(
+    x: Tensor,
+    env: Tensor,
+    target: Tensor,
+    width: int,
+    steps: int,
+    generator: torch.Generator,
+    hypotheses: Sequence[Tensor],
+    plan: Plan,
+) -> tuple[Residual, Tensor]:
+    changed = torch.nonzero(target.sum(1) > 0).flatten()
+    group = torch.zeros_like(env)
+    for position, e in enumerate(changed.tolist()):
+        group[env == e] = position + 1
+    hit, latents = target[changed], target.shape[1]
+    target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
+    share = one_hot(group, len(target)).to(x).mean(0)
+    mixed = torch.randperm(len(x), generator=generator).to(x.device)
+    out = max(1, len(x) // KEPT)
+    kept, rows = mixed[:out], mixed[out:]
+    encoder = Residual(x.shape[1], len(target) if hypotheses else latents, width, plan.layers).to(x)
+    decoder = Residual(latents, x.shape[1], width).to(x)
+    if hypotheses:
+        paired_start(encoder, x, group, rows, steps, hypotheses, generator)
+        with torch.no_grad():
+            h = moments(encoder(x), group, target)
+            fits = [affine(h._replace(target=one.double()), generator)[1] for one in hypotheses]
+        target = hypotheses[int(torch.stack(fits).argmax())].to(target)
+        hit = target[1:]
+    else:
+        linear_start(encoder, decoder, x)
+    chart = Chart(encoder, decoder, share)
+
+    def error(pick: Tensor, _: float) -> Tensor:
+        return mse_loss(decoder(encoder(x[pick])), x[pick])
+
+    first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
+    minimise(first, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
+    if not hypotheses:
+        chart.train_on(x, group, rows, steps, generator)
+    best, least = copy.deepcopy(encoder), math.inf
+    for turn in range(plan.rounds):
+        with torch.no_grad():
+            found = moments(encoder(x), group, target)
+            unmixing, _ = affine(found, generator)
+            _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
+            sd = cov.diagonal().sqrt()
+            chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
+            equations = fitted(moments(encoder(x), group, target))
+        contrast = Contrast(encoder, decoder, share, hit, equations)
+        contrast.normality = plan.normality
+        contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
+        with torch.no_grad():
+            reached = float(contrast.loss(x[kept], group[kept], LAST_SLICES))
+        if not reached < least:
+            break
+        best, least = copy.deepcopy(encoder), reached
+    with torch.no_grad():
+        return best, affine(moments(best(x), group, target), generator)[0]
+
+
+@torch.no_grad()
+def linear_start(encoder: Residual, decoder: Residual, x: Tensor) -> None:
+    """The leading principal components of x with variance 1, and the linear map back."""
+    value, vector = torch.linalg.eigh(torch.cov(x.mT.double()))
+    value, vector = (part[..., -encoder.linear.out_features :] for part in (value, vector))
+    sd = value.clamp_min(1e-6 * float(value[-1])).sqrt()
+    encoder.near((vector / sd).mT)
+    decoder.near(vector * sd)
+
+
+def paired_start(
+    encoder: Residual,
+    x: Tensor,
+    group: Tensor,
+    rows: Tensor,
+    steps: int,
+    hypotheses: Sequence[Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Let an encoder with an output a class become h, the log-odds between the two classes of each latent.
+
+    Those between two perfect interventions on z_k depend on z_k alone, whatever the mixing (von Kuegelgen et al. 2023,
+    section 4), and linearly where only the mean differs; then all other log-odds are quadratic in them. So h is that of
+    the hypothesis whose log-odds leave least of all others to a quadratic regression. A start only: where variances
+    differ it may be wrong, and the evidence of h's moments decides.
+    """
+    classes = encoder.linear.out_features
+    encoder.constant(0.0)
+
+    def loss(pick: Tensor, _: float) -> Tensor:
+        return cross_entropy(encoder(x[pick]), group[pick])
+
+    minimise(encoder, loss, rows, steps, BATCH * classes, generator)
+    with torch.no_grad():
+        logits = encoder(x[rows[:REGRESSED]]).double()
+        odds = logits[:, 1:] - logits[:, :1]
+        left = []
+        for target in hypotheses:
+            r = logits @ _between(target).mT.to(logits)
+            r = (r - r.mean(0)) / r.std(0)
+            pairs = torch.combinations(torch.arange(r.shape[1]), with_replacement=True)
+            design = torch.cat([torch.ones_like(r[:, :1]), r, r[:, pairs[:, 0]] * r[:, pairs[:, 1]]], 1)
+            left.append((odds - design @ least_squares(design, odds)).square().sum())
+        contrast = _between(hypotheses[int(torch.stack(left).argmin())]).to(logits)
+        r = logits @ contrast.mT
+        sd = r.std(0)
+        encoder.followed_by((contrast / sd[:, None]).to(x), (-r.mean(0) / sd).to(x))
+
+
+def _between(target: Tensor) -> Tensor:
+    """(latent, class) 1 and -1 for the two classes of each latent."""
+    out = torch.zeros_like(target).mT
+    for k, column in enumerate(target.mT):
+        first, second = torch.nonzero(column).flatten().tolist()
+        out[k, first], out[k, second] = 1.0, -1.0
+    return out
+
+
+def moments(z: Tensor, group: Tensor, target: Tensor) -> linear_sem.Environments:
+    """Statistics of rows z (rows, latent) in each environment, float64."""
+    parts = [z[group == c].double() for c in range(len(target))]
+    return linear_sem.Environments(
+        torch.tensor([float(len(part)) for part in parts], dtype=torch.float64, device=z.device),
+        torch.stack([part.mean(0) for part in parts]),
+        torch.stack([torch.cov(part.mT, correction=0).reshape(z.shape[1], z.shape[1]) for part in parts]),
+        target.double(),
+    )

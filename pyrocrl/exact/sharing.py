@@ -1,0 +1,51 @@
+"""Sums over which environments share a mechanism: the others have one of their own.
+
+A mechanism is a node's law given its parents. Environments that share it are scored together (`pooled`), each that
+differs alone (`own`); which ones differ is a subset of the environments, and all subsets are summed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyrocrl.exact import orders
+
+MAX_ENVIRONMENTS = 10  # 2**10 subsets for each node and parent set
+
+
+@lru_cache(maxsize=16)
+def subsets(environments: int, reference: bool) -> Tensor:
+    """(subset, env) in {0, 1}, which environments differ; with `reference`, environment 0 never does."""
+    table = (torch.arange(2**environments)[:, None] >> torch.arange(environments)) & 1
+    return (table[table[:, 0] == 0] if reference else table).double()
+
+
+def log_joint(pooled: Tensor, own: Tensor, differs: Tensor) -> Tensor:
+    """(..., subset) log evidence of all rows for each subset of environments that differ.
+
+    pooled: (..., subset) of the environments that share, together; own: (..., env) of each alone; differs: (subset,
+    env) as `subsets` gives it.
+    """
+    return pooled + own @ differs.mT
+
+
+def log_prior(logit: Tensor, differs: Tensor, reference: bool) -> Tensor:
+    """(subset,) log prior: every environment but the reference differs with log odds `logit` (), independently."""
+    count = differs.sum(-1)
+    free = differs.shape[-1] - int(reference)
+    return count * logsigmoid(logit) + (free - count) * logsigmoid(-logit)
+
+
+def target_probabilities(sets: Tensor, given_set: Tensor, differs: Tensor) -> Tensor:
+    """(env, node) probability that each environment differs, graphs summed out.
+
+    sets: (node, set) log score of each set of parents; given_set: (node, set, subset) log score of each subset given
+    the set, up to a constant; differs: (subset, env).
+    """
+    probability = orders.parent_set_probabilities(sets)
+    subset = torch.einsum("ks,ksg->kg", probability, given_set.softmax(-1))
+    return (subset @ differs).mT.clamp(0.0, 1.0)  # rounding may exceed 1

@@ -1,0 +1,530 @@
+"""`Fit`, what a fit leaves: the chains, their alignment and weights, and draws as an `xarray.DataTree`."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from scipy.special import logsumexp
+from torch import Tensor
+
+from pyrocrl.claims.indeterminacy import Alignment
+from pyrocrl.data import Batch, Data
+from pyrocrl.errors import one_of, reject
+from pyrocrl.infer import checkpoint
+from pyrocrl.infer.chains import Chains, mix
+from pyrocrl.infer.elbo import elbo, is_local, latent_values
+from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.program import LATENT_DIMS, Program, Site, check_whole
+
+MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
+MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
+READ_CELLS = 8_000_000  # entries of x read at once
+ANCHOR_ROWS = 2_000  # rows on which chains are aligned
+Z = Site(("data", "latent"), {"latent": "point"})
+
+
+class Fit:
+    """Fitted chains of one program, aligned by what the model's claim leaves free.
+
+    `chains` stacked parameters; `kept` the chains that stayed finite; `held_out` (chain, row) the held-out
+    objective; `history` (check, 1 + chain) epoch and held-out objective; `names` coordinates of the axes;
+    `meta` seed, recipe, seconds. The reference chain is the one with the highest held-out objective.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        chains: Chains,
+        kept: list[int],
+        held_out: Tensor,
+        history: np.ndarray,
+        names: dict[str, list[str]],
+        meta: dict[str, Any],
+        data: Data | None = None,
+        anchor: np.ndarray | None = None,
+    ) -> None:
+        self.program, self.chains, self.kept = program, chains, kept
+        self.held_out, self.history, self.names, self.meta = held_out, history, names, meta
+        self.data = data
+        if anchor is None:
+            assert data is not None
+            rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, ANCHOR_ROWS)).astype(int))
+            anchor = self.chain_latents(data.rows_at(rows))
+        self.anchor = anchor
+
+    def __repr__(self) -> str:
+        seconds = self.meta.get("seconds", 0.0)
+        return (
+            f"Fit({self.program.card.name}: {self.chains.count} chains, {self.meta['epochs']} epochs, "
+            f"{seconds:.0f} s, best held-out objective {self.scores.max():.4g} a row)"
+        )
+
+    @staticmethod
+    def names_of(data: Data, program: Program) -> dict[str, list[str]]:
+        latents = [f"latent_{k}" for k in range(program.config.get("latents", 0))]
+        return {
+            "feature": list(data.feature_names),
+            "env": list(data.env_names),
+            "batch": list(data.batch_names),
+            "latent": latents,
+            "parent": latents,
+            "child": latents,
+        }
+
+    # -- chains: order, weight, alignment ----------------------------------------------------------------------
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(chain,) held-out objective, nats a row."""
+        return self.held_out.mean(1).numpy()
+
+    @property
+    def reference(self) -> int:
+        """The chain with the highest held-out objective."""
+        return int(np.argmax(self.scores))
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """(chain,) stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018)."""
+        return stacking_weights(self.held_out.numpy())
+
+    @cached_property
+    def alignments(self) -> list[Alignment]:
+        """For each chain the element of the claim's group that brings it nearest to the reference chain."""
+        group = self.program.group
+        return [group.align(z, self.anchor[self.reference]) for z in self.anchor]
+
+    def programs(self) -> list[Program]:
+        """One program per chain, each with its own parameters."""
+        return [self.chains.chain(c) for c in range(self.chains.count)]
+
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    def chain_latents(self, data: Data) -> np.ndarray:
+        """(chain, data, latent) posterior means, each chain in its own order and units."""
+        data = self.coded(data)
+        self.program.check(data)
+        step = max(1, READ_CELLS // data.features)
+        parts = []
+        for start in range(0, data.rows, step):
+            rows = data.rows_at(np.arange(start, min(start + step, data.rows)))
+            batch = self.batch_of(rows)
+            with torch.no_grad():
+                parts.append(np.stack([p.latents(batch).double().cpu().numpy() for p in self.programs()]))
+        return np.concatenate(parts, 1)
+
+    def latents(self, data: Data | None = None) -> np.ndarray:
+        """(data, latent) posterior mean, stacked over the aligned chains; any `Data` with the same features."""
+        own = self.chain_latents(self._data(data))
+        aligned = np.stack([a.apply(z) for a, z in zip(self.alignments, own, strict=True)])
+        return np.einsum("c,cdl->dl", self.weights, aligned)
+
+    def mask(self) -> np.ndarray | None:
+        """(feature, latent) inclusion probabilities, averaged over the aligned chains by their weights."""
+        return self._average(Program.mask)
+
+    def graph(self) -> np.ndarray | None:
+        """(parent, child) edge probabilities, averaged over the aligned chains by their weights."""
+        return self._average(Program.graph)
+
+    def targets(self) -> np.ndarray | None:
+        """(env, latent) probabilities that an environment intervenes on a latent, where the model infers them."""
+        return self._average(Program.targets_matrix)
+
+    def chain_values(self, name: str) -> np.ndarray | None:
+        """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
+        axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
+        with torch.no_grad():
+            own = [getattr(p, name)() for p in self.programs()]
+        if any(v is None for v in own) or self.program.group.mixes:
+            return None
+        return np.stack([a.act(v.double().cpu().numpy(), axes) for a, v in zip(self.alignments, own, strict=True)])
+
+    def _average(self, method: Callable) -> np.ndarray | None:
+        values = self.chain_values(method.__name__)
+        return None if values is None else np.clip(np.einsum("c,cab->ab", self.weights, values), 0.0, 1.0)
+
+    def held_out_objective(self, data: Data, *, seed: int = 0) -> np.ndarray:
+        """(row,) log-density of new rows under the chains by their weights, or its lower bound where latents are not
+        integrated out; nats."""
+        data = self.coded(data)
+        self.program.check(data)
+        with pyro.validation_enabled(False), np.errstate(divide="ignore"):
+            each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
+            return logsumexp(each + np.log(self.weights)[:, None], axis=0)
+
+    # -- draws -------------------------------------------------------------------------------------------------
+
+    def posterior(
+        self,
+        draws: int = 200,
+        data: Data | None = None,
+        *,
+        thin: int | None = None,
+        predictive: bool = True,
+        seed: int = 0,
+    ) -> xr.DataTree:
+        """Draws from every chain, aligned, as groups posterior, posterior_predictive, log_likelihood,
+        sample_stats, observed_data and constant_data.
+
+        z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child)
+        in {0, 1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i,
+        .) of each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what
+        has a data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means
+        of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
+        coordinate tells which rows it holds.
+        """
+        check_whole("draws", draws, 1)
+        data = self._data(data)
+        total = draws * self.chains.count
+        if thin is None:
+            thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
+        check_whole("thin", thin, 1)
+        rows = np.arange(0, data.rows, thin)
+        shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
+        batch = self.batch_of(data.rows_at(rows)).annealed()
+        groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
+        stats: list[list[float]] = []
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            for chain, program in enumerate(self.programs()):
+                torch.manual_seed(mix(seed, self.meta["seed"], chain, 23))
+                lp = []
+                collected: dict[str, dict[str, list]] = {g: {} for g in groups}
+                for _ in range(draws):
+                    one = _draw(program, batch, shown if predictive else None)
+                    lp.append(one.pop("lp"))
+                    for group, values in one.items():
+                        for name, value in values.items():
+                            collected[group].setdefault(name, []).append(value)
+                stats.append(lp)
+                for group, values in collected.items():
+                    for name, value in values.items():
+                        stack = self._align_site(np.stack(value), name, chain)
+                        groups[group].setdefault(name, []).append(stack)
+        coords = self._coords(rows, draws)
+        tree = {
+            g: self._dataset(
+                {n: np.stack(v) for n, v in values.items()},
+                coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
+            )
+            for g, values in groups.items()
+        }
+        if not predictive:
+            del tree["posterior_predictive"], tree["log_likelihood"]
+        tree["sample_stats"] = xr.Dataset(
+            {
+                "lp": (("chain", "draw"), np.asarray(stats)),
+                "held_out": (("chain",), self.scores),
+                "chain_weight": (("chain",), self.weights),
+            },
+            coords={k: coords[k] for k in ("chain", "draw")},
+        )
+        tree["observed_data"] = xr.Dataset(
+            {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}
+        )
+        constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
+        if thin > 1:  # draws of some rows, yet the means of all
+            constant["latent_mean"] = (("row", "latent"), self.latents(data))
+            constant["row_env"] = (("row",), data.env_labels())
+        if data.size_factor is not None:
+            constant["size_factor"] = ("data", data.size_factor[rows])
+        tree["constant_data"] = xr.Dataset(constant, coords={"data": rows, "latent": self.names["latent"]})
+        out = xr.DataTree.from_dict(tree)
+        out.attrs |= {
+            "model": self.program.card.name,
+            "thin": int(thin),
+            "up_to": ", ".join(self.program.latents_up_to) or "exact",
+            "created_by": "pyrocrl",
+        }
+        return out
+
+    def prior(self, draws: int = 200, data: Data | None = None, *, seed: int = 0) -> xr.DataTree:
+        """Draws of every site from the model's prior (groups prior, prior_predictive) for the rows of `data`.
+
+        Trained constants, such as a decoder's weights, are those of the reference chain.
+        """
+        data = self._data(data)
+        batch = self.batch_of(data).annealed()
+        program = self.programs()[self.reference]
+        sites: dict[str, list] = {}
+        observed: set[str] = set()
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            torch.manual_seed(mix(seed, 29))
+            for name, site in pyro.poutine.trace(program.model).get_trace(batch).nodes.items():
+                if site["type"] == "sample" and site["is_observed"]:
+                    observed.add(name)
+            story = pyro.poutine.uncondition(program.model)
+            for _ in range(draws):
+                trace = pyro.poutine.trace(story).get_trace(batch)
+                for name in trace.stochastic_nodes:
+                    if type(trace.nodes[name]["fn"]).__name__ != "_Subsample":
+                        sites.setdefault(name, []).append(trace.nodes[name]["value"].double().cpu().numpy())
+        coords = self._coords(np.arange(data.rows), draws) | {"chain": [0]}
+        one = {n: np.stack(v)[None] for n, v in sites.items()}
+        return xr.DataTree.from_dict(
+            {
+                "prior": self._dataset({n: v for n, v in one.items() if n not in observed}, coords),
+                "prior_predictive": self._dataset({n: v for n, v in one.items() if n in observed}, coords),
+            }
+        )
+
+    def do(
+        self,
+        data: Data | None,
+        values: Mapping[str, float] | None = None,
+        *,
+        environments: Sequence[str] = (),
+        draws: int = 200,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Draws under interventions: z (chain, draw, latent) and the mean of x (chain, draw, feature).
+
+        `values` sets latents: it maps names such as "latent_2" to values in the units of `fit.latents`, by ChiRho's
+        `do` on the named sites of the model, so what is not downstream keeps its distribution. `environments` names
+        environments whose interventions are applied together to the observational equations, be they a combination
+        never seen; a latent set by `values` stays set. Rows' covariates (size factor, batch) are drawn from `data`.
+        Raises InputError for unknown names, and for environments where the model does not say what they change.
+        """
+        from chirho.interventional.handlers import do
+
+        data = self._data(data)
+        values = {} if values is None else values
+        if not isinstance(values, Mapping) or not (values or environments):
+            reject("values", repr(values), "a mapping of latent names to values, such as {'latent_0': 1.5}")
+        for name, value in values.items():
+            one_of("values", name, self.names["latent"])
+            if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+                reject(f"values[{name!r}]", repr(value), "a finite number")
+        if isinstance(environments, str) or len(set(environments)) < len(environments):
+            reject("environments", repr(environments), "a list of names, each once")
+        for name in environments:
+            one_of("environments", name, self.names["env"])
+        places = [self.names["env"].index(name) for name in environments]
+        check_whole("draws", draws, 1)
+        if values and self.program.group.mixes:
+            free = ", ".join(self.program.latents_up_to)
+            reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")
+        rows = np.random.default_rng(seed).integers(0, data.rows, draws)
+        batch = self.batch_of(data.rows_at(rows)).annealed()
+        z_out, x_out = [], []
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            for chain, (program, a) in enumerate(zip(self.programs(), self.alignments, strict=True)):
+                torch.manual_seed(mix(seed, chain, 31))
+                actions = {}
+                for name, value in values.items():
+                    k = self.names["latent"].index(name)
+                    own = (float(value) - a.shift[k]) / a.scale[k]
+                    actions[f"z_{a.permutation[k]}"] = torch.full((1,), own, dtype=batch.dtype, device=batch.device)
+                # one posterior draw of the global sites for each interventional draw
+                z_draws, x_draws = [], []
+                for draw in range(draws):
+                    row = batch.take(torch.tensor([draw], device=batch.device)).whole()
+                    sites = global_sites(program, row)
+                    with do(actions=actions):
+                        z = program.prior_latents(row, sites, envs=places)
+                    conditioned = pyro.poutine.condition(program.decode, data=sites)
+                    z_draws.append(z[0])
+                    x_draws.append(conditioned(z, row)[0])
+                z_out.append(a.apply(torch.stack(z_draws).double().cpu().numpy()))
+                x_out.append(torch.stack(x_draws).double().cpu().numpy())
+        return xr.Dataset(
+            {
+                "z": (("chain", "draw", "latent"), np.stack(z_out)),
+                "x": (("chain", "draw", "feature"), np.stack(x_out)),
+            },
+            coords={
+                "chain": np.arange(self.chains.count),
+                "draw": np.arange(draws),
+                "latent": self.names["latent"],
+                "feature": self.names["feature"],
+            },
+            attrs={"do": ", ".join([*environments, *(f"{k}={v:g}" for k, v in values.items())])},
+        )
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fit (a folder gets checkpoint.safetensors) without pickle; `pyrocrl.load` reads it back."""
+        path = Path(path)
+        if path.is_dir() or not path.suffix:
+            path = path / "checkpoint.safetensors"
+        state = {**self.chains.params, **self.chains.buffers}
+        tensors = {f"state.{k}": v.detach().cpu() for k, v in state.items()}
+        tensors |= {
+            "held_out": self.held_out,
+            "history": torch.as_tensor(self.history),
+            "anchor": torch.as_tensor(np.ascontiguousarray(self.anchor)),
+        }
+        header = {
+            "finished": True,
+            "model": self.program.card.name,
+            "module": type(self.program).__module__,
+            "class": type(self.program).__qualname__,
+            "config": self.program.config,
+            "params": list(self.chains.params),
+            "kept": self.kept,
+            "names": self.names,
+            "meta": self.meta,
+            "batched": self.chains.batched,
+            "digest": checkpoint.digest(tensors),
+        }
+        return checkpoint.write(path, tensors, header)
+
+    @classmethod
+    def restore(cls, path: str | Path, find: Callable[[dict], type[Program]], data: Data | None = None) -> Fit:
+        """Read what `save` wrote; `find` gives the program's class for the file's header."""
+        tensors, header = checkpoint.read(path)
+        if not header.get("finished"):
+            reject("path", f"an interrupted fit ({path})", "a finished fit; go on with resume=True")
+        program = find(header)(**header["config"])
+        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+        expected = {k: tuple(v.shape) for k, v in program.state_dict().items()}
+        found = {k: tuple(v.shape[1:]) for k, v in state.items()}
+        if expected != found:
+            odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            reject("path", f"{path}, which does not fit {program.card.name} ({odd[0]} differs)", "its own checkpoint")
+        names = set(header["params"])
+        chains = Chains(
+            program,
+            {k: v for k, v in state.items() if k in names},
+            {k: v for k, v in state.items() if k not in names},
+        )
+        chains.batched = header["batched"]
+        return cls(
+            program,
+            chains,
+            header["kept"],
+            tensors["held_out"],
+            tensors["history"].numpy(),
+            header["names"],
+            header["meta"],
+            data,
+            tensors["anchor"].numpy(),
+        )
+
+    # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _data(self, data: Data | None) -> Data:
+        if data is None and self.data is None:
+            reject("data", "None for a fit read from a file", "the Data it was fitted to, or new rows")
+        data = data or self.data
+        assert data is not None
+        if not isinstance(data, Data):
+            reject("data", f"a {type(data).__name__}", "a pyrocrl.Data")
+        return self.coded(data)
+
+    def coded(self, data: Data) -> Data:
+        """With environments and batches as they were coded in the fit, where the program reads them.
+
+        Raises InputError for environments or batches that were not fitted.
+        """
+        envs = self.names["env"] if self.program.card.needs_env else None
+        batches = self.names.get("batch") if self.program.config.get("batches", 1) > 1 else None
+        return data.coded_as(envs, batches)
+
+    def batch_of(self, data: Data) -> Batch:
+        """All rows of `data` as the tensors this fit's programs take, on their device; see `coded`."""
+        data = self.coded(data)
+        first = next(v for v in {**self.chains.params, **self.chains.buffers}.values() if v.is_floating_point())
+        moments = not self.program.uses_rows
+        return data.tensors(first.device, first.dtype, moments=moments).whole()
+
+    def _align_site(self, value: np.ndarray, name: str, chain: int) -> np.ndarray:
+        """(draw, ...) values of a site brought to the reference chain's order and units."""
+        site = self._site(name)
+        axes = {axis + 1: site.scales.get(dim, 0) for axis, dim in enumerate(site.dims) if dim in LATENT_DIMS}
+        known = (1, -1, "point")
+        if not axes or (self.program.group.mixes and any(how not in known for how in axes.values())):
+            return value
+        return self.alignments[chain].act(value, axes)
+
+    def _site(self, name: str) -> Site:
+        return self.program.sites.get(name, Z if name == "z" else Site(()))
+
+    def _coords(self, rows: np.ndarray, draws: int) -> dict[str, Any]:
+        return {
+            "chain": np.arange(self.chains.count),
+            "draw": np.arange(draws),
+            "data": rows,
+            **self.names,
+        }
+
+    def _dataset(self, values: dict[str, np.ndarray], coords: dict[str, Any]) -> xr.Dataset:
+        variables = {}
+        for name, value in values.items():
+            dims = {"x": ("data", "feature"), "row": ("data",)}.get(name, self._site(name).dims)
+            if name == "x" and value.ndim == 3:
+                dims = ("data",)
+            if len(dims) != value.ndim - 2:
+                dims = tuple(f"{name}_dim_{i}" for i in range(value.ndim - 2))
+            kind = value.astype(np.int8) if self._site(name).discrete else value
+            variables[name] = (("chain", "draw", *dims), kind)
+        used = {d for dims, _ in variables.values() for d in dims}
+        return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
+
+
+def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
+    """One posterior draw of one chain: sites, log p - log q and, unless `shown` is None, the rows' log-likelihood and
+    a predictive draw of x in the rows `shown`."""
+    guide = pyro.poutine.trace(program.guide).get_trace(batch)
+    sites = latent_values(guide)
+    more = program.posterior_sites(batch, sites)
+    host = {k: v.cpu().numpy() for k, v in (sites | more).items()}
+    out: dict[str, Any] = {"posterior": host, "lp": float(elbo(program, batch))}
+    if shown is not None:
+        x, log_likelihood = program.predict(batch, sites | more)
+        out["posterior_predictive"] = {"x": x[shown].cpu().numpy()}
+        out["log_likelihood"] = {"x": log_likelihood.cpu().numpy()}
+    return out
+
+
+def global_sites(program: Program, batch: Batch) -> dict[str, Tensor]:
+    """One posterior draw of the sites outside the data plate."""
+    guide = pyro.poutine.trace(program.guide).get_trace(batch)
+    sites = {
+        name: site["value"]
+        for name, site in guide.nodes.items()
+        if site["type"] == "sample" and not is_local(site) and type(site["fn"]).__name__ != "_Subsample"
+    }
+    return sites | program.posterior_sites(batch, sites)
+
+
+def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
+    """(chain,) weights w that maximise sum_i log sum_c w_c exp(log_density[c, i]), by expectation-maximisation."""
+    chains = log_density.shape[0]
+    density = np.exp(log_density - log_density.max(0))
+    weights = np.full(chains, 1.0 / chains)
+    for _ in range(steps):
+        share = weights[:, None] * density
+        new = (share / share.sum(0)).mean(1)
+        done = np.abs(new - weights).max() < 1e-6
+        weights = new
+        if done:
+            break
+    return weights
+
+
+def to_arviz(tree: xr.DataTree) -> Any:
+    """The tree as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an `InferenceData`."""
+    arviz = import_arviz()
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return tree
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return arviz.from_datatree(tree)
+
+
+def import_arviz() -> Any:
+    """ArviZ, without the notice of its coming rewrite that 0.23 prints at import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return importlib.import_module("arviz")

@@ -1,0 +1,423 @@
+"""`pyrocrl reproduce`: a model's figures on its published settings, every seed shown, baselines beside.
+
+A study draws a setting with a seed, keeps part of each environment's rows out of the fit, fits the model with its
+own defaults, and scores the rows that were kept out. The results file holds every seed's metrics with seconds,
+versions and the commit; it is rewritten after each seed, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from pyrocrl import zoo
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.io import write_json
+from pyrocrl.judge.diagnose import diagnose
+from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
+from pyrocrl.lab import run
+from pyrocrl.lab.listed import STUDIES, Study
+from pyrocrl.program import Program
+
+# what a printed table shows, where a study has it; the file holds every metric
+COLUMNS = (
+    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse"),
+    *("mask_f1", "surplus_pip", "targets_right"),
+    *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
+    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "action_error"),
+    *("agreement", "graphs_differ", "other_mcc", "escaped_auroc", "escaped_share"),
+    *("action_error_best", "action_ratio", "action_coverage", "chain_agreement", "cpu_seconds"),
+)
+
+
+def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
+    """A model's studies: those listed here, or its card's settings as they are.
+
+    Raises InputError for unknown models, and for settings that the model has no study of.
+    """
+    card = zoo.get(model).card
+    found = STUDIES.get(model) or tuple(Study(name) for name in card.settings)
+    if setting is not None:
+        allowed = sorted({study.setting for study in found})
+        if setting not in allowed:
+            reject("setting", repr(setting), ", ".join(allowed) or f"nothing: {model} has no settings")
+        found = tuple(study for study in found if study.setting == setting)
+    if not found:
+        reject("model", repr(model), "a model whose card names settings")
+    return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "0:8" (0 to 7), "3" or "0,2,5". Raises InputError for anything else."""
+    try:
+        if ":" in text:
+            start, stop = (int(part) for part in text.split(":"))
+            seeds = list(range(start, stop))
+        else:
+            seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        reject("seeds", repr(text), "such as 0:8 (0 to 7), 3 or 0,2,5")
+    return seeds
+
+
+def run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
+    """Fit and score one seed with one thread; a fit that fails is a row as well, with its reason."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        try:
+            return _run_seed(model, study, seed)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
+    train, test = study.draw(seed)
+    program = zoo.build(model, train, **study.build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # retired chains are counted below
+        try:
+            result = fit(program, train, seed=seed, device="cpu", progress=False)
+        except FitError as error:
+            return {"seed": seed, "failed": str(error)}
+    verdict = diagnose(result, train)
+    agreement = np.asarray(verdict.chains["agreement"], dtype=float)
+    metrics = study.score(result, test)
+    if agreement.ndim == 2 and len(agreement) > 1:
+        metrics["chain_agreement"] = float(agreement[np.triu_indices(len(agreement), 1)].mean())
+    metrics |= construction(program, train, test, seed)
+    return {
+        "seed": seed,
+        "metrics": metrics,
+        **study.tell(result, test),
+        "verdict": {claim.what: claim.verdict for claim in verdict.claims},
+        "chains": result.chains.count,
+        "chains_retired": verdict.chains["retired"],
+        "epochs": result.meta["epochs"],
+        "rows": [train.rows, test.rows],
+        "seconds": result.meta["seconds"],
+        "cpu_seconds": result.meta["cpu_seconds"],
+    }
+
+
+def construction(program: Program, train: Data, test: Data, seed: int) -> dict[str, float]:
+    """Scores of the theorem's construction by itself, before any step: `start_mcc`, `start_shd`.
+
+    Empty for programs that start at random, and where the truth holds neither latents nor a graph.
+    """
+    if type(program).construct is Program.construct or "z" not in test.truth:
+        return {}
+    torch.manual_seed(seed)
+    one = program.fresh().to(program.recipe.dtype)
+    with torch.no_grad():
+        one.construct(train, torch.Generator().manual_seed(seed))
+        batch = test.tensors(dtype=program.recipe.dtype, moments=not program.uses_rows).whole()
+        z, graph = one.latents(batch).double().numpy(), one.graph()
+    score, nodes = mcc(test.truth["z"], z, return_assignment=True)
+    out = {"start_mcc": float(score)}
+    if graph is not None and "graph" in test.truth and min(nodes) >= 0:
+        out["start_shd"] = float(shd(test.truth["graph"], graph.double().numpy()[np.ix_(nodes, nodes)] > 0.5))
+    return out
+
+
+def reproduce(
+    model: str,
+    setting: str | None = None,
+    seeds: Sequence[int] | None = None,
+    path: str | Path | None = None,
+    jobs: int = 1,
+    on_seed: Callable[[Study, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Run a model's studies and return (and write to `path` after every seed) the table of results.
+
+    seeds: None = 0 to each study's own number. jobs: processes, each with one thread. Studies of other settings
+    that `path` already holds are kept. Raises InputError before any work for bad arguments.
+    """
+    todo = studies(model, setting)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        reject("jobs", repr(jobs), "a whole number from 1 on")
+    if seeds is not None and (not len(seeds) or any(isinstance(s, bool) or s < 0 for s in seeds)):
+        reject("seeds", repr(seeds), "whole numbers from 0 on, at least one")
+    kept = _other_studies(path, model, todo)
+    table: dict[str, Any] = {"model": model, "studies": kept}
+    if path is not None:
+        write_json(table, path)  # an unwritable place is found before the work
+    for study in todo:
+        entry = {
+            "setting": study.setting,
+            "options": dict(study.options),
+            "build": dict(study.build),
+            "held_out_rows": study.held_out,
+            "identified": study.identified,
+            "threads": 1,
+            **provenance(),
+            "summary": {},
+            "seeds": [],
+        }
+        table["studies"].append(entry)
+        for row in _rows(model, study, range(study.seeds) if seeds is None else seeds, jobs):
+            entry["seeds"] = sorted([*entry["seeds"], row], key=lambda r: r["seed"])
+            entry["summary"] = summarise(entry["seeds"])
+            if path is not None:
+                write_json(table, path)
+            if on_seed is not None:
+                on_seed(study, row)
+    return table
+
+
+def _rows(model: str, study: Study, seeds: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
+    if jobs == 1:
+        for seed in seeds:
+            yield run_seed(model, study, seed)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_seed, model, study, seed) for seed in seeds]):
+            yield done.result()
+
+
+def _other_studies(path: str | Path | None, model: str, todo: Sequence[Study]) -> list[dict[str, Any]]:
+    """Studies in the file at `path` that are not about to be run again."""
+    if path is None or not Path(path).exists():
+        return []
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        theirs, entries = found["model"], list(found["studies"])
+        again = [(study.setting, dict(study.options)) for study in todo]
+        kept = [entry for entry in entries if (entry["setting"], entry["options"]) not in again]
+    except (OSError, ValueError, KeyError, TypeError):
+        reject("json", f"{str(path)!r}, which holds something else", "a new file, or results of this command")
+    if theirs != model:
+        reject("json", f"results of {theirs!r} in {str(path)!r}", f"a new file, or results of {model!r}")
+    return kept
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, least and largest value of every metric over seeds, and how many fits failed."""
+    done = [row for row in rows if "metrics" in row]
+    flat = [row["metrics"] | {k: row[k] for k in ("seconds", "cpu_seconds")} for row in done]
+    out: dict[str, Any] = {}
+    for name in flat[0] if flat else ():
+        values = np.array([v for row in flat if (v := row.get(name)) is not None and np.isfinite(v)])
+        if values.size:
+            out[name] = {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
+    return out | {"failed": len(rows) - len(done)}
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit (where the code sits in a git checkout) and day."""
+    packages = {"torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy", "pyrocrl": "pyrocrl"}
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(package) for name, package in packages.items()}
+    return {"versions": versions, "commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, with + where files of the code differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "pyrocrl", "models/*.py")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# -- tables as text ------------------------------------------------------------------------------------------
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned, numbers to the right with three digits after the point."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[c]) for row in [list(header), *cells]) for c in range(len(header))]
+    right = [all(not isinstance(row[c], str) for row in rows) for c in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, widths, right, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return "-" if not np.isfinite(value) else f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def study_table(entry: Mapping[str, Any]) -> str:
+    """One study: a line per seed, then mean, least and largest."""
+    rows = [row.get("metrics", {}) | {"cpu_seconds": row.get("cpu_seconds")} for row in entry["seeds"]]
+    columns = [c for c in COLUMNS if any(row.get(c) is not None for row in rows)]
+    lines = [[str(r["seed"]), *(row.get(c) for c in columns)] for r, row in zip(entry["seeds"], rows, strict=True)]
+    summary = entry["summary"]
+    lines += [[which, *(summary.get(c, {}).get(which) for c in columns)] for which in ("mean", "min", "max")]
+    return format_table(["seed", *columns], lines)
+
+
+def knockout_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The knock-outs of a `PerturbationScreen`'s seed, the surest effects first."""
+    columns = [c for c in rows[0] if c != "knockout"]
+    ordered = sorted(rows, key=lambda row: row["none"])
+    return format_table(["knockout", *columns], [[row["knockout"], *(row.get(c) for c in columns)] for row in ordered])
+
+
+def score_table(scores: Mapping[str, float], name: str) -> str:
+    """Scores of one fit: latents beside their baselines, then everything else with its trivial value."""
+    shared = [k for k in ("mcc", "mcc_spearman", "r2") if f"pca_{k}" in scores]
+    parts = []
+    if shared:
+        rows = [[name, *(scores[k] for k in shared)]]
+        for row in ("pca", "ica", "raw"):
+            rows.append([row, *(scores[f"{row}_{k}"] for k in shared)])
+        parts.append(format_table(["latents", *shared], rows))
+    taken = {*shared, *(f"{row}_{k}" for row in ("pca", "ica", "raw") for k in shared)}
+    rest = [
+        [k, v, scores.get(f"{k}_empty")]
+        for k, v in scores.items()
+        if k not in taken and not k.endswith(("_empty", "_full"))
+    ]
+    if rest:
+        parts.append(format_table(["metric", name, "if empty"], rest))
+    return "\n\n".join(parts)
+
+
+# -- README --------------------------------------------------------------------------------------------------
+
+FIGURES = (
+    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "r2", "linear_r2", "mask_f1", "targets_right"),
+    *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage"),
+    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty"),
+    *("pair_model", "pair_additive", "pair_training", "pair_control", "pair_floor"),
+    *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ"),
+    *("escaped_auroc", "cpu_seconds"),
+)
+# of a screen: probabilities of what is known, then squared errors of held-out mean expression, 1e-4
+SCREEN = (
+    *("pathway_together", "irf1_with_them", "irf1_relative_shift", "smad4_apart", "nulls_called_none", "nulls"),
+    *("error_model", "error_control", "error_training", "error_shifted", "changed_beats_control", "changed"),
+    "cpu_seconds",
+)
+# of these the mean is shown alone
+BESIDE = (
+    *("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage"),
+    *("pair_additive", "pair_training", "pair_control", "pair_floor"),
+)
+LARGER_IS_WORSE = (
+    *("shd", "closure_errors", "shift_errors", "joined_errors", "pair_model", "action_ratio", "graphs_differ"),
+    "cpu_seconds",
+)
+
+
+def figures() -> str:
+    """The committed results as markdown, a table for each model: a line per study, mean over seeds and the worst."""
+    parts = []
+    for table in _tables():
+        entries = table.get("studies", [])
+        screens = [entry for entry in entries if "error_model" in entry["summary"]]
+        others = [entry for entry in entries if entry not in screens]
+        if entries:
+            lines = [_lines(others, FIGURES), _lines(screens, SCREEN)]
+            parts.append("\n\n".join([f"**`{table['model']}`**", *filter(None, lines)]))
+    return "\n\n".join(parts) + "\n" + _calibration_text()
+
+
+def _lines(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A markdown table of these figures, those that no entry has left out; nothing of no entries."""
+    shown = [name for name in names if any(name in entry["summary"] for entry in entries)]
+    head = ["setting", "seeds", *(name.replace("_", " ") for name in shown)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for entry in entries:
+        options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+        cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(len(entry["seeds"]))]
+        for name in shown:
+            found = entry["summary"].get(name)
+            cells.append("" if found is None else _mean_and_worst(name, found, len(entry["seeds"])))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if entries else ""
+
+
+def calibration() -> dict[str, float]:
+    """Edge probabilities and 90 % intervals of edge weights pooled over the committed results, studies with
+    `identified` only: data sets, edges, expected calibration error (and that of the share of edges, said of
+    every pair), weights, coverage."""
+    edges: list[list[float]] = []
+    data_sets = covered = weights = 0.0
+    for table in _tables():
+        for row in (row for entry in table.get("studies", []) if entry.get("identified") for row in entry["seeds"]):
+            edges += row.get("edges", [])
+            data_sets += bool(row.get("edges"))
+            covered += row.get("metrics", {}).get("weight_covered", 0.0)
+            weights += row.get("metrics", {}).get("weight_total", 0.0)
+    if not edges:
+        return {}
+    prob, outcome = np.array(edges).T
+    out = {"data_sets": data_sets, "edges": float(len(edges)), "weights": weights, "coverage": covered / weights}
+    out["ece"] = expected_calibration_error(outcome, prob)
+    return out | {"ece_half": expected_calibration_error(outcome, np.full_like(prob, 0.5))}
+
+
+def _calibration_text() -> str:
+    found = calibration()
+    if not found:
+        return ""
+    return (
+        f"\nPooled over the {found['data_sets']:.0f} data sets whose graph is identified "
+        f"({found['edges']:.0f} possible edges): expected calibration error of edge probabilities {found['ece']:.3f} "
+        f"({found['ece_half']:.3f} for probability .5 throughout); 90 % intervals cover {found['coverage']:.0%} of "
+        f"{found['weights']:.0f} edge weights."
+    )
+
+
+def _tables() -> list[dict[str, Any]]:
+    """The committed results, by model."""
+    folder = Path(__file__).resolve().parent.parent / "models" / "results"
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def _mean_and_worst(name: str, found: Mapping[str, float], seeds: int) -> str:
+    fine = name.endswith(("mcc", "mask_f1")) or name.startswith("pair_")
+    digits = 0 if name == "cpu_seconds" else 3 if fine else 2
+    if seeds == 1 or name in BESIDE or name.endswith("_empty"):
+        return f"{found['mean']:.{digits}f}"
+    worst = found["max" if name in LARGER_IS_WORSE else "min"]
+    return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"
+
+
+def fill(readme: str) -> str:
+    """A README's text with the tables of models and of figures between their markers."""
+    for marker, text in (("models", run.table()), ("figures", figures())):
+        head, start, rest = readme.partition(f"<!-- {marker}: python -m pyrocrl.lab.reproduce README.md -->\n")
+        readme = f"{head}{start}{text}\n<!-- /{marker} -->{rest.partition(f'<!-- /{marker} -->')[2]}"
+    return readme
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(fill(target.read_text(encoding="utf-8")), encoding="utf-8")

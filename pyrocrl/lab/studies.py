@@ -1,0 +1,156 @@
+"""A study: one row of a model's table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from pyrocrl import simulate, zoo
+from pyrocrl.data import Data
+from pyrocrl.infer.fit import fit
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.judge.evaluate import edge_table, evaluate
+from pyrocrl.judge.metrics import mcc, reorder_graph, shd
+from pyrocrl.predict import extrapolation_errors, pair_errors
+from pyrocrl.simulate import saengkyongam
+
+REACH = 2.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
+
+    held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
+    graph exactly there, so that its edges count towards `calibration`.
+    """
+
+    setting: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 8
+    held_out: float = 0.5
+    identified: bool = True
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        """(rows to fit, rows to score)."""
+        return simulate.draw(self.setting, seed, **self.options).split(self.held_out, seed)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        """Metrics on the rows that were kept out."""
+        return evaluate(result, data)
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
+        edges = [[round(p, 4), there] for p, there in edge_table(result, data)]
+        return {"edges": edges} if edges else {}
+
+    @property
+    def label(self) -> str:
+        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{self.setting} ({options})" if options else self.setting
+
+
+@dataclass(frozen=True)
+class Pairs(Study):
+    """Pairs of interventions never fitted, predicted from single ones: errors of means, see `combinations`."""
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **self.options)
+        pair = np.array(["+" in label for label in data.env_labels()])
+        return _only(data, ~pair), _only(data, pair)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None
+        parts = {name: [f"target_{k}" for k in name.removeprefix("target_").split("+")] for name in data.env_names}
+        errors = pair_errors(result, result.data, data, parts)
+        return {f"pair_{name}": error for name, error in errors.items()}
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Actions(Study):
+    """Means of x under actions outside the box of those tried, up to REACH times as far: see `actions`."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None and data.aux is not None
+        seed = result.meta["seed"]
+        drawn = np.random.default_rng([seed, 3]).uniform(-REACH, REACH, (1_000, data.aux.shape[1]))
+        outside = drawn[np.abs(drawn).max(1) > 1.0][:200]
+        truth = saengkyongam.mean_under(outside, seed)
+        return evaluate(result, data) | extrapolation_errors(result, result.data, outside, truth)
+
+
+@dataclass(frozen=True)
+class TwoModels(Study):
+    """How far the model agrees with `other`, a model whose assumptions hold there as well, fitted to the same rows."""
+
+    other: str = "linear_sem_lin"
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        assert result.data is not None
+        program = zoo.build(self.other, result.data)
+        rival = fit(program, result.data, seed=result.meta["seed"], device="cpu", progress=False)
+        z, theirs = result.latents(data), rival.latents(data)
+        score, nodes = mcc(z, theirs, return_assignment=True)
+        ours: dict[str, float] = {"agreement": float(score), "other_mcc": mcc(data.truth["z"], theirs)}
+        graph, other = result.graph(), rival.graph()
+        if graph is not None and other is not None:
+            ours["graphs_differ"] = float(shd(graph > 0.5, reorder_graph(other, nodes) > 0.5))
+        return evaluate(result, data) | ours
+
+
+@dataclass(frozen=True)
+class Escapees(Study):
+    """How well rows that escaped their intervention are told from those that it changed: area under the curve."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        drawn = result.posterior(20, data, predictive=False)["posterior"]["escaped"]
+        labelled = data.env_labels() != data.control
+        escaped = drawn.mean(("chain", "draw")).to_numpy()[labelled]
+        unchanged = data.truth["component"][labelled] == 0
+        auroc = float(roc_auc_score(unchanged, escaped))
+        return evaluate(result, data) | {"escaped_auroc": auroc, "escaped_share": float(escaped.mean())}
+
+
+@dataclass(frozen=True)
+class ShiftedMechanisms(Study):
+    """Which mechanisms change in which environment, entry by entry of (env, latent), latents observed."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        found = result.targets()
+        assert found is not None
+        targets: Any = data.truth["targets"]
+        changed = np.zeros_like(found)
+        for env, latents in targets.items():
+            changed[result.names["env"].index(env), list(latents)] = 1
+        wrong = float(((found > 0.5) != changed).sum())
+        ours = {"shift_errors": wrong, "shift_errors_empty": float(changed.sum()), "shifts_exact": float(wrong == 0)}
+        return evaluate(result, data) | ours
+
+
+@dataclass(frozen=True)
+class Skeleton(Study):
+    """Which latents are joined, in either direction: for graphs that data leave open up to directions."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        graph, true = result.graph(), data.truth["graph"] > 0
+        assert graph is not None
+        _, nodes = mcc(data.truth["z"], result.latents(data), return_assignment=True)
+        graph = reorder_graph(graph, nodes)
+        wrong = float(np.triu((graph + graph.T > 0.5) != (true | true.T)).sum())
+        ours = {"joined_errors": wrong, "joined_errors_empty": float(true.sum()), "skeleton_exact": float(wrong == 0)}
+        return evaluate(result, data) | ours
+
+
+def _only(data: Data, rows: np.ndarray) -> Data:
+    """The rows alone, without the other rows' environments."""
+    labels = data.env_labels()[rows]
+    targets = {env: hit for env, hit in (data.targets or {}).items() if env in set(labels)}
+    return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)

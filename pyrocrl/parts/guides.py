@@ -1,0 +1,79 @@
+"""Variational blocks for global latents: plain modules whose parameters exist from the start.
+
+Pyro's AutoGuides make theirs at the first call and share names between instances; these neither wait nor share.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrocrl.dists import Gate, LogNormal, MultivariateNormal, Normal
+
+
+class NormalBlock(nn.Module):
+    """q = N(loc, scale^2), independent entries of any shape."""
+
+    def __init__(self, *shape: int, loc: float = 0.0, scale: float = 0.1, jitter: float = 0.0) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(loc + jitter * torch.randn(shape))
+        self.raw_scale = nn.Parameter(torch.full(shape, math.log(math.expm1(scale))))
+
+    @property
+    def scale(self) -> Tensor:
+        return softplus(self.raw_scale) + 1e-6
+
+    def forward(self) -> Normal:
+        return Normal(self.loc, self.scale)
+
+
+class LogNormalBlock(NormalBlock):
+    """q of positive entries: exp of a NormalBlock; `loc` is the logarithm of the median."""
+
+    def forward(self) -> LogNormal:
+        return LogNormal(self.loc, self.scale)
+
+
+class GateBlock(nn.Module):
+    """q of 0/1 entries: independent Bernoulli with straight-through gradients."""
+
+    def __init__(self, *shape: int, probability: float = 0.5, jitter: float = 0.0) -> None:
+        super().__init__()
+        start = math.log(probability) - math.log1p(-probability)
+        self.logits = nn.Parameter(start + jitter * torch.randn(shape))
+
+    @property
+    def probabilities(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def forward(self, temperature: Tensor | float) -> Gate:
+        return Gate(self.logits, temperature)
+
+
+class FullNormalBlock(nn.Module):
+    """q = N(loc, L L^T) over `size` entries at once; the diagonal of L is positive."""
+
+    def __init__(self, size: int, scale: float = 0.1) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(size))
+        self.raw_tril = nn.Parameter(torch.eye(size) * math.log(math.expm1(scale)))
+
+    @property
+    def scale_tril(self) -> Tensor:
+        diagonal = softplus(self.raw_tril.diagonal(dim1=-2, dim2=-1)) + 1e-8
+        return self.raw_tril.tril(-1) + torch.diag_embed(diagonal)
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, covariance: Tensor) -> None:
+        """Set mean (size,) and covariance (size, size), as after a Laplace finish."""
+        tril = torch.linalg.cholesky(covariance)
+        self.loc.copy_(loc)
+        diagonal = tril.diagonal().clamp_min(1e-8)
+        raw = diagonal + torch.log(-torch.expm1(-diagonal))
+        self.raw_tril.copy_(tril.tril(-1) + torch.diag(raw))
+
+    def forward(self) -> MultivariateNormal:
+        return MultivariateNormal(self.loc, scale_tril=self.scale_tril)

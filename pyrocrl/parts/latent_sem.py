@@ -1,0 +1,612 @@
+"""A structural equation model as the prior of rows' latents, for models whose latents cannot be integrated out.
+
+    z_i,k = a_k + sum_j w[j, k] phi(z_i,j) + eps_i,k,   eps ~ N(0, s_k^2)         phi: identity or relu
+
+An environment that intervenes on k changes k's equation: *perfect* (no parents, own mean and scale), *soft* (own
+weights, mean and scale), *variance* (own mean and scale, same weights) or *shift* (own mean only). A cell may have
+escaped its intervention (`escapees`): a Bernoulli per row, summed out.
+
+While a chain is trained its equations are parameters, with every earlier node of the chain's order a parent. What is
+reported is the posterior given the latents: `gather` takes their moments, and graphs, weights, means and scales are
+then drawn exactly (conjugacy and the dynamic program over orders), so that every graph is acyclic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import Delta, constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from pyrocrl.data import Batch
+from pyrocrl.errors import one_of, reject
+from pyrocrl.exact import linear_sem, orders
+from pyrocrl.parts import escapees
+from pyrocrl.parts.observation import Observation
+from pyrocrl.program import Site
+
+Kind = Literal["perfect", "soft", "variance", "shift"]
+Mechanism = Literal["linear", "relu"]
+NONE_PROBABILITY = 0.5  # prior probability that an environment of unknown target changes nothing
+SPIKE = 0.02  # deviation of the weights of absent edges while a chain is trained
+
+
+class LatentSEM(nn.Module):
+    """p(z | environment) of rows (rows, latent), and the posterior of its graph.
+
+    target_matrix: (env, latent) in {0, 1}; None = unknown, one Categorical per environment over the latents and
+    "none" (environments 1, 2, ...; environment 0 is observational). Raises InputError for more than 12 latents.
+    """
+
+    before: Tensor
+    target: Tensor
+    slot: Tensor
+    count: Tensor
+    mean: Tensor
+    cov: Tensor
+    target_log_prob: Tensor
+
+    def __init__(
+        self,
+        latents: int,
+        environments: int,
+        target_matrix: Sequence[Sequence[int]] | None = None,
+        intervention: Kind = "perfect",
+        mechanism: Mechanism = "linear",
+        escapees: bool = False,
+        edge_probability: float = 0.5,
+        variation: float = 0.0,
+        free: bool = False,
+    ) -> None:
+        """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
+        environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
+        n / (1 + n variation^2) independent ones. free: the decoder is a network, which can absorb relu links as well
+        as linear ones."""
+        super().__init__()
+        if latents > orders.MAX_NODES:
+            reject("latents", latents, f"at most {orders.MAX_NODES}: sums over graphs are exact")
+        one_of("intervention", intervention, get_args(Kind))
+        one_of("mechanism", mechanism, get_args(Mechanism))
+        if not 0 < edge_probability < 1:
+            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        if not 0 <= variation < 1:
+            reject("variation", variation, "a number from 0 to below 1")
+        self.variation = variation
+        self.latents, self.environments, self.edge_probability = latents, environments, edge_probability
+        self.intervention, self.mechanism, self.escapees = intervention, mechanism, escapees
+        self.unknown = target_matrix is None
+        self.free = free
+        # linear equations that are kept: a linear decoder can absorb any weights, so latents are the innovations
+        plain = mechanism == "linear" and intervention in ("shift", "variance")
+        target = np.zeros((environments, latents)) if target_matrix is None else np.asarray(target_matrix)
+        shape = (environments, latents)
+        self.weight = nn.Parameter(torch.zeros(latents, latents), requires_grad=not plain)  # (parent, child)
+        self.intercept = nn.Parameter(torch.zeros(latents))
+        self.log_scale = nn.Parameter(torch.zeros(latents))
+        # of the target's equation in each environment; intercept and log scale are changes unless perfect or soft
+        self.own_weight = nn.Parameter(
+            torch.zeros(environments, latents, latents), requires_grad=intervention == "soft"
+        )
+        self.own_intercept = nn.Parameter(torch.zeros(shape))
+        self.own_log_scale = nn.Parameter(torch.zeros(shape), requires_grad=intervention != "shift")
+        self.target_logits = nn.Parameter(torch.zeros(environments, latents + 1), requires_grad=self.unknown)
+        self.escape_logit = nn.Parameter(torch.full((environments,), -1.5), requires_grad=escapees)
+        before = torch.ones(latents, latents).triu(1) * (not plain)
+        self.register_buffer("before", before)  # (parent, child): the chain's order
+        self.register_buffer("target", torch.as_tensor(target, dtype=torch.get_default_dtype()))
+        self.register_buffer("slot", torch.as_tensor(_slots(target)))
+        # moments of (z, phi(z)) in 2 env groups: affected rows of each environment, then those that escaped
+        size = 2 * latents
+        self.register_buffer("count", torch.zeros(2 * environments, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(2 * environments, size, dtype=torch.float64))
+        self.register_buffer("cov", torch.eye(size, dtype=torch.float64).repeat(2 * environments, 1, 1))
+        # log posterior of each environment's target given the moments, "none" last; set by `gather`
+        self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether equations are kept by interventions and of a form that the decoder can take into itself: nothing but
+        their innovations has a law of its own then. Graph and weights are drawn from their prior."""
+        return self.intervention in ("shift", "variance") and (self.mechanism == "linear" or self.free)
+
+    # -- density of rows ---------------------------------------------------------------------------------------
+
+    def link(self, z: Tensor) -> Tensor:
+        """phi(z), what children see."""
+        return z.relu() if self.mechanism == "relu" else z
+
+    def target_probabilities(self) -> Tensor:
+        """(env, latent) probability that an environment intervenes on a latent; 0 or 1 where targets are known."""
+        if not self.unknown:
+            return self.target
+        prob = self.target_logits.softmax(-1)[:, :-1]
+        return torch.cat([torch.zeros_like(prob[:1]), prob[1:]])
+
+    def log_densities(self, z: Tensor, env: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, latent) twice: log density of each node's natural equation, and of its intervened one minus that."""
+        standard, changed, scale = self._standardised(z, env)
+        constant = 0.5 * math.log(2 * math.pi)
+        log_natural = -0.5 * standard.square() - self.log_scale - constant
+        return log_natural, -0.5 * changed.square() - scale - constant - log_natural
+
+    def residuals(self, z: Tensor, env: Tensor) -> Tensor:
+        """(rows, latent) noise of every row under its environment's equations, in units of its deviation."""
+        standard, changed, _ = self._standardised(z, env)
+        return torch.where(self.hard_targets()[env] > 0, changed, standard)
+
+    def _standardised(self, z: Tensor, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, latent) noise under the natural and the intervened equations, and the log scale of the latter."""
+        seen = self.link(z)
+        natural = self.intercept + seen @ (self.weight * self.before)  # (rows, latent)
+        own = self.own_intercept.gather(0, self.slot)[env]
+        scale = self.own_log_scale.gather(0, self.slot)[env]
+        if self.intervention in ("shift", "variance"):
+            own = natural + own
+            scale = self.log_scale + (scale if self.intervention == "variance" else 0.0 * scale)
+        elif self.intervention == "soft":
+            own = own + torch.einsum("rj,rjk->rk", seen, (self.own_weight * self.before)[env])
+        return (z - natural) / self.log_scale.exp(), (z - own) / scale.exp(), scale
+
+    def log_prob(self, z: Tensor, env: Tensor) -> Tensor:
+        """(rows,) log p(z_i | env_i); for unknown targets its expectation under their Categorical, which is exact:
+        the log-density is linear in the one-hot target."""
+        natural, change = self.log_densities(z, env)
+        total = natural.sum(-1)
+        if self.unknown:
+            return total + (self.target_probabilities()[env] * self._with_escape(change, env[:, None])).sum(-1)
+        hit = self.target[env]
+        return total + self._with_escape((hit * change).sum(-1), env) * (hit.sum(-1) > 0)
+
+    def _with_escape(self, change: Tensor, env: Tensor) -> Tensor:
+        """log(p_escape + (1 - p_escape) exp(change)): the row's Bernoulli summed out."""
+        if not self.escapees:
+            return change
+        logit = self.escape_logit[env].expand_as(change)
+        return torch.stack([logsigmoid(logit), logsigmoid(-logit) + change]).logsumexp(0)
+
+    def escaped(self, z: Tensor, env: Tensor) -> Tensor:
+        """(rows,) probability that a row's intervention did nothing; 0 without escapees, and for observational rows."""
+        if not self.escapees:
+            return torch.zeros_like(z[:, 0])
+        _, change = self.log_densities(z, env)
+        hit = self.target_probabilities()[env]
+        return (self.escape_logit[env] - (hit * change).sum(-1)).sigmoid() * (hit.sum(-1) > 0.5)
+
+    def rows(self, env: Tensor) -> Rows:
+        """The distribution of the latents of rows with environments `env` (rows,): event (latent,)."""
+        return Rows(self, env)
+
+    def prior(self) -> None:
+        """Log prior of the equations and, less their posterior, of targets: Pyro factors outside the data plate."""
+        weak = -0.005 * (self.intercept.square().sum() + self.own_intercept.square().sum())
+        pyro.factor("equations_prior", weak + self.log_prior_of_weights())
+        if self.unknown:
+            q = self.target_logits[1:].log_softmax(-1)
+            pyro.factor("targets_prior", (q.exp() * (self._target_log_prior() - q)).sum())
+        if self.escapees:
+            a, b = escapees.PRIOR
+            log = a * logsigmoid(self.escape_logit) + b * logsigmoid(-self.escape_logit)  # of the logit
+            pyro.factor("escape_prior", log.sum())
+
+    def log_prior_of_weights(self) -> Tensor:
+        """A slab N(0, 1) or a spike about 0, by the edge probability: of unmixings that fit alike, one that needs few
+        parents is taken."""
+        w, p = self.weight, self.edge_probability
+        slab, spike = -0.5 * w.square() + math.log(p), -0.5 * (w / SPIKE).square() + math.log((1 - p) / SPIKE)
+        return torch.stack([slab, spike]).logsumexp(0).sum()
+
+    def _target_log_prior(self) -> Tensor:
+        d = self.latents
+        log = torch.full((d + 1,), math.log((1 - NONE_PROBABILITY) / d))
+        log[d] = math.log(NONE_PROBABILITY)
+        return log.to(self.target_logits)
+
+    # -- from latents ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gather(self, z: Tensor, env: Tensor) -> None:
+        """Moments of the rows' latents, or of their innovations where equations are `absorbed`, from which the graph's
+        posterior is read; unknown targets are set anew."""
+        escaped = self.escaped(z.to(self.weight.dtype), env).double()
+        z = self.innovations(z.to(self.weight.dtype)) if self.absorbed else z
+        if self.unknown:  # by all rows of an environment: those picked for having changed would seem to have changed
+            self._set_moments(z.double(), env, torch.zeros_like(escaped))
+            self._settle_targets()
+        self._set_moments(z.double(), env, escaped)
+
+    def _set_moments(self, z: Tensor, env: Tensor, escaped: Tensor) -> None:
+        values = torch.cat([z, self.link(z)], -1)
+        hot = torch.nn.functional.one_hot(env, self.environments).double()
+        group = torch.cat([hot * (1 - escaped)[:, None], hot * escaped[:, None]], -1)  # (rows, 2 env)
+        self.count.copy_(group.sum(0))
+        share = group / self.count.clamp_min(1e-9)
+        mean = share.mT @ values
+        for g in range(len(mean)):
+            apart = values - mean[g]
+            self.cov[g] = (share[:, g, None] * apart).mT @ apart
+        self.mean.copy_(mean)
+        rows = hot.sum(0)
+        rows[0] = 0.0  # observational rows are what the others vary about
+        self.count.div_(1.0 + rows.repeat(2) * self.variation**2)
+        empty = self.count < 1e-6
+        self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
+
+    def changed(self) -> linear_sem.Environments:
+        """Moments of the latents of rows that did not escape, as gathered last."""
+        envs, d = self.environments, self.latents
+        parts = self.count[:envs], self.mean[:envs, :d], self.cov[:envs, :d, :d], self.hard_targets()
+        return linear_sem.Environments(*(part.double() for part in parts))
+
+    @torch.no_grad()
+    def start(self, z: Tensor, env: Tensor, order: Tensor | None = None) -> None:
+        """Equations by least squares from rows' latents (rows, latent). order: (latent,) nodes, parents first; None =
+        the most probable one given the latents."""
+        self.gather(z, env)
+        target = self.hard_targets()
+        table = self._slices(target)
+        if not self.absorbed:
+            place = (orders.best_order(self._scores(table)) if order is None else order).argsort()
+            self.before.copy_((place[:, None] < place[None, :]).to(self.before))
+        eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
+        fitted = linear_sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
+        d = self.latents
+        if self.intervention == "variance":  # weights and variance ratios in turn: weighted least squares
+            for _ in range(4):
+                self._fit_ratios(fitted, target)
+                table = self._slices(target)
+                fitted = linear_sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
+        self.weight.copy_(fitted.weight[:d].mT)
+        self.intercept.copy_(fitted.intercept[:d])
+        self.log_scale.copy_(fitted.scale[:d].log())
+        intercept, scale, weight = self._per_environment(fitted, target, noisy=False)
+        change = self.intervention in ("shift", "variance")
+        self.own_intercept.copy_(intercept - fitted.intercept[:d] if change else intercept)
+        self.own_log_scale.copy_((scale / fitted.scale[:d] if change else scale).log())
+        self.own_weight.copy_(weight)
+        self.target_logits.copy_(self.target_log_prob.clamp_min(-4.0))  # soft: training may still change its mind
+
+    def _fit_ratios(self, fitted: linear_sem.Mechanisms, target: Tensor) -> None:
+        """Set log ratios of the intervened and the natural residual deviations, at the fitted weights."""
+        for e, k in self._pairs(target):
+            residual = torch.cat([torch.zeros_like(fitted.weight[k]), -fitted.weight[k]])
+            residual[k] += 1.0
+            own = residual @ self.cov[e] @ residual
+            self.own_log_scale[e, k] = 0.5 * own.log() - fitted.scale[k].log()
+
+    def hard_targets(self) -> Tensor:
+        """(env, latent) in {0, 1}: the known targets, or the most probable ones."""
+        if not self.unknown:
+            return self.target
+        best = self.target_log_prob.argmax(-1)
+        return torch.nn.functional.one_hot(best, self.latents + 1)[:, :-1].to(self.target)
+
+    def _settle_targets(self, sweeps: int = 3) -> None:
+        """Targets one environment at a time, given the others, by the evidence of all moments; from those of each
+        environment with the observational one alone."""
+        d, envs = self.latents, self.environments
+        options = torch.cat([torch.eye(d), torch.zeros(1, d)]).to(self.target)
+        log_prior = self._target_log_prior().double()
+        current = torch.full((envs,), d)
+        table = torch.zeros(envs, d + 1, dtype=torch.float64)
+        table[0, d] = 1e3  # environment 0 is observational
+        groups = torch.arange(envs)
+        for sweep in range(sweeps):
+            before = current.clone()
+            for e in range(1, envs):
+                use = groups == groups if sweep else (groups == 0) | (groups == e)
+                for k in range(d + 1):
+                    target = options[torch.where(groups == e, k, current)]
+                    table[e, k] = self._evidence(target, use) + log_prior[k]
+                current[e] = int(table[e].argmax())
+            if sweep and bool((current == before).all()):
+                break
+        self.target_log_prob.copy_(table.log_softmax(-1))
+
+    # -- the posterior given the moments -----------------------------------------------------------------------
+
+    def _conjugate(self) -> Literal["perfect", "soft"]:
+        return "soft" if self.intervention == "soft" else "perfect"
+
+    def _pairs(self, target: Tensor) -> list[tuple[int, int]]:
+        """(env, latent) of every intervened equation that has rows."""
+        return [(e, k) for e, k in linear_sem.target_pairs(target.cpu()) if self.count[e] > 1.0]
+
+    def _slices(self, target: Tensor, use: Tensor | None = None) -> linear_sem.Slices:
+        """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
+        count = self.count if use is None else self.count * use.repeat(2).to(self.count)
+        whole = torch.cat([target, torch.zeros_like(target)]).to(self.count)
+        environments = linear_sem.Environments(count, self.mean, self.cov, whole)
+        pairs = [(e, k) for e, k in self._pairs(target) if use is None or use[e]]
+        out = linear_sem.slices(environments, pairs)
+        d = self.latents
+        own = torch.tensor([k for _, k in pairs], dtype=torch.long, device=count.device)
+        out = out._replace(node=torch.cat([torch.arange(d, device=count.device), own]))
+        if self.intervention in ("shift", "variance"):  # one regression within all groups of a node
+            total, cov = out.count[:d].clone(), out.cov[:d] * out.count[:d, None, None]
+            ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).exp().double()
+            for e, k in pairs:
+                weight = count[e] / (ratio[e, k] if self.intervention == "variance" else 1.0)
+                total[k] += count[e]
+                cov[k] = cov[k] + weight * self.cov[e]
+            cov = cov / total.clamp_min(1.0)[:, None, None]
+            out = linear_sem.Slices(out.node[:d], total, out.mean[:d], cov)
+        # columns of each slice: phi of every latent, but z of its own node
+        column = torch.arange(d, 2 * d, device=self.cov.device).repeat(len(out.node), 1)
+        column.scatter_(1, out.node[:, None], out.node[:, None])
+        cov = out.cov.gather(1, column[:, :, None].expand(-1, -1, 2 * d)).gather(
+            2, column[:, None, :].expand(-1, d, -1)
+        )
+        return linear_sem.Slices(out.node, out.count, out.mean.gather(1, column), cov)
+
+    def _scores(self, table: linear_sem.Slices) -> Tensor:
+        eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
+        return linear_sem.mechanism_scores(eye, table, self.edge_probability, self._conjugate())
+
+    def _evidence(self, target: Tensor, use: Tensor) -> float:
+        """log p(z | targets) of the environments in `use`, graph and equations summed out."""
+        table = self._slices(target, use)
+        scores = self._scores(table)
+        value = scores[:, 0].sum() if self.absorbed else orders.log_partition(scores)
+        if self.intervention in ("shift", "variance"):
+            # each group's own mean has a prior of height 1 / (s sqrt(2 pi)); a variance ratio was divided out
+            ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()
+            for e, k in self._pairs(target):
+                if use[e]:
+                    value = value - 0.5 * self.count[e].log()
+                    if self.intervention == "variance":
+                        value = value - 0.5 * self.count[e] * ratio[e, k]
+        return float(value)
+
+    @torch.no_grad()
+    def graph(self) -> Tensor:
+        """(parent, child) edge probabilities given the moments; for unknown targets given the most probable ones. The
+        prior's where weights are `absorbed`."""
+        if self.absorbed:
+            return orders.edge_probabilities(self._prior_scores()).to(self.weight)
+        return orders.edge_probabilities(self._scores(self._slices(self.hard_targets()))).to(self.weight)
+
+    def _prior_scores(self) -> Tensor:
+        return orders.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
+
+    @torch.no_grad()
+    def draw(self) -> dict[str, Tensor]:
+        """One draw given the moments: graph and weight (parent, child); targets, shift, intercept and noise
+        (env, latent); env_weight (env, parent, child) for soft interventions. shift: a target's change of intercept.
+
+        Where weights are `absorbed`, moments are those of innovations: graph and weights come from their prior."""
+        target = self.hard_targets()
+        if self.unknown:
+            pick = torch.distributions.Categorical(logits=self.target_log_prob).sample()
+            target = torch.nn.functional.one_hot(pick, self.latents + 1)[:, :-1].to(target)
+        table = self._slices(target)
+        _, graph = orders.sample_dags(self._prior_scores() if self.absorbed else self._scores(table))
+        eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
+        drawn = linear_sem.draw_mechanisms(eye, graph * (not self.absorbed), table, self._conjugate())
+        intercept, scale, weight = self._per_environment(drawn, target, noisy=True)
+        if self.absorbed:  # of the innovations' units
+            slab = torch.randn_like(drawn.weight[: self.latents]) * drawn.scale[: self.latents, None]
+            drawn = drawn._replace(weight=slab / drawn.scale[: self.latents] * graph.mT)
+        out = {
+            "graph": graph,
+            "weight": drawn.weight[: self.latents].mT,
+            "targets": target,
+            "shift": (intercept - drawn.intercept[: self.latents]) * target,
+            "intercept": intercept,
+            "noise": scale,
+        }
+        if self.intervention == "soft":
+            out["env_weight"] = weight
+        return {name: value.to(self.weight.dtype) for name, value in out.items()}
+
+    def _per_environment(
+        self, drawn: linear_sem.Mechanisms, target: Tensor, noisy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Intercept and scale (env, latent) and weights (env, parent, child) of every environment's equations."""
+        d, envs = self.latents, self.environments
+        intercept, scale = (v[:d].repeat(envs, 1) for v in (drawn.intercept, drawn.scale))
+        weight = drawn.weight[:d].mT.repeat(envs, 1, 1)
+        pairs = self._pairs(target)
+        for position, (e, k) in enumerate(pairs):
+            if self.intervention in ("shift", "variance"):
+                ratio = self.own_log_scale[self.slot[e, k], k].exp() if self.intervention == "variance" else 1.0
+                scale[e, k] = drawn.scale[k] * ratio
+                jitter = torch.randn_like(scale[e, k]) * scale[e, k] / self.count[e].sqrt() if noisy else 0.0
+                intercept[e, k] = self.mean[e, k] - self.mean[e, d:] @ drawn.weight[k] + jitter
+            else:
+                intercept[e, k] = drawn.intercept[d + position]
+                scale[e, k] = drawn.scale[d + position]
+                weight[e, :, k] = drawn.weight[d + position]  # 0 where interventions are perfect
+        return intercept, scale, weight
+
+    def moved(self, z: Tensor, environment: int) -> Tensor:
+        """(rows, latent) what observational latents `z` would be in an environment, by the chain's own equations.
+
+        Their noise, in units of its deviation, is kept. Equations are averaged by the probabilities of the targets.
+        """
+        weight = self.weight * self.before
+        noise = (z - self.intercept - self.link(z) @ weight) / self.log_scale.exp()
+        hit = self.target_probabilities()[environment]  # (latent,)
+        slot = self.slot[environment][None]
+        own = self.own_intercept.gather(0, slot)[0]
+        scale = self.own_log_scale.gather(0, slot)[0]
+        if self.intervention in ("shift", "variance"):
+            intercept, log_scale = self.intercept + hit * own, self.log_scale + hit * scale
+        else:
+            parents = self.own_weight[environment] * self.before if self.intervention == "soft" else 0.0 * weight
+            weight = weight + hit * (parents - weight)
+            intercept = self.intercept + hit * (own - self.intercept)
+            log_scale = self.log_scale + hit * (scale - self.log_scale)
+        return self.solve(intercept + noise * log_scale.exp(), weight)
+
+    def innovations(self, z: Tensor) -> Tensor:
+        """(rows, latent) latents less what parents give them, by the chain's own equations."""
+        return z - self.link(z) @ (self.weight * self.before)
+
+    def solve(self, innovations: Tensor, weight: Tensor) -> Tensor:
+        """(rows, latent) latents of which `innovations` are left under the weights (parent, child)."""
+        out = torch.zeros_like(innovations)
+        for _ in range(self.latents):  # as many rounds as the longest path could need
+            out = innovations + self.link(out) @ weight
+        return out
+
+    def seen(self, z: Tensor, weight: Tensor) -> Tensor:
+        """(rows, latent) what the decoder takes in for latents of drawn equations: where weights are drawn from their
+        prior (`absorbed`), latents of the chain's own equations with the same innovations."""
+        return self.solve(z - self.link(z) @ weight, self.weight * self.before) if self.absorbed else z
+
+    # -- forward in time ---------------------------------------------------------------------------------------
+
+    def simulate(self, sites: dict[str, Tensor], env: Tensor, escaped: Tensor | None = None) -> Tensor:
+        """(rows, latent) new latents of rows with environments `env` under drawn equations (see `draw`).
+
+        escaped: (rows,) 0/1, rows that follow the observational equations; None draws them where rows may escape.
+        """
+        weight, intercept, noise = self._equations(sites)
+        if escaped is None:
+            prob = self.escape_logit.sigmoid()[env] if self.escapees else torch.zeros_like(intercept[env, 0])
+            escaped = (torch.rand_like(prob) < prob).to(intercept.dtype)
+        own = torch.where(escaped > 0.5, torch.zeros_like(env), env)  # environment 0 has the natural equations
+        eps = noise[own] * torch.randn_like(noise[own])
+        z = torch.zeros_like(eps)
+        for _ in range(self.latents):  # as many rounds as the longest path could need
+            z = intercept[own] + eps + torch.einsum("rj,rjk->rk", self.link(z), weight[own])
+        return z
+
+    def _equations(self, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        weight = sites.get("env_weight")
+        if weight is None:
+            keep = 1 - sites["targets"] if self.intervention == "perfect" else torch.ones_like(sites["targets"])
+            weight = sites["weight"] * keep[:, None, :]
+        return weight, sites["intercept"], sites["noise"]
+
+    def unrolled(self, sites: dict[str, Tensor], rows: int, envs: Sequence[int] = ()) -> Tensor:
+        """(rows, latent) draws with one site `z_<k>` per latent, for ChiRho's `do`.
+
+        Of the observational equations, with the interventions of the environments `envs` put together. Shifts and log
+        variance ratios on one latent add; of two replaced equations the later one stands.
+        """
+        weights, intercepts, noises = self._equations(sites)
+        weight, intercept, noise = weights[0].clone(), intercepts[0].clone(), noises[0].clone()
+        for e in envs:
+            for k in np.flatnonzero(sites["targets"][e].cpu().numpy()):
+                if self.intervention in ("shift", "variance"):
+                    intercept[k] += intercepts[e, k] - intercepts[0, k]
+                    noise[k] *= noises[e, k] / noises[0, k]
+                else:
+                    weight[:, k], intercept[k], noise[k] = weights[e, :, k], intercepts[e, k], noises[e, k]
+        return linear_sem.unrolled(linear_sem.LinearSEM(weight, intercept, noise), rows, self.link)
+
+
+class Rows(TorchDistribution):
+    """p(z | env) of a `LatentSEM`: batch (rows,), event (latent,)."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, latent_sem: LatentSEM, env: Tensor, validate_args: bool | None = None) -> None:
+        self.sem, self.env = latent_sem, env
+        super().__init__(env.shape, torch.Size((latent_sem.latents,)), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.sem.log_prob(value, self.env)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws under the chain's own equations, all earlier nodes being parents."""
+        s, hit = self.sem, self.sem.hard_targets()
+        change = s.intervention in ("shift", "variance")
+        own = s.own_intercept.gather(0, s.slot)
+        own_scale = s.own_log_scale.gather(0, s.slot)
+        natural = s.weight * s.before
+        weight = natural.expand(s.environments, -1, -1)
+        if s.intervention == "perfect":
+            weight = weight * (1 - hit)[:, None, :]
+        elif s.intervention == "soft":
+            weight = torch.where(hit[:, None, :] > 0, s.own_weight * s.before, weight)
+        sites = {
+            "env_weight": weight,
+            "intercept": torch.where(hit > 0, own + (s.intercept if change else 0.0), s.intercept.expand_as(own)),
+            "noise": torch.where(
+                hit > 0, own_scale + (s.log_scale if change else 0.0), s.log_scale.expand_as(own)
+            ).exp(),
+        }
+        shape = torch.Size(sample_shape)
+        env = self.env.expand(*shape, *self.env.shape).reshape(-1)
+        return s.simulate(sites, env).reshape(*shape, *self.env.shape, s.latents)
+
+
+class SEMReadouts:
+    """Read-outs that programs with a `LatentSEM` share: what they tell of graph, targets, new rows and interventions.
+
+    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; and `decoder`, z (rows, latent) -> its eta.
+    """
+
+    sem: LatentSEM
+    observation: Observation
+    decoder: nn.Module
+    config: dict[str, Any]
+    sites: ClassVar[Mapping[str, Site]] = {
+        "z": Site(("data", "latent"), {"latent": "point"}),
+        "graph": Site(("parent", "child"), discrete=True),
+        "weight": Site(("parent", "child"), {"parent": -1, "child": 1}),
+        "env_weight": Site(("env", "parent", "child"), {"parent": -1, "child": 1}),
+        "targets": Site(("env", "latent"), discrete=True),
+        "shift": Site(("env", "latent"), {"latent": 1}),
+        "intercept": Site(("env", "latent"), {"latent": 1}),
+        "noise": Site(("env", "latent"), {"latent": "spread"}),
+        "escaped": Site(("data",), discrete=True),
+    }
+
+    def graph(self) -> Tensor:
+        return self.sem.graph()
+
+    def targets_matrix(self) -> Tensor | None:
+        if self.sem.unknown:
+            return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
+        return None if self.config["targets"] == "known" else self.sem.target
+
+    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+        """Mean of x, of z under the weights that were drawn with it, see `LatentSEM.seen`."""
+        weight = pyro.sample("weight", Delta(torch.zeros_like(self.sem.weight)).to_event(2))
+        return self.observation.mean(self.decoder(self.sem.seen(z, weight)), batch)
+
+    @torch.no_grad()
+    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exact draws of targets, graph and equations given the latents of the rows of the fit."""
+        out = self.sem.draw()
+        if self.sem.absorbed and "z" in sites:  # the guide's are of the chain's own equations
+            out["z"] = self.sem.solve(self.sem.innovations(sites["z"]), out["weight"])
+        if self.sem.escapees and "z" in sites:
+            out["escaped"] = torch.bernoulli(self.sem.escaped(sites["z"], batch.env))
+        return out
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i))."""
+        z = self.sem.simulate(sites, batch.env)
+        new, told = (self.sem.seen(v, sites["weight"]) for v in (z, sites["z"]))
+        drawn = self.observation.likelihood(self.decoder(new), batch).sample()
+        return drawn, self.observation.likelihood(self.decoder(told), batch).log_prob(batch.x).sum(-1)
+
+    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
+        """(rows, latent) draws of the observational equations under the interventions of `envs` together."""
+        return self.sem.unrolled(sites, len(batch), envs)
+
+
+def _slots(target: np.ndarray) -> np.ndarray:
+    """(env, latent) the environment whose own parameters a target uses: an environment with several targets shares
+    those of the environment with that single target, where there is exactly one, so that effects add."""
+    envs, latents = target.shape
+    slots = np.tile(np.arange(envs)[:, None], (1, latents))
+    single = target.sum(1) == 1
+    for k in range(latents):
+        alone = np.flatnonzero(single & (target[:, k] == 1))
+        if len(alone) == 1:
+            slots[(target.sum(1) > 1) & (target[:, k] == 1), k] = alone[0]
+    return slots

@@ -1,0 +1,97 @@
+"""From latents to features: the likelihood of a decoder's output, floats or counts.
+
+A decoder gives eta (rows, feature). Floats: x_j ~ N(centre_j + spread_j eta_j, sd_j^2). Counts:
+x_j ~ NegativeBinomial(mean = s_i exp(offset[batch_i, j] + eta_j), dispersion r_j), s_i the library size over its mean.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrocrl.data import Batch, Data
+from pyrocrl.dists import NegativeBinomial, Normal
+from pyrocrl.errors import one_of
+
+LIKELIHOODS = ("gaussian", "negative_binomial")
+LARGEST = 15.0  # of a log mean: exp beyond it only overflows
+CONTROLS = 20  # observational rows that a technical batch needs to have its baseline read off them alone
+
+
+class Observation(nn.Module):
+    """The likelihood's own parameters and scales: noise or dispersion (feature,), and offset (batch, feature).
+
+    `start` reads them off the data; `inputs` is what an encoder sees. A batch of counts has the baseline of its
+    observational rows (environment 0), since batches may differ in which other environments they hold.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    size_unit: Tensor
+
+    def __init__(
+        self, features: int, likelihood: str = "gaussian", batches: int = 1, noise: float | None = 0.3
+    ) -> None:
+        """noise: the Gaussian's first standard deviation, in those of the features; None = the model has its own."""
+        super().__init__()
+        one_of("likelihood", likelihood, LIKELIHOODS)
+        self.counts = likelihood == "negative_binomial"
+        learned = noise is not None and not self.counts
+        self.raw_noise = nn.Parameter(torch.full((features,), math.log(noise or 1.0)), requires_grad=learned)
+        self.raw_dispersion = nn.Parameter(torch.full((features,), 3.0), requires_grad=self.counts)
+        self.offset = nn.Parameter(torch.zeros(batches, features), requires_grad=self.counts)
+        self.register_buffer("centre", torch.zeros(batches, features))  # of x, or of log(1 + x / s)
+        self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("size_unit", torch.ones(()))
+
+    @torch.no_grad()
+    def start(self, data: Data) -> Batch:
+        """Set scales and offsets to those of `data`; returns its rows as a batch."""
+        batch = data.tensors(dtype=self.centre.dtype)
+        self.size_unit.copy_(batch.size_factor.mean())
+        seen = self.seen(batch)
+        for group in range(len(self.centre)):
+            rows = batch.group == group
+            observational = rows & (batch.env == 0)
+            if self.counts and int(observational.sum()) >= CONTROLS:
+                rows = observational
+            self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
+            if self.counts:
+                rate = (batch.x[rows].sum(0) + 0.5) / self.size(batch)[rows].sum().clamp_min(1.0)
+                self.offset[group] = rate.log()
+        spread = (seen - self.centre[batch.group]).std(0)
+        self.spread.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
+        return batch
+
+    def size(self, batch: Batch) -> Tensor:
+        """(rows,) size factors, 1 on average over the rows of the fit."""
+        return batch.size_factor / self.size_unit
+
+    def seen(self, batch: Batch) -> Tensor:
+        """(rows, feature) x, or log(1 + x / s) of counts."""
+        return torch.log1p(batch.x / self.size(batch)[:, None]) if self.counts else batch.x
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """(rows, feature) `seen`, centred in its technical batch and scaled: what an encoder gets."""
+        return (self.seen(batch) - self.centre[batch.group]) / self.spread
+
+    @property
+    def noise(self) -> Tensor:
+        """(feature,) Gaussian standard deviations, in units of `spread`."""
+        return self.raw_noise.exp()
+
+    def mean(self, eta: Tensor, batch: Batch) -> Tensor:
+        """(rows, feature) mean of x."""
+        if self.counts:
+            return self.size(batch)[:, None] * (self.offset[batch.group] + eta).clamp(max=LARGEST).exp()
+        return self.centre[batch.group] + self.spread * eta
+
+    def likelihood(self, eta: Tensor, batch: Batch, sd: Tensor | None = None) -> NegativeBinomial | Normal:
+        """The distribution of x (rows, feature) given the decoder's output. sd: (feature,) of a model's own noise."""
+        mean = self.mean(eta, batch)
+        if self.counts:
+            return NegativeBinomial(mean, softplus(self.raw_dispersion))
+        return Normal(mean, (self.spread * self.noise if sd is None else sd).expand_as(mean))

@@ -1,0 +1,230 @@
+"""What a fit predicts: means of x under actions, tried or not, and under combinations of interventions never seen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from scipy.stats import t as student
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.linear_model import RidgeCV
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from torch import Tensor
+
+from pyrocrl.data import Batch, Data
+from pyrocrl.errors import one_of, reject
+from pyrocrl.infer.chains import mix
+from pyrocrl.infer.fitted import Fit, global_sites
+from pyrocrl.program import check_whole
+
+DEGREES = (1, 2, 3)  # of polynomial baselines
+BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
+PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
+ROWS = 1_000  # of simulated latents for each draw of the equations
+Array = np.ndarray
+
+
+def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2_000, seed: int = 0) -> xr.Dataset:
+    """Mean of x under each action: `mean`, `low`, `high` (action_row, feature), and each chain's own (`chain_mean`).
+
+    actions: (rows, action) in the units of `data.aux`, inside or outside the range that was tried. Chains are draws of
+    a bootstrap, so their deviation estimates the mean's error: the interval of `level` is mean +- t deviation, t
+    Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND below the best is stuck,
+    no such draw, and left out. draws: of the latents' noise, the same for every chain and action. Raises InputError for
+    fewer than three chains left, actions of another shape, and models without `predict_action`.
+    """
+    if not hasattr(fit.program, "predict_action"):
+        reject("fit", f"a fit of {fit.program.card.name}", "a model of actions, such as extrapolation")
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        reject("level", repr(level), "a number strictly between 0 and 1")
+    check_whole("draws", draws, 2)
+    values = np.asarray(actions, dtype=np.float64)
+    size = fit.program.config["aux"]
+    if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
+        reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
+    kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)
+    count = len(kept)
+    if count < 3:
+        reject(
+            "fit", f"{count} chain(s) of {fit.chains.count} that got there", "3 or more, whose spread is the interval"
+        )
+    half = np.random.default_rng(seed).standard_normal((draws // 2, fit.program.config["latents"]))
+    noise = np.concatenate([half, -half])
+    means = []
+    programs = list(fit.programs())
+    for program in (programs[c] for c in kept):
+        like: Any = next(program.parameters())
+        send = [torch.as_tensor(v).to(like) for v in (values, noise)]
+        predict: Any = program
+        parts = [predict.predict_action(block, send[1]) for block in send[0].split(100)]
+        means.append(torch.cat(parts).double().cpu().numpy())
+    chain = np.stack(means)
+    mean, sd = chain.mean(0), chain.std(0, ddof=1)
+    reach = student.ppf(0.5 + level / 2, count - 1) * sd * np.sqrt(1 + 1 / count)
+    dims = ("action_row", "feature")
+    return xr.Dataset(
+        {
+            "mean": (dims, mean),
+            "low": (dims, mean - reach),
+            "high": (dims, mean + reach),
+            "chain_mean": (("chain", *dims), chain),
+        },
+        coords={"feature": fit.names["feature"], "chain": kept},
+        attrs={"level": float(level)},
+    )
+
+
+def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, level: float = 0.9) -> dict[str, float]:
+    """Errors of predicted means of x (root mean square over rows and features, in deviations of `data.x`, the rows of
+    the fit) against the true ones `truth` (rows, feature) under `actions` (rows, action).
+
+    `action_error`, and those of regression of x on the action: `action_error_linear`, `_quadratic`, `_cubic` (ridge,
+    cross-validated), `_mlp`, `_gp` (Gaussian process of a linear and a smooth part), `_mean` (none), the least of them
+    `_best`, `action_ratio` to it, and `action_coverage`, the share of means inside their intervals of `level`.
+    """
+    predicted = predict_action(fit, actions, level=level)
+    assert data.aux is not None
+    x = np.asarray(data.x, dtype=np.float64)
+    centre, sd = x.mean(0), x.std(0)
+
+    def error(guess: Array) -> float:
+        return float(np.sqrt((((guess - truth) / sd) ** 2).mean()))
+
+    standard = (x - centre) / sd
+    others = {"mean": error(centre[None])}
+    for degree, name in zip(DEGREES, ("linear", "quadratic", "cubic"), strict=True):
+        ridge = RidgeCV(np.logspace(-3, 5, 17))
+        model = make_pipeline(PolynomialFeatures(degree, include_bias=False), StandardScaler(), ridge)
+        others[name] = error(centre + sd * model.fit(data.aux, standard).predict(actions))
+    scaler = StandardScaler().fit(data.aux)
+    network = MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, random_state=0, max_iter=200)
+    network.fit(scaler.transform(data.aux), standard)
+    others["mlp"] = error(centre + sd * network.predict(scaler.transform(actions)))
+    kernel = ConstantKernel() * DotProduct() + ConstantKernel() * RBF(np.ones(data.aux.shape[1])) + WhiteKernel()
+    process = GaussianProcessRegressor(kernel, random_state=0)
+    rows = np.random.default_rng(0).permutation(len(x))[:PROCESS_ROWS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a part of the kernel that data do not need
+        process.fit(scaler.transform(data.aux[rows]), standard[rows])
+    others["gp"] = error(centre + sd * process.predict(scaler.transform(actions)))
+    own, best = error(predicted["mean"].to_numpy()), min(others.values())
+    inside = (predicted["low"].to_numpy() <= truth) & (truth <= predicted["high"].to_numpy())
+    return {
+        "action_error": own,
+        **{f"action_error_{name}": value for name, value in others.items()},
+        "action_error_best": best,
+        "action_ratio": own / best,
+        "action_coverage": float(inside.mean()),
+    }
+
+
+# -- combinations of interventions ---------------------------------------------------------------------------
+
+
+def combination_mean(
+    fit: Fit, data: Data, environments: Sequence[str], *, draws: int = 20, seed: int = 0
+) -> np.ndarray:
+    """(feature,) mean of x where the interventions of `environments` (names) are applied together.
+
+    Averaged over `draws` posterior draws of the equations of each chain, chains by their weights; covariates of rows
+    are those of `data`. Raises InputError for unknown environments, and where the model knows no interventions.
+    """
+    for name in environments:
+        one_of("environments", name, fit.names["env"])
+    places = [fit.names["env"].index(name) for name in environments]
+    rows = np.random.default_rng(seed).integers(0, data.rows, ROWS)
+
+    def latents(program: Any, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+        return program.prior_latents(batch, sites, envs=places)
+
+    return _expected(fit, data.rows_at(rows), latents, draws, seed).mean(0)
+
+
+def expected_rows(fit: Fit, data: Data, *, draws: int = 20, seed: int = 0) -> np.ndarray:
+    """(data, feature) mean of x given new latents of each row's own environment, for programs with a `LatentSEM`.
+
+    Averaged as in `combination_mean`.
+    """
+
+    def latents(program: Any, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+        return program.sem.simulate(sites, batch.env)
+
+    return _expected(fit, data, latents, draws, seed)
+
+
+def _expected(
+    fit: Fit, data: Data, latents: Callable[[Any, Batch, dict[str, Tensor]], Tensor], draws: int, seed: int
+) -> np.ndarray:
+    """(data, feature) E[x | z] of latents drawn anew with each posterior draw of the equations."""
+    batch = fit.batch_of(data).annealed().whole()
+    total = np.zeros((data.rows, data.features))
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        for chain, (weight, program) in enumerate(zip(fit.weights, fit.programs(), strict=True)):
+            torch.manual_seed(mix(seed, chain, 37))
+            for _ in range(draws):
+                sites = global_sites(program, batch.take(torch.arange(1)).whole())
+                decode = pyro.poutine.condition(program.decode, data=sites)
+                total += weight / draws * decode(latents(program, batch, sites), batch).double().cpu().numpy()
+    return total
+
+
+def pair_errors(
+    fit: Fit, train: Data, pairs: Data, parts: Mapping[str, Sequence[str]], *, draws: int = 20, seed: int = 0
+) -> dict[str, float]:
+    """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
+
+    parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines. An error is the
+    root mean square over features of the difference of means, in standard deviations of the control rows of `train`
+    (environment 0); counts are divided by size factors. `model`; `additive`: control mean plus each part's mean
+    difference; `control` and `training`: the mean of control rows, of all perturbed rows of `train`; `floor`: two
+    samples of the pair's size, expected. Raises InputError for unknown environments or pairs without rows.
+    """
+    x = per_size(train)
+    control = x[train.env == 0]
+    spread = control.std(0)
+    spread[spread == 0] = 1.0
+    base = control.mean(0)
+    means = {name: x[train.env == e].mean(0) for e, name in enumerate(train.env_names) if (train.env == e).any()}
+    perturbed = x[train.env != 0].mean(0)
+    seen = per_size(pairs)
+    errors: dict[str, list[float]] = {}
+    for name, singles in parts.items():
+        one_of("parts", name, pairs.env_names)
+        for single in singles:
+            one_of(f"parts[{name!r}]", single, means)
+        own = seen[pairs.env_labels() == name]
+        if len(own) < 2:
+            reject("pairs", f"{len(own)} row(s) of {name!r}", "2 or more")
+        guesses = {
+            "model": combination_mean(fit, train, singles, draws=draws, seed=seed) / mean_size(train),
+            "additive": base + sum(means[single] - base for single in singles),
+            "control": base,
+            "training": perturbed,
+            "floor": own.mean(0) + own.std(0) * np.sqrt(2.0 / len(own)),
+        }
+        for key, guess in guesses.items():
+            errors.setdefault(key, []).append(float(np.sqrt((((guess - own.mean(0)) / spread) ** 2).mean())))
+    if not errors:
+        reject("parts", "none", "one combination or more")
+    return {key: float(np.mean(values)) for key, values in errors.items()}
+
+
+def mean_size(data: Data) -> float:
+    """Mean size factor of counts, else 1."""
+    return 1.0 if data.size_factor is None or not data.counts else float(data.size_factor.mean())
+
+
+def per_size(data: Data) -> np.ndarray:
+    """(data, feature) dense x, counts divided by the rows' size factors."""
+    x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
+    x = x.astype(np.float64)
+    return x / data.size_factor[:, None] if data.counts and data.size_factor is not None else x

@@ -1,0 +1,445 @@
+"""`write`, one self-contained HTML page about a fit, for a reader who knows the data and not the model.
+
+The page loads nothing: pictures are SVG inside it, there is no script, and its content policy forbids requests.
+Whatever comes from users, such as names of features, is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from pyrocrl.errors import reject
+from pyrocrl.show import plots
+
+if TYPE_CHECKING:
+    from pyrocrl.infer.fitted import Fit
+    from pyrocrl.judge.compare import Comparison
+
+TOP_FEATURES = 8
+TOP_ENVIRONMENTS = 4
+CLEAR = 0.65  # AUROC, in either direction, from which an environment is said to move a latent
+FEW = 10  # rows below which a ratio of spreads says little
+WIDER = 1.5  # ratio of spreads, in either direction, from which it is said to widen or narrow one
+VERSIONS = ("pyrocrl", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
+
+# verdict -> sign beside the words (colour alone says nothing to some readers), style and what it means
+OUTCOMES = {
+    "identified": ("✓", "good", "the data pin this down: independent fits found the same answer"),
+    "not identified": ("✕", "bad", "the data do not pin this down: other answers would fit as well"),
+    "not converged": (
+        "?",
+        "open",
+        "nothing can be said yet: one fit beats all others, and none of them agrees with it",
+    ),
+}
+NUMBERS = {
+    "chains_at_best": "chains at the best objective",
+    "agreement_mean": "mean agreement",
+    "agreement_least": "least agreement",
+    "rhat_max": "largest r-hat",
+}
+SCORES = {
+    "mcc": "Correlation with the true latents (MCC)",
+    "mcc_spearman": "Rank correlation with the true latents",
+    "r2": "R², true latents from the estimates",
+    "dci_disentanglement": "Disentanglement (DCI)",
+    "dci_completeness": "Completeness (DCI)",
+    "dci_informativeness": "Informativeness (DCI)",
+    "linear_r2": "R² of linear unmixing (near 1: an easy setting)",
+    "mask_f1": "Mask F1",
+    "mask_precision": "Mask precision",
+    "mask_recall": "Mask recall",
+    "mask_hamming": "Mask entries wrong",
+    "surplus_pip": "Highest inclusion probability of a surplus latent",
+    "shd": "Edges wrong (SHD)",
+    "skeleton_errors": "Adjacencies wrong",
+    "closure_errors": "Ancestor relations wrong",
+    "closure_shd": "Ancestor relations wrong (SHD of closures)",
+    "targets_right": "Environments whose target is right",
+    "weight_covered": "True edge weights inside 90 % intervals, count",
+    "weight_total": "True edges",
+    "order_errors": "Edges against the estimated order",
+    "order_right": "Causal order right",
+    "auroc": "Edges, AUROC",
+    "ece": "Edges, calibration error",
+    "weight_coverage": "True edge weights inside 90 % intervals",
+    "held_out": "Held-out objective, nats a row",
+    "mse": "Mean squared error of reconstruction",
+}
+COMPARED = ("mcc", "r2", "mask_f1", "shd", "closure_errors", "targets_right")  # scores of the page of several models
+COLUMNS = {"fit": "this fit", "pca": "PCA", "ica": "ICA", "raw": "raw columns", "empty": "empty", "full": "full"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data address, with what it shows in words for readers who cannot see it."""
+
+    key: str
+    source: str
+    alt: str
+    width: int
+
+
+def write(
+    fit: Fit,
+    tree: xr.DataTree,
+    verdict: Any | None,
+    scores: Mapping[str, float] | None,
+    path: str | Path,
+) -> Path:
+    """Write the report of `fit` to `path` (a folder gets report.html) and return where it lies.
+
+    tree: of `fit.posterior()`; without posterior predictive draws that check is left out. verdict: of `diagnose`,
+    or None. scores: of `evaluate`, or None where no truth is known. The file appears whole or not at all. Raises
+    InputError for a tree without latents or a folder that cannot be written.
+    """
+    return _write(render(fit, tree, verdict, scores), Path(path), "report.html")
+
+
+def write_comparison(found: Comparison, path: str | Path) -> Path:
+    """Write a page that sets models side by side (see `pyrocrl.compare`) to `path`, a folder gets compare.html."""
+    table = {(pair.first, pair.second): pair for pair in found.pairs}
+    names = [model.name for model in found.models]
+    return _write(
+        _template("compare.html").render(
+            found=found,
+            outcomes=OUTCOMES,
+            scores=[(key, SCORES.get(key, key)) for key in COMPARED if any(key in m.scores for m in found.models)],
+            pair=lambda a, b: table.get((a, b)) or table.get((b, a)),
+            names=names,
+            pictures=[
+                (name, _picture(name, figure, f"Graph of {name} with edge probabilities"))
+                for name, graph in found.graphs.items()
+                for figure in [plots.graph(_tree_of(graph, found.latents))]
+            ],
+        ),
+        Path(path),
+        "compare.html",
+    )
+
+
+def _tree_of(graph: np.ndarray, latents: Sequence[str]) -> xr.DataTree:
+    """Edge probabilities as the tree that `plots.graph` takes."""
+    coords = {"parent": list(latents), "child": list(latents)}
+    values = xr.Dataset({"graph": (("chain", "draw", "parent", "child"), graph[None, None])}, coords=coords)
+    return xr.DataTree.from_dict({"posterior": values})
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyrocrl"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"signed": _signed, "share": _share, "duration": _duration}
+    return environment.get_template(name)
+
+
+def _write(html: str, path: Path, name: str) -> Path:
+    """The page at `path`, in a folder under `name`; whole or not at all."""
+    if path.is_dir() or not path.suffix:
+        path = path / name
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(html.encode("utf-8", errors="replace"))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reject("path", f"{path} ({error.strerror or error})", "a file in a folder that can be written")
+    return path
+
+
+def render(fit: Fit, tree: xr.DataTree, verdict: Any | None = None, scores: Mapping[str, float] | None = None) -> str:
+    """The page as a string."""
+    judged = verdict.to_dict() if verdict is not None else {"claims": [], "chains": {}}
+    reference = _reference(fit, tree)
+    return _template("report.html").render(
+        card=fit.program.card,
+        claims=[c.sentence() for c in fit.program.claims()],
+        facts=_facts(fit, tree),
+        verdicts=_verdicts(judged["claims"]),
+        judged=verdict is not None,
+        outcomes=OUTCOMES,
+        doubts=_doubts(fit, judged["claims"]),
+        programmes=_programmes(tree, reference),
+        scores=_scores(scores or {}),
+        chains=_chains(fit, judged["chains"]),
+        pictures={p.key: p for p in _pictures(fit, tree, reference)},
+        footer=_footer(fit),
+    )
+
+
+# -- what the page says ----------------------------------------------------------------------------------------
+
+
+def _facts(fit: Fit, tree: xr.DataTree) -> dict[str, Any]:
+    shape = tree["observed_data"]["x"].sizes
+    latents = tree["posterior"]["z"].sizes["latent"]
+    pip = plots.inclusion(tree)
+    used = latents if pip is None else int((pip.to_numpy() > plots.PRESENT).any(0).sum())
+    counts = fit.data.counts if fit.data is not None else None
+    return {
+        "name": fit.data.name if fit.data is not None else "data",
+        "rows": int(fit.meta.get("rows", shape["data"])),
+        "shown_rows": int(shape["data"]),
+        "features": int(shape["feature"]),
+        "kind": "" if counts is None else "counts" if counts else "continuous values",
+        "environments": len(fit.names.get("env", [])) or 1,
+        "latents": latents,
+        "used": used if pip is not None else None,
+        "chains": fit.chains.count,
+        "duration": _duration(float(fit.meta.get("seconds", math.nan))),
+        "epochs": fit.meta.get("epochs"),
+    }
+
+
+def _reference(fit: Fit, tree: xr.DataTree) -> str | None:
+    """The observational environment: by the data's targets where they are known, else by its name."""
+    labels = set(np.asarray(tree["constant_data"]["env"].to_numpy()).astype(str)) if "constant_data" in tree else set()
+    if fit.data is None or fit.data.targets is None:
+        return None
+    free = [e for e in fit.data.env_names if not fit.data.targets.get(e) and e in labels]
+    named = [e for e in free if e in plots.CONTROLS]
+    return next(iter(named + free), None)
+
+
+def _verdicts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    out = []
+    for claim in claims:
+        sign, style, meaning = OUTCOMES[claim["verdict"]]
+        numbers = {NUMBERS.get(k, k.replace("_", " ")): _number(v) for k, v in claim.get("numbers", {}).items()}
+        out.append({**claim, "sign": sign, "style": style, "meaning": meaning, "numbers": numbers})
+    return out
+
+
+def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
+    """Why the programmes below should not be read one by one, if so."""
+    out = []
+    if not fit.program.claims():
+        out.append(
+            "This model makes no claim of identifiability: its latents may be any mixture of the real factors, and "
+            "another fit may show others. Read the programmes as a description of this fit only."
+        )
+    elif fit.program.group.mixes:
+        free = ", ".join(fit.program.latents_up_to)
+        out.append(f"This model identifies its latents only up to {free}: one latent taken alone means nothing.")
+    for claim in claims:
+        what = claim.get("what", "latents")
+        if claim["verdict"] != "identified" and what in ("latents", "mask"):
+            found = f"The {what} {'were' if what == 'latents' else 'was'} found {claim['verdict']} (see above)"
+            out.append(f"{found}: other programmes may fit these data as well.")
+    return out
+
+
+def _programmes(tree: xr.DataTree, reference: str | None) -> dict[str, Any]:
+    """Per latent its top features and the environments that move it most; latents not in use by name only."""
+    pip, loading, moved = plots.inclusion(tree), plots.loadings(tree), plots.shifts(tree, reference)
+    features = [str(f) for f in loading["feature"].to_numpy()]
+    values = loading.to_numpy()
+    strength = np.ones_like(values) if pip is None else pip.to_numpy()
+    rows, unused = [], []
+    for k, latent in enumerate(loading["latent"].to_numpy()):
+        order = plots.ranking(strength[:, k], values[:, k])
+        order = order[strength[order, k] > plots.PRESENT]
+        if not len(order):
+            unused.append(str(latent))
+            continue
+        top = [
+            {
+                "name": features[j],
+                "pip": None if pip is None else float(strength[j, k]),
+                "loading": float(values[j, k]),
+            }
+            for j in order[:TOP_FEATURES]
+        ]
+        more = len(order) - len(top) if pip is not None else 0
+        rows.append({"latent": str(latent), "features": top, "more": more, **_movers(moved, k)})
+    return {
+        "rows": rows,
+        "unused": unused,
+        "kind": loading.attrs["kind"],
+        "masked": pip is not None,
+        "reference": moved.attrs["reference"],
+        "environments": moved.sizes["env"] > 1,
+    }
+
+
+def _movers(moved: xr.Dataset, k: int) -> dict[str, Any]:
+    auroc, shift, spread = (moved[v].to_numpy()[:, k] for v in ("auroc", "shift", "spread"))
+    apart = np.nan_to_num(np.maximum(auroc, 1 - auroc), nan=0.5)
+    wider = np.nan_to_num(np.maximum(spread, 1 / np.maximum(spread, 1e-12)), nan=1.0)
+    clear = (apart >= CLEAR) | ((wider >= WIDER) & (moved["rows"].to_numpy() >= FEW))
+    order = [e for e in np.lexsort((-apart, ~clear)) if str(moved["env"].values[e]) != moved.attrs["reference"]]
+    movers: list[dict[str, Any]] = [
+        {
+            "name": str(moved["env"].values[e]),
+            "shift": float(shift[e]),
+            "auroc": float(apart[e]),
+            "spread": float(spread[e]) if wider[e] >= WIDER else None,
+            "rows": int(moved["rows"].values[e]),
+            "clear": bool(clear[e]),
+        }
+        for e in order[:TOP_ENVIRONMENTS]
+    ]
+    shown = [m for m in movers if m["clear"]]
+    return {"movers": shown, "largest": movers[0] if movers and not shown else None}
+
+
+def _scores(scores: Mapping[str, float]) -> dict[str, Any]:
+    """A row per metric, a column per baseline: `pca_mcc` stands beside `mcc`, `shd_empty` beside `shd`."""
+    table: dict[str, dict[str, float]] = {}
+    for key, value in scores.items():
+        name, column = key, "fit"
+        head, _, tail = key.partition("_")
+        if head in ("pca", "ica", "raw") and tail:
+            name, column = tail, head
+        elif key.rpartition("_")[2] in ("empty", "full") and key.rpartition("_")[0] in scores:
+            name, _, column = key.rpartition("_")
+        table.setdefault(name, {})[column] = float(value)
+    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    rows = [
+        (SCORES.get(name, name.replace("_", " ")), [_score(name, row.get(c)) for c in columns])
+        for name, row in table.items()
+    ]
+    return {"columns": [COLUMNS[c] for c in columns], "rows": rows}
+
+
+def _chains(fit: Fit, compared: Mapping[str, Any]) -> dict[str, Any]:
+    tied = compared.get("tied", [])
+    started = int(np.asarray(fit.history).shape[1]) - 1
+    rows = [
+        {
+            "id": int(original),
+            "held_out": float(fit.scores[c]),
+            "weight": float(fit.weights[c]),
+            "tied": bool(tied[c]) if len(tied) > c else None,
+            "best": c == fit.reference,
+        }
+        for c, original in enumerate(fit.kept)
+    ]
+    khat = compared.get("khat_median")
+    return {
+        "rows": sorted(rows, key=lambda row: -row["held_out"]),
+        "started": started,
+        "left_out": sorted(set(range(started)) - {int(c) for c in fit.kept}),
+        "retired": int(compared.get("retired", len(fit.meta.get("retired", [])))),
+        "khat": khat if khat is not None and math.isfinite(khat) else None,
+        "khat_bad": compared.get("khat_above_0.7", math.nan),
+    }
+
+
+def _footer(fit: Fit) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    meta = {k: v for k, v in fit.meta.items() if k in ("seed", "epochs", "device", "fingerprint")}
+    return {
+        "versions": versions,
+        "meta": meta,
+        "config": fit.program.config,
+        "recipe": fit.meta.get("recipe", {}),
+        "cpu": _duration(float(fit.meta.get("cpu_seconds", math.nan))),
+    }
+
+
+# -- pictures --------------------------------------------------------------------------------------------------
+
+
+def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Picture]:
+    posterior = tree["posterior"]
+    numbered = tree.copy()  # chains by the numbers they started with, as in the history
+    numbered["posterior"] = posterior.to_dataset().assign_coords(chain=fit.kept)
+    out = [
+        _picture("agreement", plots.agreement(numbered), "Agreement of chains, by pair of chains and by latent"),
+        _picture("objective", plots.objective(fit.history), "Held-out objective of every chain against epochs"),
+        _picture(
+            "environments",
+            plots.latents_by_env(tree, reference),
+            "Heat map of how far each environment moves each latent, and distributions of the strongest",
+        ),
+    ]
+    if "mask" in posterior:
+        out.append(_picture("mask", plots.mask(tree), "Heat map of inclusion probabilities, features by latents"))
+    if "targets" in posterior:
+        seen = "Heat map of which latent each environment intervenes on, and how far it shifts it"
+        out.append(_picture("targets", plots.targets(tree), seen))
+    if "graph" in posterior:
+        out.append(_picture("graph", plots.graph(tree), "Graph over latents with the probability of every edge"))
+    if "posterior_predictive" in tree.children and "x" in tree["posterior_predictive"]:
+        out.append(_picture("predictive", plots.predictive(tree), "Observed against replicated statistics of features"))
+    if fit.data is not None and "z" in fit.data.truth and fit.data.rows == fit.meta.get("rows"):
+        z = plots.latent_means(tree)
+        rows = np.asarray(z["data"].to_numpy(), dtype=int)
+        if rows.max() < fit.data.rows:
+            names = [str(k) for k in z["latent"].to_numpy()]
+            figure = plots.recovery(fit.data.truth["z"][rows], z.to_numpy(), names)
+            out.append(_picture("recovery", figure, "Estimated against true latents"))
+    return out
+
+
+def _picture(key: str, figure: Figure, alt: str) -> Picture:
+    """The figure as SVG; text becomes paths, so that it looks the same wherever it is opened."""
+    stream = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "pyrocrl"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    encoded = base64.b64encode(stream.getvalue()).decode("ascii")
+    return Picture(key, f"data:image/svg+xml;base64,{encoded}", alt, round(figure.get_figwidth() * 96))
+
+
+# -- words for numbers -----------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return "–"
+    if number == int(number) and abs(number) < 1e6:
+        return f"{int(number)}".replace("-", "−")
+    return f"{number:.3g}".replace("-", "−")
+
+
+def _score(name: str, value: float | None) -> str:
+    counted = name in ("shd", "closure_shd", "mask_hamming", "weight_covered", "weight_total") or name.endswith(
+        "_errors"
+    )
+    return _number(value) if value is None or counted or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{value:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
