@@ -103,7 +103,7 @@ def test_graph_posterior_at_the_true_latents() -> None:
     """Given the true latents and order: probable edges are the true ones, and every draw is acyclic and forwards."""
     wrong = 0
     for seed in (100, 101, 102):
-        data = simulate.draw("varici2024_quadratic", seed, samples=1500, latents=4, basis_functions=6)
+        data = simulate.draw("varici2024_quadratic", seed, samples=1500, latents=4, features=6)
         z, env = torch.tensor(data.truth["z"]), torch.tensor(data.env)
         target = torch.tensor(data.target_matrix(4)).double()
         unmixing = Unmixing(z, env, target, generator())

@@ -231,7 +231,7 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of this source tree, with + where files of the code differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 

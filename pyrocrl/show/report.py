@@ -143,7 +143,7 @@ def _tree_of(graph: np.ndarray, latents: Sequence[str]) -> xr.DataTree:
 
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyrocrl"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("pyrocrl.show"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"signed": _signed, "share": _share, "duration": _duration}
     return environment.get_template(name)
