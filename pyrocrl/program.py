@@ -133,6 +133,10 @@ class Program(nn.Module):
         """The generative story; observed sites inside `self.rows(batch)`."""
         raise TypeError(f"{type(self).__name__} has no model")
 
+    def story(self, batch: Batch) -> Any:
+        """The generative program, nothing summed out."""
+        return self.model(batch)
+
     def guide(self, batch: Batch) -> Any:
         """The variational posterior of every latent site of `model`."""
         raise TypeError(f"{type(self).__name__} has no guide")
