@@ -48,27 +48,29 @@ probability of that maximum's evidence.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import directions
 from pyrocrl.constructions.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
-from pyrocrl.dists import Law, MultivariateNormal
+from pyrocrl.dists import Law, MultivariateNormal, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts import escapees
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.observation import LIKELIHOODS, Observation
 from pyrocrl.program import check_sizes, checked_targets
 
@@ -84,6 +86,7 @@ RIVALS = 4  # further starts beside the best one; a single one above 8 latents, 
 ENOUGH = 600  # rows an environment, on average, on a share of which the search begins
 KEEP = 4  # maxima between which a chain chooses by their evidence
 DRAWS = 64  # of the unmixing, for edge probabilities
+ROUNDING = 1e-14  # eigenvalues of a covariance below this share of the largest are 0
 FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
 
 
@@ -144,6 +147,8 @@ class LinearSEMLin(Program):
         dtype=torch.float64,
     )
     uses_rows = False
+    new_rows = True
+    knows_interventions = True
     sites = {
         **SEMReadouts.sites,
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
@@ -335,7 +340,8 @@ class LinearSEMLin(Program):
             changed = escapees.changed_moments(batch.x @ (white @ principal.mT).mT, batch.env, observational)
             for name in ("count", "mean", "cov", "share"):
                 getattr(self, name).copy_(getattr(changed, name))
-        misfit = total * value[:-latents].clamp_min(0).sum() / tau2
+        apart = torch.where(value > ROUNDING * value[-1], value, 0.0)[:-latents]  # 0 where x has exactly that rank
+        misfit = total * apart.sum() / tau2
         self.residual.copy_(-0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2)))
 
     def _gather_counts(self, data: Data) -> None:
@@ -348,26 +354,63 @@ class LinearSEMLin(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        d, kind = self.config["latents"], self.config["intervention"]
+        tangent = pyro.sample("tangent", directions.Directions(self.project, d))  # (latent (latent - 1),)
+        targets = self._targets()  # (env, latent)
+        table, prior = self._slices(targets), orders.log_edge_prior(d, self.config["edge_probability"], targets.device)
+        order = pyro.sample("order", orders.Order(prior))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        unmixing = directions.unit_rows(tangent, self.chart).double()  # M (latent, latent)
+        known = linear_sem.conjugate(unmixing, graph, table, kind)
+        with self._mechanisms(table):  # the natural equations, then one for each (env, target)
+            variance = pyro.sample("variance", known.prior_variance())
+            slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
+            level = pyro.sample("level", known.prior_level(variance))
+        equations, unmixing = self._equations(known.mechanisms(variance, slope, level), targets, unmixing)
+        told = batch.x is not None and not self.counts
+        told_z = batch.x.double() @ self.project.double().mT @ unmixing.mT if told else None
+        with self.rows(batch):
+            own = linear_sem.of_rows(equations, targets, self._acting(batch), batch.together, self.control)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
+
+            z = self.along(order.tolist(), equation, torch.zeros_like(own.scale), told_z)  # (rows, latent)
+            pyro.sample("x", self._mixed(z, unmixing, batch), obs=batch.x)  # (rows, feature)
+
     def model(self, batch: Batch) -> None:
-        prior = directions.Directions(self.project, self.config["latents"])
-        tangent = pyro.sample("tangent", prior)  # (latent (latent - 1),)
-        rows = directions.unit_rows(tangent, self.chart)  # (latent, latent)
-        shape = (len(batch), self.config["features"])
-        law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, batch))
+        tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
+        unmixing = directions.unit_rows(tangent, self.chart)
+        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(unmixing))
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
 
-    def _simulated(self, rows: Tensor, batch: Batch) -> Tensor:
-        """New x (rows, feature), all environments observational, from the prior of equations; what the scale-free prior
-        leaves open is fixed: noise deviations 1, slab deviations 1, intercepts 0."""
-        weight = linear_sem.draw_equations(torch.ones_like(rows[0]), self.config["edge_probability"])[1]
-        unit = torch.ones_like(rows[0])
-        cov = linear_sem.sem_moments(linear_sem.LinearSEM(weight, 0 * unit, unit))[1]
-        z = torch.randn(len(batch), len(rows), dtype=cov.dtype, device=cov.device) @ torch.linalg.cholesky(cov).mT
-        x = z @ (self.lift @ torch.linalg.inv(rows)).mT
-        if self.counts:
-            return self.observation.likelihood(x, batch).sample()
-        x = x + self.offset
-        return x + self._off_mixing(x)
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        unmixing = directions.unit_rows(kept["tangent"], self.chart).double()
+        targets = self._targets(unmixing)
+        table = self._slices(targets)
+        scores = self._scores(unmixing, table)
+        order = pyro.sample("order", orders.Order(scores))
+        graph = pyro.sample("graph", orders.Graph(scores, order))
+        known = linear_sem.conjugate(unmixing, graph, table, self.config["intervention"])
+        with self._mechanisms(table):
+            variance = pyro.sample("variance", known.variance())
+            slope = pyro.sample("slope", known.slopes(variance))
+            pyro.sample("level", known.level(slope, variance))
+        if not (self.counts or self.config["escapees"]):
+            return  # x determines z
+        own, natural, chance = self._told(batch)
+        with self.rows(batch):
+            y, cov = own.loc, own.cov
+            if self.config["escapees"]:
+                escaped = pyro.sample("escaped", dist.Bernoulli(chance))
+                y, cov = y.lerp(natural.loc, escaped[:, None]), cov.lerp(natural.cov, escaped[:, None, None])
+            if self.counts:  # by Laplace's method
+                _, unmixing = self._equations(known.mechanisms(variance, slope, variance), targets, unmixing)
+                law = MultivariateNormal(y, scale_tril=torch.linalg.cholesky(cov))
+                y = pyro.sample("y", law, infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta(y.double() @ unmixing.mT, event_dim=1))
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("tangent", self._posterior())
@@ -432,9 +475,6 @@ class LinearSEMLin(Program):
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact given M and targets, averaged over fixed draws of both."""
-        if self.reads_innovations:
-            table = orders.log_edge_prior(self.config["latents"], self.config["edge_probability"], self.root.device)
-            return orders.edge_probabilities(table.to(self.root.dtype))
         return self._averaged()[0]
 
     @torch.no_grad()
@@ -451,138 +491,123 @@ class LinearSEMLin(Program):
 
         def probabilities(tangent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             rows = directions.unit_rows(tangent, self.chart).double()
-            target, probability = self._targets(rows, uniform)
+            target, probability = self._reassigned(rows, uniform)
             return orders.edge_probabilities(self._scores(rows, self._slices(target))), probability
 
         tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
         edges, targets = torch.func.vmap(probabilities, chunk_size=16)(tangent, uniform)
         return edges.mean(0), targets.mean(0)
 
-    def _targets(self, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(self, unmixing: Tensor | None = None) -> Tensor:
+        """(env, latent) targets; unknown ones from their prior or, given M, drawn by a sweep of Gibbs sampling."""
+        target = self.target.double()
+        if not self.unknown:
+            return target
+        envs, d = target.shape
+        if unmixing is None:  # none in the first environment; every latent and none are equally probable elsewhere
+            logits = torch.zeros(envs, d + 1, dtype=target.dtype, device=target.device)
+            logits[0, :d] = -torch.inf
+            law = dist.Categorical(logits=logits)
+        else:
+            found = self._reassigned(unmixing, torch.rand_like(target[:, 0]))[0]
+            law = dist.Delta(torch.where(found.sum(1) > 0, found.argmax(1), d))
+        with pyro.plate("env", envs, dim=-1):
+            chosen = pyro.sample("target", law)
+        return torch.nn.functional.one_hot(chosen, d + 1)[:, :d].to(target)
+
+    def _reassigned(self, unmixing: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(env, latent) targets given M, drawn by the numbers `uniform` (env,) where unknown, and their probability."""
         target = self.target.double()
         if not self.unknown:
             return target, target
-        return directions.reassigned(lambda t: self._objective(rows, t), target, uniform)
+        return directions.reassigned(lambda t: self._objective(unmixing, t), target, uniform)
 
-    def _scores(self, rows: Tensor, slices: linear_sem.Slices) -> Tensor:
-        return linear_sem.mechanism_scores(rows, slices, self.config["edge_probability"], self.config["intervention"])
-
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Given a draw of M, draws of targets, graph, weights, intercepts and noise; and z, which they determine."""
-        rows = directions.unit_rows(sites["tangent"], self.chart).double()
-        prob, kind = self.config["edge_probability"], self.config["intervention"]
-        latents = self.config["latents"]
-        target, _ = self._targets(rows, torch.rand_like(self.count))
-        slices = self._slices(target)
+    def _scores(self, unmixing: Tensor, table: linear_sem.Slices) -> Tensor:
+        """(latent, 2**latent) log scores of parent sets given M; their prior where interventions keep equations."""
+        d, prob = self.config["latents"], self.config["edge_probability"]
         if self.reads_innovations:
-            mechanisms = linear_sem.draw_innovations(rows, slices, kind)
-            graph, weight = linear_sem.draw_equations(mechanisms.scale[:latents], prob)
-            rows = torch.linalg.solve(torch.eye(latents, dtype=rows.dtype, device=rows.device) - weight.mT, rows)
-        else:
-            _, graph = orders.sample_dags(self._scores(rows, slices))
-            mechanisms = linear_sem.draw_mechanisms(rows, graph, slices, kind)
-            weight = mechanisms.weight[:latents].mT
-        per_env = linear_sem.by_environment(mechanisms, self.pairs, target)
-        unmixing = rows @ self.project.double()
-        out = {
-            "graph": graph.double(),
-            "weight": weight,  # (parent, child)
-            "targets": target,  # (env, latent)
-            "shift": per_env.intercept - mechanisms.intercept[:latents],  # (env, latent), 0 off the targets
-            "intercept": per_env.intercept,  # (env, latent)
-            "noise": per_env.scale,  # (env, latent)
-            "unmixing": unmixing,  # (latent, feature)
-            "loadings": self.lift.double() @ torch.linalg.inv(rows),  # (feature, latent)
-        }
-        if not (self.counts or self.config["escapees"]):
-            out["z"] = batch.x.double() @ unmixing.mT
-        else:
-            own, natural, probability = self._told(batch)
-            y, cov = own.loc, own.cov
-            if self.config["escapees"]:
-                escaped = out["escaped"] = torch.bernoulli(probability)
-                y, cov = y.lerp(natural.loc, escaped[:, None]), cov.lerp(natural.cov, escaped[:, None, None])
-            if self.counts:
-                y = y + (torch.linalg.cholesky(cov) @ torch.randn_like(y)[..., None]).squeeze(-1)
-            out["z"] = y.double() @ rows.mT  # (rows, latent)
-        if kind == "soft":
-            out["env_weight"] = per_env.weight  # (env, parent, child)
-        return {name: value.to(self.root.dtype) for name, value in out.items()}
+            return orders.log_edge_prior(d, prob, unmixing.device)
+        return linear_sem.mechanism_scores(unmixing, table, prob, self.config["intervention"])
 
-    def _sem(self, sites: dict[str, Tensor]) -> linear_sem.LinearSEM:
-        """The structural equations of every environment, (env, ...)."""
-        kept = 1 - sites["targets"] if self.config["intervention"] == "perfect" else torch.ones_like(sites["targets"])
-        weight = sites.get("env_weight", sites["weight"] * kept[:, None, :])
-        return linear_sem.LinearSEM(weight, sites["intercept"], sites["noise"])
+    def _mechanisms(self, table: linear_sem.Slices) -> Any:
+        """The plate of equations; with unknown targets, those of environments that have another do not count."""
+        plate = contextlib.ExitStack()
+        plate.enter_context(pyro.plate("mechanism", len(table.node), dim=-1))
+        if self.unknown:
+            plate.enter_context(pyro.poutine.mask(mask=table.count > 0))
+        return plate
+
+    def _equations(
+        self, mechanisms: linear_sem.Mechanisms, targets: Tensor, unmixing: Tensor
+    ) -> tuple[linear_sem.LinearSEM, Tensor]:
+        """Equations (env, ...) and the unmixing to z, with their read-outs."""
+        d = len(unmixing)
+        out = linear_sem.by_environment(mechanisms, self.pairs, targets)
+        weight = pyro.deterministic("weight", mechanisms.weight[:d].mT)  # (parent, child)
+        if self.reads_innovations:  # what M gives are innovations
+            out = out._replace(weight=weight.expand_as(out.weight))
+            unmixing = torch.linalg.solve(torch.eye(d).to(weight) - weight.mT, unmixing)
+        pyro.deterministic("targets", targets)  # (env, latent)
+        pyro.deterministic("shift", out.intercept - mechanisms.intercept[:d])  # (env, latent), 0 off the targets
+        pyro.deterministic("intercept", out.intercept)  # (env, latent)
+        pyro.deterministic("noise", out.scale)  # (env, latent)
+        pyro.deterministic("unmixing", unmixing @ self.project.double())  # (latent, feature)
+        pyro.deterministic("loadings", self.lift.double() @ torch.linalg.inv(unmixing))  # (feature, latent)
+        if self.config["intervention"] == "soft":
+            pyro.deterministic("env_weight", out.weight)  # (env, parent, child)
+        return out, unmixing
+
+    def _acting(self, batch: Batch) -> Tensor:
+        """(rows,) the environment whose equations a row follows: its own or, had it escaped, the observational one."""
+        if not self.config["escapees"]:
+            return batch.env
+        escaped = pyro.sample("escaped", dist.Bernoulli(self.share[batch.env]))
+        return torch.where(escaped > 0.5, self.control, batch.env)
+
+    def _mixed(self, z: Tensor, unmixing: Tensor, batch: Batch) -> Any:
+        """The law of x given latents."""
+        project, lift, offset, tau = (v.double() for v in (self.project, self.lift, self.offset, self.tau))
+        if self.counts:
+            eta = torch.linalg.solve(unmixing, z.mT).mT @ lift.mT
+            return self.observation.likelihood(eta.to(batch.dtype), batch).to_event(1)
+        return LinearMixing(z, unmixing, project, lift, offset, tau, self.log_jacobian.double())
+
+    @property
+    def control(self) -> int:
+        """The first observational environment."""
+        return int(self.observational[0])
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites.
 
         Of counts by Laplace's method."""
-        if "weight" not in sites:
-            sites = sites | self.posterior_sites(batch, sites)
+        if "level" not in sites:
+            sites = sites | self.recovered(batch, sites)
+        unmixing, targets = directions.unit_rows(sites["tangent"], self.chart).double(), self.target.double()
+        if self.unknown:
+            targets = torch.nn.functional.one_hot(sites["target"], len(unmixing) + 1)[:, :-1].to(unmixing)
+        known = linear_sem.conjugate(unmixing, sites["graph"], self._slices(targets), self.config["intervention"])
+        mechanisms = known.mechanisms(sites["variance"], sites["slope"], sites["level"])
+        equations, unmixing = self._equations(mechanisms, targets, unmixing)
         if self.counts:
-            back = self.project @ sites["loadings"]  # y = back z
-            mean, cov = linear_sem.sem_moments(self._sem(sites))
+            back = torch.linalg.inv(unmixing)  # y = back z
+            mean, cov = linear_sem.sem_moments(equations)
             mean, cov = mean @ back.mT, back @ cov @ back.mT
-            return self._mixed(lambda env: self._given(batch, mean[env], cov[env]).log_evidence, batch)
-        rows = directions.unit_rows(sites["tangent"], self.chart)  # of the same determinant as M in every case
-        z = batch.x @ sites["unmixing"].mT
-        equations = self._sem(sites)
-        inside = self._mixed(
+            return self._either(lambda env: self._given(batch, mean[env], cov[env]).log_evidence, batch)
+        z = batch.x.double() @ self.project.double().mT @ unmixing.mT
+        inside = self._either(
             lambda env: linear_sem.sem_log_prob(z, linear_sem.LinearSEM(*(value[env] for value in equations))), batch
         )
-        free = self.config["features"] - self.config["latents"]
-        apart = batch.x - self.offset - batch.x @ self.project.mT @ self.lift.mT
-        outside = -0.5 * (apart / self.tau).square().sum(-1) - free * (self.tau.log() + 0.5 * np.log(2 * np.pi))
-        jacobian = linear_sem.log_abs_det(rows) + self.log_jacobian
-        return inside + jacobian + outside
+        return inside + self._mixed(z, unmixing, batch).log_prob(batch.x.double())
 
-    def _mixed(self, log_prob: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    def _either(self, log_prob: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         """(rows,) log density of rows that may have escaped; log_prob: environments of rows -> their log density."""
         own = log_prob(batch.env)
         if not self.config["escapees"]:
             return own
-        natural = log_prob(torch.full_like(batch.env, int(self.observational[0])))
+        natural = log_prob(torch.full_like(batch.env, self.control))
         share = self.share[batch.env]
         return torch.logaddexp(torch.log1p(-share) + own, share.log() + natural)
-
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x from each row's own environment, log p(x_i | sites))."""
-        mean, cov = linear_sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
-        noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        env = batch.env
-        if self.config["escapees"]:
-            escaped = torch.rand_like(noise[:, 0]) < self.share[env]
-            env = torch.where(escaped, int(self.observational[0]), env)
-        root = torch.linalg.cholesky(cov)[env]
-        z = mean[env] + (root @ noise[..., None]).squeeze(-1)
-        if self.counts:
-            likelihood = self.observation.likelihood(z @ sites["loadings"].mT, batch)
-            return likelihood.sample(), self.row_log_likelihood(batch, sites)
-        x = z @ sites["loadings"].mT + self.offset
-        return x + self._off_mixing(x), self.row_log_likelihood(batch, sites)
-
-    def _off_mixing(self, like: Tensor) -> Tensor:
-        """Residuals of the shape of `like`, (rows, feature), orthogonal to the mixing."""
-        noise = self.tau * torch.randn_like(like)
-        return noise - noise @ self.project.mT @ self.lift.mT
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        loadings = pyro.sample("loadings", Delta(self.lift @ torch.linalg.inv(self._rows())).to_event(2))
-        return self.observation.mean(z @ loadings.mT, batch) if self.counts else z @ loadings.mT + self.offset
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
-
-        envs: environments whose interventions act together, each target with its mechanism from there (from the last
-        of them that targets it).
-        """
-        own = linear_sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return linear_sem.unrolled(own, len(batch))
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

@@ -45,9 +45,10 @@ class Batch:
     x: (rows, feature); env, group: (rows,) integer codes of environment and technical batch; aux: (rows, aux);
     size_factor: (rows,), 1 where none was given; index: (rows,) positions in the whole data of `total` rows.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
+    together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
 
-    x: torch.Tensor
+    x: torch.Tensor  # None in a `blank` batch: a story then simulates it
     env: torch.Tensor
     size_factor: torch.Tensor
     index: torch.Tensor
@@ -58,17 +59,18 @@ class Batch:
     kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
     temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
     progress: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
+    together: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return int(self.index.shape[0])
 
     @property
     def device(self) -> torch.device:
-        return self.x.device
+        return self.index.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.x.dtype
+        return self.size_factor.dtype
 
     def take(self, rows: torch.Tensor) -> Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
@@ -82,6 +84,10 @@ class Batch:
         """The same rows as a data set of their own (total = rows), as for a held-out objective."""
         rows = len(self)
         return dataclasses.replace(self, total=rows, index=torch.arange(rows, device=self.device))
+
+    def blank(self) -> Batch:
+        """The same rows and covariates without x: what a story needs to simulate them."""
+        return dataclasses.replace(self, x=None)
 
     def anneal(self, kl_weight: torch.Tensor, temperature: torch.Tensor, progress: torch.Tensor) -> Batch:
         return dataclasses.replace(self, kl_weight=kl_weight, temperature=temperature, progress=progress)

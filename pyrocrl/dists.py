@@ -122,18 +122,15 @@ class PseudoPrior(TorchDistribution):
 
 
 class Law(TorchDistribution):
-    """A law given by two functions: the log-density of a value, batch_shape, and a draw, batch_shape + event_shape."""
+    """A density given by a function: a value -> its log (batch_shape). Of what a model sums out; it cannot be drawn from,
+    which is what the story is for."""
 
     arg_constraints: dict = {}
 
     def __init__(
-        self,
-        batch_shape: Sequence[int],
-        event_shape: Sequence[int],
-        log_prob: Callable[[Tensor], Tensor],
-        draw: Callable[[], Tensor],
+        self, batch_shape: Sequence[int], event_shape: Sequence[int], log_prob: Callable[[Tensor], Tensor]
     ) -> None:
-        self._log_prob, self._draw = log_prob, draw
+        self._log_prob = log_prob
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
 
     @property
@@ -142,11 +139,6 @@ class Law(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self._log_prob(value)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """One draw, repeated for a sample shape other than ()."""
-        with torch.no_grad():
-            return self._draw().expand(torch.Size(sample_shape) + self.shape())
 
 
 class NegativeBinomial(TorchDistribution):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from sklearn.linear_model import RidgeCV
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-from torch import Tensor
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
+from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
-from pyrocrl.infer.fitted import Fit, global_sites
+from pyrocrl.infer.fitted import Fit
 from pyrocrl.program import check_whole
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
@@ -140,40 +141,28 @@ def combination_mean(
     """
     for name in environments:
         one_of("environments", name, fit.names["env"])
+    if not fit.program.knows_interventions:
+        reject("fit", f"a fit of {fit.program.card.name}", "a model that knows what interventions do")
     places = [fit.names["env"].index(name) for name in environments]
     rows = np.random.default_rng(seed).integers(0, data.rows, ROWS)
-
-    def latents(program: Any, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        return program.prior_latents(batch, sites, envs=places)
-
-    return _expected(fit, data.rows_at(rows), latents, draws, seed).mean(0)
+    return _expected(fit, data.rows_at(rows), tuple(places), draws, seed).mean(0)
 
 
 def expected_rows(fit: Fit, data: Data, *, draws: int = 20, seed: int = 0) -> np.ndarray:
-    """(data, feature) mean of x given new latents of each row's own environment, for programs with a `LatentSEM`.
-
-    Averaged as in `combination_mean`.
-    """
-
-    def latents(program: Any, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        return program.sem.simulate(sites, batch.env)
-
-    return _expected(fit, data, latents, draws, seed)
+    """(data, feature) mean of x given new latents of each row's own environment; averaged as in `combination_mean`."""
+    return _expected(fit, data, None, draws, seed)
 
 
-def _expected(
-    fit: Fit, data: Data, latents: Callable[[Any, Batch, dict[str, Tensor]], Tensor], draws: int, seed: int
-) -> np.ndarray:
+def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int, seed: int) -> np.ndarray:
     """(data, feature) E[x | z] of latents drawn anew with each posterior draw of the equations."""
-    batch = fit.batch_of(data).annealed().whole()
+    batch = replace(fit.batch_of(data).annealed().whole(), together=together)
     total = np.zeros((data.rows, data.features))
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         for chain, (weight, program) in enumerate(zip(fit.weights, fit.programs(), strict=True)):
             torch.manual_seed(mix(seed, chain, 37))
             for _ in range(draws):
-                sites = global_sites(program, batch.take(torch.arange(1)).whole())
-                decode = pyro.poutine.condition(program.decode, data=sites)
-                total += weight / draws * decode(latents(program, batch, sites), batch).double().cpu().numpy()
+                sites = stories.drawn(program, batch.take(torch.arange(1, device=batch.device)).whole(), local=False)
+                total += weight / draws * stories.expected(program, batch, sites).double().cpu().numpy()
     return total
 
 

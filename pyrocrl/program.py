@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl.claims.card import ModelCard
-from pyrocrl.claims.indeterminacy import Group, How, topological_order
+from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import InputError, reject
 
-PLATES = ("data", "env", "feature", "latent", "edge")
+PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,30 @@ LATENT_DIMS = ("latent", "parent", "child")
 class Program(nn.Module):
     """A model of the zoo: one Pyro program with its guide.
 
-    A subclass sets `card` and writes `model(batch)` and `guide(batch)` with plates named from `PLATES`; the data
-    plate is `self.rows(batch)`. It may add `initialise`, `finish`, the read-outs and `posterior_sites`. Parameters
-    are plain `nn.Parameter`s: all chains run as one vmapped program, so draw with the distributions of
-    `pyrocrl.dists`, and neither call `.item()` nor branch on values. Arguments of `__init__` must be JSON values
-    (numbers, strings, lists): they are the config that a checkpoint keeps.
+    A subclass sets `card` and writes
+
+    * `story(batch)`, the generative program: a `pyro.sample` statement for every random quantity, in plates named from
+      `PLATES`; the data plate is `self.rows(batch)`, and without x (`Batch.blank`) it simulates;
+    * `guide(batch)`, the variational posterior of what is fitted;
+    * where something is summed or integrated out, `model(batch)`, the story without it, and `recover(batch, **kept)`,
+      its exact conditional given the sites that were kept.
+
+    For every value of what is lost, log story(x, kept, lost) - log recover(lost | x, kept) = log model(x, kept)
+    (Besag's candidate identity, 1989); where `model` holds only with something plugged in, `plugged` says with what.
+
+    It may add `initialise`, `finish` and the read-outs. Parameters are plain `nn.Parameter`s: all chains run as one
+    vmapped program, so in `model` and `guide` draw with the distributions of `pyrocrl.dists`, and neither call
+    `.item()` nor branch on values. Arguments of `__init__` must be JSON values (numbers, strings, lists): they are the
+    config that a checkpoint keeps.
     """
 
     card: ClassVar[ModelCard]
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
-    uses_rows: ClassVar[bool] = True  # False: the data enter through `batch.moments` alone
+    uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
     vmappable: ClassVar[bool] = True  # False: chains run one after another
+    new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
+    knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
     config: dict[str, Any]
     latents_count: int
 
@@ -123,19 +135,39 @@ class Program(nn.Module):
         super().__init_subclass__(**kwargs)
         if not isinstance(getattr(cls, "card", None), ModelCard):
             raise TypeError(f"{cls.__name__}: a Program needs a `card`, a pyrocrl.ModelCard")
-        for method in ("model", "guide"):
+        for method in ("story", "guide"):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
+        if cls.model is Program.model:  # a story is of rows
+            cls.uses_rows = True
 
     # -- what a subclass writes --------------------------------------------------------------------------------
 
-    def model(self, batch: Batch) -> Any:
-        """The generative story; observed sites inside `self.rows(batch)`."""
-        raise TypeError(f"{type(self).__name__} has no model")
-
     def story(self, batch: Batch) -> Any:
-        """The generative program, nothing summed out."""
-        return self.model(batch)
+        """The generative program, nothing summed out; observed sites inside `self.rows(batch)`. Simulates where
+        `batch.x` is None."""
+        raise TypeError(f"{type(self).__name__} has no story")
+
+    def model(self, batch: Batch) -> Any:
+        """What is fitted: the story, unless something of it is summed out."""
+        return self.story(batch)
+
+    def recover(self, batch: Batch, **kept: Tensor) -> Any:
+        """The exact conditional, given x and the sites that `model` kept, of those that it summed out."""
+
+    def recovered(self, batch: Batch, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One draw of `recover`'s sites, by name."""
+        nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
+        return {
+            name: node["value"]
+            for name, node in nodes.items()
+            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        }
+
+    def plugged(self, batch: Batch) -> dict[str, Tensor]:
+        """Values of the story's sites that `model` plugs in where it neither keeps nor sums them out: then the identity
+        holds for rows given these, and `recover` draws them from what the fit knows of them."""
+        return {}
 
     def guide(self, batch: Batch) -> Any:
         """The variational posterior of every latent site of `model`."""
@@ -177,38 +209,10 @@ class Program(nn.Module):
         """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        """(rows, feature) mean of x given z (rows, latent) and the rows' covariates."""
-        raise TypeError(f"{type(self).__name__} has no decoder")
-
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Further draws given one draw of the guide's sites, such as a graph marginalised in the model."""
-        return {}
-
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(a new draw of x (rows, feature), log p(x_i | sites) (rows,)) given one draw of all sites."""
-        told = pyro.poutine.condition(self.model, data=sites)
-        trace = pyro.poutine.trace(told).get_trace(batch)
-        trace.compute_log_prob()
-        observed = trace.nodes["x"]
-        return observed["fn"].sample(), observed["unscaled_log_prob"]
-
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
-        """(rows,) log p(x_i | global sites) in closed form, where there is one."""
+        """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it
+        is in every other case."""
         return None
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the latents from their prior given global `sites`, each column a site `z_<k>`.
-
-        ChiRho's `do` acts on these names. envs: environments whose interventions are applied together to the
-        observational equations. The default draws z from the model: without a graph, setting one latent leaves the
-        others as they are, and it knows no interventions: it raises InputError for any environment.
-        """
-        if envs:
-            reject("environments", f"{len(envs)}", f"none: {self.card.name} does not model what an intervention does")
-        story = pyro.poutine.condition(pyro.poutine.uncondition(self.model), data=sites)
-        z = pyro.poutine.trace(story).get_trace(batch).nodes["z"]["value"]
-        return torch.stack([pyro.deterministic(f"z_{k}", z[:, k]) for k in range(z.shape[1])], -1)
 
     # -- what every program has --------------------------------------------------------------------------------
 
@@ -217,21 +221,36 @@ class Program(nn.Module):
         """The data plate: this batch's rows, scaled up to all of them. Always dim -1."""
         return pyro.plate("data", batch.total, subsample=batch.index, dim=-1)
 
-    def along(self, batch: Batch, graph: Tensor, start: Tensor, value: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """(rows, latent) latents set one by one along a graph (parent, child), each a site `z_<k>`: `prior_latents`.
+    @staticmethod
+    def along(
+        order: Sequence[int], law: Callable[[int, Tensor], Any], start: Tensor, told: Tensor | None = None
+    ) -> Tensor:
+        """(rows, latent) latents sampled one by one, parents first, each a site `z_<k>`: inside the data plate.
 
-        value(k, z): (rows,) latent k given z (rows, latent), which holds its ancestors; the others are as in `start`.
+        law(k, z): of latent k given z (rows, latent), in which the earlier ones stand; the others are as in `start`
+        (rows, latent). told: (rows, latent) latents that the rows determine. ChiRho's `do` acts on the sites' names.
         """
         z = start
-        with self.rows(batch):
-            for k in topological_order(graph.detach().cpu().numpy() > 0.5):
-                new = pyro.deterministic(f"z_{k}", value(k, z), event_dim=0).expand(len(z))
-                z = torch.cat([z[:, :k], new[:, None], z[:, k + 1 :]], -1)
+        for k in order:
+            one = pyro.sample(f"z_{k}", law(k, z), obs=None if told is None else told[:, k])
+            z = torch.cat([z[:, :k], one.expand(len(z))[:, None], z[:, k + 1 :]], -1)
         return z
 
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""
-        return type(self)(**self.config)
+        one = type(self)(**self.config)
+        if self.completion is not None:
+            one.complete_with(self.completion.fresh())
+        return one
+
+    @property
+    def completion(self) -> Any:
+        """The guide's blocks for sites that `guide` lacks (`infer.completion`), or None."""
+        return self._modules.get("completion")
+
+    def complete_with(self, completion: nn.Module) -> None:
+        """Let these blocks go with the guide."""
+        self._modules["completion"] = completion
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

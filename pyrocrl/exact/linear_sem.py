@@ -9,25 +9,25 @@ Under variance and shift interventions only the noise changes. With a free linea
 out of the likelihood: the innovations n = (I - w^T) z = N y are independent in every environment, and any graph and
 weights turn the same N into an M. `log_marginal` is then a function of N alone.
 
-Two forms of one distribution: `sem_moments` and `sem_log_prob` are vectorised, for fitting;
-`unrolled` has one site per latent, for ChiRho's `do`.
+`Regressions` and `Innovations` hold what the conjugate posterior of the equations needs, given unmixing and graph: the
+laws of a story's sites, before the data and after.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyrocrl.claims.indeterminacy import is_acyclic, topological_order
-from pyrocrl.errors import reject
-from pyrocrl.exact.orders import log_edge_prior, log_order_prior, log_partition, sample_dags
+from pyrocrl.dists import Normal
+from pyrocrl.exact.orders import log_edge_prior, log_order_prior, log_partition
 
 Intervention = Literal["perfect", "soft", "variance", "shift"]
 KEEP_EQUATIONS = ("variance", "shift")  # kinds that change no weight
@@ -218,14 +218,54 @@ class Mechanisms(NamedTuple):
     scale: Tensor
 
 
-def draw_mechanisms(
-    unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention = "perfect", noisy: bool = True
-) -> Mechanisms:
-    """Exact posterior draw of weights, intercepts and noise given unmixing and graph (parent, child).
+class Regressions(NamedTuple):
+    """Each slice's regression of its node on its parents, given unmixing and graph: what the conjugate posterior needs.
 
-    With noisy=False the posterior means of weights and intercepts, and the noise's posterior mode.
-    Randomness through torch's global generator (`torch.randn`, Gamma), safe under vmap.
+    parents (slice, d) in {0, 1}; gram (slice, d, d), the covariance of z; slope (slice, d), its posterior mean; rest
+    (slice,), the residual variance with the prior's part; mean (slice, d) of z; node (slice, d), one-hot; count
+    (slice,), at least 1.
     """
+
+    parents: Tensor
+    gram: Tensor
+    slope: Tensor
+    rest: Tensor
+    mean: Tensor
+    node: Tensor
+    count: Tensor
+
+    def prior_variance(self) -> Any:
+        """Of the noise variances: p(a, s^2) = s^-3."""
+        return ScaleFree(self.count)
+
+    def prior_slopes(self, variance: Tensor) -> Slopes:
+        """Zellner's g-prior of unit information: the variances (slice,) times the inverse Gram matrix."""
+        return Slopes(torch.zeros_like(self.slope), self.gram / variance[:, None, None], self.parents)
+
+    def prior_level(self, variance: Tensor) -> Any:
+        """Of the intercepts: flat."""
+        return Flat(torch.zeros_like(variance))
+
+    def variance(self) -> Any:
+        """Posterior of the noise variances."""
+        return dist.InverseGamma(self.count / 2, 0.5 * self.count * self.rest)
+
+    def slopes(self, variance: Tensor) -> Slopes:
+        """Posterior of the slopes given the variances."""
+        return Slopes(self.slope, self.gram * ((1 + self.count) / variance)[:, None, None], self.parents)
+
+    def level(self, slope: Tensor, variance: Tensor) -> Normal:
+        """Posterior of the intercepts given slopes (slice, d) and variances."""
+        acting = slope * self.parents
+        return Normal((self.mean * self.node).sum(-1) - (self.mean * acting).sum(-1), (variance / self.count).sqrt())
+
+    def mechanisms(self, variance: Tensor, slope: Tensor, level: Tensor) -> Mechanisms:
+        """The slices' equations."""
+        return Mechanisms(slope * self.parents, level, variance.sqrt())
+
+
+def regressions(unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention = "perfect") -> Regressions:
+    """Regressions of z = unmixing @ y under a graph (parent, child)."""
     d = unmixing.shape[-1]
     mean = data.mean @ unmixing.mT  # (slice, d)
     cov = unmixing @ data.cov @ unmixing.mT
@@ -234,52 +274,183 @@ def draw_mechanisms(
         natural = torch.arange(len(data.node), device=cov.device) < d
         parents = parents * natural[:, None]
     node = (data.node[:, None] == torch.arange(d, device=cov.device)).to(cov.dtype)  # one-hot (slice, d)
-    eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
-    outer = parents[:, :, None] * parents[:, None, :]
-    inner = cov * outer + eye * (1 - parents)[:, :, None]  # parents' block; identity elsewhere
-    root = torch.linalg.cholesky(inner)
+    root = torch.linalg.cholesky(_block(cov, parents))
     cross = (cov @ node[..., None]) * parents[..., None]
     slope = torch.cholesky_solve(cross, root).squeeze(-1)  # least squares
     n = data.count.clamp_min(1.0)
     shrink = n / (1 + n)
     variance = torch.einsum("si,sij,sj->s", node, cov, node)
     rest = variance - shrink * (cross.squeeze(-1) * slope).sum(-1)
-    floor = torch.finfo(cov.dtype).eps * variance
-    rest = torch.maximum(rest, floor)
-    if noisy:
-        noise_var = 0.5 * n * rest / torch._standard_gamma(n / 2)
-        wobble = torch.linalg.solve_triangular(root.mT, torch.randn_like(cross), upper=True).squeeze(-1) * parents
-        slope = shrink[:, None] * slope + (shrink * noise_var / n).sqrt()[:, None] * wobble
-        jitter = (noise_var / n).sqrt() * torch.randn_like(n)
-    else:
-        noise_var, slope, jitter = n * rest / (n + 2), shrink[:, None] * slope, torch.zeros_like(n)
-    intercept = (mean * node).sum(-1) - (mean * slope).sum(-1) + jitter
-    return Mechanisms(slope, intercept, noise_var.sqrt())
+    rest = torch.maximum(rest, torch.finfo(cov.dtype).eps * variance)
+    return Regressions(parents, cov, shrink[:, None] * slope, rest, mean, node, n)
 
 
-def draw_innovations(unmixing: Tensor, data: Slices, intervention: Intervention) -> Mechanisms:
-    """Exact posterior draw of intercepts and noise of the innovations unmixing @ y; weights are 0."""
-    d = unmixing.shape[-1]
+def _block(matrix: Tensor, use: Tensor) -> Tensor:
+    """(..., d, d) the rows and columns in `use` (..., d) of a matrix; the identity elsewhere."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix * (use[..., :, None] * use[..., None, :]) + eye * (1 - use)[..., :, None]
+
+
+def draw_mechanisms(
+    unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention = "perfect", noisy: bool = True
+) -> Mechanisms:
+    """Exact posterior draw of weights, intercepts and noise given unmixing and graph (parent, child).
+
+    With noisy=False the posterior means of weights and intercepts, and the noise's posterior mode.
+    Randomness through torch's global generator (`torch.randn`, Gamma), safe under vmap.
+    """
+    found = regressions(unmixing, graph, data, intervention)
+    variance = found.variance().sample() if noisy else found.count * found.rest / (found.count + 2)
+    slope = found.slopes(variance).sample() * found.parents if noisy else found.slope
+    level = found.level(slope, variance)
+    return Mechanisms(slope, level.sample() if noisy else level.loc, variance.sqrt())
+
+
+class ScaleFree(TorchDistribution):
+    """Variances with the improper density s^-3, as `regression_scores` has it. A draw is 1, a convention."""
+
+    arg_constraints: dict = {}
+    support = constraints.positive
+
+    def __init__(self, like: Tensor, validate_args: bool | None = None) -> None:
+        self.like = like
+        super().__init__(like.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ScaleFree:
+        return ScaleFree(self.like.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.ones_like(self.like).expand(*sample_shape, *self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -1.5 * value.log()
+
+
+class Flat(TorchDistribution):
+    """Numbers with a constant, improper density exp(log_height) (...). A draw is 0, a convention."""
+
+    arg_constraints: dict = {}
+    support = constraints.real
+
+    def __init__(self, log_height: Tensor, validate_args: bool | None = None) -> None:
+        self.log_height = log_height
+        super().__init__(log_height.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
+        return Flat(self.log_height.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.zeros_like(self.log_height).expand(*sample_shape, *self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.log_height + 0 * value
+
+
+class Slopes(TorchDistribution):
+    """Slopes (..., d) of which those in `parents` (..., d) are N(loc, precision^-1); the others do not act, and have
+    the pseudo-prior N(0, 1) (Carlin & Chib 1995)."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, precision: Tensor, parents: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.precision, self.parents = loc * parents, precision, parents
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Slopes:
+        shape = (*batch_shape, *self.event_shape)
+        return Slopes(self.loc.expand(shape), self.precision.expand(*shape, shape[-1]), self.parents.expand(shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def _root(self) -> Tensor:
+        return torch.linalg.cholesky(_block(self.precision, self.parents))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            noise = torch.randn(*sample_shape, *self.shape(), 1, dtype=self.loc.dtype, device=self.loc.device)
+            return self.loc + torch.linalg.solve_triangular(self._root().mT, noise, upper=True).squeeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        root = self._root()
+        white = (root.mT @ (value - self.loc)[..., None]).squeeze(-1)
+        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det - 0.5 * white.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+
+
+class Innovations(NamedTuple):
+    """Equations that variance and shift interventions keep, given the unmixing to innovations n = unmixing @ y and a
+    graph, with the methods of `Regressions`. Data tell levels and variances of n; weights have their prior alone.
+
+    mean (slice,) of n; node (slice,); count (slice,), at least 1; rows, squares (slice,): counts and sums of squares
+    that tell the variance; own (slice,), whether a slice has a variance of its own or its node's; graph (parent, child).
+    """
+
+    mean: Tensor
+    node: Tensor
+    count: Tensor
+    rows: Tensor
+    squares: Tensor
+    own: Tensor
+    graph: Tensor
+
+    def prior_variance(self) -> Any:
+        return ScaleFree(self.rows).mask(self.own)
+
+    def prior_slopes(self, variance: Tensor) -> Slopes:
+        """w[j, k] ~ N(0, s_k^2 / s_j^2), of the natural equations."""
+        d = len(self.graph)
+        natural = variance[:d]
+        precision = torch.diag_embed(natural / variance[:, None])  # (slice, parent, parent)
+        parents = self.graph.mT.to(variance)[self.node]
+        parents = parents * (torch.arange(len(self.node), device=parents.device) < d)[:, None]
+        return Slopes(torch.zeros_like(parents), precision, parents)
+
+    def prior_level(self, variance: Tensor) -> Any:
+        """Flat; of a shifted intercept with the height (2 pi s^2)^(-1/2), unit information."""
+        height = -0.5 * (2 * math.pi * self._tied(variance)).log()
+        return Flat(torch.where(self.own, torch.zeros_like(height), height))
+
+    def variance(self) -> Any:
+        return dist.InverseGamma(self.rows / 2, 0.5 * self.squares).mask(self.own)
+
+    def slopes(self, variance: Tensor) -> Slopes:
+        return self.prior_slopes(variance)
+
+    def level(self, slope: Tensor, variance: Tensor) -> Normal:
+        return Normal(self.mean, (self._tied(variance) / self.count).sqrt())
+
+    def mechanisms(self, variance: Tensor, slope: Tensor, level: Tensor) -> Mechanisms:
+        weight = slope * self.graph.mT.to(slope)[self.node]
+        return Mechanisms(weight[self.node], level, self._tied(variance).sqrt())
+
+    def _tied(self, variance: Tensor) -> Tensor:
+        return torch.where(self.own, variance, variance[self.node])
+
+
+def innovations(unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention) -> Innovations:
+    """Of n = unmixing @ y, under variance or shift interventions."""
     rows = unmixing[data.node]  # (slice, d)
     variance = torch.einsum("si,sij,sj->s", rows, data.cov, rows)
     mean = (data.mean * rows).sum(-1)
-    n = data.count.clamp_min(1.0)
-    if intervention == "variance":
-        noise_var = 0.5 * n * variance / torch._standard_gamma(n / 2)
-    else:
-        hot = (data.node[None, :] == torch.arange(d, device=n.device)[:, None]).to(variance.dtype)
-        squares = 0.5 * hot @ (data.count * variance)
-        noise_var = (squares / torch._standard_gamma(0.5 * (hot @ data.count).clamp_min(1.0)))[data.node]
-    intercept = mean + (noise_var / n).sqrt() * torch.randn_like(n)
-    return Mechanisms(torch.zeros_like(data.mean), intercept, noise_var.sqrt())
+    total, squares = data.count, data.count * variance
+    natural = torch.arange(len(data.node), device=total.device) < len(unmixing)
+    if intervention == "shift":
+        hot = (data.node[None, :] == torch.arange(len(unmixing), device=total.device)[:, None]).to(variance)
+        total, squares = (hot @ total)[data.node], (hot @ squares)[data.node]
+    own = natural | (intervention == "variance")
+    return Innovations(mean, data.node, data.count.clamp_min(1.0), total.clamp_min(1.0), squares, own, graph)
 
 
-def draw_equations(scale: Tensor, prob: float) -> tuple[Tensor, Tensor]:
-    """(graph, weight), each (parent, child), from the prior: w[j, k] ~ N(0, s_k^2 / s_j^2), noise deviations s (d,)."""
-    d = len(scale)
-    _, graph = sample_dags(log_edge_prior(d, prob, scale.device).to(scale.dtype))
-    weight = graph * torch.randn(d, d, dtype=scale.dtype, device=scale.device) * scale[None, :] / scale[:, None]
-    return graph, weight
+def conjugate(
+    unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention = "perfect"
+) -> Regressions | Innovations:
+    """What the prior and the posterior of the slices' equations need, given unmixing and graph."""
+    if intervention in KEEP_EQUATIONS:
+        return innovations(unmixing, graph, data, intervention)
+    return regressions(unmixing, graph, data, intervention)
 
 
 class LinearSEM(NamedTuple):
@@ -321,36 +492,21 @@ def sem_log_prob(z: Tensor, sem: LinearSEM) -> Tensor:
     return (-0.5 * standard.square() - sem.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def acting_together(everywhere: LinearSEM, targets: Tensor, observational: int, envs: Sequence[int]) -> LinearSEM:
-    """The observational equations with those of environments `envs` at their targets, the last one's where two meet.
+def of_rows(
+    everywhere: LinearSEM, targets: Tensor, env: Tensor, together: Sequence[int] | None, observational: int
+) -> LinearSEM:
+    """The equations of rows with environments `env` (rows,): weight (rows, parent, child), others (rows, d).
 
-    everywhere: equations (env, ...); targets: (env, d), above .5 where an environment has its own.
+    everywhere: equations (env, ...); targets: (env, d), above .5 where an environment has its own. together: not None =
+    every row has the observational equations, with those of these environments at their targets, the last one's where
+    two meet.
     """
+    if together is None:
+        return LinearSEM(*(value[env] for value in everywhere))
     weight, intercept, scale = (value[observational] for value in everywhere)
-    for e in envs:
+    for e in together:
         hit = targets[e] > 0.5
         weight = torch.where(hit, everywhere.weight[e], weight)
         intercept = torch.where(hit, everywhere.intercept[e], intercept)
         scale = torch.where(hit, everywhere.scale[e], scale)
-    return LinearSEM(weight, intercept, scale)
-
-
-def unrolled(sem: LinearSEM, rows: int, link: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
-    """Rows (rows, d) of one SEM drawn site by site: ``eps_<k>`` (noise), ``z_<k>`` (the latent).
-
-    link: what children see of a latent. The sites sit in a plate ``data`` (dim -1), parents before children; setting
-    ``z_<k>`` with ChiRho's `do` cuts the node from its parents. InputError when the weights have a directed cycle.
-    """
-    d = sem.weight.shape[-1]
-    graph = (sem.weight != 0).detach().cpu().numpy()
-    if not is_acyclic(graph):
-        reject("weight", "a directed cycle", "an acyclic graph")
-    z: dict[int, Tensor] = {}
-    with pyro.plate("data", rows, dim=-1):
-        for k in topological_order(graph):
-            eps = pyro.sample(f"eps_{k}", dist.Normal(torch.zeros_like(sem.scale[k]), sem.scale[k]))
-            value = sem.intercept[k] + eps
-            for j in np.flatnonzero(graph[:, k]):
-                value = value + sem.weight[j, k] * link(z[int(j)])
-            z[k] = pyro.deterministic(f"z_{k}", value, event_dim=0)
-    return torch.stack([z[k].expand(rows) for k in range(d)], -1)
+    return LinearSEM(*(value.expand(len(env), *value.shape) for value in (weight, intercept, scale)))

@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import permutations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl.dists import categorical
@@ -218,3 +220,79 @@ def _walk_back(tables: OrderTables, choose: Callable[[Tensor], Tensor]) -> tuple
         parents.append(choose(torch.where(allowed, local, -torch.inf)))
         order.append(child)
     return torch.stack(order[::-1], -1), torch.stack(parents[::-1], -1)
+
+
+# ---- laws of orders and graphs ------------------------------------------------------------------------
+
+
+def earlier(order: Tensor) -> Tensor:
+    """(..., parent, child) bool: whether a node comes before another in an order (..., d)."""
+    place = order.argsort(-1)
+    return place[..., :, None] < place[..., None, :]
+
+
+class Order(TorchDistribution):
+    """Orders of d nodes, parents first: p(order) proportional to the sum over graphs that fit it of exp(scores).
+
+    scores: (d, 2**d), see `order_tables`. With `log_edge_prior` every order is equally probable; with scores that hold
+    the data it is the posterior. Event (d,), a permutation.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, scores: Tensor, validate_args: bool | None = None) -> None:
+        self.scores = scores
+        super().__init__(torch.Size(), scores.shape[-2:-1], validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return sample_dags(self.scores.detach())[0].expand(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        tables = order_tables(self.scores)
+        before = (earlier(value) * 2 ** torch.arange(len(value), device=value.device)[:, None]).sum(0)
+        return tables.node.gather(-1, before[:, None]).sum() - tables.prefix[-1]
+
+
+class Graph(TorchDistribution):
+    """Graphs that fit an order: p(graph | order) proportional to exp(scores); parent sets are independent.
+
+    scores: (d, 2**d); order: (d,). With `log_edge_prior` each edge that the order allows is Bernoulli. Event (parent,
+    child) in {0, 1}; a value that carries a gradient (a straight-through gate) gets what each edge adds as its slope.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(self, scores: Tensor, order: Tensor, validate_args: bool | None = None) -> None:
+        self.scores, self.order = scores, order
+        d = scores.shape[-2]
+        super().__init__(torch.Size(), torch.Size((d, d)), validate_args=False)
+
+    def _allowed(self) -> Tensor:
+        """(child, 2**d) scores of the sets of earlier nodes, -inf elsewhere."""
+        d = self.scores.shape[-2]
+        member = members(d, self.scores.device)
+        later = ~earlier(self.order).mT  # (child, node)
+        outside = (member[None] & later[:, None]).any(-1)
+        return torch.where(outside, -torch.inf, self.scores)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        chosen = categorical(self._allowed().detach())  # (child,)
+        graph = members(self.scores.shape[-2], self.scores.device)[chosen].mT.to(self.scores.dtype)
+        return graph.expand(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        allowed = self._allowed()
+        own = allowed.gather(-1, parent_sets(value)[:, None]).squeeze(-1)
+        flips = self._flips(value, allowed) if value.requires_grad else 0.0
+        return (own - allowed.logsumexp(-1)).sum() + flips
+
+    def _flips(self, value: Tensor, allowed: Tensor) -> Tensor:
+        """0, whose gradient by each edge is the score with it less the score without it."""
+        d = len(value)
+        bit = 2 ** torch.arange(d, device=value.device)
+        sets = parent_sets(value)[None, :].expand(d, d)  # (parent, child)
+        with_, without = sets | bit[:, None], sets & ~bit[:, None]
+        gain = (allowed.mT.gather(0, with_) - allowed.mT.gather(0, without)).nan_to_num(posinf=0.0, neginf=0.0)
+        return ((value - value.detach()) * gain.detach()).sum()

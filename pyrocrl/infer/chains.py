@@ -7,16 +7,19 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
 from pyrocrl.data import Batch, Data
+from pyrocrl.infer.completion import complete, fits_story
 from pyrocrl.program import Program
 
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]
+FEW = 64  # rows that show the shapes of a story's sites
 
 
 def mix(*numbers: int) -> int:
@@ -50,6 +53,10 @@ class Chains:
             one = program.fresh().to(dtype)
             with torch.no_grad():
                 one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
+                if fits_story(one):
+                    few = data.rows_at(np.arange(min(FEW, data.rows))).tensors(dtype=dtype).whole()
+                    complete(one, few)
+                    program = one if one.completion is not None else program
             made.append(one)
         params, buffers = stack_module_state(made)
         params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}

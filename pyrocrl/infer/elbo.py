@@ -22,11 +22,22 @@ Trace = Any  # a pyro.poutine.Trace
 
 def traces(program: Program, batch: Batch) -> tuple[Trace, Trace]:
     """(guide trace, model trace replayed on it), with log-densities scaled by the plates."""
-    guide = poutine.trace(program.guide).get_trace(batch)
+    guide = guide_trace(program, batch)
+    return guide, _scored(guide, program, batch)
+
+
+def guide_trace(program: Program, batch: Batch) -> Trace:
+    """The guide's trace; of a program with a `completion`, with the sites of the model that its guide lacks."""
+    completion = program.completion
+    guide = program.guide if completion is None else completion.after(program.guide)
+    return poutine.trace(guide).get_trace(batch)
+
+
+def _scored(guide: Trace, program: Program, batch: Batch) -> Trace:
     model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(batch)
     guide.compute_log_prob()
     model.compute_log_prob()
-    return guide, model
+    return model
 
 
 def elbo(program: Program, batch: Batch) -> Tensor:
@@ -56,10 +67,11 @@ def is_local(site: dict) -> bool:
 
 def sample_sites(trace: Trace) -> list[tuple[str, dict]]:
     """A trace's sample sites by name, without the plates' subsampling."""
-    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not _is_subsample(site)]
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not is_subsample(site)]
 
 
-def _is_subsample(site: dict) -> bool:
+def is_subsample(site: dict) -> bool:
+    """Whether a site is a plate's choice of rows."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,9 @@ from torch import Tensor
 from pyrocrl.claims.indeterminacy import Alignment
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import one_of, reject
-from pyrocrl.infer import checkpoint
+from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
-from pyrocrl.infer.elbo import elbo, is_local, latent_values
+from pyrocrl.infer.elbo import elbo
 from pyrocrl.infer.held_out import row_objectives
 from pyrocrl.program import LATENT_DIMS, Program, Site, check_whole
 
@@ -144,7 +145,7 @@ class Fit:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
         with torch.no_grad():
-            own = [getattr(p, name)() for p in self.programs()]
+            own = [_read(p, name) for p in self.programs()]
         if any(v is None for v in own) or self.program.group.mixes:
             return None
         return np.stack([a.act(v.double().cpu().numpy(), axes) for a, v in zip(self.alignments, own, strict=True)])
@@ -248,32 +249,27 @@ class Fit:
         return out
 
     def prior(self, draws: int = 200, data: Data | None = None, *, seed: int = 0) -> xr.DataTree:
-        """Draws of every site from the model's prior (groups prior, prior_predictive) for the rows of `data`.
+        """Draws of every site of the story (groups prior, prior_predictive) for the covariates of the rows of `data`.
 
-        Trained constants, such as a decoder's weights, are those of the reference chain.
+        Trained constants, such as a decoder's weights, are those of the reference chain; what an improper prior leaves
+        open is fixed by a convention that the model's docstring tells.
         """
         data = self._data(data)
         batch = self.batch_of(data).annealed()
         program = self.programs()[self.reference]
         sites: dict[str, list] = {}
-        observed: set[str] = set()
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
             torch.manual_seed(mix(seed, 29))
-            for name, site in pyro.poutine.trace(program.model).get_trace(batch).nodes.items():
-                if site["type"] == "sample" and site["is_observed"]:
-                    observed.add(name)
-            story = pyro.poutine.uncondition(program.model)
             for _ in range(draws):
-                trace = pyro.poutine.trace(story).get_trace(batch)
-                for name in trace.stochastic_nodes:
-                    if type(trace.nodes[name]["fn"]).__name__ != "_Subsample":
-                        sites.setdefault(name, []).append(trace.nodes[name]["value"].double().cpu().numpy())
+                trace = stories.told(program, batch.blank(), {})
+                for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
+                    sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self._coords(np.arange(data.rows), draws) | {"chain": [0]}
         one = {n: np.stack(v)[None] for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
-                "prior": self._dataset({n: v for n, v in one.items() if n not in observed}, coords),
-                "prior_predictive": self._dataset({n: v for n, v in one.items() if n in observed}, coords),
+                "prior": self._dataset({n: v for n, v in one.items() if n != "x"}, coords),
+                "prior_predictive": self._dataset({"x": one["x"]}, coords),
             }
         )
 
@@ -309,6 +305,9 @@ class Fit:
         for name in environments:
             one_of("environments", name, self.names["env"])
         places = [self.names["env"].index(name) for name in environments]
+        if environments and not self.program.knows_interventions:
+            name = self.program.card.name
+            reject("environments", f"{len(environments)}", f"none: {name} does not model what an intervention does")
         check_whole("draws", draws, 1)
         if values and self.program.group.mixes:
             free = ", ".join(self.program.latents_up_to)
@@ -322,18 +321,17 @@ class Fit:
                 actions = {}
                 for name, value in values.items():
                     k = self.names["latent"].index(name)
-                    own = (float(value) - a.shift[k]) / a.scale[k]
-                    actions[f"z_{a.permutation[k]}"] = torch.full((1,), own, dtype=batch.dtype, device=batch.device)
+                    actions[int(a.permutation[k])] = float((float(value) - a.shift[k]) / a.scale[k])
                 # one posterior draw of the global sites for each interventional draw
                 z_draws, x_draws = [], []
                 for draw in range(draws):
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
-                    sites = global_sites(program, row)
-                    with do(actions=actions):
-                        z = program.prior_latents(row, sites, envs=places)
-                    conditioned = pyro.poutine.condition(program.decode, data=sites)
-                    z_draws.append(z[0])
-                    x_draws.append(conditioned(z, row)[0])
+                    sites = stories.drawn(program, row, local=False)
+                    row = dataclasses.replace(row.blank(), together=tuple(places))
+                    with do(actions=stories.acting(actions)):
+                        trace = stories.told(program, row, sites)
+                    z_draws.append(stories.values(trace)["z"][0])
+                    x_draws.append(trace.nodes["x"]["fn"].mean[0])
                 z_out.append(a.apply(torch.stack(z_draws).double().cpu().numpy()))
                 x_out.append(torch.stack(x_draws).double().cpu().numpy())
         return xr.Dataset(
@@ -472,30 +470,29 @@ class Fit:
         return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
 
 
+def _read(program: Program, name: str) -> Tensor | None:
+    """`mask`, `graph` or `targets_matrix` of a program; of a site that its completion covers, that block's."""
+    if program.completion is not None and (own := program.completion.probabilities(name)) is not None:
+        return own
+    value: Tensor | None = getattr(program, name)()
+    return value
+
+
 def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
     """One posterior draw of one chain: sites, log p - log q and, unless `shown` is None, the rows' log-likelihood and
     a predictive draw of x in the rows `shown`."""
-    guide = pyro.poutine.trace(program.guide).get_trace(batch)
-    sites = latent_values(guide)
-    more = program.posterior_sites(batch, sites)
-    host = {k: v.cpu().numpy() for k, v in (sites | more).items()}
+    sites = stories.drawn(program, batch)
+    trace = stories.told(program, batch, sites)
+    host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(elbo(program, batch))}
     if shown is not None:
-        x, log_likelihood = program.predict(batch, sites | more)
-        out["posterior_predictive"] = {"x": x[shown].cpu().numpy()}
-        out["log_likelihood"] = {"x": log_likelihood.cpu().numpy()}
+        kept = stories.outside_rows(sites, trace) if program.new_rows else sites
+        new = stories.told(program, batch.blank(), kept).nodes["x"]["value"]
+        known = program.row_log_likelihood(batch, sites)
+        out["posterior_predictive"] = {"x": new[shown].cpu().numpy()}
+        likelihood = stories.log_likelihood(trace, sites) if known is None else known
+        out["log_likelihood"] = {"x": likelihood.cpu().numpy()}
     return out
-
-
-def global_sites(program: Program, batch: Batch) -> dict[str, Tensor]:
-    """One posterior draw of the sites outside the data plate."""
-    guide = pyro.poutine.trace(program.guide).get_trace(batch)
-    sites = {
-        name: site["value"]
-        for name, site in guide.nodes.items()
-        if site["type"] == "sample" and not is_local(site) and type(site["fn"]).__name__ != "_Subsample"
-    }
-    return sites | program.posterior_sites(batch, sites)
 
 
 def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:

@@ -24,6 +24,7 @@ from pyrocrl.claims.conditions import Check, Situation
 from pyrocrl.claims.indeterminacy import graph_distance
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
+from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import is_local, sample_sites, traces
 from pyrocrl.infer.fitted import Fit, import_arviz
@@ -307,9 +308,9 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         if not (torch.allclose(loc, loc[:1]) and torch.allclose(spread, spread[:1])):
             return None
         values = {n: s["value"] for n, s in sample_sites(guide) if not is_local(s)}
-        decode = pyro.poutine.condition(program.decode, data=values)
+        values |= stories.recovered(program, batch, values)
         a, b = torch.randn_like(z), torch.randn_like(z)
-        parts = [decode(v, batch) for v in (a, b, a + b, torch.zeros_like(a))]
+        parts = [stories.expected(program, batch, {**values, "z": v}) for v in (a, b, a + b, torch.zeros_like(a))]
         if data.counts:
             parts = [part.log() for part in parts]
         bent = (parts[0] + parts[1] - parts[2] - parts[3]).abs().max()

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyro
+import torch
 
 from pyrocrl.claims.indeterminacy import Group
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
+from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge import metrics
 
@@ -123,8 +126,13 @@ def seen(data: Data) -> np.ndarray:
 
 def reconstruction_error(fit: Fit, data: Data) -> float:
     """Mean squared error of the mean of x given the posterior-mean latents, averaged over chains by their weights."""
-    batch = fit.batch_of(data)
-    errors = [float((p.decode(p.latents(batch), batch) - batch.x).square().mean().detach()) for p in fit.programs()]
+    batch = fit.batch_of(data).annealed()
+    errors = []
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        for program in fit.programs():
+            sites = stories.centre(program, batch) | {"z": program.latents(batch)}
+            errors.append(float((stories.expected(program, batch, sites) - batch.x).square().mean()))
     return float(fit.weights @ errors)
 
 
