@@ -122,8 +122,7 @@ class PseudoPrior(TorchDistribution):
 
 
 class Law(TorchDistribution):
-    """A density given by a function: a value -> its log (batch_shape). Of what a model sums out; it cannot be drawn from,
-    which is what the story is for."""
+    """A density given by a function: a value -> its log (batch_shape). It has no draws: those are the story's."""
 
     arg_constraints: dict = {}
 

@@ -385,7 +385,8 @@ class Innovations(NamedTuple):
     graph, with the methods of `Regressions`. Data tell levels and variances of n; weights have their prior alone.
 
     mean (slice,) of n; node (slice,); count (slice,), at least 1; rows, squares (slice,): counts and sums of squares
-    that tell the variance; own (slice,), whether a slice has a variance of its own or its node's; graph (parent, child).
+    that tell the variance; own (slice,): whether a slice has a variance of its own, or its node's; graph (parent,
+    child).
     """
 
     mean: Tensor
