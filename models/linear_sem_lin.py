@@ -70,7 +70,7 @@ from pyrocrl.parts import escapees
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.parts.observation import LIKELIHOODS, Observation
-from pyrocrl.program import check_sizes, checked_targets
+from pyrocrl.program import check_rows, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 SOFT = "soft interventions change every weight into their target"
@@ -301,9 +301,7 @@ class LinearSEMLin(Program):
     def _gather(self, data: Data) -> None:
         moments, latents = data.moments, self.config["latents"]
         target = self.target.cpu()
-        for name, count in zip(data.env_names, moments.count.tolist(), strict=True):
-            if count < 2:
-                reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
+        check_rows(data, 2)
         if self.counts:
             return self._gather_counts(data)
         environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, target)

@@ -47,7 +47,7 @@ from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, Normal, categorical
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
-from pyrocrl.program import check_whole
+from pyrocrl.program import check_rows, check_whole
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in deviations of one parent, times sqrt(parents)
@@ -190,9 +190,7 @@ class MechanismShift(Program):
         self.spread.copy_(batch.x.std(0))
         z = (batch.x - self.mean) / self.spread
         self.count.copy_(torch.bincount(batch.env, minlength=len(self.count)))
-        for name, count in zip(data.env_names, self.count.tolist(), strict=True):
-            if count < 2:
-                reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
+        check_rows(data, 2)
         likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
         some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
         self.centre.copy_(regression.spread_out(some, len(self.centre)))

@@ -313,6 +313,14 @@ def check_sizes(features: int, latents: int, least: int = 1) -> None:
         reject("latents", str(latents), f"fewer than the {features} features")
 
 
+def check_rows(data: Data, least: int, why: str = "") -> None:
+    """Raise InputError for an environment of fewer than `least` rows; why: where that number comes from."""
+    for position, name in enumerate(data.env_names):
+        rows = int((data.env == position).sum())
+        if rows < least:
+            reject("env", f"{rows} row(s) to fit in environment {name!r}", f"{least} or more{why}")
+
+
 def checked_targets(
     matrix: Any,
     latents: int,
