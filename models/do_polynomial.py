@@ -44,7 +44,7 @@ from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact.regression import least_squares
-from pyrocrl.program import check_rows, check_sizes, check_whole, checked_targets
+from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
 
 GIVEN = (
     "interventions hold their target at a constant",
@@ -128,8 +128,7 @@ class DoPolynomial(Program):
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         check_whole("degree", degree, 1)
         check_whole("environments", environments, 1)
-        if not 0 < fixed_sd < 1:
-            reject("fixed_sd", fixed_sd, "a number strictly between 0 and 1")
+        check_between("fixed_sd", fixed_sd, 0, 1)
         count = math.comb(latents + degree, degree)
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")

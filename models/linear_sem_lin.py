@@ -70,7 +70,7 @@ from pyrocrl.parts import escapees
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.parts.observation import LIKELIHOODS, Observation
-from pyrocrl.program import check_rows, check_sizes, checked_targets
+from pyrocrl.program import check_between, check_rows, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 SOFT = "soft interventions change every weight into their target"
@@ -180,8 +180,7 @@ class LinearSEMLin(Program):
             reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         one_of("intervention", intervention, get_args(linear_sem.Intervention))
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
         one_of("likelihood", likelihood, LIKELIHOODS)
         self.counts = likelihood == "negative_binomial"
         self.unknown = targets == "unknown"

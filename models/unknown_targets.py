@@ -45,10 +45,9 @@ from torch import Tensor, nn
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import binary_states
 from pyrocrl.dists import Normal, categorical
-from pyrocrl.errors import reject
 from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import States
-from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.program import check_between, check_sizes, check_whole
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
 PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_size")
@@ -140,14 +139,11 @@ class UnknownTargets(Program):
         check_sizes(features, latents)
         check_whole("latents", latents, 2, MOST_LATENTS)
         check_whole("environments", environments, 1, sharing.MAX_ENVIRONMENTS)
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
-        if not 0 < mask_probability < 1:
-            reject("mask_probability", mask_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
+        check_between("mask_probability", mask_probability, 0, 1)
         self.prior = binary.Prior(mask_probability, level_precision, noise_shape, noise_rate, equivalent_sample_size)
         for name, value in zip(PRIORS, self.prior[1:], strict=True):
-            if not 0 < value < math.inf:
-                reject(name, value, "a number above 0")
+            check_between(name, value)
         size, double = 2**latents, torch.float64
         self.level = nn.Parameter(torch.randn(size, features))  # standardised, as is the noise
         self.log_noise = nn.Parameter(torch.zeros(features))
