@@ -52,7 +52,7 @@ from pyrocrl.parts import nets
 from pyrocrl.parts.flows import LAYERS, FreeFormFlow
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
-from pyrocrl.program import check_whole, checked_targets
+from pyrocrl.program import check_between, check_rows, check_whole, checked_targets
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
@@ -148,8 +148,7 @@ class CausalFlow(Program):
         if latents != features or latents > orders.MAX_NODES:
             reject("latents", latents, f"as many as features ({features}), at most {orders.MAX_NODES}")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
         self.unknown = targets == "unknown"
         if self.unknown:
             if environments != 2 * latents + 1:
@@ -203,11 +202,7 @@ class CausalFlow(Program):
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The flow from contrasts, its decoder by regression, and the unmixing and targets of the most evidence."""
-        least = 3 * self.config["latents"]
-        for position, name in enumerate(data.env_names):
-            rows = int((data.env == position).sum())
-            if rows < least:
-                reject("env", f"{rows} row(s) in environment {name!r}", f"{least} or more")
+        check_rows(data, 3 * self.config["latents"])
         self._train(data, generator)
         self._gather(data)
         modes, targets = [], []

@@ -4,8 +4,9 @@
     x_i ~ N(kappa(z_i) C, sigma^2)                                                    (data, feature)
 
 kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c_e) holds
-its target at a constant (within a deviation of FIXED) and may do anything to the others. No graph is claimed. The guide
-is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature there as its precision.
+its target at a constant (within a deviation of `fixed_sd`) and may do anything to the others. No graph is claimed. The
+guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature there as its
+precision.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
@@ -39,11 +40,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions.polynomials import affine_functions, constants, quietest
+from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact.regression import least_squares
-from pyrocrl.program import check_sizes, check_whole, checked_targets
+from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
 
 GIVEN = (
     "interventions hold their target at a constant",
@@ -51,7 +52,6 @@ GIVEN = (
     "latents that are not held vary freely in every environment",
 )
 NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets", "perfect_interventions")
-FIXED = 0.02  # deviation of a latent that is held at a constant, in its own overall deviation
 NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
@@ -115,8 +115,10 @@ class DoPolynomial(Program):
         target_matrix: list[list[int]] | None = None,
         targets: Literal["known", "relabelled", "unknown"] = "known",
         degree: int = 2,
+        fixed_sd: float = 0.02,
     ) -> None:
         """degree: of the polynomial. target_matrix: (env, latent) in {0, 1}; not read where targets are unknown.
+        fixed_sd: deviation of a latent where it is held at a constant, in its deviation over all rows.
 
         Raises InputError for fewer features than monomials, for an environment with more than one target, and for a
         latent without an environment that fixes it.
@@ -126,6 +128,7 @@ class DoPolynomial(Program):
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         check_whole("degree", degree, 1)
         check_whole("environments", environments, 1)
+        check_between("fixed_sd", fixed_sd, 0, 1)
         count = math.comb(latents + degree, degree)
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")
@@ -159,7 +162,7 @@ class DoPolynomial(Program):
         """p(z | environment) of rows with codes `env` (rows,): a target is apart from the others, and constant."""
         free = 1 - self.hit
         lower = self.env_root.tril(-1) * free[:, :, None] * free[:, None, :]
-        scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + FIXED
+        scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + self.config["fixed_sd"]
         return MultivariateNormal(self.env_mean[env], scale_tril=(lower + torch.diag_embed(scale))[env])
 
     def model(self, batch: Batch) -> None:
@@ -203,78 +206,6 @@ class DoPolynomial(Program):
         tril = torch.linalg.cholesky_ex(0.5 * (cov + cov.mT)).L
         return MultivariateNormal(start + (cov @ gradient).squeeze(-1), scale_tril=tril)
 
-    # -- the start and the end of a chain -----------------------------------------------------------------------
-
-    def construct(self, data: Data, generator: torch.Generator) -> None:
-        """Latents by the proof (see above) and every other parameter from them.
-
-        Raises InputError for an environment with fewer rows than twice the monomials.
-        """
-        count, latents = len(self.coefficients), self.config["latents"]
-        for e, name in enumerate(data.env_names):
-            rows = int((data.env == e).sum())
-            if rows < 2 * count:
-                reject("env", f"{rows} rows in environment {name!r}", f"{2 * count} or more, for {count} monomials")
-        batch = data.tensors(dtype=torch.float64)
-        mean, sd = batch.x.mean(0), batch.x.std(0)
-        self.centre.copy_(mean)
-        self.spread.copy_(torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
-        x = (batch.x - mean) / self.spread.double()
-        affine = affine_functions(x, batch.env, latents, self.config["degree"], generator)  # (feature, latent)
-        code = x @ affine
-        parts = [code[batch.env == e] for e in range(len(self.hit))]
-        if self.unknown:
-            self.hit.copy_(constants(parts))
-        turn = self._turn(parts, generator)
-        turn = turn / (code @ turn.mT).std(0)[:, None]
-        if self.unknown:
-            order = torch.randperm(latents, generator=generator)
-            turn, self.hit[:] = turn[order], self.hit[:, order]
-        self.encoder.copy_(turn @ affine.mT)
-        z = code @ turn.mT
-        value = self.powers(z)[0]
-        self.coefficients.copy_(least_squares(value, x))
-        self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self._moments(z, torch.zeros_like(z[0]), batch.env)
-
-    def _turn(self, parts: list[Tensor], generator: torch.Generator) -> Tensor:
-        """(latent, code) directions of the latents, step (3), of random sign; those that nothing holds at random."""
-        latents = self.hit.shape[1]
-        turn = torch.zeros(latents, latents, dtype=torch.float64)
-        held, free = (torch.nonzero(self.hit.any(0) == there).flatten().tolist() for there in (True, False))
-        for k in held:
-            turn[k] = quietest([part for part, hit in zip(parts, self.hit[:, k], strict=True) if hit])[1]
-        if free:
-            rest = torch.linalg.svd(turn[held]).Vh[len(held) :] if held else torch.eye(latents).to(turn)
-            turn[free] = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator).to(turn))[0] @ rest
-        return turn * (2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The construction."""
-        self.construct(data, generator)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Moments of the latents of all rows, from which targets and constants are drawn."""
-        batch = data.tensors(self.centre.device, self.centre.dtype)
-        q = self._posterior(batch)
-        self._moments(q.mean.double(), q.variance.double().mean(0), batch.env)
-
-    def _moments(self, z: Tensor, error: Tensor, env: Tensor) -> None:
-        """Law of the latents in each environment, and the evidence for its target.
-
-        z: (rows, latent), of error variance `error` (latent,).
-        """
-        floor = torch.diag(FIXED**2 + 2 * error)
-        for e in range(len(self.hit)):
-            own, free = z[env == e], torch.nonzero(self.hit[e] < 0.5).flatten()
-            cov = torch.cov(own.mT).reshape(floor.shape)
-            root = torch.zeros_like(cov)
-            root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
-            spread = (root.diagonal() - FIXED).clamp_min(1e-3).log()
-            self.env_root[e] = root.tril(-1) + torch.diag_embed(spread)
-            self.env_mean[e], self.rows_in[e] = own.mean(0), len(own)
-            self.log_odds[e] = evidence(cov, floor, len(own))
-
     # -- read-outs ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -308,29 +239,62 @@ class DoPolynomial(Program):
             return (latents,)
         return (latents, Claim("targets", ("permutation",), GIVEN, NEEDS))
 
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """Latents by the proof (see above) and every other parameter from them.
+
+        Raises InputError for an environment with fewer rows than twice the monomials.
+        """
+        count, latents = len(self.coefficients), self.config["latents"]
+        check_rows(data, 2 * count, f", for {count} monomials")
+        batch = data.tensors(dtype=torch.float64)
+        mean, sd = batch.x.mean(0), batch.x.std(0)
+        self.centre.copy_(mean)
+        self.spread.copy_(torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
+        x = (batch.x - mean) / self.spread.double()
+        known = None if self.unknown else self.hit
+        unmixing, z, hit = polynomials.unmixing(x, batch.env, latents, self.config["degree"], known, generator)
+        self.hit.copy_(hit)
+        self.encoder.copy_(unmixing)
+        value = self.powers(z)[0]
+        self.coefficients.copy_(least_squares(value, x))
+        self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
+        self._moments(z, torch.zeros_like(z[0]), batch.env)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The construction."""
+        self.construct(data, generator)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Moments of the latents of all rows, from which targets and constants are drawn."""
+        batch = data.tensors(self.centre.device, self.centre.dtype)
+        q = self._posterior(batch)
+        self._moments(q.mean.double(), q.variance.double().mean(0), batch.env)
+
+    def _moments(self, z: Tensor, error: Tensor, env: Tensor) -> None:
+        """Law of the latents in each environment, and the evidence for its target.
+
+        z: (rows, latent), of error variance `error` (latent,).
+        """
+        fixed = self.config["fixed_sd"]
+        floor = torch.diag(fixed**2 + 2 * error)
+        for e in range(len(self.hit)):
+            own, free = z[env == e], torch.nonzero(self.hit[e] < 0.5).flatten()
+            cov = torch.cov(own.mT).reshape(floor.shape)
+            root = torch.zeros_like(cov)
+            root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
+            spread = (root.diagonal() - fixed).clamp_min(1e-3).log()
+            self.env_root[e] = root.tril(-1) + torch.diag_embed(spread)
+            self.env_mean[e], self.rows_in[e] = own.mean(0), len(own)
+            self.log_odds[e] = polynomials.evidence(cov, floor, len(own))
+
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
         data = draw("ahuja2023", seed=seed, samples=400, latents=3, features=20)
         return cls.from_data(data, targets="unknown"), data
-
-
-def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
-    """(d + 1,) log-evidence (BIC) that an environment holds latent k at a constant, or, last, none.
-
-    cov: (d, d) of the latents there; floor: (d, d) diagonal, the variance of a latent that is held.
-    """
-    d = len(cov)
-    seen = cov + floor
-    out = [-0.5 * rows * (torch.linalg.slogdet(seen).logabsdet + d) - 0.25 * d * (d + 3) * math.log(rows)]
-    for k in reversed(range(d)):
-        rest = [j for j in range(d) if j != k]
-        deviance = torch.linalg.slogdet(seen[rest][:, rest]).logabsdet + d - 1
-        deviance = deviance + floor[k, k].log() + seen[k, k] / floor[k, k]
-        size = 0.5 * (d - 1) * (d + 2) + 1
-        out.append(-0.5 * rows * deviance - 0.5 * size * math.log(rows))
-    return torch.stack(out[::-1])
 
 
 if __name__ == "__main__":

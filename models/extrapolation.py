@@ -41,10 +41,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import optimise
+from pyrocrl.constructions import action_effects
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
-from pyrocrl.exact.regression import least_squares
 from pyrocrl.parts import nets
 from pyrocrl.program import check_sizes, check_whole
 
@@ -55,10 +54,6 @@ GIVEN = (
 )
 NEEDS = ("more_features_than_latents", "enough_settings")
 NOISE = 0.005  # least deviation of x, in that of each feature, and of q(z | x)
-ROWS = 512  # of a batch of the construction
-KEEP = 1.0  # weight of the regression of actions on coordinates, beside the auto-encoder's
-LEAST_DETERMINANT = 0.02  # of the map to latents: below it the likelihood is steep, so that maps do not fold
-INJECTIVE = 1.0  # weight of the squared error of coordinates mapped back from latents: two may not share one
 BLOCK = 4096  # rows with bootstrap weights of their own; further rows share them, one each
 
 
@@ -144,106 +139,6 @@ class Extrapolation(Program):
             found = "none" if data.aux is None else f"{data.aux.shape[1]} columns"
             reject("aux", found, f"the actions, (data, {self.config['aux']})")
 
-    def construct(self, data: Data, generator: torch.Generator) -> None:
-        """Bootstrap weights; coordinates of x by an auto-encoder, then latents by maximum likelihood of those."""
-        self.check(data)
-        batch = data.tensors(dtype=self.centre.dtype)
-        assert batch.aux is not None
-        for value, mean, sd in ((batch.x, self.centre, self.spread), (batch.aux, self.action_mean, self.action_sd)):
-            mean.copy_(value.mean(0))
-            sd.copy_(value.std(0).clamp_min(1e-12))
-        drawn = torch.empty(BLOCK).exponential_(generator=generator)
-        self.row_weight.copy_(drawn / drawn.mean())
-        x, a, weight = self._standard(batch), self._action(batch.aux), self._weight(batch)
-        self._fit_chart(x, a, weight, generator)
-        self._fit_unmix(self.chart(x), a, weight, generator)
-
-    def _fit_chart(self, x: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
-        """Coordinates of x, with mean 0 and variance 1, from which x can be decoded, and a by a linear map.
-
-        E[a | x] is nearly affine in the latents, M being of full rank: coordinates that keep it are easy to unmix. An
-        auto-encoder's alone may be bent beyond what the likelihood's local steps undo.
-        """
-        rows = torch.arange(len(x))
-        readout = nn.Linear(self.chart.linear.out_features, a.shape[1]).to(x)
-        every = nn.ModuleList([self.chart, self.decoder, readout]).requires_grad_(True)
-
-        def action_loss(pick: Tensor, _: float) -> Tensor:
-            return (weight[pick, None] * (readout(self.chart(x[pick])) - a[pick]).square()).mean()
-
-        def loss(pick: Tensor, progress: float) -> Tensor:
-            error = (weight[pick, None] * (self.decoder(self.chart(x[pick])) - x[pick]).square()).mean()
-            return error + KEEP * action_loss(pick, progress)
-
-        optimise.minimise(
-            nn.ModuleList([self.chart, readout]), action_loss, rows, max(1, self.config["steps"] // 4), ROWS, generator
-        )
-        self._standardise(self.chart(x))
-        self.decoder.near(least_squares(self.chart(x), x).mT)
-        optimise.minimise(every, loss, rows, self.config["steps"], ROWS, generator)
-        self.chart.requires_grad_(False)
-        self._standardise(self.chart(x))
-
-    def _standardise(self, c: Tensor) -> None:
-        """Let the coordinates, which are now c (rows, latent), have mean 0 and variance 1."""
-        self.chart.followed_by(c.std(0).reciprocal().diag(), -c.mean(0) / c.std(0))
-
-    def _fit_unmix(self, c: Tensor, a: Tensor, weight: Tensor, generator: torch.Generator) -> None:
-        """The map of coordinates c (rows, latent) to latents, and M, by maximum likelihood; then noise made white."""
-        self.unmix.near(torch.eye(c.shape[1]).to(c))
-        self.effect.copy_(least_squares(a, c))
-        back = nets.Residual(c.shape[1], c.shape[1], max(1, self.config["width"] // 2), layers=2).to(c)
-        back.near(torch.eye(c.shape[1]).to(c))
-        jacobian = torch.func.vmap(torch.func.jacrev(self.unmix))
-
-        def loss(pick: Tensor, _: float) -> Tensor:
-            z = self.unmix(c[pick])
-            density = log_positive(torch.linalg.det(jacobian(c[pick])))
-            density = density - 0.5 * (z - a[pick] @ self.effect).square().sum(1)
-            return (weight[pick] * (INJECTIVE * (back(z) - c[pick]).square().mean(1) - density)).mean()
-
-        together = nn.ModuleList([self.unmix.requires_grad_(True), back])
-        together.register_parameter("effect", self.effect)
-        optimise.minimise(together, loss, torch.arange(len(c)), self.config["steps"], ROWS, generator)
-        z = self.unmix.requires_grad_(False)(c)
-        design = torch.cat([torch.ones_like(a[:, :1]), a], 1).double()
-        found = least_squares(design, z.double())
-        rest = z.double() - design @ found
-        white = torch.linalg.inv(torch.linalg.cholesky(rest.mT @ rest / len(rest))).to(z)
-        self.unmix.followed_by(white, -white @ found[0].to(z))
-        self.effect.copy_(found[1:].to(z) @ white.mT)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The construction, then f by regression of x on latents."""
-        self.construct(data, generator)
-        batch = data.tensors(dtype=self.centre.dtype)
-        x, z, weight = self._standard(batch), self.latents(batch), self._weight(batch)
-
-        def loss(pick: Tensor, _: float) -> Tensor:
-            return (weight[pick, None] * (self.decoder(z[pick]) - x[pick]).square()).mean()
-
-        self.decoder.near(least_squares(z, x).mT)
-        optimise.minimise(self.decoder, loss, torch.arange(len(x)), self.config["steps"], ROWS, generator)
-        self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
-        self._fit_uncertainty(x, z, generator)
-
-    def _fit_uncertainty(self, x: Tensor, z: Tensor, generator: torch.Generator) -> None:
-        """The deviation of q, by regression on that of the best q of this family were f linear about each z."""
-        jacobian = torch.func.vmap(torch.func.jacrev(self.decoder))
-        slope = torch.cat([jacobian(part) for part in z.split(4096)])  # (rows, feature, latent)
-        spread = (1.0 + (slope / self.log_noise.exp()[:, None]).square().sum(1)).rsqrt()
-
-        def loss(pick: Tensor, _: float) -> Tensor:
-            return (self._deviation(x[pick]).log() - spread[pick].log()).square().mean()
-
-        steps = max(1, self.config["steps"] // 4)
-        self.uncertainty.constant(float(spread.mean().expm1().log()))
-        optimise.minimise(self.uncertainty, loss, torch.arange(len(x)), steps, ROWS, generator)
-
-    def _deviation(self, x: Tensor) -> Tensor:
-        """(rows, latent) of q(z | x), of standardised x."""
-        return softplus(self.uncertainty(x)) + NOISE
-
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def prior(self, action: Tensor) -> Normal:
@@ -264,6 +159,10 @@ class Extrapolation(Program):
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         return self.centre + self.spread * self.decoder(z)
+
+    def _deviation(self, x: Tensor) -> Tensor:
+        """(rows, latent) of q(z | x), of standardised x."""
+        return softplus(self.uncertainty(x)) + NOISE
 
     def _bootstrap(self, batch: Batch) -> Any:
         return pyro.poutine.scale(scale=self._weight(batch))
@@ -295,18 +194,39 @@ class Extrapolation(Program):
         shifted = self.prior(self._action(action)).loc[:, None] + noise  # (rows, draws, latent)
         return self.centre + self.spread * self.decoder(shifted.flatten(0, 1)).unflatten(0, shifted.shape[:2]).mean(1)
 
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """Bootstrap weights; coordinates of x by an auto-encoder, then latents by maximum likelihood of those."""
+        self.check(data)
+        batch = data.tensors(dtype=self.centre.dtype)
+        assert batch.aux is not None
+        for value, mean, sd in ((batch.x, self.centre, self.spread), (batch.aux, self.action_mean, self.action_sd)):
+            mean.copy_(value.mean(0))
+            sd.copy_(value.std(0).clamp_min(1e-12))
+        drawn = torch.empty(BLOCK).exponential_(generator=generator)
+        self.row_weight.copy_(drawn / drawn.mean())
+        x, a, weight, steps = self._standard(batch), self._action(batch.aux), self._weight(batch), self.config["steps"]
+        action_effects.fit_chart(self.chart, self.decoder, x, a, weight, steps, generator)
+        action_effects.fit_unmixing(self.unmix, self.effect, self.chart(x), a, weight, steps, generator)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The construction, then f by regression of x on latents."""
+        self.construct(data, generator)
+        batch, steps = data.tensors(dtype=self.centre.dtype), self.config["steps"]
+        x, z, weight = self._standard(batch), self.latents(batch), self._weight(batch)
+        action_effects.fit_decoder(self.decoder, z, x, weight, steps, generator)
+        self.log_noise.copy_((x - self.decoder(z)).std(0).clamp_min(NOISE).log())
+        slope = action_effects.slopes(self.decoder, z)  # (rows, feature, latent)
+        spread = (1.0 + (slope / self.log_noise.exp()[:, None]).square().sum(1)).rsqrt()
+        action_effects.fit_deviation(self.uncertainty, NOISE, x, spread, steps, generator)
+
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
         data = draw("saengkyongam2024", seed=seed, samples=1000)
         return cls.from_data(data, width=32, steps=200), data
-
-
-def log_positive(determinant: Tensor) -> Tensor:
-    """The logarithm, extended along its tangent below LEAST_DETERMINANT."""
-    low = LEAST_DETERMINANT
-    return torch.where(determinant > low, determinant.clamp_min(low).log(), math.log(low) + (determinant - low) / low)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.observation import LIKELIHOODS, Observation
-from pyrocrl.program import check_sizes, checked_targets
+from pyrocrl.program import check_between, check_rows, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 SOFT = "soft interventions change every weight into their target"
@@ -185,8 +185,7 @@ class LinearSEMLin(Program):
             reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         one_of("intervention", intervention, get_args(linear_sem.Intervention))
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
         one_of("likelihood", likelihood, LIKELIHOODS)
         self.counts = likelihood == "negative_binomial"
         self.unknown = targets == "unknown"
@@ -306,9 +305,7 @@ class LinearSEMLin(Program):
     def _gather(self, data: Data) -> None:
         moments, latents = data.moments, self.config["latents"]
         target = self.target.cpu()
-        for name, count in zip(data.env_names, moments.count.tolist(), strict=True):
-            if count < 2:
-                reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
+        check_rows(data, 2)
         if self.counts:
             return self._gather_counts(data)
         environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, target)

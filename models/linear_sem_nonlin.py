@@ -52,7 +52,7 @@ from pyrocrl.exact import linear_sem
 from pyrocrl.parts import escapees, nets
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_sizes, check_whole, checked_targets
+from pyrocrl.program import check_rows, check_sizes, check_whole, checked_targets
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
 NEEDS = (
@@ -169,10 +169,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
         Raises InputError for an environment of fewer than two rows.
         """
-        for position, name in enumerate(data.env_names):
-            rows = int((data.env == position).sum())
-            if rows < 2:
-                reject("env", f"{rows} row(s) in environment {name!r}", "2 or more")
+        check_rows(data, 2)
         batch = self.observation.start(data)
         if self.observation.counts:
             self.signal.copy_(signal_components(self.observation.inputs(batch), self.config["latents"]))

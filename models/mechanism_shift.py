@@ -47,13 +47,12 @@ from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, Normal, categorical
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
-from pyrocrl.program import check_whole
+from pyrocrl.program import check_between, check_rows, check_whole
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in deviations of one parent, times sqrt(parents)
 RATIOS = (1.0, 10.0, 100.0)  # t^2: variance of a weight over that of the noise
 CANDIDATES = 1500  # rows from which inducing points are taken
-CHANGE, EDGE = (-1.4, 1.0), (0.0, 1.0)  # mean and deviation of the log odds that a mechanism differs, of an edge
 
 ADDITIVE = "equations are nonlinear with additive Gaussian noise"
 LINEAR = "equations are linear with additive Gaussian noise"
@@ -142,9 +141,14 @@ class MechanismShift(Program):
         mechanism: Literal["nonlinear", "linear"] = "nonlinear",
         reference: bool = True,
         inducing: int = 48,
+        change_log_odds: float = -1.4,
+        change_sd: float = 1.0,
+        edge_log_odds: float = 0.0,
+        edge_sd: float = 1.0,
     ) -> None:
         """reference: whether environment 0 is what the others are compared with. inducing: inducing points of a
-        nonlinear mechanism.
+        nonlinear mechanism. change_log_odds, change_sd: prior mean and deviation of the log odds that a mechanism
+        differs; edge_log_odds, edge_sd: the same of an edge.
 
         Raises InputError unless latents = features, of 2 to 7, and there are 2 to 10 environments.
         """
@@ -155,12 +159,15 @@ class MechanismShift(Program):
         if latents != features:
             reject("latents", repr(latents), f"{features}, as many as features: the latents are observed")
         one_of("mechanism", mechanism, ("nonlinear", "linear"))
+        for name, sd in (("change_sd", change_sd), ("edge_sd", edge_sd)):
+            check_between(name, sd)
+        self.change_prior, self.edge_prior = (change_log_odds, change_sd), (edge_log_odds, edge_sd)
         self.nonlinear = mechanism == "nonlinear"
         count = inducing if self.nonlinear else 0
         self.widths = WIDTHS if self.nonlinear else WIDTHS[:1]
         differs, double = sharing.subsets(environments, reference), torch.float64
         size, widths = 1 + latents + count + latents, len(self.widths)  # of (phi, z)
-        self.loc = nn.Parameter(torch.tensor([CHANGE[0], EDGE[0]]))
+        self.loc = nn.Parameter(torch.tensor([change_log_odds, edge_log_odds]))
         self.log_scale = nn.Parameter(torch.full((2,), -1.0))
         buffers = {
             "centre": torch.zeros(count, latents, dtype=double),  # inducing points, standardised
@@ -176,48 +183,7 @@ class MechanismShift(Program):
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
-    # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        known = data.control is not None or data.env_names[0] in CUSTOMARY_CONTROLS
-        return super().from_data(data, **({"latents": data.features, "reference": known} | options))
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Inducing points among rows drawn at random; then all evidence, in closed form."""
-        batch = data.tensors(dtype=torch.float64)
-        self.mean.copy_(batch.x.mean(0))
-        self.spread.copy_(batch.x.std(0))
-        z = (batch.x - self.mean) / self.spread
-        self.count.copy_(torch.bincount(batch.env, minlength=len(self.count)))
-        for name, count in zip(data.env_names, self.count.tolist(), strict=True):
-            if count < 2:
-                reject("env", f"{count:g} row(s) to fit in environment {name!r}", "2 or more")
-        likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
-        some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
-        self.centre.copy_(regression.spread_out(some, len(self.centre)))
-        for s, mask in enumerate(orders.members(z.shape[1]).double()):
-            for i, width in enumerate(self.widths):
-                values = torch.cat([self._basis(z, mask, torch.tensor(width)), z], -1)
-                for e in range(len(self.count)):
-                    own = values[batch.env == e]
-                    self.moments[s, i, e] = own.mT @ own
-        self._weigh()
-        self.loc.add_(0.3 * torch.randn(2, generator=generator))
-
-    def _weigh(self) -> None:
-        """Fill `evidence` from the moments: one Cholesky factor for all children of a set of parents."""
-        d = self.evidence.shape[0]
-        shared = 1.0 - self.differs
-        count = torch.cat([shared @ self.count, self.count])
-        for s in range(2**d):
-            for i in range(len(self.widths)):
-                own = self.moments[s, i]
-                pooled = (shared @ own.flatten(1)).unflatten(-1, own.shape[1:])
-                for r, ratio in enumerate(RATIOS):
-                    log = regression.log_evidence(torch.cat([pooled, own]), count, ratio, d)  # (subset + env, latent)
-                    together, alone = log.mT.split([len(shared), len(own)], -1)
-                    self.evidence[:, s, i * len(RATIOS) + r] = sharing.log_joint(together, alone, self.differs)
+    # -- model and guide ---------------------------------------------------------------------------------------
 
     def _basis(self, z: Tensor, mask: Tensor, width: Tensor) -> Tensor:
         """phi (rows, ..., basis) of standardised z (rows, ..., latent): mask (..., latent) says which are parents."""
@@ -230,11 +196,12 @@ class MechanismShift(Program):
             parts.append(white * (size > 0))
         return torch.cat(parts, -1)
 
-    # -- model and guide ---------------------------------------------------------------------------------------
+    def _log_odds(self, mean: float, sd: float) -> Normal:
+        return Normal(torch.full_like(self.loc[0], mean), sd)
 
     def model(self, batch: Batch) -> None:
-        change = pyro.sample("change", Normal(torch.full_like(self.loc[0], CHANGE[0]), CHANGE[1]))  # ()
-        edge = pyro.sample("edge", Normal(torch.full_like(self.loc[1], EDGE[0]), EDGE[1]))  # ()
+        change = pyro.sample("change", self._log_odds(*self.change_prior))  # ()
+        edge = pyro.sample("edge", self._log_odds(*self.edge_prior))  # ()
 
         def prior() -> Tensor:
             return self._simulate(self._equations(change, edge, told=0.0), batch.env)
@@ -372,6 +339,33 @@ class MechanismShift(Program):
         if not self.config["reference"]:
             targets = Claim("targets", (), (*targets.given, SHARED))
         return targets, graph
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        known = data.control is not None or data.env_names[0] in CUSTOMARY_CONTROLS
+        return super().from_data(data, **({"latents": data.features, "reference": known} | options))
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Inducing points among rows drawn at random; then all evidence, in closed form."""
+        batch = data.tensors(dtype=torch.float64)
+        self.mean.copy_(batch.x.mean(0))
+        self.spread.copy_(batch.x.std(0))
+        z = (batch.x - self.mean) / self.spread
+        self.count.copy_(torch.bincount(batch.env, minlength=len(self.count)))
+        check_rows(data, 2)
+        likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
+        some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
+        self.centre.copy_(regression.spread_out(some, len(self.centre)))
+        for s, mask in enumerate(orders.members(z.shape[1]).double()):
+            for i, width in enumerate(self.widths):
+                values = torch.cat([self._basis(z, mask, torch.tensor(width)), z], -1)
+                for e in range(len(self.count)):
+                    own = values[batch.env == e]
+                    self.moments[s, i, e] = own.mT @ own
+        self.evidence.copy_(sharing.regression_evidence(self.moments, self.count, self.differs, RATIOS))
+        self.loc.add_(0.3 * torch.randn(2, generator=generator))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -56,7 +56,7 @@ from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.network_sem import NetworkSEM
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_sizes, check_whole, checked_targets
+from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
 
 Transform = Literal["linear", "general"]
 GIVEN = ("interventions are hard", "mixing is injective")
@@ -148,8 +148,7 @@ class ScoreCRL(Program):
         one_of("targets", targets, ("known", "relabelled"))
         one_of("transform", transform, get_args(Transform))
         one_of("score", score, score_differences.ESTIMATORS)
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
         check_whole("width", width, 1)
         check_whole("steps", steps, 1)
         matrix = checked_targets(target_matrix, latents, least=1 if transform == "linear" else 2)
@@ -197,11 +196,7 @@ class ScoreCRL(Program):
         self._construct(data, generator, search=True)
 
     def _construct(self, data: Data, generator: torch.Generator, search: bool) -> None:
-        least = 3 * self.config["latents"]
-        for position, name in enumerate(data.env_names):
-            rows = int((data.env == position).sum())
-            if rows < least:
-                reject("env", f"{rows} row(s) in environment {name!r}", f"{least} or more")
+        check_rows(data, 3 * self.config["latents"])
         batch = data.tensors(dtype=torch.float64)
         target = self.mechanisms.target.double()
         if self.general:

@@ -37,22 +37,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import permutations
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import binary_states
 from pyrocrl.dists import Normal, categorical
-from pyrocrl.errors import reject
 from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import States
-from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.program import check_between, check_sizes, check_whole
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
-ROWS = 3000  # of the search for first states
-STEPS = 60  # of expectation-maximisation
+PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_size")
 
 GIVEN = (
     "no latent's features are all among another's",
@@ -124,9 +122,16 @@ class UnknownTargets(Program):
         environments: int,
         invariant: bool = False,
         edge_probability: float = 0.5,
+        mask_probability: float = 0.3,
+        level_precision: float = 0.02,
+        noise_shape: float = 1.0,
+        noise_rate: float = 0.01,
+        equivalent_sample_size: float = 1.0,
     ) -> None:
         """environments: the first is observational. invariant: whether mechanisms that are not targeted are the same
-        in all environments.
+        in all environments. mask_probability: a priori that a feature measures a latent. level_precision: a priori of a
+        standardised level, in those of one row. noise_shape, noise_rate: of the Gamma prior of a standardised feature's
+        precision. equivalent_sample_size: of BDeu's prior of the latents' tables.
 
         Raises InputError for more than 6 latents or more than 10 environments.
         """
@@ -134,8 +139,11 @@ class UnknownTargets(Program):
         check_sizes(features, latents)
         check_whole("latents", latents, 2, MOST_LATENTS)
         check_whole("environments", environments, 1, sharing.MAX_ENVIRONMENTS)
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
+        check_between("mask_probability", mask_probability, 0, 1)
+        self.prior = binary.Prior(mask_probability, level_precision, noise_shape, noise_rate, equivalent_sample_size)
+        for name, value in zip(PRIORS, self.prior[1:], strict=True):
+            check_between(name, value)
         size, double = 2**latents, torch.float64
         self.level = nn.Parameter(torch.randn(size, features))  # standardised, as is the noise
         self.log_noise = nn.Parameter(torch.zeros(features))
@@ -150,91 +158,6 @@ class UnknownTargets(Program):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
-
-    # -- from data ---------------------------------------------------------------------------------------------
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Candidate states from cuts of single features, those that explain all features best; then expectation-
-        maximisation with the levels tied by the mask, and the coding of states that needs the fewest dependences."""
-        self.construct(data, generator)
-        x, env = self._rows_of(data)
-        self._maximise(x, env)
-        if self._recode():
-            self._maximise(x, env)
-        # chains start apart, by one posterior deviation of the levels
-        apart = torch.randn(self.level.shape, generator=generator).to(self.level)
-        spread = self.log_noise.exp() / (binary.TIGHT + self.count.sum(0)).sqrt()[:, None]
-        self.level.add_(spread.to(self.level) * apart)
-
-    def construct(self, data: Data, generator: torch.Generator) -> None:
-        """First states alone: cuts of single features that together explain all features best."""
-        batch = data.tensors(dtype=torch.float64)
-        self.mean.copy_(batch.x.mean(0))
-        self.spread.copy_(batch.x.std(0))
-        x, env = self._rows_of(data)
-        few = torch.randperm(len(x), generator=generator)[:ROWS]
-        bits = binary.first_states(x[few], self.config["latents"], generator)
-        share = torch.zeros(len(few), self.level.shape[0], dtype=torch.float64)
-        share.scatter_(1, binary.code(bits)[:, None], 1.0)
-        self._gather(x[few], env[few], share)
-        self._tie()
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """The expected counts at the trained parameters."""
-        x, env = self._rows_of(data)
-        self._gather(x, env, self._state_logits(x, env).softmax(-1))
-
-    def _rows_of(self, data: Data) -> tuple[Tensor, Tensor]:
-        batch = data.tensors(self.mean.device, torch.float64)
-        return (batch.x - self.mean) / self.spread, batch.env
-
-    def _gather(self, x: Tensor, env: Tensor, share: Tensor) -> None:
-        """Set the counts by the probabilities `share` (rows, state) of each row's states."""
-        hot = torch.nn.functional.one_hot(env, len(self.count)).double()
-        self.count.copy_(hot.mT @ share)
-        self.first.copy_(share.mT @ x)
-        self.second.copy_(x.square().sum(0))
-
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts (state,), sums (state, feature) and sums of squares (feature,), of all environments together."""
-        return self.count.double().sum(0), self.first.double(), self.second.double()
-
-    def _tie(self) -> None:
-        """Levels, noise and laws of states by the counts: levels averaged over the posterior of masks."""
-        level, noise = binary.tied(*self._sums())
-        self.level.copy_(level)
-        self.log_noise.copy_(noise.log())
-        self.logits.copy_((self.count + binary.EQUIVALENT / self.count.shape[1]).log())
-
-    def _maximise(self, x: Tensor, env: Tensor) -> None:
-        """Expectation-maximisation from the present parameters."""
-        last = -math.inf
-        for _ in range(STEPS):
-            logits = self._state_logits(x, env)
-            value = float(logits.logsumexp(-1).mean())
-            self._gather(x, env, logits.softmax(-1))
-            self._tie()
-            if value - last < 1e-7:
-                break
-            last = value
-
-    def _recode(self) -> bool:
-        """Replace a latent by whether it equals another while that makes the masks sparser; whether any did."""
-        d = self.config["latents"]
-        moved = False
-        while True:
-            codes = torch.arange(2**d)
-            options = [codes ^ (((codes >> b) & 1) << a) for a, b in permutations(range(d), 2)]
-            count, first, second = self._sums()
-            now = binary.evidence(count, first, second)
-            gains = [binary.evidence(count[o], first[o], second) - now for o in options]
-            best = int(torch.stack(gains).argmax())
-            if gains[best] < 1e-6 * now.abs():
-                return moved
-            self.count.copy_(self.count[:, options[best]])
-            self.first.copy_(self.first[options[best]])
-            self._tie()
-            moved = True
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -254,8 +177,7 @@ class UnknownTargets(Program):
 
     def _state_logits(self, x: Tensor, env: Tensor) -> Tensor:
         """(rows, state) log p(x, h | env) of standardised x."""
-        log_density = binary.log_density(x, self.level.to(x.dtype), self.log_noise.exp().to(x.dtype))
-        return self.logits.log_softmax(-1).to(x.dtype)[env] + log_density
+        return binary.state_logits(x, env, self.level, self.log_noise, self.logits)
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         return self.mean + self.spread * self.level[binary.code(z)]
@@ -274,7 +196,8 @@ class UnknownTargets(Program):
         return (self._mask_scores().softmax(-1) @ member.double()).clamp(0.0, 1.0)
 
     def _mask_scores(self) -> Tensor:
-        return binary.set_scores(*self._sums())[0]
+        count, first, second = self.count.double(), self.first.double(), self.second.double()
+        return binary.set_scores(count.sum(0), first, second, self.prior)[0]
 
     @torch.no_grad()
     def graph(self) -> Tensor:
@@ -292,9 +215,12 @@ class UnknownTargets(Program):
         """(child, set of parents, subset of environments that target the child) log posterior, up to a constant."""
         d, differs, count = self.config["latents"], self._differs(), self.count.double()
         kept = 1.0 - differs
-        own = binary.table_scores(count, d)  # (env, child, set)
+        own = binary.table_scores(count, d, self.prior.equivalent)  # (env, child, set)
         alike = self.config["invariant"]
-        together = binary.table_scores(kept @ count, d) if alike else torch.einsum("ge,eks->gks", kept, own)
+        pooled = kept @ count
+        together = (
+            binary.table_scores(pooled, d, self.prior.equivalent) if alike else torch.einsum("ge,eks->gks", kept, own)
+        )
         cut = own[:, :, :1].permute(1, 2, 0).expand(-1, own.shape[-1], -1)  # no parents: the empty set
         joint = sharing.log_joint(together.permute(1, 2, 0), cut, differs)
         rate = torch.tensor(-math.log(d - 1), dtype=torch.float64, device=count.device)
@@ -335,7 +261,7 @@ class UnknownTargets(Program):
             for e in envs:
                 if hit[e, k]:
                     count, own = self.count[e].double(), 0
-            chance = binary.conditional(count, k, own)[binary.code(z)]
+            chance = binary.conditional(count, k, own, self.prior.equivalent)[binary.code(z)]
             return (torch.rand_like(z[:, 0]) < chance).to(z.dtype)
 
         return self.along(batch, sites["graph"], self.spread.new_zeros(len(batch), len(parents)), value)
@@ -345,6 +271,46 @@ class UnknownTargets(Program):
             return self.card.claims
         given, needs = (*GIVEN, FAITHFUL, ALONE), (*NEEDS, "one_intervention_per_latent")
         return *self.card.claims[:2], Claim("graph", ("permutation",), given, needs)
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Candidate states from cuts of single features, those that explain all features best; then expectation-
+        maximisation with the levels tied by the mask, and the coding of states that needs the fewest dependences."""
+        first = self._construct(data, generator)
+        found = binary_states.climbed(*self._rows_of(data), first, self.prior)
+        self._set(found, found.laws(self.prior))
+        # chains start apart, by one posterior deviation of the levels
+        apart = torch.randn(self.level.shape, generator=generator).to(self.level)
+        spread = self.log_noise.exp() / (self.prior.precision + self.count.sum(0)).sqrt()[:, None]
+        self.level.add_(spread.to(self.level) * apart)
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """First states alone: cuts of single features that together explain all features best."""
+        found = self._construct(data, generator)
+        self._set(found, found.laws(self.prior))
+
+    def _construct(self, data: Data, generator: torch.Generator) -> binary_states.Counts:
+        batch = data.tensors(dtype=torch.float64)
+        self.mean.copy_(batch.x.mean(0))
+        self.spread.copy_(batch.x.std(0))
+        sizes = self.config["latents"], self.config["environments"]
+        return binary_states.first_counts(*self._rows_of(data), *sizes, generator, self.prior)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """The expected counts at the trained parameters."""
+        x, env = self._rows_of(data)
+        share = self._state_logits(x, env).softmax(-1)
+        self._set(binary_states.counts(x, env, share, len(self.count)))
+
+    def _rows_of(self, data: Data) -> tuple[Tensor, Tensor]:
+        batch = data.tensors(self.mean.device, torch.float64)
+        return (batch.x - self.mean) / self.spread, batch.env
+
+    def _set(self, *found: binary_states.Counts | binary_states.Laws) -> None:
+        for part in found:
+            for name, value in part._asdict().items():
+                getattr(self, name).copy_(value)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

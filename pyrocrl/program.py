@@ -324,12 +324,28 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> N
         reject(name, repr(value), f"a whole number from {least} " + ("on" if most is None else f"to {most}"))
 
 
+def check_between(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise InputError unless `value` is a number strictly between `low` and `high`."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not low < value < high:
+        above = f"a number above {low:g}"
+        reject(name, repr(value), above if high == math.inf else f"a number strictly between {low:g} and {high:g}")
+
+
 def check_sizes(features: int, latents: int, least: int = 1) -> None:
     """Raise InputError unless least <= latents < features (both whole numbers)."""
     check_whole("features", features, 2)
     check_whole("latents", latents, least)
     if latents >= features:
         reject("latents", str(latents), f"fewer than the {features} features")
+
+
+def check_rows(data: Data, least: int, why: str = "") -> None:
+    """Raise InputError for an environment of fewer than `least` rows; why: where that number comes from."""
+    for position, name in enumerate(data.env_names):
+        rows = int((data.env == position).sum())
+        if rows < least:
+            reject("env", f"{rows} row(s) to fit in environment {name!r}", f"{least} or more{why}")
 
 
 def checked_targets(

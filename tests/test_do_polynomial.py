@@ -8,9 +8,9 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
-from pyrocrl.constructions.polynomials import constants, powers_inside
+from pyrocrl.constructions.polynomials import constants, evidence, powers_inside
 from pyrocrl.judge.metrics import linear_r2, mcc
-from pyrocrl.models.do_polynomial import DoPolynomial, evidence
+from pyrocrl.models.do_polynomial import DoPolynomial
 from pyrocrl.simulate.ahuja import LAWS, monomials
 
 
@@ -148,7 +148,7 @@ def test_bad_input(change: dict, words: str) -> None:
 
 def test_environments_with_few_rows_are_refused() -> None:
     data = small(samples=30)
-    with pytest.raises(InputError, match="rows in environment 'do_0'"):
+    with pytest.raises(InputError, match="to fit in environment 'do_0'"):
         constructed(data)
 
 

@@ -67,7 +67,11 @@ def room_of(path: Path) -> str:
     return "models" if relative.parts[0] == "models" else Path(relative.parts[1]).stem
 
 
-SOURCES = [p for p in sorted(PACKAGE.rglob("*.py")) if "models" not in p.parts and p != PACKAGE / "__init__.py"]
+SOURCES = [
+    p
+    for p in sorted(PACKAGE.rglob("*.py"))
+    if "models" not in p.relative_to(PACKAGE).parts and p != PACKAGE / "__init__.py"
+]
 
 
 def test_every_room_has_a_layer_and_only_knows_earlier_ones() -> None:

@@ -12,6 +12,7 @@ from scipy.stats import multivariate_t
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl.constructions import binary_states
 from pyrocrl.exact import binary, orders
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.judge import metrics
@@ -52,13 +53,14 @@ def test_set_scores_are_those_of_a_student_t() -> None:
     hot = torch.from_numpy(np.eye(4)[code])
     rows = torch.from_numpy(x)
     scores, *_ = binary.set_scores(hot.sum(0), hot.mT @ rows, rows.square().sum(0))
-    a, b = binary.SHAPE, binary.RATE
+    a, b = binary.PRIOR.shape, binary.PRIOR.rate
     for j in range(2):
         exact = []
         for members in range(4):
             same = np.eye(4)[code & members]
-            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / binary.TIGHT), df=2 * a)
-            exact.append(law.logpdf(x[:, j]) + binary.MASK * members.bit_count())
+            law = multivariate_t(np.zeros(12), b / a * (np.eye(12) + same @ same.T / binary.PRIOR.precision), df=2 * a)
+            odds = np.log(binary.PRIOR.mask / (1 - binary.PRIOR.mask))
+            exact.append(law.logpdf(x[:, j]) + odds * members.bit_count())
         np.testing.assert_allclose(scores[j] - scores[j, 0], np.array(exact) - exact[0], atol=1e-9)
 
 
@@ -73,7 +75,7 @@ def test_tables_are_bdeu() -> None:
         for cell in np.ndindex(*[2] * len(parents)):
             here = (bits[:, parents] == cell).all(1)
             n = np.array([count[here & (bits[:, child] == v)].sum() for v in (0, 1)])
-            prior = binary.EQUIVALENT / cells / 2
+            prior = binary.PRIOR.equivalent / cells / 2
             total += gammaln(2 * prior) - gammaln(2 * prior + n.sum()) + (gammaln(prior + n) - gammaln(prior)).sum()
         return total
 
@@ -160,10 +162,13 @@ def test_recoding_finds_the_sparse_masks() -> None:
         x, env = program._rows_of(data)
         z = torch.from_numpy(data.truth["z"].copy())
         z[:, 0] = (z[:, 0] != z[:, 1]).double()
-        program._gather(x, env, torch.nn.functional.one_hot(binary.code(z), 32).double())
-        program._tie()
+        share = torch.nn.functional.one_hot(binary.code(z), 32).double()
+        found = binary_states.counts(x, env, share, len(program.count))
+        program._set(found)
         dense = float((program.mask() > 0.5).sum())
-        assert program._recode()
+        better = binary_states.recoded(found)
+        assert better is not None
+        program._set(better)
         assert float((program.mask() > 0.5).sum()) == data.truth["mask"].sum() < dense
 
 

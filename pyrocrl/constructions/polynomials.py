@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,27 +16,63 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-ROWS = 2_500  # of the least squares
-NEIGHBOURS = 5
-STEPS = 80  # of Levenberg and Marquardt
 EXACT = 1e-6  # share of a power's variance outside P_p that ends the search
 CONSTANT = 0.05  # most variance, of a code's, in an environment that holds it constant
 SAME = 0.02  # distance, 1 - |cosine|, between directions of one latent
 
 
-def affine_functions(x: Tensor, env: Tensor, latents: int, degree: int, generator: torch.Generator) -> Tensor:
+class Effort(NamedTuple):
+    """rows: of the least squares. neighbours: of each of them. steps: of Levenberg and Marquardt."""
+
+    rows: int = 2_500
+    neighbours: int = 5
+    steps: int = 80
+
+
+EFFORT = Effort()
+
+
+def unmixing(
+    x: Tensor,
+    env: Tensor,
+    latents: int,
+    degree: int,
+    hit: Tensor | None,
+    generator: torch.Generator,
+    effort: Effort = EFFORT,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(unmixing (latent, feature), latents (rows, latent), hit (env, latent)): z = x unmixing', of variance 1.
+
+    x: (rows, feature), centred, double. hit: which environment holds which latent constant; None = found here, and
+    latents in random order.
+    """
+    affine = affine_functions(x, env, latents, degree, generator, effort)  # (feature, latent)
+    code = x @ affine
+    parts = [code[env == e] for e in range(int(env.max()) + 1)]
+    found = constants(parts) if hit is None else hit
+    turn = held_directions(parts, found, generator)
+    turn = turn / (code @ turn.mT).std(0)[:, None]
+    if hit is None:
+        order = torch.randperm(latents, generator=generator)
+        turn, found = turn[order], found[:, order]
+    return turn @ affine.mT, code @ turn.mT, found
+
+
+def affine_functions(
+    x: Tensor, env: Tensor, latents: int, degree: int, generator: torch.Generator, effort: Effort = EFFORT
+) -> Tensor:
     """(feature, latent) combinations of x (rows, feature; centred) that are affine in the latents, white over all rows.
 
-    Steps (1) and (2) of the proof, on as many as ROWS rows.
+    Steps (1) and (2) of the proof, on as many as `effort.rows` rows.
     """
     count = math.comb(latents + degree, degree) - 1
     value, vector = torch.linalg.eigh(x.mT @ x / len(x))
     basis = vector[:, -count:] / value[-count:].clamp_min(1e-12 * value[-1]).sqrt()  # (feature, count)
-    few = torch.randperm(len(x), generator=generator)[:ROWS]
+    few = torch.randperm(len(x), generator=generator)[: effort.rows]
     white = x @ basis
     u = white[few]  # with a constant, P_p on these rows
     parts = [white[env == e] for e in range(int(env.max()) + 1)]
-    null, y = _held(x[few], u, parts, latents, degree)
+    null, y = _held(x[few], u, parts, latents, degree, effort)
     # f is affine iff f P_{p-1} is inside P_p; times y, not to divide by it: f (y P_{p-1}) inside y P_p
     full = torch.cat([torch.ones_like(u[:, :1]), u], 1)
     image = torch.linalg.qr(y[:, None] * full)[0]
@@ -51,13 +88,15 @@ def affine_functions(x: Tensor, env: Tensor, latents: int, degree: int, generato
     return span @ vector / value.sqrt()
 
 
-def _held(x: Tensor, u: Tensor, parts: Sequence[Tensor], latents: int, degree: int) -> tuple[Tensor, Tensor]:
+def _held(
+    x: Tensor, u: Tensor, parts: Sequence[Tensor], latents: int, degree: int, effort: Effort
+) -> tuple[Tensor, Tensor]:
     """Step (1): y P_{p-1} (rows, functions) and y (rows,) of the environment where such a y is clearest.
 
     x, u: (rows, feature) and their white components (rows, count); parts: those of all rows of each environment.
     """
     fewer = math.comb(latents + degree - 1, degree - 1)
-    near = torch.cdist(x, x).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
+    near = torch.cdist(x, x).topk(effort.neighbours + 1, largest=False).indices[:, 1:]
     apart = (u[:, None] - u[near]).flatten(0, 1)
     slowness = apart.mT @ apart / len(apart)
     candidates = []
@@ -70,7 +109,7 @@ def _held(x: Tensor, u: Tensor, parts: Sequence[Tensor], latents: int, degree: i
     for _, _, mean, axes in sorted(candidates, key=lambda one: one[:2]):
         null = (u - mean) @ axes  # (rows, fewer) functions that are 0 in the environment: y P_{p-1}
         start = torch.linalg.eigh(axes.mT @ slowness @ axes).eigenvectors[:, 0]
-        found, outside = powers_inside(null, start, full, degree)
+        found, outside = powers_inside(null, start, full, degree, effort.steps)
         if outside < least:
             best, y, least = null, null @ found, outside
         if least < EXACT:
@@ -78,7 +117,9 @@ def _held(x: Tensor, u: Tensor, parts: Sequence[Tensor], latents: int, degree: i
     return best, y
 
 
-def powers_inside(null: Tensor, start: Tensor, full: Tensor, degree: int) -> tuple[Tensor, float]:
+def powers_inside(
+    null: Tensor, start: Tensor, full: Tensor, degree: int, steps: int = EFFORT.steps
+) -> tuple[Tensor, float]:
     """(g, share) minimising the share of the variance of (null g)^2 .. (null g)^degree outside the span of `full`.
 
     null: (rows, functions), full: (rows, functions). Levenberg and Marquardt's method from `start`.
@@ -104,7 +145,7 @@ def powers_inside(null: Tensor, start: Tensor, full: Tensor, degree: int) -> tup
     if degree == 1:
         return g, 0.0
     r, j = residual(g)
-    for _ in range(STEPS):
+    for _ in range(steps):
         hessian = j.mT @ j
         shrink = damping * (hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
         new = g - torch.linalg.solve(hessian + torch.diag(shrink), j.mT @ r)
@@ -148,3 +189,36 @@ def constants(parts: Sequence[Tensor]) -> Tensor:
             label = fcluster(tree, d, "maxclust")
     hit[held, torch.as_tensor(label - 1, dtype=torch.long)] = 1.0
     return hit
+
+
+def held_directions(parts: Sequence[Tensor], hit: Tensor, generator: torch.Generator) -> Tensor:
+    """(latent, code) directions of the latents, step (3), of random sign; those that nothing holds at random.
+
+    parts: the codes (rows, latent) of each environment; hit: (env, latent) in {0, 1}.
+    """
+    latents = hit.shape[1]
+    turn = torch.zeros(latents, latents, dtype=torch.float64)
+    held, free = (torch.nonzero(hit.any(0) == there).flatten().tolist() for there in (True, False))
+    for k in held:
+        turn[k] = quietest([part for part, own in zip(parts, hit[:, k], strict=True) if own])[1]
+    if free:
+        rest = torch.linalg.svd(turn[held]).Vh[len(held) :] if held else torch.eye(latents).to(turn)
+        turn[free] = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator).to(turn))[0] @ rest
+    return turn * (2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1)
+
+
+def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
+    """(d + 1,) log-evidence (BIC) that an environment holds latent k at a constant, or, last, none.
+
+    cov: (d, d) of the latents there; floor: (d, d) diagonal, the variance of a latent that is held.
+    """
+    d = len(cov)
+    seen = cov + floor
+    out = [-0.5 * rows * (torch.linalg.slogdet(seen).logabsdet + d) - 0.25 * d * (d + 3) * math.log(rows)]
+    for k in reversed(range(d)):
+        rest = [j for j in range(d) if j != k]
+        deviance = torch.linalg.slogdet(seen[rest][:, rest]).logabsdet + d - 1
+        deviance = deviance + floor[k, k].log() + seen[k, k] / floor[k, k]
+        size = 0.5 * (d - 1) * (d + 2) + 1
+        out.append(-0.5 * rows * deviance - 0.5 * size * math.log(rows))
+    return torch.stack(out[::-1])

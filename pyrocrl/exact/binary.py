@@ -1,20 +1,19 @@
-"""Binary latents behind Gaussian features: sums over their states, and where the search for states starts.
+"""Binary latents behind Gaussian features: sums over their states.
 
 A state of d latents is an integer whose bit k is latent k; a set of latents is one too (see `graphs`). Features, in
 units of their deviation, have a level for each state of the latents in their set,
 
-    level ~ N(0, s^2 / TIGHT),   1 / s^2 ~ Gamma(SHAPE, RATE),   latents in the set ~ Bernoulli(.3) each,
+    level ~ N(0, s^2 / precision),   1 / s^2 ~ Gamma(shape, rate),   latents in the set ~ Bernoulli(mask) each,
 
-and latents have tables of probabilities given their parents with BDeu's prior. All are integrated out, given counts of
-the states.
+and latents have tables of probabilities given their parents with BDeu's prior (`Prior`). All are integrated out, given
+counts of the states.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -24,14 +23,21 @@ from torch import Tensor
 from pyrocrl.dists import categorical
 from pyrocrl.exact import orders
 
-EQUIVALENT = 1.0  # BDeu's equivalent sample size
-TIGHT = 0.02  # precision of a level a priori, in those of one row
-SHAPE, RATE = 1.0, 0.01  # of the Gamma prior of 1 / s^2
-MASK = math.log(0.3 / 0.7)
-STARTS = 3  # of the search for first states: one by addition, the others at random
-ROUNDS = 8  # of exchanges in each
-CLEAR_STEPS = 6  # of expectation-maximisation after each exchange
-LINE_STEPS = 40  # of expectation-maximisation on single features
+
+class Prior(NamedTuple):
+    """mask: probability that a feature has a latent in its set. precision: of a level, in those of one row.
+
+    shape, rate: of the Gamma law of 1 / s^2. equivalent: BDeu's equivalent sample size.
+    """
+
+    mask: float = 0.3
+    precision: float = 0.02
+    shape: float = 1.0
+    rate: float = 0.01
+    equivalent: float = 1.0
+
+
+PRIOR = Prior()
 
 
 class States(TorchDistribution):
@@ -74,7 +80,9 @@ def slots(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return slot, torch.nn.functional.one_hot(slot, 2**d).double()
 
 
-def set_scores(count: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def set_scores(
+    count: Tensor, first: Tensor, second: Tensor, prior: Prior = PRIOR
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Evidence of every set of latents for every feature, levels and noise integrated out.
 
     count: (state,); first: (state, feature) sums; second: (feature,) sums of squares. Returns scores (feature, set),
@@ -84,20 +92,21 @@ def set_scores(count: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Te
     slot, hot = slots(d, count.device)
     rows = count @ hot  # (set, slot)
     sums = hot.mT @ first  # (set, slot, feature)
-    level = sums / (TIGHT + rows)[..., None]
+    level = sums / (prior.precision + rows)[..., None]
     left = (second[:, None] - (sums * level).sum(1).mT).clamp_min(0.0)  # (feature, set)
-    volume = 0.5 * (TIGHT / (TIGHT + rows)).log().sum(-1)  # (set,)
+    volume = 0.5 * (prior.precision / (prior.precision + rows)).log().sum(-1)  # (set,)
     size = orders.members(d, count.device).sum(-1)
-    scores = volume + MASK * size - (SHAPE + 0.5 * count.sum()) * (RATE + 0.5 * left).log()
+    odds = math.log(prior.mask / (1 - prior.mask))
+    scores = volume + odds * size - (prior.shape + 0.5 * count.sum()) * (prior.rate + 0.5 * left).log()
     return scores, left, slot, level
 
 
-def tied(count: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def tied(count: Tensor, first: Tensor, second: Tensor, prior: Prior = PRIOR) -> tuple[Tensor, Tensor]:
     """Levels (state, feature) and noise (feature,), averaged over the posterior of the sets of latents."""
-    scores, left, slot, mean = set_scores(count, first, second)
+    scores, left, slot, mean = set_scores(count, first, second, prior)
     weight = scores.softmax(-1)  # (feature, set)
     by_state = mean[torch.arange(len(slot), device=slot.device)[:, None], slot]  # (set, state, feature)
-    variance = (weight * (RATE + 0.5 * left)).sum(-1) / (SHAPE + 0.5 * count.sum())
+    variance = (weight * (prior.rate + 0.5 * left)).sum(-1) / (prior.shape + 0.5 * count.sum())
     return torch.einsum("js,stj->tj", weight, by_state), variance.sqrt()
 
 
@@ -108,12 +117,18 @@ def log_density(x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     return -0.5 * square - noise.log().sum() - 0.5 * x.shape[-1] * math.log(2 * math.pi)
 
 
-def evidence(count: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def state_logits(x: Tensor, env: Tensor, level: Tensor, log_noise: Tensor, logits: Tensor) -> Tensor:
+    """(rows, state) log p(x, state | env) of standardised x; level (state, feature), logits (env, state) of states."""
+    density = log_density(x, level.to(x.dtype), log_noise.exp().to(x.dtype))
+    return logits.log_softmax(-1).to(x.dtype)[env] + density
+
+
+def evidence(count: Tensor, first: Tensor, second: Tensor, prior: Prior = PRIOR) -> Tensor:
     """() log evidence of all features given the states, masks summed out."""
-    return set_scores(count, first, second)[0].logsumexp(-1).sum()
+    return set_scores(count, first, second, prior)[0].logsumexp(-1).sum()
 
 
-def table_scores(count: Tensor, d: int) -> Tensor:
+def table_scores(count: Tensor, d: int, equivalent: float = PRIOR.equivalent) -> Tensor:
     """(group, child, set) BDeu log evidence of each latent given each set of parents, by counts (group, state).
 
     Score equivalent (Heckerman et al. 1995): it is the evidence of the family less that of its parents, each a sum
@@ -121,97 +136,17 @@ def table_scores(count: Tensor, d: int) -> Tensor:
     """
     _, hot = slots(d, count.device)
     cells = torch.einsum("gt,stu->gsu", count, hot)  # (group, set, slot); slots outside a set stay empty
-    prior = EQUIVALENT / 2.0 ** orders.members(d, count.device).sum(-1).double()[:, None]
+    prior = equivalent / 2.0 ** orders.members(d, count.device).sum(-1).double()[:, None]
     whole = (torch.lgamma(cells + prior) - torch.lgamma(prior)).sum(-1)  # (group, set)
     codes = torch.arange(2**d, device=count.device)
     return torch.stack([whole[:, codes | 1 << k] - whole for k in range(d)], 1)
 
 
-def conditional(count: Tensor, k: int, parents: int) -> Tensor:
+def conditional(count: Tensor, k: int, parents: int, equivalent: float = PRIOR.equivalent) -> Tensor:
     """(state,) probability that latent k is 1 given the bits of its parents in the state, by counts (state,)."""
     _, hot = slots(len(count).bit_length() - 1, count.device)
     codes = torch.arange(len(count), device=count.device)
     family = parents | 1 << k
-    cells = count @ hot[family] + EQUIVALENT / 2.0 ** family.bit_count()
+    cells = count @ hot[family] + equivalent / 2.0 ** family.bit_count()
     one, zero = cells[(codes & parents) | 1 << k], cells[codes & parents]
     return one / (one + zero)
-
-
-def first_states(x: Tensor, latents: int, generator: torch.Generator) -> Tensor:
-    """(rows, latent) in {0, 1}: of all cuts of single features into two, those that explain all features best.
-
-    Latents are added one at a time, or drawn at random, and then exchanged until nothing is gained, by the evidence of
-    all features with masks summed out; the best of `STARTS`. After each change the states are cleared of the noise
-    that a single feature's cut has, for a second noisy copy of a latent would look like one more.
-    """
-    cuts = _cuts(x)
-    second = x.square().sum(0)
-
-    def best_next(bits: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = [(bits[:, a] != bits[:, b]).to(x.dtype)[:, None] for a, b in combinations(range(bits.shape[1]), 2)]
-        options = torch.cat([cuts, *pairs], -1)  # (rows, option)
-        hot = torch.nn.functional.one_hot(code(bits), 2 ** bits.shape[1]).to(x.dtype)
-        count, first = hot.sum(0), hot.mT @ x
-        with_one = hot.mT @ options  # (state, option)
-        sums = torch.einsum("rs,ro,rj->osj", hot, options, x)
-        counts = torch.cat([count - with_one.mT, with_one.mT], -1)  # (option, state)
-        firsts = torch.cat([first - sums, sums], 1)  # (option, state, feature)
-        found = torch.func.vmap(evidence, in_dims=(0, 0, None))(counts, firsts, second)
-        return _refined(x, torch.cat([bits, options[:, int(found.argmax())][:, None]], -1))
-
-    best, highest = cuts[:, :latents], torch.tensor(-torch.inf, dtype=x.dtype)
-    for start in range(STARTS):
-        pick = torch.randperm(cuts.shape[1], generator=generator)[: latents if start else 0]
-        bits = cuts[:, pick]
-        while bits.shape[1] < latents:
-            bits, value = best_next(bits)
-        before, stale = torch.tensor(-torch.inf, dtype=x.dtype), 0
-        for _ in range(ROUNDS * latents):  # take out the oldest, put in the best
-            bits, value = best_next(bits[:, 1:])
-            stale = 0 if value > before + 1e-6 * value.abs() else stale + 1
-            if value > highest:
-                best, highest = bits, value
-            before = torch.maximum(before, value)
-            if stale == latents:
-                break
-    return best
-
-
-def _refined(x: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable states after a few steps of expectation-maximisation from `bits`, and the evidence of x."""
-    member, second = orders.members(bits.shape[1]).to(x.dtype), x.square().sum(0)
-    share = torch.nn.functional.one_hot(code(bits), len(member)).to(x.dtype)
-    for _ in range(CLEAR_STEPS):
-        count = share.sum(0)
-        share = (log_density(x, *tied(count, share.mT @ x, second)) + (count + EQUIVALENT).log()).softmax(-1)
-    return member[share.argmax(-1)], evidence(share.sum(0), share.mT @ x, second)
-
-
-def _cuts(x: Tensor) -> Tensor:
-    """(rows, cut) in {0, 1}: each feature clustered into two levels, and into four, two of which are taken for 1 in the
-    three ways there are: those of a feature of one latent and of two."""
-    two, four = _levels(x, 2), _levels(x, 4)  # (rows, feature)
-    pairs = [(four == a) | (four == 3) for a in range(3)]
-    return torch.cat([two == 1, *pairs], -1).to(x.dtype)
-
-
-def _levels(x: Tensor, levels: int) -> Tensor:
-    """(rows, feature) the most probable component of a mixture of normals of equal spread on each feature, from two
-    starts: centres at quantiles, and evenly between them."""
-    at = (torch.arange(levels, dtype=x.dtype) + 0.5) / levels
-    low, high = torch.quantile(x, torch.tensor([0.005, 0.995], dtype=x.dtype), dim=0)
-    centre = torch.stack([torch.quantile(x, at, dim=0), low + at[:, None] * (high - low)])  # (start, level, feature)
-    spread = (high - low).expand(2, -1) / (2 * levels)
-    weight = torch.full_like(centre, 1.0 / levels)
-    for _ in range(LINE_STEPS):
-        apart = (x[:, None, None] - centre) / spread[:, None]  # (rows, start, level, feature)
-        log = weight.log() - 0.5 * apart.square() - spread[:, None].log()
-        share = log.softmax(2)
-        rows = share.sum(0) + 1e-3
-        centre = (share * x[:, None, None]).sum(0) / rows
-        weight = rows / rows.sum(1, keepdim=True)
-        spread = ((share * (x[:, None, None] - centre).square()).sum((0, 2)) / len(x)).sqrt().clamp_min(1e-3)
-    best = log.logsumexp(2).sum(0).argmax(0)  # (feature,)
-    place = centre.argsort(1).argsort(1)  # components in order of their centres
-    label = place[torch.arange(2)[:, None], log.argmax(2), torch.arange(x.shape[1])]  # (rows, start, feature)
-    return label[:, best, torch.arange(x.shape[1])]

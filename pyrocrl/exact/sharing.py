@@ -6,13 +6,14 @@ differs alone (`own`); which ones differ is a subset of the environments, and al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyrocrl.exact import orders
+from pyrocrl.exact import orders, regression
 
 MAX_ENVIRONMENTS = 10  # 2**10 subsets for each node and parent set
 
@@ -31,6 +32,26 @@ def log_joint(pooled: Tensor, own: Tensor, differs: Tensor) -> Tensor:
     env) as `subsets` gives it.
     """
     return pooled + own @ differs.mT
+
+
+def regression_evidence(moments: Tensor, count: Tensor, differs: Tensor, ratios: Sequence[float]) -> Tensor:
+    """(node, set, basis * ratio, subset) log evidence of conjugate regressions, by sets of parents and kinds of basis.
+
+    moments: (set, basis, env, ...) as `regression.log_evidence` takes them, over count (env,) rows; differs: (subset,
+    env); ratios: variances of weights over that of the noise. One Cholesky factor for all nodes of a set of parents.
+    """
+    nodes = len(moments).bit_length() - 1
+    shared = 1.0 - differs
+    counts = torch.cat([shared @ count, count])
+    out = torch.zeros(nodes, len(moments), moments.shape[1] * len(ratios), len(differs)).to(moments)
+    for s, by_basis in enumerate(moments):
+        for i, own in enumerate(by_basis):
+            pooled = (shared @ own.flatten(1)).unflatten(-1, own.shape[1:])
+            for r, ratio in enumerate(ratios):
+                log = regression.log_evidence(torch.cat([pooled, own]), counts, ratio, nodes)  # (subset + env, node)
+                together, alone = log.mT.split([len(shared), len(own)], -1)
+                out[:, s, i * len(ratios) + r] = log_joint(together, alone, differs)
+    return out
 
 
 def log_prior(logit: Tensor, differs: Tensor, reference: bool) -> Tensor:
