@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import Normal
+from pyrocrl.lab.studies import Study
 from pyrocrl.program import check_sizes, check_whole
 
 CORNER = 0.05  # width over which corners are rounded, in units of a standardised layer
@@ -163,7 +164,6 @@ class GMMVAE(Program):
             "the decoder is injective by design; its inverse is the guide",
             "chains start as the proof goes: full covariances first, then their joint diagonalisation",
         ),
-        settings=("kivva2022_2d", "kivva2022_5d"),
         status="stable",
     )
     recipe = Recipe(
@@ -273,6 +273,8 @@ class GMMVAE(Program):
 
         data = simulate.draw("kivva2022_2d", seed=seed, rows=3000)
         return cls(features=data.features, latents=2, starts=8, search_steps=800), data
+
+    studies = (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1))
 
 
 # -- the search that starts a chain ------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def reproduce(
 ) -> None:
     """Reproduce a model's figures on its settings, every seed shown."""
     from pyrocrl.lab import reproduce as runner
-    from pyrocrl.lab.listed import Study
+    from pyrocrl.lab.studies import Study
 
     wanted = None if seeds is None else runner.parse_seeds(seeds)
 

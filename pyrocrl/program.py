@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -106,6 +106,7 @@ class Program(nn.Module):
     card: ClassVar[ModelCard]
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
+    studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     uses_rows: ClassVar[bool] = True  # False: the data enter through `batch.moments` alone
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     config: dict[str, Any]
@@ -126,6 +127,8 @@ class Program(nn.Module):
         for method in ("model", "guide"):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
+        simulated = [study.setting for study in cls.studies if study.simulated]
+        cls.card = replace(cls.card, settings=tuple(dict.fromkeys([*cls.card.settings, *simulated])))
 
     # -- what a subclass writes --------------------------------------------------------------------------------
 

@@ -117,6 +117,16 @@ def test_imports_without_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_listing_models_loads_nothing_that_fits_or_scores() -> None:
+    code = """
+import sys
+from pyrocrl import zoo
+assert all(zoo.get(name).studies for name in zoo.names())
+assert not {"sklearn", "pyrocrl.judge", "pyrocrl.predict", "pyrocrl.infer.fit"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.slow
 def test_wheel_built_from_sdist_works_outside_the_tree(tmp_path: Path) -> None:
     """Build sdist, wheel from it, install that without dependencies and import every model elsewhere."""

@@ -32,7 +32,7 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
 from pyrocrl.lab import run
-from pyrocrl.lab.listed import STUDIES, Study
+from pyrocrl.lab.studies import Study
 from pyrocrl.program import Program
 
 # what a printed table shows, where a study has it; the file holds every metric
@@ -47,19 +47,18 @@ COLUMNS = (
 
 
 def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
-    """A model's studies: those listed here, or its card's settings as they are.
+    """A model's studies, of one setting or of all.
 
-    Raises InputError for unknown models, and for settings that the model has no study of.
+    Raises InputError for unknown models, those without studies, and settings that the model has no study of.
     """
-    card = zoo.get(model).card
-    found = STUDIES.get(model) or tuple(Study(name) for name in card.settings)
+    found: tuple[Study, ...] = zoo.get(model).studies
+    if not found:
+        reject("model", repr(model), "a model that lists studies")
     if setting is not None:
         allowed = sorted({study.setting for study in found})
         if setting not in allowed:
-            reject("setting", repr(setting), ", ".join(allowed) or f"nothing: {model} has no settings")
+            reject("setting", repr(setting), ", ".join(allowed))
         found = tuple(study for study in found if study.setting == setting)
-    if not found:
-        reject("model", repr(model), "a model whose card names settings")
     return found
 
 
