@@ -79,7 +79,7 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     io.write(data, rows)
     text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *SMALL)
     assert "5 environments" not in text and "3 environments" in text
-    assert "pca" in text and "ica" in text and "claims nothing" in text and str(out / "report.html") in text
+    assert "PCA" in text and "ICA" in text and "claims nothing" in text and str(out / "report.html") in text
     assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
     record = json.loads((out / cli.RUN).read_text())
     assert record["source"]["data"] == str(rows) and record["seed"] == 5 and record["chains"] == 2
@@ -180,7 +180,7 @@ def test_reproduce_writes_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "sub" / "vae.json"
     assert cli.main(["reproduce", "vae", "--seeds", "100:102", "--json", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "vae on moran2022 (rho=0.8, rows=120)" in text and "pca_mcc" in text and "min" in text
+    assert "vae on moran2022 (rho 0.8, rows 120)" in text and "pca_mcc" in text and "min" in text
     table = json.loads(path.read_text())
     assert [entry["options"]["rho"] for entry in table["studies"]] == [0.0, 0.8]
     for entry in table["studies"]:

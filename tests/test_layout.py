@@ -40,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "models": {*PARTS, "parts", "constructions", "simulate", "lab"},
 }
 # in these rooms, modules that must be importable without torch (the shell's help and plots of a saved run)
-WITHOUT_TORCH = ("judge.metrics", "show.plots", "claims.card")
+WITHOUT_TORCH = ("judge.metrics", "judge.metric_table", "show.plots", "claims.card")
 
 
 def imported(path: Path) -> set[tuple[str, str]]:

@@ -56,7 +56,7 @@ class Study:
 
     @property
     def label(self) -> str:
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        options = readable(self.options)
         return f"{self.setting} ({options})" if options else self.setting
 
 
@@ -165,6 +165,18 @@ class Skeleton(Study):
         wrong = float(np.triu((graph + graph.T > 0.5) != (true | true.T)).sum())
         ours = {"joined_errors": wrong, "joined_errors_empty": float(true.sum()), "skeleton_exact": float(wrong == 0)}
         return super().score(result, data) | ours
+
+
+def readable(options: Mapping[str, Any]) -> str:
+    """Options in words: "samples 20,000, pairs 0+1 0+3"."""
+    return ", ".join(f"{name.replace('_', ' ')} {_words(value)}" for name, value in options.items())
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(item, list | tuple) for item in value)
+        return (" " if nested else "+").join(map(_words, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _only(data: Data, rows: np.ndarray) -> Data:
