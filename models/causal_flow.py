@@ -48,6 +48,7 @@ from pyrocrl.constructions import contrastive, directions, optimise
 from pyrocrl.dists import Law, MultivariateNormal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
+from pyrocrl.lab.studies import Study
 from pyrocrl.parts import nets
 from pyrocrl.parts.flows import LAYERS, FreeFormFlow
 from pyrocrl.parts.guides import FullNormalBlock
@@ -102,7 +103,6 @@ class CausalFlow(Program):
             "linear Gaussian structural equations: graphs are summed out, not tried one by one",
             "the flow is trained by contrasts between environments, not by the density of features",
         ),
-        settings=("cauca",),
         status="experimental",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -426,6 +426,13 @@ class CausalFlow(Program):
 
         data = draw("cauca", seed=seed, samples=500, latents=3, layers=1)
         return cls.from_data(data, width=16, steps=60), data
+
+    studies = (
+        Study("cauca", {"samples": 200_000}, held_out=0.05),
+        Study(
+            "cauca", {"samples": 50_000, "latents": 3, "interventions": 2}, {"targets": "unknown"}, 20, held_out=0.05
+        ),
+    )
 
 
 def _pairings(latents: int) -> Iterator[np.ndarray]:

@@ -55,6 +55,8 @@ from pyrocrl.constructions.contrastive import ERROR
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of, reject
+from pyrocrl.lab.screens import PerturbationScreen
+from pyrocrl.lab.studies import Pairs, Study, TwoModels
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual
 from pyrocrl.parts.observation import Observation
@@ -72,6 +74,10 @@ NEEDS = (
 )
 # shifts move x along their target's direction, whatever the graph
 TARGET_NEEDS = ("observational_environment", "more_features_than_latents")
+
+# what its studies are built with: of simulated settings, of a real screen
+UNKNOWN = {"targets": "unknown", "latents": 5}
+SHIFTS = {"targets": "unknown", "intervention": "shift", "mechanism": "linear", "escapees": True, "variation": 0.1}
 
 
 class Decoder(nn.Module):
@@ -168,7 +174,6 @@ class DiscrepancyVAE(SEMReadouts, Program):
             "chains start from the directions that mean differences give",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("zhang2023",),
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
     )
@@ -340,6 +345,41 @@ class DiscrepancyVAE(SEMReadouts, Program):
         options: dict[str, Any] = {"mixing": "linear", "features": 6, "intervention": "perfect"}
         data = draw("zhang2023", seed=seed, samples=300, latents=3, **options)
         return cls.from_data(data, targets="unknown", intervention="perfect", hidden=16), data
+
+    studies = (
+        Study("zhang2023", {"mixing": "identity"}, UNKNOWN, identified=False),
+        Study("zhang2023", {"mixing": "linear"}, UNKNOWN, identified=False),
+        Study("zhang2023", {"mixing": "linear", "intervention": "perfect"}, UNKNOWN | {"intervention": "perfect"}),
+        Study("zhang2023", {"mixing": "linear", "intervention": "variance"}, UNKNOWN | {"intervention": "variance"}),
+        Study(
+            "zhang2023",
+            {"mixing": "linear", "mechanism": "linear"},
+            UNKNOWN | {"mechanism": "linear"},
+            identified=False,
+        ),
+        Study(
+            "zhang2023",
+            {"mixing": "mlp", "intervention": "perfect"},
+            UNKNOWN | {"intervention": "perfect", "decoder": "mlp"},
+        ),
+        Study("zhang2023", {"mixing": "mlp"}, UNKNOWN | {"decoder": "mlp"}, identified=False),
+        Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
+        TwoModels("varici2024_linear", {"samples": 10_000}, {"intervention": "perfect", "mechanism": "linear"}),
+        # the number of latents by replicates 1 and 2, then the score on the third
+        *(
+            PerturbationScreen(
+                "papalexi2021",
+                {"held_out": held_out, "replicates": [f"rep_{i + 1}" for i in range(count)], "latents": latents},
+                SHIFTS | {"latents": latents},
+                seeds=1,
+                identified=False,
+            )
+            for latents, held_out, count in (
+                *((latents, held_out, 2) for latents in (4, 6, 8) for held_out in ("rep_1", "rep_2")),
+                (6, "rep_3", 3),
+            )
+        ),
+    )
 
 
 def mmd2(a: Tensor, weight_a: Tensor, b: Tensor, weight_b: Tensor, width: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact.regression import least_squares
+from pyrocrl.lab.studies import Study
 from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
 
 GIVEN = (
@@ -85,7 +86,6 @@ class DoPolynomial(Program):
             "targets may be unknown",
             "a likelihood with noise",
         ),
-        settings=("ahuja2023",),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -295,6 +295,10 @@ class DoPolynomial(Program):
 
         data = draw("ahuja2023", seed=seed, samples=400, latents=3, features=20)
         return cls.from_data(data, targets="unknown"), data
+
+    studies = tuple(
+        Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
+    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import action_effects
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
+from pyrocrl.lab.studies import Actions
 from pyrocrl.parts import nets
 from pyrocrl.program import check_sizes, check_whole
 
@@ -92,7 +93,6 @@ class Extrapolation(Program):
             "the latents' noise is Gaussian",
             "chains are draws of a Bayesian bootstrap, and give intervals",
         ),
-        settings=("saengkyongam2024",),
     )
     recipe = Recipe(
         epochs=10,
@@ -227,6 +227,8 @@ class Extrapolation(Program):
 
         data = draw("saengkyongam2024", seed=seed, samples=1000)
         return cls.from_data(data, width=32, steps=200), data
+
+    studies = (Actions("saengkyongam2024", {"samples": 40_000}, {"latents": 2}, held_out=0.1),)
 
 
 if __name__ == "__main__":

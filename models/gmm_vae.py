@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import mixtures
 from pyrocrl.dists import Normal
+from pyrocrl.lab.studies import Study
 from pyrocrl.parts.piecewise_affine import CORNER, SLOPE, Maps, remix, unmix
 from pyrocrl.program import check_sizes, check_whole
 
@@ -120,7 +121,6 @@ class GMMVAE(Program):
             "the decoder is injective by design; its inverse is the guide",
             "chains start as the proof goes: full covariances first, then their joint diagonalisation",
         ),
-        settings=("kivva2022_2d", "kivva2022_5d"),
         status="stable",
     )
     recipe = Recipe(
@@ -233,6 +233,8 @@ class GMMVAE(Program):
 
         data = simulate.draw("kivva2022_2d", seed=seed, rows=3000)
         return cls(features=data.features, latents=2, starts=8, search_steps=800), data
+
+    studies = (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1))
 
 
 if __name__ == "__main__":

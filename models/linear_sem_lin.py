@@ -67,6 +67,7 @@ from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, MultivariateNormal, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
+from pyrocrl.lab.studies import Escapees, Study
 from pyrocrl.parts import escapees
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts
@@ -130,7 +131,6 @@ class LinearSEMLin(Program):
             "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -624,6 +624,15 @@ class LinearSEMLin(Program):
 
         data = draw("squires2023_hard", seed=seed, samples=500, latents=3, features=6)
         return cls.from_data(data), data
+
+    # samples: twice the rows of the published sizes, for one half is fitted
+    studies = (
+        *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
+        *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
+        Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
+        Study("perturb_seq", {"rows": 6000}),
+        Escapees("perturb_seq", {"rows": 6000, "escapees": 0.25}, {"escapees": True}),
+    )
 
 
 if __name__ == "__main__":

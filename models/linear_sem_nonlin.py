@@ -49,6 +49,7 @@ from pyrocrl.constructions import contrastive, optimise
 from pyrocrl.dists import Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem
+from pyrocrl.lab.studies import Study, TwoModels
 from pyrocrl.parts import escapees, nets
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.observation import Observation
@@ -95,7 +96,6 @@ class LinearSEMNonlin(SEMReadouts, Program):
             "a likelihood with a decoder, and a posterior of graphs in place of a threshold",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("buchholz2023", "buchholz2023_hard"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
@@ -271,6 +271,13 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
         data = draw("buchholz2023_hard", seed=seed, samples=200, latents=3)
         return cls.from_data(data, width=32, steps=40), data
+
+    studies = (
+        *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        Study("perturb_seq", {"rows": 6000}),
+        TwoModels("varici2024_linear", {"samples": 10_000}),
+    )
 
 
 def signal_components(x: Tensor, least: int) -> Tensor:

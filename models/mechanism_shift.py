@@ -47,6 +47,7 @@ from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, Normal, categorical
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
+from pyrocrl.lab.studies import ShiftedMechanisms
 from pyrocrl.program import check_between, check_rows, check_whole
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
@@ -104,7 +105,6 @@ class MechanismShift(Program):
             "a posterior over graphs and shifts together in place of tests of one conditional at a time",
             "any number of environments from two to ten, with or without one to compare with",
         ),
-        settings=("mechanism_shift2024",),
         status="stable",
         needs_env=True,
         targets=("unknown",),
@@ -373,6 +373,8 @@ class MechanismShift(Program):
 
         data = draw("mechanism_shift2024", seed=seed, samples=300, latents=3, environments=4, shifts=1, reference=True)
         return cls.from_data(data, inducing=16), data
+
+    studies = (ShiftedMechanisms("mechanism_shift2024", seeds=10, held_out=0.1, identified=False),)
 
 
 if __name__ == "__main__":

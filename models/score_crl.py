@@ -52,6 +52,7 @@ from pyrocrl.constructions.hard_interventions import Unmixing, order_of
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import orders
+from pyrocrl.lab.studies import Study, TwoModels
 from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.network_sem import NetworkSEM
@@ -100,7 +101,6 @@ class ScoreCRL(Program):
             "the order of the latents is found by likelihood",
             "a posterior of graphs that carries the error of the latents, in place of a threshold on scores",
         ),
-        settings=("varici2024_quadratic", "varici2024_general", "varici2024_linear"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
@@ -396,6 +396,12 @@ class ScoreCRL(Program):
 
         data = draw("varici2024_quadratic", seed=seed, samples=1000, latents=3, features=6)
         return cls.from_data(data), data
+
+    studies = (
+        Study("varici2024_quadratic", {"samples": 20_000}),
+        Study("varici2024_general", {"samples": 10_000}, {"transform": "general"}),
+        TwoModels("varici2024_linear", {"samples": 10_000}),
+    )
 
 
 if __name__ == "__main__":

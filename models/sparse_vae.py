@@ -50,6 +50,8 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import anchors
 from pyrocrl.dists import Gate, MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
+from pyrocrl.lab.screens import PATHWAY, Screen
+from pyrocrl.lab.studies import Study
 from pyrocrl.parts.guides import GateBlock, LogNormalBlock, NormalBlock
 from pyrocrl.parts.nets import MLP, MaskedDecoder
 from pyrocrl.parts.observation import Observation
@@ -150,7 +152,6 @@ class SparseVAE(Program):
             "chains start from the anchors found in the data",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("moran2022", "perturb_seq"),
         status="stable",
     )
     recipe = Recipe(
@@ -423,6 +424,12 @@ class SparseVAE(Program):
 
         data = draw("moran2022", seed=seed, rows=400)
         return cls(features=data.features, latents=3, hidden=32), data
+
+    studies = (
+        *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
+        Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
+        Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=PATHWAY),
+    )
 
 
 def anchored(gate: Tensor) -> Tensor:

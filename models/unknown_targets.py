@@ -47,6 +47,7 @@ from pyrocrl.constructions import binary_states
 from pyrocrl.dists import Normal, categorical
 from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import States
+from pyrocrl.lab.studies import Skeleton
 from pyrocrl.program import check_between, check_sizes, check_whole
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
@@ -92,7 +93,6 @@ class UnknownTargets(Program):
             "a posterior over masks, graphs and targets; the paper has conditions and no estimator",
             "features have Gaussian noise about free levels; latents are binary and of known number",
         ),
-        settings=("jiang2023",),
         status="stable",
         needs_env=True,
         targets=("unknown",),
@@ -318,6 +318,8 @@ class UnknownTargets(Program):
 
         data = draw("jiang2023", seed=seed, samples=400, latents=3, features=8)
         return cls.from_data(data), data
+
+    studies = (Skeleton("jiang2023", seeds=10, held_out=0.1, identified=False),)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import NegativeBinomial, Normal
 from pyrocrl.errors import one_of
+from pyrocrl.lab.studies import Study
 from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.program import check_sizes
 
@@ -49,7 +50,6 @@ class VAE(Program):
         ),
         differs=("each feature has its own noise scale", "count likelihood"),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("moran2022",),
         status="stable",
     )
     recipe = Recipe(epochs=150, batch_size=128, lr=3e-3, kl_warmup=0.2, temperature_span=0.2)
@@ -120,6 +120,8 @@ class VAE(Program):
 
         data = draw("moran2022", seed=seed, rows=400)
         return cls(features=data.features, latents=2, hidden=32), data
+
+    studies = tuple(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8))
 
 
 if __name__ == "__main__":

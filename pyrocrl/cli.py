@@ -359,19 +359,20 @@ def reproduce(
     jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
 ) -> None:
     """Reproduce a model's figures on its settings, every seed shown."""
+    from pyrocrl.judge.metric_table import HEADLINE, METRICS
     from pyrocrl.lab import reproduce as runner
-    from pyrocrl.lab.listed import Study
+    from pyrocrl.lab.studies import Study, readable
 
     wanted = None if seeds is None else runner.parse_seeds(seeds)
 
     def tell(study: Study, row: dict[str, Any]) -> None:
         metrics = row.get("metrics", {})
-        shown = ", ".join(f"{k} {metrics[k]:.3f}" for k in ("mcc", "mask_f1", "shd") if metrics.get(k) is not None)
+        shown = ", ".join(f"{k} {METRICS[k].text(metrics[k])}" for k in HEADLINE if metrics.get(k) is not None)
         print(f"{study.label}, seed {row['seed']}: {row.get('failed') or shown}", file=sys.stderr, flush=True)
 
     table = runner.reproduce(model, setting, wanted, json_file, jobs, tell)
     for entry in table["studies"]:
-        options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+        options = readable(entry["options"])
         print(f"\n{model} on {entry['setting']}" + (f" ({options})" if options else ""))
         print(runner.study_table(entry))
         for row in entry["seeds"]:

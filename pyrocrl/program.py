@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -117,11 +117,11 @@ class Program(nn.Module):
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
+    studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
     config: dict[str, Any]
-    latents_count: int
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:
         self = super().__new__(cls)
@@ -140,6 +140,8 @@ class Program(nn.Module):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
         if cls.model is Program.model:  # a story is of rows
             cls.uses_rows = True
+        simulated = [study.setting for study in cls.studies if study.simulated]
+        cls.card = replace(cls.card, settings=tuple(dict.fromkeys([*cls.card.settings, *simulated])))
 
     # -- what a subclass writes --------------------------------------------------------------------------------
 
@@ -235,6 +237,11 @@ class Program(nn.Module):
             one = pyro.sample(f"z_{k}", law(k, z), obs=None if told is None else told[:, k])
             z = torch.cat([z[:, :k], one.expand(len(z))[:, None], z[:, k + 1 :]], -1)
         return z
+
+    @property
+    def latents_count(self) -> int:
+        """How many latents the program has."""
+        return int(self.config.get("latents", 0))
 
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""

@@ -16,7 +16,6 @@ import pyrocrl
 from pyrocrl import cli, datasets, io, simulate, zoo
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.lab import bench, reproduce
-from pyrocrl.lab.listed import PerturbationScreen, Screen
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ["--latents", "2", "--chains", "2", "--epochs", "3", "--draws", "3", "--option", "hidden=8", "--quiet"]
@@ -80,7 +79,7 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     io.write(data, rows)
     text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *SMALL)
     assert "5 environments" not in text and "3 environments" in text
-    assert "pca" in text and "ica" in text and "claims nothing" in text and str(out / "report.html") in text
+    assert "PCA" in text and "ICA" in text and "claims nothing" in text and str(out / "report.html") in text
     assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
     record = json.loads((out / cli.RUN).read_text())
     assert record["source"]["data"] == str(rows) and record["seed"] == 5 and record["chains"] == 2
@@ -177,11 +176,11 @@ def test_seeds() -> None:
 
 def test_reproduce_writes_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     studies = tuple(reproduce.Study("moran2022", {"rho": rho, "rows": 120}, {"latents": 2}) for rho in (0.0, 0.8))
-    monkeypatch.setitem(reproduce.STUDIES, "vae", studies)
+    monkeypatch.setattr(zoo.get("vae"), "studies", studies)
     path = tmp_path / "sub" / "vae.json"
     assert cli.main(["reproduce", "vae", "--seeds", "100:102", "--json", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "vae on moran2022 (rho=0.8, rows=120)" in text and "pca_mcc" in text and "min" in text
+    assert "vae on moran2022 (rho 0.8, rows 120)" in text and "pca_mcc" in text and "min" in text
     table = json.loads(path.read_text())
     assert [entry["options"]["rho"] for entry in table["studies"]] == [0.0, 0.8]
     for entry in table["studies"]:
@@ -196,7 +195,7 @@ def test_reproduce_writes_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     # one study alone is run again, the other stays; a model's file does not take another model's results
     kept = table["studies"][1]
-    monkeypatch.setitem(reproduce.STUDIES, "vae", studies[:1])
+    monkeypatch.setattr(zoo.get("vae"), "studies", studies[:1])
     again = reproduce.reproduce("vae", seeds=[103], path=path)
     assert [entry["options"]["rho"] for entry in again["studies"]] == [0.8, 0.0]
     assert json.loads(path.read_text())["studies"][0] == kept
@@ -225,11 +224,18 @@ def test_a_seed_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_studies_name_settings_that_exist() -> None:
     for model in zoo.names():
-        if not (zoo.get(model).card.settings or model in reproduce.STUDIES):
-            continue
         for study in reproduce.studies(model):
-            real = isinstance(study, Screen | PerturbationScreen)
-            assert study.setting in (datasets.names() if real else simulate.names())
+            assert study.setting in (simulate.names() if study.simulated else datasets.names())
+
+
+def test_studies_of_a_model_of_a_setting_and_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {study.setting for study in reproduce.studies("sparse_vae")} == {"moran2022", "perturb_seq", "papalexi2021"}
+    assert [study.options["rho"] for study in reproduce.studies("sparse_vae", "moran2022")] == [0.0, 0.8]
+    with pytest.raises(pyrocrl.InputError, match="setting: found 'kivva2022_2d'; allowed: moran2022"):
+        reproduce.studies("vae", "kivva2022_2d")
+    monkeypatch.setattr(zoo.get("vae"), "studies", ())
+    with pytest.raises(pyrocrl.InputError, match="model: found 'vae'; allowed: a model that lists studies"):
+        reproduce.studies("vae")
 
 
 # -- the simulated screen ----------------------------------------------------------------------------------------

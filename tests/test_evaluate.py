@@ -12,6 +12,7 @@ import pyrocrl
 from pyrocrl import Data, simulate, zoo
 from pyrocrl.judge import metrics
 from pyrocrl.judge.evaluate import _targets_right, edge_table
+from pyrocrl.judge.metric_table import METRICS, read
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def test_graph_scores_and_edge_table_are_of_the_matched_latents(fit: pyrocrl.Fit
     prob, hit = np.array(table).T
     assert metrics.expected_calibration_error(hit, prob) == pytest.approx(scores["ece"])
     assert {"closure_shd", "closure_shd_empty", "closure_shd_full"} <= scores.keys()
+    assert not [name for name in scores if read(name)[0].name not in METRICS], "the table of metrics names them all"
 
 
 def test_coverage_is_a_share_of_counts(fit: pyrocrl.Fit, hard: Data) -> None:

@@ -40,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "models": {*PARTS, "parts", "constructions", "simulate", "lab"},
 }
 # in these rooms, modules that must be importable without torch (the shell's help and plots of a saved run)
-WITHOUT_TORCH = ("judge.metrics", "show.plots", "claims.card")
+WITHOUT_TORCH = ("judge.metrics", "judge.metric_table", "show.plots", "claims.card")
 
 
 def imported(path: Path) -> set[tuple[str, str]]:
@@ -118,6 +118,16 @@ def test_listed_packages_are_the_tree() -> None:
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_imports_without_torch(module: str) -> None:
     code = f"import sys, pyrocrl.{module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_listing_models_loads_nothing_that_fits_or_scores() -> None:
+    code = """
+import sys
+from pyrocrl import zoo
+assert all(zoo.get(name).studies for name in zoo.names())
+assert not {"sklearn", "pyrocrl.judge", "pyrocrl.predict", "pyrocrl.infer.fit"} & sys.modules.keys()
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

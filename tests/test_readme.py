@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_tables_are_made_from_cards_and_results() -> None:
-    assert reproduce.fill(README) == README, "run: python -m pyrocrl.reproduce README.md"
+    assert reproduce.fill(README) == README, "run: python -m pyrocrl.lab.reproduce README.md"
     assert "**`linear_sem_lin`**" in README
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pyrocrl import simulate, zoo
+from pyrocrl.errors import InputError
 from pyrocrl.lab import reproduce
 from pyrocrl.lab.reproduce import knockout_table
 from pyrocrl.lab.screens import differential_genes
@@ -41,15 +42,64 @@ def test_no_results_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Pooled" not in reproduce.figures()
 
 
-def test_screens_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def study(**means: float) -> dict:
-        return entry([], 0, 0) | {"summary": {k: {"mean": v, "min": v, "max": v} for k, v in means.items()}}
+def test_figures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def study(setting: str, options: dict, **means: float) -> dict:
+        summary = {k: {"mean": v, "min": v / 2, "max": 2 * v} for k, v in means.items()}
+        found = entry([], 0, 0) | {"setting": setting, "options": options, "summary": summary | {"failed": 0}}
+        return found | {"seeds": found["seeds"] * (2 if setting == "moran2022" else 1)}
 
-    studies = [study(mcc=0.9, cpu_seconds=3.0), study(error_model=38.5, error_control=68.9)]
-    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "a", "studies": studies}])
-    latents, screen = reproduce.figures().split("\n\n")[1:]
-    assert "mcc | cpu seconds" in latents and "error" not in latents
-    assert "error model | error control" in screen and "| 38.50 | 68.90 |" in screen and "mcc" not in screen
+    screen = study("papalexi2021", {"held_out": "rep_1"}, error_model=38.5, error_control=68.9, nulls=18.0)
+    simulated = study(
+        "moran2022", {"samples": 20_000, "pairs": [[0, 1], [2, 3]]}, cpu_seconds=3.0, shd=1.0, pca_mcc=0.6
+    )
+    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "vae", "studies": [screen, simulated]}])
+    first, second = reproduce.figures_of("vae").split("\n\n")
+    assert first.splitlines() == [
+        "| setting | seeds | pca mcc | shd ↓ | cpu seconds ↓ |",
+        "| --- | --- | --- | --- | --- |",
+        "| `moran2022` samples 20,000, pairs 0+1 2+3 | 2 | 0.600 | 1.00 (2.00) | 3 (6) |",
+    ]
+    assert second.splitlines()[::2] == [
+        "| setting | seeds | nulls | error model ↓ | error control ↓ |",
+        "| `papalexi2021` held out rep_1 | 1 | 18 | 38.50 | 68.90 |",
+    ]
+    assert reproduce.figures() == f"**`vae`**\n\n{first}\n\n{second}"
+    assert reproduce.figures_of("sparse_vae") == ""
+    with pytest.raises(InputError, match="name: found 'nothing'"):
+        reproduce.figures_of("nothing")
+
+
+def test_pages_are_filled_between_their_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "vae", "studies": [entry([[0.9, 1]], 9, 10)]}])
+    page = """a
+<!-- models: how -->
+stale
+<!-- /models -->
+b
+<!-- figures vae: how -->
+<!-- /figures -->
+<!-- calibration: how -->
+stale
+<!-- /calibration -->
+c"""
+    filled = reproduce.fill(page)
+    assert filled.startswith("a\n<!-- models: how -->\n| model |") and filled.endswith(
+        "edge weights.\n<!-- /calibration -->\nc"
+    )
+    assert "<!-- figures vae: how -->\n| setting | seeds |" in filled and "stale" not in filled
+    assert reproduce.fill(filled) == filled
+    assert reproduce.fill("a page without markers") == "a page without markers"
+
+
+def test_a_study_s_table_shows_figures_with_their_digits() -> None:
+    rows = [
+        {"seed": seed, "cpu_seconds": 3.2, "metrics": {"mse": 1.0, "shd": shd, "mcc": 0.5}}
+        for seed, shd in ((0, 1.0), (1, 2.0))
+    ]
+    found = {"seeds": rows, "summary": reproduce.summarise([row | {"seconds": 1.0} for row in rows])}
+    lines = [line.split() for line in reproduce.study_table(found).splitlines()]
+    assert lines[0] == ["seed", "mcc", "shd", "cpu_seconds"]
+    assert lines[2:5] == [["0", "0.500", "1", "3"], ["1", "0.500", "2", "3"], ["mean", "0.500", "1.50", "3"]]
 
 
 def test_a_construction_is_scored_before_any_step() -> None:

@@ -67,8 +67,8 @@ def test_card_and_file_agree(name: str) -> None:
     docstring = text.split('"""')[1]
     for part in ("*Identified:*", "*Differs from the paper in*", "*For a variant, copy this file and change*"):
         assert part in docstring, f"the docstring of {name} lacks {part}"
-    for setting in card.settings:
-        assert setting in pyrocrl.simulate.names()
+    assert set(card.settings) <= set(pyrocrl.simulate.names())
+    assert set(card.settings) >= {study.setting for study in program.studies if study.simulated}
     if card.status == "stable":
         assert (ROOT / "models" / "results" / f"{name}.json").exists(), "a stable card needs its results"
 

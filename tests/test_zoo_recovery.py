@@ -15,8 +15,9 @@ import pytest
 
 import pyrocrl
 from pyrocrl import simulate, zoo
-from pyrocrl.lab.listed import STUDIES, Screen, Skeleton
 from pyrocrl.lab.reproduce import run_seed, studies
+from pyrocrl.lab.screens import Screen
+from pyrocrl.lab.studies import Skeleton
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()
@@ -51,7 +52,7 @@ def test_recovers_what_its_card_claims(name: str) -> None:
 @pytest.mark.slow
 def test_linear_sem_nonlin_where_regression_cannot_undo_the_mixing() -> None:
     """A plain contrastive network: MCC .67-.92 (measured)."""
-    metrics = run_seed("linear_sem_nonlin", STUDIES["linear_sem_nonlin"][0], 105)["metrics"]
+    metrics = run_seed("linear_sem_nonlin", studies("linear_sem_nonlin")[0], 105)["metrics"]
     assert metrics["mcc"] >= 0.95 and metrics["linear_r2"] < 0.8
     assert metrics["shd"] <= 1 < metrics["shd_empty"]
 
@@ -59,7 +60,7 @@ def test_linear_sem_nonlin_where_regression_cannot_undo_the_mixing() -> None:
 @pytest.mark.slow
 def test_linear_sem_beats_the_reference_at_its_smallest_size() -> None:
     """Reference at 1,000 samples: SHD 2.6, order right .38 (Squires 2023, measured)."""
-    study = STUDIES["linear_sem_lin"][1]
+    study = studies("linear_sem_lin")[1]
     rows = [run_seed("linear_sem_lin", study, seed)["metrics"] for seed in (100, 101, 102)]
     assert np.mean([row["shd"] for row in rows]) <= 0.8
     assert np.mean([row["order_right"] for row in rows]) >= 0.6

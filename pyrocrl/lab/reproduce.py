@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,42 +25,32 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from pyrocrl import zoo
+from pyrocrl import datasets, zoo
 from pyrocrl.data import Data
-from pyrocrl.errors import reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.infer.fit import FitError, fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
+from pyrocrl.judge.metric_table import ARROWS, in_order, read, score_rows
 from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
 from pyrocrl.lab import run
-from pyrocrl.lab.listed import STUDIES, Study
+from pyrocrl.lab.studies import Study, readable
 from pyrocrl.program import Program
-
-# what a printed table shows, where a study has it; the file holds every metric
-COLUMNS = (
-    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "linear_r2", "r2", "mse"),
-    *("mask_f1", "surplus_pip", "targets_right"),
-    *("shd", "start_shd", "shd_empty", "shd_full", "closure_errors", "order_right", "weight_coverage"),
-    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty", "action_error"),
-    *("agreement", "graphs_differ", "other_mcc", "escaped_auroc", "escaped_share"),
-    *("action_error_best", "action_ratio", "action_coverage", "chain_agreement", "cpu_seconds"),
-)
 
 
 def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
-    """A model's studies: those listed here, or its card's settings as they are.
+    """A model's studies, of one setting or of all.
 
-    Raises InputError for unknown models, and for settings that the model has no study of.
+    Raises InputError for unknown models, those without studies, and settings that the model has no study of.
     """
-    card = zoo.get(model).card
-    found = STUDIES.get(model) or tuple(Study(name) for name in card.settings)
+    found: tuple[Study, ...] = zoo.get(model).studies
+    if not found:
+        reject("model", repr(model), "a model that lists studies")
     if setting is not None:
         allowed = sorted({study.setting for study in found})
         if setting not in allowed:
-            reject("setting", repr(setting), ", ".join(allowed) or f"nothing: {model} has no settings")
+            reject("setting", repr(setting), ", ".join(allowed))
         found = tuple(study for study in found if study.setting == setting)
-    if not found:
-        reject("model", repr(model), "a model whose card names settings")
     return found
 
 
@@ -254,7 +245,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns aligned, numbers to the right with three digits after the point."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[c]) for row in [list(header), *cells]) for c in range(len(header))]
-    right = [all(not isinstance(row[c], str) for row in rows) for c in range(len(header))]
+    right = [all(map(_is_number, column)) for column in zip(*cells, strict=True)] or [False] * len(header)
 
     def line(row: Sequence[str]) -> str:
         parts = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, widths, right, strict=True)]
@@ -271,13 +262,21 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-", "–") or cell.lstrip("−-").replace(",", "").replace(".", "", 1).isdigit()
+
+
 def study_table(entry: Mapping[str, Any]) -> str:
-    """One study: a line per seed, then mean, least and largest."""
+    """One study's figures: a line per seed, then mean, least and largest; the file holds every metric."""
     rows = [row.get("metrics", {}) | {"cpu_seconds": row.get("cpu_seconds")} for row in entry["seeds"]]
-    columns = [c for c in COLUMNS if any(row.get(c) is not None for row in rows)]
-    lines = [[str(r["seed"]), *(row.get(c) for c in columns)] for r, row in zip(entry["seeds"], rows, strict=True)]
-    summary = entry["summary"]
-    lines += [[which, *(summary.get(c, {}).get(which) for c in columns)] for which in ("mean", "min", "max")]
+    columns = in_order(name for row in rows for name, value in row.items() if value is not None)
+
+    heads = [*(str(row["seed"]) for row in entry["seeds"]), "mean", "min", "max"]
+    for which in heads[-3:]:
+        rows.append({name: found[which] for name, found in entry["summary"].items() if name != "failed"})
+    lines = [
+        [head, *(read(c)[0].text(row.get(c)) or "-" for c in columns)] for head, row in zip(heads, rows, strict=True)
+    ]
     return format_table(["seed", *columns], lines)
 
 
@@ -289,78 +288,50 @@ def knockout_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def score_table(scores: Mapping[str, float], name: str) -> str:
-    """Scores of one fit: latents beside their baselines, then everything else with its trivial value."""
-    shared = [k for k in ("mcc", "mcc_spearman", "r2") if f"pca_{k}" in scores]
-    parts = []
-    if shared:
-        rows = [[name, *(scores[k] for k in shared)]]
-        for row in ("pca", "ica", "raw"):
-            rows.append([row, *(scores[f"{row}_{k}"] for k in shared)])
-        parts.append(format_table(["latents", *shared], rows))
-    taken = {*shared, *(f"{row}_{k}" for row in ("pca", "ica", "raw") for k in shared)}
-    rest = [
-        [k, v, scores.get(f"{k}_empty")]
-        for k, v in scores.items()
-        if k not in taken and not k.endswith(("_empty", "_full"))
-    ]
-    if rest:
-        parts.append(format_table(["metric", name, "if empty"], rest))
-    return "\n\n".join(parts)
+    """Scores of one fit, what trivial methods reach beside them."""
+    columns, rows = score_rows(scores)
+    return format_table(["metric", name, *columns[1:]], [[label, *values] for label, values in rows])
 
 
-# -- README --------------------------------------------------------------------------------------------------
-
-FIGURES = (
-    *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "r2", "linear_r2", "mask_f1", "targets_right"),
-    *("shd", "start_shd", "shd_empty", "order_right", "closure_errors", "weight_coverage"),
-    *("shift_errors", "shift_errors_empty", "joined_errors", "joined_errors_empty"),
-    *("pair_model", "pair_additive", "pair_training", "pair_control", "pair_floor"),
-    *("action_ratio", "action_coverage", "agreement", "other_mcc", "graphs_differ"),
-    *("escaped_auroc", "cpu_seconds"),
-)
-# of a screen: probabilities of what is known, then squared errors of held-out mean expression, 1e-4
-SCREEN = (
-    *("pathway_together", "irf1_with_them", "irf1_relative_shift", "smad4_apart", "nulls_called_none", "nulls"),
-    *("error_model", "error_control", "error_training", "error_shifted", "changed_beats_control", "changed"),
-    "cpu_seconds",
-)
-# of these the mean is shown alone
-BESIDE = (
-    *("start_mcc", "pca_mcc", "ica_mcc", "other_mcc", "linear_r2", "start_shd", "order_right", "weight_coverage"),
-    *("pair_additive", "pair_training", "pair_control", "pair_floor"),
-)
-LARGER_IS_WORSE = (
-    *("shd", "closure_errors", "shift_errors", "joined_errors", "pair_model", "action_ratio", "graphs_differ"),
-    "cpu_seconds",
-)
+# -- markdown ------------------------------------------------------------------------------------------------
 
 
 def figures() -> str:
-    """The committed results as markdown, a table for each model: a line per study, mean over seeds and the worst."""
-    parts = []
-    for table in _tables():
-        entries = table.get("studies", [])
-        screens = [entry for entry in entries if "error_model" in entry["summary"]]
-        others = [entry for entry in entries if entry not in screens]
-        if entries:
-            lines = [_lines(others, FIGURES), _lines(screens, SCREEN)]
-            parts.append("\n\n".join([f"**`{table['model']}`**", *filter(None, lines)]))
-    return "\n\n".join(parts) + "\n" + _calibration_text()
+    """The committed results as markdown, tables for each model (see `figures_of`), and the pooled calibration."""
+    parts = [f"**`{table['model']}`**\n\n{found}" for table in _tables() if (found := _figures(table))]
+    return "\n\n".join([*parts, *filter(None, [calibration_text()])])
 
 
-def _lines(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """A markdown table of these figures, those that no entry has left out; nothing of no entries."""
-    shown = [name for name in names if any(name in entry["summary"] for entry in entries)]
-    head = ["setting", "seeds", *(name.replace("_", " ") for name in shown)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def figures_of(name: str) -> str:
+    """A model's committed results as markdown: a line per study, mean over seeds and in brackets the worst.
+
+    Settings with known truth come first, then a table of real data. Empty for a model without results. Raises
+    InputError for an unknown name.
+    """
+    one_of("name", name, zoo.names())
+    return next((_figures(table) for table in _tables() if table["model"] == name), "")
+
+
+def _figures(table: Mapping[str, Any]) -> str:
+    real = [entry for entry in table["studies"] if entry["setting"] in datasets.names()]
+    simulated = [entry for entry in table["studies"] if entry not in real]
+    return "\n\n".join(_lines(entries) for entries in (simulated, real) if entries)
+
+
+def _lines(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A markdown table of the figures that any of these studies has; an arrow says which way a metric is better."""
+    shown = in_order(name for entry in entries for name in entry["summary"])
+    heads = [name.replace("_", " ") + ("" if (found := read(name))[1] else ARROWS[found[0].better]) for name in shown]
+    lines = [["setting", "seeds", *heads], ["---"] * (2 + len(shown))]
     for entry in entries:
-        options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
-        cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(len(entry["seeds"]))]
+        options, seeds = readable(entry["options"]), len(entry["seeds"])
+        cells = [f"`{entry['setting']}`" + (f" {options}" if options else ""), str(seeds)]
         for name in shown:
+            metric, variant = read(name)
             found = entry["summary"].get(name)
-            cells.append("" if found is None else _mean_and_worst(name, found, len(entry["seeds"])))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if entries else ""
+            cells.append("" if found is None else metric.mean(found, seeds, variant))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def calibration() -> dict[str, float]:
@@ -383,12 +354,13 @@ def calibration() -> dict[str, float]:
     return out | {"ece_half": expected_calibration_error(outcome, np.full_like(prob, 0.5))}
 
 
-def _calibration_text() -> str:
+def calibration_text() -> str:
+    """`calibration` in a sentence; empty where no results hold edges."""
     found = calibration()
     if not found:
         return ""
     return (
-        f"\nPooled over the {found['data_sets']:.0f} data sets whose graph is identified "
+        f"Pooled over the {found['data_sets']:.0f} data sets whose graph is identified "
         f"({found['edges']:.0f} possible edges): expected calibration error of edge probabilities {found['ece']:.3f} "
         f"({found['ece_half']:.3f} for probability .5 throughout); 90 % intervals cover {found['coverage']:.0%} of "
         f"{found['weights']:.0f} edge weights."
@@ -398,26 +370,27 @@ def _calibration_text() -> str:
 def _tables() -> list[dict[str, Any]]:
     """The committed results, by model."""
     folder = Path(__file__).resolve().parent.parent / "models" / "results"
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [table for table in found if "studies" in table]
 
 
-def _mean_and_worst(name: str, found: Mapping[str, float], seeds: int) -> str:
-    fine = name.endswith(("mcc", "mask_f1")) or name.startswith("pair_")
-    digits = 0 if name == "cpu_seconds" else 3 if fine else 2
-    if seeds == 1 or name in BESIDE or name.endswith("_empty"):
-        return f"{found['mean']:.{digits}f}"
-    worst = found["max" if name in LARGER_IS_WORSE else "min"]
-    return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"
+MARKED = re.compile(r"(<!-- (models|figures|calibration)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
-def fill(readme: str) -> str:
-    """A README's text with the tables of models and of figures between their markers."""
-    for marker, text in (("models", run.table()), ("figures", figures())):
-        head, start, rest = readme.partition(f"<!-- {marker}: python -m pyrocrl.lab.reproduce README.md -->\n")
-        readme = f"{head}{start}{text}\n<!-- /{marker} -->{rest.partition(f'<!-- /{marker} -->')[2]}"
-    return readme
+def fill(page: str) -> str:
+    """A page's text with tables between their markers: `models`, `figures`, `figures NAME` and `calibration`.
+
+    A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
+    """
+    texts: dict[str, Callable[[], str]] = {"models": run.table, "figures": figures, "calibration": calibration_text}
+
+    def filled(found: re.Match[str]) -> str:
+        start, kind, name, end = found.groups()
+        return f"{start}{figures_of(name) if name else texts[kind]()}\n{end}"
+
+    return MARKED.sub(filled, page)
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    target.write_text(fill(target.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

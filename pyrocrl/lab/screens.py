@@ -1,24 +1,24 @@
-"""Real CRISPR screens: fitted without guide labels and scored by them, or with knock-outs as environments."""
+"""Real CRISPR screens: fitted without guide labels and scored by them, or with knock-outs as environments.
+
+Models list their screens, so this file loads what scores them only when it does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from scipy.stats import norm, rankdata
-from sklearn.metrics import roc_auc_score
 
 from pyrocrl import datasets
 from pyrocrl.constructions import anchors
 from pyrocrl.data import Data
-from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.evaluate import seen
-from pyrocrl.judge.metrics import weighted_quantiles
 from pyrocrl.lab.studies import Study
-from pyrocrl.predict import expected_rows, mean_size, per_size
+
+if TYPE_CHECKING:
+    from pyrocrl.infer.fitted import Fit
 
 PATHWAY = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")  # knock-outs of one receptor chain
 
@@ -31,6 +31,7 @@ class Screen(Study):
     analysis of the standardised log-normalised counts, whose loadings count as non-zero above `loading`.
     """
 
+    simulated: ClassVar[bool] = False
     knockouts: tuple[str, ...] = ()
     control: str = "non-targeting"
     loading: float = 0.25
@@ -40,6 +41,8 @@ class Screen(Study):
         return data, data
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge.evaluate import seen
+
         latents = int(self.build["latents"])
         x = seen(data)
         x = (x - x.mean(0)) / x.std(0)
@@ -61,6 +64,8 @@ class Screen(Study):
 
     def _separation(self, z: np.ndarray, data: Data, prefix: str) -> dict[str, float]:
         """AUROC of each knock-out against control cells by one latent, the one that is best on average."""
+        from sklearn.metrics import roc_auc_score
+
         env = data.env_labels()
         table = np.zeros((len(self.knockouts), z.shape[1]))
         for row, knockout in enumerate(self.knockouts):
@@ -97,6 +102,7 @@ class PerturbationScreen(Study):
     .05 over all tests, by van Elteren's rank-sum test stratified by replicate; `changed` are the others.
     """
 
+    simulated: ClassVar[bool] = False
     control: str = "non-targeting"
     predicted: int = 40  # posterior draws a chain
 
@@ -145,6 +151,9 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     """A row for each knock-out: probability of no effect, its most probable programme and that one's probability, the
     shift there with its 90 % interval (in deviations of the programme's noise), share of its cells that escaped, and
     errors of predicted means in the held-out cells `data` (see `PerturbationScreen`)."""
+    from pyrocrl.judge.metrics import weighted_quantiles
+    from pyrocrl.predict import expected_rows, mean_size, per_size
+
     train = result.data
     assert train is not None and train.size_factor is not None and data.size_factor is not None
     probs = result.targets()
@@ -195,6 +204,8 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
 def differential_genes(data: Data) -> dict[str, int]:
     """How many genes, its own apart, each environment changes against environment 0: van Elteren's rank-sum test of
     log-normalised counts stratified by batch, Bonferroni .05 over all genes and environments."""
+    from pyrocrl.judge.evaluate import seen
+
     y = seen(data)
     level = 0.05 / (data.features * (len(data.env_names) - 1))
     genes = np.asarray(data.feature_names)
@@ -227,19 +238,3 @@ def _leading_genes(result: Fit, most: int = 10) -> dict[str, list[str]]:
         sign = np.sign(align.scale[k])
         out[name] = [f"{result.names['feature'][j]} {sign * loadings[j, own]:+.2f}" for j in best]
     return out
-
-
-SCREEN_BUILD = {"targets": "unknown", "intervention": "shift", "mechanism": "linear", "escapees": True}
-
-
-def _screen(latents: int, held_out: str, replicates: Sequence[str]) -> PerturbationScreen:
-    options = {"held_out": held_out, "replicates": list(replicates), "latents": latents}
-    build = SCREEN_BUILD | {"latents": latents, "variation": 0.1}
-    return PerturbationScreen("papalexi2021", options, build, seeds=1, identified=False)
-
-
-# the number of latents by replicates 1 and 2, then the score on the third
-SCREENS = (
-    *(_screen(latents, held, ("rep_1", "rep_2")) for latents in (4, 6, 8) for held in ("rep_1", "rep_2")),
-    _screen(6, "rep_3", ("rep_1", "rep_2", "rep_3")),
-)

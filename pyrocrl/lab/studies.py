@@ -1,22 +1,21 @@
-"""A study: one row of a model's table of results."""
+"""A study: one row of a model's table of results.
+
+Models list theirs, so this file loads what fits and scores only when a study is run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from pyrocrl import simulate, zoo
+from pyrocrl import simulate
 from pyrocrl.data import Data
-from pyrocrl.infer.fit import fit
-from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.evaluate import edge_table, evaluate
-from pyrocrl.judge.metrics import mcc, reorder_graph, shd
-from pyrocrl.predict import extrapolation_errors, pair_errors
-from pyrocrl.simulate import saengkyongam
+
+if TYPE_CHECKING:
+    from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
 
@@ -26,9 +25,11 @@ class Study:
     """One row of a model's table: a setting with options, what the program is built with, and the seeds to report.
 
     held_out: share of each environment's rows that are scored and not fitted. identified: whether the claim fixes the
-    graph exactly there, so that its edges count towards `calibration`.
+    graph exactly there, so that its edges count towards `calibration`. simulated: whether `setting` is one of
+    `pyrocrl.simulate`, whose truth is known, and so one of the card's; else it is a data set.
     """
 
+    simulated: ClassVar[bool] = True
     setting: str
     options: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
@@ -42,16 +43,20 @@ class Study:
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         """Metrics on the rows that were kept out."""
+        from pyrocrl.judge.evaluate import evaluate
+
         return evaluate(result, data)
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         """What a results row holds beside metrics: [probability, 0 or 1] of every edge, where the truth has a graph."""
+        from pyrocrl.judge.evaluate import edge_table
+
         edges = [[round(p, 4), there] for p, there in edge_table(result, data)]
         return {"edges": edges} if edges else {}
 
     @property
     def label(self) -> str:
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        options = readable(self.options)
         return f"{self.setting} ({options})" if options else self.setting
 
 
@@ -65,6 +70,8 @@ class Pairs(Study):
         return _only(data, ~pair), _only(data, pair)
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.predict import pair_errors
+
         assert result.data is not None
         parts = {name: [f"target_{k}" for k in name.removeprefix("target_").split("+")] for name in data.env_names}
         errors = pair_errors(result, result.data, data, parts)
@@ -79,12 +86,15 @@ class Actions(Study):
     """Means of x under actions outside the box of those tried, up to REACH times as far: see `actions`."""
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.predict import extrapolation_errors
+        from pyrocrl.simulate import saengkyongam
+
         assert result.data is not None and data.aux is not None
         seed = result.meta["seed"]
         drawn = np.random.default_rng([seed, 3]).uniform(-REACH, REACH, (1_000, data.aux.shape[1]))
         outside = drawn[np.abs(drawn).max(1) > 1.0][:200]
         truth = saengkyongam.mean_under(outside, seed)
-        return evaluate(result, data) | extrapolation_errors(result, result.data, outside, truth)
+        return super().score(result, data) | extrapolation_errors(result, result.data, outside, truth)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ class TwoModels(Study):
     other: str = "linear_sem_lin"
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge.metrics import mcc, reorder_graph, shd
+
         assert result.data is not None
         program = zoo.build(self.other, result.data)
         rival = fit(program, result.data, seed=result.meta["seed"], device="cpu", progress=False)
@@ -103,7 +117,7 @@ class TwoModels(Study):
         graph, other = result.graph(), rival.graph()
         if graph is not None and other is not None:
             ours["graphs_differ"] = float(shd(graph > 0.5, reorder_graph(other, nodes) > 0.5))
-        return evaluate(result, data) | ours
+        return super().score(result, data) | ours
 
 
 @dataclass(frozen=True)
@@ -111,12 +125,14 @@ class Escapees(Study):
     """How well rows that escaped their intervention are told from those that it changed: area under the curve."""
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.metrics import roc_auc_score
+
         drawn = result.posterior(20, data, predictive=False)["posterior"]["escaped"]
         labelled = data.env_labels() != data.control
         escaped = drawn.mean(("chain", "draw")).to_numpy()[labelled]
         unchanged = data.truth["component"][labelled] == 0
         auroc = float(roc_auc_score(unchanged, escaped))
-        return evaluate(result, data) | {"escaped_auroc": auroc, "escaped_share": float(escaped.mean())}
+        return super().score(result, data) | {"escaped_auroc": auroc, "escaped_share": float(escaped.mean())}
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ class ShiftedMechanisms(Study):
             changed[result.names["env"].index(env), list(latents)] = 1
         wrong = float(((found > 0.5) != changed).sum())
         ours = {"shift_errors": wrong, "shift_errors_empty": float(changed.sum()), "shifts_exact": float(wrong == 0)}
-        return evaluate(result, data) | ours
+        return super().score(result, data) | ours
 
 
 @dataclass(frozen=True)
@@ -140,13 +156,27 @@ class Skeleton(Study):
     """Which latents are joined, in either direction: for graphs that data leave open up to directions."""
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge.metrics import mcc, reorder_graph
+
         graph, true = result.graph(), data.truth["graph"] > 0
         assert graph is not None
         _, nodes = mcc(data.truth["z"], result.latents(data), return_assignment=True)
         graph = reorder_graph(graph, nodes)
         wrong = float(np.triu((graph + graph.T > 0.5) != (true | true.T)).sum())
         ours = {"joined_errors": wrong, "joined_errors_empty": float(true.sum()), "skeleton_exact": float(wrong == 0)}
-        return evaluate(result, data) | ours
+        return super().score(result, data) | ours
+
+
+def readable(options: Mapping[str, Any]) -> str:
+    """Options in words: "samples 20,000, pairs 0+1 0+3"."""
+    return ", ".join(f"{name.replace('_', ' ')} {_words(value)}" for name, value in options.items())
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(item, list | tuple) for item in value)
+        return (" " if nested else "+").join(map(_words, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _only(data: Data, rows: np.ndarray) -> Data:

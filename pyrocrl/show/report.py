@@ -25,6 +25,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from pyrocrl.errors import reject
+from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
 from pyrocrl.show import plots
 
 if TYPE_CHECKING:
@@ -54,36 +55,6 @@ NUMBERS = {
     "agreement_least": "least agreement",
     "rhat_max": "largest r-hat",
 }
-SCORES = {
-    "mcc": "Correlation with the true latents (MCC)",
-    "mcc_spearman": "Rank correlation with the true latents",
-    "r2": "R², true latents from the estimates",
-    "dci_disentanglement": "Disentanglement (DCI)",
-    "dci_completeness": "Completeness (DCI)",
-    "dci_informativeness": "Informativeness (DCI)",
-    "linear_r2": "R² of linear unmixing (near 1: an easy setting)",
-    "mask_f1": "Mask F1",
-    "mask_precision": "Mask precision",
-    "mask_recall": "Mask recall",
-    "mask_hamming": "Mask entries wrong",
-    "surplus_pip": "Highest inclusion probability of a surplus latent",
-    "shd": "Edges wrong (SHD)",
-    "skeleton_errors": "Adjacencies wrong",
-    "closure_errors": "Ancestor relations wrong",
-    "closure_shd": "Ancestor relations wrong (SHD of closures)",
-    "targets_right": "Environments whose target is right",
-    "weight_covered": "True edge weights inside 90 % intervals, count",
-    "weight_total": "True edges",
-    "order_errors": "Edges against the estimated order",
-    "order_right": "Causal order right",
-    "auroc": "Edges, AUROC",
-    "ece": "Edges, calibration error",
-    "weight_coverage": "True edge weights inside 90 % intervals",
-    "held_out": "Held-out objective, nats a row",
-    "mse": "Mean squared error of reconstruction",
-}
-COMPARED = ("mcc", "r2", "mask_f1", "shd", "closure_errors", "targets_right")  # scores of the page of several models
-COLUMNS = {"fit": "this fit", "pca": "PCA", "ica": "ICA", "raw": "raw columns", "empty": "empty", "full": "full"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +91,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
         _template("compare.html").render(
             found=found,
             outcomes=OUTCOMES,
-            scores=[(key, SCORES.get(key, key)) for key in COMPARED if any(key in m.scores for m in found.models)],
+            scores=[(METRICS[key], key) for key in HEADLINE if any(key in m.scores for m in found.models)],
             pair=lambda a, b: table.get((a, b)) or table.get((b, a)),
             names=names,
             pictures=[
@@ -177,7 +148,7 @@ def render(fit: Fit, tree: xr.DataTree, verdict: Any | None = None, scores: Mapp
         outcomes=OUTCOMES,
         doubts=_doubts(fit, judged["claims"]),
         programmes=_programmes(tree, reference),
-        scores=_scores(scores or {}),
+        scores=dict(zip(("columns", "rows"), score_rows(scores or {}), strict=True)),
         chains=_chains(fit, judged["chains"]),
         pictures={p.key: p for p in _pictures(fit, tree, reference)},
         footer=_footer(fit),
@@ -300,25 +271,6 @@ def _movers(moved: xr.Dataset, k: int) -> dict[str, Any]:
     return {"movers": shown, "largest": movers[0] if movers and not shown else None}
 
 
-def _scores(scores: Mapping[str, float]) -> dict[str, Any]:
-    """A row per metric, a column per baseline: `pca_mcc` stands beside `mcc`, `shd_empty` beside `shd`."""
-    table: dict[str, dict[str, float]] = {}
-    for key, value in scores.items():
-        name, column = key, "fit"
-        head, _, tail = key.partition("_")
-        if head in ("pca", "ica", "raw") and tail:
-            name, column = tail, head
-        elif key.rpartition("_")[2] in ("empty", "full") and key.rpartition("_")[0] in scores:
-            name, _, column = key.rpartition("_")
-        table.setdefault(name, {})[column] = float(value)
-    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
-    rows = [
-        (SCORES.get(name, name.replace("_", " ")), [_score(name, row.get(c)) for c in columns])
-        for name, row in table.items()
-    ]
-    return {"columns": [COLUMNS[c] for c in columns], "rows": rows}
-
-
 def _chains(fit: Fit, compared: Mapping[str, Any]) -> dict[str, Any]:
     tied = compared.get("tied", [])
     started = int(np.asarray(fit.history).shape[1]) - 1
@@ -419,13 +371,6 @@ def _number(value: Any) -> str:
     if number == int(number) and abs(number) < 1e6:
         return f"{int(number)}".replace("-", "−")
     return f"{number:.3g}".replace("-", "−")
-
-
-def _score(name: str, value: float | None) -> str:
-    counted = name in ("shd", "closure_shd", "mask_hamming", "weight_covered", "weight_total") or name.endswith(
-        "_errors"
-    )
-    return _number(value) if value is None or counted or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
 
 
 def _signed(value: float) -> str:

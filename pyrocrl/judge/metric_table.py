@@ -1,0 +1,241 @@
+"""The one table of metrics: what each number of `evaluate` and of results is called, which way it is better, digits.
+
+Results, README, report and the shell read it. A metric's values of trivial methods bear its name with a word before or
+after it: `pca_mcc`, `shd_empty`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+# the same metric of something else than the fit: word in the name -> title of its column
+BEFORE = {
+    "start": "construction alone",
+    "pca": "PCA",
+    "ica": "ICA",
+    "raw": "raw columns",
+    "varimax": "varimax factors",
+    "other": "other model",
+}
+AFTER = {"empty": "empty", "full": "full", "cells": "weighted by cells"}
+VARIANTS = BEFORE | AFTER
+ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
+DIGITS = 3
+COUNTED = 2  # digits of means of counts
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name in files, its title in words.
+
+    better: which values are, None = neither. digits: after the point, None = a count, whole for one fit. figure:
+    whether tables of figures show it, and beside it its variants `beside`, words of `VARIANTS`. headline: whether it
+    stands where there is place for few. worst: whether tables of means show the worst seed; of baselines and of what
+    is 0 or 1 it says nothing. A name WORD_* is that of a family, whose member's name stands for the * of its title.
+    """
+
+    name: str
+    title: str
+    better: Literal["larger", "smaller"] | None = None
+    digits: int | None = DIGITS
+    figure: bool = False
+    beside: tuple[str, ...] = ()
+    headline: bool = False
+    worst: bool = True
+
+    @property
+    def label(self) -> str:
+        """The title with an arrow in the better direction."""
+        return self.title + ARROWS[self.better]
+
+    def shows(self, variant: str) -> bool:
+        """Whether tables of figures show this variant ("" = the fit's own value)."""
+        return self.figure and (not variant or variant in self.beside)
+
+    def text(self, value: float | None) -> str:
+        """A value of one fit; nothing of None, a dash of what is not finite."""
+        if value is None:
+            return ""
+        if not math.isfinite(value):
+            return "–"
+        whole = self.digits is None and float(value).is_integer()
+        return _text(value, 0 if whole else COUNTED if self.digits is None else self.digits)
+
+    def mean(self, found: Mapping[str, float], seeds: int, variant: str = "") -> str:
+        """A mean over seeds, the worst of several in brackets; found: `mean`, `min` and `max`."""
+        if seeds == 1:
+            return self.text(found["mean"])
+        digits = COUNTED if self.digits is None else self.digits
+        mean = _text(found["mean"], digits)
+        if variant or self.better is None or not self.worst:
+            return mean
+        return f"{mean} ({_text(found['max' if self.better == 'smaller' else 'min'], digits)})"
+
+
+def _text(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+_TABLE = (
+    # latents
+    Metric(
+        "mcc",
+        "Correlation with the true latents (MCC)",
+        "larger",
+        figure=True,
+        beside=("start", "pca", "ica", "other"),
+        headline=True,
+    ),
+    Metric("mcc_spearman", "Rank correlation with the true latents", "larger"),
+    Metric("innovations_mcc", "Correlation with the true innovations (MCC)", "larger", figure=True),
+    Metric("r2", "R², true latents from the estimates", "larger", figure=True, headline=True),
+    Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
+    Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),
+    Metric("dci_completeness", "Completeness (DCI)", "larger"),
+    Metric("dci_informativeness", "Informativeness (DCI)", "larger"),
+    # masks
+    Metric("mask_f1", "Mask F1", "larger", figure=True, headline=True),
+    Metric("mask_precision", "Mask precision", "larger"),
+    Metric("mask_recall", "Mask recall", "larger"),
+    Metric("mask_hamming", "Mask entries wrong", "smaller", None),
+    Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
+    # targets, graphs, weights
+    Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
+    Metric("shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "empty"), headline=True),
+    Metric("skeleton_errors", "Adjacencies wrong", "smaller", None),
+    Metric("order_right", "Causal order right", "larger", 2, figure=True, worst=False),
+    Metric("order_errors", "Edges against the estimated order", "smaller", None),
+    Metric("closure_errors", "Ancestor relations wrong", "smaller", None, figure=True, headline=True),
+    Metric("closure_shd", "Ancestor relations wrong (SHD of closures)", "smaller", None),
+    Metric("auroc", "Edges, AUROC", "larger"),
+    Metric("ece", "Edges, calibration error", "smaller"),
+    Metric("weight_coverage", "True edge weights inside 90 % intervals", None, 2, figure=True),
+    Metric("weight_covered", "True edge weights inside 90 % intervals, count", None, None),
+    Metric("weight_total", "True edges", None, None),
+    Metric("shift_errors", "Changed mechanisms wrong", "smaller", None, figure=True, beside=("empty",)),
+    Metric("shifts_exact", "Changed mechanisms all right", "larger", 2, worst=False),
+    Metric("joined_errors", "Joined latents wrong", "smaller", None, figure=True, beside=("empty",)),
+    Metric("skeleton_exact", "Joined latents all right", "larger", 2, worst=False),
+    # predictions, in standard deviations of features
+    Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
+    Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),
+    Metric("pair_training", "... of the mean of perturbed rows", "smaller", figure=True, worst=False),
+    Metric("pair_control", "... of the mean of control rows", "smaller", figure=True, worst=False),
+    Metric("pair_floor", "... of two samples of the pair's size", None, figure=True),
+    Metric("action_error", "Actions never tried, error of the mean", "smaller"),
+    Metric("action_error_mean", "... of the mean of all rows", "smaller", worst=False),
+    Metric("action_error_linear", "... of linear regression on the action", "smaller", worst=False),
+    Metric("action_error_quadratic", "... of quadratic regression", "smaller", worst=False),
+    Metric("action_error_cubic", "... of cubic regression", "smaller", worst=False),
+    Metric("action_error_mlp", "... of a network", "smaller", worst=False),
+    Metric("action_error_gp", "... of a Gaussian process", "smaller", worst=False),
+    Metric("action_error_best", "... of the best of these", "smaller", worst=False),
+    Metric("action_ratio", "Error of the mean over that of the best regression", "smaller", 2, figure=True),
+    Metric("action_coverage", "True means inside 90 % intervals", None, 2, figure=True),
+    # between fits
+    Metric("agreement", "Correlation with another model's latents", "larger", 2, figure=True),
+    Metric("graphs_differ", "Edges in which the other model's graph differs", "smaller", None, figure=True),
+    Metric("chain_agreement", "Agreement of chains, mean over pairs", "larger"),
+    # escapees
+    Metric("escaped_auroc", "Rows that escaped their intervention, AUROC", "larger", 2, figure=True),
+    Metric("escaped_share", "Rows that escaped their intervention, estimated share"),
+    # screens
+    Metric("auroc_*", "* against control cells by one latent, AUROC", "larger", 2, figure=True, beside=("varimax",)),
+    Metric("latent", "The latent that tells knock-outs best", None, None),
+    Metric("entries", "Mask entries", None, None, figure=True, beside=("varimax",)),
+    Metric("latents_in_use", "Latents in use", None, None, figure=True),
+    Metric("pathway_together", "Probability that the pathway's knock-outs share a target", "larger", 2, figure=True),
+    Metric("irf1_with_them", "Probability that IRF1 has that target too", "larger", 2, figure=True),
+    Metric("irf1_relative_shift", "Shift of IRF1 over the weakest of the pathway", "smaller", 2, figure=True),
+    Metric("smad4_apart", "Probability that SMAD4 has another target", "larger", 2, figure=True),
+    Metric(
+        "nulls_called_none", "Knock-outs without differential genes called without effect", "larger", None, figure=True
+    ),
+    Metric("nulls", "Knock-outs without differential genes", None, None, figure=True),
+    Metric("error_model", "Knock-outs' held-out mean expression, squared error in 1e-4", "smaller", 2, figure=True),
+    Metric("error_control", "... of the mean of control cells", "smaller", 2, figure=True, worst=False),
+    Metric("error_training", "... of the knock-out's training mean", "smaller", 2, figure=True, worst=False),
+    Metric(
+        "error_shifted", "... of that mean, control means' difference added", "smaller", 2, figure=True, worst=False
+    ),
+    Metric("beats_control", "Knock-outs at least as good as the control mean", "larger", None),
+    Metric("beats_training", "... as the training mean", "larger", None),
+    Metric("beats_shifted", "... as the shifted training mean", "larger", None),
+    Metric(
+        "changed_beats_control",
+        "Knock-outs with differential genes at least as good as the control mean",
+        "larger",
+        None,
+        figure=True,
+    ),
+    Metric("changed_beats_training", "... as the training mean", "larger", None),
+    Metric("changed_beats_shifted", "... as the shifted training mean", "larger", None),
+    Metric("changed", "Knock-outs with differential genes", None, None, figure=True),
+    # of every fit
+    Metric("held_out", "Held-out objective, nats a row", "larger"),
+    Metric("mse", "Mean squared error of reconstruction", "smaller", 4),
+    Metric("seconds", "Seconds", "smaller", 0),
+    Metric("cpu_seconds", "CPU seconds", "smaller", 0, figure=True),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+HEADLINE = tuple(metric.name for metric in _TABLE if metric.headline)
+
+
+def read(name: str) -> tuple[Metric, str]:
+    """The metric that `name` is a value of, and which variant: "" of the fit itself, else a word of `VARIANTS`.
+
+    A name that the table does not know is a metric of its own, without a direction.
+    """
+    if name in METRICS:
+        return METRICS[name], ""
+    head, _, tail = name.partition("_")
+    if head in BEFORE and tail:
+        return read(tail)[0], head
+    head, _, tail = name.rpartition("_")
+    if tail in AFTER and head in METRICS:
+        return METRICS[head], tail
+    family = METRICS.get(_family(name))
+    if family is not None:
+        member = name.removeprefix(family.name[:-1])
+        return replace(family, name=name, title=family.title.replace("*", member)), ""
+    return Metric(name, name.replace("_", " ")), ""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of figures among `names`, in the order of the table, variants after their metric; others are left out."""
+    found = [(name, *read(name)) for name in dict.fromkeys(names)]
+    shown = [(_place(metric, variant), name) for name, metric, variant in found if metric.shows(variant)]
+    return [name for _, name in sorted(shown)]
+
+
+def score_rows(scores: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Scores of one fit as a table: titles of columns, and (label, values as text) of each row, a row a metric.
+
+    The first column is the fit's own; the others are the variants that any metric has.
+    """
+    table: dict[Metric, dict[str, float]] = {}
+    for name, value in scores.items():
+        metric, variant = read(name)
+        table.setdefault(metric, {})[variant] = float(value)
+    columns = [word for word in ("", *VARIANTS) if any(word in row for row in table.values())]
+    rows = [
+        (metric.label, [metric.text(table[metric].get(word)) for word in columns])
+        for metric in sorted(table, key=_place)
+    ]
+    return [VARIANTS.get(word, "this fit") for word in columns], rows
+
+
+def _family(name: str) -> str:
+    """The name of the family that `name` is a member of: "auroc_*" of "auroc_JAK2"."""
+    return f"{name.partition('_')[0]}_*"
+
+
+def _place(metric: Metric, variant: str = "") -> tuple[int, str, int]:
+    """Sorts metrics as in the table, members of a family by name, variants after their metric."""
+    order = list(METRICS)
+    entry = metric.name if metric.name in METRICS else _family(metric.name)
+    place = order.index(entry) if entry in METRICS else len(order)
+    return place, metric.name, ["", *VARIANTS].index(variant)
