@@ -48,7 +48,8 @@ def centre(program: Program, batch: Batch) -> Sites:
             kept[name] = (mean > 0.5).to(mean.dtype) if _is_binary(site["fn"]) else mean
     out = kept | recovered(program, batch, kept)
     if program.reads_innovations:
-        out["weight"] = torch.zeros((), dtype=batch.dtype, device=batch.device).expand(program.latents_count, -1)
+        d = program.latents_count
+        out["weight"] = torch.zeros(d, d, dtype=batch.dtype, device=batch.device)
     return out
 
 
