@@ -42,7 +42,6 @@ from pyrocrl.parts.nets import Residual
 
 BATCH = 170
 PRETRAIN = 0.25  # steps of the first step, in those of each later one
-ERROR = 0.06  # correlations that errors of h leave, in all environments alike and whatever the rows
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
 KEPT = 10  # one row in this many is kept out, to tell whether a round helped
@@ -103,6 +102,28 @@ def fitted(environments: linear_sem.Environments) -> Equations:
         environments.mean[1:],
         own[1:],
     )
+
+
+def dispersion(environments: linear_sem.Environments) -> float:
+    """How far the laws of z lie from equations under the best order: deviance over degrees of freedom, at least 1.
+
+    The deviance is twice the log-likelihood ratio of a Gaussian of its own for every environment. Environments without
+    targets share one law.
+    """
+    latents = environments.target.shape[1]
+    free = environments.target.sum(1) == 0
+    both = torch.cat([free[None].double(), torch.nn.functional.one_hot(torch.nonzero(~free).flatten(), len(free))])
+    count, mean, cov = environments.pooled(both.double())
+    target = torch.cat([torch.zeros_like(environments.target[:1]), environments.target[~free]])
+    merged = linear_sem.Environments(count, mean, cov, target)
+    expected, law = laws(fitted(merged), target[1:])
+    precision = torch.linalg.inv(law)
+    gap = mean - expected
+    each = (precision @ cov).diagonal(dim1=-2, dim2=-1).sum(-1) - latents
+    each = each - torch.linalg.slogdet(precision @ cov).logabsdet + torch.einsum("ei,eij,ej->e", gap, precision, gap)
+    saturated = len(count) * (latents + latents * (latents + 1) / 2)
+    used = latents * (latents - 1) / 2 + 2 * latents + 2 * float(target.sum())
+    return max(1.0, float((count * each).sum()) / (saturated - used))
 
 
 def affine(environments: linear_sem.Environments, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -58,24 +58,27 @@ class RowPosterior(NamedTuple):
     log_evidence: Tensor
 
 
-_FOUND: WeakKeyDictionary[Data, dict[tuple[int, tuple[int, ...], bool], tuple[CountMoments, dict[str, Tensor]]]] = (
-    WeakKeyDictionary()
-)
+_FOUND: WeakKeyDictionary[Data, dict[tuple, tuple[CountMoments, dict[str, Tensor]]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def count_moments(
-    data: Data, latents: int, observational: list[int], observation: Observation, escapees: bool = False
+    data: Data,
+    latents: int,
+    observational: list[int],
+    observation: Observation,
+    escapees: bool = False,
+    prior: escape.Prior = escape.PRIOR,
 ) -> CountMoments:
-    """The maximum likelihood of all rows; `observation` is left at its offsets and dispersions.
+    """The maximum likelihood of all rows; `observation` is left at its offsets and dispersions. prior: of escapees.
 
     Chains that start from the same `data` share one computation.
     """
-    key = (latents, tuple(observational), escapees)
+    key = (latents, tuple(observational), escapees, prior)
     found = _FOUND.setdefault(data, {})
     if key not in found:
         batch = observation.start(data)
-        found[key] = _Fit(observation, batch, len(data.env_names), latents, observational, escapees).run()
+        found[key] = _Fit(observation, batch, len(data.env_names), latents, observational, escapees, prior).run()
     moments, state = found[key]
     observation.load_state_dict(state)
     return moments
@@ -156,8 +159,9 @@ class _Fit:
         latents: int,
         observational: list[int],
         escapees: bool,
+        prior: escape.Prior,
     ) -> None:
-        self.observation, self.batch, self.latents = observation, batch, latents
+        self.observation, self.batch, self.latents, self.prior = observation, batch, latents, prior
         self.observational = torch.as_tensor(observational)
         self.loadings = self._begin()
         self.rows = torch.bincount(batch.env, minlength=envs).to(batch.dtype)
@@ -273,7 +277,7 @@ class _Fit:
         self.cov = second / weights[:, None, None] - self.mean[:, :, None] * self.mean[:, None, :]
         if self.share.any():
             self.natural, self.worth = torch.cat(naturals), worth.clamp_min(2.0)
-            self.share = torch.where(self.share > 0, escape.share_of(self.rows - weights, self.rows), 0.0)
+            self.share = torch.where(self.share > 0, escape.share_of(self.rows - weights, self.rows, self.prior), 0.0)
         if groups > 1:
             self.observation.offset += (up / down.clamp_min(1e-3)).clamp(-0.5, 0.5)
         prior_precision = torch.full((1 + d,), RIDGE).to(gradient)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 LR, MUON_LR = 3e-3, 0.02
+ROWS = 1024  # a step, of a regression
 
 
 # -- optimisation ------------------------------------------------------------------------------------------------
@@ -62,3 +64,31 @@ def minimise(
                 parameter.data.add_(step_along, alpha=-MUON_LR * rate * shape)
     for parameter in others:
         parameter.grad = None
+
+
+def regress(
+    network: nn.Module,
+    inputs: Tensor,
+    outputs: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    rows: int = ROWS,
+    noise: float = 0.0,
+) -> None:
+    """Least squares of outputs (rows, ..) on network(inputs + noise), by `minimise`; rows: a step.
+
+    noise: deviation of what is added to inputs, drawn anew each step from torch's global generator, whose state is
+    restored.
+    """
+
+    def loss(pick: Tensor, _: float) -> Tensor:
+        at = inputs[pick]
+        return mse_loss(network(at + noise * torch.randn_like(at) if noise else at), outputs[pick])
+
+    every = torch.arange(len(inputs), device=inputs.device)
+    if not noise:
+        return minimise(network, loss, every, steps, rows, generator)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return minimise(network, loss, every, steps, rows, generator)

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-PRIOR = (1.0, 3.0)  # of the logit of a share: log density a log p + b log(1 - p)
 FIRST = 0.2  # share that every environment starts from
 ROUNDS, TOLERANCE = 1000, 1e-6  # of expectation-maximisation; change of a share that ends it
+
+
+class Prior(NamedTuple):
+    """Beta(alpha, beta) of the share p of an environment's rows: alpha log p + beta log(1 - p), of its logit."""
+
+    alpha: float = 1.0
+    beta: float = 3.0
+
+
+PRIOR = Prior()
 
 
 class Changed(NamedTuple):
@@ -36,9 +45,9 @@ def probability(own: Tensor, natural: Tensor, share: Tensor) -> Tensor:
     return torch.sigmoid(share.logit() + natural - own)
 
 
-def share_of(escaped: Tensor, rows: Tensor) -> Tensor:
+def share_of(escaped: Tensor, rows: Tensor, prior: Prior = PRIOR) -> Tensor:
     """The most probable share, of the expected number of rows that escaped out of all."""
-    return (escaped + PRIOR[0]) / (rows + sum(PRIOR))
+    return (escaped + prior.alpha) / (rows + sum(prior))
 
 
 def worth(weight: Tensor, distance: Tensor, latents: int) -> Tensor:
@@ -49,7 +58,7 @@ def worth(weight: Tensor, distance: Tensor, latents: int) -> Tensor:
     return weight - weight * (1 - weight) * distance / latents
 
 
-def changed_moments(y: Tensor, env: Tensor, observational: Tensor) -> Changed:
+def changed_moments(y: Tensor, env: Tensor, observational: Tensor, prior: Prior = PRIOR) -> Changed:
     """The maximum for rows y (rows, latent) of environments env (rows,); observational: (env,) bool."""
     law = _law(y[observational[env]])
     chance, parts = torch.zeros_like(y[:, 0]), []
@@ -62,7 +71,7 @@ def changed_moments(y: Tensor, env: Tensor, observational: Tensor) -> Changed:
             for _ in range(ROUNDS):
                 before = share
                 escaped = probability(_law(rows, weight).log_prob(rows), natural, share)
-                weight, share = 1 - escaped, share_of(escaped.sum(), rows.new_tensor(float(len(rows))))
+                weight, share = 1 - escaped, share_of(escaped.sum(), rows.new_tensor(float(len(rows))), prior)
                 if abs(float(share - before)) < TOLERANCE:
                     break
         own = _law(rows, weight)

@@ -30,12 +30,10 @@ from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts import escapees
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Site
+from pyrocrl.program import Site, check_between
 
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
-NONE_PROBABILITY = 0.5  # prior probability that an environment of unknown target changes nothing
-SPIKE = 0.02  # deviation of the weights of absent edges while a chain is trained
 
 
 class LatentSEM(nn.Module):
@@ -64,21 +62,30 @@ class LatentSEM(nn.Module):
         edge_probability: float = 0.5,
         variation: float = 0.0,
         free: bool = False,
+        spike: float = 0.02,
+        none_probability: float = 0.5,
+        escape_prior: escapees.Prior = escapees.PRIOR,
     ) -> None:
         """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
         environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
         n / (1 + n variation^2) independent ones. free: the decoder is a network, which can absorb relu links as well
-        as linear ones."""
+        as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
+        prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
+        escaped."""
         super().__init__()
         if latents > orders.MAX_NODES:
             reject("latents", latents, f"at most {orders.MAX_NODES}: sums over graphs are exact")
         one_of("intervention", intervention, get_args(Kind))
         one_of("mechanism", mechanism, get_args(Mechanism))
-        if not 0 < edge_probability < 1:
-            reject("edge_probability", edge_probability, "a number strictly between 0 and 1")
+        check_between("edge_probability", edge_probability, 0, 1)
         if not 0 <= variation < 1:
             reject("variation", variation, "a number from 0 to below 1")
-        self.variation = variation
+        check_between("spike", spike)
+        check_between("none_probability", none_probability, 0, 1)
+        for name, value in escape_prior._asdict().items():
+            check_between(f"escape_{name}", value)
+        self.variation, self.spike, self.none_probability = variation, spike, none_probability
+        self.escape_prior = escape_prior
         self.latents, self.environments, self.edge_probability = latents, environments, edge_probability
         self.intervention, self.mechanism, self.escapees = intervention, mechanism, escapees
         self.unknown = target_matrix is None
@@ -191,7 +198,7 @@ class LatentSEM(nn.Module):
             q = self.target_logits[1:].log_softmax(-1)
             pyro.factor("targets_prior", (q.exp() * (self._target_log_prior() - q)).sum())
         if self.escapees:
-            a, b = escapees.PRIOR
+            a, b = self.escape_prior
             log = a * logsigmoid(self.escape_logit) + b * logsigmoid(-self.escape_logit)  # of the logit
             pyro.factor("escape_prior", log.sum())
 
@@ -199,13 +206,13 @@ class LatentSEM(nn.Module):
         """A slab N(0, 1) or a spike about 0, by the edge probability: of unmixings that fit alike, one that needs few
         parents is taken."""
         w, p = self.weight, self.edge_probability
-        slab, spike = -0.5 * w.square() + math.log(p), -0.5 * (w / SPIKE).square() + math.log((1 - p) / SPIKE)
+        slab, spike = -0.5 * w.square() + math.log(p), -0.5 * (w / self.spike).square() + math.log((1 - p) / self.spike)
         return torch.stack([slab, spike]).logsumexp(0).sum()
 
     def _target_log_prior(self) -> Tensor:
         d = self.latents
-        log = torch.full((d + 1,), math.log((1 - NONE_PROBABILITY) / d))
-        log[d] = math.log(NONE_PROBABILITY)
+        log = torch.full((d + 1,), math.log((1 - self.none_probability) / d))
+        log[d] = math.log(self.none_probability)
         return log.to(self.target_logits)
 
     # -- from latents ------------------------------------------------------------------------------------------

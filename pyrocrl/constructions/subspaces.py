@@ -1,0 +1,33 @@
+"""Linear subspaces in which latents lie, by principal components: first coordinates of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrocrl.parts import escapees
+
+
+def signal_components(x: Tensor, least: int) -> Tensor:
+    """(feature, feature) projection of x (rows, feature), of unit variances, on principal components that stand out of
+    noise, at least `least` of them, each scaled to variance 1.
+
+    Those above the edge (1 + sqrt(features / rows))^2 of white noise (Marchenko & Pastur 1967): a network would learn
+    the rest by heart.
+    """
+    value, vector = torch.linalg.eigh(torch.cov(x.mT.double()))
+    keep = value > (1.0 + (x.shape[1] / len(x)) ** 0.5) ** 2
+    keep[-least:] = True
+    scale = torch.where(keep, value.clamp_min(1e-6).rsqrt(), torch.zeros_like(value))
+    return (vector * scale @ vector.mT).to(x)
+
+
+def escaped(
+    x: Tensor, env: Tensor, observational: Tensor, latents: int, prior: escapees.Prior, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """((rows,) environments, the observational one for a draw of the rows that escaped; (env,) their share), as the
+    leading principal components of x (rows, feature) tell. observational: (env,) bool."""
+    vector = torch.linalg.eigh(torch.cov(x.mT.double()))[1][:, -latents:]
+    found = escapees.changed_moments(x.double() @ vector, env, observational, prior)
+    uniform = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device)
+    return torch.where(uniform < found.escaped, observational.nonzero()[0], env), found.share
