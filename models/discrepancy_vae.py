@@ -53,7 +53,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, r
 from pyrocrl.constructions.affine import bend, unmix
 from pyrocrl.constructions.contrastive import ERROR
 from pyrocrl.constructions.log_rates import count_factors
-from pyrocrl.dists import MultivariateNormal
+from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.lab.screens import PerturbationScreen
 from pyrocrl.lab.studies import Pairs, Study, TwoModels
@@ -266,6 +266,19 @@ class DiscrepancyVAE(SEMReadouts, Program):
         self.sem.free = free
 
     # -- model and guide ---------------------------------------------------------------------------------------
+
+    def story(self, batch: Batch) -> None:
+        equations = self._described(self.sem.story())  # targets, order, graph, and every equation
+        with self.rows(batch):
+            own = self.sem.of_rows(equations, self.sem.acting(batch.env), batch.together)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                loc = own.intercept[:, k] + (self.sem.link(z) * own.weight[:, :, k]).sum(-1)
+                return Normal(loc, own.scale[:, k])
+
+            z = self.along(equations.order.tolist(), equation, torch.zeros_like(own.scale))  # (rows, latent)
+            eta = self.decoder(self.sem.seen(z, equations.weight))  # (rows, feature)
+            pyro.sample("x", self.observation.likelihood(eta, batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         self.sem.prior()

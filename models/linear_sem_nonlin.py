@@ -160,6 +160,18 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        equations = self._described(self.sem.story())  # targets, order, graph, and every equation
+        with self.rows(batch):
+            own = self.sem.of_rows(equations, self.sem.acting(batch.env), batch.together)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
+
+            z = self.along(equations.order.tolist(), equation, torch.zeros_like(own.scale))  # (rows, latent)
+            eta = self.decoder(z)  # (rows, feature)
+            pyro.sample("x", self.observation.likelihood(eta, batch).to_event(1), obs=batch.x)
+
     def model(self, batch: Batch) -> None:
         self.sem.prior()
         with self.rows(batch):

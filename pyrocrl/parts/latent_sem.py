@@ -14,26 +14,37 @@ then drawn exactly (conjugacy and the dynamic program over orders), so that ever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
-from pyro.distributions import Delta, constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pyrocrl.data import Batch
+from pyrocrl.dists import Law, LogNormal, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts import escapees
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Site, check_between
 
+LEVEL = 2.0  # prior deviation of intercepts and shifts, in units of latents
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
+
+
+class Equations(NamedTuple):
+    """Drawn equations: order (latent,); targets (env, latent) in {0, 1}; weight (parent, child) of the natural ones;
+    everywhere, those of every environment (env, ...)."""
+
+    order: Tensor
+    targets: Tensor
+    weight: Tensor
+    everywhere: linear_sem.LinearSEM
 
 
 class LatentSEM(nn.Module):
@@ -118,10 +129,15 @@ class LatentSEM(nn.Module):
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
 
     @property
+    def keeps(self) -> bool:
+        """Whether interventions keep their target's equation and change its noise alone."""
+        return self.intervention in linear_sem.KEEP_EQUATIONS
+
+    @property
     def absorbed(self) -> bool:
         """Whether equations are kept by interventions and of a form that the decoder can take into itself: nothing but
         their innovations has a law of its own then. Graph and weights are drawn from their prior."""
-        return self.intervention in ("shift", "variance") and (self.mechanism == "linear" or self.free)
+        return self.keeps and (self.mechanism == "linear" or self.free)
 
     # -- density of rows ---------------------------------------------------------------------------------------
 
@@ -186,9 +202,9 @@ class LatentSEM(nn.Module):
         hit = self.target_probabilities()[env]
         return (self.escape_logit[env] - (hit * change).sum(-1)).sigmoid() * (hit.sum(-1) > 0.5)
 
-    def rows(self, env: Tensor) -> Rows:
-        """The distribution of the latents of rows with environments `env` (rows,): event (latent,)."""
-        return Rows(self, env)
+    def rows(self, env: Tensor) -> Law:
+        """The density of the latents of rows with environments `env` (rows,): event (latent,)."""
+        return Law(env.shape, (self.latents,), lambda z: self.log_prob(z, env))
 
     def prior(self) -> None:
         """Log prior of the equations and, less their posterior, of targets: Pyro factors outside the data plate."""
@@ -272,7 +288,7 @@ class LatentSEM(nn.Module):
         self.weight.copy_(fitted.weight[:d].mT)
         self.intercept.copy_(fitted.intercept[:d])
         self.log_scale.copy_(fitted.scale[:d].log())
-        intercept, scale, weight = self._per_environment(fitted, target, noisy=False)
+        intercept, scale, weight = self._per_environment(fitted, target)
         change = self.intervention in ("shift", "variance")
         self.own_intercept.copy_(intercept - fitted.intercept[:d] if change else intercept)
         self.own_log_scale.copy_((scale / fitted.scale[:d] if change else scale).log())
@@ -382,50 +398,177 @@ class LatentSEM(nn.Module):
     def _prior_scores(self) -> Tensor:
         return orders.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
 
+    # -- the story of the equations, before data and after -----------------------------------------------------
+
+    def story(self) -> Equations:
+        """Targets, order, graph and every equation from their prior, as Pyro sites; in units of the latents.
+
+        target[e] ~ Categorical(latents, none), order uniform, edges Bernoulli; for each natural equation and, unless
+        interventions keep it, each (env, target): variance ~ InverseGamma(1, 1), slopes ~ N(0, 1), level ~ N(0, 2^2).
+        An intervention that keeps its equation changes the level by N(0, 2^2), "variance" the scale by a log-normal
+        ratio too.
+        """
+        targets = self._targets(self._target_log_prior().expand(self.environments, -1))
+        order = pyro.sample("order", orders.Order(self._prior_scores().double()))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(self._prior_scores().double(), order))  # (parent, child)
+        pairs = self._pairs(targets)
+        size = self.latents + (0 if self.keeps else len(pairs))
+        like = self.weight.new_ones(size)
+        with pyro.plate("mechanism", size, dim=-1):  # the natural equations, then one for each (env, target)
+            variance = pyro.sample("variance", dist.InverseGamma(like, like))
+            slope = pyro.sample("slope", self._prior_slopes(variance))  # (mechanism, latent)
+            level = pyro.sample("level", Normal(0 * like, LEVEL * like))
+        change, ratio = self._changes(pairs, lambda e, k: (self.weight.new_zeros(()), self.weight.new_tensor(LEVEL)))
+        return self._assembled(order, graph, targets, variance, slope, level, change, ratio)
+
     @torch.no_grad()
-    def draw(self) -> dict[str, Tensor]:
-        """One draw given the moments: graph and weight (parent, child); targets, shift, intercept and noise
-        (env, latent); env_weight (env, parent, child) for soft interventions. shift: a target's change of intercept.
+    def recover(self) -> Equations:
+        """The same sites given the moments of the rows' latents (`gather`), conjugate with a unit-information prior; of
+        `absorbed` weights the prior."""
+        targets = self._targets(self.target_log_prob)
+        table, pairs = self._slices(targets), self._pairs(targets)
+        scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table)
+        order = pyro.sample("order", orders.Order(scores))
+        graph = pyro.sample("graph", orders.Graph(scores, order))
+        eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
+        known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
+        with pyro.plate("mechanism", len(table.node), dim=-1):
+            variance = pyro.sample("variance", known.variance())
+            acting = pyro.sample("slope", self._prior_slopes(variance) if self.absorbed else known.slopes(variance))
+            level = pyro.sample("level", known.level(acting, variance))
+        weight = acting * known.parents  # (mechanism, latent)
 
-        Where weights are `absorbed`, moments are those of innovations: graph and weights come from their prior."""
-        target = self.hard_targets()
-        if self.unknown:
-            pick = torch.distributions.Categorical(logits=self.target_log_prob).sample()
-            target = torch.nn.functional.one_hot(pick, self.latents + 1)[:, :-1].to(target)
-        table = self._slices(target)
-        _, graph = orders.sample_dags(self._prior_scores() if self.absorbed else self._scores(table))
-        eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
-        drawn = linear_sem.draw_mechanisms(eye, graph * (not self.absorbed), table, self._conjugate())
-        intercept, scale, weight = self._per_environment(drawn, target, noisy=True)
-        if self.absorbed:  # of the innovations' units
-            slab = torch.randn_like(drawn.weight[: self.latents]) * drawn.scale[: self.latents, None]
-            drawn = drawn._replace(weight=slab / drawn.scale[: self.latents] * graph.mT)
+        def shifted(e: int, k: int) -> tuple[Tensor, Tensor]:
+            gap = self.mean[e, k] - self.mean[e, self.latents :] @ weight[k] - level[k]
+            spread = variance[k].sqrt() * (self._ratio(e, k) if self.intervention == "variance" else 1.0)
+            return gap, spread / self.count[e].sqrt()
+
+        change, ratio = self._changes(pairs, shifted, told=True)
+        return self._assembled(order, graph, targets, variance, acting, level, change, ratio)
+
+    def _targets(self, log_prob: Tensor) -> Tensor:
+        """(env, latent) known targets, or a draw of the site `target`; log_prob: (env, latent + 1), "none" last."""
+        if not self.unknown:
+            return self.target
+        none = torch.full_like(log_prob[:1], -torch.inf)
+        none[0, -1] = 0.0  # environment 0 is observational
+        with pyro.plate("env", self.environments, dim=-1):
+            pick = pyro.sample("target", dist.Categorical(logits=torch.cat([none, log_prob[1:]])))
+        return torch.nn.functional.one_hot(pick, self.latents + 1)[:, :-1].to(self.target)
+
+    def _prior_slopes(self, variance: Tensor) -> Any:
+        """N(0, 1); of weights that a decoder absorbs N(0, s_k^2 / s_j^2)."""
+        scale = variance.new_ones(len(variance), self.latents)
+        if self.absorbed:
+            scale = (variance[:, None] / variance[: self.latents]).sqrt()
+        return Normal(torch.zeros_like(scale), scale).to_event(1)
+
+    def _changes(
+        self, pairs: Sequence[tuple[int, int]], law: Callable[[int, int], tuple[Tensor, Tensor]], told: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Changes of level and ratios of scale (pair,) of interventions that keep equations: Normal(*law(env, latent)),
+        and log-normal, or where told the fitted ratio."""
+        one = self.weight.new_ones(len(pairs))
+        if not (self.keeps and pairs):
+            return 0 * one, one
+        loc, scale = (torch.stack(part) for part in zip(*(law(e, k) for e, k in pairs), strict=True))
+        with pyro.plate("pair", len(pairs), dim=-1):
+            change = pyro.sample("change", Normal(loc, scale))
+            if self.intervention != "variance":
+                return change, one
+            fitted = torch.stack([self._ratio(e, k) for e, k in pairs])
+            ratio = pyro.sample("ratio", dist.Delta(fitted) if told else LogNormal(0 * one, one))
+        return change, ratio
+
+    def _ratio(self, e: int, k: int) -> Tensor:
+        return self.own_log_scale[self.slot[e, k], k].exp()
+
+    def _assembled(
+        self,
+        order: Tensor,
+        graph: Tensor,
+        targets: Tensor,
+        variance: Tensor,
+        slope: Tensor,
+        level: Tensor,
+        change: Tensor,
+        ratio: Tensor,
+    ) -> Equations:
+        d, envs = self.latents, self.environments
+        weight = (slope[:d].mT * graph).to(self.weight)  # (parent, child)
+        intercept, scale = (v[:d].to(weight).repeat(envs, 1) for v in (level, variance.sqrt()))
+        everywhere = weight.repeat(envs, 1, 1)
+        for place, (e, k) in enumerate(self._pairs(targets)):
+            if self.keeps:
+                intercept[e, k] = intercept[e, k] + change[place]
+                scale[e, k] = scale[e, k] * ratio[place]
+            else:
+                intercept[e, k], scale[e, k] = level[d + place], variance[d + place].sqrt()
+                soft = self.intervention == "soft"
+                everywhere[e, :, k] = slope[d + place] * graph[:, k] if soft else 0.0
+        return Equations(order, targets, weight, linear_sem.LinearSEM(everywhere, intercept, scale))
+
+    @torch.no_grad()
+    def own(self) -> dict[str, Tensor]:
+        """The chain's own equations as values of the story's sites, all earlier latents being parents."""
+        hit, d = self.hard_targets(), self.latents
+        pairs = self._pairs(hit)
+        slots = [(int(self.slot[e, k]), k) for e, k in pairs]
+        slope, level, scale = [self.weight.mT], [self.intercept], [self.log_scale]
+        if not self.keeps:
+            slope += [self.own_weight[e, :, k][None] for e, k in pairs]
+            level += [self.own_intercept[s, k][None] for s, k in slots]
+            scale += [self.own_log_scale[s, k][None] for s, k in slots]
         out = {
-            "graph": graph,
-            "weight": drawn.weight[: self.latents].mT,
-            "targets": target,
-            "shift": (intercept - drawn.intercept[: self.latents]) * target,
-            "intercept": intercept,
-            "noise": scale,
+            "order": self.before.sum(0).argsort(stable=True),
+            "graph": self.before.double(),
+            "variance": torch.cat(scale).mul(2).exp(),
+            "slope": torch.cat(slope),
+            "level": torch.cat(level),
         }
-        if self.intervention == "soft":
-            out["env_weight"] = weight
-        return {name: value.to(self.weight.dtype) for name, value in out.items()}
+        if self.unknown:
+            out["target"] = torch.where(hit.sum(1) > 0, hit.argmax(1), d)
+        if self.keeps and pairs:
+            out["change"] = torch.stack([self.own_intercept[s, k] for s, k in slots])
+            if self.intervention == "variance":
+                out["ratio"] = torch.stack([self.own_log_scale[s, k].exp() for s, k in slots])
+        return out
 
-    def _per_environment(
-        self, drawn: linear_sem.Mechanisms, target: Tensor, noisy: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Intercept and scale (env, latent) and weights (env, parent, child) of every environment's equations."""
+    def of_rows(self, equations: Equations, env: Tensor, together: Sequence[int] | None) -> linear_sem.LinearSEM:
+        """The equations of rows with environments `env` (rows,): weight (rows, parent, child), others (rows, latent).
+
+        together: not None = the observational ones, with the interventions of these environments put together. Shifts
+        and log variance ratios on one latent add; of two replaced equations the later one stands.
+        """
+        weights, intercepts, scales = equations.everywhere
+        if together is None:
+            return linear_sem.LinearSEM(weights[env], intercepts[env], scales[env])
+        if not self.keeps:
+            return linear_sem.of_rows(equations.everywhere, equations.targets, env, together, 0)
+        intercept, scale = intercepts[0], scales[0]
+        for e in together:
+            hit = equations.targets[e]
+            intercept = intercept + hit * (intercepts[e] - intercepts[0])
+            scale = scale * torch.where(hit > 0.5, scales[e] / scales[0], torch.ones_like(scale))
+        return linear_sem.LinearSEM(*(v.expand(len(env), *v.shape) for v in (weights[0], intercept, scale)))
+
+    def acting(self, env: Tensor) -> Tensor:
+        """(rows,) the environments whose equations rows follow: their own or, had they escaped, environment 0."""
+        if not self.escapees:
+            return env
+        escaped = pyro.sample("escaped", dist.Bernoulli(self.escape_logit.sigmoid()[env] * (env > 0)))
+        return torch.where(escaped > 0.5, 0, env)
+
+    def _per_environment(self, drawn: linear_sem.Mechanisms, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Intercept and scale (env, latent) and weights (env, parent, child) of every environment's fitted equations."""
         d, envs = self.latents, self.environments
         intercept, scale = (v[:d].repeat(envs, 1) for v in (drawn.intercept, drawn.scale))
         weight = drawn.weight[:d].mT.repeat(envs, 1, 1)
-        pairs = self._pairs(target)
-        for position, (e, k) in enumerate(pairs):
-            if self.intervention in ("shift", "variance"):
+        for position, (e, k) in enumerate(self._pairs(target)):
+            if self.keeps:
                 ratio = self.own_log_scale[self.slot[e, k], k].exp() if self.intervention == "variance" else 1.0
                 scale[e, k] = drawn.scale[k] * ratio
-                jitter = torch.randn_like(scale[e, k]) * scale[e, k] / self.count[e].sqrt() if noisy else 0.0
-                intercept[e, k] = self.mean[e, k] - self.mean[e, d:] @ drawn.weight[k] + jitter
+                intercept[e, k] = self.mean[e, k] - self.mean[e, d:] @ drawn.weight[k]
             else:
                 intercept[e, k] = drawn.intercept[d + position]
                 scale[e, k] = drawn.scale[d + position]
@@ -468,85 +611,6 @@ class LatentSEM(nn.Module):
         prior (`absorbed`), latents of the chain's own equations with the same innovations."""
         return self.solve(z - self.link(z) @ weight, self.weight * self.before) if self.absorbed else z
 
-    # -- forward in time ---------------------------------------------------------------------------------------
-
-    def simulate(self, sites: dict[str, Tensor], env: Tensor, escaped: Tensor | None = None) -> Tensor:
-        """(rows, latent) new latents of rows with environments `env` under drawn equations (see `draw`).
-
-        escaped: (rows,) 0/1, rows that follow the observational equations; None draws them where rows may escape.
-        """
-        weight, intercept, noise = self._equations(sites)
-        if escaped is None:
-            prob = self.escape_logit.sigmoid()[env] if self.escapees else torch.zeros_like(intercept[env, 0])
-            escaped = (torch.rand_like(prob) < prob).to(intercept.dtype)
-        own = torch.where(escaped > 0.5, torch.zeros_like(env), env)  # environment 0 has the natural equations
-        eps = noise[own] * torch.randn_like(noise[own])
-        z = torch.zeros_like(eps)
-        for _ in range(self.latents):  # as many rounds as the longest path could need
-            z = intercept[own] + eps + torch.einsum("rj,rjk->rk", self.link(z), weight[own])
-        return z
-
-    def _equations(self, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        weight = sites.get("env_weight")
-        if weight is None:
-            keep = 1 - sites["targets"] if self.intervention == "perfect" else torch.ones_like(sites["targets"])
-            weight = sites["weight"] * keep[:, None, :]
-        return weight, sites["intercept"], sites["noise"]
-
-    def unrolled(self, sites: dict[str, Tensor], rows: int, envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws with one site `z_<k>` per latent, for ChiRho's `do`.
-
-        Of the observational equations, with the interventions of the environments `envs` put together. Shifts and log
-        variance ratios on one latent add; of two replaced equations the later one stands.
-        """
-        weights, intercepts, noises = self._equations(sites)
-        weight, intercept, noise = weights[0].clone(), intercepts[0].clone(), noises[0].clone()
-        for e in envs:
-            for k in np.flatnonzero(sites["targets"][e].cpu().numpy()):
-                if self.intervention in ("shift", "variance"):
-                    intercept[k] += intercepts[e, k] - intercepts[0, k]
-                    noise[k] *= noises[e, k] / noises[0, k]
-                else:
-                    weight[:, k], intercept[k], noise[k] = weights[e, :, k], intercepts[e, k], noises[e, k]
-        return linear_sem.unrolled(linear_sem.LinearSEM(weight, intercept, noise), rows, self.link)
-
-
-class Rows(TorchDistribution):
-    """p(z | env) of a `LatentSEM`: batch (rows,), event (latent,)."""
-
-    arg_constraints: dict = {}
-    support = constraints.real_vector
-
-    def __init__(self, latent_sem: LatentSEM, env: Tensor, validate_args: bool | None = None) -> None:
-        self.sem, self.env = latent_sem, env
-        super().__init__(env.shape, torch.Size((latent_sem.latents,)), validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.sem.log_prob(value, self.env)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws under the chain's own equations, all earlier nodes being parents."""
-        s, hit = self.sem, self.sem.hard_targets()
-        change = s.intervention in ("shift", "variance")
-        own = s.own_intercept.gather(0, s.slot)
-        own_scale = s.own_log_scale.gather(0, s.slot)
-        natural = s.weight * s.before
-        weight = natural.expand(s.environments, -1, -1)
-        if s.intervention == "perfect":
-            weight = weight * (1 - hit)[:, None, :]
-        elif s.intervention == "soft":
-            weight = torch.where(hit[:, None, :] > 0, s.own_weight * s.before, weight)
-        sites = {
-            "env_weight": weight,
-            "intercept": torch.where(hit > 0, own + (s.intercept if change else 0.0), s.intercept.expand_as(own)),
-            "noise": torch.where(
-                hit > 0, own_scale + (s.log_scale if change else 0.0), s.log_scale.expand_as(own)
-            ).exp(),
-        }
-        shape = torch.Size(sample_shape)
-        env = self.env.expand(*shape, *self.env.shape).reshape(-1)
-        return s.simulate(sites, env).reshape(*shape, *self.env.shape, s.latents)
-
 
 class SEMReadouts:
     """Read-outs that programs with a `LatentSEM` share: what they tell of graph, targets, new rows and interventions.
@@ -558,6 +622,8 @@ class SEMReadouts:
     observation: Observation
     decoder: nn.Module
     config: dict[str, Any]
+    new_rows = True
+    knows_interventions = True
     sites: ClassVar[Mapping[str, Site]] = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "graph": Site(("parent", "child"), discrete=True),
@@ -578,32 +644,33 @@ class SEMReadouts:
             return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
         return None if self.config["targets"] == "known" else self.sem.target
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        """Mean of x, of z under the weights that were drawn with it, see `LatentSEM.seen`."""
-        weight = pyro.sample("weight", Delta(torch.zeros_like(self.sem.weight)).to_event(2))
-        return self.observation.mean(self.decoder(self.sem.seen(z, weight)), batch)
-
     @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Exact draws of targets, graph and equations given the latents of the rows of the fit."""
-        out = self.sem.draw()
-        if self.sem.absorbed and "z" in sites:  # the guide's are of the chain's own equations
-            out["z"] = self.sem.solve(self.sem.innovations(sites["z"]), out["weight"])
-        if self.sem.escapees and "z" in sites:
-            out["escaped"] = torch.bernoulli(self.sem.escaped(sites["z"], batch.env))
-        return out
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        """Targets, order, graph and equations given the latents of the rows of the fit; which rows escaped; and, where
+        weights are the prior's, latents of those equations (the guide's are of the chain's own)."""
+        equations = self.sem.recover()
+        with self.rows(batch):  # type: ignore[attr-defined]
+            if self.sem.escapees:
+                pyro.sample("escaped", dist.Bernoulli(self.sem.escaped(kept["z"], batch.env)))
+            if self.sem.absorbed:
+                z = self.sem.solve(self.sem.innovations(kept["z"]), equations.weight)
+                pyro.sample("z", dist.Delta(z, event_dim=1))
 
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i))."""
-        z = self.sem.simulate(sites, batch.env)
-        new, told = (self.sem.seen(v, sites["weight"]) for v in (z, sites["z"]))
-        drawn = self.observation.likelihood(self.decoder(new), batch).sample()
-        return drawn, self.observation.likelihood(self.decoder(told), batch).log_prob(batch.x).sum(-1)
+    def plugged(self, batch: Batch) -> dict[str, Tensor]:
+        """The chain's own equations: parameters while it is trained."""
+        return self.sem.own()
 
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the observational equations under the interventions of `envs` together."""
-        return self.sem.unrolled(sites, len(batch), envs)
+    def _described(self, equations: Equations) -> Equations:
+        """The equations, with read-outs of the story."""
+        weights, intercept, scale = equations.everywhere
+        weight = pyro.deterministic("weight", equations.weight)  # (parent, child)
+        pyro.deterministic("targets", equations.targets)  # (env, latent)
+        pyro.deterministic("intercept", intercept)  # (env, latent)
+        pyro.deterministic("noise", scale)  # (env, latent)
+        pyro.deterministic("shift", (intercept - intercept[0]) * equations.targets)  # (env, latent)
+        if self.sem.intervention == "soft":
+            pyro.deterministic("env_weight", weights)  # (env, parent, child)
+        return equations._replace(weight=weight)
 
 
 def _slots(target: np.ndarray) -> np.ndarray:
