@@ -34,25 +34,26 @@ by one; and in a contrastive construction of the flow.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import contrastive, directions, optimise
-from pyrocrl.dists import Law, MultivariateNormal
+from pyrocrl.dists import Law, MultivariateNormal, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Study
 from pyrocrl.parts import nets
 from pyrocrl.parts.flows import LAYERS, FreeFormFlow
 from pyrocrl.parts.guides import FullNormalBlock
-from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.latent_sem import SEMReadouts, described
 from pyrocrl.program import check_between, check_rows, check_whole, checked_targets
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
@@ -65,6 +66,28 @@ PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
 FEWER_ROUNDS = 2  # where targets are unknown: log-odds between environments are a start near the latents
 ROWS = 1024  # a step, of the decoder's regression
 DECODER = 0.5  # steps of the decoder, in those of the flow
+
+
+class Mixed(TorchDistribution):
+    """x = f(z), z (rows, latent) of M y(x): its log_prob is the volume log |det M| + log |det dy / dx|, so that with the
+    law of z it adds up to log p(x). Draws and the mean are the decoder's."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, z: Tensor, unmixing: Tensor, mix: Callable, white: Callable) -> None:
+        self.z, self.unmixing, self.mix, self.white = z, unmixing, mix, white
+        super().__init__(z.shape[:-1], z.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mix(self.z, self.unmixing)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.mean.expand(*sample_shape, *self.shape())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return linear_sem.log_abs_det(self.unmixing) + self.white(value)[1]
 
 
 class CausalFlow(Program):
@@ -118,6 +141,8 @@ class CausalFlow(Program):
         dtype=torch.float64,
     )
     uses_rows = False
+    new_rows = True
+    knows_interventions = True
     sites = {
         **{k: v for k, v in SEMReadouts.sites.items() if k not in ("escaped", "env_weight")},
         "unmixing": Site(("latent", "direction"), {"latent": 1}),
@@ -261,7 +286,8 @@ class CausalFlow(Program):
         self.count.copy_(y.count / (1.0 + y.count * contrastive.ERROR**2))
         self.mean.copy_(y.mean)
         self.cov.copy_(y.cov)
-        self.log_jacobian.copy_(self.count.sum() * (log_det.mean() + torch.linalg.slogdet(white).logabsdet))
+        worth = 1.0 - self.count[batch.env] * contrastive.ERROR**2
+        self.log_jacobian.copy_(worth @ log_det + self.count.sum() * torch.linalg.slogdet(white).logabsdet)
 
     def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
         environments = self._environments()._replace(target=target)
@@ -284,22 +310,50 @@ class CausalFlow(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        d = self.config["latents"]
+        tangent = pyro.sample("tangent", directions.Directions(self.project, d))  # (latent (latent - 1),)
+        prior = orders.log_edge_prior(d, self.config["edge_probability"], tangent.device)
+        order = pyro.sample("order", orders.Order(prior))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        unmixing = directions.unit_rows(tangent, self.chart).double()  # M (latent, latent)
+        known = linear_sem.regressions(unmixing, graph, self._slices())
+        with pyro.plate(
+            "mechanism", len(known.count), dim=-1
+        ):  # the natural equations, then one for each (env, target)
+            variance = pyro.sample("variance", known.prior_variance())
+            slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
+            level = pyro.sample("level", known.prior_level(variance))
+        equations = self._equations(known.mechanisms(variance, slope, level))
+        pyro.deterministic("unmixing", unmixing)
+        told_z = None if batch.x is None else self._white(batch.x)[0].double() @ unmixing.mT
+        with self.rows(batch), pyro.poutine.scale(scale=self._worth(batch)):
+            targets, control = self.target.double(), int(self.observational[0])
+            own = linear_sem.of_rows(equations, targets, batch.env, batch.together, control)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
+
+            z = self.along(order.tolist(), equation, torch.zeros_like(own.scale), told_z)  # (rows, latent)
+            pyro.sample("x", Mixed(z, unmixing, self._mix, self._white), obs=batch.x)  # (rows, feature)
+
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
-        rows = directions.unit_rows(tangent, self.chart)  # (latent, latent)
-        shape = (len(batch), self.config["features"])
-        law = Law((), shape, lambda _: self._objective(rows), lambda: self._simulated(rows, len(batch)))
+        unmixing = directions.unit_rows(tangent, self.chart)  # (latent, latent)
+        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(unmixing))
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
 
-    def _simulated(self, rows: Tensor, count: int) -> Tensor:
-        """(count, feature) of the prior, what it leaves open fixed: deviations of noise and slab 1, intercepts 0."""
-        d = rows.shape[-1]
-        prior = orders.log_edge_prior(d, self.config["edge_probability"], rows.device)
-        _, graph = orders.sample_dags(prior.to(rows.dtype))
-        unit = torch.ones_like(rows[0])
-        _, cov = linear_sem.sem_moments(linear_sem.LinearSEM(graph * torch.randn_like(rows), 0 * unit, unit))
-        noise = torch.randn(count, d, dtype=cov.dtype, device=cov.device)
-        return self._mix(noise @ torch.linalg.cholesky(cov).mT, rows)
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        unmixing = directions.unit_rows(kept["tangent"], self.chart).double()
+        scores = self._scores(unmixing)
+        order = pyro.sample("order", orders.Order(scores))
+        graph = pyro.sample("graph", orders.Graph(scores, order))
+        known = linear_sem.regressions(unmixing, graph, self._slices())
+        with pyro.plate("mechanism", len(known.count), dim=-1):
+            variance = pyro.sample("variance", known.variance())
+            slope = pyro.sample("slope", known.slopes(variance))
+            pyro.sample("level", known.level(slope, variance))
 
     def guide(self, batch: Batch) -> None:
         block = self.guide_block
@@ -354,66 +408,32 @@ class CausalFlow(Program):
     def _scores(self, rows: Tensor) -> Tensor:
         return linear_sem.mechanism_scores(rows, self._slices(), self.config["edge_probability"])
 
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Given a draw of M, draws of graph, weights, intercepts and noise; and z, which it determines."""
-        rows, latents = directions.unit_rows(sites["tangent"], self.chart).double(), self.config["latents"]
-        slices, target = self._slices(), self.target.double()
-        _, graph = orders.sample_dags(self._scores(rows))
-        mechanisms = linear_sem.draw_mechanisms(rows, graph, slices)
-        per_env = linear_sem.by_environment(mechanisms, self.pairs, target)
-        out = {
-            "z": self._white(batch.x)[0].double() @ rows.mT,
-            "graph": graph.double(),
-            "weight": mechanisms.weight[:latents].mT,  # (parent, child)
-            "targets": target,
-            "shift": per_env.intercept - mechanisms.intercept[:latents],  # (env, latent), 0 off the targets
-            "intercept": per_env.intercept,
-            "noise": per_env.scale,
-            "unmixing": rows,  # of y
-        }
-        return {name: value.to(self.root.dtype) for name, value in out.items()}
+    def _equations(self, mechanisms: linear_sem.Mechanisms) -> linear_sem.LinearSEM:
+        """The equations of every environment, (env, ...), with their read-outs."""
+        target, d = self.target.double(), self.config["latents"]
+        out = linear_sem.by_environment(mechanisms, self.pairs, target)
+        described(mechanisms.weight[:d].mT, target, mechanisms.intercept[:d], out, soft=False)
+        return out
 
-    def _sem(self, sites: dict[str, Tensor]) -> linear_sem.LinearSEM:
-        """The structural equations of every environment, (env, ...)."""
-        kept = 1 - sites["targets"]
-        return linear_sem.LinearSEM(sites["weight"] * kept[:, None, :], sites["intercept"], sites["noise"])
+    def _worth(self, batch: Batch) -> Tensor:
+        """(rows,) what a row counts for: errors of h are the same however many rows there are."""
+        return 1.0 - self.count.double()[batch.env] * contrastive.ERROR**2
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise)."""
-        if "weight" not in sites:
-            sites = sites | self.posterior_sites(batch, sites)
+        if "level" not in sites:
+            sites = sites | self.recovered(batch, sites)
+        unmixing = directions.unit_rows(sites["tangent"], self.chart).double()
+        known = linear_sem.regressions(unmixing, sites["graph"], self._slices())
+        equations = self._equations(known.mechanisms(sites["variance"], sites["slope"], sites["level"]))
         y, log_det = self._white(batch.x)
-        own = linear_sem.LinearSEM(*(value[batch.env] for value in self._sem(sites)))
-        return (
-            linear_sem.sem_log_prob(y @ sites["unmixing"].mT, own) + linear_sem.log_abs_det(sites["unmixing"]) + log_det
-        )
+        own = linear_sem.LinearSEM(*(value[batch.env] for value in equations))
+        return linear_sem.sem_log_prob(y.double() @ unmixing.mT, own) + linear_sem.log_abs_det(unmixing) + log_det
 
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x from each row's own environment, log p(x_i | sites))."""
-        mean, cov = linear_sem.sem_moments(self._sem(sites))  # (env, latent), (env, latent, latent)
-        noise = torch.randn(len(batch.x), mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        z = mean[batch.env] + (torch.linalg.cholesky(cov)[batch.env] @ noise[..., None]).squeeze(-1)
-        return self._mix(z, sites["unmixing"]), self.row_log_likelihood(batch, sites)
-
-    def _mix(self, z: Tensor, rows: Tensor) -> Tensor:
+    def _mix(self, z: Tensor, unmixing: Tensor) -> Tensor:
         """(rows, feature) x of z by the decoder."""
-        y = torch.linalg.solve(rows.to(z), z.mT).mT
+        y = torch.linalg.solve(unmixing.to(z), z.mT).mT
         return self.flow.decode(torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z))
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        rows = pyro.sample("unmixing", Delta(self._rows().to(z)).to_event(2))
-        return self._mix(z, rows)
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
-
-        envs: environments whose interventions act together, each target with its mechanism from there (from the last
-        of them that targets it).
-        """
-        own = linear_sem.acting_together(self._sem(sites), sites["targets"], int(self.observational[0]), envs)
-        return linear_sem.unrolled(own, len(batch))
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

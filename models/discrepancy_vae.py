@@ -268,7 +268,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def story(self, batch: Batch) -> None:
-        equations = self._described(self.sem.story())  # targets, order, graph, and every equation
+        equations = self.sem.story()  # targets, order, graph, and every equation, with their read-outs
         with self.rows(batch):
             own = self.sem.of_rows(equations, self.sem.acting(batch.env), batch.together)
 

@@ -70,7 +70,7 @@ from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
 from pyrocrl.parts import escapees
 from pyrocrl.parts.guides import FullNormalBlock
-from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.latent_sem import SEMReadouts, described
 from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.observation import LIKELIHOODS, Observation
 from pyrocrl.program import check_between, check_rows, check_sizes, checked_targets
@@ -538,20 +538,14 @@ class LinearSEMLin(Program):
         self, mechanisms: linear_sem.Mechanisms, targets: Tensor, unmixing: Tensor
     ) -> tuple[linear_sem.LinearSEM, Tensor]:
         """Equations (env, ...) and the unmixing to z, with their read-outs."""
-        d = len(unmixing)
+        d, soft = len(unmixing), self.config["intervention"] == "soft"
         out = linear_sem.by_environment(mechanisms, self.pairs, targets)
-        weight = pyro.deterministic("weight", mechanisms.weight[:d].mT)  # (parent, child)
+        weight = described(mechanisms.weight[:d].mT, targets, mechanisms.intercept[:d], out, soft)
         if self.reads_innovations:  # what M gives are innovations
             out = out._replace(weight=weight.expand_as(out.weight))
             unmixing = torch.linalg.solve(torch.eye(d).to(weight) - weight.mT, unmixing)
-        pyro.deterministic("targets", targets)  # (env, latent)
-        pyro.deterministic("shift", out.intercept - mechanisms.intercept[:d])  # (env, latent), 0 off the targets
-        pyro.deterministic("intercept", out.intercept)  # (env, latent)
-        pyro.deterministic("noise", out.scale)  # (env, latent)
         pyro.deterministic("unmixing", unmixing @ self.project.double())  # (latent, feature)
         pyro.deterministic("loadings", self.lift.double() @ torch.linalg.inv(unmixing))  # (feature, latent)
-        if self.config["intervention"] == "soft":
-            pyro.deterministic("env_weight", out.weight)  # (env, parent, child)
         return out, unmixing
 
     def _acting(self, batch: Batch) -> Tensor:

@@ -38,12 +38,13 @@ Mechanism = Literal["linear", "relu"]
 
 
 class Equations(NamedTuple):
-    """Drawn equations: order (latent,); targets (env, latent) in {0, 1}; weight (parent, child) of the natural ones;
-    everywhere, those of every environment (env, ...)."""
+    """Drawn equations: order (latent,); targets (env, latent) in {0, 1}; weight (parent, child) and natural intercept
+    (latent,) without interventions; everywhere, those of every environment (env, ...)."""
 
     order: Tensor
     targets: Tensor
     weight: Tensor
+    natural: Tensor
     everywhere: linear_sem.LinearSEM
 
 
@@ -419,7 +420,9 @@ class LatentSEM(nn.Module):
             slope = pyro.sample("slope", self._prior_slopes(variance))  # (mechanism, latent)
             level = pyro.sample("level", Normal(0 * like, LEVEL * like))
         change, ratio = self._changes(pairs, lambda e, k: (self.weight.new_zeros(()), self.weight.new_tensor(LEVEL)))
-        return self._assembled(order, graph, targets, variance, slope, level, change, ratio)
+        out = self._assembled(order, graph, targets, variance, slope, level, change, ratio)
+        soft = self.intervention == "soft"
+        return out._replace(weight=described(out.weight, targets, out.natural, out.everywhere, soft))
 
     @torch.no_grad()
     def recover(self) -> Equations:
@@ -506,7 +509,8 @@ class LatentSEM(nn.Module):
                 intercept[e, k], scale[e, k] = level[d + place], variance[d + place].sqrt()
                 soft = self.intervention == "soft"
                 everywhere[e, :, k] = slope[d + place] * graph[:, k] if soft else 0.0
-        return Equations(order, targets, weight, linear_sem.LinearSEM(everywhere, intercept, scale))
+        equations = linear_sem.LinearSEM(everywhere, intercept, scale)
+        return Equations(order, targets, weight, level[:d].to(weight), equations)
 
     @torch.no_grad()
     def own(self) -> dict[str, Tensor]:
@@ -660,17 +664,21 @@ class SEMReadouts:
         """The chain's own equations: parameters while it is trained."""
         return self.sem.own()
 
-    def _described(self, equations: Equations) -> Equations:
-        """The equations, with read-outs of the story."""
-        weights, intercept, scale = equations.everywhere
-        weight = pyro.deterministic("weight", equations.weight)  # (parent, child)
-        pyro.deterministic("targets", equations.targets)  # (env, latent)
-        pyro.deterministic("intercept", intercept)  # (env, latent)
-        pyro.deterministic("noise", scale)  # (env, latent)
-        pyro.deterministic("shift", (intercept - intercept[0]) * equations.targets)  # (env, latent)
-        if self.sem.intervention == "soft":
-            pyro.deterministic("env_weight", weights)  # (env, parent, child)
-        return equations._replace(weight=weight)
+
+def described(weight: Tensor, targets: Tensor, natural: Tensor, everywhere: linear_sem.LinearSEM, soft: bool) -> Tensor:
+    """Read-outs of a story's equations, deterministic sites; returns the weights, which a query may have set.
+
+    weight (parent, child) and natural intercepts (latent,) without interventions; targets (env, latent); everywhere:
+    equations (env, ...).
+    """
+    pyro.deterministic("targets", targets)
+    pyro.deterministic("intercept", everywhere.intercept)
+    pyro.deterministic("noise", everywhere.scale)
+    pyro.deterministic("shift", (everywhere.intercept - natural) * targets)
+    if soft:
+        pyro.deterministic("env_weight", everywhere.weight)
+    out: Tensor = pyro.deterministic("weight", weight)
+    return out
 
 
 def _slots(target: np.ndarray) -> np.ndarray:
