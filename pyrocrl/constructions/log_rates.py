@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pyrocrl.constructions import anchors
-from pyrocrl.constructions.affine import unmix
+from pyrocrl.constructions.affine import Start, unmix
 from pyrocrl.data import Batch
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.observation import Observation
@@ -16,17 +14,6 @@ from pyrocrl.parts.observation import Observation
 STEEPEST = 1.0  # largest slope at the start: rare genes are part of their own factors' scores
 SHRINK = 0.7  # of slopes at the start, for the same reason
 UNSURE = -4.0  # least log probability of a target at the start
-
-
-class Start(NamedTuple):
-    """z = unmixing x + offset (x: `Observation.inputs`), with posterior Cholesky factor `tril` (latent, latent); log
-    rates are bias + loadings z (feature, latent), beside the observation's own offsets."""
-
-    unmixing: Tensor
-    offset: Tensor
-    tril: Tensor
-    loadings: Tensor
-    bias: Tensor
 
 
 @torch.no_grad()
