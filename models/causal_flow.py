@@ -13,7 +13,7 @@ not hold the Jacobian, by the normality of every environment's latents and by a 
 (`pyrocrl.constructions.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood
 and mixed the latents. So the density of x is a rough one. The one site is `tangent`, the directions of the rows of M,
 with a Laplace approximation; weights, graphs and orders are summed out in closed form and drawn exactly. Errors of h
-correlate latents a little, so each environment's count is tempered (`contrastive.ERROR`): many rows would make an edge
+correlate latents a little, so each environment's count is tempered (`correlation_error`): many rows would make an edge
 of any correlation. Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds
 between environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the
 probability of its evidence.
@@ -34,7 +34,7 @@ by one; and in a contrastive construction of the flow.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -45,13 +45,12 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import contrastive, directions, optimise
+from pyrocrl.constructions import contrastive, contrastive_flow, directions
 from pyrocrl.dists import Law, MultivariateNormal, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Study
-from pyrocrl.parts import nets
-from pyrocrl.parts.flows import LAYERS, FreeFormFlow
+from pyrocrl.parts.flows import FreeFormFlow
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts, described
 from pyrocrl.program import check_between, check_rows, check_whole, checked_targets
@@ -59,13 +58,6 @@ from pyrocrl.program import check_between, check_rows, check_whole, checked_targ
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
 TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
-RIVALS = 4  # further starts of the unmixing beside the best one
-DRAWS = 64  # of the unmixing, for edge probabilities
-# steps on normality are noisy, and rows are enough not to need it
-PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
-FEWER_ROUNDS = 2  # where targets are unknown: log-odds between environments are a start near the latents
-ROWS = 1024  # a step, of the decoder's regression
-DECODER = 0.5  # steps of the decoder, in those of the flow
 
 
 class Mixed(TorchDistribution):
@@ -126,6 +118,7 @@ class CausalFlow(Program):
             "linear Gaussian structural equations: graphs are summed out, not tried one by one",
             "the flow is trained by contrasts between environments, not by the density of features",
         ),
+        settings=("cauca",),
         status="experimental",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -158,10 +151,11 @@ class CausalFlow(Program):
         edge_probability: float = 0.5,
         width: int = 64,
         steps: int = 1500,
+        correlation_error: float = 0.06,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, one target for each environment but the observational ones; left out
         where targets are unknown: environment 0 is then observational. width, steps: of the flow's layers, and its
-        training.
+        training. correlation_error: of latents, that errors of h leave in all environments alike and whatever the rows.
 
         Raises InputError unless there are as many features as latents (2 to 12), for a latent without an environment,
         none observational, and for unknown targets unless there are two environments for each latent, at most 4.
@@ -174,13 +168,14 @@ class CausalFlow(Program):
             reject("latents", latents, f"as many as features ({features}), at most {orders.MAX_NODES}")
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         check_between("edge_probability", edge_probability, 0, 1)
+        check_between("correlation_error", correlation_error, 0, 1)
         self.unknown = targets == "unknown"
         if self.unknown:
             if environments != 2 * latents + 1:
                 reject("environments", environments, f"{2 * latents + 1}: an observational one, then two a latent")
             if latents > 4:
                 reject("latents", latents, "2 to 4 where targets are unknown: every hypothesis is fitted")
-            target = next(iter(_pairings(latents)))
+            target = next(iter(contrastive_flow.pairings(latents)))
             self.pairs = [(e, k) for e in range(1, len(target)) for k in range(latents)]
         else:
             target = checked_targets(target_matrix, latents)
@@ -204,109 +199,6 @@ class CausalFlow(Program):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
-
-    # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            data = copy.copy(data)
-            data.targets = None  # labels that are not believed
-        elif data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
-            )
-        else:
-            options = {"environments": None} | options
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != len(self.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The flow from contrasts, its decoder by regression, and the unmixing and targets of the most evidence."""
-        check_rows(data, 3 * self.config["latents"])
-        self._train(data, generator)
-        self._gather(data)
-        modes, targets = [], []
-        for target in self._hypotheses():
-            found = self._modes(target, generator)
-            modes += found
-            targets += [target] * len(found)
-        evidence = torch.stack([mode.log_evidence for mode in modes])
-        chosen = int(torch.multinomial((evidence - evidence.max()).exp().cpu(), 1, generator=generator))
-        self.target.copy_(targets[chosen])
-        self._laplace(modes[chosen])
-        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
-        loc.copy_(torch.randn(loc.shape, generator=generator))
-
-    def _train(self, data: Data, generator: torch.Generator) -> None:
-        batch = data.tensors(self.target.device, torch.float32)
-        width, steps = self.config["width"], self.config["steps"]
-        flow = FreeFormFlow(data.features, width).to(batch.x)
-        inputs = flow.start(batch.x)
-        target, hypotheses = self.target.float(), self._hypotheses() if self.unknown else []
-        plan = PLAN._replace(rounds=FEWER_ROUNDS) if self.unknown else PLAN
-        encoder, _ = contrastive.construct(inputs, batch.env, target, width, steps, generator, hypotheses, plan)
-        flow.encoder.load_state_dict(encoder.state_dict())
-        with torch.no_grad():
-            h, g = encoder(inputs), flow.gaussianise(batch.x)[0]
-        seed = int(torch.randint(2**31, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            flow.decoder = nets.Residual(data.features, data.features, width).to(batch.x)
-
-        def error(pick: Tensor, _: float) -> Tensor:
-            return torch.nn.functional.mse_loss(flow.decoder(h[pick]), g[pick])
-
-        rows = torch.arange(len(h), device=h.device)
-        optimise.minimise(flow.decoder, error, rows, max(1, int(DECODER * steps)), ROWS, generator)
-        self.flow.load_state_dict(flow.state_dict())
-
-    def _hypotheses(self) -> list[Tensor]:
-        if not self.unknown:
-            return [self.target]
-        return [torch.as_tensor(t).to(self.target) for t in _pairings(self.config["latents"])]
-
-    @torch.no_grad()
-    def _gather(self, data: Data) -> None:
-        batch = data.tensors(self.target.device, self.target.dtype)
-        parts = [self.flow(x) for x in batch.x.split(8192)]
-        h, log_det = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        found = contrastive.moments(h, batch.env, self.target)
-        use = torch.zeros_like(found.count)
-        use[self.observational] = 1.0
-        _, mean, cov = found.pooled(use)
-        white = directions.whitening(cov)
-        self.project.copy_(white)
-        self.offset.copy_(mean)
-        y = found._replace(mean=found.mean - mean).transform(white)
-        self.count.copy_(y.count / (1.0 + y.count * contrastive.ERROR**2))
-        self.mean.copy_(y.mean)
-        self.cov.copy_(y.cov)
-        worth = 1.0 - self.count[batch.env] * contrastive.ERROR**2
-        self.log_jacobian.copy_(worth @ log_det + self.count.sum() * torch.linalg.slogdet(white).logabsdet)
-
-    def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
-        environments = self._environments()._replace(target=target)
-        candidates = directions.candidate_rows(environments, generator)
-
-        def objective(rows: Tensor) -> Tensor:
-            return self._objective(rows, target)
-
-        starts = directions.choose_rows(candidates, objective, 0 if self.unknown else RIVALS, generator)
-        return directions.best_modes(directions.climb(objective, starts), 1)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(directions.climb(self._objective, self._rows()[None])[0])
-
-    def _laplace(self, mode: directions.Mode) -> None:
-        self.chart.copy_(mode.chart)
-        self.root.copy_(mode.root)
-        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -392,10 +284,7 @@ class CausalFlow(Program):
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact given M, averaged over fixed draws of it."""
-        generator = torch.Generator().manual_seed(0)
-        like, block = self.root, self.guide_block
-        noise = torch.randn(DRAWS, len(like), generator=generator, dtype=like.dtype).to(like.device)
-        tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
+        tangent = directions.tangents(self.root, self.guide_block, torch.Generator().manual_seed(0))
 
         def edges(one: Tensor) -> Tensor:
             return orders.edge_probabilities(self._scores(directions.unit_rows(one, self.chart).double()))
@@ -417,7 +306,7 @@ class CausalFlow(Program):
 
     def _worth(self, batch: Batch) -> Tensor:
         """(rows,) what a row counts for: errors of h are the same however many rows there are."""
-        return 1.0 - self.count.double()[batch.env] * contrastive.ERROR**2
+        return 1.0 - self.count.double()[batch.env] * self.config["correlation_error"] ** 2
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise)."""
@@ -440,6 +329,92 @@ class CausalFlow(Program):
         needs = TWICE if self.unknown else ONCE
         return (Claim("latents", (*free, "scale", "shift"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
 
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        if options.get("targets") == "unknown":
+            data = copy.copy(data)
+            data.targets = None  # labels that are not believed
+        elif data.targets is None and "target_matrix" not in options:
+            raise InputError(
+                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
+            )
+        else:
+            options = {"environments": None} | options
+        return super().from_data(data, **options)
+
+    def check(self, data: Data) -> None:
+        super().check(data)
+        if len(data.env_names) != len(self.target):
+            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The flow from contrasts, its decoder by regression, and the unmixing and targets of the most evidence."""
+        check_rows(data, 3 * self.config["latents"])
+        batch = data.tensors(self.target.device, torch.float32)
+        hypotheses = self._hypotheses() if self.unknown else []
+        sizes = self.config["width"], self.config["steps"]
+        flow = contrastive_flow.train(batch.x, batch.env, self.target.float(), *sizes, generator, hypotheses)
+        self.flow.load_state_dict(flow.state_dict())
+        self._gather(data)
+        modes, targets = [], []
+        for target in self._hypotheses():
+            found = self._modes(target, generator)
+            modes += found
+            targets += [target] * len(found)
+        evidence = torch.stack([mode.log_evidence for mode in modes])
+        chosen = int(torch.multinomial((evidence - evidence.max()).exp().cpu(), 1, generator=generator))
+        self.target.copy_(targets[chosen])
+        self._laplace(modes[chosen])
+        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
+        loc.copy_(torch.randn(loc.shape, generator=generator))
+
+    def _hypotheses(self) -> list[Tensor]:
+        if not self.unknown:
+            return [self.target]
+        return [torch.as_tensor(t).to(self.target) for t in contrastive_flow.pairings(self.config["latents"])]
+
+    @torch.no_grad()
+    def _gather(self, data: Data) -> None:
+        batch = data.tensors(self.target.device, self.target.dtype)
+        parts = [self.flow(x) for x in batch.x.split(8192)]
+        h, log_det = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        found = contrastive.moments(h, batch.env, self.target)
+        use = torch.zeros_like(found.count)
+        use[self.observational] = 1.0
+        _, mean, cov = found.pooled(use)
+        white = directions.whitening(cov)
+        self.project.copy_(white)
+        self.offset.copy_(mean)
+        y = found._replace(mean=found.mean - mean).transform(white)
+        self.count.copy_(y.count / (1.0 + y.count * self.config["correlation_error"] ** 2))
+        self.mean.copy_(y.mean)
+        self.cov.copy_(y.cov)
+        volume = self._worth(batch) @ log_det.double() + self.count.sum() * torch.linalg.slogdet(white).logabsdet
+        self.log_jacobian.copy_(volume)
+
+    def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
+        environments = self._environments()._replace(target=target)
+        candidates = directions.candidate_rows(environments, generator)
+
+        def objective(rows: Tensor) -> Tensor:
+            return self._objective(rows, target)
+
+        starts = directions.choose_rows(
+            candidates, objective, 0 if self.unknown else directions.EFFORT.rivals, generator
+        )
+        return directions.best_modes(directions.climb(objective, starts), 1)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
+        self._laplace(directions.climb(self._objective, self._rows()[None])[0])
+
+    def _laplace(self, mode: directions.Mode) -> None:
+        self.chart.copy_(mode.chart)
+        self.root.copy_(mode.root)
+        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
+
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
@@ -453,23 +428,6 @@ class CausalFlow(Program):
             "cauca", {"samples": 50_000, "latents": 3, "interventions": 2}, {"targets": "unknown"}, 20, held_out=0.05
         ),
     )
-
-
-def _pairings(latents: int) -> Iterator[np.ndarray]:
-    """Every way of giving two of the environments 1, 2, ... to each latent, (env, latent), up to the latents' names."""
-
-    def pairs(left: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], ...]]:
-        if not left:
-            yield ()
-        for other in left[1:]:
-            for rest in pairs(tuple(e for e in left[1:] if e != other)):
-                yield ((left[0], other), *rest)
-
-    for hypothesis in pairs(tuple(range(1, 2 * latents + 1))):
-        target = np.zeros((2 * latents + 1, latents))
-        for k, pair in enumerate(hypothesis):
-            target[list(pair), k] = 1.0
-        yield target
 
 
 if __name__ == "__main__":

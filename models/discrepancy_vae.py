@@ -50,21 +50,19 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
-from pyrocrl.constructions.affine import bend, unmix
-from pyrocrl.constructions.contrastive import ERROR
+from pyrocrl.constructions import affine
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
+from pyrocrl.exact.mmd import mmd2
 from pyrocrl.lab.screens import PerturbationScreen
 from pyrocrl.lab.studies import Pairs, Study, TwoModels
+from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_between, check_sizes
 
-DISCREPANCY = 10.0  # weight of the discrepancy, in nats a row
-SLAB = 0.3  # prior deviation of the loadings of log rates
-UNMIXED = 4.0  # rows say this many times less of the equations: the same rows have to tell the latents' directions
 GIVEN = ("the decoder is injective", "noise is Gaussian")
 NEEDS = (
     "observational_environment",
@@ -174,6 +172,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
             "chains start from the directions that mean differences give",
         ),
         likelihoods=("gaussian", "negative_binomial"),
+        settings=("zhang2023",),
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
     )
@@ -199,24 +198,45 @@ class DiscrepancyVAE(SEMReadouts, Program):
         variation: float = 0.0,
         objective: Literal["likelihood", "mmd"] = "likelihood",
         hidden: int = 64,
+        correlation_error: float = 0.06,
+        unmixed: float = 4.0,
+        slab: float = 0.3,
+        discrepancy_weight: float = 10.0,
+        spike: float = 0.02,
+        none_probability: float = 0.5,
+        escape_alpha: float = 1.0,
+        escape_beta: float = 3.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, environment 0 observational; not read where targets are unknown.
 
         escapees: rows of an intervention may have missed it. variation: deviation by which environments' means differ
-        for other reasons than interventions, see `LatentSEM`.
+        for other reasons than interventions, see `LatentSEM`. correlation_error: of latents, that errors of mu leave
+        behind a network, in all environments alike and whatever the rows. unmixed: rows say this many times less of the
+        equations, for the same rows have to tell the latents' directions. slab: prior deviation of the loadings of log
+        rates. discrepancy_weight: in nats a row, of objective="mmd". spike, none_probability: of weights of absent
+        edges and of environments without target, see `LatentSEM`. escape_alpha, escape_beta: of the Beta prior of the
+        share of escapees.
         """
         super().__init__()
         check_sizes(features, latents)
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         one_of("decoder", decoder, ("linear", "mlp"))
         one_of("objective", objective, ("likelihood", "mmd"))
+        check_between("correlation_error", correlation_error, 0, 1)
+        for name, value in (("unmixed", unmixed), ("slab", slab), ("discrepancy_weight", discrepancy_weight)):
+            check_between(name, value)
         if targets != "unknown" and target_matrix is None:
             reject("targets", f"{targets!r} without a target matrix", "targets in the data, or targets='unknown'")
         if objective == "mmd":  # Gram matrices of all pairs of rows
             self.recipe = replace(self.recipe, batch_size=150)
         known = None if targets == "unknown" else target_matrix
         self.sem = LatentSEM(
-            latents, environments, known, intervention, mechanism, escapees, variation=variation, free=decoder == "mlp"
+            *(latents, environments, known, intervention, mechanism, escapees),
+            variation=variation,
+            free=decoder == "mlp",
+            spike=spike,
+            none_probability=none_probability,
+            escape_prior=escape.Prior(escape_alpha, escape_beta),
         )
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
@@ -226,44 +246,6 @@ class DiscrepancyVAE(SEMReadouts, Program):
             self.recipe = replace(self.recipe, least_steps=800)
         self.encoder = Encoder(features, latents, hidden, held)
         self.decoder = Decoder(latents, features, hidden, decoder == "linear")
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if data.targets is None:
-            options = {"targets": "unknown"} | options
-        return super().from_data(data, **options)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Linear latents along the directions in which environments differ, bent where the decoder is a network."""
-        batch = self.observation.start(data)
-        x = self.observation.inputs(batch)
-        held, free, self.sem.free = self.encoder.held, self.sem.free, False  # latents start as those of equations
-        # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
-        every, eye = torch.arange(len(x), device=x.device), torch.eye(x.shape[1]).to(x)
-        pick = every if held else _bootstrap(batch.env, self.sem.environments, generator)
-        if self.observation.counts:
-            start = count_factors(self.observation, batch, pick, self.sem, generator)
-            self.decoder.start(start.loadings, start.bias)
-            self.encoder.start(start.unmixing, start.offset, start.tril)
-            self.sem.free = free
-            return
-        # behind a network environments differ along more directions than there are latents: it bends them
-        basis = torch.linalg.eigh(torch.cov(x.mT)).eigenvectors[:, -self.sem.latents :] if held else eye
-        unmixing, offset, _ = unmix((x @ basis)[pick], batch.env[pick], self.sem, generator)
-        unmixing = unmixing @ basis.mT
-        z = x @ unmixing.mT + offset
-        z, centre = z - z.mean(0), z.mean(0)
-        loadings = torch.linalg.solve(z.mT @ z, z.mT @ x).mT
-        self.decoder.start(loadings, x.mean(0) - loadings @ centre)
-        residual = (x - x.mean(0) - z @ loadings.mT).var(0).clamp_min(1e-3)
-        precision = loadings.mT @ (loadings / residual[:, None])
-        tril = torch.linalg.cholesky(torch.linalg.inv(precision + torch.eye(len(precision)).to(precision)))
-        self.encoder.start(unmixing, offset, tril)
-        if isinstance(self.encoder.mean, Residual):
-            bend(x, batch.env, self.encoder.mean, self.decoder, self.sem, generator)
-            residual = (x - self.decoder(self.encoder.mean(x))).var(0).clamp_min(1e-3)
-        self.observation.raw_noise.copy_(0.5 * residual.log())
-        self.sem.free = free
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -283,7 +265,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def model(self, batch: Batch) -> None:
         self.sem.prior()
         if self.observation.counts:  # or a rare gene's few molecules would set its slopes
-            pyro.factor("loadings_prior", -0.5 * (self.decoder.loadings / SLAB).square().sum())
+            pyro.factor("loadings_prior", -0.5 * (self.decoder.loadings / self.config["slab"]).square().sum())
         paired = self.config["objective"] == "likelihood"
         counted = torch.ones_like(batch.env, dtype=torch.bool) if paired else batch.env == 0
         with self.rows(batch), pyro.poutine.mask(mask=counted):
@@ -291,7 +273,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
             likelihood = self.observation.likelihood(self.decoder(z), batch)  # (rows, feature)
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
         if not paired:
-            pyro.factor("discrepancy", -DISCREPANCY * batch.total * self._discrepancy(z, batch))
+            pyro.factor("discrepancy", -self.config["discrepancy_weight"] * batch.total * self._discrepancy(z, batch))
 
     def guide(self, batch: Batch) -> None:
         counted = batch.env < (1 if self.config["objective"] == "mmd" else self.sem.environments)
@@ -312,22 +294,6 @@ class DiscrepancyVAE(SEMReadouts, Program):
             own = (batch.env == e).to(z.dtype)
             total = total + mmd2(made, control, inputs, own, width)
         return total
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly.
-
-        Targets are settled given the latents; the equations' counts are tempered for the latents' own errors.
-        """
-        batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
-        loc, tril = self.encoder(self.observation.inputs(batch))
-        if not self.encoder.held:
-            loc = MultivariateNormal(loc, scale_tril=tril).sample()
-        self.sem.gather(loc, batch.env)
-        fewer = torch.full_like(self.sem.count[0], UNMIXED)
-        if self.encoder.held:  # errors of which rows are no cure, see `linear_sem_nonlin`
-            share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
-            fewer = fewer + len(batch) * (share.square() + ERROR**2)
-        self.sem.count.div_(fewer)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -350,6 +316,51 @@ class DiscrepancyVAE(SEMReadouts, Program):
             Claim("graph", (*free, *closure), GIVEN, needs),
             *((Claim("targets", ("permutation",), GIVEN, TARGET_NEEDS),) if self.sem.unknown else ()),
         )
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        if data.targets is None:
+            options = {"targets": "unknown"} | options
+        return super().from_data(data, **options)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Linear latents along the directions in which environments differ, bent where the decoder is a network."""
+        batch = self.observation.start(data)
+        x, held = self.observation.inputs(batch), self.encoder.held
+        free, self.sem.free = self.sem.free, False  # latents start as those of equations
+        # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
+        every = torch.arange(len(x), device=x.device)
+        pick = every if held else affine.bootstrap(batch.env, self.sem.environments, generator)
+        if self.observation.counts:
+            start = count_factors(self.observation, batch, pick, self.sem, generator)
+        else:
+            start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, held, generator)
+        self.decoder.start(start.loadings, start.bias)
+        self.encoder.start(start.unmixing, start.offset, start.tril)
+        if isinstance(self.encoder.mean, Residual):
+            affine.bend(x, batch.env, self.encoder.mean, self.decoder, self.sem, generator)
+            residual = (x - self.decoder(self.encoder.mean(x))).var(0).clamp_min(1e-3)
+        if not self.observation.counts:
+            self.observation.raw_noise.copy_(0.5 * residual.log())
+        self.sem.free = free
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly.
+
+        Targets are settled given the latents; the equations' counts are tempered for the latents' own errors.
+        """
+        batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
+        loc, tril = self.encoder(self.observation.inputs(batch))
+        if not self.encoder.held:
+            loc = MultivariateNormal(loc, scale_tril=tril).sample()
+        self.sem.gather(loc, batch.env)
+        fewer = torch.full_like(self.sem.count[0], self.config["unmixed"])
+        if self.encoder.held:  # errors of which rows are no cure, see `linear_sem_nonlin`
+            share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
+            fewer = fewer + len(batch) * (share.square() + self.config["correlation_error"] ** 2)
+        self.sem.count.div_(fewer)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -393,34 +404,6 @@ class DiscrepancyVAE(SEMReadouts, Program):
             )
         ),
     )
-
-
-def mmd2(a: Tensor, weight_a: Tensor, b: Tensor, weight_b: Tensor, width: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between rows a (n, d) and b (m, d) with weights (n,), (m,) of 0 or 1.
-
-    The biased V-statistic by Gram matrices, kernel sum_s exp(-|x - y|^2 / (s width)) over s = 4, 2, 1, 1/2, 1/4.
-    """
-    both = torch.cat([a, b])
-    share = torch.cat([weight_a / weight_a.sum().clamp_min(1.0), -weight_b / weight_b.sum().clamp_min(1.0)])
-    norm = both.square().sum(-1)
-    square = (norm[:, None] + norm - 2.0 * both @ both.mT).clamp_min(0.0)
-    kernel = (-square / (4.0 * width)).exp()
-    gram = kernel
-    for _ in range(4):  # widths 4, 2, 1, 1/2, 1/4
-        kernel = kernel.square()
-        gram = gram + kernel
-    some = (weight_a.sum() > 0) & (weight_b.sum() > 0)
-    return (share @ gram @ share) * some
-
-
-def _bootstrap(env: Tensor, environments: int, generator: torch.Generator) -> Tensor:
-    """Positions of rows, drawn with replacement within each environment."""
-    parts = []
-    for e in range(environments):
-        rows = torch.nonzero(env == e).flatten().cpu()
-        if len(rows):
-            parts.append(rows[torch.randint(len(rows), (len(rows),), generator=generator)])
-    return torch.cat(parts).to(env.device)
 
 
 if __name__ == "__main__":

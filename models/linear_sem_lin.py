@@ -61,14 +61,14 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import directions
+from pyrocrl.constructions import directions, subspaces
 from pyrocrl.constructions.count_moments import RowPosterior, count_moments, row_posterior
 from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, MultivariateNormal, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
-from pyrocrl.parts import escapees
+from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import SEMReadouts, described
 from pyrocrl.parts.mixing import LinearMixing
@@ -83,10 +83,6 @@ NEEDS = (
     "separated_targets",
     "more_features_than_latents",
 )
-RIVALS = 4  # further starts beside the best one; a single one above 8 latents, where each takes seconds
-ENOUGH = 600  # rows an environment, on average, on a share of which the search begins
-KEEP = 4  # maxima between which a chain chooses by their evidence
-DRAWS = 64  # of the unmixing, for edge probabilities
 ROUNDING = 1e-14  # eigenvalues of a covariance below this share of the largest are 0
 FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
 
@@ -131,6 +127,7 @@ class LinearSEMLin(Program):
             "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
+        settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -168,13 +165,15 @@ class LinearSEMLin(Program):
         likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
         batches: int = 1,
         escapees: bool = False,
+        escape_alpha: float = 1.0,
+        escape_beta: float = 3.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which latents each environment intervenes on.
 
         environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
         incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
         batches: technical batches, each with its own offsets of log rates; of counts alone. escapees: whether rows may
-        have escaped their intervention.
+        have escaped their intervention; escape_alpha, escape_beta: of the Beta prior of the share that did.
 
         Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
         environments than that needs), or none observational.
@@ -187,6 +186,9 @@ class LinearSEMLin(Program):
         one_of("intervention", intervention, get_args(linear_sem.Intervention))
         check_between("edge_probability", edge_probability, 0, 1)
         one_of("likelihood", likelihood, LIKELIHOODS)
+        for name, value in (("escape_alpha", escape_alpha), ("escape_beta", escape_beta)):
+            check_between(name, value)
+        self.escape_prior = escape.Prior(escape_alpha, escape_beta)
         self.counts = likelihood == "negative_binomial"
         self.unknown = targets == "unknown"
         if self.unknown:
@@ -221,133 +223,6 @@ class LinearSEMLin(Program):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
-
-    # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            if data.control is None and data.env_names[0] not in CUSTOMARY_CONTROLS:
-                raise InputError("control: found None in the data; allowed: the observational environment's name")
-            data = copy.copy(data)
-            data.targets = None  # labels that are not believed
-            return super().from_data(data, **options)
-        if data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
-            )
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        if self.counts and not data.counts:
-            reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
-        if data.features != self.config["features"]:
-            reject("data", f"{data.features} features", f"the program's {self.config['features']}")
-        if len(data.env_names) != len(self.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
-        if data.targets is not None and not self.unknown:
-            found = data.target_matrix(self.config["latents"])
-            if not np.array_equal(found, self.target.cpu().numpy()):
-                reject("targets", "other targets than the program's", self.config["target_matrix"])
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
-        self._begin(data)
-        modes = self._search(generator)
-        for _ in range(2 * len(self.target) if self.unknown else 0):  # each change gains, so that it ends well before
-            evidence = functools.partial(self._objective, modes[0].chart[:, 0])
-            target, gain = directions.best_reassignment(evidence, self.target)
-            if gain <= 0:
-                break
-            self.target.copy_(target)
-            modes = self._search(generator)
-        again = [] if self.config["latents"] > 8 else self._search(generator)  # one search in six misses the best
-        self._laplace(directions.best_modes(modes + again, KEEP), generator)
-        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
-        loc.copy_(torch.randn(loc.shape, generator=generator))
-
-    def construct(self, data: Data, generator: torch.Generator) -> None:
-        """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
-        self._begin(data)
-        candidates = directions.candidate_rows(self._environments(), generator, self.config["intervention"])
-        self.chart.copy_(directions.chart_at(directions.choose_rows(candidates, self._objective, 0, generator)[0]))
-        block = self.guide_block
-        block.set(torch.zeros_like(block.loc), 1e-6 * torch.eye(len(block.loc), dtype=block.loc.dtype))
-
-    def _begin(self, data: Data) -> None:
-        self._gather(data)
-        if self.unknown:
-            self.target.copy_(directions.cluster_targets(self._environments(), self.config["intervention"]))
-
-    def _search(self, generator: torch.Generator) -> list[directions.Mode]:
-        environments, kind = self._environments(), self.config["intervention"]
-        candidates = directions.candidate_rows(directions.resample(environments, generator), generator, kind)
-        share = float((ENOUGH * len(self.count) / self.count.sum()).clamp(0.03, 1.0))
-        rivals = RIVALS if self.config["latents"] <= 8 else 1
-
-        def objective_at(part: float) -> directions.Objective:
-            return lambda rows: self._objective(rows, share=part)
-
-        return directions.search(objective_at, candidates, share, rivals, KEEP, generator)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(directions.climb(self._objective, self._rows()[None].double()), generator)
-
-    def _laplace(self, modes: list[directions.Mode], generator: torch.Generator) -> None:
-        evidence = torch.stack([mode.log_evidence for mode in modes])
-        chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
-        mode = modes[int(chosen)]
-        self.chart.copy_(mode.chart)
-        self.root.copy_(mode.root)
-        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
-
-    def _gather(self, data: Data) -> None:
-        moments, latents = data.moments, self.config["latents"]
-        target = self.target.cpu()
-        check_rows(data, 2)
-        if self.counts:
-            return self._gather_counts(data)
-        environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, target)
-        total, mean, cov = environments.pooled(torch.ones(len(target), dtype=torch.float64))
-        value, vector = torch.linalg.eigh(cov)
-        principal = vector[:, -latents:]  # (feature, latent)
-        use = torch.zeros_like(moments.count)
-        use[self.observational] = 1.0
-        observational = environments.transform(principal.mT).pooled(use)[2]
-        spread = torch.linalg.eigvalsh(observational)
-        if spread[0] <= 1e-10 * spread[-1]:
-            rank = int((spread > 1e-10 * spread[-1]).sum())
-            reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
-        white = directions.whitening(observational)
-        free = data.features - latents
-        tau2 = (value[:-latents].sum() / free).clamp_min(FLOOR * value[-1])
-        projected = environments.transform(white @ principal.mT)
-        self.count.copy_(projected.count)
-        self.mean.copy_(projected.mean)
-        self.cov.copy_(projected.cov)
-        self.project.copy_(white @ principal.mT)
-        self.lift.copy_(principal @ torch.linalg.inv(white))
-        self.offset.copy_(mean - principal @ (principal.mT @ mean))
-        self.tau.copy_(tau2.sqrt())
-        self.log_jacobian.copy_(torch.linalg.slogdet(white).logabsdet)
-        if self.config["escapees"]:
-            batch = data.tensors(dtype=torch.float64)
-            observational = use.bool()
-            changed = escapees.changed_moments(batch.x @ (white @ principal.mT).mT, batch.env, observational)
-            for name in ("count", "mean", "cov", "share"):
-                getattr(self, name).copy_(getattr(changed, name))
-        apart = torch.where(value > ROUNDING * value[-1], value, 0.0)[:-latents]  # 0 where x has exactly that rank
-        misfit = total * apart.sum() / tau2
-        self.residual.copy_(-0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2)))
-
-    def _gather_counts(self, data: Data) -> None:
-        latents, observational = self.config["latents"], self.observational.tolist()
-        found = count_moments(data, latents, observational, self.observation, self.config["escapees"])
-        for name in ("count", "mean", "cov", "share"):
-            getattr(self, name).copy_(getattr(found, name))
-        self.lift.copy_(found.loadings)
-        self.project.copy_(torch.linalg.pinv(found.loadings))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -452,7 +327,7 @@ class LinearSEMLin(Program):
         _, mean, cov = self._environments().pooled(use.double())
         natural = self._given(batch, mean.to(own.loc).expand_as(own.loc), cov.to(own.loc).expand_as(own.cov))
         share = self.share[batch.env]
-        return own, natural, escapees.probability(own.log_evidence, natural.log_evidence, share)
+        return own, natural, escape.probability(own.log_evidence, natural.log_evidence, share)
 
     def _given(self, batch: Batch, mean: Tensor, cov: Tensor) -> RowPosterior:
         """y of each row with prior N(mean, cov), (rows, latent) and (rows, latent, latent), given x."""
@@ -480,18 +355,16 @@ class LinearSEMLin(Program):
         return self._averaged()[1] if self.unknown else self.target
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
-        """Edge and target probabilities, each averaged over `DRAWS` draws of M; the same draws at every call."""
+        """Edge and target probabilities, each averaged over draws of M; the same draws at every call."""
         generator = torch.Generator().manual_seed(0)
-        like, block = self.root, self.guide_block
-        noise = torch.randn(DRAWS, len(like), generator=generator, dtype=like.dtype).to(like.device)
-        uniform = torch.rand(DRAWS, len(self.target), generator=generator, dtype=like.dtype).to(like.device)
+        tangent = directions.tangents(self.root, self.guide_block, generator)
+        uniform = torch.rand(len(tangent), len(self.target), generator=generator, dtype=tangent.dtype).to(tangent)
 
         def probabilities(tangent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             rows = directions.unit_rows(tangent, self.chart).double()
             target, probability = self._reassigned(rows, uniform)
             return orders.edge_probabilities(self._scores(rows, self._slices(target))), probability
 
-        tangent = (block.loc + noise @ block.scale_tril.mT) @ like.mT
         edges, targets = torch.func.vmap(probabilities, chunk_size=16)(tangent, uniform)
         return edges.mean(0), targets.mean(0)
 
@@ -611,6 +484,118 @@ class LinearSEMLin(Program):
             return (Claim("graph", (*free, "transitive closure"), (*GIVEN, SOFT), NEEDS),)
         needs = (*NEEDS, "perfect_interventions")
         return (Claim("latents", (*free, "scale"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        if options.get("targets") == "unknown":
+            if data.control is None and data.env_names[0] not in CUSTOMARY_CONTROLS:
+                raise InputError("control: found None in the data; allowed: the observational environment's name")
+            data = copy.copy(data)
+            data.targets = None  # labels that are not believed
+            return super().from_data(data, **options)
+        if data.targets is None and "target_matrix" not in options:
+            raise InputError(
+                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
+            )
+        return super().from_data(data, **options)
+
+    def check(self, data: Data) -> None:
+        if self.counts and not data.counts:
+            reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
+        if data.features != self.config["features"]:
+            reject("data", f"{data.features} features", f"the program's {self.config['features']}")
+        if len(data.env_names) != len(self.target):
+            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
+        if data.targets is not None and not self.unknown:
+            found = data.target_matrix(self.config["latents"])
+            if not np.array_equal(found, self.target.cpu().numpy()):
+                reject("targets", "other targets than the program's", self.config["target_matrix"])
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
+        self._begin(data)
+        modes = self._search(generator)
+        for _ in range(2 * len(self.target) if self.unknown else 0):  # each change gains, so that it ends well before
+            evidence = functools.partial(self._objective, modes[0].chart[:, 0])
+            target, gain = directions.best_reassignment(evidence, self.target)
+            if gain <= 0:
+                break
+            self.target.copy_(target)
+            modes = self._search(generator)
+        again = [] if self.config["latents"] > 8 else self._search(generator)  # one search in six misses the best
+        self._laplace(directions.best_modes(modes + again, directions.EFFORT.keep), generator)
+        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
+        loc.copy_(torch.randn(loc.shape, generator=generator))
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
+        self._begin(data)
+        candidates = directions.candidate_rows(self._environments(), generator, self.config["intervention"])
+        self.chart.copy_(directions.chart_at(directions.choose_rows(candidates, self._objective, 0, generator)[0]))
+        block = self.guide_block
+        block.set(torch.zeros_like(block.loc), 1e-6 * torch.eye(len(block.loc), dtype=block.loc.dtype))
+
+    def _begin(self, data: Data) -> None:
+        self._gather(data)
+        if self.unknown:
+            self.target.copy_(directions.cluster_targets(self._environments(), self.config["intervention"]))
+
+    def _search(self, generator: torch.Generator) -> list[directions.Mode]:
+        def objective_at(part: float) -> directions.Objective:
+            return lambda rows: self._objective(rows, share=part)
+
+        return directions.search_again(objective_at, self._environments(), self.config["intervention"], generator)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
+        self._laplace(directions.climb(self._objective, self._rows()[None].double()), generator)
+
+    def _laplace(self, modes: list[directions.Mode], generator: torch.Generator) -> None:
+        evidence = torch.stack([mode.log_evidence for mode in modes])
+        chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
+        mode = modes[int(chosen)]
+        self.chart.copy_(mode.chart)
+        self.root.copy_(mode.root)
+        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
+
+    def _gather(self, data: Data) -> None:
+        moments, latents = data.moments, self.config["latents"]
+        target = self.target.cpu()
+        check_rows(data, 2)
+        if self.counts:
+            return self._gather_counts(data)
+        environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, target)
+        total, mean, cov = environments.pooled(torch.ones(len(target), dtype=torch.float64))
+        use = torch.zeros_like(moments.count)
+        use[self.observational] = 1.0
+        found = subspaces.principal(cov, lambda matrix: environments.transform(matrix).pooled(use)[2], latents)
+        free, value = data.features - latents, found.value
+        tau2 = (value[:-latents].sum() / free).clamp_min(FLOOR * value[-1])
+        for name in ("project", "lift", "log_jacobian"):
+            getattr(self, name).copy_(getattr(found, name))
+        self.offset.copy_(mean - found.axes @ (found.axes.mT @ mean))
+        self.tau.copy_(tau2.sqrt())
+        seen: linear_sem.Environments | escape.Changed = environments.transform(found.project)
+        if self.config["escapees"]:
+            batch = data.tensors(dtype=torch.float64)
+            seen = escape.changed_moments(batch.x @ found.project.mT, batch.env, use.bool(), self.escape_prior)
+            self.share.copy_(seen.share)
+        for name in ("count", "mean", "cov"):
+            getattr(self, name).copy_(getattr(seen, name))
+        apart = torch.where(value > ROUNDING * value[-1], value, 0.0)[:-latents]  # 0 where x has exactly that rank
+        misfit = total * apart.sum() / tau2
+        self.residual.copy_(-0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2)))
+
+    def _gather_counts(self, data: Data) -> None:
+        latents, observational = self.config["latents"], self.observational.tolist()
+        own, prior = self.config["escapees"], self.escape_prior
+        found = count_moments(data, latents, observational, self.observation, own, prior)
+        for name in ("count", "mean", "cov", "share"):
+            getattr(self, name).copy_(getattr(found, name))
+        self.lift.copy_(found.loadings)
+        self.project.copy_(torch.linalg.pinv(found.loadings))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import directions, score_differences
+from pyrocrl.constructions import score_differences, subspaces
 from pyrocrl.constructions.hard_interventions import Unmixing, order_of
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import InputError, one_of, reject
@@ -169,109 +169,6 @@ class ScoreCRL(Program):
             self.register_buffer("tau", torch.ones(()))
             self.register_buffer("log_jacobian", torch.zeros(()))
 
-    # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            reject("targets", "'unknown'", "'known' or 'relabelled'")
-        if data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
-            )
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != len(self.mechanisms.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.mechanisms.target)}")
-
-    def construct(self, data: Data, generator: torch.Generator) -> None:
-        """The theorem's construction alone: see the head of this file. Raises InputError for environments of fewer rows
-        than three a latent."""
-        self._construct(data, generator, search=False)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The construction, the order of most likelihood, and first equations by least squares."""
-        self._construct(data, generator, search=True)
-
-    def _construct(self, data: Data, generator: torch.Generator, search: bool) -> None:
-        check_rows(data, 3 * self.config["latents"])
-        batch = data.tensors(dtype=torch.float64)
-        target = self.mechanisms.target.double()
-        if self.general:
-            self._train_encoder(data, generator)
-            z = self.latents(data.tensors(dtype=self.centre.dtype)).double()
-            unmixing = Unmixing(z, batch.env, target, generator)
-            matrix, before = unmixing.search(torch.eye(z.shape[1]).to(z), generator, mixed=False)
-        else:
-            self._project(batch, target)
-            y = self._white(batch.x, double=True)
-            unmixing = Unmixing(y, batch.env, target, generator)
-            change = score_differences.differences(y, batch.env, target, self.config["score"], generator)
-            rows_ = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
-            if search:
-                matrix, before = unmixing.search(rows_, generator)
-            else:
-                matrix, before = unmixing.ordered(rows_, order_of(change, rows_))
-            z = y @ matrix.mT
-            self.block.loc.copy_(matrix)
-        self.mechanisms.start(z, batch.env, before)
-        self._gather(data, generator)
-
-    def _train_encoder(self, data: Data, generator: torch.Generator) -> None:
-        batch = self.observation.start(data)
-        x, target = self.observation.inputs(batch), self.mechanisms.target
-        width, steps = self.config["width"], self.config["steps"]
-        encoder, decoder = score_differences.encoder(x, batch.env, target, width, steps, generator)
-        self.encoder.load_state_dict(encoder.state_dict())
-        self.decoder.load_state_dict(decoder.state_dict())
-        h = self.encoder(x)
-        natural = h[(target.sum(1) == 0)[batch.env]]
-        self.centre.copy_(natural.mean(0))
-        self.unit.copy_(natural.std(0))
-        self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
-
-    def _project(self, batch: Batch, target: Tensor) -> None:
-        """The principal subspace of x, white over the observational rows."""
-        latents, features = self.config["latents"], self.config["features"]
-        value, vector = torch.linalg.eigh(torch.cov(batch.x.mT))
-        principal = vector[:, -latents:].mT  # (latent, feature)
-        natural = batch.x[(target.sum(1) == 0)[batch.env]]
-        cov = torch.cov((natural @ principal.mT).mT)
-        spread = torch.linalg.eigvalsh(cov)
-        if spread[0] <= 1e-10 * spread[-1]:
-            rank = int((spread > 1e-10 * spread[-1]).sum())
-            reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
-        root = directions.whitening(cov)
-        mean = natural.mean(0)
-        self.project.copy_(root @ principal)
-        self.lift.copy_(principal.mT @ torch.linalg.inv(root))
-        self.offset.copy_(mean)
-        self.log_jacobian.copy_(torch.linalg.slogdet(root).logabsdet)
-        free = value[: features - latents].clamp_min(0).mean()
-        self.tau.copy_(torch.maximum(free, FLOOR * value[-1]).sqrt())
-
-    def _white(self, x: Tensor, double: bool = False) -> Tensor:
-        """(rows, latent) y, white over the observational rows."""
-        project, offset = (v.double() if double else v for v in (self.project, self.offset))
-        return (x - offset) @ project.mT
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Scores of parent sets given the latents of all rows, from which graphs are drawn exactly."""
-        self._gather(data, generator)
-
-    def _gather(self, data: Data, generator: torch.Generator) -> None:
-        batch = data.tensors(self.mechanisms.before.device, self.mechanisms.before.dtype)
-        z = self.latents(batch).double()
-        unmixing = Unmixing(z, batch.env, self.mechanisms.target.double(), generator)
-        before = self.mechanisms.before.double()
-        matrix = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        if not self.general:  # what training left of earlier latents has an error that is known once it is taken out
-            matrix = unmixing.cut(matrix, tuple(before.sum(0).argsort().tolist()))
-        found = unmixing.posterior(matrix, before, dispersed=self.general)
-        self.mechanisms.gather(found, self.config["edge_probability"])
-
     # -- model and guide ---------------------------------------------------------------------------------------
 
     def model(self, batch: Batch) -> None:
@@ -318,6 +215,11 @@ class ScoreCRL(Program):
         noise = self.tau * torch.randn(len(z), self.config["features"], dtype=z.dtype, device=z.device)
         off = noise - noise @ self.project.mT @ self.lift.mT
         return torch.linalg.solve(matrix, z.mT).mT @ self.lift.mT + self.offset + off
+
+    def _white(self, x: Tensor, double: bool = False) -> Tensor:
+        """(rows, latent) y, white over the observational rows."""
+        project, offset = (v.double() if double else v for v in (self.project, self.offset))
+        return (x - offset) @ project.mT
 
     def _posterior(self, batch: Batch) -> Normal:
         spread = softplus(self.spread(self.observation.inputs(batch))) + NOISE
@@ -389,6 +291,96 @@ class ScoreCRL(Program):
             return (Claim("latents", (*free, "elementwise"), GIVEN, TWICE), Claim("graph", free, GIVEN, TWICE))
         given = (*GIVEN, LINEAR)
         return (Claim("latents", (*free, "scale", "shift"), given, NEEDS), Claim("graph", free, given, NEEDS))
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        if options.get("targets") == "unknown":
+            reject("targets", "'unknown'", "'known' or 'relabelled'")
+        if data.targets is None and "target_matrix" not in options:
+            raise InputError(
+                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
+            )
+        return super().from_data(data, **options)
+
+    def check(self, data: Data) -> None:
+        super().check(data)
+        if len(data.env_names) != len(self.mechanisms.target):
+            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.mechanisms.target)}")
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """The theorem's construction alone: see the head of this file. Raises InputError for environments of fewer rows
+        than three a latent."""
+        self._construct(data, generator, search=False)
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """The construction, the order of most likelihood, and first equations by least squares."""
+        self._construct(data, generator, search=True)
+
+    def _construct(self, data: Data, generator: torch.Generator, search: bool) -> None:
+        check_rows(data, 3 * self.config["latents"])
+        batch = data.tensors(dtype=torch.float64)
+        target = self.mechanisms.target.double()
+        if self.general:
+            self._train_encoder(data, generator)
+            z = self.latents(data.tensors(dtype=self.centre.dtype)).double()
+            unmixing = Unmixing(z, batch.env, target, generator)
+            matrix, before = unmixing.search(torch.eye(z.shape[1]).to(z), generator, mixed=False)
+        else:
+            self._project(batch, target)
+            y = self._white(batch.x, double=True)
+            unmixing = Unmixing(y, batch.env, target, generator)
+            change = score_differences.differences(y, batch.env, target, self.config["score"], generator)
+            rows_ = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
+            if search:
+                matrix, before = unmixing.search(rows_, generator)
+            else:
+                matrix, before = unmixing.ordered(rows_, order_of(change, rows_))
+            z = y @ matrix.mT
+            self.block.loc.copy_(matrix)
+        self.mechanisms.start(z, batch.env, before)
+        self._gather(data, generator)
+
+    def _train_encoder(self, data: Data, generator: torch.Generator) -> None:
+        batch = self.observation.start(data)
+        x, target = self.observation.inputs(batch), self.mechanisms.target
+        width, steps = self.config["width"], self.config["steps"]
+        encoder, decoder = score_differences.encoder(x, batch.env, target, width, steps, generator)
+        self.encoder.load_state_dict(encoder.state_dict())
+        self.decoder.load_state_dict(decoder.state_dict())
+        h = self.encoder(x)
+        natural = h[(target.sum(1) == 0)[batch.env]]
+        self.centre.copy_(natural.mean(0))
+        self.unit.copy_(natural.std(0))
+        self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
+
+    def _project(self, batch: Batch, target: Tensor) -> None:
+        """The principal subspace of x, white over the observational rows."""
+        latents, features = self.config["latents"], self.config["features"]
+        natural = batch.x[(target.sum(1) == 0)[batch.env]]
+        cov = torch.cov(batch.x.mT)
+        found = subspaces.principal(cov, lambda matrix: torch.cov((natural @ matrix.mT).mT), latents)
+        for name in ("project", "lift", "log_jacobian"):
+            getattr(self, name).copy_(getattr(found, name))
+        self.offset.copy_(natural.mean(0))
+        free = found.value[: features - latents].clamp_min(0).mean()
+        self.tau.copy_(torch.maximum(free, FLOOR * found.value[-1]).sqrt())
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Scores of parent sets given the latents of all rows, from which graphs are drawn exactly."""
+        self._gather(data, generator)
+
+    def _gather(self, data: Data, generator: torch.Generator) -> None:
+        batch = data.tensors(self.mechanisms.before.device, self.mechanisms.before.dtype)
+        z = self.latents(batch).double()
+        unmixing = Unmixing(z, batch.env, self.mechanisms.target.double(), generator)
+        before = self.mechanisms.before.double()
+        matrix = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        if not self.general:  # what training left of earlier latents has an error that is known once it is taken out
+            matrix = unmixing.cut(matrix, tuple(before.sum(0).argsort().tolist()))
+        found = unmixing.posterior(matrix, before, dispersed=self.general)
+        self.mechanisms.gather(found, self.config["edge_probability"])
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

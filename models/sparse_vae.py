@@ -36,7 +36,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -47,7 +47,7 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import anchors
+from pyrocrl.constructions import anchors, log_rates
 from pyrocrl.dists import Gate, MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.lab.screens import PATHWAY, Screen
@@ -55,15 +55,24 @@ from pyrocrl.lab.studies import Study
 from pyrocrl.parts.guides import GateBlock, LogNormalBlock, NormalBlock
 from pyrocrl.parts.nets import MLP, MaskedDecoder
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_sizes
+from pyrocrl.program import check_between, check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
 SURE = 12.0  # largest log odds of a gate
 SETTLED = 0.101  # temperature from which the gates before a nonlinear decoder stay as they are
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
-START_ROWS = 300  # of each chain's subsample, for the starting mask
-FINISH_ROWS, FINISH_DRAWS = 2_000, 8
+
+
+class Effort(NamedTuple):
+    """start_rows: of each chain's subsample, for the starting mask. finish_rows, finish_draws: for the last gates."""
+
+    start_rows: int = 300
+    finish_rows: int = 2_000
+    finish_draws: int = 8
+
+
+EFFORT = Effort()
 
 
 class BetaBernoulliColumns(TorchDistribution):
@@ -203,6 +212,7 @@ class SparseVAE(Program):
         smallest_loading: float | None = None,
         batches: int = 1,
         hidden: int = 50,
+        slab: float | None = None,
     ) -> None:
         """decoder: None = linear for counts. correlated: whether R is learned; None = where the decoder is nonlinear.
 
@@ -210,6 +220,8 @@ class SparseVAE(Program):
         brings into use) for a nonlinear decoder, 1 / (1 + features) for a linear one.
         smallest_loading: the standardised size from which loadings are of interest; None = .25 for counts with a linear
         decoder, 0 (any size that the data show) otherwise.
+        slab: prior deviation of a linear decoder's loadings, of log rates or of standardised features; None = .5 for
+        counts, 1 otherwise.
         """
         super().__init__()
         check_sizes(features, latents)
@@ -219,8 +231,7 @@ class SparseVAE(Program):
         self.linear, self.sparse = decoder == "linear", sparse
         self.correlated = (not self.linear) if correlated is None else correlated
         inclusion = (1.0 / (1 + features) if self.linear else 1e-4) if inclusion is None else inclusion
-        if not 0 < inclusion < 1:
-            reject("inclusion", inclusion, "a probability between 0 and 1")
+        check_between("inclusion", inclusion, 0, 1)
         self.b = 1.0 / inclusion - 1.0
         smallest = (0.25 if self.counts and self.linear else 0.0) if smallest_loading is None else smallest_loading
         if not 0 <= smallest < 1:
@@ -230,7 +241,8 @@ class SparseVAE(Program):
         if self.linear:
             self.recipe = self.linear_recipe
             self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
-            self.slab = 0.5 if self.counts else 1.0  # of log rates or of standardised features
+            self.slab = (0.5 if self.counts else 1.0) if slab is None else slab
+            check_between("slab", self.slab)
         else:
             self.decoder = MaskedDecoder(features, latents, (hidden, hidden), "silu")
             for net in (self.encoder.net, self.decoder.trunk):
@@ -242,36 +254,6 @@ class SparseVAE(Program):
         self.observation = Observation(features, likelihood, batches, noise=None)
         self.raw_correlation = nn.Parameter(torch.zeros(latents, latents), requires_grad=self.correlated)
         self.register_buffer("finished", torch.zeros(()))  # 1 once `finish` has set the gates' probabilities
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
-        observed = self.observation
-        batch = observed.start(data)
-        if not self.counts:
-            self.variance.loc.copy_(2.0 * observed.spread.log())
-        if not self.sparse or data.rows < LEAST_ROWS:
-            return
-        scaled = observed.inputs(batch)
-        if self.linear:
-            self._start_linear(batch, scaled, generator)
-        else:
-            pick = torch.randperm(data.rows, generator=generator)[: min(START_ROWS, int(0.8 * data.rows))]
-            pattern = anchors.loadings_pattern(observed.seen(batch)[pick].double().numpy(), self.config["latents"])
-            self.gate.logits.copy_(torch.where(torch.from_numpy(pattern), OPEN, SHUT))
-
-    def _start_linear(self, batch: Batch, scaled: Tensor, generator: torch.Generator) -> None:
-        """Varimax factors of a bootstrap of the rows: loadings, gates by their size, and the encoder's regression."""
-        pick = torch.randint(len(scaled), (len(scaled),), generator=generator)
-        loadings, scores, precision = anchors.varimax(scaled[pick].double().numpy(), self.config["latents"])
-        weight = torch.as_tensor(loadings).to(scaled)  # (feature, latent)
-        self.encoder.start(torch.as_tensor(scores).to(scaled), torch.as_tensor(precision).to(scaled))
-        slope = weight
-        if self.counts:  # Stein: Cov(x_j, z_k) = w_jk E[x_j] where log-means are linear in a Gaussian z
-            z = scaled[pick] @ torch.as_tensor(scores).to(scaled).mT
-            expected = self.observation.mean(torch.zeros_like(batch.x), batch)[pick]
-            slope = ((batch.x[pick] - expected).mT @ z) / expected.sum(0)[:, None] / z.var(0)
-        self.slope.loc.copy_(slope.clamp(-3 * self.slab, 3 * self.slab))
-        self.gate.logits.copy_((3.0 * (weight.abs() / 0.25 - 1.0)).clamp(-1.5, 1.5))
 
     def model(self, batch: Batch) -> None:
         zero = batch.x.new_zeros(self.config["latents"])
@@ -312,35 +294,6 @@ class SparseVAE(Program):
         with self.rows(batch):
             loc, tril = self.encoder(self.observation.inputs(batch))
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Set every gate to its optimum given all else: log odds = gain in log-likelihood + prior log odds.
-
-        Only x_j depends on row j of the mask, so one decoder pass per latent and state gives all gates. A gate counts
-        with its latent in use; those of latents out of use keep their prior odds.
-        """
-        if not self.sparse:
-            return
-        rows = torch.randperm(data.rows, generator=generator)[:FINISH_ROWS]
-        batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
-        self.gate.logits.copy_(self._log_odds())
-        self.finished.fill_(1.0)
-        mask = anchored(self._open())  # (feature, latent)
-        loc, tril = self.encoder(self.observation.inputs(batch))
-        gain = torch.zeros_like(mask)
-        for _ in range(FINISH_DRAWS):
-            z = loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
-            for k in range(mask.shape[1]):
-                shut, opened = mask.clone(), mask.clone()
-                shut[:, k], opened[:, k] = 0.0, 1.0
-                gain[:, k] += self._feature_fit(z, opened, batch) - self._feature_fit(z, shut, batch)
-        gain *= min(data.rows, self.coarse_rows) / len(batch) / FINISH_DRAWS
-        if self.linear:
-            gain -= kl_divergence(self.slope(), Normal(torch.zeros_like(mask), self.slab))
-        gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
-        others = mask.sum(0) - mask
-        prior = (1.0 + others).log() - (self.b + mask.shape[0] - 1 - others).log()
-        self.gate.logits.copy_((gain + prior).clamp(-SURE, SURE))
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         mask = anchored(self._open()) if self.sparse else None
@@ -417,6 +370,55 @@ class SparseVAE(Program):
         eta = self._eta(z, mask, self.slope.loc if self.linear else None)
         sd = None if self.counts else (0.5 * self.variance.loc).exp()
         return self.observation.likelihood(eta, batch, sd).log_prob(batch.x).sum(0)
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
+        observed, latents = self.observation, self.config["latents"]
+        batch = observed.start(data)
+        if not self.counts:
+            self.variance.loc.copy_(2.0 * observed.spread.log())
+        if not self.sparse or data.rows < LEAST_ROWS:
+            return
+        if self.linear:
+            start = log_rates.varimax_factors(observed, batch, latents, generator)
+            self.encoder.start(start.scores, start.precision)
+            self.slope.loc.copy_(start.slope.clamp(-3 * self.slab, 3 * self.slab))
+            self.gate.logits.copy_((3.0 * (start.loadings.abs() / 0.25 - 1.0)).clamp(-1.5, 1.5))
+        else:
+            pick = torch.randperm(data.rows, generator=generator)[: min(EFFORT.start_rows, int(0.8 * data.rows))]
+            pattern = anchors.loadings_pattern(observed.seen(batch)[pick].double().numpy(), latents)
+            self.gate.logits.copy_(torch.where(torch.from_numpy(pattern), OPEN, SHUT))
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Set every gate to its optimum given all else: log odds = gain in log-likelihood + prior log odds.
+
+        Only x_j depends on row j of the mask, so one decoder pass per latent and state gives all gates. A gate counts
+        with its latent in use; those of latents out of use keep their prior odds.
+        """
+        if not self.sparse:
+            return
+        rows = torch.randperm(data.rows, generator=generator)[: EFFORT.finish_rows]
+        batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
+        self.gate.logits.copy_(self._log_odds())
+        self.finished.fill_(1.0)
+        mask = anchored(self._open())  # (feature, latent)
+        loc, tril = self.encoder(self.observation.inputs(batch))
+        gain = torch.zeros_like(mask)
+        for _ in range(EFFORT.finish_draws):
+            z = loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
+            for k in range(mask.shape[1]):
+                shut, opened = mask.clone(), mask.clone()
+                shut[:, k], opened[:, k] = 0.0, 1.0
+                gain[:, k] += self._feature_fit(z, opened, batch) - self._feature_fit(z, shut, batch)
+        gain *= min(data.rows, self.coarse_rows) / len(batch) / EFFORT.finish_draws
+        if self.linear:
+            gain -= kl_divergence(self.slope(), Normal(torch.zeros_like(mask), self.slab))
+        gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
+        others = mask.sum(0) - mask
+        prior = (1.0 + others).log() - (self.b + mask.shape[0] - 1 - others).log()
+        self.gate.logits.copy_((gain + prior).clamp(-SURE, SURE))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SparseVAE, Data]:

@@ -9,8 +9,9 @@ import torch
 import pyrocrl
 from pyrocrl import InputError, simulate
 from pyrocrl.constructions import contrastive
+from pyrocrl.constructions.contrastive_flow import pairings
 from pyrocrl.judge.metrics import mcc
-from pyrocrl.models.causal_flow import CausalFlow, _pairings
+from pyrocrl.models.causal_flow import CausalFlow
 from pyrocrl.parts.flows import FreeFormFlow
 from pyrocrl.parts.nets import Residual
 
@@ -37,7 +38,7 @@ def test_unknown_targets_are_found() -> None:
 
 def test_every_pairing_is_a_hypothesis() -> None:
     for latents, count in ((2, 3), (3, 15), (4, 105)):
-        every = np.stack(list(_pairings(latents)))
+        every = np.stack(list(pairings(latents)))
         assert len(np.unique(every, axis=0)) == len(every) == count
         assert (every.sum(1) == 2).all()
         assert (every.sum(2) == [0] + [1] * 2 * latents).all()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import pyrocrl
-from models.discrepancy_vae import UNMIXED, DiscrepancyVAE, mmd2
+from models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl import Data, InputError
-from pyrocrl.constructions.contrastive import ERROR
+from pyrocrl.exact.mmd import mmd2
 from pyrocrl.predict import combination_mean, pair_errors
 from pyrocrl.simulate import draw
 
@@ -101,7 +101,8 @@ def test_behind_a_network_the_construction_is_held(kind: str) -> None:
         fit = pyrocrl.fit(program, data, chains=1, epochs=2, seed=0, progress=False)
     moved = fit.programs()[0]
     assert not any(p.requires_grad for p in moved.encoder.mean.parameters())
-    assert 0 < moved.sem.count.sum() < min(data.rows / UNMIXED, 1 / ERROR**2), "errors of latents temper the equations"
+    most = min(data.rows / moved.config["unmixed"], 1 / moved.config["correlation_error"] ** 2)
+    assert 0 < moved.sem.count.sum() < most, "errors of latents temper the equations"
     graph = fit.graph()
     assert graph is not None
     if kind == "shift":

@@ -9,6 +9,7 @@ Orders start from regressions. `bend` goes on where mixing is not affine.
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,18 @@ ROUNDS = 8  # of moves of single latents
 LINEAR_STEPS, LINEAR_LR, NET_STEPS = 250, 0.01, 100  # of the map that a network bends
 SHARE, RIVALS = 0.1, 2  # of the rows, with which the search of the linear case begins; its starts beside the best one
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
+
+
+class Start(NamedTuple):
+    """z = unmixing x + offset (x: `Observation.inputs`), with posterior Cholesky factor `tril` (latent, latent); the
+    decoder's output is bias + loadings z, loadings (feature, latent); of counts, log rates beside the observation's own
+    offsets."""
+
+    unmixing: Tensor
+    offset: Tensor
+    tril: Tensor
+    loadings: Tensor
+    bias: Tensor
 
 
 def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -344,3 +357,34 @@ def _climb(starts: list[_Affine], y: Tensor, env: Tensor, steps: int = STEPS) ->
 
 def _at(state: State, index: int) -> State:
     return {k: v[index] for k, v in state.items()}
+
+
+def gaussian_factors(
+    x: Tensor, env: Tensor, pick: Tensor, prior: LatentSEM, bent: bool, generator: torch.Generator
+) -> tuple[Start, Tensor]:
+    """The start by `unmix` of the rows `pick` (positions, with repeats), and the variance (feature,) left of x.
+
+    bent: whether the mixing is not linear. Then environments differ along more directions than there are latents, and
+    the unmixing is of as many principal components; `bend` goes on from it.
+    """
+    eye = torch.eye(x.shape[1]).to(x)
+    basis = torch.linalg.eigh(torch.cov(x.mT)).eigenvectors[:, -prior.latents :] if bent else eye
+    unmixing, offset, _ = unmix((x @ basis)[pick], env[pick], prior, generator)
+    unmixing = unmixing @ basis.mT
+    z = x @ unmixing.mT + offset
+    z, centre = z - z.mean(0), z.mean(0)
+    loadings = torch.linalg.solve(z.mT @ z, z.mT @ x).mT
+    residual = (x - x.mean(0) - z @ loadings.mT).var(0).clamp_min(1e-3)
+    precision = loadings.mT @ (loadings / residual[:, None])
+    tril = torch.linalg.cholesky(torch.linalg.inv(precision + torch.eye(len(precision)).to(precision)))
+    return Start(unmixing, offset, tril, loadings, x.mean(0) - loadings @ centre), residual
+
+
+def bootstrap(env: Tensor, environments: int, generator: torch.Generator) -> Tensor:
+    """Positions of rows, drawn with replacement within each environment."""
+    parts = []
+    for e in range(environments):
+        rows = torch.nonzero(env == e).flatten().cpu()
+        if len(rows):
+            parts.append(rows[torch.randint(len(rows), (len(rows),), generator=generator)])
+    return torch.cat(parts).to(env.device)

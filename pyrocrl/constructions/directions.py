@@ -20,9 +20,25 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from pyrocrl.exact.linear_sem import KEEP_EQUATIONS, Environments, Intervention
+from pyrocrl.parts.guides import FullNormalBlock
 
 Objective = Callable[[Tensor], Tensor]
 JOINT = 32  # candidates for a row that only joint interventions change
+MANY = 8  # latents above which a start takes seconds
+
+
+class Effort(NamedTuple):
+    """rivals: further starts beside the best one, a single one above MANY latents. enough: rows an environment, on
+    average, on a share of which the search begins. keep: maxima between which a chain chooses by their evidence. draws:
+    of the unmixing, for read-outs averaged over it."""
+
+    rivals: int = 4
+    enough: int = 600
+    keep: int = 4
+    draws: int = 64
+
+
+EFFORT = Effort()
 
 
 # ---- the unmixing: directions, where they start, how they are finished --------------------------------
@@ -288,6 +304,26 @@ def search(
         starts = torch.stack([mode.chart[:, 0] for mode in modes])
         modes = climb(objective_at(share), starts, most=20, tolerance=0.1) if share < 1.0 else modes
     return best_modes(climb(objective_at(1.0), torch.stack([mode.chart[:, 0] for mode in modes])), keep)
+
+
+def search_again(
+    objective_at: Callable[[float], Objective],
+    environments: Environments,
+    intervention: Intervention,
+    generator: torch.Generator,
+    effort: Effort = EFFORT,
+) -> list[Mode]:
+    """`search` from candidates of a bootstrap of the environments' moments."""
+    candidates = candidate_rows(resample(environments, generator), generator, intervention)
+    share = float((effort.enough * len(environments.count) / environments.count.sum()).clamp(0.03, 1.0))
+    rivals = effort.rivals if len(candidates) <= MANY else 1
+    return search(objective_at, candidates, share, rivals, effort.keep, generator)
+
+
+def tangents(root: Tensor, guide: FullNormalBlock, generator: torch.Generator, effort: Effort = EFFORT) -> Tensor:
+    """(draw, d (d - 1)) draws of coordinates whose law, in units of `root`, is that of a block."""
+    noise = torch.randn(effort.draws, len(root), generator=generator, dtype=root.dtype).to(root.device)
+    return (guide.loc + noise @ guide.scale_tril.mT) @ root.mT
 
 
 def best_modes(modes: Sequence[Mode], keep: int) -> list[Mode]:

@@ -1,4 +1,4 @@
-"""Where decoders of counts start: varimax factors of log-normalised counts, and log rates regressed on them."""
+"""Where linear decoders start: varimax factors, of log-normalised counts where x is, and log rates by regression."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl.constructions import anchors
-from pyrocrl.constructions.affine import unmix
+from pyrocrl.constructions.affine import Start, unmix
 from pyrocrl.data import Batch
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.observation import Observation
@@ -16,17 +16,6 @@ from pyrocrl.parts.observation import Observation
 STEEPEST = 1.0  # largest slope at the start: rare genes are part of their own factors' scores
 SHRINK = 0.7  # of slopes at the start, for the same reason
 UNSURE = -4.0  # least log probability of a target at the start
-
-
-class Start(NamedTuple):
-    """z = unmixing x + offset (x: `Observation.inputs`), with posterior Cholesky factor `tril` (latent, latent); log
-    rates are bias + loadings z (feature, latent), beside the observation's own offsets."""
-
-    unmixing: Tensor
-    offset: Tensor
-    tril: Tensor
-    loadings: Tensor
-    bias: Tensor
 
 
 @torch.no_grad()
@@ -59,3 +48,30 @@ def count_factors(
     loadings = SHRINK * torch.linalg.solve(moments, cross.mT).mT.clamp(-STEEPEST, STEEPEST)
     bias = -0.5 * ((loadings @ moments) * loadings).sum(1)  # so that E[exp(bias + loadings z)] = 1 about z = 0
     return Start(scores, offset, tril, loadings, bias)
+
+
+class Factors(NamedTuple):
+    """Varimax factors of `Observation.inputs`, see `anchors.varimax`; slope (feature, latent), of the decoder's output:
+    the loadings, or those of log rates."""
+
+    loadings: Tensor
+    scores: Tensor
+    precision: Tensor
+    slope: Tensor
+
+
+@torch.no_grad()
+def varimax_factors(observation: Observation, batch: Batch, latents: int, generator: torch.Generator) -> Factors:
+    """Factors of a bootstrap of the rows."""
+    scaled = observation.inputs(batch)
+    pick = torch.randint(len(scaled), (len(scaled),), generator=generator)
+    found = anchors.varimax(scaled[pick].double().numpy(), latents)
+    loadings, scores, precision = (torch.as_tensor(part).to(scaled) for part in found)
+    if not observation.counts:
+        return Factors(loadings, scores, precision, loadings)
+    z = scaled[pick] @ scores.mT
+    expected = observation.mean(torch.zeros_like(batch.x), batch)[pick]
+    # Stein: Cov(x_j, z_k) = w_jk E[x_j] where log-means are linear in a Gaussian z
+    return Factors(
+        loadings, scores, precision, ((batch.x[pick] - expected).mT @ z) / expected.sum(0)[:, None] / z.var(0)
+    )

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from pyrocrl.constructions.directions import whitening
+from pyrocrl.errors import reject
 from pyrocrl.parts import escapees
+
+
+class Principal(NamedTuple):
+    """project (latent, feature) and lift (feature, latent) of white coordinates y = project x of the principal
+    subspace; log_jacobian (), log |dy / dx| within it; axes (feature, latent), orthonormal; value (feature,), all
+    eigenvalues, ascending."""
+
+    project: Tensor
+    lift: Tensor
+    log_jacobian: Tensor
+    axes: Tensor
+    value: Tensor
+
+
+def principal(cov: Tensor, natural: Callable[[Tensor], Tensor], latents: int) -> Principal:
+    """The principal subspace of x by its covariance (feature, feature), white over the observational rows.
+
+    natural: a matrix (latent, feature) -> the covariance of matrix x over the observational rows. Raises InputError for
+    more latents than the rank of x over them.
+    """
+    value, vector = torch.linalg.eigh(cov)
+    axes = vector[:, -latents:]  # (feature, latent)
+    observational = natural(axes.mT)
+    spread = torch.linalg.eigvalsh(observational)
+    if spread[0] <= 1e-10 * spread[-1]:
+        rank = int((spread > 1e-10 * spread[-1]).sum())
+        reject("latents", latents, f"at most {rank}, the rank of x over the observational rows")
+    white = whitening(observational)
+    log_jacobian = torch.linalg.slogdet(white).logabsdet
+    return Principal(white @ axes.mT, axes @ torch.linalg.inv(white), log_jacobian, axes, value)
 
 
 def signal_components(x: Tensor, least: int) -> Tensor:
