@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import pyrocrl
-from models.discrepancy_vae import UNMIXED, DiscrepancyVAE, mmd2
 from pyrocrl import Data, InputError
 from pyrocrl.constructions.contrastive import ERROR
+from pyrocrl.models.discrepancy_vae import UNMIXED, DiscrepancyVAE, mmd2
 from pyrocrl.predict import combination_mean, pair_errors
 from pyrocrl.simulate import draw
 

@@ -124,7 +124,8 @@ def test_plates_and_shapes_are_as_documented(name: str) -> None:
     for key, site in [*trace.nodes.items(), *told.nodes.items()]:
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
-        assert is_local(site) == (key == "x" or "data" in program.sites.get(key, Site(())).dims), key
+        rows = program.uses_rows if key == "x" else "data" in program.sites.get(key, Site(())).dims
+        assert is_local(site) == rows, f"{key} and the data plate"
         if is_local(site):
             assert site["value"].shape[0] == len(batch)
     assert program.latents(batch).shape == (data.rows, latents)
