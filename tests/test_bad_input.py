@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, io, simulate
@@ -196,7 +197,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "no such argument of fit": (lambda: run(steps=3), "steps: not an argument of fit; allowed: batch_size, "),
     "no such device": (
         lambda: run(device="cuda:99"),
-        "device: found 'cuda:99' with 0 CUDA devices here; allowed: auto",
+        f"device: found 'cuda:99' with {torch.cuda.device_count()} CUDA devices here; allowed: auto",
     ),
     "no device at all": (lambda: run(device="toaster"), "device: found 'toaster'; allowed: auto, cpu or cuda[:index]"),
     "resume without a place": (lambda: run(resume=True), "resume: found True without out; allowed: "),
