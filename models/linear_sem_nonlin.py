@@ -31,7 +31,7 @@ interventions under general nonlinear mixing.
 which the latents are the log-odds themselves, and local optima), in the normality of residuals as a part of the loss,
 in a likelihood with a decoder after it, and in a posterior of graphs in place of a threshold on weights.
 
-*For a variant, copy this file and change* `Decoder`, or the intervention in `LatentSEM`.
+*For a variant, copy this file and change* `_mean`, what is decoded, or the intervention in `LatentSEM`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ transformations.
 *Differs from the paper in* a likelihood that refines the construction, an order found by it, and a posterior of graphs
 in place of a threshold on score differences.
 
-*For a variant, copy this file and change* `NetworkSEM`, or `features` by which parents are tested.
+*For a variant, copy this file and change* `NetworkSEM`, or in `pyrocrl.exact.basis_regression`
+the `basis_functions` by which parents are tested.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from pyrocrl.claims.card import CONDITIONS, TARGETS, UP_TO, Claim, ModelCard, Reference
+from pyrocrl.claims.card import CONDITIONS, UP_TO, Claim, ModelCard, Reference
 from pyrocrl.errors import InputError, one_of, reject
 
 REFERENCE = Reference("Moran et al.", 2022, "Identifiable deep models", "TMLR", "https://arxiv.org/abs/2110.10804")
@@ -41,7 +41,7 @@ def test_a_claim_is_a_sentence():
 def test_every_group_of_the_vocabulary_makes_a_claim():
     for what, names in UP_TO.items():
         for name in names:
-            assert Claim(what, (name,)).sentence().startswith(what)
+            assert Claim(what, (name,)).sentence() == (f"{what} exactly" if name == "exact" else f"{what} up to {name}")
 
 
 def test_a_card_is_json_and_a_page():
@@ -61,10 +61,9 @@ def test_a_card_without_claims_says_so():
 
 
 def test_cards_are_frozen_and_hashable():
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(FrozenInstanceError, match="'name'"):
         CARD.name = "other"
     assert replace(CARD) == CARD and hash(replace(CARD)) == hash(CARD)
-    assert set(CARD.targets) <= set(TARGETS)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def said(capsys: Capture, *arguments: str) -> str:
 
 def test_every_command_has_help(capsys: Capture) -> None:
     text = said(capsys, "--help")
-    for name in ("list", "show", "simulate", "fit", "choose", "evaluate", "report", "reproduce", "bench", "demo"):
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    assert {"fit", "compare", "demo"} <= set(names)
+    for name in names:
         assert name in text
         assert f"pyrocrl {name}" in said(capsys, name, "--help")
 
@@ -265,15 +267,14 @@ def test_perturb_seq_is_what_its_equations_say(intervention: str) -> None:
     noise = z[control] - z[control] @ weight
     np.testing.assert_allclose(np.corrcoef(noise.T), np.eye(4), atol=0.06)
     # given z, counts have the log-linear mean: a regression of log rates on z finds the loadings
-    pure = np.flatnonzero((data.truth["mask"].sum(1) <= 1) & (data.x.mean(0) > 3))
+    pure = np.flatnonzero((data.truth["mask"].sum(1) == 1) & (data.x.mean(0) > 3))
+    assert len(pure) >= 5 and graph.any()
     s = data.size_factor
     for j in pure[:5]:
         k = int(data.truth["mask"][j].argmax())
         low, high = z[:, k] < np.quantile(z[:, k], 0.3), z[:, k] > np.quantile(z[:, k], 0.7)
         rate = [data.x[part, j].sum() / s[part].sum() for part in (low, high)]
-        assert (
-            np.sign(np.log(rate[1] / rate[0])) == np.sign(data.truth["loadings"][j, k]) or not data.truth["mask"][j, k]
-        )
+        assert np.sign(np.log(rate[1] / rate[0])) == np.sign(data.truth["loadings"][j, k])
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------------

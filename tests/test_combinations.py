@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import pyrocrl
-from models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl import Data, InputError
 from pyrocrl.exact.mmd import mmd2
+from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl.predict import combination_mean, pair_errors
 from pyrocrl.simulate import draw
 

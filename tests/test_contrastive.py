@@ -10,7 +10,6 @@ import pyrocrl
 from pyrocrl import InputError, simulate
 from pyrocrl.constructions import contrastive, optimise
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
-from pyrocrl.exact import linear_sem
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin, dispersion, signal_components
 from pyrocrl.parts.nets import Residual
 
@@ -187,6 +186,7 @@ def test_settings_have_the_published_design(name: str, low: float, high: float) 
     assert low < float(data.name.split()[-1]) < high
     z, weight = data.truth["z"], data.truth["weight"]
     size = np.abs(weight[weight != 0])
+    assert size.size >= 5
     assert ((size >= 0.25) & (size <= 1)).all()
     observational = z[data.env == data.env_names.index("observational")]
     residual = observational - observational @ weight
@@ -219,7 +219,6 @@ def test_law_of_every_class_is_its_own() -> None:
     found = contrastive.moments(z, group, torch.cat([torch.zeros(1, 3), HIT]))
     assert torch.allclose(found.mean, mean, atol=0.02)
     assert torch.allclose(found.cov, cov, atol=0.05)
-    assert isinstance(found, linear_sem.Environments)
 
 
 def test_signal_components_keep_what_stands_out_of_noise() -> None:

@@ -52,6 +52,9 @@ def test_coverage_is_a_share_of_counts(fit: pyrocrl.Fit, hard: Data) -> None:
     assert 0 <= scores["weight_covered"] <= scores["weight_total"]
     assert scores["weight_covered"] == round(scores["weight_covered"])
     assert scores["weight_coverage"] == scores["weight_covered"] / scores["weight_total"]
+    assert scores["weight_covered"] > 0
+    far = pyrocrl.evaluate(fit, told(hard, hard.truth | {"weight": 50 * hard.truth["weight"]}))
+    assert far["weight_covered"] == 0 < far["weight_total"]
     none = pyrocrl.evaluate(fit, told(hard, hard.truth | {"graph": np.zeros((3, 3))}))
     assert none["weight_covered"] == none["weight_total"] == 0 and math.isnan(none["weight_coverage"])
 

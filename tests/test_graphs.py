@@ -91,14 +91,14 @@ def test_batched_vmapped_and_twice_differentiable() -> None:
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "message"),
     [
-        lambda: next(orders.all_dags(6)),
-        lambda: orders.log_edge_prior(3, 1.0),
-        lambda: orders.log_partition(torch.zeros(13, 2**13)),
+        (lambda: next(orders.all_dags(6)), "d: found 6; allowed: 1 to 5"),
+        (lambda: orders.log_edge_prior(3, 1.0), "prob: found 1.0; allowed: an edge"),
+        (lambda: orders.log_partition(torch.zeros(13, 2**13)), "d: found 13; allowed: 1 to 12"),
     ],
 )
-def test_bad_input_is_one_clear_line(call) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError) as error:
+def test_bad_input_is_one_clear_line(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message) as error:
         call()
     assert "\n" not in str(error.value)

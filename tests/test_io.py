@@ -191,7 +191,7 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     io.write_json({"a": np.float64("nan"), "b": np.arange(2)}, path)
     assert json.loads(path.read_text()) == {"a": None, "b": [0, 1]}
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="JSON"):
         io.write_json({"a": object()}, path)
     with pytest.raises(RuntimeError), io.replacing(path) as part:
         part.write_text("half")

@@ -108,6 +108,16 @@ def test_models_never_import_each_other() -> None:
         assert not known & (names - {path.stem}), f"{path.name} imports another model"
 
 
+def test_a_model_is_imported_under_one_name() -> None:
+    """As `models.vae` beside `pyrocrl.models.vae` a module would be there twice, with classes that differ."""
+    for path in [*SOURCES, *(ROOT / "models").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
+            assert not any(name.split(".")[0] == "models" for name in names), path.name
+
+
 def test_listed_packages_are_the_tree() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(config["tool"]["setuptools"]["packages"])

@@ -124,8 +124,7 @@ def test_shifted_nodes_and_graph_are_found(reference: bool) -> None:
         assert (targets[0] == 0).all()
 
 
-def test_a_mechanism_is_fitted_as_it_is() -> None:
-    """Each row's mean given its parents, and the noise, against the rows of the unshifted environments."""
+def test_noise_of_a_mechanism_is_what_its_parents_leave() -> None:
     fit, data = fitted(True)
     tree = fit.posterior(draws=20, predictive=False, thin=50)["posterior"]
     natural = data.env == 0
@@ -134,7 +133,9 @@ def test_a_mechanism_is_fitted_as_it_is() -> None:
         noise = float(tree["noise"].sel(env="observational")[..., k].mean()) * data.x[:, k].std()
         spread = data.x[natural, k].std()
         assert 0.4 < noise < 1.1  # s_k ~ U(.5, 1)
-        if not parents.size:
+        if parents.size:
+            assert noise < 0.9 * spread
+        else:
             assert noise == pytest.approx(spread, rel=0.15)
 
 

@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from pyrocrl.errors import InputError
@@ -110,30 +113,37 @@ def drawn(figure):
     return [t for t in found if isinstance(t, str) and t]
 
 
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
 @pytest.mark.parametrize("plot", OF_TREE, ids=lambda p: p.__name__)
-def test_plots_small_and_large(plot, tree, large):
-    assert drawn(plot(tree))
-    assert drawn(plot(large))
-    width, height = plot(large).get_size_inches()
+def test_a_large_posterior_fits_a_page(plot, large):
+    figure = plot(large)
+    drawn(figure)
+    width, height = figure.get_size_inches()
     assert width < 16 and height < 12
 
 
 @pytest.mark.parametrize("plot", OF_TREE, ids=lambda p: p.__name__)
 @pytest.mark.parametrize(
-    "options",
+    ("options", "words"),
     [
-        {"chains": 1},
-        {"envs": 1},
-        {"envs": 2, "controls": False},
-        {"latents": 1, "features": 2},
-        {"weight": False},
-        {"rows": 6},
-        {"counts": True},
+        ({"chains": 1}, {"agreement": "one chain: nothing to compare"}),
+        ({"envs": 1}, {"latents_by_env": "Posterior means of the latents, non-targeting"}),
+        ({"envs": 2, "controls": False}, {"latents_by_env": "Shift from all other rows, in sd"}),
+        ({"latents": 1, "features": 2}, {"graph": "No edge has probability ≥ 0.1", "mask": "latent_0:"}),
+        ({"weight": False}, {"graph": "≥ 0.5"}),
+        ({"rows": 6}, {"predictive": "Mean: "}),
+        ({"counts": True}, {"predictive": "Share of zeros: "}),
     ],
     ids=str,
 )
-def test_plots_edges(plot, options):
-    assert drawn(plot(make_tree(**options)))
+def test_the_ends_of_what_may_come(plot, options, words):
+    texts = drawn(plot(make_tree(**options)))
+    assert any(words.get(plot.__name__, "latent_0" if plot is not plots.predictive else "observed") in t for t in texts)
+    if not options.get("weight", True):
+        assert "raises" not in texts
 
 
 def test_nothing_touches_pyplot(tree):
@@ -178,6 +188,15 @@ def test_mask_names_the_top_features(tree):
         assert f"{'−' if loading[best, k] < 0 else '+'}gene_{best}" in texts
 
 
+def test_mask_shows_signed_probabilities_in_the_order_of_the_labels(tree):
+    axes = plots.mask(tree).axes[0]
+    pip, loading = plots.inclusion(tree).to_numpy(), plots.loadings(tree).to_numpy()
+    order = [int(name.removeprefix("gene_")) for name in ticks(axes.yaxis)]
+    assert sorted(order) == list(range(7)) and (np.diff(pip[order].argmax(1)) >= 0).all()
+    np.testing.assert_allclose(axes.images[0].get_array(), (pip * np.where(loading < 0, -1, 1))[order])
+    assert axes.images[0].get_clim() == (-1, 1) and ticks(axes.xaxis) == [f"latent_{k}" for k in range(5)]
+
+
 def test_mask_without_any_entry(tree):
     empty = tree.copy(deep=True)
     empty["posterior"]["mask"] *= 0
@@ -196,9 +215,37 @@ def test_graph_labels_are_edge_probabilities():
     edges[..., 0, 1] = 1
     edges[:, :7, 1, 2] = 1
     edges[:, :3, 2, 1] = 1
-    tree["posterior"] = tree["posterior"].to_dataset().assign(graph=(("chain", "draw", "parent", "child"), edges))
-    texts = drawn(plots.graph(tree))
-    assert {"1", ".70", ".30"} <= set(texts)
+    weight = np.broadcast_to(np.where(np.arange(3)[:, None] == 1, -1.0, 1.0), edges.shape)  # what 1 causes, it lowers
+    dims, ids = ("chain", "draw", "parent", "child"), [f"latent_{k}" for k in range(3)]
+    posterior = tree["posterior"].to_dataset().assign_coords(parent=ids, child=ids)
+    tree["posterior"] = posterior.assign(graph=(dims, edges), weight=(dims, weight))
+    figure = plots.graph(tree)
+    assert {"1", ".70", ".30", "raises", "lowers", *ids} <= set(drawn(figure))
+    arrows = [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]  # (0, 1), (1, 2), (2, 1)
+    assert [a.get_linewidth() for a in arrows] == pytest.approx([2.5, 1.9, 1.1])
+    assert [to_hex(a.get_edgecolor()) for a in arrows] == [plots.BLUE, plots.RED, plots.BLUE]
+    assert [a.get_linestyle() == "-" for a in arrows] == [True, True, False]
+    (nodes,) = figure.axes[0].collections
+    written = {t.get_text(): t.get_position() for t in figure.axes[0].texts}
+    np.testing.assert_allclose(nodes.get_offsets(), [written[name] for name in ids])
+
+
+def test_agreement_shows_correlations_of_chains_best_first(tree):
+    noisy = tree.copy(deep=True)
+    noisy["posterior"]["z"].values[2, :, :, 0] = np.random.default_rng(1).normal(size=120)  # chain 2 lacks latent 0
+    noisy["sample_stats"]["held_out"].values = np.array([1.0, 3.0, 2.0])
+    noisy["sample_stats"]["chain_weight"].values = np.array([0.2, 0.5, 0.3])
+    figure = plots.agreement(noisy)
+    texts, (left, right) = drawn(figure), figure.axes[:2]
+    z = noisy["posterior"]["z"].mean("draw").to_numpy()[[1, 2, 0]]
+    r = np.array([[[abs(np.corrcoef(a[:, k], b[:, k])[0, 1]) for k in range(5)] for a in z] for b in z])
+    np.testing.assert_allclose(left.images[0].get_array(), r.mean(-1))
+    assert r.mean(-1).min() < 0.85
+    assert ticks(left.yaxis) == ["1  (0.50)", "2  (0.30)", "0  (0.20)"] and f"{r[0, 1].mean():.2f}" in texts
+    for k, dots in enumerate(right.collections):
+        across, down = np.array(dots.get_offsets()).T
+        np.testing.assert_allclose(sorted(across), sorted([r[0, 1, k], r[0, 2, k], r[1, 2, k]]))
+        assert (np.abs(down - k) < 0.2).all()
 
 
 def test_graph_without_edges(tree):
@@ -272,14 +319,58 @@ def test_loadings_prefer_those_of_the_model(tree):
     np.testing.assert_allclose(found, -2 * plots.inclusion(tree))
 
 
+def test_environments_are_coloured_by_their_shift(tree):
+    figure = plots.latents_by_env(tree, most=2)
+    texts, found = drawn(figure), plots.shifts(tree)
+    heat, *panels = figure.axes
+    order = ticks(heat.yaxis)
+    assert order[0] == "non-targeting" and sorted(order) == sorted(found["env"].values)
+    np.testing.assert_allclose(heat.images[0].get_array(), found["shift"].sel(env=order))
+    low, high = heat.images[0].get_clim()
+    assert high == -low == pytest.approx(float(np.abs(found["shift"]).max()))
+    assert f"{float(found['shift'].sel(env='knock-out 1')[0]):+.1f}".replace("-", "−") in texts
+    furthest = np.abs(found["shift"]).max("env").to_series().sort_values(ascending=False).index[:2]
+    assert [panel.get_title(loc="left") for panel in panels] == list(furthest)
+    for panel, latent in zip(panels, furthest, strict=True):
+        shift = [float(found["shift"].sel(env=name, latent=latent)) for name in ticks(panel.yaxis)]
+        assert shift == sorted(shift, key=lambda v: (v != 0, v))  # the reference, then from below
+        expected = [plots.GREY if v == 0 else plots.RED if v < 0 else plots.BLUE for v in shift]
+        assert [to_hex(body.get_facecolor()[0][:3]) for body in panel.collections] == expected
+
+
+def test_predictive_is_red_where_the_interval_misses(tree):
+    off = tree.copy(deep=True)
+    off["posterior_predictive"]["x"].values[..., 2] += 5.0
+    figure = plots.predictive(off)
+    texts, (axes, spread) = drawn(figure), figure.axes
+    x, replicated = off["observed_data"]["x"].values, off["posterior_predictive"]["x"].values.reshape(24, 120, 7)
+    inside, missed = (c for c in axes.collections if len(c.get_offsets()) and not hasattr(c, "get_segments"))
+    assert to_hex(missed.get_facecolor()[0][:3]) == plots.RED and to_hex(inside.get_facecolor()[0][:3]) == plots.BLUE
+    dots = np.concatenate([inside.get_offsets(), missed.get_offsets()])
+    np.testing.assert_allclose(np.sort(dots[:, 0]), np.sort(x.mean(0)))
+    assert x.mean(0)[2] in missed.get_offsets()[:, 0]
+    for seen, middle in dots:
+        j = int(np.abs(x.mean(0) - seen).argmin())
+        assert middle == pytest.approx(np.median(replicated[..., j].mean(1)), abs=0.02)
+    assert f"Mean: {len(inside.get_offsets())} of 7 inside" in texts
+    assert spread.get_title(loc="left").startswith("Standard deviation: ")
+
+
 @pytest.mark.parametrize("retired", [False, True])
 @pytest.mark.parametrize("checks", [1, 3, 40])
-def test_objective(checks, retired):
+def test_objective_of_every_chain(checks, retired):
     h = np.column_stack([np.arange(checks), np.random.default_rng(0).normal(size=(checks, 4))])
     if retired:
         h[checks // 2 :, 2] = np.nan
-    texts = drawn(plots.objective(h))
-    assert ("retired" in texts) == (retired and checks > 1)
+    figure = plots.objective(h)
+    texts, best, lost = drawn(figure), int(np.nanargmax(h[-1, 1:])), retired and checks > 1
+    assert ("retired" in texts) == lost and f"best at the end (chain {best})" in texts
+    curves = [line for line in figure.axes[0].lines if line.get_marker() != "x"]
+    for c, line in enumerate(curves):
+        np.testing.assert_array_equal(line.get_ydata(), h[:, 1 + c])
+        assert line.get_color() == (plots.RED if lost and c == 1 else plots.BLUE if c == best else plots.GREY)
+    crosses = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert crosses == ([h[checks // 2 - 1, [0, 2]].tolist()] if lost else [])
 
 
 def test_objective_refuses_other_shapes():
@@ -287,22 +378,32 @@ def test_objective_refuses_other_shapes():
         plots.objective(np.zeros(5))
 
 
-def test_recovery():
+def test_recovery_sets_each_latent_beside_its_partner():
     z = np.random.default_rng(0).normal(size=(300, 3))
-    texts = drawn(plots.recovery(z, -z[:, [2, 0, 1]]))
+    figure = plots.recovery(z, -z[:, [2, 0, 1]])
+    texts = drawn(figure)
     assert "r = −1.000" in texts and any("mean |r| = 1.000" in t for t in texts)
+    for k, axes in enumerate(figure.axes):
+        np.testing.assert_allclose(axes.collections[0].get_offsets(), np.stack([z[:, k], -z[:, k]], 1))
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (f"true {k}", f"latent {(1, 2, 0)[k]}")
     assert "no partner" in drawn(plots.recovery(z, z[:, :2]))
 
 
-def test_calibration():
-    rng = np.random.default_rng(0)
-    p = rng.random((40, 40))
-    assert drawn(plots.calibration(p, rng.random(p.shape) < p))
-    assert drawn(plots.calibration([1.0], [1]))
-    for probabilities, truth, argument in (
+def test_calibration_shows_shares_and_counts_of_each_bin():
+    p, t = np.array([0.1, 0.2, 0.2, 0.9, 0.7, 1.0]), np.array([0, 1, 0, 1, 1, 1])
+    figure = plots.calibration(p, t, bins=2)
+    assert {"3", "entries", "share that is true"} <= set(drawn(figure))
+    top, bottom = figure.axes
+    np.testing.assert_allclose(top.lines[1].get_xydata(), [[0.5 / 3, 1 / 3], [2.6 / 3, 1.0]])
+    ends = [segment[:, 1] for segment in top.collections[0].get_segments()]
+    np.testing.assert_allclose(ends, [beta.ppf([0.05, 0.95], 2, 3), beta.ppf([0.05, 0.95], 4, 1)])
+    bars = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in bottom.patches]
+    assert bars == [(0.0, 0.5, 3), (0.5, 0.5, 3)]
+    assert drawn(plots.calibration([1.0], [1])).count("1") == 1  # one entry, in the last of ten bins
+    for bad, wrong, argument in (
         ([1.5], [1], "probabilities"),
         ([0.5], [2], "truth"),
         ([0.5], [1, 0], "truth"),
     ):
         with pytest.raises(InputError, match=argument):
-            plots.calibration(probabilities, truth)
+            plots.calibration(bad, wrong)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import pyrocrl
 from pyrocrl import simulate, zoo
@@ -21,12 +22,14 @@ from pyrocrl.lab.studies import Skeleton
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()
+BASELINES = [n for n in MODELS if not zoo.get(n).card.claims]
 # networks that no example is large enough for; `causal_flow` is recovered in `test_causal_flow`
 NEEDS_ITS_STUDY = ("linear_sem_nonlin", "causal_flow")
+RECOVERED = [n for n in MODELS if (RESULTS / f"{n}.json").exists() and n not in NEEDS_ITS_STUDY and n not in BASELINES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in MODELS if (RESULTS / f"{n}.json").exists() and n not in NEEDS_ITS_STUDY])
+@pytest.mark.parametrize("name", RECOVERED)
 def test_recovers_what_its_card_claims(name: str) -> None:
     program, data = zoo.get(name).example(seed=1)
     with warnings.catch_warnings():
@@ -34,6 +37,7 @@ def test_recovers_what_its_card_claims(name: str) -> None:
         fit = pyrocrl.fit(program, data, chains=4, seed=1, progress=False)
     scores, verdict = pyrocrl.evaluate(fit, data), pyrocrl.diagnose(fit, data)
     claimed = {claim.what for claim in program.claims()}
+    assert claimed and claimed <= {"latents", "mask", "graph", "targets"}, "every claim is scored below"
     if "latents" in claimed:
         measure = "r2" if program.group.mixes else "mcc_spearman" if "elementwise" in program.group.free else "mcc"
         assert scores[measure] >= 0.95
@@ -45,8 +49,26 @@ def test_recovers_what_its_card_claims(name: str) -> None:
         assert joined["joined_errors"] == 0 < joined["joined_errors_empty"]
     elif "graph" in claimed:
         assert scores["shd"] <= 1 < scores["shd_empty"]
+    if "targets" in claimed:
+        assert scores["targets_right"] == 1.0 > scores["targets_right_empty"]
+    assert len(verdict.claims) == len(program.claims())
     for claim in verdict.claims:
         assert claim.verdict != "not identified", f"{claim.what}: {claim.reason}"
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_is_worth_beating_and_claims_nothing(name: str) -> None:
+    """New rows against the law of independent normal features, their means, and latents by principal components."""
+    program, data = zoo.get(name).example(seed=1)
+    train, test = data.split(0.25, 0)
+    fit = pyrocrl.fit(program, train, chains=2, seed=1, progress=False)
+    scores, mean, spread = pyrocrl.evaluate(fit, test), train.x.mean(0), train.x.std(0)
+    independent = norm(mean, spread).logpdf(test.x).sum(1)
+    assert fit.held_out_objective(test).mean() > independent.mean() + 1.0
+    assert scores["mse"] < 0.6 * np.square(test.x - mean).mean()
+    assert scores["r2"] > 0.9 > scores["pca_r2"]
+    verdict = pyrocrl.diagnose(fit, train)
+    assert verdict.claims == () and "claims nothing" in str(verdict).lower()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl.dists import categorical
-from pyrocrl.errors import InputError
+from pyrocrl.errors import reject
 
 MAX_NODES = 12  # 2**12 sets for each of 12 nodes: the tables still take less than a megabyte a chain
 
@@ -35,7 +35,7 @@ def is_order_of(order: np.ndarray | list[int], graph: np.ndarray) -> bool:
 def all_dags(d: int) -> Iterator[np.ndarray]:
     """Every labelled DAG over d <= 5 nodes, once each (1, 3, 25, 543, 29281 of them)."""
     if not 1 <= d <= 5:
-        raise InputError(f"d: {d} found; graphs are enumerated for 1 to 5 nodes")
+        reject("d", str(d), "1 to 5 nodes, whose graphs are enumerated")
     rows, columns = np.triu_indices(d, 1)
     seen: set[bytes] = set()
     for order in permutations(range(d)):
@@ -63,7 +63,7 @@ class _Subsets(NamedTuple):
 @lru_cache(maxsize=64)
 def _subsets(d: int, device: torch.device) -> _Subsets:
     if not 1 <= d <= MAX_NODES:
-        raise InputError(f"d: {d} nodes found; sums over orders are exact for 1 to {MAX_NODES}")
+        reject("d", str(d), f"1 to {MAX_NODES} nodes, over whose orders sums are exact")
     sets = np.arange(2**d)
     member = (sets[:, None] >> np.arange(d)) & 1
     size = member.sum(1)
@@ -103,7 +103,7 @@ def log_edge_prior(d: int, prob: float, device: torch.device | str = "cpu") -> T
     log odds per edge. The sum over all orders is normalised by `log_order_prior`.
     """
     if not 0 < prob < 1:
-        raise InputError(f"prob: {prob} found; an edge probability lies strictly between 0 and 1")
+        reject("prob", str(prob), "an edge probability strictly between 0 and 1")
     size = _subsets(d, torch.device(device)).size
     return (size.double() * math.log(prob / (1 - prob))).expand(d, -1)
 
