@@ -1,14 +1,18 @@
 """`Program`, the base class of every model: a generative `model`, a `guide`, and how to start, run and read them.
 
-To write a variant, copy a file of `models/` and change it; nothing is registered anywhere.
+To write a variant, copy a file of `models/`, change it, and name the copy where a model's name would stand:
+`pyrocrl fit ./my_model.py ...`, `pyrocrl.build("./my_model.py", data)`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -94,7 +98,7 @@ LATENT_DIMS = ("latent", "parent", "child")
 
 
 class Program(nn.Module):
-    """A model of the zoo: one Pyro program with its guide.
+    """A model: one Pyro program with its guide.
 
     A subclass sets `card` and writes `model(batch)` and `guide(batch)` with plates named from `PLATES`; the data
     plate is `self.rows(batch)`. It may add `initialise`, `finish`, the read-outs and `posterior_sites`. Parameters
@@ -108,6 +112,7 @@ class Program(nn.Module):
     sites: ClassVar[Mapping[str, Site]] = {}
     uses_rows: ClassVar[bool] = True  # False: the data enter through `batch.moments` alone
     vmappable: ClassVar[bool] = True  # False: chains run one after another
+    written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     config: dict[str, Any]
     latents_count: int
 
@@ -126,6 +131,7 @@ class Program(nn.Module):
         for method in ("model", "guide"):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
+        cls.written_in = _file_of(cls.__module__)
 
     # -- what a subclass writes --------------------------------------------------------------------------------
 
@@ -296,6 +302,18 @@ class Program(nn.Module):
         if missing:
             raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
         return cls(**filled)
+
+
+def _file_of(module: str) -> dict[str, str] | None:
+    """The file of a module and the sha256 of its text, before anybody edits it; None where there is no file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    try:
+        return file and {
+            "file": str(Path(file).resolve()),
+            "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+        }
+    except OSError:
+        return None
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
