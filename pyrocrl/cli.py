@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyrocrl.judge.choose import Choice
     from pyrocrl.judge.compare import Comparison
     from pyrocrl.judge.diagnose import Verdict
+    from pyrocrl.program import Program
 
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
@@ -44,7 +45,13 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model; `pyrocrl list` names them.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model; `pyrocrl list` names them. Or a file of yours: ./my_model.py.")
+]
+OwnModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FILE", help="The run's model, where it is in a file of yours; it is run only so."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `pyrocrl fit` wrote.")]
 Seed = Annotated[int, typer.Option(help="Everything random follows it.")]
 Options = Annotated[
@@ -87,7 +94,7 @@ def list_(
 
     one_of("WHAT", what, ("models", "settings", "datasets"))
     if what == "models":
-        cards = [zoo.get(name).card for name in zoo.names()]
+        cards = zoo.cards()
         if as_json:
             _print_json([card.to_dict() for card in cards])
             return
@@ -106,16 +113,17 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model or a setting.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, its file, or a setting.")], as_json: Json = False
 ) -> None:
     """Show a model's card, or a setting's equations and options."""
     import inspect
 
     from pyrocrl import simulate, zoo
 
-    one_of("NAME", name, [*zoo.names(), *simulate.names()])
-    if name in zoo.names():
-        card = zoo.get(name).card
+    if not zoo.is_file(name):
+        one_of("NAME", name, [*zoo.names(), *simulate.names()])
+    if name not in simulate.names():
+        card = zoo.get(name, "NAME").card
         _print_json(card.to_dict()) if as_json else print(card.markdown(), end="")
         return
     function = simulate.get(name)
@@ -185,14 +193,14 @@ def fit(
         build["latents"] = latents
     if target_mode is not None:
         build["targets"] = one_of("--target-mode", target_mode, MODES)
-    _check_fit(model, build, seed, device, draws)
+    kind = _check_fit(model, build, seed, device, draws)
     _check_out(out, force, resume)
-    _fit(model, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+    _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
 
 
 @app.command()
 def compare(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL ...", help="Two models or more.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL ...", help="Two models or more, or files.")],
     data: Source,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: compare.html, and a folder per model.")],
     latents: Annotated[int | None, typer.Option(metavar="K", help="Number of latents.")] = None,
@@ -228,26 +236,28 @@ def compare(
     source |= _told(env, control, targets, counts, size_factor, batch)
     if len(set(models)) < 2 or len(set(models)) < len(models):
         reject("MODEL", ", ".join(models), "two or more different models")
-    for model in models:
-        one_of("MODEL", model, zoo.names())
-    builds = _builds(models, _options(option, dotted=True), latents, target_mode)
-    for model in models:
-        _check_fit(model, builds[model], seed, device, None)
-    _check_out(out, force, resume, holds=(models[0], CHECKPOINT))
+    found_kinds = [zoo.get(model, "MODEL") for model in models]
+    kinds = {kind.card.name: kind for kind in found_kinds}
+    if len(kinds) < len(models):
+        reject("MODEL", ", ".join(kind.card.name for kind in found_kinds), "models whose cards have different names")
+    builds = _builds(kinds, _options(option, dotted=True), latents, target_mode)
+    for name, kind in kinds.items():
+        _check_fit(kind, builds[name], seed, device, None)
+    _check_out(out, force, resume, holds=(next(iter(kinds)), CHECKPOINT))
     every = _read_data(source)
     rows, held = every.split(HELD_OUT, seed)
-    for model in models:  # refused before the first is fitted
+    for name, kind in kinds.items():  # refused before the first is fitted
         try:
-            pyrocrl.build(model, rows, **builds[model])
+            pyrocrl.build(kind, rows, **builds[name])
         except InputError as error:
-            raise InputError(f"{model}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
     fits, verdicts = {}, {}
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        for model in models:
-            print(f"\n== {model}")
-            going = resume and (out / model / CHECKPOINT).exists()
-            fits[model], verdicts[model] = _fit(
-                model, rows, source, builds[model], out / model, chains, epochs, seed, device, None, going, quiet
+        for name, kind in kinds.items():
+            print(f"\n== {name}")
+            going = resume and (out / name / CHECKPOINT).exists()
+            fits[name], verdicts[name] = _fit(
+                kind, rows, source, builds[name], out / name, chains, epochs, seed, device, None, going, quiet
             )
     found = compared(fits, held, verdicts)
     io.write_json(found.to_dict(), out / COMPARISON)
@@ -276,6 +286,9 @@ def choose(
     mechanism: Annotated[
         str, typer.Option(metavar="KIND", help="Structural equations: linear or nonlinear.")
     ] = "linear",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="FILE", help="A model in a file of yours; may be repeated.")
+    ] = None,
     seed: Seed = 0,
     env: Env = None,
     control: Control = None,
@@ -293,7 +306,9 @@ def choose(
     if target_mode is not None:
         one_of("--target-mode", target_mode, MODES)
     rows = _read_data(source)
-    found = judged(rows, latents, intervention=intervention, targets=target_mode, mechanism=mechanism)
+    found = judged(
+        rows, latents, intervention=intervention, targets=target_mode, mechanism=mechanism, models=model or ()
+    )
     envs = environments(rows)
     if as_json:
         _print_json({"data": str(rows), "environments": envs, "models": [choice.to_dict() for choice in found]})
@@ -314,6 +329,7 @@ def evaluate(
     counts: Counts = None,
     size_factor: SizeFactor = None,
     batch: Batch = None,
+    model: OwnModel = None,
     as_json: Json = False,
 ) -> None:
     """Score a fit against data with known truth, baselines beside it."""
@@ -322,7 +338,7 @@ def evaluate(
 
     record = _read_record(run)
     rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
-    found = pyrocrl.load(run / CHECKPOINT)
+    found = pyrocrl.load(run / CHECKPOINT, program=model)
     scores = pyrocrl.evaluate(found, rows)
     _print_json(scores) if as_json else print(score_table(scores, found.program.card.name))
 
@@ -337,6 +353,7 @@ def report(
     counts: Counts = None,
     size_factor: SizeFactor = None,
     batch: Batch = None,
+    model: OwnModel = None,
 ) -> None:
     """Write a run's report.html and verdict anew, from its checkpoint, posterior and data."""
     import pyrocrl
@@ -344,7 +361,7 @@ def report(
 
     record = _read_record(run)
     rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
-    found = pyrocrl.load(run / CHECKPOINT, rows)
+    found = pyrocrl.load(run / CHECKPOINT, rows, model)
     print(_write_report(found, rows, io.read_tree(run / POSTERIOR), run))
 
 
@@ -402,15 +419,17 @@ def demo(
     """Simulate a small Perturb-seq screen, fit a sparse VAE with 8 chains, and score it beside PCA and ICA."""
     _check_out(out, force, resume=False)
     source, build = {"data": "perturb_seq", "seed": seed}, {"latents": 6}
-    _check_fit("sparse_vae", build, seed, "auto", None)
-    _fit("sparse_vae", _read_data(source), source, build, out, 8, None, seed, "auto", None, False, quiet)
+    kind = _check_fit("sparse_vae", build, seed, "auto", None)
+    _fit(kind, _read_data(source), source, build, out, 8, None, seed, "auto", None, False, quiet)
 
 
 # -- the work behind them --------------------------------------------------------------------------------------
 
 
-def _check_fit(model: str, build: dict[str, Any], seed: int, device: str, draws: int | None) -> None:
-    """Refuses what can be refused before the data are read."""
+def _check_fit(
+    model: str | type[Program], build: dict[str, Any], seed: int, device: str, draws: int | None
+) -> type[Program]:
+    """The model's class; refuses what can be refused before the data are read."""
     from pyrocrl import zoo
     from pyrocrl.infer.fit import resolve_device
 
@@ -419,14 +438,15 @@ def _check_fit(model: str, build: dict[str, Any], seed: int, device: str, draws:
     resolve_device(device)
     if seed < 0:
         reject("--seed", str(seed), "a whole number from 0 on")
-    one_of("MODEL", model, zoo.names())
-    modes = zoo.get(model).card.targets
+    kind = zoo.get(model, "MODEL")
+    name, modes = kind.card.name, kind.card.targets
     if "targets" in build and build["targets"] not in modes:
-        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {model} takes no targets")
+        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {name} takes no targets")
+    return kind
 
 
 def _fit(
-    model: str,
+    kind: type[Program],
     rows: Data,
     source: dict[str, Any],
     build: dict[str, Any],
@@ -445,7 +465,7 @@ def _fit(
     from pyrocrl.infer.fit import _recipe
     from pyrocrl.lab.reproduce import provenance, score_table
 
-    program = pyrocrl.build(model, rows, **build)
+    program, name = pyrocrl.build(kind, rows, **build), kind.card.name
     started = time.perf_counter()
     print(rows)
     found = _finished(out, program, rows, seed) if resume else None
@@ -464,11 +484,12 @@ def _fit(
     if rows.truth:
         scores = pyrocrl.evaluate(found, rows)
         io.write_json(scores, out / SCORES)
-        print("\n" + score_table(scores, model))
+        print("\n" + score_table(scores, name))
     verdict = _write_report(found, rows, tree, out)
     print(f"\n{verdict}")
     record = {
-        "model": model,
+        "model": name,
+        "origin": found.meta.get("origin"),
         "build": build,
         "source": source,
         "chains": found.chains.count,
@@ -505,6 +526,7 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     """The fit in `out` if it is finished and only its posterior and report are not; None if it is to go on."""
     import pyrocrl
     from pyrocrl.infer import checkpoint
+    from pyrocrl.infer.origin import origin, refuse_other_text
 
     path = out / CHECKPOINT
     if not path.exists():
@@ -522,7 +544,8 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     for key, value in mine.items():
         if json.loads(json.dumps(value)) != theirs[key]:
             reject("--resume", f"a fit with another {key} in {out}", f"the same {key} as before")
-    return pyrocrl.load(path, data)
+    refuse_other_text("--resume", header, origin(type(program)))
+    return pyrocrl.load(path, data, type(program))
 
 
 def _read_data(source: dict[str, Any]) -> Data:
@@ -553,15 +576,13 @@ def _read_rows(source: dict[str, Any]) -> Data:
 
 
 def _builds(
-    models: Sequence[str], options: dict[str, Any], latents: int | None, target_mode: str | None
+    kinds: dict[str, type[Program]], options: dict[str, Any], latents: int | None, target_mode: str | None
 ) -> dict[str, dict[str, Any]]:
     """What each model is built with: options named after it, and those without a name where it takes them."""
     import inspect
 
-    from pyrocrl import zoo
-
-    takes = {model: inspect.signature(zoo.get(model).__init__).parameters for model in models}
-    builds: dict[str, dict[str, Any]] = {model: {} for model in models}
+    takes = {name: inspect.signature(kind.__init__).parameters for name, kind in kinds.items()}
+    builds: dict[str, dict[str, Any]] = {name: {} for name in kinds}
     if latents is not None:
         options = {"latents": latents} | options
     if target_mode is not None:
@@ -569,8 +590,8 @@ def _builds(
     for key, value in options.items():
         model, _, name = key.rpartition(".")
         if model:
-            one_of("--option", model, models)
-        fed = [model] if model else [m for m in models if name in takes[m]]
+            one_of("--option", model, kinds)
+        fed = [model] if model else [m for m in kinds if name in takes[m]]
         if not fed:
             reject("--option", repr(key), "an option of one of the models")
         for m in fed:

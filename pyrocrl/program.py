@@ -1,14 +1,18 @@
 """`Program`, the base class of every model: a generative `model`, a `guide`, and how to start, run and read them.
 
-To write a variant, copy a file of `models/` and change it; nothing is registered anywhere.
+To write a variant, copy a file of `models/`, change it, and name the copy where a model's name would stand:
+`pyrocrl fit ./my_model.py ...`, `pyrocrl.build("./my_model.py", data)`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -94,7 +98,7 @@ LATENT_DIMS = ("latent", "parent", "child")
 
 
 class Program(nn.Module):
-    """A model of the zoo: one Pyro program with its guide.
+    """A model: one Pyro program with its guide.
 
     A subclass sets `card` and writes
 
@@ -121,6 +125,7 @@ class Program(nn.Module):
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
+    written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     config: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:
@@ -142,6 +147,7 @@ class Program(nn.Module):
             cls.uses_rows = True
         simulated = [study.setting for study in cls.studies if study.simulated]
         cls.card = replace(cls.card, settings=tuple(dict.fromkeys([*cls.card.settings, *simulated])))
+        cls.written_in = _file_of(cls.__module__)
 
     # -- what a subclass writes --------------------------------------------------------------------------------
 
@@ -322,6 +328,18 @@ class Program(nn.Module):
         if missing:
             raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
         return cls(**filled)
+
+
+def _file_of(module: str) -> dict[str, str] | None:
+    """The file of a module and the sha256 of its text, before anybody edits it; None where there is no file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    try:
+        return file and {
+            "file": str(Path(file).resolve()),
+            "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+        }
+    except OSError:
+        return None
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:

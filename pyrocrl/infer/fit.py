@@ -24,6 +24,7 @@ from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.infer.origin import origin, refuse_other_text
 from pyrocrl.program import Program, Recipe, check_whole
 
 log = logging.getLogger("pyrocrl")
@@ -139,6 +140,7 @@ class _Loop:
     ) -> None:
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
+        self.origin = origin(type(program))
         fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
         # a model that does not look at environments must not have its rows chosen by them either
         self.train, self.held = data.split(fraction, seed, by_env=program.card.needs_env)
@@ -322,6 +324,7 @@ class _Loop:
                 "seconds": self.seconds_before + time.perf_counter() - self.started,
                 "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
                 "fingerprint": checkpoint.fingerprint(self.data),
+                "origin": self.origin,
                 "rows": self.data.rows,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
@@ -342,6 +345,7 @@ class _Loop:
         tensors = {k: v.detach().cpu() for k, v in tensors.items()}
         header = self._identity() | {
             "finished": False,
+            "origin": self.origin,
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "batched": self.chains.batched,
@@ -369,6 +373,7 @@ class _Loop:
                 what = "data" if key == "fingerprint" else key
                 found = "other data" if key == "fingerprint" else f"{what} {_short(theirs)}"
                 reject("resume", f"a checkpoint with {found}", f"the same {what} as before ({_short(mine)})")
+        refuse_other_text("resume", header, self.origin)
         if header["finished"]:
             reject("resume", f"a finished fit in {path.parent}", "an interrupted fit; load it with pyrocrl.load")
         for name, value in self._state().items():

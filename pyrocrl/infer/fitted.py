@@ -38,7 +38,7 @@ class Fit:
 
     `chains` stacked parameters; `kept` the chains that stayed finite; `held_out` (chain, row) the held-out
     objective; `history` (check, 1 + chain) epoch and held-out objective; `names` coordinates of the axes;
-    `meta` seed, recipe, seconds. The reference chain is the one with the highest held-out objective.
+    `meta` seed, recipe, seconds, origin. The reference chain is the one with the highest held-out objective.
     """
 
     def __init__(
@@ -365,8 +365,6 @@ class Fit:
         header = {
             "finished": True,
             "model": self.program.card.name,
-            "module": type(self.program).__module__,
-            "class": type(self.program).__qualname__,
             "config": self.program.config,
             "params": list(self.chains.params),
             "kept": self.kept,
@@ -383,7 +381,11 @@ class Fit:
         tensors, header = checkpoint.read(path)
         if not header.get("finished"):
             reject("path", f"an interrupted fit ({path})", "a finished fit; go on with resume=True")
-        program = find(header)(**header["config"])
+        kind = find(header)
+        try:
+            program = kind(**header["config"])
+        except TypeError as error:  # options that a changed class no longer takes
+            reject("path", f"{path}, which does not fit {kind.card.name} ({error})", "its own checkpoint")
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         expected = {k: tuple(v.shape) for k, v in program.state_dict().items()}
         found = {k: tuple(v.shape[1:]) for k, v in state.items()}

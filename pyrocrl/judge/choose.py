@@ -91,14 +91,15 @@ def choose(
     intervention: str = "perfect",
     targets: str | None = None,
     mechanism: str = "linear",
+    models: Sequence[zoo.Model] = (),
 ) -> list[Choice]:
     """Every model of the zoo, best first: what it would identify from these data, and what is missing for more.
 
     latents: how many there are; None = as the truth or the targets say, else left open. intervention: what
     interventions do to their targets, a key of `conditions.INTERVENTIONS`. targets: how far they are known, "known",
     "relabelled" or "unknown"; None = known where the data list them. mechanism: "linear" or "nonlinear" structural
-    equations. These are asked because no data tell them. Raises InputError for other words and for targets that the
-    data do not list.
+    equations. These are asked because no data tell them. models: further ones, as files or classes. Raises InputError
+    for other words, for targets that the data do not list and for models that cannot be used.
     """
     if not isinstance(data, Data):
         raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
@@ -111,7 +112,8 @@ def choose(
     names = None if count is None else [f"latent_{k}" for k in range(count)]
     hit = data.target_matrix(count) if mode != "unknown" and count is not None else None
     known = Situation(data, names, hit, intervention, mechanism)
-    found = [_judge(zoo.get(name).card, known, mode) for name in zoo.names()]
+    cards = [*zoo.cards(), *(zoo.get(model, "models").card for model in models)]
+    found = [_judge(card, known, mode) for card in cards]
     return sorted(found, key=_worth)
 
 

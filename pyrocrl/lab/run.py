@@ -1,10 +1,10 @@
-"""What `python models/NAME.py` does, and the table of all models."""
+"""What `python models/NAME.py` does, and the table of the package's models."""
 
 from __future__ import annotations
 
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.program import Program
-from pyrocrl.zoo import get, names
+from pyrocrl.zoo import built_in, get
 
 
 def run(program: type[Program], seed: int = 0) -> Fit:
@@ -23,9 +23,9 @@ def run(program: type[Program], seed: int = 0) -> Fit:
 
 
 def table() -> str:
-    """All models as a markdown table, made from their cards: what README shows."""
+    """The package's models as a markdown table, made from their cards: what README shows."""
     lines = ["| model | what it is | identifies | needs | status |", "|---|---|---|---|---|"]
-    for name in names():
+    for name in built_in():
         card = get(name).card
         claims = "; ".join(claim.head() for claim in card.claims) or "nothing (baseline)"
         needs = "environments, targets " + " or ".join(card.targets) if card.needs_env else "–"
