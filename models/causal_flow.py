@@ -1,19 +1,23 @@
 """Causal component analysis: latents of a structural equation model behind an invertible mixing of as many features.
 
-    order ~ uniform, edge[j, k] ~ Bernoulli(rho) if j precedes k             (parent, child)
-    w[j, k] ~ edge * slab  (Zellner's g-prior, unit information)              (parent, child)
-    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)           (data, latent)
-    x_i = f(z_i),  f invertible; M h(x_i) = z_i, h a free-form flow           (data, feature)
+    tangent: directions of the rows of the unmixing M, uniform lines              (latent, latent)
+    order ~ uniform;  graph[j, k] ~ Bernoulli(rho) if j precedes k                (latent,), (parent, child)
+    variance s^2: p(s^2) = s^-3;  level a: flat                                   (mechanism,)
+    slope w ~ N(0, s^2 G^-1), G the parents' covariance: Zellner's g-prior        (mechanism, latent)
+    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)               (data, latent)
+    x_i = f(z_i),  f invertible; M h(x_i) = z_i, h a free-form flow               (data, feature)
 
-An environment that intervenes on k cuts z_k's parents and gives it a mean and a variance of its own. By the change of
-variables log p(x | env) = log p(M h(x) | env) + log |det M| + log |det dh / dx|.
+A mechanism is an equation: the natural one of each latent, then one for each (env, target). An environment that
+intervenes on k cuts z_k's parents and gives it a level and a variance of its own. What is improper is simulated by
+convention: variances 1, levels 0. By the change of variables log p(x | env) = log p(M h(x) | env) + log |det M| + log
+|det dh / dx|.
 
 h (`pyrocrl.parts.flows`) is trained in `initialise`, and kept: by log p(env | x), the part of this likelihood that does
 not hold the Jacobian, by the normality of every environment's latents and by a decoder that inverts it
 (`pyrocrl.constructions.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood
-and mixed the latents. So the density of x is a rough one. The one site is `tangent`, the directions of the rows of M,
-with a Laplace approximation; weights, graphs and orders are summed out in closed form and drawn exactly. Errors of h
-correlate latents a little, so each environment's count is tempered (`correlation_error`): many rows would make an edge
+and mixed the latents. So the density of x is a rough one. `model` keeps `tangent`, with a Laplace approximation; equations,
+graphs and orders are summed out in closed form, and drawn exactly by `recover`. Errors of h correlate latents a
+little, so each row counts for less than one (`correlation_error`): many rows would make an edge
 of any correlation. Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds
 between environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the
 probability of its evidence.
@@ -28,7 +32,8 @@ representations from unknown interventions.
 *Differs from the paper in* Gaussian linear structural equations in place of any, for which graphs need not be tried one
 by one; and in a contrastive construction of the flow.
 
-*For a variant, copy this file and change* `_objective`, what is asked of the latents' law.
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
+and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
 """
 
 from __future__ import annotations
@@ -122,6 +127,9 @@ class CausalFlow(Program):
         status="experimental",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
+        approximate="Exact given the flow and the targets: the flow is trained by contrasts and kept, rows count for less "
+        "than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of unknown "
+        "targets.",
     )
     recipe = Recipe(  # the construction and the second-order finish leave nothing to stochastic steps
         epochs=1,

@@ -1,12 +1,21 @@
 """Discrepancy VAE: latents of a structural equation model under soft or shift interventions of unknown targets.
 
-    t_e  ~ Categorical(latents, none)                              target of environment e, where it is not known
+    target_e ~ Categorical(latents, none), where targets are not known         (env,)
+    order ~ uniform;  graph[j, k] ~ Bernoulli(rho) if j precedes k             (latent,), (parent, child)
+    variance s^2 ~ InverseGamma(1, 1);  level a ~ N(0, 2^2)                    (mechanism,)
+    slope w ~ N(0, 1)                                                          (mechanism, latent)
+    change ~ N(0, 2^2), of the level; ratio ~ LogNormal(0, 1), of the scale    (pair,): shift, variance
     z_i,k = a_k + sum_j w[j, k] phi(z_i,j) + eps_i,k,  eps ~ N(0, s_k^2)       (data, latent), phi = relu or identity
-    environment e changes the equation of t_e: its mean by shift[e, k], or also its scale, its weights, its parents
     x_i  ~ N(f(z_i), sigma^2) or NegativeBinomial(s_i exp(f(z_i)), r)          (data, feature)
 
+A mechanism is an equation: the natural one of each latent and, for perfect and soft interventions, one for each (env,
+target): without parents, or with slopes of its own. Shifts and changes of variance keep their target's equation: a pair
+(env, target) changes its level, and its scale.
+
 f is linear, or linear plus a network. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), the same for all environments.
-Rows of every environment count by their own likelihood, targets summed out. Effects of shifts and variance changes on
+Rows of every environment count by their own likelihood, in expectation over targets; rows may have missed their
+intervention, `escaped` ~ Bernoulli each, summed out. While a chain is trained its equations are parameters; `recover`
+draws targets, graph and equations exactly (sums over orders, conjugacy) from the moments of all rows' latents. Effects of shifts and variance changes on
 one latent add, so combinations of interventions never seen are predicted from single ones (`Fit.do(environments=)`,
 `pyrocrl.predict`).
 
@@ -36,7 +45,8 @@ likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. 
 (`affine.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
 noise.
 
-*For a variant, copy this file and change* `Decoder`, or in `pyrocrl.parts.latent_sem` what an intervention does.
+*For a variant, copy this file and change* the equation in `story`, a link of the parents say, and delete `model` and
+`recover`: edges are then gates along the order that the chain started from.
 """
 
 from __future__ import annotations
@@ -175,6 +185,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         settings=("zhang2023",),
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
+        approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are then "
+        "drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their error.",
     )
     recipe = Recipe(
         epochs=100, least_steps=3000, batch_size=500, lr=3e-3, kl_warmup=0.0, temperature_span=0.0, chains=4

@@ -1,23 +1,26 @@
 """Linear causal disentanglement: a linear mixing of a linear Gaussian structural equation model under interventions.
 
-    order ~ uniform, edge[j, k] ~ Bernoulli(rho) if j precedes k            (parent, child)
-    w[j, k] ~ edge * slab  (Zellner's g-prior, unit information)             (parent, child)
-    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)          (data, latent)
-    x_i = W z_i + offset + r_i,  r_i ~ N(0, tau^2) off the columns of W      (data, feature); counts: see below
+    tangent: directions of the rows of the unmixing M, uniform lines              (latent, latent)
+    target_e ~ Categorical(latents, none), where targets are not known            (env,)
+    order ~ uniform;  graph[j, k] ~ Bernoulli(rho) if j precedes k                (latent,), (parent, child)
+    variance s^2: p(s^2) = s^-3                                                   (mechanism,)
+    slope w ~ N(0, s^2 G^-1), G the parents' covariance: Zellner's g-prior        (mechanism, latent)
+    level a: flat                                                                 (mechanism,)
+    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)               (data, latent)
+    x_i = W z_i + offset + r_i,  W = the right inverse of M,
+          r_i ~ N(0, tau^2) off the columns of W                                  (data, feature); counts: see below
 
-An environment that intervenes on k changes its equation (`intervention`): "perfect" drops k's parents and gives k a
-mean and variance of its own (environment, latent); "soft" gives k a regression of its own on its parents; "variance"
-keeps the weights and gives eps_k a mean and variance of its own; "shift" a mean only. An environment may have several
-targets, and a latent several environments. Targets are known, known up to relabelling, or unknown: then each
-environment but the first (control) has one or none, a Categorical of equal probabilities. Noise and intercepts have
-the scale-free prior p(a, s^2) = s^-3.
+A mechanism is an equation: the natural one of each latent, then one for each (env, target). An environment changes its
+targets' equations (`intervention`): "perfect" drops the parents and has a level and variance of its own; "soft" a
+regression of its own on the parents; "variance" keeps the slopes and has a level and variance of its own; "shift" a
+level only. An environment may have several targets, and a latent several environments. Targets are known, known up to
+relabelling, or unknown: then each environment but the first (control) has one or none, equally probable. A row of M has
+no length of its own. What is improper is simulated by convention: variances 1, levels 0, G of the rows of the fit.
 
-The one latent site is `tangent`, the directions of the rows of the unmixing M, z = M x; a row's length is not
-identified and is set so that z_k has variance 1 over the observational rows. Given M everything else is summed or
-integrated out in closed form: weights, intercepts and noise by conjugacy, graphs and orders by a dynamic program over
-subsets. The data enter through each environment's count, mean and covariance, so ten million rows cost what ten
-thousand do. Draws of order, graph, weights and noise given M are exact and every graph is acyclic. Unknown targets are
-maximised together with M, and drawn by a Gibbs sweep given M.
+`model` keeps `tangent` alone; everything else is summed or integrated out in closed form: slopes, levels and variances
+by conjugacy, graphs and orders by a dynamic program over subsets. The data enter through each environment's count, mean
+and covariance, so ten million rows cost what ten thousand do. `recover` draws order, graph and equations exactly; every
+graph is acyclic. Unknown targets are maximised together with M, and drawn by a Gibbs sweep given M.
 
 Under "variance" and "shift" x = W (I - w^T)^-1 eps, and W absorbs (I - w^T)^-1 whatever the graph: the likelihood knows
 the innovations alone, eps + a = N x. So M is N there, `latents` are the innovations (the posterior mean of z), and
@@ -32,7 +35,7 @@ W z is then a vector of log rates, and the moments are those of linear Gaussian 
 anything is asked of their equations (`count_moments`); an environment's rows count for as many as a row of counts tells
 of its latents.
 
-`escapees`: rows of an intervention may have missed it, a Bernoulli per row; moments are then those of the rows that did
+`escapees`: rows of an intervention may have missed it, `escaped` ~ Bernoulli per row; moments are then those of the rows that did
 not (`pyrocrl.parts.escapees`), before anything is asked of their equations.
 
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
@@ -43,7 +46,8 @@ differences, in closed form) is only where a search over maxima starts (`directi
 approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
 probability of that maximum's evidence.
 
-*For a variant, copy this file and change* `_objective`: another prior of graphs, or of what an intervention does.
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
+and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
 """
 
 from __future__ import annotations
@@ -131,6 +135,9 @@ class LinearSEMLin(Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
+        approximate="Exact for Gaussian features and known targets. Of counts the moments behind them are fitted first, "
+        "rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with the "
+        "unmixing.",
     )
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
     recipe = Recipe(

@@ -1,9 +1,12 @@
 """Nonlinear mixing of a linear latent structural equation model, under perfect interventions.
 
-    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)                   (data, latent)
-    environment e cuts the parents of its targets k: z_i,k ~ N(m[e, k], s[e, k]^2)
-    x_i  ~ N(f(z_i), sigma^2) or NegativeBinomial(s_i exp(f(z_i)), r)                 (data, feature)
+    order ~ uniform;  graph[j, k] ~ Bernoulli(rho) if j precedes k             (latent,), (parent, child)
+    variance s^2 ~ InverseGamma(1, 1);  level a ~ N(0, 2^2)                    (mechanism,)
+    slope w ~ N(0, 1)                                                          (mechanism, latent)
+    z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)            (data, latent)
+    x_i  ~ N(f(z_i), sigma^2) or NegativeBinomial(s_i exp(f(z_i)), r)          (data, feature)
 
+A mechanism is an equation: the natural one of each latent, then one for each (env, target), which has no parents.
 f is linear plus a network; the guide is q(z | x) = N(h(x), diag t(x)^2), the same for all environments.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are known up to relabelling only) and the
@@ -14,11 +17,12 @@ is linear and Gaussian and f is injective.
 their own, which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees
 the principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
-identifies them, for a little noise. Rows may have missed their intervention (`escapees`), a Bernoulli each, summed out;
+identifies them, for a little noise. Rows may have missed their intervention (`escapees`): `escaped` ~ Bernoulli each, summed out;
 h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of log counts
 tell it; behind a stronger mixing they do not.
 
-Given the latents, graphs and equations are drawn exactly (sums over orders, conjugacy) from the moments of all rows.
+While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
+equations exactly (sums over orders, conjugacy with a unit-information prior) from the moments of all rows' latents.
 Latents carry an error of which rows are no cure, so that all n rows count as m: 1/m = D/n + v^2 + c^2. D is the
 dispersion (deviance over degrees of freedom) of the moments from the fitted equations, as in quasi-likelihood; v, the
 share of q's variance in a latent's, is the size of errors in correlations, and c (`correlation_error`) of those that h
@@ -31,7 +35,8 @@ interventions under general nonlinear mixing.
 which the latents are the log-odds themselves, and local optima), in the normality of residuals as a part of the loss,
 in a likelihood with a decoder after it, and in a posterior of graphs in place of a threshold on weights.
 
-*For a variant, copy this file and change* `_mean`, what is decoded, or the intervention in `LatentSEM`.
+*For a variant, copy this file and change* the equation in `story`, a link of the parents say, and delete `model` and
+`recover`: edges are then gates along the order that the chain started from.
 """
 
 from __future__ import annotations
@@ -98,6 +103,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
+        approximate="Equations are parameters while a chain is trained; graph and equations are then drawn given the "
+        "moments of the rows' latents, with a unit-information prior and counts that carry the latents' error.",
     )
     recipe = Recipe(
         epochs=10,
