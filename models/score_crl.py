@@ -49,7 +49,7 @@ from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import score_differences, subspaces
-from pyrocrl.constructions.hard_interventions import Unmixing, order_of
+from pyrocrl.constructions.hard_interventions import Unmixing, from_scores
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import orders
@@ -331,13 +331,7 @@ class ScoreCRL(Program):
         else:
             self._project(batch, target)
             y = self._white(batch.x, double=True)
-            unmixing = Unmixing(y, batch.env, target, generator)
-            change = score_differences.differences(y, batch.env, target, self.config["score"], generator)
-            rows_ = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
-            if search:
-                matrix, before = unmixing.search(rows_, generator)
-            else:
-                matrix, before = unmixing.ordered(rows_, order_of(change, rows_))
+            matrix, before = from_scores(y, batch.env, target, self.config["score"], search, generator)
             z = y @ matrix.mT
             self.block.loc.copy_(matrix)
         self.mechanisms.start(z, batch.env, before)

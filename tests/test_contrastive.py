@@ -8,9 +8,9 @@ import torch
 
 import pyrocrl
 from pyrocrl import InputError, simulate
-from pyrocrl.constructions import contrastive, optimise
+from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
-from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin, dispersion, signal_components
+from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin
 from pyrocrl.parts.nets import Residual
 
 HIT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -172,9 +172,9 @@ def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.Mon
 def test_dispersion_is_one_for_a_structural_equation_model_and_more_for_errors() -> None:
     z, group = rows(equations(), HIT, 20_000)
     target = torch.cat([torch.zeros(1, 3), HIT])
-    assert dispersion(contrastive.moments(z, group, target)) < 3
+    assert contrastive.dispersion(contrastive.moments(z, group, target)) < 3
     bent = z + 0.1 * z.roll(1, 1).square()
-    assert dispersion(contrastive.moments(bent, group, target)) > 20
+    assert contrastive.dispersion(contrastive.moments(bent, group, target)) > 20
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("buchholz2023", 0.97, 1.0), ("buchholz2023_hard", 0.3, 0.9)])
@@ -227,11 +227,11 @@ def test_signal_components_keep_what_stands_out_of_noise() -> None:
     z = torch.randn(2000, 2, generator=generator)
     x = 8.0 * z @ loadings.mT + torch.randn(2000, 30, generator=generator)
     x = (x - x.mean(0)) / x.std(0)
-    seen = x @ signal_components(x, 1)
+    seen = x @ subspaces.signal_components(x, 1)
     value = torch.linalg.eigvalsh(torch.cov(seen.mT))
     torch.testing.assert_close(value[-2:], torch.ones(2), atol=1e-4, rtol=1e-4)
     assert value[:-2].abs().max() < 1e-4, "noise would be learnt by heart"
-    three = torch.linalg.eigvalsh(torch.cov((x @ signal_components(x, 3)).mT))
+    three = torch.linalg.eigvalsh(torch.cov((x @ subspaces.signal_components(x, 3)).mT))
     assert int((three > 0.5).sum()) == 3
 
 

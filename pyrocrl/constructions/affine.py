@@ -22,15 +22,32 @@ from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.nets import Residual
 
 FLOOR = 1e-3  # least observational variance, as a share of the mean one: data may have exactly low rank
-ROWS, LAST_ROWS = 1_200, 3_000  # of the search and of its end, in equal parts from each environment
-STARTS, STEPS, LAST_STEPS, LR = 8, 120, 400, 0.04
-FINALISTS = 8  # orders that are climbed to the end
+LR, LINEAR_LR = 0.04, 0.01  # of the search; of the linear part of a map that a network bends
 KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be, as quantiles of its control rows
 RIDGE = 1e-4  # of regressions
-ROUNDS = 8  # of moves of single latents
-LINEAR_STEPS, LINEAR_LR, NET_STEPS = 250, 0.01, 100  # of the map that a network bends
-SHARE, RIVALS = 0.1, 2  # of the rows, with which the search of the linear case begins; its starts beside the best one
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
+
+
+class Effort(NamedTuple):
+    """rows, last_rows: of the search of orders and of its end, in equal parts from each environment. starts: orders it
+    begins with. steps, last_steps: of a climb there. rounds: of moves of single latents. finalists: orders that are
+    climbed to the end. share: of the rows, with which the search of the linear case begins; rivals: its starts beside
+    the best one. linear_steps, net_steps: of the map that a network bends."""
+
+    rows: int = 1_200
+    last_rows: int = 3_000
+    starts: int = 8
+    steps: int = 120
+    last_steps: int = 400
+    rounds: int = 8
+    finalists: int = 8
+    share: float = 0.1
+    rivals: int = 2
+    linear_steps: int = 250
+    net_steps: int = 100
+
+
+EFFORT = Effort()
 
 
 class Start(NamedTuple):
@@ -45,7 +62,9 @@ class Start(NamedTuple):
     bias: Tensor
 
 
-def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def unmix(
+    x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort = EFFORT
+) -> tuple[Tensor, Tensor, Tensor]:
     """(unmixing (latent, feature), offset (latent,), loadings (feature, latent)): z = unmixing x + offset.
 
     x: (rows, feature), columns of like scale; env: (rows,) integer codes, 0 observational. z has variance 1 over the
@@ -63,12 +82,12 @@ def unmix(x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) 
     span = torch.linalg.eigh(change.sum(0) + 1e-4 * cov / value[-1]).eigenvectors[:, -latents:]  # (feature, latent)
     y = white @ span
     if prior.mechanism == "linear" and prior.intervention == "perfect" and latents <= orders.MAX_NODES:
-        matrix = _linear(y, env, prior, generator)
+        matrix = _linear(y, env, prior, generator, effort)
     else:
         matrix = torch.linalg.inv(_columns(span.mT @ change @ span, y, env, prior, generator))
     matrix = matrix / matrix.norm(dim=1, keepdim=True)
     prior.start(y @ matrix.mT, env)
-    matrix, shift = _search(y, env, matrix, prior, generator)
+    matrix, shift = _search(y, env, matrix, prior, generator, effort)
     scale = (y[env == 0] @ matrix.mT).std(0)
     matrix, shift = matrix / scale[:, None], shift / scale
     prior.start(y @ matrix.mT + shift, env)
@@ -96,7 +115,13 @@ class Bent(Chart):
 
 
 def bend(
-    x: Tensor, env: Tensor, encoder: Residual, decoder: nn.Module, prior: LatentSEM, generator: torch.Generator
+    x: Tensor,
+    env: Tensor,
+    encoder: Residual,
+    decoder: nn.Module,
+    prior: LatentSEM,
+    generator: torch.Generator,
+    effort: Effort = EFFORT,
 ) -> None:
     """Train h (`encoder`), from its linear start, to tell environments apart by the equations' densities: its linear
     part first, for what a network bends before directions are right it does not bend back.
@@ -112,9 +137,9 @@ def bend(
         bent = Bent(encoder, decoder, share, known, len(x))
         every = torch.arange(len(x), device=x.device)
         encoder.linear.requires_grad_(True)
-        bent.train_on(x, env, every, LINEAR_STEPS, generator, LINEAR_LR)
+        bent.train_on(x, env, every, effort.linear_steps, generator, LINEAR_LR)
         encoder.net.requires_grad_(True)
-        bent.train_on(x, env, every, NET_STEPS, generator)
+        bent.train_on(x, env, every, effort.net_steps, generator)
         encoder.requires_grad_(False)
     prior.start(encoder(x), env)
 
@@ -175,7 +200,7 @@ def _columns(change: Tensor, y: Tensor, env: Tensor, prior: LatentSEM, generator
     return columns
 
 
-def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator) -> Tensor:
+def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort) -> Tensor:
     """(latent, d) rows of the unmixing of most evidence where equations are linear and replaced (`linear_sem_lin`)."""
     found = contrastive.moments(y, env, prior.target)
     if prior.unknown:
@@ -188,7 +213,7 @@ def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator
         slices, total = linear_sem.slices(part, pairs), part.count.sum()
         return lambda rows: linear_sem.log_marginal(rows, slices, total, prior.edge_probability)
 
-    return directions.search(objective_at, candidates, SHARE, RIVALS, 1, generator)[0].chart[:, 0].to(y)
+    return directions.search(objective_at, candidates, effort.share, effort.rivals, 1, generator)[0].chart[:, 0].to(y)
 
 
 class _Affine(nn.Module):
@@ -258,19 +283,19 @@ State = dict[str, Tensor]
 
 
 def _search(
-    y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, generator: torch.Generator
+    y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort
 ) -> tuple[Tensor, Tensor]:
     """(matrix, shift) of the best order found: from random orders and the one `prior` has, then by moves."""
     d = len(matrix)
-    few, more = (_rows(env, prior.environments, rows, generator) for rows in (ROWS, LAST_ROWS))
+    few, more = (_rows(env, prior.environments, rows, generator) for rows in (effort.rows, effort.last_rows))
     first = prior.before.sum(0).argsort()  # parents first
-    orders = [first, *(torch.randperm(d, generator=generator).to(first) for _ in range(STARTS - 1))]
+    orders = [first, *(torch.randperm(d, generator=generator).to(first) for _ in range(effort.starts - 1))]
     known = _told(prior)
     tried: dict[tuple[int, ...], float] = {}
     best = first
-    for _ in range(0 if prior.absorbed else ROUNDS):
+    for _ in range(0 if prior.absorbed else effort.rounds):
         state, value = _climb(
-            [_regressed(y[few], env[few], matrix, known, order) for order in orders], y[few], env[few]
+            [_regressed(y[few], env[few], matrix, known, order) for order in orders], y[few], env[few], effort.steps
         )
         tried |= {tuple(order.tolist()): float(v) for order, v in zip(orders, value, strict=True)}
         found = torch.tensor(min(tried, key=tried.__getitem__)).to(first)
@@ -278,13 +303,13 @@ def _search(
         if torch.equal(found, best) or not orders:
             break
         best = found
-    finalists = [torch.tensor(o).to(first) for o in sorted(tried, key=tried.__getitem__)[:FINALISTS]] or [first]
+    finalists = [torch.tensor(o).to(first) for o in sorted(tried, key=tried.__getitem__)[: effort.finalists]] or [first]
     ends = [_regressed(y[more], env[more], matrix, known, order) for order in finalists]
-    climbed, value = _climb(ends, y[more], env[more], LAST_STEPS)
+    climbed, value = _climb(ends, y[more], env[more], effort.last_steps)
     state = _at(climbed, int(value.argmin()))
     for _ in range(d if prior.mechanism == "relu" else 0):  # turn latents over while that helps
         same = [_with(copy.deepcopy(ends[int(value.argmin())]), state) for _ in range(d + 1)]
-        flips, values = _climb([same[d], *(_flipped(same[k], k) for k in range(d))], y[more], env[more])
+        flips, values = _climb([same[d], *(_flipped(same[k], k) for k in range(d))], y[more], env[more], effort.steps)
         found = int(values.argmin()) if float(values[0] - values.min()) > CLEAR else 0
         state = _at(flips, found)
         if found == 0:
@@ -296,7 +321,9 @@ def _told(prior: LatentSEM) -> LatentSEM:
     """The same equations with the most probable targets as known ones."""
     target = prior.hard_targets()
     config = (prior.latents, prior.environments, target.tolist(), prior.intervention, prior.mechanism, prior.escapees)
-    out = LatentSEM(*config, prior.edge_probability).to(prior.weight)
+    out = LatentSEM(*config, prior.edge_probability, spike=prior.spike, escape_prior=prior.escape_prior).to(
+        prior.weight
+    )
     for name, value in prior.named_parameters():
         out.get_parameter(name).data.copy_(value)
     return out
@@ -333,7 +360,7 @@ def _flipped(one: _Affine, k: int) -> _Affine:
     return one
 
 
-def _climb(starts: list[_Affine], y: Tensor, env: Tensor, steps: int = STEPS) -> tuple[State, Tensor]:
+def _climb(starts: list[_Affine], y: Tensor, env: Tensor, steps: int) -> tuple[State, Tensor]:
     """Adam on all starts at once; their parameters stacked, and negative log-likelihoods a row (start,)."""
     skeleton = starts[0]
     params, buffers = stack_module_state(starts)

@@ -41,15 +41,12 @@ from pyrocrl.exact.regression import least_squares
 from pyrocrl.parts.nets import Residual
 
 BATCH = 170
-PRETRAIN = 0.25  # steps of the first step, in those of each later one
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
-KEPT = 10  # one row in this many is kept out, to tell whether a round helped
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
-SLICES, LAST_SLICES = 32, 256  # directions along which residuals are compared with a normal law: in a step; at last
+SLICES = 32  # directions along which residuals are compared with a normal law in a step
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
 NEGLIGIBLE = 0.05
-REGRESSED = 20_000  # rows, at most, of the regressions that tell which classes share a latent
 FREQUENCIES = torch.linspace(0.4, 2.8, 7)
 
 
@@ -279,12 +276,18 @@ class Contrast(Chart):
 
 class Plan(NamedTuple):
     """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
-    optimisation, from one round to the next."""
+    optimisation, from one round to the next. pretrain: steps of the first step, in those of each later one. kept: one
+    row in this many is kept out, to tell whether a round helped, by residuals along last_slices directions. regressed:
+    rows, at most, of the regressions that tell which classes share a latent."""
 
     layers: int = 3
     rounds: int = 5
     normality: float = Contrast.normality
     cooling: float = 1.0
+    pretrain: float = 0.25
+    kept: int = 10
+    last_slices: int = 256
+    regressed: int = 20_000
 
 
 PLAN = Plan()
@@ -331,12 +334,12 @@ def _construct(
     target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
     mixed = torch.randperm(len(x), generator=generator).to(x.device)
-    out = max(1, len(x) // KEPT)
+    out = max(1, len(x) // plan.kept)
     kept, rows = mixed[:out], mixed[out:]
     encoder = Residual(x.shape[1], len(target) if hypotheses else latents, width, plan.layers).to(x)
     decoder = Residual(latents, x.shape[1], width).to(x)
     if hypotheses:
-        paired_start(encoder, x, group, rows, steps, hypotheses, generator)
+        paired_start(encoder, x, group, rows, steps, hypotheses, generator, plan)
         with torch.no_grad():
             h = moments(encoder(x), group, target)
             fits = [affine(h._replace(target=one.double()), generator)[1] for one in hypotheses]
@@ -350,7 +353,7 @@ def _construct(
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
     first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
-    minimise(first, error, rows, max(1, int(PRETRAIN * steps)), chart.batch * len(share), generator)
+    minimise(first, error, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
     if not hypotheses:
         chart.train_on(x, group, rows, steps, generator)
     best, least = copy.deepcopy(encoder), math.inf
@@ -366,7 +369,7 @@ def _construct(
         contrast.normality = plan.normality
         contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
         with torch.no_grad():
-            reached = float(contrast.loss(x[kept], group[kept], LAST_SLICES))
+            reached = float(contrast.loss(x[kept], group[kept], plan.last_slices))
         if not reached < least:
             break
         best, least = copy.deepcopy(encoder), reached
@@ -392,6 +395,7 @@ def paired_start(
     steps: int,
     hypotheses: Sequence[Tensor],
     generator: torch.Generator,
+    plan: Plan = PLAN,
 ) -> None:
     """Let an encoder with an output a class become h, the log-odds between the two classes of each latent.
 
@@ -408,7 +412,7 @@ def paired_start(
 
     minimise(encoder, loss, rows, steps, BATCH * classes, generator)
     with torch.no_grad():
-        logits = encoder(x[rows[:REGRESSED]]).double()
+        logits = encoder(x[rows[: plan.regressed]]).double()
         odds = logits[:, 1:] - logits[:, :1]
         left = []
         for target in hypotheses:

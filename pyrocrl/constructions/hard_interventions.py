@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from pyrocrl.constructions.score_differences import Estimator, differences
 from pyrocrl.exact import orders
 from pyrocrl.exact.basis_regression import RIDGE, Posterior, Regression, allowed, basis_functions, places
 
 STEP = 1e-3  # of finite differences of the unmixing
-STARTS, FINALISTS = 3, 3  # orders that a search starts from, and that are climbed
-EFFORT = 2e7  # multiplications a row of the Gram matrix of a search, times its rows
+
+
+class Effort(NamedTuple):
+    """starts, finalists: orders that a search starts from, and that are climbed. work: multiplications a row of the
+    Gram matrix of a search, times its rows."""
+
+    starts: int = 3
+    finalists: int = 3
+    work: float = 2e7
+
+
+EFFORT = Effort()
 
 
 class Unmixing:
@@ -19,11 +32,13 @@ class Unmixing:
     y: (rows, latent); env: (rows,); target: (env, latent). All in float64.
     """
 
-    def __init__(self, y: Tensor, env: Tensor, target: Tensor, generator: torch.Generator) -> None:
-        self.y, self.env, self.target = y, env, target
+    def __init__(
+        self, y: Tensor, env: Tensor, target: Tensor, generator: torch.Generator, effort: Effort = EFFORT
+    ) -> None:
+        self.y, self.env, self.target, self.effort = y, env, target, effort
         size = len(places(y.shape[1]))
         order = torch.randperm(len(y), generator=generator).to(y.device)
-        few = order[: min(len(y), max(20 * size, int(EFFORT / size**2)))]
+        few = order[: min(len(y), max(20 * size, int(effort.work / size**2)))]
         self.few, self.few_env = y[few], env[few]
         self.free = target.sum(1) == 0
         self.natural_cov = torch.cov(y[self.free[env]].mT)
@@ -73,7 +88,7 @@ class Unmixing:
                 tried[order] = float(self.objective(matrix, earlier(order).to(matrix)))
             return tried[order]
 
-        for _ in range(STARTS):
+        for _ in range(self.effort.starts):
             at = tuple(torch.randperm(d, generator=generator).tolist())
             while True:
                 best = max(moved(at), key=value, default=at)
@@ -83,7 +98,7 @@ class Unmixing:
         if not mixed:
             return rows, earlier(max(tried, key=tried.__getitem__)).to(rows)
         finalists = []
-        for order in sorted(tried, key=tried.__getitem__, reverse=True)[:FINALISTS]:
+        for order in sorted(tried, key=tried.__getitem__, reverse=True)[: self.effort.finalists]:
             finalists.append((*self.climb(self.cut(rows, order), earlier(order).to(rows)), order))
         matrix, _, order = max(finalists, key=lambda one: one[1])
         return matrix, earlier(order).to(rows)
@@ -207,3 +222,16 @@ def order_of(differences: Tensor, rows: Tensor) -> tuple[int, ...]:
     found = found / found.diagonal()[:, None]
     member = orders.members(len(rows), rows.device).to(rows)
     return tuple(orders.best_order(-20.0 * (found @ (1 - member).mT)).tolist())
+
+
+def from_scores(
+    y: Tensor, env: Tensor, target: Tensor, method: Estimator, search: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(M (latent, latent), order (parent, child)) by score differences, LSCALE-I, and with `search` by likelihood next.
+
+    y: (rows, latent), white over the observational rows.
+    """
+    unmixing = Unmixing(y, env, target, generator)
+    change = differences(y, env, target, method, generator)
+    rows = torch.linalg.eigh(change).eigenvectors[:, :, -1]  # (latent, latent)
+    return unmixing.search(rows, generator) if search else unmixing.ordered(rows, order_of(change, rows))

@@ -9,7 +9,7 @@ et al. (2024), "Score-based causal representation learning: linear and general t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,28 @@ from pyrocrl.parts.nets import MLP, Residual
 Score = Callable[[Tensor], Tensor]
 Estimator = Literal["gaussian", "stein", "sliced"]
 ESTIMATORS = ("gaussian", "stein", "sliced")
-CENTRES = 200  # kernel features of the Stein estimator
 WIDTHS = (0.7, 1.0, 1.5)  # of kernels, in units of the rows' median distance
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
-HELD_OUT = 0.2  # of the rows, for choosing among these
-HEAD, PAIRS_BATCH, RECONSTRUCTION = 16, 1024, 1.0  # of the general transform's classifiers
-HIDDEN, BATCH, STEPS, LR, SLICES, DECAY = 64, 512, 400, 3e-3, 4, 1e-5  # of sliced score matching
+RECONSTRUCTION = 1.0  # weight beside the general transform's classifiers
+LR, DECAY = 3e-3, 1e-5  # of sliced score matching
+
+
+class Effort(NamedTuple):
+    """centres: kernel features of the Stein estimator. held_out: share of the rows, for choosing among its kernels.
+    hidden, batch, steps, slices: of sliced score matching. head, pairs_batch: of the general transform's classifiers.
+    """
+
+    centres: int = 200
+    held_out: float = 0.2
+    hidden: int = 64
+    batch: int = 512
+    steps: int = 400
+    slices: int = 4
+    head: int = 16
+    pairs_batch: int = 1024
+
+
+EFFORT = Effort()
 
 
 def gaussian(x: Tensor) -> Score:
@@ -36,10 +52,10 @@ def gaussian(x: Tensor) -> Score:
     return lambda rows: -(rows - mean) @ precision
 
 
-def stein(x: Tensor, generator: torch.Generator) -> Score:
+def stein(x: Tensor, generator: torch.Generator, effort: Effort = EFFORT) -> Score:
     """s(x) = W' f(x) with features f that meet Stein's identity E[f(x) s(x)' + grad f(x)] = 0, up to a ridge.
 
-    Features are 1, x and Gaussian kernels about `CENTRES` of the rows, so that a Gaussian's score is among the
+    Features are 1, x and Gaussian kernels about `effort.centres` of the rows, so that a Gaussian's score is among the
     solutions. The identity is also where the score-matching loss E[|s|^2 / 2 + div s] of Hyvarinen (2005) is least;
     kernel width and ridge are those of the least such loss on held-out rows. Li & Turner (2018), "Gradient estimators
     for implicit models"; Zhou, Shi & Zhu (2020), "Nonparametric score estimators".
@@ -47,9 +63,9 @@ def stein(x: Tensor, generator: torch.Generator) -> Score:
     mean, root = x.mean(0), torch.linalg.cholesky(torch.cov(x.mT))
     white = torch.linalg.solve_triangular(root, (x - mean).mT, upper=False).mT
     order = torch.randperm(len(x), generator=generator).to(x.device)
-    cut = max(1, int(HELD_OUT * len(x)))
+    cut = max(1, int(effort.held_out * len(x)))
     held, rest = white[order[:cut]], white[order[cut:]]
-    centres = rest[:CENTRES]
+    centres = rest[: effort.centres]
     median = torch.cdist(centres, centres).median()
     best, weight, width = torch.inf, torch.zeros_like(x[:0]), median
     for scale in WIDTHS:
@@ -83,7 +99,7 @@ def _stein_moments(x: Tensor, centres: Tensor, width: Tensor) -> tuple[Tensor, T
     return f.mT @ f / len(x), torch.cat([torch.zeros_like(x[:1]), eye, grad])
 
 
-def sliced(x: Tensor, generator: torch.Generator) -> Score:
+def sliced(x: Tensor, generator: torch.Generator, effort: Effort = EFFORT) -> Score:
     """A network trained by sliced score matching: E[v' (ds/dx) v + |s|^2 / 2] over random directions v.
 
     Song, Garg, Shi & Ermon (2019), "Sliced score matching". Starts at the Gaussian score. The network draws its weights
@@ -95,18 +111,18 @@ def sliced(x: Tensor, generator: torch.Generator) -> Score:
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        net: nn.Module = MLP([x.shape[1], HIDDEN, HIDDEN, x.shape[1]], "tanh").to(x)
+        net: nn.Module = MLP([x.shape[1], effort.hidden, effort.hidden, x.shape[1]], "tanh").to(x)
         adam = torch.optim.Adam(net.parameters(), lr=LR, weight_decay=DECAY)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
-        for _ in range(STEPS):
-            pick = torch.randint(len(unit), (BATCH,), generator=generator).to(x.device)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, effort.steps)
+        for _ in range(effort.steps):
+            pick = torch.randint(len(unit), (effort.batch,), generator=generator).to(x.device)
             rows = unit[pick].requires_grad_(True)
             score = net(rows) - rows @ precision
             loss = 0.5 * score.square().sum(1).mean()
-            for _ in range(SLICES):
+            for _ in range(effort.slices):
                 v = torch.randn(rows.shape, generator=generator, dtype=x.dtype).to(x.device)
                 (along,) = torch.autograd.grad((score * v).sum(), rows, create_graph=True)
-                loss = loss + (along * v).sum(1).mean() / SLICES
+                loss = loss + (along * v).sum(1).mean() / effort.slices
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -115,15 +131,17 @@ def sliced(x: Tensor, generator: torch.Generator) -> Score:
     return lambda rows: (net((rows - mean) / sd) - (rows - mean) / sd @ precision) / sd
 
 
-def estimate(x: Tensor, method: Estimator, generator: torch.Generator) -> Score:
+def estimate(x: Tensor, method: Estimator, generator: torch.Generator, effort: Effort = EFFORT) -> Score:
     """The score of the law that the rows x (rows, d) come from, by one of `ESTIMATORS`."""
     one_of("score", method, ESTIMATORS)
     if method == "gaussian":
         return gaussian(x)
-    return stein(x, generator) if method == "stein" else sliced(x, generator)
+    return stein(x, generator, effort) if method == "stein" else sliced(x, generator, effort)
 
 
-def differences(x: Tensor, env: Tensor, target: Tensor, method: Estimator, generator: torch.Generator) -> Tensor:
+def differences(
+    x: Tensor, env: Tensor, target: Tensor, method: Estimator, generator: torch.Generator, effort: Effort = EFFORT
+) -> Tensor:
     """R (latent, d, d): second moments, over the observational rows, of each target's score difference.
 
     x: (rows, d); env: (rows,); target: (env, latent) in {0, 1}, single targets. R_k averages s_0 - s_e over the
@@ -131,13 +149,13 @@ def differences(x: Tensor, env: Tensor, target: Tensor, method: Estimator, gener
     """
     free = target.sum(1) == 0
     natural = x[free[env]]
-    base = estimate(natural, method, generator)(natural)
+    base = estimate(natural, method, generator, effort)(natural)
     out = []
     for k in range(target.shape[1]):
         change = torch.zeros_like(natural)
         hits = torch.nonzero(target[:, k] > 0).flatten().tolist()
         for e in hits:
-            change += base - estimate(x[env == e], method, generator)(natural)
+            change += base - estimate(x[env == e], method, generator, effort)(natural)
         change /= len(hits)
         out.append(change.mT @ change / len(natural))
     return torch.stack(out)
@@ -146,15 +164,21 @@ def differences(x: Tensor, env: Tensor, target: Tensor, method: Estimator, gener
 class _Pairs(nn.Module):
     """h with a classifier of each latent's environments that sees h_k alone, and a decoder."""
 
-    def __init__(self, inputs: int, counts: list[int], width: int) -> None:
+    def __init__(self, inputs: int, counts: list[int], width: int, head: int) -> None:
         super().__init__()
         self.encoder = Residual(inputs, len(counts), width)
         self.decoder = Residual(len(counts), inputs, width)
-        self.heads = nn.ModuleList(MLP([1, HEAD, HEAD, count], "silu") for count in counts)
+        self.heads = nn.ModuleList(MLP([1, head, head, count], "silu") for count in counts)
 
 
 def encoder(
-    x: Tensor, env: Tensor, target: Tensor, width: int, steps: int, generator: torch.Generator
+    x: Tensor,
+    env: Tensor,
+    target: Tensor,
+    width: int,
+    steps: int,
+    generator: torch.Generator,
+    effort: Effort = EFFORT,
 ) -> tuple[Residual, Residual]:
     """(h, decoder) with h_k(x) a function of latent k alone, from two or more hard interventions on each.
 
@@ -171,7 +195,7 @@ def encoder(
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _Pairs(x.shape[1], [len(envs) for envs in hits], width).to(x)
+        net = _Pairs(x.shape[1], [len(envs) for envs in hits], width, effort.head).to(x)
 
         def loss(pick: Tensor, _: float) -> Tensor:
             h = net.encoder(x[pick])
@@ -183,5 +207,5 @@ def encoder(
                 total = total + entropy / (own >= 0).sum().clamp_min(1)
             return total
 
-        minimise(net, loss, torch.arange(len(x), device=x.device), steps, PAIRS_BATCH, generator)
+        minimise(net, loss, torch.arange(len(x), device=x.device), steps, effort.pairs_batch, generator)
     return net.encoder, net.decoder
