@@ -66,6 +66,12 @@ def test_cells_that_escaped_are_told_from_those_that_were_changed(fitted: pyrocr
     assert roc_auc_score(1 - screen.truth["component"][knocked_out], escaped[knocked_out]) > 0.8
     assert abs(escaped[knocked_out].mean() - 0.25) < 0.1
     assert not escaped[screen.env == 0].any()
+    batch, drawn = fitted.batch_of(screen), tree["posterior"]["escaped"].mean("draw").to_numpy()
+    for program, draws in zip(fitted.programs(), drawn, strict=True):
+        told = program.escaped(batch)
+        assert told is not None
+        assert np.corrcoef(told.numpy()[knocked_out], draws[knocked_out])[0, 1] > 0.9
+        assert abs(told.numpy()[knocked_out].mean() - draws[knocked_out].mean()) < 0.02
 
 
 def test_every_graph_drawn_is_acyclic_and_shifts_lower_what_they_hit(fitted: pyrocrl.Fit, screen: Data) -> None:

@@ -16,6 +16,8 @@ import xarray as xr
 
 import pyrocrl
 from pyrocrl import Data, Fit, Program, zoo
+from pyrocrl.claims.card import TARGETS
+from pyrocrl.claims.conditions import INTERVENTIONS
 from pyrocrl.claims.indeterminacy import topological_order
 from pyrocrl.infer.chains import Chains
 from pyrocrl.infer.elbo import elbo, is_local, latent_values, validate
@@ -102,7 +104,7 @@ def test_plates_and_shapes_are_as_documented(name: str) -> None:
                 assert {f.name for f in site["cond_indep_stack"]} <= set(PLATES)
                 if is_local(site) and type(site["fn"]).__name__ != "_Subsample":
                     assert site["value"].shape[0] == len(batch)
-    latents = program.config["latents"]
+    latents = program.latents_count
     assert program.latents(batch).shape == (data.rows, latents)
     with torch.no_grad():
         sites = latent_values(trace) | program.posterior_sites(batch, latent_values(trace))
@@ -220,7 +222,7 @@ def test_tree_has_real_coordinates_and_arviz_takes_it(name: str) -> None:
     groups = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
     assert set(tree.children) == groups
     posterior = tree["posterior"]
-    latents = fit.program.config["latents"]
+    latents = fit.program.latents_count
     assert posterior["z"].dims == ("chain", "draw", "data", "latent")
     assert posterior["z"].shape == (fit.chains.count, 4, data.rows, latents)
     assert list(tree["posterior_predictive"].coords["feature"].values) == data.feature_names
@@ -283,7 +285,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
         again.posterior(draws=2)["posterior"].to_dataset(), fit.posterior(draws=2)["posterior"].to_dataset()
     )
     new = data.rows_at(np.arange(5))
-    assert again.latents(new).shape == (5, fit.program.config["latents"])
+    assert again.latents(new).shape == (5, fit.program.latents_count)
 
 
 @every_model
@@ -299,7 +301,7 @@ def test_do_sets_its_target_and_leaves_non_descendants(name: str) -> None:
     assert np.isfinite(draws["x"]).all()
     other = fit.do(data, {"latent_1": 5.7}, draws=300, seed=3)
     graph = fit.chain_values("graph")
-    for k in range(fit.program.config["latents"]):
+    for k in range(fit.program.latents_count):
         # a latent that latent_1 cannot reach in any drawn graph is drawn from the same noise, hence equal
         if k != 1 and (graph is None or (graph[:, 1] < 1e-6).all()):
             name_k = f"latent_{k}"
@@ -375,6 +377,28 @@ def test_one_fit_on_cuda_without_a_host_sync_in_a_step(name: str) -> None:
             loop._step(loop._annealed(batch, 0.2), 0.2)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@every_model
+def test_what_programs_declare_has_the_shapes_they_say(name: str) -> None:
+    program, data = started(name)
+    batch = batch_of(program, data)
+    assert program.latents(batch).shape == (len(batch), program.latents_count)
+    assert program.batches_count >= 1 and program.intervention_kind in INTERVENTIONS
+    assert (program.target_mode in TARGETS) == ("targets" in program.config)
+    found, escaped = program.mixture(), program.escaped(batch)
+    assert (found is not None) == any("two_components" in claim.needs for claim in program.claims())
+    if found is not None:
+        weights, mean, scale = found
+        assert mean.shape == scale.shape == (len(weights), program.latents_count)
+        assert (scale > 0).all() and weights.sum().item() == pytest.approx(1.0)
+    assert (escaped is not None) == bool(program.config.get("escapees"))
+    noise, action = torch.randn(4, program.latents_count), torch.randn(3, program.actions_count)
+    if program.actions_count:
+        assert program.predict_action(action, noise).shape == (3, data.features)
+    else:
+        with pytest.raises(TypeError, match="has no actions"):
+            program.predict_action(action, noise)
 
 
 # -- a new file --------------------------------------------------------------------------------------------------

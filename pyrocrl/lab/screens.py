@@ -164,9 +164,10 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     weight = np.broadcast_to(result.weights[:, None], hit.shape[:2])
     batch = result.batch_of(train)
     escaped = np.zeros(train.rows)
-    programs: list[Any] = result.programs()
-    for w, program in zip(result.weights, programs, strict=True):
-        escaped += w * program.sem.escaped(program.latents(batch), batch.env).double().numpy()
+    for w, program in zip(result.weights, result.programs(), strict=True):
+        probability = program.escaped(batch)
+        assert probability is not None
+        escaped += w * probability.double().numpy()
     size = mean_size(train)
     mean = expected_rows(result, data, draws=draws, seed=seed) / data.size_factor[:, None] * size
     fitted, found = per_size(train) * size, per_size(data) * size

@@ -14,7 +14,7 @@ then drawn exactly (conjugacy and the dynamic program over orders), so that ever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -544,13 +544,15 @@ class Rows(TorchDistribution):
 class SEMReadouts:
     """Read-outs that programs with a `LatentSEM` share: what they tell of graph, targets, new rows and interventions.
 
-    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; and `decoder`, z (rows, latent) -> its eta.
+    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; `decoder`, z (rows, latent) -> its eta; and
+    `latents`, of which innovations where equations are `absorbed`.
     """
 
     sem: LatentSEM
     observation: Observation
     decoder: nn.Module
     config: dict[str, Any]
+    latents: Callable[[Batch], Tensor]
     sites: ClassVar[Mapping[str, Site]] = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "graph": Site(("parent", "child"), discrete=True),
@@ -570,6 +572,15 @@ class SEMReadouts:
         if self.sem.unknown:
             return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
         return None if self.config["targets"] == "known" else self.sem.target
+
+    @torch.no_grad()
+    def escaped(self, batch: Batch) -> Tensor | None:
+        if not self.sem.escapees:
+            return None
+        z = self.latents(batch)
+        if self.sem.absorbed:  # innovations: back to latents of the chain's own equations
+            z = self.sem.solve(z, self.sem.weight * self.sem.before)
+        return self.sem.escaped(z, batch.env)
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         """Mean of x, of z under the weights that were drawn with it, see `LatentSEM.seen`."""
