@@ -189,7 +189,7 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
             "none": float(1 - probs[e].sum()),
             "programme": result.names["latent"][k],
         }
-        row |= {"probability": float(probs[e, k]), "shift": middle, "low": low, "high": high}
+        row |= {"probability": float(probs[e, k]), "shift": float(middle), "low": float(low), "high": float(high)}
         share = float(escaped[train.env == e].mean()) if row["none"] < 0.5 else None
         row |= {"escaped": share, "cells": int((data.env == e).sum())}
         if row["cells"]:
