@@ -188,6 +188,10 @@ class Extrapolation(Program):
         """effect (action, latent): by how much a unit of an action moves a latent."""
         return {"effect": self.effect / self.action_sd[:, None]}
 
+    @property
+    def actions_count(self) -> int:
+        return int(self.config["aux"])
+
     @torch.no_grad()
     def predict_action(self, action: Tensor, noise: Tensor) -> Tensor:
         """(rows, feature) mean of x under each row of `action` (rows, aux), over draws `noise` of v (draws, latent)."""

@@ -324,6 +324,10 @@ class LinearSEMLin(Program):
         own, natural, escaped = self._told(batch)
         return own.loc.lerp(natural.loc, escaped[:, None]) @ self._rows().mT
 
+    @torch.no_grad()
+    def escaped(self, batch: Batch) -> Tensor | None:
+        return self._told(batch)[2] if self.config["escapees"] else None
+
     def _told(self, batch: Batch) -> tuple[RowPosterior, RowPosterior, Tensor]:
         """y of each row under its environment's law; had it escaped; (rows,) the probability that it did."""
         own = self._given(batch, self.mean[batch.env], self.cov[batch.env])

@@ -41,15 +41,15 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     a bootstrap, so their deviation estimates the mean's error: the interval of `level` is mean +- t deviation, t
     Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND below the best is stuck,
     no such draw, and left out. draws: of the latents' noise, the same for every chain and action. Raises InputError for
-    fewer than three chains left, actions of another shape, and models without `predict_action`.
+    fewer than three chains left, actions of another shape, and models without actions.
     """
-    if not hasattr(fit.program, "predict_action"):
+    size = fit.program.actions_count
+    if not size:
         reject("fit", f"a fit of {fit.program.card.name}", "a model of actions, such as extrapolation")
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
         reject("level", repr(level), "a number strictly between 0 and 1")
     check_whole("draws", draws, 2)
     values = np.asarray(actions, dtype=np.float64)
-    size = fit.program.config["aux"]
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
     kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)
@@ -58,15 +58,14 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
         reject(
             "fit", f"{count} chain(s) of {fit.chains.count} that got there", "3 or more, whose spread is the interval"
         )
-    half = np.random.default_rng(seed).standard_normal((draws // 2, fit.program.config["latents"]))
+    half = np.random.default_rng(seed).standard_normal((draws // 2, fit.program.latents_count))
     noise = np.concatenate([half, -half])
     means = []
     programs = list(fit.programs())
     for program in (programs[c] for c in kept):
         like: Any = next(program.parameters())
         send = [torch.as_tensor(v).to(like) for v in (values, noise)]
-        predict: Any = program
-        parts = [predict.predict_action(block, send[1]) for block in send[0].split(100)]
+        parts = [program.predict_action(block, send[1]) for block in send[0].split(100)]
         means.append(torch.cat(parts).double().cpu().numpy())
     chain = np.stack(means)
     mean, sd = chain.mean(0), chain.std(0, ddof=1)

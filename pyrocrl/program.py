@@ -217,6 +217,25 @@ class Program(nn.Module):
         """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
 
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Weights (component,), means and standard deviations (component, latent) of the latents' law where that is a
+        mixture of independent Gaussians, or None. Models whose claims need components must have it."""
+        return None
+
+    def escaped(self, batch: Batch) -> Tensor | None:
+        """(rows,) probability that a row's intervention did nothing to it, or None for models without escapees."""
+        return None
+
+    @property
+    def actions_count(self) -> int:
+        """How many numbers an action of `predict_action` has; 0 where the model knows no actions."""
+        return 0
+
+    def predict_action(self, action: Tensor, noise: Tensor) -> Tensor:
+        """(rows, feature) mean of x under each row of `action` (rows, actions_count), averaged over `noise`
+        (draws, latent), standard normal draws of what the action leaves open of the latents."""
+        raise TypeError(f"{type(self).__name__} has no actions")
+
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it
         is in every other case."""
@@ -244,11 +263,6 @@ class Program(nn.Module):
             z = torch.cat([z[:, :k], one.expand(len(z))[:, None], z[:, k + 1 :]], -1)
         return z
 
-    @property
-    def latents_count(self) -> int:
-        """How many latents the program has."""
-        return int(self.config.get("latents", 0))
-
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""
         one = type(self)(**self.config)
@@ -264,6 +278,31 @@ class Program(nn.Module):
     def complete_with(self, completion: nn.Module) -> None:
         """Let these blocks go with the guide."""
         self._modules["completion"] = completion
+
+    @property
+    def latents_count(self) -> int:
+        """How many latents it has."""
+        return int(self.config.get("latents", 0))
+
+    @property
+    def batches_count(self) -> int:
+        """How many batches its rows may come from; 1 where it does not read them."""
+        return int(self.config.get("batches", 1))
+
+    @property
+    def target_mode(self) -> str | None:
+        """How it was told the targets of environments, a key of `card.TARGETS`; None for models without targets."""
+        return self.config.get("targets")
+
+    @property
+    def intervention_kind(self) -> str:
+        """What its interventions do, a key of `conditions.INTERVENTIONS`; "perfect" unless an option says otherwise."""
+        return str(self.config.get("intervention", "perfect"))
+
+    @property
+    def mechanism_kind(self) -> str:
+        """The form of its structural equations; "linear" unless an option says otherwise."""
+        return str(self.config.get("mechanism", "linear"))
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     assert {"mcc", "pca_mcc", "ica_mcc", "r2"} <= scores.keys()
     again = json.loads(said(capsys, "evaluate", str(out), "--json"))
     assert again["mcc"] == pytest.approx(scores["mcc"])
-    assert "mcc_spearman" in said(capsys, "evaluate", str(out), "--data", str(rows))
+    assert "Rank correlation with the true latents" in said(capsys, "evaluate", str(out), "--data", str(rows))
 
     for name in (cli.VERDICT, cli.REPORT):
         (out / name).unlink()

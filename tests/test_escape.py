@@ -90,6 +90,10 @@ def test_latents_and_graph_where_rows_escaped(fitted: pyrocrl.Fit) -> None:
     assert roc_auc_score(1 - data.truth["component"][knocked_out], escaped[knocked_out]) > 0.65  # laws overlap
     assert escaped[knocked_out].mean() == pytest.approx(0.25, abs=0.08)
     assert not escaped[~knocked_out].any()
+    told = fitted.programs()[0].escaped(fitted.batch_of(data))
+    assert told is not None
+    np.testing.assert_allclose(told[knocked_out].mean(), escaped[knocked_out].mean(), atol=0.03)
+    assert np.corrcoef(told.numpy()[knocked_out], escaped[knocked_out])[0, 1] > 0.8
 
 
 def drawn_sites(fitted: pyrocrl.Fit) -> tuple[Program, Batch, dict[str, torch.Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import networkx as nx
 import numpy as np
 import pyro
@@ -12,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
 from pyrocrl.constructions.log_rates import count_factors
+from pyrocrl.lab.screens import knockouts
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.observation import Observation
@@ -66,6 +69,24 @@ def test_cells_that_escaped_are_told_from_those_that_were_changed(fitted: pyrocr
     assert roc_auc_score(1 - screen.truth["component"][knocked_out], escaped[knocked_out]) > 0.8
     assert abs(escaped[knocked_out].mean() - 0.25) < 0.1
     assert not escaped[screen.env == 0].any()
+    batch, drawn = fitted.batch_of(screen), tree["posterior"]["escaped"].mean("draw").to_numpy()
+    for program, draws in zip(fitted.programs(), drawn, strict=True):
+        told = program.escaped(batch)
+        assert told is not None
+        assert np.corrcoef(told.numpy()[knocked_out], draws[knocked_out])[0, 1] > 0.9
+        assert abs(told.numpy()[knocked_out].mean() - draws[knocked_out].mean()) < 0.02
+
+
+def test_the_table_of_knockouts_says_which_have_an_effect(fitted: pyrocrl.Fit, screen: Data) -> None:
+    rows = {row["knockout"]: row for row in knockouts(fitted, screen, draws=2)}
+    assert json.loads(json.dumps(rows)) == rows and screen.targets is not None
+    assert rows.keys() == set(screen.env_names[1:])
+    for name, latents in screen.targets.items():
+        row = rows[name]
+        assert (row["none"] < 0.5) == bool(latents) == (row["escaped"] is not None)
+        if latents:
+            assert row["low"] < row["shift"] < row["high"] and abs(row["escaped"] - 0.25) < 0.15
+            assert row["error_training"] < row["error_control"], "the same cells, so their own mean is best"
 
 
 def test_every_graph_drawn_is_acyclic_and_shifts_lower_what_they_hit(fitted: pyrocrl.Fit, screen: Data) -> None:

@@ -18,9 +18,12 @@ import xarray as xr
 
 import pyrocrl
 from pyrocrl import Data, Fit, Program, Site, zoo
+from pyrocrl.claims.card import TARGETS
+from pyrocrl.claims.conditions import INTERVENTIONS
 from pyrocrl.claims.indeterminacy import topological_order, transitive_closure
+from pyrocrl.infer import stories
 from pyrocrl.infer.chains import Chains
-from pyrocrl.infer.elbo import elbo, is_local, latent_values, validate
+from pyrocrl.infer.elbo import elbo, is_local, validate
 
 ROOT = Path(__file__).parent.parent
 MODELS = zoo.names()
@@ -118,7 +121,7 @@ def test_plates_and_shapes_are_as_documented(name: str) -> None:
     with torch.no_grad():
         trace = pyro.poutine.trace(program.guide).get_trace(batch)
         told = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=trace)).get_trace(batch)
-    latents = program.config["latents"]
+    latents = program.latents_count
     sizes = {"data": data.rows, "feature": data.features, "env": len(data.env_names)}
     sizes |= dict.fromkeys(("latent", "parent", "child"), latents)
     for key, site in [*trace.nodes.items(), *told.nodes.items()]:
@@ -130,13 +133,15 @@ def test_plates_and_shapes_are_as_documented(name: str) -> None:
             assert site["value"].shape[0] == len(batch)
     assert program.latents(batch).shape == (data.rows, latents)
     with torch.no_grad():
-        sites = latent_values(trace) | program.posterior_sites(batch, latent_values(trace))
+        found = stories.told(program, batch, drawn_sites := stories.drawn(program, batch))
+        sites = stories.values(found)
         assert sites["z"].shape == (data.rows, latents)
         for key, value in sites.items():
             if key in program.sites:
                 dims = program.sites[key].dims
                 assert value.shape == tuple(sizes.get(d, n) for d, n in zip(dims, value.shape, strict=True)), key
-        x, log_likelihood = program.predict(batch, sites)
+        x = stories.told(program, batch.blank(), drawn_sites).nodes["x"]["value"]
+        log_likelihood = stories.log_likelihood(found, drawn_sites)
         mask, graph = program.mask(), program.graph()
     assert x.shape == (data.rows, data.features)
     assert log_likelihood.shape == (data.rows,)
@@ -249,7 +254,7 @@ def test_tree_has_real_coordinates_and_arviz_takes_it(name: str) -> None:
     groups = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
     assert set(tree.children) == groups
     posterior = tree["posterior"]
-    latents = fit.program.config["latents"]
+    latents = fit.program.latents_count
     assert posterior["z"].dims == ("chain", "draw", "data", "latent")
     assert posterior["z"].shape == (fit.chains.count, 4, data.rows, latents)
     assert list(tree["posterior_predictive"].coords["feature"].values) == data.feature_names
@@ -324,7 +329,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
         again.posterior(draws=2)["posterior"].to_dataset(), fit.posterior(draws=2)["posterior"].to_dataset()
     )
     new = data.rows_at(np.arange(5))
-    assert again.latents(new).shape == (5, fit.program.config["latents"])
+    assert again.latents(new).shape == (5, fit.program.latents_count)
 
 
 @every_model
@@ -335,7 +340,7 @@ def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
         with pytest.raises(pyrocrl.InputError, match="identified one by one"):
             fit.do(data, {"latent_1": 0.7})
         return
-    latents, chains = fit.program.config["latents"], fit.chains.count
+    latents, chains = fit.program.latents_count, fit.chains.count
     graph, probable = np.zeros((chains, 1, latents, latents)), np.zeros((chains, latents, latents))
     if "graph" in drawn(name):
         graph, probable = drawn(name)["graph"].values, fit.chain_values("graph")
@@ -429,6 +434,28 @@ def test_one_fit_on_cuda_without_a_host_sync_in_a_step(name: str) -> None:
             loop._step(loop._annealed(batch, 0.2), 0.2)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@every_model
+def test_what_programs_declare_has_the_shapes_they_say(name: str) -> None:
+    program, data = started(name)
+    batch = batch_of(program, data)
+    assert program.latents(batch).shape == (len(batch), program.latents_count)
+    assert program.batches_count >= 1 and program.intervention_kind in INTERVENTIONS
+    assert (program.target_mode in TARGETS) == ("targets" in program.config)
+    found, escaped = program.mixture(), program.escaped(batch)
+    assert (found is not None) == any("two_components" in claim.needs for claim in program.claims())
+    if found is not None:
+        weights, mean, scale = found
+        assert mean.shape == scale.shape == (len(weights), program.latents_count)
+        assert (scale > 0).all() and weights.sum().item() == pytest.approx(1.0)
+    assert (escaped is not None) == bool(program.config.get("escapees"))
+    noise, action = torch.randn(4, program.latents_count), torch.randn(3, program.actions_count)
+    if program.actions_count:
+        assert program.predict_action(action, noise).shape == (3, data.features)
+    else:
+        with pytest.raises(TypeError, match="has no actions"):
+            program.predict_action(action, noise)
 
 
 # -- a new file --------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Fit:
 
     @staticmethod
     def names_of(data: Data, program: Program) -> dict[str, list[str]]:
-        latents = [f"latent_{k}" for k in range(program.config.get("latents", 0))]
+        latents = [f"latent_{k}" for k in range(program.latents_count)]
         return {
             "feature": list(data.feature_names),
             "env": list(data.env_names),
@@ -428,7 +428,7 @@ class Fit:
         Raises InputError for environments or batches that were not fitted.
         """
         envs = self.names["env"] if self.program.card.needs_env else None
-        batches = self.names.get("batch") if self.program.config.get("batches", 1) > 1 else None
+        batches = self.names.get("batch") if self.program.batches_count > 1 else None
         return data.coded_as(envs, batches)
 
     def batch_of(self, data: Data) -> Batch:

@@ -361,11 +361,11 @@ def _variance_ratios(fit: Fit, data: Data) -> str | None:
 
 def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """(component,) weights and (component, latent) standard deviations of the reference chain's mixture."""
-    mixture = getattr(fit.chains.chain(fit.reference), "mixture", None)
-    if mixture is None:
-        raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
     with torch.no_grad():
-        weights, _, scale = mixture()
+        found = fit.chains.chain(fit.reference).mixture()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
+    weights, _, scale = found
     return weights.cpu().numpy(), scale.cpu().numpy()
 
 
@@ -382,16 +382,16 @@ def _non_gaussian(fit: Fit, data: Data) -> str | None:
 
 def situation(fit: Fit, data: Data) -> Situation:
     """What a fit knows of its data: their targets where given, else those that the reference chain has inferred."""
-    config, names = fit.program.config, fit.names["latent"]
+    program, names = fit.program, fit.names["latent"]
     hit: np.ndarray | None = None
-    if data.targets is not None and config.get("targets") != "unknown":
+    if data.targets is not None and program.target_mode != "unknown":
         hit = data.target_matrix(len(names))
     else:
         with torch.no_grad():
             found = fit.chains.chain(fit.reference).targets_matrix()
         if found is not None:
             hit = (found.cpu().numpy() > 0.5)[:, fit.alignments[fit.reference].permutation]
-    return Situation(data, names, hit, config.get("intervention", "perfect"), config.get("mechanism", "linear"))
+    return Situation(data, names, hit, program.intervention_kind, program.mechanism_kind)
 
 
 def _of_data(check: Check) -> Callable[[Fit, Data], str | None]:

@@ -67,7 +67,7 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
             out |= {"weight_covered": float(covered), "weight_total": float(total)}
             out["weight_coverage"] = covered / total if total else math.nan
     targets = fit.targets()
-    if "targets" in truth and targets is not None and fit.program.config.get("targets") != "known":
+    if "targets" in truth and targets is not None and fit.program.target_mode != "known":
         nodes = assignment if assignment is not None else np.arange(targets.shape[1])
         out |= _targets_right(truth["targets"], targets, fit.names["env"], nodes)
     return out

@@ -270,7 +270,6 @@ def study_table(entry: Mapping[str, Any]) -> str:
     """One study's figures: a line per seed, then mean, least and largest; the file holds every metric."""
     rows = [row.get("metrics", {}) | {"cpu_seconds": row.get("cpu_seconds")} for row in entry["seeds"]]
     columns = in_order(name for row in rows for name, value in row.items() if value is not None)
-
     heads = [*(str(row["seed"]) for row in entry["seeds"]), "mean", "min", "max"]
     for which in heads[-3:]:
         rows.append({name: found[which] for name, found in entry["summary"].items() if name != "failed"})

@@ -164,9 +164,10 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     weight = np.broadcast_to(result.weights[:, None], hit.shape[:2])
     batch = result.batch_of(train)
     escaped = np.zeros(train.rows)
-    programs: list[Any] = result.programs()
-    for w, program in zip(result.weights, programs, strict=True):
-        escaped += w * program.sem.escaped(program.latents(batch), batch.env).double().numpy()
+    for w, program in zip(result.weights, result.programs(), strict=True):
+        probability = program.escaped(batch)
+        assert probability is not None
+        escaped += w * probability.double().numpy()
     size = mean_size(train)
     mean = expected_rows(result, data, draws=draws, seed=seed) / data.size_factor[:, None] * size
     fitted, found = per_size(train) * size, per_size(data) * size
@@ -188,7 +189,7 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
             "none": float(1 - probs[e].sum()),
             "programme": result.names["latent"][k],
         }
-        row |= {"probability": float(probs[e, k]), "shift": middle, "low": low, "high": high}
+        row |= {"probability": float(probs[e, k]), "shift": float(middle), "low": float(low), "high": float(high)}
         share = float(escaped[train.env == e].mean()) if row["none"] < 0.5 else None
         row |= {"escaped": share, "cells": int((data.env == e).sum())}
         if row["cells"]:

@@ -619,7 +619,8 @@ class LatentSEM(nn.Module):
 class SEMReadouts:
     """Read-outs that programs with a `LatentSEM` share: what they tell of graph, targets, new rows and interventions.
 
-    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; and `decoder`, z (rows, latent) -> its eta.
+    The program has `sem`, a `LatentSEM`; `observation`, an `Observation`; `decoder`, z (rows, latent) -> its eta; and
+    `latents`, of which innovations where equations are `absorbed`.
     """
 
     sem: LatentSEM
@@ -628,6 +629,7 @@ class SEMReadouts:
     config: dict[str, Any]
     new_rows = True
     knows_interventions = True
+    latents: Callable[[Batch], Tensor]
     sites: ClassVar[Mapping[str, Site]] = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "graph": Site(("parent", "child"), discrete=True),
@@ -647,6 +649,15 @@ class SEMReadouts:
         if self.sem.unknown:
             return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
         return None if self.config["targets"] == "known" else self.sem.target
+
+    @torch.no_grad()
+    def escaped(self, batch: Batch) -> Tensor | None:
+        if not self.sem.escapees:
+            return None
+        z = self.latents(batch)
+        if self.sem.absorbed:  # innovations: back to latents of the chain's own equations
+            z = self.sem.solve(z, self.sem.weight * self.sem.before)
+        return self.sem.escaped(z, batch.env)
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
