@@ -15,6 +15,8 @@ from typing import Any
 import matplotlib as mpl
 import networkx as nx
 import numpy as np
+import pyro
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
@@ -84,12 +86,26 @@ def figure(program: Program, data: Data) -> Figure:
     points at them. Rounded boxes are plates: what stands inside is repeated as often as the number in the corner says.
     Raises InputError for data that the program does not take.
     """
+    return draw(relations(program, _batch(program, data)))
+
+
+def summed_out(program: Program, data: Data) -> list[str]:
+    """Random quantities of the story that `program.model` does not draw, as they are summed or integrated out."""
+    batch = _batch(program, data)
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        kept = pyro.poutine.trace(program.model).get_trace(batch).nodes
+    found = relations(program, batch)
+    told = found["observed"] + [name for name, law in found["sample_dist"].items() if law == "Deterministic"]
+    return [name for name in found["sample_sample"] if name not in kept and name not in told]
+
+
+def _batch(program: Program, data: Data) -> Batch:
+    """A few rows of `data` that stand for all of them, on the device of `program`."""
     program.check(data)
-    dtype = next((v.dtype for v in [*program.parameters(), *program.buffers()] if v.is_floating_point()), None)
+    own = next((v for v in [*program.parameters(), *program.buffers()] if v.is_floating_point()), torch.zeros(()))
     some = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, ROWS)).astype(int)))
-    batch = some.tensors(dtype=dtype) if dtype is not None else some.tensors()
-    moments = None if program.uses_rows else data.moments
-    return draw(relations(program, dataclasses.replace(batch, total=data.rows, moments=moments).annealed()))
+    moments = None if program.uses_rows else data.moments.to(own.device)
+    return dataclasses.replace(some.tensors(own.device, own.dtype), total=data.rows, moments=moments).annealed()
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
