@@ -34,10 +34,10 @@ RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
 COLUMNS = ("env", "control", "targets", "counts", "size_factor", "batch")  # options that describe a file
 MODES = ("known", "relabelled", "unknown")
-# the demo's pages: model -> title, options, chains; both see the same cells
-DEMO: dict[str, tuple[str, dict[str, Any], int | None]] = {
-    "linear_sem_lin": ("Graph and effects", {}, None),
-    "sparse_vae": ("Programmes", {"latents": 6}, 4),
+# the demo's pages: model -> title, options, chains, epochs; both see the same cells
+DEMO: dict[str, tuple[str, dict[str, Any], int | None, int | None]] = {
+    "linear_sem_lin": ("Graph and effects", {}, None, None),
+    "sparse_vae": ("Programmes", {"latents": 6}, 4, None),
 }
 DEMO_DRAWS = 10  # of the posterior, per chain
 
@@ -421,7 +421,7 @@ def demo(
         f"programmes, none of them measured,\nthat regulate each other. Knock-outs: {knocked}."
     )
     verdicts, found = {}, {}
-    for model, (title, build, chains) in DEMO.items():
+    for model, (title, build, chains, epochs) in DEMO.items():
         print(f"\nFitting {model} for {title[0].lower()}{title[1:]} ...", flush=True)
         pages = {
             DEMO[other][0]: None if other == model else os.path.relpath(folder / REPORT, folders[model])
@@ -429,7 +429,19 @@ def demo(
         }
         with contextlib.redirect_stdout(None):  # scores and the like stand in the report
             found[model], verdicts[model] = _fit(
-                model, rows, source, build, folders[model], chains, None, seed, "auto", DEMO_DRAWS, False, quiet, pages
+                model,
+                rows,
+                source,
+                build,
+                folders[model],
+                chains,
+                epochs,
+                seed,
+                "auto",
+                DEMO_DRAWS,
+                False,
+                quiet,
+                pages,
             )
     print(
         "\nThe graph over latents: probability of each edge, weight with its 90 % interval, and the simulated weight\n"

@@ -31,7 +31,8 @@ def effects(fit: Fit, data: Data, *, draws: int = DRAWS, seed: int = 0) -> xr.Da
     feature, level): log2 of the ratio of means for counts, else the difference of means; levels .05, .5 and .95 of
     the posterior. base and raised (do,): the two values that z_k is set to, in units of `fit.latents`. draws: of the
     posterior, over all chains. Both settings see the same draws and noise, so what is not downstream changes by 0.
-    Raises InputError for a model without a graph, or one whose latents cannot be set one by one.
+    Where equations are not linear the interval also holds how rows differ: each draw is of one row.
+    Raises InputError for a model without a graph, or one whose latents cannot be set one by one or are 0/1 states.
     """
     if fit.graph() is None:
         reject("fit", f"{fit.program.card.name}, without a graph", "a model with a graph over latents")
@@ -47,6 +48,8 @@ def effects(fit: Fit, data: Data, *, draws: int = DRAWS, seed: int = 0) -> xr.Da
         low, high = (
             fit.do(data, {name: float(value)}, draws=each, seed=seed) for value in (mean[k], mean[k] + spread[k])
         )
+        if np.isin(np.delete(low["z"].to_numpy(), k, -1), (0.0, 1.0)).all() and len(names) > 1:
+            reject("fit", "latents that are states, 0 or 1", "latents on a scale, which can be raised by one sd")
         moved = (high["z"].to_numpy() - low["z"].to_numpy()) / spread
         before, after = low["x"].to_numpy(), high["x"].to_numpy()
         change = np.log2(after / before) if data.counts else after - before

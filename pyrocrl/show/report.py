@@ -352,9 +352,9 @@ def _model(fit: Fit) -> tuple[dict[str, Any], list[Picture]]:
 
 def equations(program: Any) -> str:
     """The first indented block of the docstring of the module that `program` is written in; "" where there is none."""
-    text = inspect.getdoc(sys.modules[type(program).__module__]) or ""
+    module = sys.modules.get(type(program).__module__)
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in inspect.cleandoc(getattr(module, "__doc__", None) or "").splitlines():
         if line.startswith("    ") or (lines and not line.strip()):
             lines.append(line)
         elif lines:

@@ -154,10 +154,10 @@ class _Box(_Item):
         return float(np.mean([m.x + m.at(site, lower) for m in meets])) if meets else 0.0
 
     def crowded(self) -> bool:
-        """Whether edges leave through the lower right corner, where the label stands, and none on the left."""
+        """Whether more edges leave through the lower right corner, where the label stands, than through the left."""
         leaving = np.array([c[-1].x for (a, b), c in self.chains.items() if b not in self.owner])
         inside = self.width / 2 - _width(self.label, LAW + 0.5) - 0.2
-        return bool((leaving > inside).any() and not (leaving < -inside).any())
+        return bool((leaving > inside).sum() > (leaving < -inside).sum())
 
     def _layers(self) -> None:
         """The row of every item: below all that it depends on, and what depends on nothing as low as may be."""
@@ -347,7 +347,7 @@ def _drawn(found: Mapping[str, Any]) -> Figure:
                 place = (corner[0] + (0.09 if left else item.width - 0.09), corner[1] + item.height - 0.09)
                 side = "left" if left else "right"
                 text = axes.text(*place, item.label, size=LAW + 0.5, ha=side, va="baseline", zorder=20)
-                text.set_path_effects([withStroke(linewidth=3, foreground="#f5f8fb")])  # over edges that leave here
+                text.set_path_effects([withStroke(linewidth=2, foreground="#f5f8fb")])  # over edges that leave here
                 visit(item, x + item.x, y + item.y, depth + 1)
             else:
                 sites[item.name] = (x + item.x, y + item.y, item)
