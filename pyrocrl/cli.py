@@ -35,6 +35,12 @@ RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
 COLUMNS = ("env", "control", "targets", "counts", "size_factor", "batch")  # options that describe a file
 MODES = ("known", "relabelled", "unknown")
+# the demo's pages: model -> title, options, chains, epochs; both see the same cells
+DEMO: dict[str, tuple[str, dict[str, Any], int | None, int | None]] = {
+    "linear_sem_lin": ("Graph and effects", {}, None, None),
+    "sparse_vae": ("Programmes", {"latents": 6}, 4, None),
+}
+DEMO_DRAWS = 10  # of the posterior, per chain
 
 app = typer.Typer(
     name="pyrocrl",
@@ -416,11 +422,58 @@ def demo(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Simulate a small Perturb-seq screen, fit a sparse VAE with 8 chains, and score it beside PCA and ICA."""
+    """Simulate a small Perturb-seq screen; recover latents, their graph and effects of setting them, with verdicts."""
+    from pyrocrl import io
+    from pyrocrl.lab import demo as tables
+    from pyrocrl.show.effects import effects
+
+    first, second = DEMO
+    folders = {first: out, second: out / second}
     _check_out(out, force, resume=False)
-    source, build = {"data": "perturb_seq", "seed": seed}, {"latents": 6}
-    kind = _check_fit("sparse_vae", build, seed, "auto", None)
-    _fit(kind, _read_data(source), source, build, out, 8, None, seed, "auto", None, False, quiet)
+    kinds = {model: _check_fit(model, DEMO[model][1], seed, "auto", None) for model in DEMO}
+    source = {"data": "perturb_seq", "seed": seed}
+    rows = _read_data(source)
+    knocked = ", ".join(f"{gene} in latent_{k[0]}" for gene, k in (rows.targets or {}).items())
+    print(
+        f"Simulated: {rows.rows:,} cells, counts of {rows.features} genes. Behind them {rows.truth['z'].shape[1]} gene "
+        f"programmes, none of them measured,\nthat regulate each other. Knock-outs: {knocked}."
+    )
+    verdicts, found = {}, {}
+    for model, (title, build, chains, epochs) in DEMO.items():
+        print(f"\nFitting {model} for {title[0].lower()}{title[1:]} ...", flush=True)
+        pages = {
+            DEMO[other][0]: None if other == model else os.path.relpath(folder / REPORT, folders[model])
+            for other, folder in folders.items()
+        }
+        with contextlib.redirect_stdout(None):  # scores and the like stand in the report
+            found[model], verdicts[model] = _fit(
+                kinds[model],
+                rows,
+                source,
+                build,
+                folders[model],
+                chains,
+                epochs,
+                seed,
+                "auto",
+                DEMO_DRAWS,
+                False,
+                quiet,
+                pages,
+            )
+    print(
+        "\nThe graph over latents: probability of each edge, weight with its 90 % interval, and the simulated weight\n"
+    )
+    tree = io.read_tree(out / POSTERIOR)
+    _print_table(["edge", "probability", "weight", "truth"], tables.edge_rows(found[first], rows, tree))
+    print("\nWhat do(latent = its mean + 1 sd) changes: other latents, and the genes that respond most\n")
+    changed = tables.effect_rows(found[first], rows, effects(found[first], rows))
+    _print_table(["set", "changes", "by", "truth"], changed)
+    print("\nMay this be believed?\n")
+    for model, verdict in verdicts.items():
+        print(verdict)
+        print(f"  report: {folders[model] / REPORT}\n")
+    print(f"Open {out / REPORT}; its second tab shows the programmes.")
 
 
 # -- the work behind them --------------------------------------------------------------------------------------
@@ -458,8 +511,9 @@ def _fit(
     draws: int | None,
     resume: bool,
     quiet: bool,
+    pages: dict[str, str | None] | None = None,
 ) -> tuple[Fit, Verdict]:
-    """Fit and write everything into `out`."""
+    """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`."""
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe
@@ -485,7 +539,7 @@ def _fit(
         scores = pyrocrl.evaluate(found, rows)
         io.write_json(scores, out / SCORES)
         print("\n" + score_table(scores, name))
-    verdict = _write_report(found, rows, tree, out)
+    verdict = _write_report(found, rows, tree, out, pages)
     print(f"\n{verdict}")
     record = {
         "model": name,
@@ -509,7 +563,7 @@ def _fit(
     return found, verdict
 
 
-def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> Verdict:
+def _write_report(found: Fit, data: Data, tree: Any, out: Path, pages: dict[str, str | None] | None = None) -> Verdict:
     """Diagnose, write verdict.json and report.html."""
     import pyrocrl
     from pyrocrl import io
@@ -518,7 +572,7 @@ def _write_report(found: Fit, data: Data, tree: Any, out: Path) -> Verdict:
     verdict = pyrocrl.diagnose(found, data)
     io.write_json(verdict.to_dict(), out / VERDICT)
     scores = json.loads((out / SCORES).read_text()) if (out / SCORES).exists() else None
-    page.write(found, tree, verdict, scores, out / REPORT)
+    page.write(found, tree, verdict, scores, out / REPORT, pages)
     return verdict
 
 

@@ -62,7 +62,7 @@ def test_list_and_show(capsys: Capture) -> None:
 def _no_pictures() -> Iterator[None]:
     """Reports have tests of their own; here a file in their place saves most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrocrl.report.write", lambda *arguments: arguments[-1].write_text("<html>"))
+        patch.setattr("pyrocrl.report.write", lambda *given: given[4].write_text(f"<html>{given[5]}"))
         yield
 
 
@@ -103,6 +103,28 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     assert "claims nothing" in said(capsys, "report", str(out))
     assert (out / cli.REPORT).exists()
     assert json.loads((out / cli.VERDICT).read_text())["model"] == "vae"
+
+
+def test_demo_shows_a_graph_beside_its_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A smaller screen than the command's own: the simulated edge is found, and two pages lead to each other."""
+    rows = simulate.draw("perturb_seq", seed=3, rows=600, features=16, latents=2)
+    assert rows.truth["graph"].sum() == 1
+    monkeypatch.setattr(cli, "_read_data", lambda source: rows)
+    monkeypatch.setitem(cli.DEMO, "linear_sem_lin", ("Graph and effects", {}, 2, None))
+    monkeypatch.setitem(cli.DEMO, "sparse_vae", ("Programmes", {"latents": 2}, 2, 3))
+    out = tmp_path / "demo"
+    lines = said(capsys, "demo", "--out", str(out), "--quiet").splitlines()
+    (i,), (j,) = np.nonzero(rows.truth["graph"])
+    edge = next(line.split() for line in lines if line.startswith(f"latent_{i} -> latent_{j}"))
+    probability, weight, truth = float(edge[3]), float(edge[4]), float(edge[-1])
+    assert probability > 0.9 and weight == pytest.approx(truth, abs=0.15) and abs(truth) > 0.2
+    effect = next(line.split() for line in lines if line.startswith(f"latent_{i}  latent_{j}"))
+    assert float(effect[2]) == pytest.approx(float(effect[-2]), abs=0.15)
+    assert any(line.startswith(f"latent_{i}  gene_") for line in lines)
+    assert sum("IDENTIFIED - " in line for line in lines) == 4
+    assert sorted(p.name for p in out.iterdir()) == sorted([*cli.RESULTS, "sparse_vae"])
+    assert "'Programmes': 'sparse_vae/report.html'" in (out / cli.REPORT).read_text()
+    assert "'Graph and effects': '../report.html'" in (out / "sparse_vae" / cli.REPORT).read_text()
 
 
 def test_choose_prints_what_is_identified_and_what_is_missing(tmp_path: Path, capsys: Capture) -> None:

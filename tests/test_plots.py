@@ -18,6 +18,20 @@ from pyrocrl.show import plots
 OF_TREE = (plots.mask, plots.graph, plots.agreement, plots.latents_by_env, plots.predictive)
 
 
+def latent_names(tree):
+    return [str(name) for name in tree["posterior"]["latent"].to_numpy()]
+
+
+# what each picture of a tree must say, whatever its size
+SAID = {
+    plots.mask: latent_names,
+    plots.graph: latent_names,
+    plots.agreement: latent_names,
+    plots.latents_by_env: latent_names,
+    plots.predictive: lambda _: ["observed", "replicated, 90 % interval"],
+}
+
+
 def make_tree(
     features=7,
     latents=5,
@@ -118,10 +132,12 @@ def ticks(axis):
 
 
 @pytest.mark.parametrize("plot", OF_TREE, ids=lambda p: p.__name__)
-def test_a_large_posterior_fits_a_page(plot, large):
-    figure = plot(large)
-    drawn(figure)
-    width, height = figure.get_size_inches()
+def test_plots_small_and_large(plot, tree, large):
+    """Named latents (or chains, or statistics) at both sizes; a picture of 300 features fits a page."""
+    for one in (tree, large):
+        texts = drawn(plot(one))
+        assert set(SAID[plot](one)) <= set(texts)
+    width, height = plot(large).get_size_inches()
     assert width < 16 and height < 12
 
 
@@ -252,6 +268,61 @@ def test_graph_without_edges(tree):
     empty = tree.copy(deep=True)
     empty["posterior"]["graph"] *= 0
     assert "No edge has probability ≥ 0.1" in drawn(plots.graph(empty))
+
+
+def test_edges_and_weights_are_those_of_the_draws():
+    tree = make_tree(latents=3, graph=False, draws=20, chains=2)
+    dims = ("chain", "draw", "parent", "child")
+    edges, weight = np.zeros((2, 20, 3, 3), dtype=np.int8), np.zeros((2, 20, 3, 3))
+    edges[..., 0, 1] = 1
+    edges[:, :6, 1, 2] = 1
+    edges[:, :1, 2, 0] = 1  # probability .05: not shown
+    weight[..., 0, 1] = -1.0 - 0.01 * np.arange(20)
+    weight[..., 1, 2] = np.where(np.arange(20) < 6, 0.5, 99.0)  # 99 where the edge is absent
+    names = {"parent": latent_names(tree), "child": latent_names(tree)}
+    posterior = tree["posterior"].to_dataset().assign_coords(names)
+    tree["posterior"] = posterior.assign(graph=(dims, edges), weight=(dims, weight))
+    found = plots.edges(tree)
+    pairs = list(zip(found["parent"].values, found["child"].values, found["probability"].values.round(9), strict=True))
+    assert pairs == [("latent_0", "latent_1", 1.0), ("latent_1", "latent_2", 0.3)]
+    np.testing.assert_allclose(found["weight"], [[-1.19, -1.1, -1.0], [0.5, 0.5, 0.5]], atol=0.011)
+    figure = plots.weights(tree)
+    assert {"latent_0 → latent_1   1", "latent_1 → latent_2   .30"} <= set(drawn(figure))
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose([line.get_xdata()[0] for line in dots], found["weight"].values[:, 1])
+    assert [line.get_color() for line in dots] == [plots.RED, plots.BLUE]
+
+
+def test_weights_need_weights_and_may_have_no_edge(tree):
+    with pytest.raises(InputError, match="no weight"):
+        plots.weights(make_tree(weight=False))
+    empty = tree.copy(deep=True)
+    empty["posterior"]["graph"] *= 0
+    assert "No edge above 0.1" in drawn(plots.weights(empty))
+
+
+def test_effects_show_medians_intervals_and_the_strongest_features():
+    of_features = np.zeros((2, 5, 3))
+    of_features[0] = [[1, 2, 3], [-3, -2.5, -2], [-1, 0.5, 2], [0, 0, 0], [0.1, 0.2, 0.3]]
+    of_latents = np.array([[[1, 1, 1], [-0.6, -0.5, -0.4]], [[0, 0, 0], [1, 1, 1]]], dtype=float)
+    names = ["latent_0", "latent_1"]
+    found = xr.Dataset(
+        {
+            "of_latents": (("do", "latent", "level"), of_latents),
+            "of_features": (("do", "feature", "level"), of_features),
+        },
+        coords={"do": names, "latent": names, "feature": [f"gene_{j}" for j in range(5)]},
+        attrs={"unit": "log2 ratio of means"},
+    )
+    assert plots.strongest(found, 0, 2).tolist() == [1, 0] and plots.strongest(found, 1, 2).tolist() == []
+    figure = plots.effects(found, top=2)
+    texts = drawn(figure)
+    assert {"do(latent_0 = mean + 1 sd)", "gene_1", "gene_0", "no feature changes for sure"} <= set(texts)
+    assert not {"gene_2", "gene_4"} & set(texts)
+    dots = [[line for line in axes.lines if line.get_marker() == "o"] for axes in figure.axes]
+    medians = [[float(line.get_xdata()[0]) for line in each] for each in dots]
+    assert medians == [[1.0, -0.5], [-2.5, 2.0], [0.0, 1.0], []]
+    assert [line.get_color() for line in dots[0]] == [plots.INK, plots.RED]
 
 
 def test_targets_show_probabilities_and_shifts():

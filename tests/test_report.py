@@ -1,4 +1,15 @@
-"""The report as a browser sees it: whole, quiet, with all its pictures, and with users' names as plain text."""
+"""The report as a browser sees it: whole, quiet, with all its pictures, and with users' names as plain text.
+
+The program whose story it shows:
+
+    c    ~ N(0, 1)                            (feature,)    integrated out
+    z_i  ~ N(0, I)                            (data, latent)
+    x_i  ~ N(A z_i + c, 1)                    (data, feature), A <known>
+
+A further indented block, which is no equation of the model:
+
+    not this one
+"""
 
 import base64
 import re
@@ -9,12 +20,17 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 import xarray as xr
 
+from pyrocrl import Data, Program
 from pyrocrl.claims.card import Claim, ModelCard, Reference
 from pyrocrl.errors import InputError
 from pyrocrl.show import report
+from pyrocrl.show.effects import effects
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>alert('x')</script>"
@@ -42,6 +58,31 @@ SCORES = {
     "shd_empty": 4,
     "odd_score": float("nan"),
 }
+
+
+class Tiny(Program):
+    card = CARD
+
+    def __init__(self, features=8, latents=3):
+        super().__init__()
+
+    def story(self, batch):
+        with pyro.plate("feature", 8, dim=-1):
+            c = pyro.sample("c", dist.Normal(0.0, 1.0))
+        self.told(batch, c, 1.0)
+
+    def model(self, batch):
+        self.told(batch, 0.0, 2.0**0.5)
+
+    def told(self, batch, c, scale):
+        with self.rows(batch):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            x = z.sum(-1, keepdim=True) + c
+            pyro.sample("x", dist.Normal(x.expand(len(batch), 8), scale).to_event(1), obs=batch.x)
+
+    def guide(self, batch):
+        with self.rows(batch):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
 
 def make_tree(features=8, latents=3, envs=3, rows=90, chains=2, draws=4, *, mask=True, graph=True, names=None):
@@ -90,18 +131,35 @@ def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
         config={"features": 8, "latents": 3},
         group=SimpleNamespace(mixes=False),
         latents_up_to=("permutation", "sign", "scale"),
+        reads_innovations=False,
     )
-    known = SimpleNamespace(
-        name=f"screen {EVIL}", rows=len(z), counts=False, targets=None, env_names=labels, truth={"z": z[:, :2]}
-    )
+    env = np.asarray(labels)[np.arange(len(z)) % len(labels)]
+    x = np.column_stack([z, np.random.default_rng(1).normal(size=(len(z), 5))])
+    known = Data(x, env=env, control=labels[0], truth={"z": z[:, :2]}, name=f"screen {EVIL}")
+
+    def do(data, values, *, draws, seed):
+        """latent_0 raises latent_1 by .5 and the first feature by 2 for each of its units; nothing else responds."""
+        [(name, value)] = values.items()
+        unsure = np.random.default_rng(seed).normal(0, 0.01, (chains, draws))
+        z_set, x_set = np.zeros((chains, draws, 3)), np.ones((chains, draws, 8))
+        z_set[..., int(name[-1])] = value
+        if name == "latent_0":
+            z_set[..., 1] += (0.5 + unsure) * value
+            x_set[..., 0] += (2.0 + unsure) * value
+        return xr.Dataset({"z": (("chain", "draw", "latent"), z_set), "x": (("chain", "draw", "feature"), x_set)})
+
     history = np.column_stack([[5, 10, 15], np.random.default_rng(0).normal(size=(3, chains + 1))])
     history[1:, 1] = np.nan
     return SimpleNamespace(
         program=program,
         chains=SimpleNamespace(count=chains),
+        programs=lambda: [Tiny() for _ in range(chains)],
+        latents=lambda data: np.asarray(data.x)[:, :3].astype(float),
+        graph=lambda: np.eye(3, k=1),
+        do=do,
         data=known if data else None,
         kept=list(range(1, chains + 1)),
-        names={"env": labels, "latent": [f"latent_{k}" for k in range(3)]},
+        names={"env": labels, "latent": [f"latent_{k}" for k in range(3)], "feature": known.feature_names},
         scores=np.arange(chains) * 1.0,
         weights=np.full(chains, 1 / chains),
         reference=chains - 1,
@@ -200,12 +258,97 @@ def test_nothing_is_loaded(page):
 
 def test_pictures_are_svg_with_a_text_beside(page):
     pictures = Elements(page).of("img")
-    assert len(pictures) == 7
+    assert len(pictures) == 9
     for picture in pictures:
         assert len(picture["alt"]) > 20
         svg = base64.b64decode(picture["src"].removeprefix("data:image/svg+xml;base64,"))
         root = ET.fromstring(svg)
         assert root.tag.endswith("svg") and b"<script" not in svg
+
+
+def test_the_model_is_told_by_its_story_and_equations(page):
+    elements = Elements(page)
+    assert any(picture["alt"].startswith("Plate diagram") for picture in elements.of("img"))
+    assert "x_i ~ N(A z_i + c, 1) (data, feature), A <known>" in elements.words
+    assert "not this one" not in elements.words
+    assert "drawn afterwards given the rest: c." in elements.words
+
+
+def test_a_story_that_cannot_be_drawn_is_said_to_be_so():
+    tree, labels, z = make_tree()
+    fit = make_fit(labels, z)
+    broken = Tiny()
+    broken.story = lambda batch: 1 / 0
+    fit.programs = lambda: [broken] * 2
+    elements = Elements(report.render(fit, tree))
+    assert "The story could not be drawn: ZeroDivisionError: division by zero" in elements.words
+    assert "x_i ~ N(A z_i + c, 1)" in elements.words and "summed out" not in elements.words
+
+
+def test_equations_are_the_first_indented_block():
+    assert report.equations(Tiny()).splitlines()[0].startswith("c    ~ N(0, 1)")
+    assert len(report.equations(Tiny()).splitlines()) == 3
+    assert report.equations(1) == ""  # a class whose module has no indented block
+
+
+def test_effects_are_those_of_do(page):
+    """latent_0 raises latent_1 by .5 of its units: in sd of latent_1, .5 times the ratio of the sds."""
+    _, labels, z = make_tree()
+    here = z[np.arange(len(z)) % len(labels) == 0]
+    spread = here.std(0)
+    words = Elements(page).words
+    row = words[words.index("latents that follow, in sd") :]
+    row = row[row.index("latent_0") : row.index("none for sure")]
+    said = [float(v.replace("−", "-")) for v in re.findall(r"[+−]\d+\.\d+", row)]
+    assert said[:2] == pytest.approx([here[:, 0].mean(), here[:, 0].mean() + spread[0]], abs=0.006)
+    assert "latent_1" in row and "latent_2" not in row and "feature_0" in row and "feature_1" not in row
+    assert said[2] == pytest.approx(0.5 * spread[0] / spread[1], abs=0.02)
+    assert said[5] == pytest.approx(2.0 * spread[0], abs=0.04)
+    found = effects(make_fit(labels, z), make_fit(labels, z).data)
+    assert found["of_latents"].shape == (3, 3, 3) and found.attrs["unit"] == "difference of means"
+    np.testing.assert_allclose(found["of_latents"].sel(do="latent_2").values[:, 1], [0, 0, 1], atol=1e-9)
+
+
+def test_effects_refused_are_said_to_be_so():
+    tree, labels, z = make_tree()
+    fit = make_fit(labels, z)
+
+    def refuse(*_, **__):
+        raise InputError("values: found mixed latents; allowed: others")
+
+    fit.do = refuse
+    assert "No effects are shown: values: found mixed latents" in Elements(report.render(fit, tree)).words
+    fit.do = lambda data, values, draws, seed: xr.Dataset({"z": (("chain", "draw", "latent"), np.ones((2, draws, 3)))})
+    with pytest.raises(InputError, match="states, 0 or 1"):
+        effects(fit, fit.data)
+    fit.graph = lambda: None
+    with pytest.raises(InputError, match="without a graph"):
+        effects(fit, fit.data)
+
+
+def test_a_doubtful_graph_casts_doubt_on_effects():
+    tree, labels, z = make_tree()
+    judged = verdict("not identified").to_dict()
+    judged["claims"][0]["what"] = "graph"
+    words = Elements(report.render(make_fit(labels, z), tree, SimpleNamespace(to_dict=lambda: judged))).words
+    assert "other effects may fit these data as well" in words
+
+
+def test_edges_with_weights_stand_in_a_table_and_a_picture():
+    tree, labels, z = make_tree()
+    weight = np.full(tree["posterior"]["graph"].shape, 0.7)
+    dims = ("chain", "draw", "parent", "child")
+    tree["posterior"] = tree["posterior"].to_dataset().assign(weight=(dims, weight))
+    elements = Elements(report.render(make_fit(labels, z), tree))
+    assert any(picture["alt"].startswith("Weight of every probable edge") for picture in elements.of("img"))
+    assert "latent_0 → latent_1 1.00 +0.70 [+0.70, +0.70]" in elements.words
+
+
+def test_pages_that_belong_together_are_tabs():
+    tree, labels, z = make_tree()
+    elements = Elements(report.render(make_fit(labels, z), tree, pages={"Graph": None, EVIL: "b/report.html"}))
+    assert elements.of("a")[0]["href"] == "b/report.html" and len(elements.of("nav")) == 1
+    assert EVIL in "".join(elements.text) and not elements.of("script")
 
 
 def test_same_input_same_page(page):
@@ -310,7 +453,7 @@ def test_in_a_browser(page, tmp_path):
     dumped, console = browse(tmp_path / "copy.html", tmp_path / "two", "--dump-dom", "--window-size=1200,900")
     assert console == []
     sizes = [picture["data-size"] for picture in Elements(dumped).of("img")]
-    assert len(sizes) == 7
+    assert len(sizes) == 9
     for size in sizes:
         complete, natural, shown = size.split(":")
         assert complete == "true" and int(natural) > 100 and 100 < int(shown) <= 1080

@@ -36,6 +36,7 @@ PRESENT = 0.5  # probability from which an entry or edge counts as present
 MOST_ROWS = 40  # features up to which all are shown and named
 LABELLED = 45  # rows of a heat map up to which each is named
 POINTS = 2_000  # points of a scatter plot
+INTERVAL = (0.05, 0.5, 0.95)  # quantiles of a median with its 90 % interval
 PREDICTED = 200  # draws that a predictive check looks at
 
 # blue and vermilion differ for every kind of colour vision, and in grey
@@ -180,6 +181,43 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
     )
 
 
+def edges(tree: xr.DataTree) -> xr.Dataset | None:
+    """Edges of probability from .1 on, the surest first: parent, child and probability (edge,), and where the model has
+    weights also weight (edge, level), its quantiles .05, .5 and .95 over draws with the edge; None without a graph."""
+    mean = posterior_mean(tree, "graph")
+    if mean is None:
+        return None
+    mean = mean.transpose("parent", "child")
+    p, names = mean.to_numpy(), [str(n) for n in _named(mean)["parent"].to_numpy()]
+    pairs = [(i, j) for i, j in np.argwhere(p >= SHOWN) if i != j]
+    pairs.sort(key=lambda pair: -p[pair])
+    out: dict[str, Any] = {
+        "parent": ("edge", [names[i] for i, _ in pairs]),
+        "child": ("edge", [names[j] for _, j in pairs]),
+        "probability": ("edge", np.array([p[pair] for pair in pairs])),
+    }
+    posterior = _group(tree, "posterior")
+    if "weight" in posterior and {"parent", "child"} <= set(posterior["weight"].dims):
+        order = ("chain", "draw", "parent", "child")
+        weight, present = (posterior[v].transpose(*order).to_numpy() for v in ("weight", "graph"))
+        share = np.broadcast_to(chain_weights(tree)[:, None], weight.shape[:2])
+        levels = np.full((len(pairs), 3), np.nan)
+        for at, (i, j) in enumerate(pairs):
+            use = (present[:, :, i, j] > 0) & (share > 0)
+            if use.any():
+                levels[at] = np.ravel(weighted_quantiles(weight[:, :, i, j][use], share[use], INTERVAL))
+        out["weight"] = (("edge", "level"), levels)
+    return xr.Dataset(out, coords={"level": list(INTERVAL)})
+
+
+def strongest(found: xr.Dataset, k: int, top: int) -> NDArray[np.int64]:
+    """Positions of the `top` features that setting latent k changes most, of those whose interval leaves out 0;
+    found: of `show.effects.effects`."""
+    low, middle, high = found["of_features"].to_numpy()[k].T
+    order = np.argsort(-np.abs(middle), kind="stable")
+    return order[(low * high > 0)[order]][:top]
+
+
 # -- masks and graphs ------------------------------------------------------------------------------------------
 
 
@@ -316,6 +354,52 @@ def graph(tree: xr.DataTree) -> Figure:
         handles += [Line2D([], [], color=BLUE, lw=2, label="raises"), Line2D([], [], color=RED, lw=2, label="lowers")]
     if drawn:
         figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.8, columnspacing=1.2)
+    return figure
+
+
+@_styled
+def weights(tree: xr.DataTree) -> Figure:
+    """Edge weights, in units of the latents: median and 90 % interval of the draws that have the edge.
+
+    One row an edge of probability from .1 on, the surest first, with its probability.
+    """
+    found = edges(tree)
+    if found is None or "weight" not in found:
+        reject("tree", "no weight in its posterior", "the tree of a model with edge weights")
+    figure = Figure(figsize=(5.6, 0.27 * max(found.sizes["edge"], 1) + 0.95), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("Weight of each edge, given that it exists" if found.sizes["edge"] else f"No edge above {SHOWN}")
+    labels = [
+        f"{_short(i, 12)} → {_short(j, 12)}   {_probability(p)}"
+        for i, j, p in zip(found["parent"].values, found["child"].values, found["probability"].values, strict=True)
+    ]
+    _whiskers(axes, found["weight"].to_numpy(), labels)
+    axes.set_xlabel("change of the child for one unit of the parent")
+    return figure
+
+
+@_styled
+def effects(found: xr.Dataset, top: int = 6) -> Figure:
+    """What setting each latent changes (see `show.effects.effects`): all latents on the left, on the right the `top`
+    features that change most. Dots are medians, bars 90 % intervals; grey where the interval holds 0.
+    """
+    names = [_short(str(v), 14) for v in found["latent"].to_numpy()]
+    features = [str(v) for v in found["feature"].to_numpy()]
+    count = found.sizes["do"]
+    lines = max(len(names), top)
+    figure = Figure(figsize=(8.6, count * (0.165 * lines + 0.42) + 0.35), layout="constrained")
+    grid = figure.subplots(count, 2, squeeze=False, sharex="col", width_ratios=(1, 1.25))
+    for k in range(count):
+        left, right = grid[k]
+        _whiskers(left, found["of_latents"].to_numpy()[k], names, hollow=k)
+        left.set_title(f"do({_short(str(found['do'].values[k]), 14)} = mean + 1 sd)")
+        best = strongest(found, k, top)
+        _whiskers(right, found["of_features"].to_numpy()[k][best], [_short(features[j], 16) for j in best])
+        right.set_ylim(max(len(best), 3) - 0.4, -0.6)
+        if not len(best):
+            right.text(0.5, 0.5, "no feature changes for sure", transform=right.transAxes, ha="center", color=GREY)
+    grid[-1, 0].set_xlabel("change of the latents, in their sd")
+    grid[-1, 1].set_xlabel(f"change of features, {found.attrs['unit']}")
     return figure
 
 
@@ -802,6 +886,21 @@ def _write_words(axes: Any, place: tuple[float, float], words: list[tuple[str, s
     parts: list[Any] = [TextArea(text, textprops={"color": colour, "size": 8}) for text, colour in words]
     box = HPacker(children=parts, align="baseline", pad=0, sep=5)
     axes.add_artist(AnnotationBbox(box, place, frameon=False, box_alignment=(0, 0.5), pad=0, annotation_clip=False))
+
+
+def _whiskers(axes: Any, levels: Floats, names: Sequence[str], hollow: int | None = None) -> None:
+    """A median with its 90 % interval per row (row, 3), blue above 0, red below, grey around it; `hollow`: the row
+    that was set and did not respond."""
+    axes.axvline(0.0, color=FAINT, lw=1, zorder=1)
+    for y, (low, middle, high) in enumerate(levels):
+        colour = GREY if low * high <= 0 else RED if middle < 0 else BLUE
+        colour = INK if y == hollow else colour
+        axes.plot([low, high], [y, y], color=colour, lw=1.6, solid_capstyle="butt", zorder=2)
+        axes.plot([middle], [y], "o", color=colour, mfc="white" if y == hollow else colour, ms=4, zorder=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def _violins(axes: Any, groups: list[Floats], names: list[str], colours: list[str]) -> None:

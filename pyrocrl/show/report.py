@@ -7,10 +7,13 @@ Whatever comes from users, such as names of features, is escaped.
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import math
 import os
 import platform
+import sys
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +27,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyrocrl.errors import reject
+from pyrocrl.errors import InputError, reject
 from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
-from pyrocrl.show import plots
+from pyrocrl.show import plots, story
+from pyrocrl.show.effects import effects
 
 if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
@@ -73,14 +77,16 @@ def write(
     verdict: Any | None,
     scores: Mapping[str, float] | None,
     path: str | Path,
+    pages: Mapping[str, str | None] | None = None,
 ) -> Path:
     """Write the report of `fit` to `path` (a folder gets report.html) and return where it lies.
 
     tree: of `fit.posterior()`; without posterior predictive draws that check is left out. verdict: of `diagnose`,
-    or None. scores: of `evaluate`, or None where no truth is known. The file appears whole or not at all. Raises
+    or None. scores: of `evaluate`, or None where no truth is known. pages: title -> address, relative to this page, of
+    pages that belong together, None for this one; they become tabs. The file appears whole or not at all. Raises
     InputError for a tree without latents or a folder that cannot be written.
     """
-    return _write(render(fit, tree, verdict, scores), Path(path), "report.html")
+    return _write(render(fit, tree, verdict, scores, pages), Path(path), "report.html")
 
 
 def write_comparison(found: Comparison, path: str | Path) -> Path:
@@ -135,10 +141,18 @@ def _write(html: str, path: Path, name: str) -> Path:
     return path
 
 
-def render(fit: Fit, tree: xr.DataTree, verdict: Any | None = None, scores: Mapping[str, float] | None = None) -> str:
+def render(
+    fit: Fit,
+    tree: xr.DataTree,
+    verdict: Any | None = None,
+    scores: Mapping[str, float] | None = None,
+    pages: Mapping[str, str | None] | None = None,
+) -> str:
     """The page as a string."""
     judged = verdict.to_dict() if verdict is not None else {"claims": [], "chains": {}}
     reference = _reference(fit, tree)
+    model, drawn = _model(fit)
+    changed, acted = _effects(fit, tree, judged["claims"])
     return _template("report.html").render(
         card=fit.program.card,
         claims=[c.sentence() for c in fit.program.claims()],
@@ -150,7 +164,10 @@ def render(fit: Fit, tree: xr.DataTree, verdict: Any | None = None, scores: Mapp
         programmes=_programmes(tree, reference),
         scores=dict(zip(("columns", "rows"), score_rows(scores or {}), strict=True)),
         chains=_chains(fit, judged["chains"]),
-        pictures={p.key: p for p in _pictures(fit, tree, reference)},
+        pages=pages or {},
+        model=model,
+        changed=changed,
+        pictures={p.key: p for p in [*_pictures(fit, tree, reference), *drawn, *acted]},
         footer=_footer(fit),
     )
 
@@ -269,6 +286,80 @@ def _movers(moved: xr.Dataset, k: int) -> dict[str, Any]:
     ]
     shown = [m for m in movers if m["clear"]]
     return {"movers": shown, "largest": movers[0] if movers and not shown else None}
+
+
+def _model(fit: Fit) -> tuple[dict[str, Any], list[Picture]]:
+    """Equations of the model's docstring, what is summed out (None = not known) and the picture of its story."""
+    program = fit.programs()[fit.reference]
+    out: dict[str, Any] = {"equations": equations(program), "summed_out": None, "undrawn": ""}
+    if fit.data is None:
+        return out, []
+    try:
+        figure = story.figure(program, fit.data)
+        out["summed_out"] = story.summed_out(program, fit.data)
+    except Exception as error:  # a user's story may do what tracking of dependence cannot follow: the rest still holds
+        return out | {"undrawn": f"{type(error).__name__}: {error}"}, []
+    return out, [_picture("story", figure, "Plate diagram: the model's quantities and what each depends on")]
+
+
+def equations(program: Any) -> str:
+    """The first indented block of the docstring of the module that `program` is written in; "" where there is none."""
+    module = sys.modules.get(type(program).__module__)
+    lines: list[str] = []
+    for line in inspect.cleandoc(getattr(module, "__doc__", None) or "").splitlines():
+        if line.startswith("    ") or (lines and not line.strip()):
+            lines.append(line)
+        elif lines:
+            break
+    return textwrap.dedent("\n".join(lines)).strip("\n")
+
+
+def _effects(fit: Fit, tree: xr.DataTree, claims: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[Picture]]:
+    """What setting each latent changes, in words for the table, and its picture; None for a fit without a graph."""
+    if "graph" not in tree["posterior"]:
+        return None, []
+    out: dict[str, Any] = {"rows": [], "edges": [], "refused": "", "doubt": ""}
+    for claim in claims:
+        if claim["verdict"] != "identified" and claim.get("what") == "graph":
+            out["doubt"] = (
+                f"The graph was found {claim['verdict']} (see above): other effects may fit these data as well."
+            )
+    edges = plots.edges(tree)
+    assert edges is not None
+    weights = edges["weight"].to_numpy() if "weight" in edges else None
+    out["edges"] = [
+        {"parent": i, "child": j, "probability": p, "weight": None if weights is None else weights[at]}
+        for at, (i, j, p) in enumerate(zip(edges["parent"].values, edges["child"].values, edges["probability"].values))
+    ]
+    pictures = []
+    if weights is not None and len(weights):
+        words = "Weight of every probable edge with its 90 % interval"
+        pictures.append(_picture("weights", plots.weights(tree), words))
+    if fit.data is None:
+        return out | {"refused": "the data were not at hand"}, pictures
+    try:
+        found = effects(fit, fit.data)
+    except InputError as error:  # not every model with a graph lets one latent be set alone
+        return out | {"refused": str(error)}, pictures
+    moved, names = found["of_latents"].to_numpy(), [str(n) for n in found["latent"].to_numpy()]
+    for k, name in enumerate(names):
+        best = plots.strongest(found, k, TOP_FEATURES)
+        out["rows"].append(
+            {
+                "latent": name,
+                "base": float(found["base"][k]),
+                "raised": float(found["raised"][k]),
+                "latents": [
+                    (other, moved[k, j])
+                    for j, other in enumerate(names)
+                    if j != k and moved[k, j, 0] * moved[k, j, 2] > 0
+                ],
+                "features": [(str(found["feature"].values[j]), found["of_features"].to_numpy()[k, j]) for j in best],
+            }
+        )
+    out["unit"] = found.attrs["unit"]
+    words = "Change of every latent and of the top features when one latent is raised by one standard deviation"
+    return out, [*pictures, _picture("effects", plots.effects(found), words)]
 
 
 def _chains(fit: Fit, compared: Mapping[str, Any]) -> dict[str, Any]:
