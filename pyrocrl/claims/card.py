@@ -113,7 +113,8 @@ class ModelCard:
 
     `likelihoods` are the words that the model's `likelihood` argument takes, `settings` the names of
     published simulation settings with known truth, `targets` the accepted ways (keys of `TARGETS`) of
-    telling which latents the environments intervene on. A claim has to be backed by a reference.
+    telling which latents the environments intervene on. `when` ends two sentences: "use it when ..." and "do not use
+    it when ...". A claim has to be backed by a reference.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ModelCard:
     status: Status = "experimental"
     needs_env: bool = False
     targets: tuple[str, ...] = ()
+    when: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -139,6 +141,8 @@ class ModelCard:
             one_of("ModelCard.targets", mode, TARGETS)
         if self.claims and not self.references:
             reject("ModelCard.references", "none", f"the source of what {self.name} claims")
+        if len(self.when) not in (0, 2):
+            reject("ModelCard.when", f"{len(self.when)} texts", "two, (use it when, do not use it when), or none")
         twice = {claim.what for claim in self.claims if sum(claim == other for other in self.claims) > 1}
         if twice:
             reject("ModelCard.claims", f"the same claim of {', '.join(sorted(twice))} twice", "each claim once")
@@ -161,6 +165,7 @@ class ModelCard:
         sections = {
             "Assumes": self.assumes,
             "Identifies": claims,
+            "When": [f"{head} {end}." for head, end in zip(("Use it when", "Do not use it when"), self.when)],
             "Differs from the paper in": self.differs,
             "Settings with known truth": [f"`{setting}`" for setting in self.settings],
             "References": [reference.markdown() for reference in self.references],
