@@ -50,7 +50,8 @@ def test_a_card_is_json_and_a_page():
     assert plain["name"] == "sparse_vae" and plain["claims"][0]["up_to"] == ["permutation", "elementwise"]
     assert [claim["sentence"] for claim in plain["claims"]] == [claim.sentence() for claim in CARD.claims]
     page = CARD.markdown()
-    for text in ("# Sparse VAE", LATENTS.sentence(), REFERENCE.url, "needs environments", "known, unknown", "Do not use it when"):
+    texts = ("# Sparse VAE", LATENTS.sentence(), REFERENCE.url, "needs environments", "known, unknown")
+    for text in (*texts, "Do not use it when features are few."):
         assert text in page
     assert "\n\n\n" not in page and page.endswith("\n")
 

@@ -113,8 +113,7 @@ class ModelCard:
 
     `likelihoods` are the words that the model's `likelihood` argument takes, `settings` the names of
     published simulation settings with known truth, `targets` the accepted ways (keys of `TARGETS`) of
-    telling which latents the environments intervene on. `when` ends two sentences: "use it when ..." and "do not use
-    it when ...". A claim has to be backed by a reference.
+    telling which latents the environments intervene on. A claim has to be backed by a reference.
     """
 
     name: str
@@ -130,7 +129,7 @@ class ModelCard:
     status: Status = "experimental"
     needs_env: bool = False
     targets: tuple[str, ...] = ()
-    when: tuple[str, ...] = ()
+    when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
 
     def __post_init__(self) -> None:
         _check_fields(self)

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from pyrocrl import zoo
 from pyrocrl.data import Data
-from pyrocrl.errors import reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.infer.fit import FitError, fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
@@ -308,7 +309,7 @@ def score_table(scores: Mapping[str, float], name: str) -> str:
     return "\n\n".join(parts)
 
 
-# -- README --------------------------------------------------------------------------------------------------
+# -- pages ---------------------------------------------------------------------------------------------------
 
 FIGURES = (
     *("mcc", "innovations_mcc", "start_mcc", "pca_mcc", "ica_mcc", "r2", "linear_r2", "mask_f1", "targets_right"),
@@ -337,15 +338,21 @@ LARGER_IS_WORSE = (
 
 def figures() -> str:
     """The committed results as markdown, a table for each model: a line per study, mean over seeds and the worst."""
-    parts = []
-    for table in _tables():
-        entries = table.get("studies", [])
-        screens = [entry for entry in entries if "error_model" in entry["summary"]]
-        others = [entry for entry in entries if entry not in screens]
-        if entries:
-            lines = [_lines(others, FIGURES), _lines(screens, SCREEN)]
-            parts.append("\n\n".join([f"**`{table['model']}`**", *filter(None, lines)]))
+    parts = [f"**`{table['model']}`**\n\n{found}" for table in _tables() if (found := _figures(table))]
     return "\n\n".join(parts) + "\n" + _calibration_text()
+
+
+def figures_of(name: str) -> str:
+    """A model's committed results as markdown; empty for a model without any. Raises InputError for unknown names."""
+    one_of("name", name, zoo.names())
+    return next((_figures(table) for table in _tables() if table.get("model") == name), "")
+
+
+def _figures(table: Mapping[str, Any]) -> str:
+    entries = table.get("studies", [])
+    screens = [entry for entry in entries if "error_model" in entry["summary"]]
+    others = [entry for entry in entries if entry not in screens]
+    return "\n\n".join(filter(None, [_lines(others, FIGURES), _lines(screens, SCREEN)]))
 
 
 def _lines(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -410,14 +417,15 @@ def _mean_and_worst(name: str, found: Mapping[str, float], seeds: int) -> str:
     return f"{found['mean']:.{digits}f} ({worst:.{digits}f})"
 
 
-def fill(readme: str) -> str:
-    """A README's text with the tables of models and of figures between their markers."""
-    for marker, text in (("models", run.table()), ("figures", figures())):
-        head, start, rest = readme.partition(f"<!-- {marker}: python -m pyrocrl.lab.reproduce README.md -->\n")
-        readme = f"{head}{start}{text}\n<!-- /{marker} -->{rest.partition(f'<!-- /{marker} -->')[2]}"
-    return readme
+MARKED = re.compile(r"(<!-- (models|figures): [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+
+
+def fill(page: str) -> str:
+    """A page's text with the tables of models and of figures between their markers."""
+    texts = {"models": run.table, "figures": figures}
+    return MARKED.sub(lambda found: f"{found[1]}{texts[found[2]]()}\n{found[3]}", page)
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    target.write_text(fill(target.read_text(encoding="utf-8")), encoding="utf-8")
+    for target in map(Path, sys.argv[1:]):
+        target.write_text(fill(target.read_text(encoding="utf-8")), encoding="utf-8")
