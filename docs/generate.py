@@ -73,10 +73,13 @@ def model_page(program: type[Program]) -> str:
     parts += ["## The story", f"![Sites, arrows and plates of the story of {card.name}]({card.name}.svg)"]
     parts += ["*What is grey is observed; a box is repeated as often as it says (sizes are those of the example).*"]
     parts += [markdown(inspect.getdoc(source) or "")]
-    told = program.story if "story" in vars(program) else program.model
-    code = inspect.cleandoc("\n" + inspect.getsource(told))
-    summary = f"<code>{told.__name__}</code> of <code>models/{card.name}.py</code>"
-    parts.append(f"<details><summary>The program: {summary}</summary>\n\n```python\n{code}\n```\n\n</details>")
+    for method in ("story", "model", "recover"):
+        told = getattr(program, method, None)
+        if told is not None and told is not getattr(Program, method, None):
+            code = inspect.cleandoc("\n" + inspect.getsource(told))
+            summary = f"The program: <code>{method}</code>"
+            parts.append(f"<details><summary>{summary}</summary>\n\n```python\n{code}\n```\n\n</details>")
+    parts.append(f"All of it is in `models/{card.name}.py`; [how to write a variant](../how_to_write_a_variant.md).")
     parts += ["## What it assumes", _list(card.assumes)]
     if card.targets:
         parts += ["Targets of environments may be:", _list(f"*{mode}*: {TARGETS[mode]}" for mode in card.targets)]
