@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint types unit reproduce bench clean
+.PHONY: env demo test lint types unit docs bench clean
 
 env: $(STAMP)
 
@@ -29,8 +29,11 @@ types: env
 unit: env
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
+docs: env  # docs/_build/html/index.html
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
 bench: env
 	$(BIN)/pyrocrl bench
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) build dist runs docs/_build docs/api docs/models docs/tutorials *.egg-info

@@ -94,6 +94,12 @@ class CausalFlow(Program):
         family="interventions",
         summary="As many features as latents, mixed by any invertible function: which latents, which graph and, from "
         "two interventions on each, which targets.",
+        when=(
+            "there are as many features as latents, any invertible function may have mixed them, and every latent "
+            "has a perfect intervention, or two of different laws where targets are unknown",
+            "features outnumber latents, rows are few (the figures take 50,000 and more), or intervals of edge "
+            "weights have to hold: here they cover too little",
+        ),
         assumes=(
             "x is an invertible function of as many latents",
             "z follows a linear Gaussian structural equation model without cycles",

@@ -159,6 +159,12 @@ class DiscrepancyVAE(SEMReadouts, Program):
         family="interventions",
         summary="Causal latents behind a nonlinear decoder, from shifts and other soft interventions whose targets "
         "are learned; predicts combinations of interventions never seen.",
+        when=(
+            "targets are unknown, interventions are soft or shifts, or means of combinations never seen are wanted, "
+            "and x is not far from linear in the latents",
+            "the decoder is a network and interventions are not perfect, or equations are linear and interventions "
+            "are shifts, and the graph is wanted: its edges then keep their prior probability",
+        ),
         assumes=(
             "x is a function of latents and noise",
             "latents follow a structural equation model without cycles, linear or with relu links",

@@ -69,6 +69,11 @@ class DoPolynomial(Program):
         family="interventions",
         summary="Latents behind a polynomial, from environments that hold one of them at a constant; which one may be "
         "unknown. Needs no law of the latents and no graph.",
+        when=(
+            "interventions hold a latent at a constant, as a set point does, and x is a polynomial of few latents",
+            "interventions only shift or rescale their target, a graph is wanted, or features are fewer than the "
+            "monomials of the latents",
+        ),
         assumes=("x is a polynomial of the latents, with noise", *GIVEN[:1]),
         claims=(Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),),
         references=(

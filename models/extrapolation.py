@@ -70,6 +70,12 @@ class Extrapolation(Program):
         family="interventions",
         summary="Latents that an exogenous action moves linearly, behind a nonlinear mixing: predicts x under actions "
         "outside the range of those tried, with intervals.",
+        when=(
+            "an action measured in numbers, a dose say, moves the latents linearly, and the mean of x under actions "
+            "outside the range of those tried is wanted",
+            "single latents or a graph are wanted (latents are known up to an affine map only), or the action takes "
+            "no more values than there are latents",
+        ),
         assumes=("x is an injective function of latents, with noise", "z is linear in the action, plus Gaussian noise"),
         claims=(Claim("latents", ("affine",), GIVEN, NEEDS),),
         references=(

@@ -96,6 +96,10 @@ class GMMVAE(Program):
         family="identified by the prior",
         summary="Latents from a Gaussian mixture, independent in each component, through an injective piecewise "
         "affine map. Needs no labels: the shape of the latents' law identifies them.",
+        when=(
+            "there are neither labels nor interventions, and the latents fall into clusters of different widths",
+            "the latents are one Gaussian cloud, features are counts, or a graph is wanted",
+        ),
         assumes=(
             "latents are a finite Gaussian mixture",
             "the decoder is injective and affine in pieces, and its image spans as many dimensions as latents",

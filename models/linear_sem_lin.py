@@ -98,6 +98,12 @@ class LinearSEMLin(Program):
         family="interventions",
         summary="Linear Gaussian causal latents, mixed linearly, with an intervention on each: which latents, "
         "which graph, how strong, and how sure.",
+        when=(
+            "the mixing is linear, or the logarithm of a count's rate is linear, every latent has an intervention, "
+            "and graph, weights and their uncertainty are wanted in seconds",
+            "the mixing is nonlinear, or interventions are shifts or changes of variance and the graph is wanted: "
+            "such data do not hold it",
+        ),
         assumes=(
             "x = W z",
             "z follows a linear Gaussian structural equation model without cycles",

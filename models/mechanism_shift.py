@@ -69,6 +69,12 @@ class MechanismShift(Program):
         family="interventions",
         summary="Several environments in which few structural equations differ: which ones in which environment, and "
         "the graph, by exact sums over both.",
+        when=(
+            "the causal variables themselves are measured, seven at most, in two to ten environments between which "
+            "few mechanisms differ",
+            "the variables are latent, something unobserved acts on two of them, or most mechanisms change from one "
+            "environment to another",
+        ),
         assumes=(
             "latents are observed: x = z",
             "z follows structural equations with additive Gaussian noise and without cycles",

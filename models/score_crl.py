@@ -77,6 +77,12 @@ class ScoreCRL(Program):
         family="interventions",
         summary="Nonlinear causal latents behind a linear mixing, or behind any with two hard interventions on each: "
         "which latents, which graph, and how sure.",
+        when=(
+            "equations between latents are nonlinear and the mixing is linear, with a hard intervention on each "
+            "latent, or the mixing is any and there are two on each",
+            "interventions are soft, targets are unknown, features are counts, or equations and mixing are linear: "
+            "`linear_sem_lin` is then exact and faster",
+        ),
         assumes=(
             "x is an injective function of latents",
             "a latent's parents act on its location and scale, without cycles",

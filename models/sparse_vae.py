@@ -140,6 +140,11 @@ class SparseVAE(Program):
         title="Sparse VAE",
         family="sparse decoding",
         summary="Every feature depends on few latents; two features of its own identify a latent, correlated or not.",
+        when=(
+            "each feature depends on few latents, as genes do on programmes, whether or not there are interventions",
+            "hardly any feature belongs to one latent alone, or a graph and the effects of interventions are wanted: "
+            "environments are not looked at",
+        ),
         assumes=("each feature depends on few latents", "noise is independent between features"),
         claims=(
             Claim("latents", ("permutation", "elementwise"), given=GIVEN, needs=("two_anchors",)),

@@ -70,6 +70,12 @@ class UnknownTargets(Program):
         family="interventions",
         summary="Binary latents, which features measure which, the graph between them and what each environment "
         "intervenes on. Directions that dependence leaves open, such as an isolated edge's, stay open.",
+        when=(
+            "latents are on or off, six at most, features are continuous, and nobody knows what the environments act "
+            "on",
+            "latents are continuous, features are counts, or every direction of the graph is needed: those that "
+            "dependence leaves open stay open",
+        ),
         assumes=(
             "latents are binary and their number is known",
             "features depend on latents alone, not on one another",

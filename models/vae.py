@@ -41,6 +41,10 @@ class VAE(Program):
         title="Variational auto-encoder",
         family="baseline",
         summary="Gaussian latents through one MLP. Claims nothing; the row that every other model has to beat.",
+        when=(
+            "a baseline is wanted: what a model that claims nothing reaches on the same rows",
+            "latents are to be read one by one: any rotation of them fits as well",
+        ),
         assumes=("latents are independent standard normal",),
         claims=(),
         references=(

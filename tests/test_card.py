@@ -24,6 +24,7 @@ CARD = ModelCard(
     settings=("moran2022",),
     needs_env=True,
     targets=("known", "unknown"),
+    when=("features are many", "features are few"),
 )
 
 
@@ -49,7 +50,8 @@ def test_a_card_is_json_and_a_page():
     assert plain["name"] == "sparse_vae" and plain["claims"][0]["up_to"] == ["permutation", "elementwise"]
     assert [claim["sentence"] for claim in plain["claims"]] == [claim.sentence() for claim in CARD.claims]
     page = CARD.markdown()
-    for text in ("# Sparse VAE", LATENTS.sentence(), REFERENCE.url, "needs environments", "known, unknown"):
+    texts = ("# Sparse VAE", LATENTS.sentence(), REFERENCE.url, "needs environments", "known, unknown")
+    for text in (*texts, "Do not use it when features are few."):
         assert text in page
     assert "\n\n\n" not in page and page.endswith("\n")
 
@@ -98,6 +100,7 @@ def test_cards_are_frozen_and_hashable():
         (lambda: replace(CARD, assumes=["noise"]), r"of type list; allowed: a tuple"),
         (lambda: replace(CARD, approximate=" "), r"ModelCard.approximate: found ' '; allowed: text"),
         (lambda: replace(CARD, needs_env=1), r"ModelCard.needs_env: found 1; allowed: bool"),
+        (lambda: replace(CARD, when=("features are many",)), r"ModelCard.when: found 1 texts; allowed: two"),
     ],
 )
 def test_bad_cards_are_refused_in_one_line(make, message):

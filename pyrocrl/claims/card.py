@@ -130,6 +130,7 @@ class ModelCard:
     status: Status = "experimental"
     needs_env: bool = False
     targets: tuple[str, ...] = ()
+    when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
 
     def __post_init__(self) -> None:
@@ -141,6 +142,8 @@ class ModelCard:
             one_of("ModelCard.targets", mode, TARGETS)
         if self.claims and not self.references:
             reject("ModelCard.references", "none", f"the source of what {self.name} claims")
+        if len(self.when) not in (0, 2):
+            reject("ModelCard.when", f"{len(self.when)} texts", "two, (use it when, do not use it when), or none")
         twice = {claim.what for claim in self.claims if sum(claim == other for other in self.claims) > 1}
         if twice:
             reject("ModelCard.claims", f"the same claim of {', '.join(sorted(twice))} twice", "each claim once")
@@ -163,6 +166,7 @@ class ModelCard:
         sections = {
             "Assumes": self.assumes,
             "Identifies": claims,
+            "When": [f"{head} {end}." for head, end in zip(("Use it when", "Do not use it when"), self.when)],
             "Differs from the paper in": self.differs,
             "Plugged in or approximate": (self.approximate,) if self.approximate else (),
             "Settings with known truth": [f"`{setting}`" for setting in self.settings],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.program import Program
 from pyrocrl.zoo import built_in, get
@@ -22,12 +23,15 @@ def run(program: type[Program], seed: int = 0) -> Fit:
     return result
 
 
-def table() -> str:
-    """The package's models as a markdown table, made from their cards: what README shows."""
-    lines = ["| model | what it is | identifies | needs | status |", "|---|---|---|---|---|"]
+def table(link: str = "models/{}.py") -> str:
+    """All models as a markdown table, made from their cards: README's, and that of the site. link: where names lead."""
+    lines = ["| model | identifies | needs |", "|---|---|---|"]
     for name in built_in():
         card = get(name).card
-        claims = "; ".join(claim.head() for claim in card.claims) or "nothing (baseline)"
-        needs = "environments, targets " + " or ".join(card.targets) if card.needs_env else "–"
-        lines.append(f"| [`{name}`](models/{name}.py) | {card.summary} | {claims} | {needs} | {card.status} |")
+        claims = "; ".join(dict.fromkeys(claim.head() for claim in card.claims)) or "nothing: the baseline"
+        wanted = [f"environments; targets {' or '.join(card.targets)}"] if card.needs_env else []
+        if not wanted and card.claims:
+            wanted = [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
+        trial = " *(experimental)*" if card.status == "experimental" else ""
+        lines.append(f"| [`{name}`]({link.format(name)}){trial} | {claims} | {'; '.join(wanted) or '–'} |")
     return "\n".join(lines)

@@ -52,7 +52,9 @@ class _Plates(Messenger):
 
 
 def relations(program: Program, batch: Batch) -> dict[str, Any]:
-    """What `pyro.infer.inspect.get_model_relations` says of `program.story` run on `batch`, and the plates' sizes.
+    """What `pyro.infer.inspect.get_model_relations` says of `program.story` simulating `batch`, and the plates' sizes.
+
+    Latents that the rows determine depend on nothing in a run that is told the rows; so it simulates, and x is observed.
 
     sample_sample: site -> the sites that it depends on; sample_dist: site -> the name of its law, "Deterministic" for
     deterministic ones; plate_sample: plate -> its sites; observed: sites with data; plate_size: plate -> size. Plates'
@@ -64,7 +66,8 @@ def relations(program: Program, batch: Batch) -> dict[str, Any]:
         with plates:
             program.story(batch)
 
-    found = get_model_relations(story, (batch,), include_deterministic=True)
+    found = get_model_relations(story, (batch.blank(),), include_deterministic=True)
+    found["observed"] = [*found["observed"], *(name for name in found["sample_dist"] if name == "x")]
     sites = [name for name, law in found["sample_dist"].items() if law not in ("Unit", "_Subsample")]
 
     def kept(names: Iterable[str]) -> list[str]:
