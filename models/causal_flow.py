@@ -15,12 +15,12 @@ convention: variances 1, levels 0. By the change of variables log p(x | env) = l
 h (`pyrocrl.parts.flows`) is trained in `initialise`, and kept: by log p(env | x), the part of this likelihood that does
 not hold the Jacobian, by the normality of every environment's latents and by a decoder that inverts it
 (`pyrocrl.constructions.contrastive`). The rest, log p(x), is evaluated but not climbed: doing so raised the likelihood
-and mixed the latents. So the density of x is a rough one. `model` keeps `tangent`, with a Laplace approximation; equations,
-graphs and orders are summed out in closed form, and drawn exactly by `recover`. Errors of h correlate latents a
-little, so each row counts for less than one (`correlation_error`): many rows would make an edge
-of any correlation. Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds
-between environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the
-probability of its evidence.
+and mixed the latents. So the density of x is a rough one. `model` keeps `tangent`, with a Laplace approximation;
+equations, graphs and orders are summed out in closed form, and drawn exactly by `recover`. Errors of h correlate
+latents a little, so each row counts for less than one (`correlation_error`): many rows would make an edge of any
+correlation. Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds between
+environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the probability
+of its evidence.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are not known by name) and the graph
 exactly, from an observational environment and one perfect intervention on each latent whose target is known, two of
@@ -84,7 +84,8 @@ class Mixed(TorchDistribution):
         return self.mean.expand(*sample_shape, *self.shape())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return linear_sem.log_abs_det(self.unmixing) + self.white(value)[1]
+        volume = linear_sem.log_abs_det(self.unmixing) + self.white(value)[1]
+        return volume + 0 * self.z.sum(-1)  # x depends on z: for diagrams
 
 
 class CausalFlow(Program):
