@@ -1,20 +1,25 @@
 """Sparse mechanism shifts: which structural equations differ in which environment, and the graph they are on.
 
-    order ~ uniform, edge[j, k] ~ Bernoulli if j precedes k                        (parent, child)
-    target[e, k] ~ Bernoulli: environment e has a mechanism k of its own           (env, latent)
-    z_i,k = f_ek(z_i,parents) + s_ek eps,  eps ~ N(0, 1)                           (data, latent)
-    f_ek(z) = sum_b w_ekb phi_b(z_parents)                                         phi: (data, basis)
-    w_ekb ~ N(0, (t_k s_ek)^2),  1 / s_ek^2 ~ Gamma(1, .1)                         (env, latent, basis), (env, latent)
-    x_i = z_i                                                                      (data, feature)
+    change ~ N(-1.4, 1), edge ~ N(0, 1): log odds that a mechanism differs, and of an edge        (), ()
+    order ~ uniform, graph[j, k] ~ Bernoulli(edge) if j precedes k                  (parent, child)
+    targets[e, k] ~ Bernoulli(change): environment e has a mechanism k of its own   (env, latent)
+    grid_k ~ uniform: the kernel's width and t_k                                    (latent,)
+    precision_mk = 1 / s_mk^2 ~ Gamma(1, .1)                                        (mechanism, latent)
+    w_mkb ~ N(0, (t_k s_mk)^2)                                                      (mechanism, latent, basis)
+    z_i,k ~ N(sum_b w_mkb phi_b(z_i,parents), s_mk^2), m = m(e_i, k)                (data, latent)
+    x_i = z_i                                                                       (data, feature)
 
-Environments that are not targets of k share one f_k and s_k. phi are 1, the parents and the basis of a Gaussian process
-of the parents with a squared exponential kernel, through inducing points (subset of regressors; mechanism="linear"
-leaves them out); features are in units of their deviation over all rows. Everything but two global sites is summed out
-exactly: w and s by conjugacy, the kernel's width and t_k over a grid, targets over all subsets of environments, graphs
-and orders by a dynamic program over subsets. The sites are `change` and `edge`, the log odds that a mechanism differs
-and that an edge is there; the guide is normal. The data enter through the second moments of phi and z in each
-environment, gathered once for each set of parents. Draws of graph, targets, weights and noise given the two sites are
-exact and every graph is acyclic.
+m(e, k) is environment e's own mechanism where it is a target of k, else the one that the others share; a `reference`
+environment is no target. phi are 1, the parents and the basis of a Gaussian process of the parents with a squared
+exponential kernel, through inducing points (subset of regressors; mechanism="linear" leaves them out); features enter
+them in units of their deviation over all rows, and so do w and s. `coefficients` and `noise` are w and s of each
+environment, `base_coefficients` and `base_noise` the shared ones.
+
+`model` keeps `change` and `edge`, with a normal guide, and sums out the rest exactly: w and s by conjugacy, width and
+t over the grid, targets over all subsets of environments, graphs and orders by a dynamic program over subsets. The data
+enter through the second moments of phi and z in each environment, gathered once for each set of parents. `recover`
+draws the rest given the two, exactly: order, graph, grid, targets, precision, w. Coefficients of absent parents and
+mechanisms of no environment have their prior.
 
 *Identified:* nothing is to be found of the latents, all are observed. Targets, and the graph exactly, if the equations
 are nonlinear with additive Gaussian noise; if they are linear, the graph up to Markov equivalence, and targets where no
@@ -35,16 +40,16 @@ without the graph).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.data import CUSTOMARY_CONTROLS
-from pyrocrl.dists import Law, Normal, categorical
+from pyrocrl.dists import Categorical, Law, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
 from pyrocrl.lab.studies import ShiftedMechanisms
@@ -128,6 +133,8 @@ class MechanismShift(Program):
         dtype=torch.float64,
     )
     uses_rows = False
+    new_rows = True
+    knows_interventions = True
     sites = {
         "z": Site(("data", "latent")),
         "graph": Site(("parent", "child"), discrete=True),
@@ -137,6 +144,8 @@ class MechanismShift(Program):
         "base_coefficients": Site(("latent", "basis")),
         "base_noise": Site(("latent",)),
         "width": Site(("latent",)),
+        "precision": Site(("mechanism", "latent")),
+        "w": Site(("mechanism", "latent", "basis")),
     }
 
     def __init__(
@@ -191,6 +200,74 @@ class MechanismShift(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        d, envs = self.config["latents"], self.config["environments"]
+        change = pyro.sample("change", self._log_odds(*self.change_prior))  # ()
+        edge = pyro.sample("edge", self._log_odds(*self.edge_prior))  # ()
+        order = pyro.sample("order", orders.Order(self._edges(edge)))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(self._edges(edge), order))  # (parent, child)
+        latent = pyro.plate("latent", d, dim=-1)
+        with pyro.plate("env", envs, dim=-2), latent:  # a reference differs nowhere
+            chance = change.double().sigmoid() * self.differs.double().amax(0)[:, None]
+            targets = pyro.sample("targets", dist.Bernoulli(chance))  # (env, latent)
+        with latent:
+            grid = pyro.sample("grid", dist.Categorical(logits=chance.new_zeros(self.evidence.shape[2])))
+        width, ratio = self._cell(grid)  # (latent,)
+        with pyro.plate("mechanism", 1 + envs, dim=-2), latent:  # the shared one, then each environment's own
+            like = torch.full_like(ratio, regression.SHAPE)
+            precision = pyro.sample("precision", dist.Gamma(like, regression.RATE))  # (mechanism, latent)
+            scale = (ratio / precision).sqrt()[..., None].expand(-1, -1, self.moments.shape[-1] - d)
+            w = pyro.sample("w", Normal(torch.zeros_like(scale), scale).to_event(1))  # (mechanism, latent, basis)
+        self._tell(targets, width, w, precision)
+        with self.rows(batch):
+            own = self._acting(targets, batch)  # (rows, latent)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                return self._equation(k, z, graph[:, k], width[k], w[own[:, k], k], precision[own[:, k], k])
+
+            z = self.along(order.tolist(), equation, w.new_zeros(len(batch), d), batch.x)  # (rows, latent)
+            pyro.sample("x", dist.Delta(z, event_dim=1), obs=batch.x)  # (rows, feature)
+
+    def model(self, batch: Batch) -> None:
+        change = pyro.sample("change", self._log_odds(*self.change_prior))
+        edge = pyro.sample("edge", self._log_odds(*self.edge_prior))
+        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(change, edge))
+        pyro.sample("x", law, obs=batch.x)  # all rows at once, by their moments
+
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        change, edge = kept["change"], kept["edge"]
+        scores = self._scores(change, edge)
+        order = pyro.sample("order", orders.Order(scores))
+        chosen = orders.parent_sets(pyro.sample("graph", orders.Graph(scores, order)))  # (latent,)
+        node = torch.arange(len(chosen), device=chosen.device)
+        joint = self._joint(change)[node, chosen]  # (latent, grid, subset)
+        latent = pyro.plate("latent", len(node), dim=-1)
+        with latent:
+            grid = pyro.sample("grid", Categorical(logits=joint.logsumexp(-1)))
+        targets = pyro.sample("targets", sharing.Targets(joint[node, grid], self.differs.double()))
+        known = self._regressions(chosen, grid, targets)
+        with pyro.plate("mechanism", len(known.rate), dim=-2), latent:
+            precision = pyro.sample("precision", known.precision())
+            pyro.sample("w", known.weights(precision))
+
+    def guide(self, batch: Batch) -> None:
+        for i, name in enumerate(("change", "edge")):
+            pyro.sample(name, Normal(self.loc[i], self.log_scale[i].exp()))
+
+    def _log_odds(self, mean: float, sd: float) -> Normal:
+        return Normal(torch.full_like(self.loc[0], mean), sd)
+
+    def _edges(self, edge: Tensor) -> Tensor:
+        """(child, set) log odds of the edges of every set of parents."""
+        d = self.evidence.shape[0]
+        return (orders.members(d, self.evidence.device).sum(-1) * edge.double()).expand(d, -1)
+
+    def _cell(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Width and t^2 (latent,) by the cells of the grid (latent,)."""
+        widths, ratios = (torch.tensor(v, dtype=torch.float64, device=grid.device) for v in (self.widths, RATIOS))
+        return widths[grid // len(RATIOS)], ratios[grid % len(RATIOS)]
+
     def _basis(self, z: Tensor, mask: Tensor, width: Tensor) -> Tensor:
         """phi (rows, ..., basis) of standardised z (rows, ..., latent): mask (..., latent) says which are parents."""
         size = mask.sum(-1, keepdim=True)
@@ -202,33 +279,52 @@ class MechanismShift(Program):
             parts.append(white * (size > 0))
         return torch.cat(parts, -1)
 
-    def _log_odds(self, mean: float, sd: float) -> Normal:
-        return Normal(torch.full_like(self.loc[0], mean), sd)
+    def _equation(self, k: int, z: Tensor, mask: Tensor, width: Tensor, w: Tensor, precision: Tensor) -> Normal:
+        """Law of latent k (rows,) given z (rows, latent): mask (latent,) its parents; w (rows, basis) and precision
+        (rows,) of the mechanism that each row follows."""
+        mean, spread = self.mean.double(), self.spread.double()
+        phi = self._basis((z.double() - mean) / spread, mask, width)
+        return Normal(mean[k] + spread[k] * (phi * w).sum(-1), spread[k] * precision.rsqrt())
 
-    def model(self, batch: Batch) -> None:
-        change = pyro.sample("change", self._log_odds(*self.change_prior))  # ()
-        edge = pyro.sample("edge", self._log_odds(*self.edge_prior))  # ()
+    def _acting(self, targets: Tensor, batch: Batch) -> Tensor:
+        """(rows, latent) the mechanism that rows follow: the shared one, 0, or 1 + the environment whose own it is; of
+        several that act together, of the last."""
+        own = (targets > 0.5) * torch.arange(1, 1 + len(targets), device=targets.device)[:, None]
+        if batch.together is None:
+            return own[batch.env]
+        last = torch.zeros_like(own[0])
+        for e in batch.together:
+            last = torch.where(own[e] > 0, own[e], last)
+        return last.expand(len(batch), -1)
 
-        def prior() -> Tensor:
-            return self._simulate(self._equations(change, edge, told=0.0), batch.env)
+    def _tell(self, targets: Tensor, width: Tensor, w: Tensor, precision: Tensor) -> None:
+        """Read-outs: what each environment has, and what they share."""
+        hit, noise = targets > 0.5, precision.rsqrt()
+        pyro.deterministic("width", width)  # (latent,)
+        pyro.deterministic("coefficients", torch.where(hit[..., None], w[1:], w[:1]))  # (env, latent, basis)
+        pyro.deterministic("noise", torch.where(hit, noise[1:], noise[:1]))  # (env, latent)
+        pyro.deterministic("base_coefficients", w[0])  # (latent, basis)
+        pyro.deterministic("base_noise", noise[0])  # (latent,)
 
-        law = Law((), batch.x.shape, lambda _: self._objective(change, edge), prior)
-        pyro.sample("x", law, obs=batch.x)  # all rows at once, by their moments
+    def _regressions(self, chosen: Tensor, grid: Tensor, targets: Tensor) -> regression.Conjugate:
+        """(mechanism, latent) what rows tell of w and s: of those that share a mechanism together, then of each target;
+        chosen: (latent,) sets of parents."""
+        own = self.moments.double()[chosen, grid // len(RATIOS)].transpose(0, 1)  # (env, latent, ...)
+        count = self.count.double()[:, None]
+        use = torch.cat(
+            [(1.0 - targets)[None], torch.diag_embed(targets.mT).permute(1, 2, 0)]
+        )  # (mechanism, env, latent)
+        moments = torch.einsum("mek,ekab->mkab", use, own)
+        return regression.conjugate(moments, (use * count).sum(1), self._cell(grid)[1])
 
-    def guide(self, batch: Batch) -> None:
-        for i, name in enumerate(("change", "edge")):
-            pyro.sample(name, Normal(self.loc[i], self.log_scale[i].exp()))
-
-    def _joint(self, change: Tensor, told: float = 1.0) -> Tensor:
-        """(child, set, grid, subset) log evidence and prior of targets, width and ratio; told=0: the prior alone."""
+    def _joint(self, change: Tensor) -> Tensor:
+        """(child, set, grid, subset) log evidence and prior of targets, width and ratio."""
         prior = sharing.log_prior(change.double(), self.differs.double(), self.config["reference"])
-        return told * self.evidence.double() + prior - math.log(self.evidence.shape[2])
+        return self.evidence.double() + prior - math.log(self.evidence.shape[2])
 
-    def _scores(self, change: Tensor, edge: Tensor, told: float = 1.0) -> Tensor:
+    def _scores(self, change: Tensor, edge: Tensor) -> Tensor:
         """(child, set) log score of every set of parents, targets summed out."""
-        d = self.evidence.shape[0]
-        size = orders.members(d, self.evidence.device).sum(-1)
-        return self._joint(change, told).flatten(2).logsumexp(-1) + size * edge.double()
+        return self._joint(change).flatten(2).logsumexp(-1) + self._edges(edge)
 
     def _objective(self, change: Tensor, edge: Tensor) -> Tensor:
         """log p(x | change, edge), everything else summed out."""
@@ -253,85 +349,17 @@ class MechanismShift(Program):
         given_set = self._joint(self.loc[0]).logsumexp(2)
         return sharing.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
 
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Given the log odds, draws of graph, targets, width, weights and noise, in standardised units."""
-        return {"z": batch.x, **self._equations(sites["change"], sites["edge"])}
-
-    def _equations(self, change: Tensor, edge: Tensor, told: float = 1.0) -> dict[str, Tensor]:
-        """Draws of everything that is summed out; told=0: from the prior."""
-        d, dtype, device = self.evidence.shape[0], self.spread.dtype, self.spread.device
-        _, graph = orders.sample_dags(self._scores(change, edge, told))
-        chosen = orders.parent_sets(graph)  # (latent,)
-        logits = self._joint(change, told)[torch.arange(d, device=device), chosen]  # (latent, grid, subset)
-        cell = categorical(logits.flatten(1))
-        grid, subset = cell // logits.shape[-1], cell % logits.shape[-1]
-        differs = self.differs.double()[subset]  # (latent, env)
-        ratio = torch.tensor(RATIOS, device=device, dtype=torch.float64)[grid % len(RATIOS)]
-        # of the environments that share an equation, together, then of each environment
-        moments = told * self.moments.double()[chosen, grid // len(RATIOS)]  # (latent, env, basis + latent, ...)
-        count = told * self.count.double().expand(d, -1)
-        shared = 1.0 - differs
-        moments = torch.cat([(shared[:, :, None, None] * moments).sum(1, keepdim=True), moments], 1)
-        count = torch.cat([(shared * count).sum(1, keepdim=True), count], 1)
-        weight, noise = regression.draw(moments, count, ratio)  # (latent, 1 + env, basis), (latent, 1 + env)
-        hit = differs[..., None] > 0.5
-        out = {
-            "graph": graph,
-            "targets": differs.mT,  # (env, latent)
-            "coefficients": torch.where(hit, weight[:, 1:], weight[:, :1]).transpose(0, 1),  # (env, latent, basis)
-            "noise": torch.where(hit[..., 0], noise[:, 1:], noise[:, :1]).mT,  # (env, latent)
-            "base_coefficients": weight[:, 0],  # (latent, basis)
-            "base_noise": noise[:, 0],  # (latent,)
-            "width": torch.tensor(self.widths, device=device)[grid // len(RATIOS)],  # (latent,)
-        }
-        return {name: value.to(dtype) for name, value in out.items()}
-
-    def _fitted(self, z: Tensor, sites: dict[str, Tensor], coefficients: Tensor) -> Tensor:
-        """f(z) (rows, latent) of standardised z; coefficients (rows or nothing, latent, basis)."""
-        return (self._basis(z[:, None], sites["graph"].mT, sites["width"]) * coefficients).sum(-1)
-
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""
-        if "noise" not in sites:
-            sites = sites | self.posterior_sites(batch, sites)
-        z, noise = (batch.x - self.mean) / self.spread, sites["noise"][batch.env]
-        apart = (z - self._fitted(z, sites, sites["coefficients"][batch.env])) / noise
-        return (-0.5 * apart.square() - (noise * self.spread).log() - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x from each row's own environment, log p(x_i | sites))."""
-        return self._simulate(sites, batch.env), self.row_log_likelihood(batch, sites)
-
-    def _simulate(self, sites: dict[str, Tensor], env: Tensor) -> Tensor:
-        noise, coefficients = sites["noise"][env], sites["coefficients"][env]
-        eps = noise * torch.randn_like(noise)
-        z = eps
-        for _ in range(noise.shape[-1]):  # each round settles one more generation of the acyclic graph
-            z = self._fitted(z, sites, coefficients) + eps
-        return self.mean + self.spread * z
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return z
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the shared equations with one site `z_<k>` per latent, for `do`.
-
-        envs: environments whose own mechanisms act together (the last of them that differs in k gives mechanism k).
-        """
-        coefficients, noise = sites["base_coefficients"], sites["base_noise"]
-        for e in envs:
-            hit = sites["targets"][e] > 0.5
-            coefficients = torch.where(hit[:, None], sites["coefficients"][e], coefficients)
-            noise = torch.where(hit, sites["noise"][e], noise)
-
-        def value(k: int, z: Tensor) -> Tensor:
-            eps = pyro.sample(f"eps_{k}", Normal(torch.zeros_like(noise[k]), noise[k]))
-            fitted = self._fitted((z - self.mean) / self.spread, sites, coefficients)[:, k]
-            return self.mean[k] + self.spread[k] * (fitted + eps)
-
-        return self.along(batch, sites["graph"], noise.new_zeros(len(batch), len(noise)), value)
+        if "precision" not in sites:
+            sites = sites | self.recovered(batch, sites)
+        (width, _), own, x = self._cell(sites["grid"]), self._acting(sites["targets"], batch), batch.x.double()
+        graph, w, precision = sites["graph"], sites["w"], sites["precision"]
+        laws = [
+            self._equation(k, x, graph[:, k], width[k], w[own[:, k], k], precision[own[:, k], k])
+            for k in range(x.shape[1])
+        ]
+        return torch.stack([law.log_prob(x[:, k]) for k, law in enumerate(laws)]).sum(0)
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

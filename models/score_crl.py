@@ -1,12 +1,16 @@
 """Score-based causal representation learning: latents from differences of scores between hard interventions.
 
-    z_k = m_k(z_pa(k)) + s_k(z_pa(k)) e_k,  e_k ~ a mixture of normals               (data, latent)
-    environment e cuts the parents of its targets k: z_k ~ a mixture of its own
-    linear:   x_i = G z_i + r_i, r_i ~ N(0, tau^2) off the columns of G              (data, feature)
-              unmixing M, z = M y:  M_kj ~ N(0, 1), y the white projection of x      (latent, latent)
-    general:  x_i ~ N(f(z_i), diag sigma^2),  f linear plus a network                (data, feature)
+    order ~ uniform, graph[j, k] ~ Bernoulli(rho) if j precedes k                   (parent, child)
+    unmixing_kj ~ N(0, 1), z = unmixing y, y the white projection of x; linear only (latent, latent)
+    z_i,k = m_k(z_i,parents) + s_k(z_i,parents) e_i,k,  e_k ~ a mixture of normals  (data, latent)
+      in an environment that targets k: z_i,k ~ a mixture of normals of its own
+    linear:   x_i = G z_i + r_i, r_i ~ N(0, tau^2) off the columns of G             (data, feature)
+    general:  x_i ~ N(f(z_i), diag sigma^2),  f linear plus a network               (data, feature)
 
-m_k and log s_k are networks. The guide is normal about M (linear), or q(z | x) = N(h(x), diag t(x)^2) (general).
+m_k and log s_k are networks, trained with a weak prior (`equations_prior`), as are the mixtures and f. `model` plugs in
+an order, that of the chain, and the graph in which every earlier latent is a parent (`plugged`); linear, x determines
+z. The guide is normal about `unmixing` (linear), or q(z | x) = N(h(x), diag t(x)^2) (general). `recover` draws order
+and graph from the evidence of regressions (below).
 
 `construct`, linear (LSCALE-I): scores are estimated in every environment (`score`: "gaussian", "stein" or "sliced", see
 `pyrocrl.constructions.score_differences`); the leading eigenvector of the second moments of the score difference of
@@ -31,19 +35,16 @@ transformations.
 *Differs from the paper in* a likelihood that refines the construction, an order found by it, and a posterior of graphs
 in place of a threshold on score differences.
 
-*For a variant, copy this file and change* `NetworkSEM`, or in `pyrocrl.exact.basis_regression`
-the `basis_functions` by which parents are tested.
+*For a variant, copy this file and change* `law`: how a latent follows from its parents (`NetworkSEM`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import pyro
 import torch
-from pyro.distributions import Delta
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -55,6 +56,7 @@ from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact import orders
 from pyrocrl.lab.studies import Study, TwoModels
 from pyrocrl.parts.guides import NormalBlock
+from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.network_sem import NetworkSEM
 from pyrocrl.parts.observation import Observation
@@ -111,6 +113,8 @@ class ScoreCRL(Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
+        approximate="The equations' networks are trained with every latent that is earlier in the chain's order as a "
+        "parent; graphs are drawn from the evidence of regressions of latents on fixed functions of others.",
     )
     recipe = Recipe(
         epochs=40,
@@ -124,6 +128,8 @@ class ScoreCRL(Program):
         patience=None,
         chains=4,
     )
+    new_rows = True
+    knows_interventions = True
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "graph": Site(("parent", "child"), discrete=True),
@@ -178,6 +184,31 @@ class ScoreCRL(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        d, sem = self.config["latents"], self.mechanisms
+        pyro.factor("equations_prior", sem.prior())
+        prior = orders.log_edge_prior(d, self.config["edge_probability"], sem.before.device)
+        order = pyro.sample("order", orders.Order(prior))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        told = None
+        if not self.general:
+            zero = torch.zeros_like(self.block.loc)
+            with pyro.plate("latent", d, dim=-1):
+                matrix = pyro.sample("unmixing", Normal(zero, torch.ones_like(zero)).to_event(1))  # (latent, latent)
+            told = None if batch.x is None else self._white(batch.x) @ matrix.mT
+        with self.rows(batch):
+            hit, env = sem.acting(batch.env, batch.together)  # (rows, latent)
+
+            def law(k: int, z: Tensor) -> Any:
+                return sem.law(k, z, graph, hit[:, k], env[:, k])
+
+            z = self.along(order.tolist(), law, sem.before.new_zeros(len(batch), d), told)  # (rows, latent)
+            if self.general:
+                mixed = self.observation.likelihood(self.decoder(z), batch).to_event(1)
+            else:
+                mixed = LinearMixing(z, matrix, self.project, self.lift, self.offset, self.tau, self.log_jacobian)
+            pyro.sample("x", mixed, obs=batch.x)  # (rows, feature)
+
     def model(self, batch: Batch) -> None:
         pyro.factor("equations_prior", self.mechanisms.prior())
         if self.general:
@@ -191,6 +222,16 @@ class ScoreCRL(Program):
         with self.rows(batch):
             pyro.sample("x", self._linear(matrix, batch.env), obs=batch.x)
 
+    @torch.no_grad()
+    def plugged(self, batch: Batch) -> dict[str, Tensor]:
+        before = self.mechanisms.before
+        return {"order": before.sum(0).argsort(), "graph": before}
+
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        order = pyro.sample("order", orders.Order(self.mechanisms.table))
+        pyro.sample("graph", orders.Graph(self.mechanisms.table, order))
+
     def guide(self, batch: Batch) -> None:
         if self.general:
             with self.rows(batch):
@@ -201,7 +242,7 @@ class ScoreCRL(Program):
     def _prior(self, env: Tensor) -> Law:
         """p(z | env) of rows."""
         own = self.mechanisms
-        return Law(env.shape, own.target.shape[1:], lambda z: own.log_prob(z, env), lambda: own.sample(env))
+        return Law(env.shape, own.target.shape[1:], lambda z: own.log_prob(z, env))
 
     def _linear(self, matrix: Tensor, env: Tensor) -> Law:
         """p(x | M, env) of rows."""
@@ -215,13 +256,7 @@ class ScoreCRL(Program):
             jacobian = torch.linalg.slogdet(matrix).logabsdet + self.log_jacobian
             return inside - 0.5 * apart.square().sum(-1) - free + jacobian
 
-        return Law(env.shape, (features,), log_prob, lambda: self._mixed(matrix, self.mechanisms.sample(env)))
-
-    def _mixed(self, matrix: Tensor, z: Tensor) -> Tensor:
-        """(rows, feature) x of latents z."""
-        noise = self.tau * torch.randn(len(z), self.config["features"], dtype=z.dtype, device=z.device)
-        off = noise - noise @ self.project.mT @ self.lift.mT
-        return torch.linalg.solve(matrix, z.mT).mT @ self.lift.mT + self.offset + off
+        return Law(env.shape, (features,), log_prob)
 
     def _white(self, x: Tensor, double: bool = False) -> Tensor:
         """(rows, latent) y, white over the observational rows."""
@@ -244,53 +279,11 @@ class ScoreCRL(Program):
     def graph(self) -> Tensor:
         return self.mechanisms.graph()
 
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A graph, and for the linear transform z, which M determines."""
-        out = {"graph": self.mechanisms.draw_graph()}
-        if not self.general:
-            out["z"] = self._white(batch.x) @ sites["unmixing"].mT
-        return out
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        if self.general:
-            return self.observation.mean(self.decoder(z), batch)
-        matrix = pyro.sample("unmixing", Delta(self.block.loc).to_event(2))
-        return torch.linalg.solve(matrix, z.mT).mT @ self.lift.mT + self.offset
-
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(new rows of x, of new latents of each row's own environment; log p(x_i | z_i), or given M)."""
-        z = self.mechanisms.sample(batch.env, sites["graph"])
-        if self.general:
-            told = self.observation.likelihood(self.decoder(sites["z"]), batch).log_prob(batch.x).sum(-1)
-            return self.observation.likelihood(self.decoder(z), batch).sample(), told
-        return self._mixed(sites["unmixing"], z), self._linear(sites["unmixing"], batch.env).log_prob(batch.x)
-
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
+        """Linear: (rows,) log p(x_i | M), of the equations as trained."""
         if self.general:
             return None
         return self._linear(sites["unmixing"], batch.env).log_prob(batch.x)
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) draws of the observational equations with one site `z_<k>` per latent, for `do`.
-
-        envs: environments whose interventions act together, each target with its law from there (from the last of
-        them that targets it).
-        """
-        mechanisms, rows = self.mechanisms, len(batch)
-        noise, hit = mechanisms.noise.sample(rows), torch.zeros_like(mechanisms.target[0])
-        own = torch.zeros_like(noise)
-        for e in envs:
-            here = mechanisms.target[e]
-            drawn = mechanisms.own.sample(rows, torch.full((rows,), e, device=noise.device))
-            own, hit = torch.where(here > 0.5, drawn, own), torch.maximum(hit, here)
-
-        def value(k: int, z: Tensor) -> Tensor:
-            loc, scale = mechanisms.equations(z, sites["graph"])
-            return torch.where(hit[k] > 0.5, own[:, k], loc[:, k] + scale[:, k] * noise[:, k])
-
-        return self.along(batch, sites["graph"], torch.zeros_like(noise), value)
 
     def claims(self) -> tuple[Claim, ...]:
         free = () if self.config["targets"] == "known" else ("permutation",)

@@ -1,16 +1,23 @@
 """Measurement model of binary latents under interventions of unknown targets, by exact sums over their states.
 
-    order ~ uniform, edge[j, k] ~ Bernoulli(rho) if j precedes k                    (parent, child)
-    target[e, k] ~ Bernoulli(1 / latents), none in the first environment            (env, latent)
-    h_k | parents ~ a table of its own in each environment; targets have no parents (data, latent), in {0, 1}
-    mask[j, k] ~ Bernoulli(.3)                                                      (feature, latent)
-    x_ij ~ N(level_j(h_i), s_j^2), level_j a table of the states of latents in mask (data, feature)
+    order ~ uniform, graph[j, k] ~ Bernoulli(rho) if j precedes k                   (parent, child)
+    targets[e, k] ~ Bernoulli(1 / latents), none in the first environment           (env, latent)
+    log_odds_ek of a Beta(a_ek, a_ek) for each state of parents, a_ek = 1 / 2^(parents + 1)   (env, latent, state)
+    mask_j,k ~ Bernoulli(.3)                                                        (feature, latent)
+    precision_j = 1 / s_j^2 ~ Gamma(1, .01)                                         (feature,)
+    level_j ~ N(0, s_j^2 / .02) for each state of the latents in mask               (feature, state)
+    z_i,k ~ Bernoulli(log_odds_ek(z_i,parents)), in {0, 1}; targets have no parents (data, latent)
+    x_ij ~ N(level_j(z_i), s_j^2)                                                   (data, feature)
 
-`z` is the row's states h; the guide is its exact posterior, so that the ELBO is the log-likelihood. What is trained is
-the table of levels, the noise and each environment's law of h, over all 2^latents states. Given the expected counts of
-states, mask, graph and targets are summed out: tables by conjugacy (normal-gamma levels, BDeu tables of h), masks over
-all sets of latents, targets over all subsets of environments, graphs and orders by a dynamic program over subsets.
-Their draws are exact given these counts, and every graph is acyclic.
+e is the row's environment: each has tables of its own. Levels and noise are in units of features' deviations.
+`state_law` is the law of z over all states that each environment's tables give (env, state), `state_level` the levels
+of all states (state, feature).
+
+`model` plugs in free forms of both, and the noise, as trained (`plugged`): each environment any law over the
+2^latents states, each feature a level for each of them. `z` is the row's states; the guide is its exact posterior, so
+that the ELBO is the log-likelihood. `recover` draws order, graph, targets, log_odds, mask, precision and level given
+the expected counts of states, exactly: tables by conjugacy (normal-gamma levels, BDeu's tables of z), masks over all
+sets of latents, targets over all subsets of environments, graphs and orders by a dynamic program over subsets.
 
 By default environments share nothing but the graph: what tells graphs and targets apart is which latents are dependent
 where. Graphs that some choice of targets makes Markov equivalent in every environment have the same likelihood. So
@@ -18,8 +25,8 @@ skeleton and v-structures are identified, and further directions where no choice
 tree without v-structures joins leave every one of them as its root: each environment cuts one edge, whichever end it
 targets. The smallest such tree is an isolated edge, between latents with no other neighbour. The directions left open
 share the probability by the orders that graphs fit: one half each for an isolated edge. A target without parents
-looks like none. With invariant=True mechanisms that are not targeted are the same in all environments, and changes of
-their laws tell directions and targets that dependence does not.
+looks like none. With invariant=True mechanisms that are not targeted are the first environment's, and changes of their
+laws tell directions and targets that dependence does not.
 
 *Identified:* latents up to permutation, sign and shift (which state is called 1) and mask up to permutation, if no
 latent's features are all among another's and all states occur; the graph up to Markov equivalence (claimed, though
@@ -30,23 +37,25 @@ Jiang & Aragam (2023), Learning nonparametric latent causal graphs with unknown 
 *Differs from the paper in* being a posterior where the paper identifies without an estimator, in Gaussian noise around
 levels that are free, in latents that are binary and of known number, and in the default's use of dependence alone.
 
-*For a variant, copy this file and change* `_joint`: what an intervention does, or another law of latents given parents.
+*For a variant, copy this file and change* `level`: how features depend on states; with `_masks`, the evidence of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import binary_states
-from pyrocrl.dists import Normal, categorical
+from pyrocrl.dists import Gamma, Normal
 from pyrocrl.exact import binary, orders, sharing
-from pyrocrl.exact.binary import States
+from pyrocrl.exact.binary import LogitBeta, States
 from pyrocrl.lab.studies import Skeleton
 from pyrocrl.program import check_between, check_sizes, check_whole
 
@@ -102,6 +111,8 @@ class UnknownTargets(Program):
         status="stable",
         needs_env=True,
         targets=("unknown",),
+        approximate="Levels, noise and laws of states are trained free of mask, graph and targets; draws of these are "
+        "given the expected counts of states, as if the counts were known.",
     )
     recipe = Recipe(
         epochs=10,
@@ -114,11 +125,14 @@ class UnknownTargets(Program):
         chains=4,
         dtype=torch.float64,
     )
-    sites = {
+    new_rows = True
+    knows_interventions = True
+    sites = {  # the others are in each chain's own order of latents and coding of states
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),
         "graph": Site(("parent", "child"), discrete=True),
         "targets": Site(("env", "latent"), discrete=True),
+        "precision": Site(("feature",)),
     }
 
     def __init__(
@@ -167,12 +181,79 @@ class UnknownTargets(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
+    def story(self, batch: Batch) -> None:
+        d, envs, (features, states) = self.config["latents"], len(self.count), self.level.mT.shape
+        one = self.count.new_ones((), dtype=torch.float64)
+        prior = orders.log_edge_prior(d, self.config["edge_probability"], one.device)
+        order = pyro.sample("order", orders.Order(prior))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        with pyro.plate("env", envs, dim=-2), pyro.plate("latent", d, dim=-1):
+            chance = self._differs().amax(0)[:, None] / d  # 0 in the first environment
+            targets = pyro.sample("targets", dist.Bernoulli(chance))  # (env, latent)
+            sets = self._parents(graph, targets)
+            a = binary.table_prior(sets, self.prior.equivalent)[..., None].expand(-1, -1, states)
+            log_odds = pyro.sample("log_odds", LogitBeta(a, a).to_event(1))  # (env, latent, state)
+        with pyro.plate("feature", features, dim=-1):
+            mask = pyro.sample("mask", dist.Bernoulli(self.prior.mask * one.expand(d)).to_event(1))  # (feature, latent)
+            precision = pyro.sample("precision", Gamma(self.prior.shape * one, self.prior.rate * one))  # (feature,)
+            scale = (self.prior.precision * precision).rsqrt()[:, None].expand(-1, states)
+            level = pyro.sample("level", Normal(torch.zeros_like(scale), scale).to_event(1))  # (feature, state)
+        law = pyro.deterministic("state_law", self._law(log_odds, sets, self._acting(targets)))  # (env, state)
+        levels = pyro.deterministic("state_level", level.gather(-1, self._slots(mask)).mT)  # (state, feature)
+        env, parents_first = batch.env, order.tolist()
+        if batch.together is not None:  # as in the first environment, but for the targets of these
+            law = self._law(log_odds, sets, self._together(targets, batch.together))[None]
+            env = torch.zeros_like(env)
+        with self.rows(batch):
+
+            def equation(k: int, z: Tensor) -> Any:  # of a table, what earlier latents tell is what parents tell
+                earlier = sum(2**j for j in parents_first[: parents_first.index(k)])
+                return dist.Bernoulli(logits=binary.log_odds_given(law, k, earlier)[env, binary.code(z)])
+
+            z = self.along(parents_first, equation, law.new_zeros(len(batch), d))  # (rows, latent)
+            loc = self.mean.double() + self.spread.double() * levels[binary.code(z)]
+            scale = self.spread.double() * precision.rsqrt()
+            pyro.sample("x", Normal(loc, scale.expand_as(loc)).to_event(1), obs=batch.x)  # (rows, feature)
+
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
             z = pyro.sample("z", States(self.logits.log_softmax(-1)[batch.env]))  # (rows, latent)
             noise = self.spread * self.log_noise.exp()
-            mean = self.decode(z, batch)  # (rows, feature)
+            mean = self.mean + self.spread * self.level[binary.code(z)]  # (rows, feature)
             pyro.sample("x", Normal(mean, noise).to_event(1), obs=batch.x)
+
+    def plugged(self, batch: Batch) -> dict[str, Tensor]:
+        """Free levels are those of features that all latents measure."""
+        return {
+            "mask": torch.ones(self.level.shape[1], self.config["latents"], dtype=torch.float64, device=batch.device),
+            "level": self.level.double().mT,
+            "precision": (-2 * self.log_noise.double()).exp(),
+            "state_law": self.logits.double().log_softmax(-1),
+        }
+
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        joint, count, prior = self._joint(), self.count.double(), self.prior
+        scores = joint.logsumexp(-1)
+        order = pyro.sample("order", orders.Order(scores))
+        graph = pyro.sample("graph", orders.Graph(scores, order))
+        node = torch.arange(len(order), device=order.device)
+        targets = pyro.sample("targets", sharing.Targets(joint[node, orders.parent_sets(graph)], self._differs()))
+        sets, follows = self._parents(graph, targets), self._acting(targets)
+        told = torch.nn.functional.one_hot(follows, len(count)).double()  # (env, latent, whose tables)
+        one, zero = binary.families(torch.einsum("eko,et->okt", told, count), sets)
+        a = binary.table_prior(sets, prior.equivalent)[..., None]
+        with pyro.plate("env", len(count), dim=-2), pyro.plate("latent", len(order), dim=-1):
+            pyro.sample("log_odds", LogitBeta(a + one, a + zero).to_event(1))
+        by_mask, left, _, mean = self._masks()
+        rows = prior.precision + count.sum(0) @ binary.slots(len(order), count.device)[1]  # (set, state)
+        feature = torch.arange(len(by_mask), device=count.device)
+        with pyro.plate("feature", len(feature), dim=-1):
+            chosen = binary.code(pyro.sample("mask", States(by_mask.log_softmax(-1))))
+            shape = prior.shape + 0.5 * count.sum().expand(len(feature))
+            precision = pyro.sample("precision", Gamma(shape, prior.rate + 0.5 * left[feature, chosen]))
+            scale = (rows[chosen] * precision[:, None]).rsqrt()
+            pyro.sample("level", Normal(mean[chosen, :, feature], scale).to_event(1))
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
@@ -185,8 +266,32 @@ class UnknownTargets(Program):
         """(rows, state) log p(x, h | env) of standardised x."""
         return binary.state_logits(x, env, self.level, self.log_noise, self.logits)
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return self.mean + self.spread * self.level[binary.code(z)]
+    def _parents(self, graph: Tensor, targets: Tensor) -> Tensor:
+        """(env, latent) sets of parents: none of targets."""
+        return torch.where(targets > 0.5, 0, orders.parent_sets(graph))
+
+    def _acting(self, targets: Tensor) -> Tensor:
+        """(env, latent) the environment whose tables an environment's latents follow."""
+        own = torch.arange(len(targets), device=targets.device)[:, None]
+        return torch.where(targets > 0.5, own, 0) if self.config["invariant"] else own.expand(targets.shape)
+
+    def _together(self, targets: Tensor, environments: Sequence[int]) -> Tensor:
+        """(latent,) the environment whose tables latents follow where the interventions of these act together: of
+        several that target a latent the last, the first environment if none does."""
+        follows = torch.zeros_like(targets[0], dtype=torch.long)
+        for e in environments:
+            follows = torch.where(targets[e] > 0.5, e, follows)
+        return follows
+
+    @staticmethod
+    def _law(log_odds: Tensor, sets: Tensor, follows: Tensor) -> Tensor:
+        """(..., state) law of states of latents that follow these environments' tables (..., latent)."""
+        node = torch.arange(follows.shape[-1], device=follows.device)
+        return binary.state_law(log_odds[follows, node], sets[follows, node])
+
+    def _slots(self, mask: Tensor) -> Tensor:
+        """(feature, state) the state with the bits of latents that a feature does not measure cleared."""
+        return binary.code(mask)[:, None] & torch.arange(len(self.level), device=mask.device)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -199,11 +304,12 @@ class UnknownTargets(Program):
     @torch.no_grad()
     def mask(self) -> Tensor:
         member = orders.members(self.config["latents"], self.count.device)
-        return (self._mask_scores().softmax(-1) @ member.double()).clamp(0.0, 1.0)
+        return (self._masks()[0].softmax(-1) @ member.double()).clamp(0.0, 1.0)
 
-    def _mask_scores(self) -> Tensor:
+    def _masks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the expected counts tell of masks and levels, see `binary.set_scores`."""
         count, first, second = self.count.double(), self.first.double(), self.second.double()
-        return binary.set_scores(count.sum(0), first, second, self.prior)[0]
+        return binary.set_scores(count.sum(0), first, second, self.prior)
 
     @torch.no_grad()
     def graph(self) -> Tensor:
@@ -234,43 +340,9 @@ class UnknownTargets(Program):
         return joint + sharing.log_prior(rate, differs, True) + prior[..., None]
 
     @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Draws of mask, graph and targets given the expected counts."""
-        d, dtype = self.config["latents"], self.spread.dtype
-        joint = self._joint()
-        _, graph = orders.sample_dags(joint.logsumexp(-1))
-        subset = categorical(joint[torch.arange(d, device=graph.device), orders.parent_sets(graph)])  # (latent,)
-        mask = orders.members(d, graph.device)[categorical(self._mask_scores())]
-        out = {"mask": mask, "graph": graph, "targets": self._differs()[subset].mT}
-        return {name: value.to(dtype) for name, value in out.items()}
-
-    @torch.no_grad()
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | levels, noise, law of states), states summed out."""
+        """(rows,) log p(x_i | levels, noise, law of states) as trained, states summed out."""
         return self._posterior(batch).logsumexp(-1) - self.spread.log().sum()
-
-    @torch.no_grad()
-    def predict(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        z = States(self.logits.log_softmax(-1)[batch.env]).sample()
-        mean = self.decode(z, batch)
-        x = mean + self.spread * self.log_noise.exp() * torch.randn_like(mean)
-        return x, self.row_log_likelihood(batch, sites)
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        """(rows, latent) states drawn along a graph with one site `z_<k>` per latent, for `do`; children see whether a
-        latent is above one half. envs: environments whose targets are drawn as there, without parents."""
-        hit, parents = sites["targets"] > 0.5, orders.parent_sets(sites["graph"])
-        kept = ~hit if self.config["invariant"] else ~hit & (torch.arange(len(hit), device=hit.device) == 0)[:, None]
-
-        def value(k: int, z: Tensor) -> Tensor:
-            count, own = kept[:, k].double() @ self.count.double(), int(parents[k])
-            for e in envs:
-                if hit[e, k]:
-                    count, own = self.count[e].double(), 0
-            chance = binary.conditional(count, k, own, self.prior.equivalent)[binary.code(z)]
-            return (torch.rand_like(z[:, 0]) < chance).to(z.dtype)
-
-        return self.along(batch, sites["graph"], self.spread.new_zeros(len(batch), len(parents)), value)
 
     def claims(self) -> tuple[Claim, ...]:
         if not self.config["invariant"]:

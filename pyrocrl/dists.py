@@ -47,6 +47,17 @@ class LogNormal(dist.LogNormal):
         return self.rsample(sample_shape).detach()
 
 
+class Gamma(dist.Gamma):
+    """`pyro.distributions.Gamma` whose draws can be vmapped; they carry no gradient."""
+
+    has_rsample = False
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        draw = torch._standard_gamma(self.concentration.detach().expand(shape)) / self.rate.detach()
+        return draw.clamp_min(torch.finfo(draw.dtype).tiny)
+
+
 class MultivariateNormal(dist.MultivariateNormal):
     """`pyro.distributions.MultivariateNormal` whose draws can be vmapped; give it `scale_tril`."""
 
@@ -56,6 +67,13 @@ class MultivariateNormal(dist.MultivariateNormal):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(sample_shape).detach()
+
+
+class Categorical(dist.Categorical):
+    """`pyro.distributions.Categorical` whose draws can be vmapped."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return categorical(self.logits.detach().expand((*sample_shape, *self.logits.shape)))
 
 
 class Gate(TorchDistribution):

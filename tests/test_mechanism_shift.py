@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl import Batch, Data, Fit, InputError, simulate
 from pyrocrl.exact import regression, sharing
 from pyrocrl.exact.orders import all_dags
 from pyrocrl.models.mechanism_shift import FEWEST, MechanismShift
@@ -32,6 +35,12 @@ def started(seed: int = 0, **options: object) -> MechanismShift:
     with torch.no_grad():
         program.initialise(data, torch.Generator().manual_seed(0))
     return program
+
+
+def log_prob_of(method: Callable, batch: Batch, values: dict, **kept: torch.Tensor) -> float:
+    """Log density of a program at these values of its sites."""
+    trace = pyro.poutine.trace(pyro.poutine.condition(method, data=values)).get_trace(batch, **kept)
+    return float(trace.log_prob_sum())
 
 
 def hits(data: Data) -> np.ndarray:
@@ -100,11 +109,66 @@ def test_graph_and_targets_are_sums_over_all_of_them(reference: bool) -> None:
                 target_sum += weight * np.stack([first, second], -1)
     np.testing.assert_allclose(program.graph(), graph_sum / total, atol=1e-9)
     np.testing.assert_allclose(program.targets_matrix(), target_sum / total, atol=1e-9)
-    with torch.no_grad():
-        draws = [program._equations(change, edge) for _ in range(600)]
+    batch = simulate.draw("mechanism_shift2024", 0, samples=3, latents=2, environments=2, shifts=1).tensors()
+    draws = [program.recovered(batch, {"change": change, "edge": edge}) for _ in range(600)]
     for name, exact in (("graph", graph_sum / total), ("targets", target_sum / total)):
         mean = torch.stack([draw[name].double() for draw in draws]).mean(0)
         np.testing.assert_allclose(mean, exact, atol=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"reference": False}, {"mechanism": "linear"}])
+def test_story_less_recover_is_model(options: dict) -> None:
+    """For every graph, targets, cell of the grid, noise and weights, not only those that are probable."""
+    data = simulate.draw("mechanism_shift2024", 1, samples=40, latents=3, environments=3, shifts=1, reference=True)
+    program = MechanismShift.from_data(data, **{"inducing": 8, **options}).double()
+    batch = data.tensors(dtype=torch.float64, moments=True)
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+        kept = {"change": torch.tensor(-0.7).double(), "edge": torch.tensor(0.4).double()}
+        lost = program.recovered(batch, kept)
+        free = program.differs.amax(0)[:, None]  # not in the reference
+        moved = {
+            "order": torch.tensor([2, 0, 1]),
+            "graph": torch.tensor([[0, 1, 0], [0, 0, 0], [1, 1, 0]]).double(),
+            "targets": (1 - lost["targets"]) * free,
+            "grid": (lost["grid"] + 1) % 3,
+            "precision": 1.3 * lost["precision"],
+            "w": lost["w"] + 0.1,
+        }
+        model = log_prob_of(program.model, batch, kept)
+        for each in (lost, *({**lost, name: moved[name]} for name in ("precision", "w")), moved):
+            story = log_prob_of(program.story, batch, {**kept, **each})
+            recover = log_prob_of(program.recover, batch, each, **kept)
+            assert math.isfinite(story)
+            assert story - recover == pytest.approx(model, abs=1e-8)
+
+
+def test_what_rows_do_not_tell_has_its_prior() -> None:
+    """Own equations of environments that are no targets, and coefficients of latents that are no parents."""
+    program = started(mechanism="linear")
+    batch = simulate.draw("mechanism_shift2024", 0, samples=3, latents=2, environments=2, shifts=1).tensors()
+    chosen, grid, targets = torch.tensor([0, 1]), torch.tensor([1, 1]), torch.zeros(2, 2).double()
+    known = program._regressions(chosen, grid, targets)
+    assert (known.shape[1:] == regression.SHAPE).all()
+    assert (known.rate[1:] == regression.RATE).all()
+    assert (known.mean[1:] == 0).all()
+    root = torch.eye(3).double() / math.sqrt(10.0)  # t^2 = 10
+    torch.testing.assert_close(known.root[1:], root.expand_as(known.root[1:]))
+    torch.testing.assert_close(known.root[0, :, 2, :2], torch.zeros(2, 2).double())  # latent 1 is no parent
+    assert known.shape[0, 0] > regression.SHAPE
+    assert (program.recovered(batch, {"change": program.loc[0], "edge": program.loc[1]})["w"][1:] != 0).all()
+
+
+def test_environments_that_act_together_give_their_own_mechanisms() -> None:
+    """The last one listed that differs counts; without any, the shared mechanism."""
+    program = MechanismShift(2, 2, 3)
+    batch = Data(np.random.default_rng(0).standard_normal((6, 2)), env=list("aabbcc")).tensors()
+    targets = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    expected = {None: [[0, 0], [0, 0], [2, 0], [2, 0], [3, 3], [3, 3]], (): [[0, 0]] * 6}
+    expected |= {(2, 1): [[2, 3]] * 6, (1, 2): [[3, 3]] * 6, (1,): [[2, 0]] * 6}
+    for together, own in expected.items():
+        part = dataclasses.replace(batch, together=together)
+        assert program._acting(targets, part).tolist() == own
 
 
 @pytest.mark.parametrize("reference", [True, False])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pyro
 import pytest
+import torch
 
 import pyrocrl
-from pyrocrl import InputError, simulate
+from pyrocrl import Batch, InputError, simulate
+from pyrocrl.infer import stories
+from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites
 from pyrocrl.models.score_crl import ScoreCRL
 
 
@@ -25,6 +31,38 @@ def test_claims_follow_the_transform() -> None:
     assert linear.claims()[0].up_to == ("scale", "shift")
     assert general.claims()[0].up_to == ("permutation", "elementwise")
     assert "two_interventions_per_latent" in general.claims()[0].needs
+
+
+def log_prob_of(method: Callable, batch: Batch, values: dict) -> float:
+    """Log density of rows at these values of a program's sites."""
+    trace = pyro.poutine.trace(pyro.poutine.condition(method, data=stories.spread(values))).get_trace(batch)
+    trace.compute_log_prob()
+    return float(sum(s["log_prob_sum"] for _, s in sample_sites(trace) if is_local(s)))
+
+
+@pytest.mark.parametrize("transform", ["linear", "general"])
+def test_rows_given_what_is_plugged_in_are_the_models(transform: str) -> None:
+    """And the order and graph that are plugged in have a density; another graph gives other rows."""
+    setting = {"linear": "varici2024_quadratic", "general": "varici2024_general"}[transform]
+    data = simulate.draw(setting, 0, samples=60, latents=2, features=4)
+    program = ScoreCRL.from_data(data, transform=transform, steps=10).double()
+    batch = data.tensors(dtype=torch.float64)
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        for parameter in program.parameters():  # networks start linear
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        kept = latent_values(guide_trace(program, batch))
+        plugged = program.plugged(batch)
+        model = log_prob_of(program.model, batch, kept)
+        assert log_prob_of(program.story, batch, {**kept, **plugged}) == pytest.approx(model, abs=1e-8)
+        other = {**plugged, "graph": torch.zeros_like(plugged["graph"])}
+        assert log_prob_of(program.story, batch, {**kept, **other}) != pytest.approx(model, abs=1e-3)
+        trace = pyro.poutine.trace(pyro.poutine.condition(program.story, data={**plugged})).get_trace(batch.blank())
+        trace.compute_log_prob()
+        half = {"order": 0.5, "graph": 0.5}  # two orders, one possible edge
+        for name, chance in half.items():
+            assert float(trace.nodes[name]["log_prob_sum"].exp()) == pytest.approx(chance)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pyrocrl.constructions import score_differences
 from pyrocrl.constructions.hard_interventions import Unmixing, earlier, moved
 from pyrocrl.exact import orders
 from pyrocrl.exact.basis_regression import allowed, basis_functions, places
-from pyrocrl.parts.network_sem import Mixture
+from pyrocrl.parts.network_sem import NetworkSEM
 
 
 def generator() -> torch.Generator:
@@ -87,16 +87,44 @@ def test_features_depend_on_their_places_alone() -> None:
     assert len(moved((0, 1, 2))) == 4
 
 
-def test_mixture_draws_follow_its_density() -> None:
-    mixture = Mixture(2).double()
-    mixture.start(torch.tensor([0.0, 3.0]).double(), torch.tensor([1.0, 0.5]).double())
+def test_laws_of_latents_are_those_of_the_density() -> None:
+    """Of each latent along an order: they add up to log p(z | env); draws follow them, and integrate to 1."""
+    sem = NetworkSEM(2, [[0, 0], [1, 0], [0, 1]]).double()
+    torch.manual_seed(0)
     with torch.no_grad():
-        torch.manual_seed(0)
-        drawn = mixture.sample(20_000)
-        grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-        density = mixture.log_prob(grid[:, None].expand(-1, 2)).exp()
-    torch.testing.assert_close(density.sum(0) * (grid[1] - grid[0]), torch.ones(2).double(), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(drawn.mean(0), torch.tensor([0.0, 3.0]).double(), rtol=0.05, atol=0.05)
+        sem.own.start(torch.tensor([[9.0, 9.0], [3.0, 9.0], [9.0, -2.0]]).double(), torch.full((3, 2), 0.5).double())
+        for parameter in sem.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        env = torch.arange(3).repeat_interleave(20_000)
+        z = torch.randn(len(env), 2, dtype=torch.float64)
+        hit, who = sem.acting(env)
+        laws = [sem.law(k, z, sem.before, hit[:, k], who[:, k]) for k in range(2)]
+        told = sum(law.log_prob(z[:, k]) for k, law in enumerate(laws))
+        torch.testing.assert_close(told, sem.log_prob(z, env), rtol=1e-10, atol=1e-10)
+        drawn = laws[0].sample()
+        assert float(drawn[env == 1].mean()) == pytest.approx(float(laws[0].mean[env == 1].mean()), abs=0.02)
+        assert float(drawn[env != 1].std()) == pytest.approx(float(laws[0].variance[0].sqrt()), rel=0.02)
+        grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+        for e in range(3):
+            rows = torch.zeros(len(grid), 2, dtype=torch.float64)
+            own = torch.full((len(grid),), e)
+            density = sem.law(1, rows, sem.before, hit[env == e][:1, 1].expand(len(grid)), own).log_prob(grid).exp()
+            assert float(density.sum() * (grid[1] - grid[0])) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_environments_that_act_together_bring_their_own_laws() -> None:
+    """The last one listed that targets a latent counts; without any, none is intervened on."""
+    sem = NetworkSEM(2, [[0, 0], [1, 0], [0, 1], [1, 1]])
+    env = torch.tensor([0, 3])
+    for together, hit, who in (
+        (None, [[False, False], [True, True]], [[0, 0], [3, 3]]),
+        ((), [[False, False]] * 2, [[0, 0]] * 2),
+        ((1,), [[True, False]] * 2, [[1, 0]] * 2),
+        ((1, 2), [[True, True]] * 2, [[1, 2]] * 2),
+        ((3, 1), [[True, True]] * 2, [[1, 3]] * 2),
+    ):
+        found = sem.acting(env, together)
+        assert (found[0].tolist(), found[1].tolist()) == (hit, who)
 
 
 def test_graph_posterior_at_the_true_latents() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from chirho.interventional.handlers import do
 from scipy.special import gammaln
 from scipy.stats import multivariate_t
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl import Batch, Data, Fit, InputError, simulate
 from pyrocrl.constructions import binary_states
 from pyrocrl.exact import binary, orders
-from pyrocrl.infer.elbo import elbo
+from pyrocrl.infer import stories
+from pyrocrl.infer.elbo import elbo, guide_trace, is_local, latent_values, sample_sites
 from pyrocrl.judge import metrics
 from pyrocrl.models.unknown_targets import UnknownTargets
 
@@ -173,19 +179,106 @@ def test_recoding_finds_the_sparse_masks() -> None:
 
 
 def test_do_draws_along_the_graph() -> None:
-    """Without an action, states have the law of the environments that change nothing."""
+    """Without an action, states have the law of the environments that change nothing; told together, their targets have
+    the law of their own environment, and what is set stays set."""
     fit, data, _ = fitted()
     own = fit.chains.chain(fit.reference)
     program = UnknownTargets(**{**own.config, "invariant": True}).double()
     program.load_state_dict(own.state_dict())
-    batch = data.tensors(dtype=torch.float64)
+    batch = dataclasses.replace(data.tensors(dtype=torch.float64).blank(), together=())
     with torch.no_grad():
-        sites = program.posterior_sites(batch, {})
-        z = program.prior_latents(batch, sites)
+        sites = program.recovered(batch, {})
+        z = stories.values(stories.told(program, batch, sites))["z"]
+        assert set(z.unique().tolist()) == {0.0, 1.0}
         count = ((1.0 - sites["targets"]).prod(-1) @ program.count) + 1e-9
-    natural = (count / count.sum()) @ orders.members(5).double()
-    assert (z.mean(0) - natural).abs().max() < 0.1
-    assert set(z.unique().tolist()) == {0.0, 1.0}
+        natural = (count / count.sum()) @ orders.members(5).double()
+        assert (z.mean(0) - natural).abs().max() < 0.1
+        e, k = (int(v) for v in sites["targets"].nonzero()[0])
+        there = (program.count[e] / program.count[e].sum()) @ orders.members(5).double()
+        moved = stories.told(program, dataclasses.replace(batch, together=(e,)), sites)
+        assert (stories.values(moved)["z"].mean(0)[k] - there[k]).abs() < 0.05
+        with do(actions=stories.acting({k: 1.0})):
+            assert (stories.values(stories.told(program, batch, sites))["z"][:, k] == 1).all()
+
+
+def log_prob_of(method: Callable, batch: Batch, values: dict, local: bool | None = None, **kept: torch.Tensor) -> float:
+    """Log density of a program at these values of its sites; local: of those of rows, or of the others."""
+    trace = pyro.poutine.trace(pyro.poutine.condition(method, data=stories.spread(values))).get_trace(batch, **kept)
+    trace.compute_log_prob()
+    return float(sum(s["log_prob_sum"] for _, s in sample_sites(trace) if local in (None, is_local(s))))
+
+
+def small(invariant: bool) -> tuple[UnknownTargets, Data, Batch]:
+    data = simulate.draw("jiang2023", 0, samples=60, latents=3, features=8)
+    program = UnknownTargets.from_data(data, invariant=invariant).double()
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+    return program, data, data.tensors(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_rows_given_what_is_plugged_in_are_the_models(order: list[int]) -> None:
+    with torch.no_grad():
+        program, _, batch = small(False)
+        kept = latent_values(guide_trace(program, batch))
+        for z in (kept["z"], 1 - kept["z"]):
+            values = {"z": z, "order": torch.tensor(order)}
+            story = log_prob_of(program.story, batch, {**values, **program.plugged(batch)}, True)
+            assert story == pytest.approx(log_prob_of(program.model, batch, values, True), abs=1e-8)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_story_less_recover_is_the_evidence_of_complete_data(invariant: bool) -> None:
+    """Given all states: whatever the graph, targets, masks, tables, levels and noise, what is left is the evidence."""
+    program, data, batch = small(invariant)
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # in which `set_scores` has the prior odds of masks
+    try:
+        with torch.no_grad():
+            check_complete_data(program, data, batch)
+    finally:
+        torch.set_default_dtype(kind)
+
+
+def check_complete_data(program: UnknownTargets, data: Data, batch: Batch) -> None:
+    z = torch.from_numpy(data.truth["z"]).double()
+    share = torch.nn.functional.one_hot(binary.code(z), 8).double()
+    x, env = program._rows_of(data)
+    program._set(binary_states.counts(x, env, share, len(program.count)))
+    n, (a, b) = float(program.count.sum()), program.prior[2:4]
+    each = math.lgamma(a + 0.5 * n) - math.lgamma(a) + a * math.log(b) - 0.5 * n * math.log(2 * math.pi)
+    evidence = float(binary.evidence(*(program.count.sum(0), program.first, program.second), program.prior))
+    evidence += data.features * (each + 3 * math.log(1 - program.prior.mask)) - n * float(program.spread.log().sum())
+    evidence += float(orders.log_partition(program._joint().logsumexp(-1))) + orders.log_order_prior(3, 0.5)
+    lost = program.recovered(batch, {})
+    moved = {
+        "order": torch.tensor([2, 0, 1]),
+        "graph": torch.tensor([[0, 1, 0], [0, 0, 0], [1, 1, 0]]).double(),
+        "targets": torch.cat([lost["targets"][:1], 1 - lost["targets"][1:]]),
+        "log_odds": lost["log_odds"] + 0.1,
+        "mask": 1 - lost["mask"],
+        "precision": 1.2 * lost["precision"],
+        "level": lost["level"] - 0.1,
+    }
+    for values in (lost, *({**lost, name: moved[name]} for name in ("log_odds", "precision", "level")), moved):
+        story, recover = (log_prob_of(f, batch, {"z": z, **values}) for f in (program.story, program.recover))
+        assert math.isfinite(story)
+        assert story - recover == pytest.approx(evidence, abs=1e-8)
+
+
+def test_log_odds_of_a_beta_are_finite_and_right() -> None:
+    torch.manual_seed(0)
+    one, zero = torch.tensor(0.01).double(), torch.tensor(0.02).double()
+    law = binary.LogitBeta(one, zero)
+    drawn = law.sample((40_000,))
+    assert torch.isfinite(drawn).all()
+    assert torch.isfinite(law.log_prob(drawn)).all()
+    assert float(drawn.sigmoid().mean()) == pytest.approx(1 / 3, abs=0.01)
+    assert float(drawn.mean() - law.mean) == pytest.approx(0.0, abs=5 * float(drawn.std()) / 200)
+    value = torch.tensor([-1.0, 0.3]).double()
+    beta = torch.distributions.Beta(one, zero).log_prob(value.sigmoid())
+    jacobian = value.sigmoid().log() + (-value).sigmoid().log()
+    torch.testing.assert_close(law.log_prob(value), beta + jacobian)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from pyrocrl.dists import categorical
 from pyrocrl.exact import orders
@@ -142,11 +143,71 @@ def table_scores(count: Tensor, d: int, equivalent: float = PRIOR.equivalent) ->
     return torch.stack([whole[:, codes | 1 << k] - whole for k in range(d)], 1)
 
 
-def conditional(count: Tensor, k: int, parents: int, equivalent: float = PRIOR.equivalent) -> Tensor:
-    """(state,) probability that latent k is 1 given the bits of its parents in the state, by counts (state,)."""
-    _, hot = slots(len(count).bit_length() - 1, count.device)
-    codes = torch.arange(len(count), device=count.device)
-    family = parents | 1 << k
-    cells = count @ hot[family] + equivalent / 2.0 ** family.bit_count()
-    one, zero = cells[(codes & parents) | 1 << k], cells[codes & parents]
-    return one / (one + zero)
+def table_prior(sets: Tensor, equivalent: float = PRIOR.equivalent) -> Tensor:
+    """BDeu's Beta prior of a latent's probability in each cell of its table: both parameters (..., latent), by its set
+    of parents (..., latent)."""
+    size = orders.members(sets.shape[-1], sets.device).sum(-1)[sets]
+    return equivalent / 2.0 ** (size + 1.0).double()
+
+
+def families(count: Tensor, sets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (group, latent, slot) in which each latent is 1, and 0, by the bits of its parents.
+
+    count: (group, latent, state) rows that tell of each latent; sets: (group, latent) its parents.
+    """
+    d = sets.shape[-1]
+    hot = slots(d, count.device)[1][sets]  # (group, latent, state, slot)
+    member = orders.members(d, count.device).to(count.dtype).mT
+    one, zero = count * member, count * (1 - member)
+    return torch.einsum("gkt,gkts->gks", one, hot), torch.einsum("gkt,gkts->gks", zero, hot)
+
+
+def state_law(log_odds: Tensor, sets: Tensor) -> Tensor:
+    """(group, state) log-probabilities of states, by the log odds (group, latent, slot) that each latent is 1 given the
+    bits of its parents, sets (group, latent)."""
+    codes = torch.arange(log_odds.shape[-1], device=log_odds.device)
+    sign = 2.0 * orders.members(sets.shape[-1], log_odds.device).to(log_odds.dtype).mT - 1.0  # (latent, state)
+    return logsigmoid(sign * log_odds.gather(-1, codes & sets[..., None])).sum(-2)
+
+
+def log_odds_given(law: Tensor, k: int, known: int) -> Tensor:
+    """(..., state) log odds that latent k is 1 given the bits of the set `known` in the state, under a law
+    (..., state) in logarithms."""
+    codes = torch.arange(law.shape[-1], device=law.device)
+    family = known | 1 << k
+    same = (codes[:, None] & family) == codes  # (state, family's bits)
+    sums = torch.where(same, law[..., None], -torch.inf).logsumexp(-2)  # (..., family's bits)
+    return sums[..., (codes & known) | 1 << k] - sums[..., codes & known]
+
+
+class LogitBeta(TorchDistribution):
+    """The log odds of a Beta(one, zero): finite where draws of probabilities round to 0 or 1."""
+
+    arg_constraints: dict = {}
+    support = constraints.real
+
+    def __init__(self, one: Tensor, zero: Tensor, validate_args: bool | None = None) -> None:
+        self.one, self.zero = torch.broadcast_tensors(one, zero)
+        super().__init__(self.one.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LogitBeta:
+        return LogitBeta(self.one.expand(batch_shape), self.zero.expand(batch_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.digamma(self.one) - torch.digamma(self.zero)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+
+        def log_gamma(shape_: Tensor) -> Tensor:  # a Gamma(a) is a Gamma(a + 1) times u^(1/a)
+            uniform = torch.rand(shape, dtype=shape_.dtype, device=shape_.device)
+            uniform = uniform.clamp_min(torch.finfo(shape_.dtype).tiny)
+            return torch._standard_gamma(shape_.expand(shape) + 1.0).log() + uniform.log() / shape_
+
+        with torch.no_grad():
+            return log_gamma(self.one) - log_gamma(self.zero)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        norm = torch.lgamma(self.one) + torch.lgamma(self.zero) - torch.lgamma(self.one + self.zero)
+        return self.one * logsigmoid(value) + self.zero * logsigmoid(-value) - norm

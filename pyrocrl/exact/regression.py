@@ -1,4 +1,4 @@
-"""Least squares; conjugate Bayesian regression from sums of products (evidence, draws of weights and noise); a basis.
+"""Least squares; conjugate Bayesian regression from sums of products (evidence, posterior of w and s); a basis.
 
     y = w' phi + s eps,   w ~ N(0, ratio s^2),   1 / s^2 ~ Gamma(SHAPE, RATE)
 
@@ -8,9 +8,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+
+from pyrocrl.dists import Gamma
 
 SHAPE, RATE = 1.0, 0.1
 JITTER = 1e-6  # of the kernel between inducing points, whose variance is 1
@@ -49,20 +54,62 @@ def log_evidence(moments: Tensor, count: Tensor, ratio: float, nodes: int) -> Te
     return (constant - volume)[:, None] - shape[:, None] * (RATE + 0.5 * left).log()
 
 
-def draw(moments: Tensor, count: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior draws of weights (node, group, basis) and noise s (node, group), of each node on its own phi.
+class Weights(TorchDistribution):
+    """N(mean, scale^2 (root root')^-1): mean (..., basis), root (..., basis, basis) lower, scale (...)."""
 
-    moments: (node, group, ...); count: (node, group); ratio: (node,).
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, root: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.root, self.scale = loc, root, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Weights:
+        root, scale = self.root.expand(*batch_shape, *self.root.shape[-2:]), self.scale.expand(batch_shape)
+        return Weights(self.loc.expand(*batch_shape, -1), root, scale)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        noise = torch.randn((*sample_shape, *self.loc.shape, 1), dtype=self.loc.dtype, device=self.loc.device)
+        apart = torch.linalg.solve_triangular(self.root.mT, noise, upper=True)[..., 0]
+        return (self.loc + self.scale[..., None] * apart).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        apart = (self.root.mT @ (value - self.loc)[..., None])[..., 0] / self.scale[..., None]
+        volume = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - apart.shape[-1] * self.scale.log()
+        return volume - 0.5 * apart.square().sum(-1) - 0.5 * apart.shape[-1] * math.log(2 * math.pi)
+
+
+class Conjugate(NamedTuple):
+    """Posterior of a regression: 1 / s^2 ~ Gamma(shape, rate), w ~ N(mean, s^2 (root root')^-1)."""
+
+    shape: Tensor  # (...)
+    rate: Tensor  # (...)
+    mean: Tensor  # (..., basis)
+    root: Tensor  # (..., basis, basis)
+
+    def precision(self) -> Gamma:
+        return Gamma(self.shape, self.rate)
+
+    def weights(self, precision: Tensor) -> Weights:
+        return Weights(self.mean, self.root, precision.rsqrt())
+
+
+def conjugate(moments: Tensor, count: Tensor, ratio: Tensor) -> Conjugate:
+    """Posterior (group, node) of each node's regression on its own phi; of a group without rows, the prior.
+
+    moments: (group, node, ...); count: (group, node); ratio: (node,).
     """
-    nodes = len(moments)
+    nodes = moments.shape[1]
     size = moments.shape[-1] - nodes
-    at = torch.arange(size, size + nodes, device=moments.device)[:, None, None, None]
-    cross = moments.gather(-1, at.expand(*moments.shape[:3], 1))  # (node, group, basis + node, 1)
+    at = torch.arange(size, size + nodes, device=moments.device)[:, None, None]
+    cross = moments.gather(-1, at.expand(*moments.shape[:3], 1))  # (group, node, basis + node, 1)
     square = cross.gather(-2, at.expand(*cross.shape[:2], 1, 1))[..., 0]
-    root, mean, left = regress(moments[..., :size, :size], cross[..., :size, :], square, ratio[:, None])
-    noise = ((RATE + 0.5 * left[..., 0]) / torch._standard_gamma(SHAPE + 0.5 * count)).sqrt()
-    apart = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean), upper=True)
-    return (mean + noise[..., None, None] * apart)[..., 0], noise
+    root, mean, left = regress(moments[..., :size, :size], cross[..., :size, :], square, ratio)
+    return Conjugate(SHAPE + 0.5 * count, RATE + 0.5 * left[..., 0], mean[..., 0], root)
 
 
 def inducing_basis(z: Tensor, points: Tensor, precision: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyrocrl.dists import categorical
 from pyrocrl.exact import orders, regression
 
 MAX_ENVIRONMENTS = 10  # 2**10 subsets for each node and parent set
@@ -70,3 +74,29 @@ def target_probabilities(sets: Tensor, given_set: Tensor, differs: Tensor) -> Te
     probability = orders.parent_set_probabilities(sets)
     subset = torch.einsum("ks,ksg->kg", probability, given_set.softmax(-1))
     return (subset @ differs).mT.clamp(0.0, 1.0)  # rounding may exceed 1
+
+
+class Targets(TorchDistribution):
+    """Which environments have a mechanism of their own, independently for each node: event (env, node) in {0, 1}.
+
+    scores: (node, subset) log-probabilities up to a constant; differs: (subset, env) as `subsets` gives it.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(self, scores: Tensor, differs: Tensor, validate_args: bool | None = None) -> None:
+        self.scores, self.differs = scores, differs
+        super().__init__(torch.Size(), torch.Size((differs.shape[1], len(scores))), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.scores.softmax(-1) @ self.differs).mT
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        chosen = categorical(self.scores.detach().expand(*sample_shape, *self.scores.shape))
+        return self.differs[chosen].mT
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        same = (value.mT[:, None] == self.differs).all(-1)  # (node, subset)
+        return torch.where(same, self.scores.log_softmax(-1), -torch.inf).amax(-1).sum()

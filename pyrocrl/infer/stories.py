@@ -78,8 +78,8 @@ def values(trace: Any) -> Sites:
     out: Sites = {}
     columns: dict[int, Tensor] = {}
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or is_subsample(node) or name == "x":
-            continue
+        if node["type"] != "sample" or is_subsample(node) or name == "x" or type(node["fn"]).__name__ == "Unit":
+            continue  # a factor has no value
         if one := ONE.fullmatch(name):
             columns[int(one[1])] = node["value"]
         else:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrocrl.dists import categorical
+from pyrocrl.dists import Normal
 from pyrocrl.exact import orders
 from pyrocrl.exact.basis_regression import RIDGE, Posterior
 
@@ -24,7 +26,7 @@ COMPONENTS = 3  # of mixtures
 
 
 class Mixture(nn.Module):
-    """Mixtures of normals, one for each entry of a shape (...): log-densities and draws."""
+    """Mixtures of normals, one for each entry of a shape (...)."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -47,13 +49,12 @@ class Mixture(nn.Module):
         each = logits.log_softmax(-1) - 0.5 * standard.square() - log_scale
         return each.logsumexp(-1) - 0.5 * math.log(2 * math.pi)
 
-    def sample(self, rows: int, index: Tensor | None = None) -> Tensor:
-        """(rows, ...) draws."""
-        logits, loc, log_scale = (v if index is None else v[index] for v in (self.logits, self.loc, self.log_scale))
-        shape = (rows, *self.logits.shape[-2:])
-        pick = categorical(logits.expand(shape))[..., None]
-        drawn = loc + log_scale.exp() * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-        return drawn.gather(-1, pick).squeeze(-1)
+    def entry(self, k: int, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, location and log scale (..., component) of mixture k; index: as in `log_prob`."""
+        logits, loc, log_scale = (
+            v[..., k, :] if index is None else v[index, k] for v in (self.logits, self.loc, self.log_scale)
+        )
+        return logits, loc, log_scale
 
 
 class NetworkSEM(nn.Module):
@@ -97,15 +98,31 @@ class NetworkSEM(nn.Module):
         hit = self.target[env]
         return (natural + hit * (self.own.log_prob(z, env) - natural)).sum(-1)
 
-    def sample(self, env: Tensor, graph: Tensor | None = None) -> Tensor:
-        """(rows, latent) draws, under the chain's own equations or those of a graph (parent, child)."""
-        graph = self.before if graph is None else graph
-        own, noise, hit = self.own.sample(len(env), env), self.noise.sample(len(env)), self.target[env]
-        z = torch.zeros_like(noise)
-        for _ in range(z.shape[-1]):  # as many rounds as the longest path could need
-            loc, scale = self.equations(z, graph)
-            z = torch.where(hit > 0.5, own, loc + scale * noise)
-        return z
+    def acting(self, env: Tensor, together: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """(rows, latent) whether latents are intervened on, and the environment that says how.
+
+        env: (rows,) the rows' own; together: environments whose interventions act together in its place, each target
+        with its law from the last of them that targets it.
+        """
+        if together is None:
+            return self.target[env] > 0.5, env[:, None].expand(-1, self.target.shape[1])
+        hit = torch.zeros_like(self.target[0], dtype=torch.bool)
+        who = torch.zeros_like(hit, dtype=torch.long)
+        for e in together:
+            here = self.target[e] > 0.5
+            hit, who = hit | here, torch.where(here, e, who)
+        return hit.expand(len(env), -1), who.expand(len(env), -1)
+
+    def law(self, k: int, z: Tensor, graph: Tensor, hit: Tensor, env: Tensor) -> Any:
+        """Of latent k (rows,) given z (rows, latent) under a graph (parent, child), or where `hit` (rows,) its mixture
+        in the environments `env` (rows,)."""
+        loc, scale = (v[:, k, None] for v in self.equations(z, graph.to(z.dtype)))
+        logits, at, log_scale = self.noise.entry(k)
+        natural = (logits.expand(len(z), -1), loc + scale * at, scale * log_scale.exp())
+        own_logits, own_at, own_log_scale = self.own.entry(k, env)
+        own = (own_logits, own_at, own_log_scale.exp())
+        logits, at, spread = (torch.where(hit[:, None], a, b) for a, b in zip(own, natural, strict=True))
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), Normal(at, spread))
 
     def prior(self) -> Tensor:
         """Weak log prior of the parameters."""
@@ -139,7 +156,3 @@ class NetworkSEM(nn.Module):
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities."""
         return orders.edge_probabilities(self.table).to(self.linear)
-
-    def draw_graph(self) -> Tensor:
-        """(parent, child) in {0, 1}."""
-        return orders.sample_dags(self.table)[1].to(self.linear)
