@@ -54,6 +54,13 @@ def test_a_card_is_json_and_a_page():
     assert "\n\n\n" not in page and page.endswith("\n")
 
 
+def test_a_card_says_what_is_approximate_and_nothing_where_all_is_exact():
+    assert CARD.to_dict()["approximate"] == "" and "approximate" not in CARD.markdown()
+    said = replace(CARD, approximate="Targets are plugged in: summing them out would cost as many fits.")
+    assert said.to_dict()["approximate"] == said.approximate
+    assert f"## Plugged in or approximate\n\n- {said.approximate}" in said.markdown()
+
+
 def test_a_card_without_claims_says_so():
     card = ModelCard("vae", "VAE", "baseline", "A plain VAE.")
     assert "makes no claim" in card.markdown() and "## References" not in card.markdown()
@@ -90,6 +97,7 @@ def test_cards_are_frozen_and_hashable():
         (lambda: replace(CARD, claims=(MASK, MASK)), r"ModelCard.claims: .*twice|each name once"),
         (lambda: replace(CARD, claims=("latents",)), r"a tuple of Claim"),
         (lambda: replace(CARD, assumes=["noise"]), r"of type list; allowed: a tuple"),
+        (lambda: replace(CARD, approximate=" "), r"ModelCard.approximate: found ' '; allowed: text"),
         (lambda: replace(CARD, needs_env=1), r"ModelCard.needs_env: found 1; allowed: bool"),
     ],
 )

@@ -113,7 +113,8 @@ class ModelCard:
 
     `likelihoods` are the words that the model's `likelihood` argument takes, `targets` the accepted ways (keys of
     `TARGETS`) of telling which latents the environments intervene on. `settings` names published simulation settings
-    with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
+    with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference. `approximate`
+says in a sentence what of the story is plugged in or approximate in what is fitted, and why; blank = nothing.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ModelCard:
     status: Status = "experimental"
     needs_env: bool = False
     targets: tuple[str, ...] = ()
+    approximate: str = ""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -162,6 +164,7 @@ class ModelCard:
             "Assumes": self.assumes,
             "Identifies": claims,
             "Differs from the paper in": self.differs,
+            "Plugged in or approximate": (self.approximate,) if self.approximate else (),
             "Settings with known truth": [f"`{setting}`" for setting in self.settings],
             "References": [reference.markdown() for reference in self.references],
         }
@@ -189,7 +192,7 @@ def _check_fields(card: Reference | Claim | ModelCard) -> None:
         elif field.type in (bool, int):
             if type(value) is not field.type:
                 reject(argument, repr(value), f"{field.type.__name__}")
-        elif not isinstance(value, str) or not value.strip():
+        elif not isinstance(value, str) or not (value.strip() or (field.name == "approximate" and not value)):
             reject(argument, repr(value), "text that is not blank")
 
 
