@@ -113,8 +113,8 @@ class ModelCard:
 
     `likelihoods` are the words that the model's `likelihood` argument takes, `targets` the accepted ways (keys of
     `TARGETS`) of telling which latents the environments intervene on. `settings` names published simulation settings
-    with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference. `approximate`
-says in a sentence what of the story is plugged in or approximate in what is fitted, and why; blank = nothing.
+    with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
+    `approximate` says in a sentence what of the story is plugged in or approximate in what is fitted, and why.
     """
 
     name: str
