@@ -1,12 +1,15 @@
 """Polynomial mixing of latents that interventions fix at constants.
 
-    z_i ~ N(m_e, L_e L_e')  in environment e, but for its target t: z_it = c_e        (data, latent)
-    x_i ~ N(kappa(z_i) C, sigma^2)                                                    (data, feature)
+    target_e     ~ one of the latents or none, equally probable, where unknown        (env,)
+    constant_ek  ~ N(0, 1)                                                            (env, latent)
+    z_i          ~ N(constant_e, L_e L_e')  in environment e                          (data, latent)
+    x_i          ~ N(kappa(z_i) C, sigma^2)                                           (data, feature)
 
-kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c_e) holds
-its target at a constant (within a deviation of `fixed_sd`) and may do anything to the others. No graph is claimed. The
-guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature there as its
-precision.
+kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c) holds
+its target t at a constant: there L_e is diagonal, with a deviation of `fixed_sd`; it may do anything to the others. No
+graph is claimed. The guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature
+there as its precision. `model` plugs in targets and trained constants; `recover` draws them: targets from their
+evidence, constants from the means of as many rows as their environment has.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
@@ -25,7 +28,8 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
-*For a variant, copy this file and change* `prior` and `_moments`: another law of the free latents.
+*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `_moments`
+too), or of `mean`, another mixing.
 """
 
 from __future__ import annotations
@@ -36,8 +40,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import polynomials
@@ -94,6 +100,8 @@ class DoPolynomial(Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
+        approximate="Targets and constants are plugged in while latents are fitted: all rows of an environment share "
+        "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
     recipe = Recipe(
         epochs=8,
@@ -107,6 +115,7 @@ class DoPolynomial(Program):
         chains=4,
     )
     sites = {
+        "target": Site(("env",)),  # a position in the chain's own order of latents; the last is none
         "z": Site(("data", "latent"), {"latent": "point"}),
         "targets": Site(("env", "latent"), discrete=True),
         "constant": Site(("env", "latent"), {"latent": "point"}),
@@ -163,24 +172,52 @@ class DoPolynomial(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
-    def prior(self, env: Tensor) -> MultivariateNormal:
-        """p(z | environment) of rows with codes `env` (rows,): a target is apart from the others, and constant."""
-        free = 1 - self.hit
-        lower = self.env_root.tril(-1) * free[:, :, None] * free[:, None, :]
-        scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + self.config["fixed_sd"]
-        return MultivariateNormal(self.env_mean[env], scale_tril=(lower + torch.diag_embed(scale))[env])
+    def story(self, batch: Batch) -> None:
+        envs, d = self.hit.shape
+        targets, zero = self.hit, torch.zeros_like(self.env_mean)
+        with pyro.plate("env", envs, dim=-1):
+            if self.unknown:
+                target = pyro.sample("target", dist.Categorical(logits=torch.zeros_like(self.log_odds)))  # (env,)
+                targets = one_hot(target, d + 1)[:, :d].to(targets)
+            constant = pyro.sample("constant", Normal(zero, zero + 1).to_event(1))  # (env, latent)
+        pyro.deterministic("targets", targets)  # (env, latent)
+        with self.rows(batch):
+            z = pyro.sample("z", self._law(constant, targets, batch.env))  # (rows, latent)
+            mean = self._mean(z)  # (rows, feature)
+            pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
-            z = pyro.sample("z", self.prior(batch.env))  # (rows, latent)
-            mean = self.decode(z, batch)  # (rows, feature)
-            pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
+            z = pyro.sample("z", self._law(self.env_mean, self.hit, batch.env))  # (rows, latent)
+            pyro.sample("x", Normal(self._mean(z), self.spread * self._noise()).to_event(1), obs=batch.x)
+
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        envs = torch.arange(len(self.hit), device=self.hit.device)
+        spread = self._law(self.env_mean, self.hit, envs).variance.sqrt()
+        with pyro.plate("env", len(envs), dim=-1):
+            if self.unknown:
+                pyro.sample("target", dist.Categorical(logits=self.log_odds))
+            pyro.sample("constant", Normal(self.env_mean, spread / self.rows_in.sqrt()[:, None]).to_event(1))
+
+    def plugged(self, batch: Batch) -> dict[str, Tensor]:
+        none = self.hit.shape[1]
+        target = torch.where(self.hit.sum(1) > 0, self.hit.argmax(1), none)
+        return {"constant": self.env_mean} | ({"target": target} if self.unknown else {})
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
             pyro.sample("z", self._posterior(batch))
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+    def _law(self, constant: Tensor, targets: Tensor, env: Tensor) -> MultivariateNormal:
+        """p(z | environment) of rows with codes `env` (rows,): a target is apart from the others, and constant."""
+        free = 1 - targets
+        lower = self.env_root.tril(-1) * free[:, :, None] * free[:, None, :]
+        scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + self.config["fixed_sd"]
+        return MultivariateNormal(constant[env], scale_tril=(lower + torch.diag_embed(scale))[env])
+
+    def _mean(self, z: Tensor) -> Tensor:
+        """(rows, feature) E[x | z]."""
         return self.centre + self.spread * (self.powers(z)[0] @ self.coefficients)
 
     def powers(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,19 +256,6 @@ class DoPolynomial(Program):
 
     def targets_matrix(self) -> Tensor:
         return self.log_odds.softmax(-1)[:, :-1] if self.unknown else self.hit
-
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """targets (env, latent) in {0, 1}, and constant (env, latent): the value that a target is held at, the mean of
-        a free latent."""
-        if self.unknown:
-            draw = torch.multinomial(self.log_odds.softmax(-1), 1).squeeze(-1)
-            targets = torch.nn.functional.one_hot(draw, self.log_odds.shape[1])[:, :-1].to(self.hit)
-        else:
-            targets = self.hit
-        spread = self.prior(torch.arange(len(self.hit), device=self.hit.device)).variance.sqrt()
-        noise = torch.randn_like(spread) * spread / self.rows_in.sqrt()[:, None]
-        return {"targets": targets, "constant": self.env_mean + noise}
 
     @property
     def latents_up_to(self) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Latents that move linearly with an exogenous action: what actions never tried would do.
 
-    z_i = M a_i + v_i,  v_i ~ N(0, I)                        (data, latent)
+    z_i ~ N(M a_i, I)                                        (data, latent)
     x_i ~ N(f(z_i), sigma^2)                                 (data, feature)
 
-a (data, action) is `aux`, standardised; f is linear plus a network; the guide is q(z | x) = N(h(x), t(x)^2). The scale
-of v and the origin of z are conventions, since f is free.
+a (data, action) is `aux`, standardised, and `effect` M in its units; f is linear plus a network; the guide is
+q(z | x) = N(h(x), t(x)^2). The scale of v = z - M a and the origin of z are conventions, since f is free. `model` is
+the story: nothing is summed out.
 
 *Identified:* latents up to an affine map, if f is injective, v does not depend on a and M has full row rank (as many
 actions as latents at least): E[z | a] is linear in a, and only affine functions of z keep that property. So the mean of
@@ -27,7 +28,8 @@ Saengkyongam, Rosenfeld, Ravikumar, Pfister & Peters (2024), Identifying represe
 *Differs from the paper in* a likelihood in place of an auto-encoder with a penalty on E[z | a] - M a, in Gaussian v, in
 intervals, and in predicting all features in place of one outcome.
 
-*For a variant, copy this file and change* `prior`: another law of v, or an action that acts through a known function.
+*For a variant, copy this file and change* `story`: the line of `z`, another law of v, or of `loc`, an action that acts
+through a known function.
 """
 
 from __future__ import annotations
@@ -147,15 +149,12 @@ class Extrapolation(Program):
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
-    def prior(self, action: Tensor) -> Normal:
-        """p(z | a) for standardised actions (rows, action)."""
-        loc = action @ self.effect  # (rows, latent)
-        return Normal(loc, torch.ones_like(loc))
-
-    def model(self, batch: Batch) -> None:
+    def story(self, batch: Batch) -> None:
+        pyro.deterministic("effect", self.effect / self.action_sd[:, None])  # (action, latent)
         with self.rows(batch), self._bootstrap(batch):
-            z = pyro.sample("z", self.prior(self._action(batch.aux)).to_event(1))  # (rows, latent)
-            mean = self.decode(z, batch)  # (rows, feature)
+            loc = self._moved(batch.aux)  # (rows, latent)
+            z = pyro.sample("z", Normal(loc, torch.ones_like(loc)).to_event(1))  # (rows, latent)
+            mean = self._mean(z)  # (rows, feature)
             pyro.sample("x", Normal(mean, self.spread * (self.log_noise.exp() + NOISE)).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
@@ -163,7 +162,12 @@ class Extrapolation(Program):
             q = Normal(self.latents(batch), self._deviation(self._standard(batch)))
             pyro.sample("z", q.to_event(1))
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+    def _moved(self, action: Tensor | None) -> Tensor:
+        """(rows, latent) M a, for actions (rows, action) in the units of the data."""
+        return self._action(action) @ self.effect
+
+    def _mean(self, z: Tensor) -> Tensor:
+        """(rows, feature) E[x | z]."""
         return self.centre + self.spread * self.decoder(z)
 
     def _deviation(self, x: Tensor) -> Tensor:
@@ -189,11 +193,6 @@ class Extrapolation(Program):
     def latents(self, batch: Batch) -> Tensor:
         return self.unmix(self.chart(self._standard(batch)))
 
-    @torch.no_grad()
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """effect (action, latent): by how much a unit of an action moves a latent."""
-        return {"effect": self.effect / self.action_sd[:, None]}
-
     @property
     def actions_count(self) -> int:
         return int(self.config["aux"])
@@ -201,7 +200,7 @@ class Extrapolation(Program):
     @torch.no_grad()
     def predict_action(self, action: Tensor, noise: Tensor) -> Tensor:
         """(rows, feature) mean of x under each row of `action` (rows, aux), over draws `noise` of v (draws, latent)."""
-        shifted = self.prior(self._action(action)).loc[:, None] + noise  # (rows, draws, latent)
+        shifted = self._moved(action)[:, None] + noise  # (rows, draws, latent)
         return self.centre + self.spread * self.decoder(shifted.flatten(0, 1)).unflatten(0, shifted.shape[:2]).mean(1)
 
     # -- from data ---------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """Mixture VAE: a Gaussian mixture of independent latents through an injective piecewise affine decoder.
 
-    c_i  ~ Categorical(pi)                                    (data,)           summed out, never drawn
-    z_i  ~ N(mu_c, diag(s_c^2)) given c_i = c                 (data, latent)
+    component_i ~ Categorical(pi)                             (data,)           c for short
+    z_i  ~ N(mu_c, diag(s_c^2)) given component_i = c         (data, latent)
     x_ij ~ N(f(z_i)_j, sigma_j^2)                             (data, feature)
     f(z) = centre + loadings h(z)                             h: R^latent -> R^latent, one to one
     h^-1 = A_L . k_L . ... . A_1 . k_1 . A_0                  A_l affine and square, k_l a leaky ReLU of learned slope
 
-f is injective by construction and affine in pieces, but for corners rounded over a width of .05. It is given by
-the inverse, so that log p(z) and the volume at any x are exact. The guide inverts the likelihood: y = h(z) given x
-is Gaussian under a flat prior, N(m(x), (loadings' sigma^-2 loadings)^-1), and q(z | x) is its image under h^-1.
+`model` sums components out, `recover` draws them given z. f is injective by construction and affine in pieces, but
+for corners rounded over a width of .05. It is given by the inverse, so that log p(z) and the volume at any x are exact.
+The guide inverts the likelihood: y = h(z) given x is Gaussian under a flat prior, N(m(x), (loadings' sigma^-2
+loadings)^-1), and q(z | x) is its image under h^-1.
 
 *Identified:* latents up to permutation, scale and shift, if f is injective and piecewise affine, latents are
 independent given c, and two components' variances have different ratios for all latents. Without independence
@@ -23,7 +24,8 @@ there are latents, and in following the proof: `initialise` fits full covariance
 then diagonalises all of them by one matrix. Corners are rounded because with sharp ones the volume jumps where a
 row crosses a corner: the gradient misses the jumps, and maximisation walks away from the truth.
 
-*For a variant, copy this file and change* `model`: other components, or a decoder with more dimensions than h.
+*For a variant, copy this file and change* `story`: the line of `z`, other components, or of `mean`, a decoder with more
+dimensions than h.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class GMMVAE(Program):
         clip=5.0,
         patience=None,
     )
-    sites = {"z": Site(("data", "latent"), {"latent": "point"})}
+    sites = {"component": Site(("data",)), "z": Site(("data", "latent"), {"latent": "point"})}
 
     def __init__(
         self,
@@ -169,17 +171,31 @@ class GMMVAE(Program):
         self.log_spread = nn.Parameter(torch.zeros(components, latents))
         self.logits = nn.Parameter(torch.zeros(components))
 
+    def story(self, batch: Batch) -> None:
+        weights, centres, spreads = self.mixture()  # (component,), (component, latent) twice
+        with self.rows(batch):
+            component = pyro.sample("component", dist.Categorical(weights))  # (rows,)
+            z = pyro.sample("z", Normal(centres[component], spreads[component]).to_event(1))  # (rows, latent)
+            mean = self._mean(z)  # (rows, feature)
+            pyro.sample("x", Normal(mean, self._noise()).to_event(1), obs=batch.x)
+
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
             z = pyro.sample("z", self._prior())  # (rows, latent)
-            mean = self.decode(z, batch)  # (rows, feature)
-            pyro.sample("x", Normal(mean, self._noise()).to_event(1), obs=batch.x)
+            pyro.sample("x", Normal(self._mean(z), self._noise()).to_event(1), obs=batch.x)
+
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        prior = self._prior()
+        each = prior.component_distribution.log_prob(kept["z"][:, None])  # (rows, component)
+        with self.rows(batch):
+            pyro.sample("component", dist.Categorical(logits=self.logits + each))
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
             pyro.sample("z", self._posterior(batch.x))
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+    def _mean(self, z: Tensor) -> Tensor:
+        """(rows, feature) E[x | z]."""
         return remix(z, self._maps(), CORNER) @ self.loadings.mT + self.centre
 
     @torch.no_grad()

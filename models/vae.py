@@ -5,7 +5,7 @@
     x_ij  ~ NegativeBinomial(s_i exp(f(z_i)_j), r_j)
 
 f is one MLP, s_i the size factor, sigma_j and r_j are learned constants. The guide is q(z_i | x_i) = N(mu, diag)
-from an MLP of x (of log(1 + x / s) for counts).
+from an MLP of x (of log(1 + x / s) for counts). `model` is the story: nothing is summed out.
 
 *Identified:* nothing. Any map that leaves N(0, I) as it is, such as a rotation, can be undone by f, so two chains
 with the same likelihood may have different latents. It stands beside every other model as the row to beat.
@@ -14,7 +14,7 @@ Kingma & Welling (2014), Auto-Encoding Variational Bayes.
 
 *Differs from the paper in* the noise, which has its own scale for each feature, and in the count likelihood.
 
-*For a variant, copy this file and change* `model`: a prior of z, a structure of f, another likelihood.
+*For a variant, copy this file and change* `story`: the line of `z` (its prior), of `mean` (f) or of `likelihood`.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ class VAE(Program):
             self.shift.copy_(batch.x.mean(0))
             self.raw_noise.copy_(batch.x.std(0).expm1().clamp_min(1e-3).log())
 
-    def model(self, batch: Batch) -> None:
-        zero = batch.x.new_zeros(self.config["latents"])
+    def story(self, batch: Batch) -> None:
+        zero = torch.zeros(self.config["latents"], dtype=batch.dtype, device=batch.device)
         with self.rows(batch):
             z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))  # (rows, latent)
-            mean = self.decode(z, batch)  # (rows, feature)
+            mean = self._mean(z, batch)  # (rows, feature)
             noise = softplus(self.raw_noise) + 1e-4  # (feature,)
             likelihood = NegativeBinomial(mean, noise) if self.counts else Normal(mean, noise)
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
@@ -103,7 +103,8 @@ class VAE(Program):
             loc, scale = self.encoder(self._seen(batch))
             pyro.sample("z", Normal(loc, scale).to_event(1))
 
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
+    def _mean(self, z: Tensor, batch: Batch) -> Tensor:
+        """(rows, feature) E[x | z]."""
         out = self.decoder(z) + self.shift
         return self._size(batch)[:, None] * out.clamp(max=15.0).exp() if self.counts else out
 

@@ -41,11 +41,11 @@ class FactorAnalysis(Program):
         self.encoder = nn.Parameter(0.1 * torch.randn(features, latents))
         self.tril = nn.Parameter(torch.zeros(latents, latents))
 
-    def model(self, batch: Batch) -> None:
-        zero = batch.x.new_zeros(self.loadings.shape[1])
+    def story(self, batch: Batch) -> None:
+        zero = torch.zeros_like(self.loadings[0])
         with self.rows(batch):
             z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))
-            pyro.sample("x", Normal(self.decode(z, batch), self.log_noise.exp()).to_event(1), obs=batch.x)
+            pyro.sample("x", Normal(z @ self.loadings.mT, self.log_noise.exp()).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
@@ -59,9 +59,6 @@ class FactorAnalysis(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return batch.x @ self.encoder
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return z @ self.loadings.mT
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -23,6 +22,7 @@ class Chain(Program):
 
     card = ModelCard("chain", "Chain", "test", "A chain of three.", needs_env=True, targets=("known",))
     recipe = Recipe(epochs=1, chains=2)
+    knows_interventions = True
     sites = {"z": Site(("data", "latent"), {"latent": "point"})}
 
     def __init__(self, features: int = 4, latents: int = 3) -> None:
@@ -33,10 +33,23 @@ class Chain(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         self.shift.copy_(torch.tensor([SHIFT[name] for name in data.env_names]))
 
+    def story(self, batch: Batch) -> None:
+        with self.rows(batch):
+            shift = self.shift[batch.env] if batch.together is None else self.shift[list(batch.together)].sum(0)
+            shift = shift.expand(len(batch), 3)
+
+            def equation(k: int, z: Tensor) -> Normal:
+                parent = (0.0, z[:, 0], -z[:, 1])[k]
+                return Normal(shift[:, k] + parent, 0.1 + 0 * self.loc[k])
+
+            z = self.along((0, 1, 2), equation, torch.zeros_like(shift))
+            pyro.sample("x", Normal(torch.cat([z, z[:, :1]], -1), 1.0).to_event(1), obs=batch.x)
+
     def model(self, batch: Batch) -> None:
+        """Any that has z as one site: only what interventions do is tested."""
         with self.rows(batch):
             z = pyro.sample("z", Normal(0 * batch.x[:, :3], torch.ones_like(self.loc)).to_event(1))
-            pyro.sample("x", Normal(self.decode(z, batch), torch.ones_like(batch.x)).to_event(1), obs=batch.x)
+            pyro.sample("x", Normal(torch.cat([z, z[:, :1]], -1), torch.ones_like(batch.x)).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
@@ -45,17 +58,6 @@ class Chain(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return batch.x[:, :3]
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return torch.cat([z, z[:, :1]], -1)
-
-    def prior_latents(self, batch: Batch, sites: dict[str, Tensor], envs: Sequence[int] = ()) -> Tensor:
-        shift = self.shift[list(envs)].sum(0)
-        noise = 0.1 * torch.randn_like(batch.x[:, :3]) + shift
-        z = [pyro.deterministic("z_0", noise[:, 0])]
-        z.append(pyro.deterministic("z_1", z[0] + noise[:, 1]))
-        z.append(pyro.deterministic("z_2", noise[:, 2] - z[1]))
-        return torch.stack([v.expand(len(batch)) for v in z], -1)
 
 
 @cache

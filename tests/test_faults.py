@@ -127,9 +127,10 @@ class Poisoned(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         self.poisoned.fill_(float(torch.rand((), generator=generator) < self.config["share"]))
 
-    def model(self, batch: Batch) -> None:
+    def story(self, batch: Batch) -> None:
         with self.rows(batch):
-            z = pyro.sample("z", Normal(batch.x.new_zeros(1), batch.x.new_ones(1)).to_event(1))
+            zero = torch.zeros_like(self.mean[:1])
+            z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))
             bad = (self.poisoned > 0) & (self.mean[0] > self.config["bound"])
             mean = self.mean + 0 * z + torch.where(bad, torch.nan, 0.0)
             pyro.sample("x", Normal(mean, torch.ones_like(self.mean), validate_args=False).to_event(1), obs=batch.x)

@@ -34,9 +34,9 @@ class Slope(Program):
         self.slope = nn.Parameter(torch.zeros(features))
         self.raw = nn.Parameter(torch.zeros(1))
 
-    def model(self, batch: Batch) -> None:
+    def story(self, batch: Batch) -> None:
         with self.rows(batch):
-            z = pyro.sample("z", Normal(batch.x.new_zeros(1), torch.ones_like(self.raw)).to_event(1))
+            z = pyro.sample("z", Normal(torch.zeros_like(self.raw), torch.ones_like(self.raw)).to_event(1))
             pyro.sample("x", Normal(z * self.weight, torch.ones_like(self.weight)).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
@@ -47,9 +47,6 @@ class Slope(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return (batch.x @ self.slope)[:, None]
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        return z * self.weight
 
 
 def slope_data(rows: int = 400) -> Data:
@@ -74,9 +71,9 @@ def test_fallback_runs_chains_one_after_another_and_says_so(caplog: pytest.LogCa
     class Stubborn(Slope):
         card = dataclasses.replace(Slope.card, name="stubborn")
 
-        def model(self, batch: Batch) -> None:
+        def story(self, batch: Batch) -> None:
             float(self.weight.sum())  # .item() cannot be vmapped
-            super().model(batch)
+            super().story(batch)
 
     data = slope_data()
     with caplog.at_level(logging.WARNING, "pyrocrl"):
@@ -90,9 +87,9 @@ def test_a_real_fault_in_a_model_is_not_taken_for_a_lack_of_vmap() -> None:
     class Broken(Slope):
         card = dataclasses.replace(Slope.card, name="broken")
 
-        def model(self, batch: Batch) -> None:
+        def story(self, batch: Batch) -> None:
             with self.rows(batch):
-                pyro.sample("z", Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+                pyro.sample("z", Normal(torch.zeros_like(self.raw), 1.0).to_event(1))
                 raise KeyError("my mistake")
 
     with pytest.raises(KeyError, match="my mistake"):
@@ -184,11 +181,13 @@ def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:
     np.testing.assert_allclose(stacking_weights(np.stack([half, half[::-1]])), [0.5, 0.5], atol=1e-3)
 
 
-def test_a_program_without_card_model_or_guide_is_refused() -> None:
+def test_a_program_without_card_story_or_guide_is_refused() -> None:
     with pytest.raises(TypeError, match="needs a `card`"):
-        type("NoCard", (Program,), {"model": Slope.model, "guide": Slope.guide})
+        type("NoCard", (Program,), {"story": Slope.story, "guide": Slope.guide})
+    with pytest.raises(TypeError, match="needs `story"):
+        type("NoStory", (Program,), {"card": Slope.card, "model": Slope.story, "guide": Slope.guide})
     with pytest.raises(TypeError, match="needs `guide"):
-        type("NoGuide", (Program,), {"card": Slope.card, "model": Slope.model})
+        type("NoGuide", (Program,), {"card": Slope.card, "story": Slope.story})
 
 
 def test_least_squares_is_bitwise_repeatable() -> None:

@@ -52,6 +52,11 @@ class Completion(nn.Module):
             elif kind == "order":
                 self.register_buffer(f"order_{name}", torch.arange(shape[0]))
 
+    @property
+    def names(self) -> list[str]:
+        """The sites that have a block."""
+        return [name for name, _, _ in self.spec]
+
     def fresh(self) -> Completion:
         return Completion(self.spec)
 

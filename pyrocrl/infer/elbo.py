@@ -6,7 +6,8 @@ Pyro's own ELBO classes call `.item()`; these functions trace the guide, replay 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 from pyro import poutine
@@ -15,29 +16,29 @@ from torch import Tensor
 from pyrocrl.data import Batch
 from pyrocrl.program import Program
 
-if TYPE_CHECKING:
-    pass
 Trace = Any  # a pyro.poutine.Trace
 
 
-def traces(program: Program, batch: Batch) -> tuple[Trace, Trace]:
-    """(guide trace, model trace replayed on it), with log-densities scaled by the plates."""
-    guide = guide_trace(program, batch)
-    return guide, _scored(guide, program, batch)
+def traces(program: Program, batch: Batch, fixed: Trace | None = None) -> tuple[Trace, Trace]:
+    """(guide trace, model trace replayed on it), with log-densities scaled by the plates.
 
-
-def guide_trace(program: Program, batch: Batch) -> Trace:
-    """The guide's trace; of a program with a `completion`, with the sites of the model that its guide lacks."""
-    completion = program.completion
-    guide = program.guide if completion is None else completion.after(program.guide)
-    return poutine.trace(guide).get_trace(batch)
-
-
-def _scored(guide: Trace, program: Program, batch: Batch) -> Trace:
+    fixed: a guide's trace whose sites keep their values.
+    """
+    guide = guide_trace(program, batch, fixed)
     model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(batch)
+    if program.completion is not None:  # its blocks weigh what the sites weigh that they stand for
+        for name in program.completion.names:
+            guide.nodes[name]["scale"] = model.nodes[name]["scale"]
     guide.compute_log_prob()
     model.compute_log_prob()
-    return model
+    return guide, model
+
+
+def guide_trace(program: Program, batch: Batch, fixed: Trace | None = None) -> Trace:
+    """The guide's trace; of a program with a `completion`, with the sites of the model that its guide lacks."""
+    completion = program.completion
+    guide: Callable[[Batch], Any] = program.guide if completion is None else completion.after(program.guide)
+    return poutine.trace(guide if fixed is None else poutine.replay(guide, trace=fixed)).get_trace(batch)
 
 
 def elbo(program: Program, batch: Batch) -> Tensor:

@@ -145,8 +145,8 @@ class Fit:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
         with torch.no_grad():
-            own = [_read(p, name) for p in self.programs()]
-        if any(v is None for v in own) or self.program.group.mixes:
+            own = [v for p in self.programs() if (v := _read(p, name)) is not None]
+        if len(own) < self.chains.count or self.program.group.mixes:
             return None
         return np.stack([a.act(v.double().cpu().numpy(), axes) for a, v in zip(self.alignments, own, strict=True)])
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyrocrl.data import Batch
 from pyrocrl.infer.chains import Chains
-from pyrocrl.infer.elbo import is_local, latent_values, sample_sites, traces
+from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites, traces
 from pyrocrl.program import Program
 
 EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
@@ -28,8 +27,7 @@ def row_elbo(program: Program, batch: Batch) -> Tensor:
 
 def row_objective(program: Program, batch: Batch) -> Tensor:
     """(rows,) held-out objective: the log-likelihood in closed form where there is one, else `row_elbo`."""
-    guide = poutine.trace(program.guide).get_trace(batch)
-    exact = program.row_log_likelihood(batch, latent_values(guide))
+    exact = program.row_log_likelihood(batch, latent_values(guide_trace(program, batch)))
     return row_elbo(program, batch) if exact is None else exact
 
 

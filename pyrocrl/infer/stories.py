@@ -33,20 +33,17 @@ def drawn(program: Program, batch: Batch, *, local: bool = True) -> Sites:
     return {name: site["value"] for name, site in sites if local or not is_local(site)}
 
 
-def recovered(program: Program, batch: Batch, kept: Mapping[str, Tensor]) -> Sites:
-    """One draw of what `model` summed out, given the sites it kept."""
-    return program.recovered(batch, kept)
-
-
 def centre(program: Program, batch: Batch) -> Sites:
     """The guide's sites outside the data plate at their means, 0/1 sites at the more probable value; and what `model`
     summed out, drawn given them. Where `latents` are innovations, weights are 0: then z are they."""
-    kept = {}
-    for name, site in sample_sites(guide_trace(program, batch)):
+    guide = guide_trace(program, batch)
+    means, kept = {}, latent_values(guide)
+    for name, site in sample_sites(guide):
         if not is_local(site):
             mean = site["fn"].mean
-            kept[name] = (mean > 0.5).to(mean.dtype) if _is_binary(site["fn"]) else mean
-    out = kept | recovered(program, batch, kept)
+            means[name] = (mean > 0.5).to(mean.dtype) if _is_binary(site["fn"]) else mean
+    lost = pyro.poutine.trace(program.recover).get_trace(batch, **kept | means)
+    out = means | {name: site["value"] for name, site in sample_sites(lost) if not is_local(site)}
     if program.reads_innovations:
         d = program.latents_count
         out["weight"] = torch.zeros(d, d, dtype=batch.dtype, device=batch.device)
@@ -78,8 +75,10 @@ def values(trace: Any) -> Sites:
     out: Sites = {}
     columns: dict[int, Tensor] = {}
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or is_subsample(node) or name == "x" or type(node["fn"]).__name__ == "Unit":
-            continue  # a factor has no value
+        if node["type"] != "sample" or is_subsample(node) or name == "x" or node["infer"].get("is_auxiliary"):
+            continue
+        if type(node["fn"]).__name__ == "Unit":  # a factor has no value
+            continue
         if one := ONE.fullmatch(name):
             columns[int(one[1])] = node["value"]
         else:

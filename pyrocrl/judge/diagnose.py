@@ -22,13 +22,12 @@ from pyrocrl.claims import conditions
 from pyrocrl.claims.card import CONDITIONS, Claim
 from pyrocrl.claims.conditions import Check, Situation
 from pyrocrl.claims.indeterminacy import graph_distance
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
-from pyrocrl.infer.elbo import is_local, sample_sites, traces
+from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import Fit, import_arviz
-from pyrocrl.program import Program
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
@@ -238,11 +237,12 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     out = []
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(mix(seed, 37))
-        fixed = pyro.poutine.trace(program.guide).get_trace(batch)
+        fixed = guide_trace(program, batch)
         for name in [n for n, s in fixed.nodes.items() if s["type"] == "sample" and is_local(s)]:
             fixed.remove_node(name)
         for _ in range(KHAT_DRAWS):
-            guide, model = _conditional_traces(program, batch, fixed) if program.uses_rows else traces(program, batch)
+            # of rows' latents: with the global sites held at one draw
+            guide, model = traces(program, batch, fixed if program.uses_rows else None)
             out.append(_log_ratio(guide, model, program.uses_rows, len(batch)))
     ratios = np.stack(out, -1)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -252,15 +252,6 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     if not khat.size:
         return {"median": float("nan"), "bad": float("nan")}
     return {"median": float(np.median(khat)), "bad": float((khat > 0.7).mean())}
-
-
-def _conditional_traces(program: Program, batch: Batch, fixed: Any) -> tuple[Any, Any]:
-    """Traces with the global sites held at one draw: only the rows' own latents vary."""
-    guide = pyro.poutine.trace(pyro.poutine.replay(program.guide, trace=fixed)).get_trace(batch)
-    model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(batch)
-    guide.compute_log_prob()
-    model.compute_log_prob()
-    return guide, model
 
 
 def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> np.ndarray:
@@ -292,8 +283,7 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         mask = program.mask()
         if mask is not None and not (mask > INCLUDED).all():
             return None
-        guide = pyro.poutine.trace(program.guide).get_trace(batch)
-        model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(batch)
+        model = traces(program, batch)[1]
         site = model.nodes.get("z")
         if site is None or site["value"].dim() != 2 or site["value"].shape[1] < 2:
             return None
@@ -307,8 +297,7 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         spread = spread.expand(len(z), *spread.shape[-2:])
         if not (torch.allclose(loc, loc[:1]) and torch.allclose(spread, spread[:1])):
             return None
-        values = {n: s["value"] for n, s in sample_sites(guide) if not is_local(s)}
-        values |= stories.recovered(program, batch, values)
+        values = stories.drawn(program, batch, local=False)
         a, b = torch.randn_like(z), torch.randn_like(z)
         parts = [stories.expected(program, batch, {**values, "z": v}) for v in (a, b, a + b, torch.zeros_like(a))]
         if data.counts:
