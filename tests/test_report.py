@@ -141,7 +141,7 @@ def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
         """latent_0 raises latent_1 by .5 and the first feature by 2 for each of its units; nothing else responds."""
         [(name, value)] = values.items()
         unsure = np.random.default_rng(seed).normal(0, 0.01, (chains, draws))
-        z_set, x_set = np.zeros((chains, draws, 3)), np.ones((chains, draws, 8))
+        z_set, x_set = np.random.default_rng(seed).normal(size=(chains, draws, 3)), np.ones((chains, draws, 8))
         z_set[..., int(name[-1])] = value
         if name == "latent_0":
             z_set[..., 1] += (0.5 + unsure) * value
