@@ -66,8 +66,8 @@ TWICE = ("observational_environment", "two_interventions_per_latent", "single_ta
 
 
 class Mixed(TorchDistribution):
-    """x = f(z), z (rows, latent) of M y(x): its log_prob is the volume log |det M| + log |det dy / dx|, so that with the
-    law of z it adds up to log p(x). Draws and the mean are the decoder's."""
+    """x = f(z), z (rows, latent) of M y(x): its log_prob is the volume log |det M| + log |det dy / dx|, which with the
+    law of z adds up to log p(x). Draws and the mean are the decoder's."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
@@ -134,9 +134,9 @@ class CausalFlow(Program):
         status="experimental",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
-        approximate="Exact given the flow and the targets: the flow is trained by contrasts and kept, rows count for less "
-        "than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of unknown "
-        "targets.",
+        approximate="Exact given the flow and the targets: the flow is trained by contrasts and kept, rows count for "
+        "less than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of "
+        "unknown targets.",
     )
     recipe = Recipe(  # the construction and the second-order finish leave nothing to stochastic steps
         epochs=1,

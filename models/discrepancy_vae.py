@@ -15,9 +15,9 @@ target): without parents, or with slopes of its own. Shifts and changes of varia
 f is linear, or linear plus a network. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), the same for all environments.
 Rows of every environment count by their own likelihood, in expectation over targets; rows may have missed their
 intervention, `escaped` ~ Bernoulli each, summed out. While a chain is trained its equations are parameters; `recover`
-draws targets, graph and equations exactly (sums over orders, conjugacy) from the moments of all rows' latents. Effects of shifts and variance changes on
-one latent add, so combinations of interventions never seen are predicted from single ones (`Fit.do(environments=)`,
-`pyrocrl.predict`).
+draws targets, graph and equations exactly (sums over orders, conjugacy) from the moments of all rows' latents. Effects
+of shifts and variance changes on one latent add, so combinations of interventions never seen are predicted from single
+ones (`Fit.do(environments=)`, `pyrocrl.predict`).
 
 *Identified:* with a linear decoder, latents up to permutation and scale and the graph up to its transitive closure
 (exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
@@ -191,8 +191,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
         settings=("zhang2023",),
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
-        approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are then "
-        "drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their error.",
+        approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
+        "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
+        "error.",
     )
     recipe = Recipe(
         epochs=100, least_steps=3000, batch_size=500, lr=3e-3, kl_warmup=0.0, temperature_span=0.0, chains=4

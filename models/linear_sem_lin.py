@@ -35,8 +35,8 @@ W z is then a vector of log rates, and the moments are those of linear Gaussian 
 anything is asked of their equations (`count_moments`); an environment's rows count for as many as a row of counts tells
 of its latents.
 
-`escapees`: rows of an intervention may have missed it, `escaped` ~ Bernoulli per row; moments are then those of the rows that did
-not (`pyrocrl.parts.escapees`), before anything is asked of their equations.
+`escapees`: rows of an intervention may have missed it, `escaped` ~ Bernoulli per row; moments are then those of the
+rows that did not (`pyrocrl.parts.escapees`), before anything is asked of their equations.
 
 Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interventions; Varici et al. (2024),
 Score-based causal representation learning.
@@ -141,9 +141,9 @@ class LinearSEMLin(Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
-        approximate="Exact for Gaussian features and known targets. Of counts the moments behind them are fitted first, "
-        "rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with the "
-        "unmixing.",
+        approximate="Exact for Gaussian features and known targets. Of counts the moments behind them are fitted "
+        "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
+        "the unmixing.",
     )
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
     recipe = Recipe(

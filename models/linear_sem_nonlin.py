@@ -17,9 +17,9 @@ is linear and Gaussian and f is injective.
 their own, which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees
 the principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
-identifies them, for a little noise. Rows may have missed their intervention (`escapees`): `escaped` ~ Bernoulli each, summed out;
-h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of log counts
-tell it; behind a stronger mixing they do not.
+identifies them, for a little noise. Rows may have missed their intervention (`escapees`): `escaped` ~ Bernoulli each,
+summed out; h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of
+log counts tell it; behind a stronger mixing they do not.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
 equations exactly (sums over orders, conjugacy with a unit-information prior) from the moments of all rows' latents.

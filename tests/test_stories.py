@@ -1,4 +1,4 @@
-"""The story of every model: what ties it to what is fitted, that it simulates, and that it can be drawn as a diagram."""
+"""The story of every model: what ties it to what is fitted, that it simulates and can be drawn as a diagram."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_story_less_recover_is_model(case: str) -> None:
 
 
 def elsewhere(value: torch.Tensor, law: Any) -> torch.Tensor:
-    """Another value of the law's support: a real one is moved, a positive one rescaled, others stay as they were drawn."""
+    """Another value of the law's support: a real one is moved, a positive one rescaled, others stay as drawn."""
     support = law.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

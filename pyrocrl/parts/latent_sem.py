@@ -564,7 +564,7 @@ class LatentSEM(nn.Module):
         return torch.where(escaped > 0.5, 0, env)
 
     def _per_environment(self, drawn: linear_sem.Mechanisms, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Intercept and scale (env, latent) and weights (env, parent, child) of every environment's fitted equations."""
+        """Intercept and scale (env, latent), weights (env, parent, child) of every environment's fitted equations."""
         d, envs = self.latents, self.environments
         intercept, scale = (v[:d].repeat(envs, 1) for v in (drawn.intercept, drawn.scale))
         weight = drawn.weight[:d].mT.repeat(envs, 1, 1)

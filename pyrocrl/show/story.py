@@ -54,7 +54,7 @@ class _Plates(Messenger):
 def relations(program: Program, batch: Batch) -> dict[str, Any]:
     """What `pyro.infer.inspect.get_model_relations` says of `program.story` simulating `batch`, and the plates' sizes.
 
-    Latents that the rows determine depend on nothing in a run that is told the rows; so it simulates, and x is observed.
+    Latents that the rows determine depend on nothing in a run that is told the rows: it simulates, and x is observed.
 
     sample_sample: site -> the sites that it depends on; sample_dist: site -> the name of its law, "Deterministic" for
     deterministic ones; plate_sample: plate -> its sites; observed: sites with data; plate_size: plate -> size. Plates'
