@@ -1,17 +1,21 @@
 """The sparse VAE: every feature depends on few latents.
 
-    theta_k ~ Beta(1, b),  m_jk ~ Bernoulli(theta_k)          (feature, latent), theta integrated out
-    z_i     ~ N(0, R)                                          (data, latent), R a correlation matrix
-    x_ij    ~ N(f_j(m_j * z_i), v_j)                           (data, feature)   or, for counts,
-    x_ij    ~ NegativeBinomial(s_i exp(f_j(m_j * z_i)), r_j)
-    f_j     = head_j . trunk(m_j * z)                          decoder="nonlinear": one trunk, a head per feature
-    f_j     = a_j[batch_i] + sum_k m_jk w_jk z_k,  w_jk ~ N(0, slab^2)        decoder="linear"
+    theta_k    ~ Beta(1, b)                                    (latent,)
+    gate_jk    ~ Bernoulli(theta_k)                            (feature, latent)
+    slope_jk   ~ N(0, slab^2)                                  (feature, latent), where decoder="linear"
+    variance_j ~ InverseGamma(1.5, .015 spread_j^2)            (feature,), of floats
+    z_i        ~ N(0, R)                                       (data, latent), R a correlation matrix
+    x_ij       ~ N(f_j(mask_j * z_i), variance_j)              (data, feature)   or, for counts,
+    x_ij       ~ NegativeBinomial(s_i exp(f_j(mask_j * z_i)), r_j)
+    f_j        = head_j . trunk(mask_j * z)                    decoder="nonlinear": one trunk, a head per feature
+    f_j        = a_j[batch_i] + sum_k loadings_jk z_k          decoder="linear": loadings = mask * slope
 
-A latent on which fewer than two features load is switched off: it could not be told from noise. v_j has an inverse
-gamma prior scaled by the columns' spread, R an LKJ prior; s_i is the size factor. The guide is q(z | x) =
-N(mu(x), L(x) L(x)^T), independent Bernoulli gates with straight-through gradients, log-normal v_j, and normal w_jk,
-which only count where the gate is open. With a nonlinear decoder the gates stay at their more probable value for the
-last part of a fit, so that the decoder settles. Gates end at the optimum of coordinate ascent (`finish`).
+mask is gate, but for a latent on which fewer than two features load, which is switched off: it could not be told from
+noise. The prior of variances is scaled by the columns' spread, that of R is LKJ; s_i is the size factor. `model` sums
+theta out, `recover` draws it given the gates. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), independent Bernoulli
+gates with straight-through gradients, log-normal variances, and normal slopes, which only count where the gate is open:
+elsewhere the guide itself is their (pseudo-)prior. With a nonlinear decoder the gates stay at their more probable value
+for the last part of a fit, so that the decoder settles. Gates end at the optimum of coordinate ascent (`finish`).
 
 With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
 `smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
@@ -28,7 +32,9 @@ Moran, Sridhar, Wang & Blei (2022), Identifiable deep generative models via spar
 global terms count once per data set, learned correlations. Chains start from the mask that the theorem's argument
 reads off the data (`anchors.loadings_pattern`), each on its own subsample.
 
-*For a variant, copy this file and change* `_gate_prior`: another prior of the mask.
+*For a variant, copy this file and change* `story`: the line of `slab`, another prior of weights, of `gate`, another one
+of the mask (then the prior odds in `finish` too), or of `likelihood`, and delete `model` and `recover`: the story is
+then fitted as it stands, with a mean-field block for theta.
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import InverseGamma, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -182,6 +189,7 @@ class SparseVAE(Program):
     )
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
+        "theta": Site(("latent",)),
         "gate": Site(("feature", "latent"), discrete=True),
         "mask": Site(("feature", "latent"), discrete=True),
         "slope": Site(("feature", "latent"), {"latent": -1}),
@@ -260,33 +268,64 @@ class SparseVAE(Program):
         self.raw_correlation = nn.Parameter(torch.zeros(latents, latents), requires_grad=self.correlated)
         self.register_buffer("finished", torch.zeros(()))  # 1 once `finish` has set the gates' probabilities
 
-    def model(self, batch: Batch) -> None:
-        zero = batch.x.new_zeros(self.config["latents"])
+    def story(self, batch: Batch) -> None:
+        one = torch.ones((), dtype=batch.dtype, device=batch.device)
+        feature = pyro.plate("feature", self.config["features"], dim=-2)
+        latent = pyro.plate("latent", self.config["latents"], dim=-1)
         mask = slope = None
         with self._coarsened(batch):
             if self.sparse:
-                gate = pyro.sample("gate", self._gate_prior(batch))  # (feature, latent)
-                mask = anchored(gate)
+                with latent:
+                    theta = pyro.sample("theta", dist.Beta(one, self.b * one))  # (latent,)
+                with feature, latent:
+                    gate = pyro.sample("gate", dist.Bernoulli(theta))  # (feature, latent)
+                mask = pyro.deterministic("mask", anchored(gate))
             if self.linear:
                 slab = Normal(torch.zeros_like(self.slope.loc), self.slab)
-                if self.sparse:
-                    slab = PseudoPrior(gate, slab, self.slope())
-                slope = pyro.sample("slope", slab.to_event(2))  # (feature, latent)
+                with feature, latent:
+                    law = PseudoPrior(gate, slab, self.slope()) if self.sparse else slab
+                    slope = pyro.sample("slope", law)  # (feature, latent)
+                pyro.deterministic("loadings", slope if mask is None else mask * slope)
         if not self.counts:
-            prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.observation.spread.square())
+            prior = InverseGamma(1.5 * one, 0.015 * self.observation.spread.square())
             variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
-        if self.correlated:  # LKJ(2), up to a constant
-            pyro.factor("correlation_prior", 2.0 * self._correlation_tril().diagonal(dim1=-2, dim2=-1).log().sum(-1))
+        if self.correlated:
+            pyro.factor("correlation_prior", self._log_correlation_prior())
         with self.rows(batch):
-            prior_z = (
-                MultivariateNormal(zero, scale_tril=self._correlation_tril())
-                if self.correlated
-                else Normal(zero, zero + 1).to_event(1)
-            )
-            z = pyro.sample("z", prior_z)  # (rows, latent)
+            z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
             likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+
+    def model(self, batch: Batch) -> None:
+        mask = slope = None
+        with self._coarsened(batch):
+            if self.sparse:
+                b = torch.full((), self.b, dtype=batch.dtype, device=batch.device)
+                gates = BetaBernoulliColumns(b, self.config["features"], self.config["latents"])
+                gate = pyro.sample("gate", gates)  # (feature, latent)
+                mask = anchored(gate)
+            if self.linear:
+                slab = Normal(torch.zeros_like(self.slope.loc), self.slab)
+                law = PseudoPrior(gate, slab, self.slope()) if self.sparse else slab
+                slope = pyro.sample("slope", law.to_event(2))  # (feature, latent)
+        if not self.counts:
+            prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.observation.spread.square())
+            variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
+        if self.correlated:
+            pyro.factor("correlation_prior", self._log_correlation_prior())
+        with self.rows(batch):
+            z = pyro.sample("z", self._prior_z())  # (rows, latent)
+            eta = self._eta(z, mask, slope)  # (rows, feature)
+            likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
+            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        if not self.sparse:
+            return
+        loading = kept["gate"].sum(-2)  # (latent,) how many features do
+        with self._coarsened(batch), pyro.plate("latent", self.config["latents"], dim=-1):
+            pyro.sample("theta", dist.Beta(1 + loading, self.b + self.config["features"] - loading))
 
     def guide(self, batch: Batch) -> None:
         with self._coarsened(batch):
@@ -299,10 +338,6 @@ class SparseVAE(Program):
         with self.rows(batch):
             loc, tril = self.encoder(self.observation.inputs(batch))
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
-
-    def decode(self, z: Tensor, batch: Batch) -> Tensor:
-        mask = anchored(self._open()) if self.sparse else None
-        return self.observation.mean(self._eta(z, mask, self.slope.loc if self.linear else None), batch)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -317,20 +352,7 @@ class SparseVAE(Program):
         in_use = (anchored(self._open()).sum(0) > 0).to(self.gate.logits.dtype)
         return self._log_odds().sigmoid() * in_use
 
-    def posterior_sites(self, batch: Batch, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        out = {}
-        if self.sparse:
-            out["mask"] = anchored(sites["gate"])
-            if "z" in sites:  # as in `latents`
-                out["z"] = sites["z"] * (anchored(self._open()).sum(0) > 0)
-        if self.linear:
-            out["loadings"] = sites["slope"] * out.get("mask", 1.0)
-        return out
-
     # -- parts -------------------------------------------------------------------------------------------------
-
-    def _gate_prior(self, batch: Batch) -> BetaBernoulliColumns:
-        return BetaBernoulliColumns(batch.x.new_tensor(self.b), self.config["features"], self.config["latents"])
 
     def _gate_logits(self, batch: Batch) -> Tensor:
         """The gates' log odds; with a nonlinear decoder settled for the last part of the fit, until `finish`."""
@@ -354,6 +376,16 @@ class SparseVAE(Program):
     def _open(self) -> Tensor:
         return (self._log_odds() > 0).to(self.gate.logits.dtype)
 
+    def _prior_z(self) -> Any:
+        zero = torch.zeros_like(self.raw_correlation[0])
+        if self.correlated:
+            return MultivariateNormal(zero, scale_tril=self._correlation_tril())
+        return Normal(zero, zero + 1).to_event(1)
+
+    def _log_correlation_prior(self) -> Tensor:
+        """LKJ(2), up to a constant."""
+        return 2.0 * self._correlation_tril().diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
     def _correlation_tril(self) -> Tensor:
         """(latent, latent) Cholesky factor of R: rows of unit length."""
         size = self.config["latents"]
@@ -370,11 +402,14 @@ class SparseVAE(Program):
         out: Tensor = self.decoder(z, open_)
         return out
 
-    def _feature_fit(self, z: Tensor, mask: Tensor, batch: Batch) -> Tensor:
-        """(feature,) log-likelihood of the batch's rows."""
-        eta = self._eta(z, mask, self.slope.loc if self.linear else None)
-        sd = None if self.counts else (0.5 * self.variance.loc).exp()
-        return self.observation.likelihood(eta, batch, sd).log_prob(batch.x).sum(0)
+    def _told(self, z: Tensor, gate: Tensor, batch: Batch) -> Any:
+        """Sites of the story, given z (rows, latent), gates (feature, latent) and medians of what else is drawn."""
+        known = {"z": z, "gate": gate, "theta": gate.new_full(gate.shape[1:], 1.0 / (1.0 + self.b))}
+        if self.linear:
+            known["slope"] = self.slope.loc
+        if not self.counts:
+            known["variance"] = (0.5 * self.variance.loc).exp().square()
+        return pyro.poutine.trace(pyro.poutine.condition(self.story, data=known)).get_trace(batch).nodes
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -400,7 +435,8 @@ class SparseVAE(Program):
         """Set every gate to its optimum given all else: log odds = gain in log-likelihood + prior log odds.
 
         Only x_j depends on row j of the mask, so one decoder pass per latent and state gives all gates. A gate counts
-        with its latent in use; those of latents out of use keep their prior odds.
+        with its latent in use; those of latents out of use keep their prior odds. The likelihood and the slab are the
+        story's; the prior odds are those of gates with theta summed out.
         """
         if not self.sparse:
             return
@@ -416,10 +452,11 @@ class SparseVAE(Program):
             for k in range(mask.shape[1]):
                 shut, opened = mask.clone(), mask.clone()
                 shut[:, k], opened[:, k] = 0.0, 1.0
-                gain[:, k] += self._feature_fit(z, opened, batch) - self._feature_fit(z, shut, batch)
+                with_k, without = (self._told(z, gate, batch)["x"]["fn"].base_dist for gate in (opened, shut))
+                gain[:, k] += with_k.log_prob(batch.x).sum(0) - without.log_prob(batch.x).sum(0)
         gain *= min(data.rows, self.coarse_rows) / len(batch) / EFFORT.finish_draws
         if self.linear:
-            gain -= kl_divergence(self.slope(), Normal(torch.zeros_like(mask), self.slab))
+            gain -= kl_divergence(self.slope(), self._told(z, mask, batch)["slope"]["fn"].slab)
         gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
         others = mask.sum(0) - mask
         prior = (1.0 + others).log() - (self.b + mask.shape[0] - 1 - others).log()
