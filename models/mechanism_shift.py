@@ -289,13 +289,10 @@ class MechanismShift(Program):
     def _acting(self, targets: Tensor, batch: Batch) -> Tensor:
         """(rows, latent) the mechanism that rows follow: the shared one, 0, or 1 + the environment whose own it is; of
         several that act together, of the last."""
-        own = (targets > 0.5) * torch.arange(1, 1 + len(targets), device=targets.device)[:, None]
-        if batch.together is None:
-            return own[batch.env]
-        last = torch.zeros_like(own[0])
-        for e in batch.together:
-            last = torch.where(own[e] > 0, own[e], last)
-        return last.expand(len(batch), -1)
+        if batch.together is not None:
+            hit, last = sharing.acting_together(targets, batch.together)
+            return (hit * (1 + last)).expand(len(batch), -1)
+        return (targets[batch.env] > 0.5) * (1 + batch.env[:, None])
 
     def _tell(self, targets: Tensor, width: Tensor, w: Tensor, precision: Tensor) -> None:
         """Read-outs: what each environment has, and what they share."""

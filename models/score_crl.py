@@ -1,16 +1,16 @@
 """Score-based causal representation learning: latents from differences of scores between hard interventions.
 
     order ~ uniform, graph[j, k] ~ Bernoulli(rho) if j precedes k                   (parent, child)
-    unmixing_kj ~ N(0, 1), z = unmixing y, y the white projection of x; linear only (latent, latent)
+    linear: unmixing M, M_kj ~ N(0, 1), z_i = M y_i, y the white projection of x    (latent, latent)
     z_i,k = m_k(z_i,parents) + s_k(z_i,parents) e_i,k,  e_k ~ a mixture of normals  (data, latent)
-      in an environment that targets k: z_i,k ~ a mixture of normals of its own
+    or, in an environment that targets k, z_i,k ~ a mixture of normals of its own
     linear:   x_i = G z_i + r_i, r_i ~ N(0, tau^2) off the columns of G             (data, feature)
     general:  x_i ~ N(f(z_i), diag sigma^2),  f linear plus a network               (data, feature)
 
-m_k and log s_k are networks, trained with a weak prior (`equations_prior`), as are the mixtures and f. `model` plugs in
-an order, that of the chain, and the graph in which every earlier latent is a parent (`plugged`); linear, x determines
-z. The guide is normal about `unmixing` (linear), or q(z | x) = N(h(x), diag t(x)^2) (general). `recover` draws order
-and graph from the evidence of regressions (below).
+m_k and log s_k are networks, trained with a weak prior (`equations_prior`), as are the mixtures. `model` plugs in
+the chain's order and the graph in which every earlier latent is a parent (`plugged`). The guide is normal about M
+(linear; x then determines z), or q(z | x) = N(h(x), diag t(x)^2) (general). `recover` draws order and graph by the
+evidence of regressions, see below.
 
 `construct`, linear (LSCALE-I): scores are estimated in every environment (`score`: "gaussian", "stein" or "sliced", see
 `pyrocrl.constructions.score_differences`); the leading eigenvector of the second moments of the score difference of

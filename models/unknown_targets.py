@@ -43,7 +43,6 @@ levels that are free, in latents that are binary and of known number, and in the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -202,7 +201,7 @@ class UnknownTargets(Program):
         levels = pyro.deterministic("state_level", level.gather(-1, self._slots(mask)).mT)  # (state, feature)
         env, parents_first = batch.env, order.tolist()
         if batch.together is not None:  # as in the first environment, but for the targets of these
-            law = self._law(log_odds, sets, self._together(targets, batch.together))[None]
+            law = self._law(log_odds, sets, sharing.acting_together(targets, batch.together)[1])[None]
             env = torch.zeros_like(env)
         with self.rows(batch):
 
@@ -274,14 +273,6 @@ class UnknownTargets(Program):
         """(env, latent) the environment whose tables an environment's latents follow."""
         own = torch.arange(len(targets), device=targets.device)[:, None]
         return torch.where(targets > 0.5, own, 0) if self.config["invariant"] else own.expand(targets.shape)
-
-    def _together(self, targets: Tensor, environments: Sequence[int]) -> Tensor:
-        """(latent,) the environment whose tables latents follow where the interventions of these act together: of
-        several that target a latent the last, the first environment if none does."""
-        follows = torch.zeros_like(targets[0], dtype=torch.long)
-        for e in environments:
-            follows = torch.where(targets[e] > 0.5, e, follows)
-        return follows
 
     @staticmethod
     def _law(log_odds: Tensor, sets: Tensor, follows: Tensor) -> Tensor:

@@ -78,8 +78,19 @@ def test_categorical_draws_with_its_probabilities() -> None:
     np.testing.assert_allclose(np.bincount(found) / 20_000, [0.5, 0.3, 0.2], atol=0.012)
 
 
-def test_law_is_what_its_functions_say() -> None:
-    law = dists.Law((3,), (2,), lambda x: x.sum(-1), lambda: torch.arange(6.0).reshape(3, 2))
-    assert law.sample((4,)).shape == (4, 3, 2)
-    assert law.log_prob(law.sample()).tolist() == [1.0, 5.0, 9.0]
+def test_gamma_and_categorical_draw_under_vmap() -> None:
+    torch.manual_seed(0)
+    shape = torch.tensor([0.7, 4.0])
+    draws = vmap(lambda a: dists.Gamma(a, 2.0 * torch.ones_like(a)).sample((DRAWS,)), randomness="different")(shape)
+    torch.testing.assert_close(draws.mean(1), shape / 2, rtol=0.03, atol=0.0)
+    torch.testing.assert_close(draws.var(1), shape / 4, rtol=0.06, atol=0.0)
+    logits = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]])
+    draws = vmap(lambda a: dists.Categorical(logits=a).sample((DRAWS,)), randomness="different")(logits)
+    found = torch.nn.functional.one_hot(draws, 3).float().mean(1)
+    torch.testing.assert_close(found, logits.softmax(-1), rtol=0.0, atol=0.02)
+
+
+def test_law_is_what_its_function_says() -> None:
+    law = dists.Law((3,), (2,), lambda x: x.sum(-1))
+    assert law.log_prob(torch.arange(6.0).reshape(3, 2)).tolist() == [1.0, 5.0, 9.0]
     assert law.support.event_dim == 1

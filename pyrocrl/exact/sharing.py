@@ -76,6 +76,19 @@ def target_probabilities(sets: Tensor, given_set: Tensor, differs: Tensor) -> Te
     return (subset @ differs).mT.clamp(0.0, 1.0)  # rounding may exceed 1
 
 
+def acting_together(targets: Tensor, environments: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(node,) whether one of these environments differs in a node, and the last of them that does (0 if none).
+
+    targets: (env, node) in {0, 1}.
+    """
+    hit = torch.zeros_like(targets[0], dtype=torch.bool)
+    last = torch.zeros_like(hit, dtype=torch.long)
+    for e in environments:
+        here = targets[e] > 0.5
+        hit, last = hit | here, torch.where(here, e, last)
+    return hit, last
+
+
 class Targets(TorchDistribution):
     """Which environments have a mechanism of their own, independently for each node: event (env, node) in {0, 1}.
 

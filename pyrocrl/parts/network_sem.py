@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl.dists import Normal
-from pyrocrl.exact import orders
+from pyrocrl.exact import orders, sharing
 from pyrocrl.exact.basis_regression import RIDGE, Posterior
 
 HIDDEN = 24  # units of an equation's network
@@ -106,12 +106,8 @@ class NetworkSEM(nn.Module):
         """
         if together is None:
             return self.target[env] > 0.5, env[:, None].expand(-1, self.target.shape[1])
-        hit = torch.zeros_like(self.target[0], dtype=torch.bool)
-        who = torch.zeros_like(hit, dtype=torch.long)
-        for e in together:
-            here = self.target[e] > 0.5
-            hit, who = hit | here, torch.where(here, e, who)
-        return hit.expand(len(env), -1), who.expand(len(env), -1)
+        hit, last = sharing.acting_together(self.target, together)
+        return hit.expand(len(env), -1), last.expand(len(env), -1)
 
     def law(self, k: int, z: Tensor, graph: Tensor, hit: Tensor, env: Tensor) -> Any:
         """Of latent k (rows,) given z (rows, latent) under a graph (parent, child), or where `hit` (rows,) its mixture
