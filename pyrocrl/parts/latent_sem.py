@@ -339,8 +339,9 @@ class LatentSEM(nn.Module):
         return "soft" if self.intervention == "soft" else "perfect"
 
     def _pairs(self, target: Tensor) -> list[tuple[int, int]]:
-        """(env, latent) of every intervened equation that has rows."""
-        return [(e, k) for e, k in linear_sem.target_pairs(target.cpu()) if self.count[e] > 1.0]
+        """(env, latent) of every intervened equation that has rows; of every one before rows are gathered."""
+        pairs = linear_sem.target_pairs(target.cpu())
+        return [(e, k) for e, k in pairs if self.count[e] > 1.0] if bool(self.count.any()) else pairs
 
     def _slices(self, target: Tensor, use: Tensor | None = None) -> linear_sem.Slices:
         """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
