@@ -139,7 +139,7 @@ class Flat:
     def __init__(self, params: State) -> None:
         self.shapes = {name: value.shape for name, value in params.items()}
         self.sizes = [value[0].numel() for value in params.values()]
-        self.value = torch.cat([v.detach().flatten(1) for v in params.values()], 1).requires_grad_()
+        self.value = torch.cat([v.detach().reshape(len(v), -1) for v in params.values()], 1).requires_grad_()
 
     def views(self, of: Tensor | None = None) -> State:
         """The parameters by name, views of `of` or of the flat tensor; gradients arrive there."""

@@ -106,7 +106,7 @@ class Completion(nn.Module):
         else:
             law = block()
             if kind != "real":
-                law = dist.TransformedDistribution(law, [torch.distributions.biject_to(TRANSFORMS[kind])])
+                law = Transformed(law, [torch.distributions.biject_to(TRANSFORMS[kind])])
         return law.to_event(len(block.logits.shape if kind == "boolean" else block.loc.shape))
 
     @torch.no_grad()
@@ -118,6 +118,17 @@ class Completion(nn.Module):
         out = self.blocks[name].probabilities
         order = next((site for site, kind, _ in self.spec if kind == "order"), None)
         return out * orders.earlier(getattr(self, f"order_{order}")).to(out) if kind == "graph" else out
+
+
+class Transformed(dist.TransformedDistribution):
+    """A normal on the unconstrained scale; stands at its median where a guide's site is put at its mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        out: Tensor = self.base_dist.mean
+        for transform in self.transforms:
+            out = transform(out)
+        return out
 
 
 class EdgeGates(Gate):

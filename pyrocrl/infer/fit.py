@@ -303,14 +303,14 @@ class _Loop:
         stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
         names = set(self.chains.params)
         final = Chains(
-            self.program,
+            self.chains.program,
             {k: v.to(self.device) for k, v in stacked.items() if k in names},
             {k: v.to(self.device) for k, v in stacked.items() if k not in names},
         )
         final.batched = self.chains.batched
         self.chains = final
         result = Fit(
-            program=self.program,
+            program=final.program,
             chains=final,
             kept=torch.nonzero(kept).flatten().tolist(),
             held_out=self._held_out_rows().cpu(),
