@@ -164,7 +164,9 @@ class Program(nn.Module):
         """The exact conditional, given x and the sites that `model` kept, of those that it summed out."""
 
     def recovered(self, batch: Batch, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One draw of `recover`'s sites, by name."""
+        """One draw of `recover`'s sites, by name; none where the story itself is fitted."""
+        if self.fits_story:
+            return {}
         nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
         return {
             name: node["value"]
@@ -274,6 +276,11 @@ class Program(nn.Module):
     def completion(self) -> Any:
         """The guide's blocks for sites that `guide` lacks (`infer.completion`), or None."""
         return self._modules.get("completion")
+
+    @property
+    def fits_story(self) -> bool:
+        """Whether the story itself is fitted: nothing of it is summed out, and there is nothing to recover."""
+        return type(self).model is Program.model
 
     def complete_with(self, completion: nn.Module) -> None:
         """Let these blocks go with the guide."""

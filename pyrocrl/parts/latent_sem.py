@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pyrocrl.data import Batch
-from pyrocrl.dists import Law, LogNormal, Normal
+from pyrocrl.dists import Law, LogNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts import escapees
@@ -418,7 +418,9 @@ class LatentSEM(nn.Module):
         like = self.weight.new_ones(size)
         with pyro.plate("mechanism", size, dim=-1):  # the natural equations, then one for each (env, target)
             variance = pyro.sample("variance", dist.InverseGamma(like, like))
-            slope = pyro.sample("slope", self._prior_slopes(variance))  # (mechanism, latent)
+            law = self._prior_slopes(variance)
+            acting = self._acting(graph, [] if self.keeps else pairs).to(like)  # slopes of other latents do nothing
+            slope = pyro.sample("slope", PseudoPrior(acting, law, law).to_event(1))  # (mechanism, latent)
             level = pyro.sample("level", Normal(0 * like, LEVEL * like))
         change, ratio = self._changes(pairs, lambda e, k: (self.weight.new_zeros(()), self.weight.new_tensor(LEVEL)))
         out = self._assembled(order, graph, targets, variance, slope, level, change, ratio)
@@ -438,9 +440,10 @@ class LatentSEM(nn.Module):
         known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
         with pyro.plate("mechanism", len(table.node), dim=-1):
             variance = pyro.sample("variance", known.variance())
-            acting = pyro.sample("slope", self._prior_slopes(variance) if self.absorbed else known.slopes(variance))
-            level = pyro.sample("level", known.level(acting, variance))
-        weight = acting * known.parents  # (mechanism, latent)
+            law = self._prior_slopes(variance).to_event(1) if self.absorbed else known.slopes(variance)
+            slope = pyro.sample("slope", law)
+            level = pyro.sample("level", known.level(slope, variance))
+        weight = slope * known.parents  # (mechanism, latent)
 
         def shifted(e: int, k: int) -> tuple[Tensor, Tensor]:
             gap = self.mean[e, k] - self.mean[e, self.latents :] @ weight[k] - level[k]
@@ -448,7 +451,7 @@ class LatentSEM(nn.Module):
             return gap, spread / self.count[e].sqrt()
 
         change, ratio = self._changes(pairs, shifted, told=True)
-        return self._assembled(order, graph, targets, variance, acting, level, change, ratio)
+        return self._assembled(order, graph, targets, variance, slope, level, change, ratio)
 
     def _targets(self, log_prob: Tensor) -> Tensor:
         """(env, latent) known targets, or a draw of the site `target`; log_prob: (env, latent + 1), "none" last."""
@@ -465,7 +468,12 @@ class LatentSEM(nn.Module):
         scale = variance.new_ones(len(variance), self.latents)
         if self.absorbed:
             scale = (variance[:, None] / variance[: self.latents]).sqrt()
-        return Normal(torch.zeros_like(scale), scale).to_event(1)
+        return Normal(torch.zeros_like(scale), scale)
+
+    def _acting(self, graph: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """(mechanism, latent) in {0, 1}: the parents in each equation, of which a perfect intervention leaves none."""
+        own = graph.mT[[k for _, k in pairs]]
+        return torch.cat([graph.mT, own if self.intervention == "soft" else 0 * own])
 
     def _changes(
         self, pairs: Sequence[tuple[int, int]], law: Callable[[int, int], tuple[Tensor, Tensor]], told: bool = False
