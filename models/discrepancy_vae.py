@@ -57,7 +57,6 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
 from pyrocrl.constructions import affine
@@ -69,7 +68,7 @@ from pyrocrl.lab.screens import PerturbationScreen
 from pyrocrl.lab.studies import Pairs, Study, TwoModels
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
-from pyrocrl.parts.nets import MLP, Residual
+from pyrocrl.parts.nets import MLP, Residual, TrilEncoder
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_between, check_sizes
 
@@ -106,50 +105,7 @@ class Decoder(nn.Module):
         self.loadings.copy_(loadings)
         self.bias.copy_(bias)
         if self.net is not None:
-            _quiet(self.net)
-
-
-class Encoder(nn.Module):
-    """q(z | x): (rows, feature) -> mean (rows, latent), a linear map plus a network, and scale_tril.
-
-    held: the mean is not trained, but stays as it was constructed.
-    """
-
-    def __init__(self, features: int, latents: int, hidden: int, held: bool) -> None:
-        super().__init__()
-        self.latents, self.held = latents, held
-        self.mean = Residual(features, latents, hidden, 1) if held else nn.Linear(features, latents)
-        self.mean.requires_grad_(not held)
-        self.net = MLP([features, hidden, hidden, latents * (1 + latents)], "leaky_relu")
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.net(x)
-        raw = out[..., self.latents :].unflatten(-1, (self.latents, self.latents))
-        tril = raw.tril(-1) + torch.diag_embed(softplus(raw.diagonal(dim1=-2, dim2=-1)) + 1e-4)
-        return self.mean(x) + (0.0 if self.held else out[..., : self.latents]), tril
-
-    @torch.no_grad()
-    def start(self, weight: Tensor, bias: Tensor, tril: Tensor) -> None:
-        """q(z | x) = N(weight x + bias, tril tril')."""
-        linear = self.mean
-        if isinstance(linear, Residual):
-            _quiet(linear.net)
-            linear = linear.linear
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-        _quiet(self.net)
-        diagonal = tril.diagonal().clamp_min(1e-3)
-        raw = tril.tril(-1) + torch.diag(diagonal + torch.log(-torch.expm1(-diagonal)))
-        self.net[-1].bias[self.latents :] = raw.flatten()
-
-
-@torch.no_grad()
-def _quiet(net: nn.Sequential) -> None:
-    """Let a network start from (nearly) nothing beside its linear part."""
-    last = net[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.mul_(0.1)
-    last.bias.zero_()
+            self.net.quieten()
 
 
 class DiscrepancyVAE(SEMReadouts, Program):
@@ -263,7 +219,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         held = decoder == "mlp" and not self.observation.counts
         if held:  # decoder, spread and equations of latents that stay
             self.recipe = replace(self.recipe, least_steps=800)
-        self.encoder = Encoder(features, latents, hidden, held)
+        mean = Residual(features, latents, hidden, 1) if held else nn.Linear(features, latents)
+        self.encoder = TrilEncoder(features, latents, hidden, "leaky_relu", mean, held=held)
         self.decoder = Decoder(latents, features, hidden, decoder == "linear")
 
     # -- model and guide ---------------------------------------------------------------------------------------
