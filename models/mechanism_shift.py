@@ -39,7 +39,6 @@ without the graph).
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import pyro
@@ -204,8 +203,9 @@ class MechanismShift(Program):
         d, envs = self.config["latents"], self.config["environments"]
         change = pyro.sample("change", self._log_odds(*self.change_prior))  # ()
         edge = pyro.sample("edge", self._log_odds(*self.edge_prior))  # ()
-        order = pyro.sample("order", orders.Order(self._edges(edge)))  # (latent,)
-        graph = pyro.sample("graph", orders.Graph(self._edges(edge), order))  # (parent, child)
+        edges = orders.edge_log_odds(d, edge)
+        order = pyro.sample("order", orders.Order(edges))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(edges, order))  # (parent, child)
         latent = pyro.plate("latent", d, dim=-1)
         with pyro.plate("env", envs, dim=-2), latent:  # a reference differs nowhere
             chance = change.double().sigmoid() * self.differs.double().amax(0)[:, None]
@@ -231,22 +231,25 @@ class MechanismShift(Program):
     def model(self, batch: Batch) -> None:
         change = pyro.sample("change", self._log_odds(*self.change_prior))
         edge = pyro.sample("edge", self._log_odds(*self.edge_prior))
-        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(change, edge))
+        log_jacobian = -self.count.sum() * self.spread.log().sum()  # of standardising
+        total = self._known.log_total(change, edge) + log_jacobian
+        law = Law((), (len(batch), self.config["features"]), lambda _: total)
         pyro.sample("x", law, obs=batch.x)  # all rows at once, by their moments
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         change, edge = kept["change"], kept["edge"]
-        scores = self._scores(change, edge)
+        scores = self._known.scores(change, edge)
         order = pyro.sample("order", orders.Order(scores))
         chosen = orders.parent_sets(pyro.sample("graph", orders.Graph(scores, order)))  # (latent,)
         node = torch.arange(len(chosen), device=chosen.device)
-        joint = self._joint(change)[node, chosen]  # (latent, grid, subset)
+        joint = self._known.joint(change)[node, chosen]  # (latent, grid, subset)
         latent = pyro.plate("latent", len(node), dim=-1)
         with latent:
             grid = pyro.sample("grid", Categorical(logits=joint.logsumexp(-1)))
         targets = pyro.sample("targets", sharing.Targets(joint[node, grid], self.differs.double()))
-        known = self._regressions(chosen, grid, targets)
+        own = self.moments.double()[chosen, grid // len(RATIOS)]  # (latent, env, ...)
+        known = sharing.regressions(own, self.count.double(), targets, self._cell(grid)[1])
         with pyro.plate("mechanism", len(known.rate), dim=-2), latent:
             precision = pyro.sample("precision", known.precision())
             pyro.sample("w", known.weights(precision))
@@ -257,11 +260,6 @@ class MechanismShift(Program):
 
     def _log_odds(self, mean: float, sd: float) -> Normal:
         return Normal(torch.full_like(self.loc[0], mean), sd)
-
-    def _edges(self, edge: Tensor) -> Tensor:
-        """(child, set) log odds of the edges of every set of parents."""
-        d = self.evidence.shape[0]
-        return (orders.members(d, self.evidence.device).sum(-1) * edge.double()).expand(d, -1)
 
     def _cell(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Width and t^2 (latent,) by the cells of the grid (latent,)."""
@@ -303,31 +301,9 @@ class MechanismShift(Program):
         pyro.deterministic("base_coefficients", w[0])  # (latent, basis)
         pyro.deterministic("base_noise", noise[0])  # (latent,)
 
-    def _regressions(self, chosen: Tensor, grid: Tensor, targets: Tensor) -> regression.Conjugate:
-        """(mechanism, latent) what rows tell of w and s: of those that share a mechanism together, then of each target;
-        chosen: (latent,) sets of parents."""
-        own = self.moments.double()[chosen, grid // len(RATIOS)].transpose(0, 1)  # (env, latent, ...)
-        count = self.count.double()[:, None]
-        use = torch.cat(
-            [(1.0 - targets)[None], torch.diag_embed(targets.mT).permute(1, 2, 0)]
-        )  # (mechanism, env, latent)
-        moments = torch.einsum("mek,ekab->mkab", use, own)
-        return regression.conjugate(moments, (use * count).sum(1), self._cell(grid)[1])
-
-    def _joint(self, change: Tensor) -> Tensor:
-        """(child, set, grid, subset) log evidence and prior of targets, width and ratio."""
-        prior = sharing.log_prior(change.double(), self.differs.double(), self.config["reference"])
-        return self.evidence.double() + prior - math.log(self.evidence.shape[2])
-
-    def _scores(self, change: Tensor, edge: Tensor) -> Tensor:
-        """(child, set) log score of every set of parents, targets summed out."""
-        return self._joint(change).flatten(2).logsumexp(-1) + self._edges(edge)
-
-    def _objective(self, change: Tensor, edge: Tensor) -> Tensor:
-        """log p(x | change, edge), everything else summed out."""
-        d = self.evidence.shape[0]
-        absent = torch.nn.functional.logsigmoid(-edge.double()) * (d * (d - 1) / 2) - math.lgamma(d + 1)
-        return orders.log_partition(self._scores(change, edge)) + absent - self.count.sum() * self.spread.log().sum()
+    @property
+    def _known(self) -> sharing.Evidence:
+        return sharing.Evidence(self.evidence.double(), self.differs.double(), self.config["reference"])
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -338,13 +314,12 @@ class MechanismShift(Program):
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact at the guide's mean of the log odds."""
-        return orders.edge_probabilities(self._scores(*self.loc))
+        return orders.edge_probabilities(self._known.scores(*self.loc))
 
     @torch.no_grad()
     def targets_matrix(self) -> Tensor:
         """(env, latent) probabilities that a mechanism differs, exact at the guide's mean of the log odds."""
-        given_set = self._joint(self.loc[0]).logsumexp(2)
-        return sharing.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
+        return self._known.target_probabilities(*self.loc)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""

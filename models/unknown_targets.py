@@ -317,18 +317,10 @@ class UnknownTargets(Program):
     def _joint(self) -> Tensor:
         """(child, set of parents, subset of environments that target the child) log posterior, up to a constant."""
         d, differs, count = self.config["latents"], self._differs(), self.count.double()
-        kept = 1.0 - differs
-        own = binary.table_scores(count, d, self.prior.equivalent)  # (env, child, set)
-        alike = self.config["invariant"]
-        pooled = kept @ count
-        together = (
-            binary.table_scores(pooled, d, self.prior.equivalent) if alike else torch.einsum("ge,eks->gks", kept, own)
-        )
-        cut = own[:, :, :1].permute(1, 2, 0).expand(-1, own.shape[-1], -1)  # no parents: the empty set
-        joint = sharing.log_joint(together.permute(1, 2, 0), cut, differs)
+        known = sharing.table_evidence(count, differs, self.config["invariant"], self.prior.equivalent)
         rate = torch.tensor(-math.log(d - 1), dtype=torch.float64, device=count.device)
         prior = orders.log_edge_prior(d, self.config["edge_probability"], count.device)
-        return joint + sharing.log_prior(rate, differs, True) + prior[..., None]
+        return known + sharing.log_prior(rate, differs, True) + prior[..., None]
 
     @torch.no_grad()
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
