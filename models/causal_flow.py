@@ -38,7 +38,6 @@ and `finish`; or keep them and change `_objective` with it, the marginal likelih
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -52,7 +51,7 @@ from torch import Tensor
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import contrastive, contrastive_flow, directions
 from pyrocrl.dists import Law, MultivariateNormal, Normal
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Study
 from pyrocrl.parts.flows import FreeFormFlow
@@ -63,6 +62,7 @@ from pyrocrl.program import check_between, check_rows, check_whole, checked_targ
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
 TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
+TOLD, UNKNOWN = {"targets": ("known", "relabelled")}, {"targets": "unknown"}
 
 
 class Mixed(TorchDistribution):
@@ -107,8 +107,10 @@ class CausalFlow(Program):
             "an intervention replaces the equation of its target",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale", "shift"), GIVEN, ONCE),
-            Claim("graph", ("permutation",), GIVEN, ONCE),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, ONCE, TOLD),
+            Claim("graph", ("permutation",), GIVEN, ONCE, TOLD),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, TWICE, UNKNOWN),
+            Claim("graph", ("permutation",), GIVEN, TWICE, UNKNOWN),
         ),
         references=(
             Reference(
@@ -339,30 +341,7 @@ class CausalFlow(Program):
         y = torch.linalg.solve(unmixing.to(z), z.mT).mT
         return self.flow.decode(torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z))
 
-    def claims(self) -> tuple[Claim, ...]:
-        free = () if self.config["targets"] == "known" else ("permutation",)
-        needs = TWICE if self.unknown else ONCE
-        return (Claim("latents", (*free, "scale", "shift"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
-
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            data = copy.copy(data)
-            data.targets = None  # labels that are not believed
-        elif data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
-            )
-        else:
-            options = {"environments": None} | options
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != len(self.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The flow from contrasts, its decoder by regression, and the unmixing and targets of the most evidence."""

@@ -79,6 +79,10 @@ NEEDS = (
     "more_features_than_latents",
     "nonlinear_or_replaced",
 )
+# a network can undo the structural equations that interventions keep
+REPLACED = (*NEEDS[:-1], "perfect_interventions")
+LINEAR, NETWORK = {"decoder": "linear"}, {"decoder": "mlp"}
+OTHERS = {"intervention": ("soft", "variance", "shift")}
 # shifts move x along their target's direction, whatever the graph
 TARGET_NEEDS = ("observational_environment", "more_features_than_latents")
 
@@ -126,8 +130,12 @@ class DiscrepancyVAE(SEMReadouts, Program):
             "latents follow a structural equation model without cycles, linear or with relu links",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS),
-            Claim("graph", ("permutation", "transitive closure"), GIVEN, NEEDS),
+            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS, LINEAR),
+            Claim("latents", ("permutation", "scale"), GIVEN, REPLACED, NETWORK),
+            Claim("graph", ("permutation",), GIVEN, NEEDS, LINEAR | {"intervention": "perfect"}),
+            Claim("graph", ("permutation", "transitive closure"), GIVEN, NEEDS, LINEAR | OTHERS),
+            Claim("graph", ("permutation",), GIVEN, REPLACED, NETWORK),
+            Claim("targets", ("permutation",), GIVEN, TARGET_NEEDS, {"targets": "unknown"}),
         ),
         references=(
             Reference(
@@ -151,6 +159,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
         "error.",
     )
+    infers_targets = True
     recipe = Recipe(
         epochs=100, least_steps=3000, batch_size=500, lr=3e-3, kl_warmup=0.0, temperature_span=0.0, chains=4
     )
@@ -282,24 +291,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         z = self.encoder(self.observation.inputs(batch))[0]
         return self.sem.innovations(z) if self.reads_innovations else z
 
-    def claims(self) -> tuple[Claim, ...]:
-        free = () if self.config["targets"] == "known" else ("permutation",)
-        closure = () if self.config["intervention"] == "perfect" else ("transitive closure",)
-        # a network can undo the structural equations that interventions keep
-        needs = NEEDS if self.config["decoder"] == "linear" else (*NEEDS[:-1], "perfect_interventions")
-        return (
-            Claim("latents", (*free, "scale"), GIVEN, needs),
-            Claim("graph", (*free, *closure), GIVEN, needs),
-            *((Claim("targets", ("permutation",), GIVEN, TARGET_NEEDS),) if self.sem.unknown else ()),
-        )
-
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if data.targets is None:
-            options = {"targets": "unknown"} | options
-        return super().from_data(data, **options)
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Linear latents along the directions in which environments differ, bent where the decoder is a network."""

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations_with_replacement
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyro
@@ -81,7 +81,10 @@ class DoPolynomial(Program):
             "monomials of the latents",
         ),
         assumes=("x is a polynomial of the latents, with noise", *GIVEN[:1]),
-        claims=(Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),),
+        claims=(
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),
+            Claim("targets", ("permutation",), GIVEN, NEEDS, {"targets": "unknown"}),
+        ),
         references=(
             Reference(
                 "Ahuja, Mahajan, Wang & Bengio",
@@ -103,6 +106,7 @@ class DoPolynomial(Program):
         approximate="Targets and constants are plugged in while latents are fitted: all rows of an environment share "
         "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
+    infers_targets = True
     recipe = Recipe(
         epochs=8,
         least_steps=200,
@@ -163,12 +167,6 @@ class DoPolynomial(Program):
         self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
         self.register_buffer("log_odds", torch.zeros(environments, latents + 1))  # of each target, of none
         self.register_buffer("rows_in", torch.ones(environments))
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if data.targets is None:
-            options = {"targets": "unknown"} | options
-        return super().from_data(data, **options)
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -256,17 +254,6 @@ class DoPolynomial(Program):
 
     def targets_matrix(self) -> Tensor:
         return self.log_odds.softmax(-1)[:, :-1] if self.unknown else self.hit
-
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        """Known targets name the latents."""
-        return ("scale", "shift") if self.config["targets"] == "known" else ("permutation", "scale", "shift")
-
-    def claims(self) -> tuple[Claim, ...]:
-        latents = Claim("latents", self.latents_up_to, GIVEN, NEEDS)
-        if not self.unknown:
-            return (latents,)
-        return (latents, Claim("targets", ("permutation",), GIVEN, NEEDS))
 
     # -- from data ---------------------------------------------------------------------------------------------
 

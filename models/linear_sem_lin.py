@@ -53,7 +53,6 @@ and `finish`; or keep them and change `_objective` with it, the marginal likelih
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -67,9 +66,8 @@ from torch import Tensor
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import directions, subspaces
 from pyrocrl.constructions.count_moments import RowPosterior, count_moments, row_posterior
-from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Law, MultivariateNormal, Normal
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
 from pyrocrl.parts import escapees as escape
@@ -80,13 +78,13 @@ from pyrocrl.parts.observation import LIKELIHOODS, Observation
 from pyrocrl.program import check_between, check_rows, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
-SOFT = "soft interventions change every weight into their target"
 NEEDS = (
     "observational_environment",
     "one_intervention_per_latent",
     "separated_targets",
     "more_features_than_latents",
 )
+OTHERS = {"intervention": ("perfect", "variance", "shift")}
 ROUNDING = 1e-14  # eigenvalues of a covariance below this share of the largest are 0
 FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
 
@@ -110,9 +108,15 @@ class LinearSEMLin(Program):
             "an intervention changes the equations of its targets alone",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), GIVEN, (*NEEDS, "perfect_interventions")),
-            Claim("graph", ("permutation",), GIVEN, (*NEEDS, "perfect_interventions")),
-            Claim("graph", ("permutation", "transitive closure"), (*GIVEN, SOFT), (*NEEDS, "nonlinear_or_replaced")),
+            Claim("latents", ("permutation", "scale"), GIVEN, (*NEEDS, "perfect_interventions"), OTHERS),
+            Claim("graph", ("permutation",), GIVEN, (*NEEDS, "perfect_interventions"), OTHERS),
+            Claim(
+                "graph",
+                ("permutation", "transitive closure"),
+                (*GIVEN, "soft interventions change every weight into their target"),
+                (*NEEDS, "nonlinear_or_replaced"),
+                {"intervention": "soft"},
+            ),
         ),
         references=(
             Reference(
@@ -490,45 +494,7 @@ class LinearSEMLin(Program):
         share = self.share[batch.env]
         return torch.logaddexp(torch.log1p(-share) + own, share.log() + natural)
 
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        """Latents are called by their targets, also where they are mixed with their ancestors."""
-        return ("scale",) if self.config["targets"] == "known" else ("permutation", "scale")
-
-    def claims(self) -> tuple[Claim, ...]:
-        free = self.latents_up_to[:-1]
-        if self.config["intervention"] == "soft":
-            return (Claim("graph", (*free, "transitive closure"), (*GIVEN, SOFT), NEEDS),)
-        needs = (*NEEDS, "perfect_interventions")
-        return (Claim("latents", (*free, "scale"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
-
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            if data.control is None and data.env_names[0] not in CUSTOMARY_CONTROLS:
-                raise InputError("control: found None in the data; allowed: the observational environment's name")
-            data = copy.copy(data)
-            data.targets = None  # labels that are not believed
-            return super().from_data(data, **options)
-        if data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
-            )
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        if self.counts and not data.counts:
-            reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
-        if data.features != self.config["features"]:
-            reject("data", f"{data.features} features", f"the program's {self.config['features']}")
-        if len(data.env_names) != len(self.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
-        if data.targets is not None and not self.unknown:
-            found = data.target_matrix(self.config["latents"])
-            if not np.array_equal(found, self.target.cpu().numpy()):
-                reject("targets", "other targets than the program's", self.config["target_matrix"])
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""

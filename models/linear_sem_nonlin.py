@@ -42,7 +42,7 @@ in a likelihood with a decoder after it, and in a posterior of graphs in place o
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
 import torch
@@ -52,7 +52,7 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
 from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.dists import Normal
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.lab.studies import Study, TwoModels
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts import nets
@@ -212,26 +212,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def latents(self, batch: Batch) -> Tensor:
         return self._mean(batch)
 
-    def claims(self) -> tuple[Claim, ...]:
-        free = () if self.config["targets"] == "known" else ("permutation",)
-        return (Claim("latents", (*free, "scale", "shift"), GIVEN, NEEDS), Claim("graph", free, GIVEN, NEEDS))
-
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
-            )
-        if options.get("targets") == "unknown":
-            reject("targets", "'unknown'", "'known' or 'relabelled'")
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != self.sem.environments:
-            reject("data", f"{len(data.env_names)} environments", f"the program's {self.sem.environments}")
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The contrastive construction of h, and equations by least squares from its latents.

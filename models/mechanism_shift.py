@@ -47,7 +47,6 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Categorical, Law, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
@@ -60,10 +59,12 @@ RATIOS = (1.0, 10.0, 100.0)  # t^2: variance of a weight over that of the noise
 CANDIDATES = 1500  # rows from which inducing points are taken
 
 ADDITIVE = "equations are nonlinear with additive Gaussian noise"
-LINEAR = "equations are linear with additive Gaussian noise"
+STRAIGHT = "equations are linear with additive Gaussian noise"
 FEWEST = "no Markov equivalent graph explains the environments by as few shifts"
 SUFFICIENT = "no unobserved variable acts on two observed ones"
 SHARED = "the environments that share a mechanism are more than those that have any other one in common"
+COMPARED = ("observational_environment",)
+NONLINEAR, LINEAR = {"mechanism": "nonlinear"}, {"mechanism": "linear"}
 
 
 class MechanismShift(Program):
@@ -85,8 +86,12 @@ class MechanismShift(Program):
             "all environments have the same graph, and few equations differ between them",
         ),
         claims=(
-            Claim("targets", (), (SUFFICIENT, ADDITIVE), ("observational_environment",)),
-            Claim("graph", (), (SUFFICIENT, ADDITIVE)),
+            Claim("targets", (), (SUFFICIENT, ADDITIVE), COMPARED, NONLINEAR | {"reference": True}),
+            Claim("targets", (), (SUFFICIENT, ADDITIVE, SHARED), (), NONLINEAR | {"reference": False}),
+            Claim("graph", (), (SUFFICIENT, ADDITIVE), (), NONLINEAR),
+            Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST), COMPARED, LINEAR | {"reference": True}),
+            Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST, SHARED), (), LINEAR | {"reference": False}),
+            Claim("graph", ("markov equivalence",), (SUFFICIENT, STRAIGHT), (), LINEAR),
         ),
         references=(
             Reference(
@@ -337,21 +342,11 @@ class MechanismShift(Program):
     def latents_up_to(self) -> tuple[str, ...]:
         return ("exact",)
 
-    def claims(self) -> tuple[Claim, ...]:
-        targets, graph = self.card.claims
-        if not self.nonlinear:
-            graph = Claim("graph", ("markov equivalence",), (SUFFICIENT, LINEAR))
-            targets = Claim("targets", (), (*graph.given, FEWEST), targets.needs)
-        if not self.config["reference"]:
-            targets = Claim("targets", (), (*targets.given, SHARED))
-        return targets, graph
-
     # -- from data ---------------------------------------------------------------------------------------------
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
-        known = data.control is not None or data.env_names[0] in CUSTOMARY_CONTROLS
-        return super().from_data(data, **({"latents": data.features, "reference": known} | options))
+        return super().from_data(data, **({"latents": data.features, "reference": data.has_control} | options))
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Inducing points among rows drawn at random; then all evidence, in closed form."""

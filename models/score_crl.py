@@ -52,7 +52,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import score_differences, subspaces
 from pyrocrl.constructions.hard_interventions import Unmixing, from_scores
 from pyrocrl.dists import Law, Normal
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders
 from pyrocrl.lab.studies import Study, TwoModels
 from pyrocrl.parts.guides import NormalBlock
@@ -66,7 +66,7 @@ Transform = Literal["linear", "general"]
 GIVEN = ("interventions are hard", "mixing is injective")
 BOTH = ("observational_environment", "single_targets", "more_features_than_latents", "perfect_interventions")
 NEEDS, TWICE = (*BOTH, "one_intervention_per_latent"), (*BOTH, "two_interventions_per_latent")
-LINEAR = "mixing is linear"
+LINEAR, GENERAL = {"transform": "linear"}, {"transform": "general"}
 FLOOR = 1e-8  # least residual variance, as a share of the largest variance: data may have exactly rank `latents`
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z
 NOISE = 0.02  # least deviation of q(z | x) and of x
@@ -91,10 +91,10 @@ class ScoreCRL(Program):
             GIVEN[0],
         ),
         claims=(
-            Claim("latents", ("permutation", "scale", "shift"), (*GIVEN, LINEAR), NEEDS),
-            Claim("graph", ("permutation",), (*GIVEN, LINEAR), NEEDS),
-            Claim("latents", ("permutation", "elementwise"), GIVEN, TWICE),
-            Claim("graph", ("permutation",), GIVEN, TWICE),
+            Claim("latents", ("permutation", "scale", "shift"), (*GIVEN, "mixing is linear"), NEEDS, LINEAR),
+            Claim("graph", ("permutation",), (*GIVEN, "mixing is linear"), NEEDS, LINEAR),
+            Claim("latents", ("permutation", "elementwise"), GIVEN, TWICE, GENERAL),
+            Claim("graph", ("permutation",), GIVEN, TWICE, GENERAL),
         ),
         references=(
             Reference(
@@ -285,29 +285,7 @@ class ScoreCRL(Program):
             return None
         return self._linear(sites["unmixing"], batch.env).log_prob(batch.x)
 
-    def claims(self) -> tuple[Claim, ...]:
-        free = () if self.config["targets"] == "known" else ("permutation",)
-        if self.general:
-            return (Claim("latents", (*free, "elementwise"), GIVEN, TWICE), Claim("graph", free, GIVEN, TWICE))
-        given = (*GIVEN, LINEAR)
-        return (Claim("latents", (*free, "scale", "shift"), given, NEEDS), Claim("graph", free, given, NEEDS))
-
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            reject("targets", "'unknown'", "'known' or 'relabelled'")
-        if data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
-            )
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != len(self.mechanisms.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.mechanisms.target)}")
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The theorem's construction alone: see the head of this file. Raises InputError for environments of fewer rows
