@@ -160,9 +160,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         "error.",
     )
     infers_targets = True
-    recipe = Recipe(
-        epochs=100, least_steps=3000, batch_size=500, lr=3e-3, kl_warmup=0.0, temperature_span=0.0, chains=4
-    )
+    recipe = Recipe.unannealed(epochs=100, least_steps=3000, batch_size=500, lr=3e-3, chains=4)
     # rates and dispersions of rare genes have far to go, and every step costs as much as ten of floats
     count_recipe = replace(recipe, epochs=60, least_steps=1500, lr_scale={"observation": 5.0, "sem": 5.0})
 
@@ -324,11 +322,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         if not self.encoder.held:
             loc = MultivariateNormal(loc, scale_tril=tril).sample()
         self.sem.gather(loc, batch.env)
-        fewer = torch.full_like(self.sem.count[0], self.config["unmixed"])
-        if self.encoder.held:  # errors of which rows are no cure, see `linear_sem_nonlin`
-            share = (tril.square().sum(-1).mean(0) / loc.var(0)).mean().double()
-            fewer = fewer + len(batch) * (share.square() + self.config["correlation_error"] ** 2)
-        self.sem.count.div_(fewer)
+        if self.encoder.held:
+            variance = tril.square().sum(-1)
+            self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
+        else:
+            self.sem.count.div_(self.config["unmixed"])
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -28,14 +28,13 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
-*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `_moments`
-too), or of `mean`, another mixing.
+*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then
+`_set_laws` too), or of `mean`, another mixing.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import combinations_with_replacement
 from typing import Literal
 
 import numpy as np
@@ -49,6 +48,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
+from pyrocrl.exact.monomials import powers, slots
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.lab.studies import Study
 from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
@@ -107,17 +107,7 @@ class DoPolynomial(Program):
         "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
     infers_targets = True
-    recipe = Recipe(
-        epochs=8,
-        least_steps=200,
-        batch_size=512,
-        lr=3e-4,
-        lr_end=0.01,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        check_every=2,
-        chains=4,
-    )
+    recipe = Recipe.unannealed(epochs=8, least_steps=200, batch_size=512, lr=3e-4, lr_end=0.01, check_every=2, chains=4)
     sites = {
         "target": Site(("env",)),  # a position in the chain's own order of latents; the last is none
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -154,14 +144,13 @@ class DoPolynomial(Program):
         matrix = np.zeros((environments, latents))
         if not self.unknown:
             matrix = checked_targets(target_matrix, latents, environments, most=1, observational=False)
-        slots = list(combinations_with_replacement(range(latents + 1), degree))  # of (1, z); each once
         self.encoder = nn.Parameter(0.1 * torch.randn(latents, features))
         self.offset = nn.Parameter(torch.zeros(latents))
         self.coefficients = nn.Parameter(0.1 * torch.randn(count, features))
         self.log_noise = nn.Parameter(torch.zeros(features))
         self.env_mean = nn.Parameter(torch.zeros(environments, latents))
         self.env_root = nn.Parameter(torch.zeros(environments, latents, latents))  # log of the diagonal
-        self.register_buffer("slots", torch.tensor(slots))  # (monomial, degree)
+        self.register_buffer("slots", slots(latents, degree))  # (monomial, degree)
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
         self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
@@ -216,19 +205,7 @@ class DoPolynomial(Program):
 
     def _mean(self, z: Tensor) -> Tensor:
         """(rows, feature) E[x | z]."""
-        return self.centre + self.spread * (self.powers(z)[0] @ self.coefficients)
-
-    def powers(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """kappa(z) (rows, monomial), and its derivatives (rows, latent, monomial)."""
-        factors = torch.cat([torch.ones_like(z[:, :1]), z], 1)[:, self.slots]  # (rows, monomial, degree)
-        value, slope = factors.prod(-1), torch.zeros_like(z)[:, :, None]
-        for s in range(factors.shape[-1]):
-            rest = torch.ones_like(value)
-            for other in range(factors.shape[-1]):
-                rest = rest if other == s else rest * factors[..., other]
-            own = self.slots[:, s] == torch.arange(1, z.shape[1] + 1, device=z.device)[:, None]
-            slope = slope + rest[:, None] * own
-        return value, slope
+        return self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)
 
     def _noise(self) -> Tensor:
         return self.log_noise.exp() + NOISE
@@ -237,7 +214,7 @@ class DoPolynomial(Program):
         """One Gauss-Newton step of log p(x | z) + log N(z; start, 1) from the linear encoder's z."""
         x = (batch.x - self.centre) / self.spread
         start = x @ self.encoder.mT + self.offset  # (rows, latent)
-        value, slope = self.powers(start)
+        value, slope = powers(start, self.slots)
         weighted = self.coefficients / self._noise().square()  # (monomial, feature)
         gram = weighted @ self.coefficients.mT  # (monomial, monomial)
         precision = slope @ gram @ slope.mT + torch.eye(start.shape[1]).to(start)
@@ -273,10 +250,10 @@ class DoPolynomial(Program):
         unmixing, z, hit = polynomials.unmixing(x, batch.env, latents, self.config["degree"], known, generator)
         self.hit.copy_(hit)
         self.encoder.copy_(unmixing)
-        value = self.powers(z)[0]
+        value = powers(z, self.slots)[0]
         self.coefficients.copy_(least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self._moments(z, torch.zeros_like(z[0]), batch.env)
+        self._set_laws(z, torch.zeros_like(z[0]), batch.env)
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The construction."""
@@ -286,24 +263,12 @@ class DoPolynomial(Program):
         """Moments of the latents of all rows, from which targets and constants are drawn."""
         batch = data.tensors(self.centre.device, self.centre.dtype)
         q = self._posterior(batch)
-        self._moments(q.mean.double(), q.variance.double().mean(0), batch.env)
+        self._set_laws(q.mean.double(), q.variance.double().mean(0), batch.env)
 
-    def _moments(self, z: Tensor, error: Tensor, env: Tensor) -> None:
-        """Law of the latents in each environment, and the evidence for its target.
-
-        z: (rows, latent), of error variance `error` (latent,).
-        """
-        fixed = self.config["fixed_sd"]
-        floor = torch.diag(fixed**2 + 2 * error)
-        for e in range(len(self.hit)):
-            own, free = z[env == e], torch.nonzero(self.hit[e] < 0.5).flatten()
-            cov = torch.cov(own.mT).reshape(floor.shape)
-            root = torch.zeros_like(cov)
-            root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
-            spread = (root.diagonal() - fixed).clamp_min(1e-3).log()
-            self.env_root[e] = root.tril(-1) + torch.diag_embed(spread)
-            self.env_mean[e], self.rows_in[e] = own.mean(0), len(own)
-            self.log_odds[e] = polynomials.evidence(cov, floor, len(own))
+    def _set_laws(self, z: Tensor, error: Tensor, env: Tensor) -> None:
+        found = polynomials.laws(z, error, env, self.hit, self.config["fixed_sd"])
+        for own, value in zip((self.env_mean, self.env_root, self.rows_in, self.log_odds), found, strict=True):
+            own.copy_(value)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -112,16 +112,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         approximate="Equations are parameters while a chain is trained; graph and equations are then drawn given the "
         "moments of the rows' latents, with a unit-information prior and counts that carry the latents' error.",
     )
-    recipe = Recipe(
-        epochs=10,
-        least_steps=800,
-        batch_size=512,
-        lr=1e-3,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        check_every=2,
-        chains=4,
-    )
+    recipe = Recipe.unannealed(epochs=10, least_steps=800, batch_size=512, lr=1e-3, check_every=2, chains=4)
     signal: Tensor
     unmixing: Tensor
     offset: Tensor
@@ -262,9 +253,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def _gather(self, batch: Batch) -> None:
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
-        error = (q.stddev.square().mean(0) / q.mean.var(0)).mean()  # share of a latent's variance
-        more = contrastive.dispersion(self.sem.changed())
-        self.sem.count.div_(more + len(batch) * (error.double().square() + self.config["correlation_error"] ** 2))
+        fewer = contrastive.dispersion(self.sem.changed())
+        self.sem.temper(q.mean, q.stddev.square(), fewer, self.config["correlation_error"])
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

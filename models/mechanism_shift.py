@@ -124,17 +124,8 @@ class MechanismShift(Program):
         needs_env=True,
         targets=("unknown",),
     )
-    recipe = Recipe(
-        epochs=150,
-        batch_size=None,
-        lr=0.05,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        held_out=0.05,
-        patience=None,
-        keep="last",
-        chains=4,
-        dtype=torch.float64,
+    recipe = Recipe.unannealed(
+        epochs=150, batch_size=None, lr=0.05, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
     )
     uses_rows = False
     new_rows = True

@@ -116,17 +116,8 @@ class ScoreCRL(Program):
         approximate="The equations' networks are trained with every latent that is earlier in the chain's order as a "
         "parent; graphs are drawn from the evidence of regressions of latents on fixed functions of others.",
     )
-    recipe = Recipe(
-        epochs=40,
-        least_steps=1500,
-        batch_size=1024,
-        lr=1e-2,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        held_out=0.05,
-        check_every=2,
-        patience=None,
-        chains=4,
+    recipe = Recipe.unannealed(
+        epochs=40, least_steps=1500, batch_size=1024, lr=1e-2, held_out=0.05, check_every=2, patience=None, chains=4
     )
     new_rows = True
     knows_interventions = True

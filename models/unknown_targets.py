@@ -119,16 +119,8 @@ class UnknownTargets(Program):
         approximate="Levels, noise and laws of states are trained free of mask, graph and targets; draws of these are "
         "given the expected counts of states, as if the counts were known.",
     )
-    recipe = Recipe(
-        epochs=10,
-        batch_size=1000,
-        lr=1e-3,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        held_out=0.05,
-        patience=None,
-        chains=4,
-        dtype=torch.float64,
+    recipe = Recipe.unannealed(
+        epochs=10, batch_size=1000, lr=1e-3, held_out=0.05, patience=None, dtype=torch.float64, chains=4
     )
     new_rows = True
     knows_interventions = True

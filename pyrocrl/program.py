@@ -62,6 +62,11 @@ class Recipe:
     chains: int = 8
     dtype: torch.dtype = torch.float32
 
+    @classmethod
+    def unannealed(cls, **options: Any) -> Recipe:
+        """Without anything to anneal: no relaxed gates, and the KL term at full weight from the first step."""
+        return cls(**{"kl_warmup": 0.0, "temperature_span": 0.0} | options)
+
     def kl_weight_at(self, progress: float) -> float:
         return 1.0 if self.kl_warmup <= 0 else min(1.0, progress / self.kl_warmup)
 

@@ -207,6 +207,34 @@ def held_directions(parts: Sequence[Tensor], hit: Tensor, generator: torch.Gener
     return turn * (2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1)
 
 
+class Laws(NamedTuple):
+    """Gaussian laws of latents in each environment: mean (env, latent), root (env, latent, latent), a Cholesky factor
+    with the log of its diagonal, rows (env,); log_odds (env, latent + 1) of each target, and of none."""
+
+    mean: Tensor
+    root: Tensor
+    rows: Tensor
+    log_odds: Tensor
+
+
+def laws(z: Tensor, error: Tensor, env: Tensor, hit: Tensor, fixed: float) -> Laws:
+    """Of latents z (rows, latent) of error variance `error` (latent,), a target being apart from the others.
+
+    hit: (env, latent), which environment holds which latent; fixed: the deviation of one that is held.
+    """
+    floor = torch.diag(fixed**2 + 2 * error)
+    found = []
+    for e in range(len(hit)):
+        own, free = z[env == e], torch.nonzero(hit[e] < 0.5).flatten()
+        cov = torch.cov(own.mT).reshape(floor.shape)
+        root = torch.zeros_like(cov)
+        root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
+        spread = (root.diagonal() - fixed).clamp_min(1e-3).log()
+        rows = z.new_tensor(float(len(own)))
+        found.append((own.mean(0), root.tril(-1) + torch.diag_embed(spread), rows, evidence(cov, floor, len(own))))
+    return Laws(*(torch.stack(part) for part in zip(*found, strict=True)))
+
+
 def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
     """(d + 1,) log-evidence (BIC) that an environment holds latent k at a constant, or, last, none.
 
