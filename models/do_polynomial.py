@@ -15,13 +15,10 @@ evidence, constants from the means of as many rows as their environment has.
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
 The claim assumes no law of theirs. Which latent an environment fixes may be known, known up to relabelling, or unknown.
 
-`construct` follows the proof without an auto-encoder. Principal components of x span P_p, the polynomials of degree p.
-(1) Those that are constant in environment e are y P_{p-1} for one affine y = z_t - c_e, and y is the one whose powers
-up to p stay inside P_p: least squares from the function that varies most slowly between neighbours. (2) Hence P_{p-1},
-and the affine functions are those f with f P_{p-1} inside P_p, an eigenproblem. (3) In each environment the affine
-function of least variance is its target; environments of one latent have the same. SVI then refines codes and
-coefficients together, which matters where x has noise. Targets are drawn from their evidence given the latents' moments
-in each environment: a latent is held at a constant, or none is.
+`construct` follows the proof without an auto-encoder, by linear algebra and one least-squares problem on the principal
+components of x, see `pyrocrl.constructions.polynomials`. SVI then refines codes and coefficients together, which
+matters where x has noise. Targets are drawn from their evidence given the latents' moments in each environment: a
+latent is held at a constant, or none is.
 
 Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learning.
 
@@ -29,7 +26,7 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
 *For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then
-`_set_laws` too), or of `mean`, another mixing.
+`_gather` too), or of `mean`, another mixing.
 """
 
 from __future__ import annotations
@@ -63,12 +60,6 @@ NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
 class DoPolynomial(Program):
-    centre: Tensor
-    spread: Tensor
-    slots: Tensor
-    hit: Tensor
-    log_odds: Tensor
-    rows_in: Tensor
     card = ModelCard(
         name="do_polynomial",
         title="Polynomial mixing under do-interventions",
@@ -150,12 +141,14 @@ class DoPolynomial(Program):
         self.log_noise = nn.Parameter(torch.zeros(features))
         self.env_mean = nn.Parameter(torch.zeros(environments, latents))
         self.env_root = nn.Parameter(torch.zeros(environments, latents, latents))  # log of the diagonal
-        self.register_buffer("slots", slots(latents, degree))  # (monomial, degree)
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("spread", torch.ones(features))
-        self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
-        self.register_buffer("log_odds", torch.zeros(environments, latents + 1))  # of each target, of none
-        self.register_buffer("rows_in", torch.ones(environments))
+        self.register_buffers(
+            slots=slots(latents, degree),  # (monomial, degree)
+            centre=torch.zeros(features),
+            spread=torch.ones(features),
+            hit=torch.as_tensor(matrix, dtype=torch.get_default_dtype()),  # (env, latent)
+            log_odds=torch.zeros(environments, latents + 1),  # of each target, of none
+            rows_in=torch.ones(environments),
+        )
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -243,32 +236,23 @@ class DoPolynomial(Program):
         check_rows(data, 2 * count, f", for {count} monomials")
         batch = data.tensors(dtype=torch.float64)
         mean, sd = batch.x.mean(0), batch.x.std(0)
-        self.centre.copy_(mean)
-        self.spread.copy_(torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
+        self.put(centre=mean, spread=torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
         x = (batch.x - mean) / self.spread.double()
         known = None if self.unknown else self.hit
         unmixing, z, hit = polynomials.unmixing(x, batch.env, latents, self.config["degree"], known, generator)
-        self.hit.copy_(hit)
-        self.encoder.copy_(unmixing)
         value = powers(z, self.slots)[0]
-        self.coefficients.copy_(least_squares(value, x))
+        self.put(hit=hit, encoder=unmixing, coefficients=least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self._set_laws(z, torch.zeros_like(z[0]), batch.env)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The construction."""
-        self.construct(data, generator)
+        self._gather(z, torch.zeros_like(z[0]), batch.env)
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which targets and constants are drawn."""
         batch = data.tensors(self.centre.device, self.centre.dtype)
         q = self._posterior(batch)
-        self._set_laws(q.mean.double(), q.variance.double().mean(0), batch.env)
+        self._gather(q.mean.double(), q.variance.double().mean(0), batch.env)
 
-    def _set_laws(self, z: Tensor, error: Tensor, env: Tensor) -> None:
-        found = polynomials.laws(z, error, env, self.hit, self.config["fixed_sd"])
-        for own, value in zip((self.env_mean, self.env_root, self.rows_in, self.log_odds), found, strict=True):
-            own.copy_(value)
+    def _gather(self, z: Tensor, error: Tensor, env: Tensor) -> None:
+        self.put(**polynomials.laws(z, error, env, self.hit, self.config["fixed_sd"])._asdict())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -23,10 +23,9 @@ log counts tell it; behind a stronger mixing they do not.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
 equations exactly (sums over orders, conjugacy with a unit-information prior) from the moments of all rows' latents.
-Latents carry an error of which rows are no cure, so that all n rows count as m: 1/m = D/n + v^2 + c^2. D is the
-dispersion (deviance over degrees of freedom) of the moments from the fitted equations, as in quasi-likelihood; v, the
-share of q's variance in a latent's, is the size of errors in correlations, and c (`correlation_error`) of those that h
-makes without q's knowing: a decoder undoes them.
+Latents carry an error of which rows are no cure, so that rows count as fewer (`LatentSEM.temper`): by the dispersion
+(deviance over degrees of freedom) of the moments from the fitted equations, as in quasi-likelihood, by q's variance and
+by `correlation_error`.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
@@ -113,9 +112,6 @@ class LinearSEMNonlin(SEMReadouts, Program):
         "moments of the rows' latents, with a unit-information prior and counts that carry the latents' error.",
     )
     recipe = Recipe.unannealed(epochs=10, least_steps=800, batch_size=512, lr=1e-3, check_every=2, chains=4)
-    signal: Tensor
-    unmixing: Tensor
-    offset: Tensor
 
     def __init__(
         self,
@@ -157,10 +153,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.encoder = nets.Residual(features, latents, width).requires_grad_(False)
         self.spread = nets.Residual(features, latents, width, layers=1)
         self.decoder = nets.Residual(latents, features, width)
-        self.register_buffer("signal", torch.eye(features))  # from x to what the encoder sees
-        # h(x) = unmixing encoder(x) + offset
-        self.register_buffer("unmixing", torch.eye(latents))
-        self.register_buffer("offset", torch.zeros(latents))
+        signal = torch.eye(features)  # from x to what the encoder sees; h(x) = unmixing encoder(x) + offset
+        self.register_buffers(signal=signal, unmixing=torch.eye(latents), offset=torch.zeros(latents))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -224,8 +218,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.encoder.load_state_dict(encoder.state_dict())
         z = encoder(x) @ unmixing.to(x).mT
         mean, sd = z.mean(0), z.std(0)
-        self.unmixing.copy_(unmixing / sd[:, None])
-        self.offset.copy_(-mean / sd)
+        self.put(unmixing=unmixing / sd[:, None], offset=-mean / sd)
         self.sem.escape_logit.fill_(-math.inf)  # of the rows as they are drawn, none did
         self.sem.start((z - mean) / sd, env)
         self.sem.escape_logit.copy_(share.clamp_min(1e-3).logit())
@@ -246,8 +239,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which graph and equations are then drawn exactly."""
-        batch = data.tensors(self.unmixing.device, self.unmixing.dtype)
-        self._gather(batch)
+        self._gather(data.tensors(self.unmixing.device, self.unmixing.dtype))
 
     @torch.no_grad()
     def _gather(self, batch: Batch) -> None:

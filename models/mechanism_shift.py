@@ -179,19 +179,17 @@ class MechanismShift(Program):
         size, widths = 1 + latents + count + latents, len(self.widths)  # of (phi, z)
         self.loc = nn.Parameter(torch.tensor([change_log_odds, edge_log_odds]))
         self.log_scale = nn.Parameter(torch.full((2,), -1.0))
-        buffers = {
-            "centre": torch.zeros(count, latents, dtype=double),  # inducing points, standardised
-            "mean": torch.zeros(latents, dtype=double),
-            "spread": torch.ones(latents, dtype=double),
+        self.register_buffers(
+            centre=torch.zeros(count, latents, dtype=double),  # inducing points, standardised
+            mean=torch.zeros(latents, dtype=double),
+            spread=torch.ones(latents, dtype=double),
             # sums of products of (phi, z) over the rows of each environment, by set of parents and width
-            "moments": torch.zeros(2**latents, widths, environments, size, size, dtype=double),
-            "count": torch.full((environments,), 2.0, dtype=double),
+            moments=torch.zeros(2**latents, widths, environments, size, size, dtype=double),
+            count=torch.full((environments,), 2.0, dtype=double),
             # log evidence of the rows by child, set of parents, (width, ratio), subset of environments that differ
-            "evidence": torch.zeros(latents, 2**latents, widths * len(RATIOS), len(differs), dtype=double),
-            "differs": differs.clone(),
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+            evidence=torch.zeros(latents, 2**latents, widths * len(RATIOS), len(differs), dtype=double),
+            differs=differs.clone(),
+        )
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -342,8 +340,7 @@ class MechanismShift(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Inducing points among rows drawn at random; then all evidence, in closed form."""
         batch = data.tensors(dtype=torch.float64)
-        self.mean.copy_(batch.x.mean(0))
-        self.spread.copy_(batch.x.std(0))
+        self.put(mean=batch.x.mean(0), spread=batch.x.std(0))
         z = (batch.x - self.mean) / self.spread
         self.count.copy_(torch.bincount(batch.env, minlength=len(self.count)))
         check_rows(data, 2)

@@ -163,15 +163,12 @@ class ScoreCRL(Program):
             self.encoder = Residual(features, latents, width).requires_grad_(False)
             self.spread = Residual(features, latents, width, layers=1)
             self.decoder = Residual(latents, features, width)
-            self.register_buffer("centre", torch.zeros(latents))  # of h, and its deviation
-            self.register_buffer("unit", torch.ones(latents))
+            self.register_buffers(centre=torch.zeros(latents), unit=torch.ones(latents))  # of h: mean and deviation
         else:
             self.block = NormalBlock(latents, latents, scale=0.01)
-            self.register_buffer("project", torch.eye(latents, features))
-            self.register_buffer("lift", torch.eye(features, latents))
-            self.register_buffer("offset", torch.zeros(features))
-            self.register_buffer("tau", torch.ones(()))
-            self.register_buffer("log_jacobian", torch.zeros(()))
+            project, lift = torch.eye(latents, features), torch.eye(features, latents)
+            self.register_buffers(project=project, lift=lift, offset=torch.zeros(features))
+            self.register_buffers(tau=torch.ones(()), log_jacobian=torch.zeros(()))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -297,13 +294,14 @@ class ScoreCRL(Program):
             unmixing = Unmixing(z, batch.env, target, generator)
             matrix, before = unmixing.search(torch.eye(z.shape[1]).to(z), generator, mixed=False)
         else:
-            self._project(batch, target)
+            natural = (target.sum(1) == 0)[batch.env]
+            self.put(**subspaces.frame(batch.x, natural, self.config["latents"], FLOOR)._asdict())
             y = self._white(batch.x, double=True)
             matrix, before = from_scores(y, batch.env, target, self.config["score"], search, generator)
             z = y @ matrix.mT
             self.block.loc.copy_(matrix)
         self.mechanisms.start(z, batch.env, before)
-        self._gather(data, generator)
+        self.finish(data, generator)
 
     def _train_encoder(self, data: Data, generator: torch.Generator) -> None:
         batch = self.observation.start(data)
@@ -314,27 +312,11 @@ class ScoreCRL(Program):
         self.decoder.load_state_dict(decoder.state_dict())
         h = self.encoder(x)
         natural = h[(target.sum(1) == 0)[batch.env]]
-        self.centre.copy_(natural.mean(0))
-        self.unit.copy_(natural.std(0))
+        self.put(centre=natural.mean(0), unit=natural.std(0))
         self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
-
-    def _project(self, batch: Batch, target: Tensor) -> None:
-        """The principal subspace of x, white over the observational rows."""
-        latents, features = self.config["latents"], self.config["features"]
-        natural = batch.x[(target.sum(1) == 0)[batch.env]]
-        cov = torch.cov(batch.x.mT)
-        found = subspaces.principal(cov, lambda matrix: torch.cov((natural @ matrix.mT).mT), latents)
-        for name in ("project", "lift", "log_jacobian"):
-            getattr(self, name).copy_(getattr(found, name))
-        self.offset.copy_(natural.mean(0))
-        free = found.value[: features - latents].clamp_min(0).mean()
-        self.tau.copy_(torch.maximum(free, FLOOR * found.value[-1]).sqrt())
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Scores of parent sets given the latents of all rows, from which graphs are drawn exactly."""
-        self._gather(data, generator)
-
-    def _gather(self, data: Data, generator: torch.Generator) -> None:
         batch = data.tensors(self.mechanisms.before.device, self.mechanisms.before.dtype)
         z = self.latents(batch).double()
         unmixing = Unmixing(z, batch.env, self.mechanisms.target.double(), generator)

@@ -165,16 +165,14 @@ class UnknownTargets(Program):
         self.level = nn.Parameter(torch.randn(size, features))  # standardised, as is the noise
         self.log_noise = nn.Parameter(torch.zeros(features))
         self.logits = nn.Parameter(torch.zeros(environments, size))
-        buffers = {
-            "mean": torch.zeros(features, dtype=double),
-            "spread": torch.ones(features, dtype=double),
+        self.register_buffers(
+            mean=torch.zeros(features, dtype=double),
+            spread=torch.ones(features, dtype=double),
             # expected over the rows' states: rows, sums of standardised x, and sums of its squares
-            "count": torch.ones(environments, size, dtype=double),
-            "first": torch.zeros(size, features, dtype=double),
-            "second": torch.ones(features, dtype=double),
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+            count=torch.ones(environments, size, dtype=double),
+            first=torch.zeros(size, features, dtype=double),
+            second=torch.ones(features, dtype=double),
+        )
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -332,7 +330,7 @@ class UnknownTargets(Program):
         maximisation with the levels tied by the mask, and the coding of states that needs the fewest dependences."""
         first = self._construct(data, generator)
         found = binary_states.climbed(*self._rows_of(data), first, self.prior)
-        self._set(found, found.laws(self.prior))
+        self.put(**found._asdict(), **found.laws(self.prior)._asdict())
         # chains start apart, by one posterior deviation of the levels
         apart = torch.randn(self.level.shape, generator=generator).to(self.level)
         spread = self.log_noise.exp() / (self.prior.precision + self.count.sum(0)).sqrt()[:, None]
@@ -341,12 +339,11 @@ class UnknownTargets(Program):
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """First states alone: cuts of single features that together explain all features best."""
         found = self._construct(data, generator)
-        self._set(found, found.laws(self.prior))
+        self.put(**found._asdict(), **found.laws(self.prior)._asdict())
 
     def _construct(self, data: Data, generator: torch.Generator) -> binary_states.Counts:
         batch = data.tensors(dtype=torch.float64)
-        self.mean.copy_(batch.x.mean(0))
-        self.spread.copy_(batch.x.std(0))
+        self.put(mean=batch.x.mean(0), spread=batch.x.std(0))
         sizes = self.config["latents"], self.config["environments"]
         return binary_states.first_counts(*self._rows_of(data), *sizes, generator, self.prior)
 
@@ -354,16 +351,11 @@ class UnknownTargets(Program):
         """The expected counts at the trained parameters."""
         x, env = self._rows_of(data)
         share = self._state_logits(x, env).softmax(-1)
-        self._set(binary_states.counts(x, env, share, len(self.count)))
+        self.put(**binary_states.counts(x, env, share, len(self.count))._asdict())
 
     def _rows_of(self, data: Data) -> tuple[Tensor, Tensor]:
         batch = data.tensors(self.mean.device, torch.float64)
         return (batch.x - self.mean) / self.spread, batch.env
-
-    def _set(self, *found: binary_states.Counts | binary_states.Laws) -> None:
-        for part in found:
-            for name, value in part._asdict().items():
-                getattr(self, name).copy_(value)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

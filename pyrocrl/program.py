@@ -192,6 +192,7 @@ class Program(nn.Module):
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Start this chain's parameters from the data; the theorem's construction where there is one."""
+        self.construct(data, generator)
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The theorem's construction alone, where `initialise` goes on from it: studies show its score."""
@@ -271,6 +272,17 @@ class Program(nn.Module):
             one = pyro.sample(f"z_{k}", law(k, z), obs=None if told is None else told[:, k])
             z = torch.cat([z[:, :k], one.expand(len(z))[:, None], z[:, k + 1 :]], -1)
         return z
+
+    def register_buffers(self, **values: Tensor) -> None:
+        """Make each of these values a buffer of that name."""
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+    @torch.no_grad()
+    def put(self, **values: Tensor) -> None:
+        """Copy each of these values into the parameter or buffer of that name."""
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
 
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""

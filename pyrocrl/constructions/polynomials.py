@@ -1,7 +1,12 @@
 """Latents behind a polynomial, by linear algebra: which functions of x are affine in them, and which are held constant.
 
 Where x = C kappa(z), kappa all monomials up to degree p, the principal components of x span P_p, the polynomials of
-degree p in z. Steps (1) to (3) are those that `models/do_polynomial.py` describes.
+degree p in z.
+
+1. Those that are constant in environment e are y P_{p-1} for one affine y = z_t - c_e, and y is the one whose powers up
+   to p stay inside P_p: least squares from the function that varies most slowly between neighbours.
+2. Hence P_{p-1}, and the affine functions are those f with f P_{p-1} inside P_p, an eigenproblem.
+3. In each environment the affine function of least variance is its target; environments of one latent have the same.
 """
 
 from __future__ import annotations
@@ -208,12 +213,12 @@ def held_directions(parts: Sequence[Tensor], hit: Tensor, generator: torch.Gener
 
 
 class Laws(NamedTuple):
-    """Gaussian laws of latents in each environment: mean (env, latent), root (env, latent, latent), a Cholesky factor
-    with the log of its diagonal, rows (env,); log_odds (env, latent + 1) of each target, and of none."""
+    """Gaussian laws of latents in each environment: env_mean (env, latent), env_root (env, latent, latent), a Cholesky
+    factor with the log of its diagonal, rows_in (env,); log_odds (env, latent + 1) of each target, and of none."""
 
-    mean: Tensor
-    root: Tensor
-    rows: Tensor
+    env_mean: Tensor
+    env_root: Tensor
+    rows_in: Tensor
     log_odds: Tensor
 
 

@@ -43,6 +43,26 @@ def principal(cov: Tensor, natural: Callable[[Tensor], Tensor], latents: int) ->
     return Principal(white @ axes.mT, axes @ torch.linalg.inv(white), log_jacobian, axes, value)
 
 
+class Frame(NamedTuple):
+    """x = lift y + offset + noise of deviation tau () off the principal subspace; see `Principal`."""
+
+    project: Tensor
+    lift: Tensor
+    log_jacobian: Tensor
+    offset: Tensor
+    tau: Tensor
+
+
+def frame(x: Tensor, observational: Tensor, latents: int, floor: float) -> Frame:
+    """The principal subspace of rows x (rows, feature); observational: (rows,) bool, the rows about whose mean y is
+    white; floor: the least variance off the subspace, as a share of the largest."""
+    natural = x[observational]
+    found = principal(torch.cov(x.mT), lambda matrix: torch.cov((natural @ matrix.mT).mT), latents)
+    free = found.value[: x.shape[1] - latents].clamp_min(0).mean()
+    tau = torch.maximum(free, floor * found.value[-1]).sqrt()
+    return Frame(found.project, found.lift, found.log_jacobian, natural.mean(0), tau)
+
+
 def signal_components(x: Tensor, least: int) -> Tensor:
     """(feature, feature) projection of x (rows, feature), of unit variances, on principal components that stand out of
     noise, at least `least` of them, each scaled to variance 1.
