@@ -8,8 +8,8 @@
 kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c) holds
 its target t at a constant: there L_e is diagonal, with a deviation of `fixed_sd`; it may do anything to the others. No
 graph is claimed. The guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature
-there as its precision. `model` plugs in targets and trained constants; `recover` draws them: targets from their
-evidence, constants from the means of as many rows as their environment has.
+there as its precision. `model` plugs in targets and trained constants; `recover` draws targets from their evidence
+given the latents' moments (a latent is held at a constant, or none is), constants from means over their environment.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
@@ -17,21 +17,19 @@ The claim assumes no law of theirs. Which latent an environment fixes may be kno
 
 `construct` follows the proof without an auto-encoder, by linear algebra and one least-squares problem on the principal
 components of x, see `pyrocrl.constructions.polynomials`. SVI then refines codes and coefficients together, which
-matters where x has noise. Targets are drawn from their evidence given the latents' moments in each environment: a
-latent is held at a constant, or none is.
+matters where x has noise.
 
 Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learning.
 
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
-*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then
-`_gather` too), or of `mean`, another mixing.
+*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `laws` of
+`pyrocrl.constructions.polynomials` too), or of `mean`, another mixing.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -85,12 +83,7 @@ class DoPolynomial(Program):
                 "https://arxiv.org/abs/2209.11924",
             ),
         ),
-        differs=(
-            "polynomials, affine functions and targets are found by linear algebra and one least-squares problem, "
-            "not by an auto-encoder",
-            "targets may be unknown",
-            "a likelihood with noise",
-        ),
+        differs=("algebra in place of an auto-encoder", "targets may be unknown", "a likelihood with noise"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -119,8 +112,7 @@ class DoPolynomial(Program):
         """degree: of the polynomial. target_matrix: (env, latent) in {0, 1}; not read where targets are unknown.
         fixed_sd: deviation of a latent where it is held at a constant, in its deviation over all rows.
 
-        Raises InputError for fewer features than monomials, for an environment with more than one target, and for a
-        latent without an environment that fixes it.
+        Raises InputError for fewer features than monomials, several targets of one environment, or a latent never held.
         """
         super().__init__()
         check_sizes(features, latents)
@@ -128,7 +120,7 @@ class DoPolynomial(Program):
         check_whole("degree", degree, 1)
         check_whole("environments", environments, 1)
         check_between("fixed_sd", fixed_sd, 0, 1)
-        count = math.comb(latents + degree, degree)
+        count = len(places := slots(latents, degree))
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")
         self.unknown = targets == "unknown"
@@ -141,14 +133,10 @@ class DoPolynomial(Program):
         self.log_noise = nn.Parameter(torch.zeros(features))
         self.env_mean = nn.Parameter(torch.zeros(environments, latents))
         self.env_root = nn.Parameter(torch.zeros(environments, latents, latents))  # log of the diagonal
-        self.register_buffers(
-            slots=slots(latents, degree),  # (monomial, degree)
-            centre=torch.zeros(features),
-            spread=torch.ones(features),
-            hit=torch.as_tensor(matrix, dtype=torch.get_default_dtype()),  # (env, latent)
-            log_odds=torch.zeros(environments, latents + 1),  # of each target, of none
-            rows_in=torch.ones(environments),
-        )
+        self.register_buffers(centre=torch.zeros(features), spread=torch.ones(features))
+        self.register_buffer("slots", places)  # (monomial, degree)
+        self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
+        self.register_buffers(log_odds=torch.zeros(environments, latents + 1), rows_in=torch.ones(environments))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -163,13 +151,14 @@ class DoPolynomial(Program):
         pyro.deterministic("targets", targets)  # (env, latent)
         with self.rows(batch):
             z = pyro.sample("z", self._law(constant, targets, batch.env))  # (rows, latent)
-            mean = self._mean(z)  # (rows, feature)
+            mean = self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)  # (rows, feature)
             pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
             z = pyro.sample("z", self._law(self.env_mean, self.hit, batch.env))  # (rows, latent)
-            pyro.sample("x", Normal(self._mean(z), self.spread * self._noise()).to_event(1), obs=batch.x)
+            mean = self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)  # (rows, feature)
+            pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
@@ -181,8 +170,7 @@ class DoPolynomial(Program):
             pyro.sample("constant", Normal(self.env_mean, spread / self.rows_in.sqrt()[:, None]).to_event(1))
 
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
-        none = self.hit.shape[1]
-        target = torch.where(self.hit.sum(1) > 0, self.hit.argmax(1), none)
+        target = torch.where(self.hit.sum(1) > 0, self.hit.argmax(1), self.hit.shape[1])
         return {"constant": self.env_mean} | ({"target": target} if self.unknown else {})
 
     def guide(self, batch: Batch) -> None:
@@ -195,10 +183,6 @@ class DoPolynomial(Program):
         lower = self.env_root.tril(-1) * free[:, :, None] * free[:, None, :]
         scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + self.config["fixed_sd"]
         return MultivariateNormal(constant[env], scale_tril=(lower + torch.diag_embed(scale))[env])
-
-    def _mean(self, z: Tensor) -> Tensor:
-        """(rows, feature) E[x | z]."""
-        return self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)
 
     def _noise(self) -> Tensor:
         return self.log_noise.exp() + NOISE
@@ -243,16 +227,14 @@ class DoPolynomial(Program):
         value = powers(z, self.slots)[0]
         self.put(hit=hit, encoder=unmixing, coefficients=least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self._gather(z, torch.zeros_like(z[0]), batch.env)
+        self.put(**polynomials.laws(z, 0 * z[0], batch.env, self.hit, self.config["fixed_sd"])._asdict())
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which targets and constants are drawn."""
         batch = data.tensors(self.centre.device, self.centre.dtype)
         q = self._posterior(batch)
-        self._gather(q.mean.double(), q.variance.double().mean(0), batch.env)
-
-    def _gather(self, z: Tensor, error: Tensor, env: Tensor) -> None:
-        self.put(**polynomials.laws(z, error, env, self.hit, self.config["fixed_sd"])._asdict())
+        z, error, fixed = q.mean.double(), q.variance.double().mean(0), self.config["fixed_sd"]
+        self.put(**polynomials.laws(z, error, batch.env, self.hit, fixed)._asdict())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -261,9 +243,7 @@ class DoPolynomial(Program):
         data = draw("ahuja2023", seed=seed, samples=400, latents=3, features=20)
         return cls.from_data(data, targets="unknown"), data
 
-    studies = tuple(
-        Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
-    )
+    studies = tuple(Study("ahuja2023", {"degree": p}, {"degree": p, "targets": "unknown"}) for p in (2, 3))
 
 
 if __name__ == "__main__":

@@ -6,33 +6,31 @@
     z_i,k = a_k + sum_j w[j, k] z_i,j + eps_i,k,  eps ~ N(0, s_k^2)            (data, latent)
     x_i  ~ N(f(z_i), sigma^2) or NegativeBinomial(s_i exp(f(z_i)), r)          (data, feature)
 
-A mechanism is an equation: the natural one of each latent, then one for each (env, target), which has no parents.
-f is linear plus a network; the guide is q(z | x) = N(h(x), diag t(x)^2), the same for all environments.
+A mechanism is an equation: the natural one of each latent, then one without parents for each (env, target). f is linear
+plus a network; the guide is q(z | x) = N(h(x), diag t(x)^2), the same for all environments.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are known up to relabelling only) and the
 graph exactly, if every latent is the target of a perfect intervention, there is an observational environment, the SEM
 is linear and Gaussian and f is injective.
 
 `construct` (see `pyrocrl.constructions.contrastive`): h makes every environment's latents Gaussian, first with laws of
-their own, which gives h up to an affine map, then with those of equations that intervene on targets. Of counts h sees
-the principal components that stand out of noise. `initialise` adds the decoder by regression of x on h(x); then the
+their own, then with those of equations that intervene on targets. `initialise` adds the decoder by regression; then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
-identifies them, for a little noise. Rows may have missed their intervention (`escapees`): `escaped` ~ Bernoulli each,
-summed out; h is trained on a draw of which rows did, from Gaussian mixtures of leading principal components. Those of
-log counts tell it; behind a stronger mixing they do not.
+identifies them, for a little noise. Of counts h sees the principal components that stand out of noise, and rows may
+have missed their intervention (`escapees`): `escaped` ~ Bernoulli each, summed out; h is trained on a draw of which did,
+from Gaussian mixtures of leading components.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
 equations exactly (sums over orders, conjugacy with a unit-information prior) from the moments of all rows' latents.
-Latents carry an error of which rows are no cure, so that rows count as fewer (`LatentSEM.temper`): by the dispersion
-(deviance over degrees of freedom) of the moments from the fitted equations, as in quasi-likelihood, by q's variance and
-by `correlation_error`.
+Errors of the latents of which rows are no cure let rows count as fewer (`LatentSEM.temper`): q's variance, those of h
+that q does not know (`correlation_error`), and the dispersion of the moments about the fitted equations.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
 
-*Differs from the paper in* the stage without equations, which starts them (the paper's loss alone has solutions in
-which the latents are the log-odds themselves, and local optima), in the normality of residuals as a part of the loss,
-in a likelihood with a decoder after it, and in a posterior of graphs in place of a threshold on weights.
+*Differs from the paper in* the stage without equations, which starts them (the paper's loss alone has local optima, and
+solutions in which latents are the log-odds themselves), in the normality of residuals as a part of the loss, in a
+likelihood with a decoder, and in a posterior of graphs in place of a threshold on weights.
 
 *For a variant, copy this file and change* the equation in `story`, a link of the parents say, and delete `model` and
 `recover`: edges are then gates along the order that the chain started from.
@@ -60,10 +58,8 @@ from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
-NEEDS = (
-    *("observational_environment", "one_intervention_per_latent", "more_features_than_latents"),
-    "perfect_interventions",
-)
+ANY = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
+NEEDS = (*ANY, "perfect_interventions")
 NOISE = 0.02  # least standard deviation of q(z | x) and of x, in those of latents and features
 FIRST_SPREAD = 0.1  # of q(z | x), in deviations of z
 
@@ -184,18 +180,14 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def _inputs(self, batch: Batch) -> Tensor:
         return self.observation.inputs(batch) @ self.signal
 
-    def _mean(self, batch: Batch) -> Tensor:
-        return self.encoder(self._inputs(batch)) @ self.unmixing.mT + self.offset
-
     def _posterior(self, batch: Batch) -> Normal:
-        spread = softplus(self.spread(self._inputs(batch))) + NOISE
-        return Normal(self._mean(batch), spread)
+        return Normal(self.latents(batch), softplus(self.spread(self._inputs(batch))) + NOISE)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self._mean(batch)
+        return self.encoder(self._inputs(batch)) @ self.unmixing.mT + self.offset
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -205,44 +197,40 @@ class LinearSEMNonlin(SEMReadouts, Program):
         Raises InputError for an environment of fewer than two rows.
         """
         check_rows(data, 2)
+        sem, latents = self.sem, self.config["latents"]
         batch = self.observation.start(data)
         if self.observation.counts:
-            self.signal.copy_(subspaces.signal_components(self.observation.inputs(batch), self.config["latents"]))
+            self.signal.copy_(subspaces.signal_components(self.observation.inputs(batch), latents))
         x = self._inputs(batch)
+        env, share = batch.env, torch.zeros_like(sem.escape_logit)
+        if sem.escapees:
+            env, share = subspaces.escaped(x, env, sem.target.sum(1) == 0, latents, sem.escape_prior, generator)
         width, steps = self.config["width"], self.config["steps"]
-        env, share = batch.env, torch.zeros_like(self.sem.escape_logit)
-        if self.sem.escapees:
-            observational, latents = self.sem.target.sum(1) == 0, self.config["latents"]
-            env, share = subspaces.escaped(x, env, observational, latents, self.sem.escape_prior, generator)
-        encoder, unmixing = contrastive.construct(x, env, self.sem.target, width, steps, generator)
+        encoder, unmixing = contrastive.construct(x, env, sem.target, width, steps, generator)
         self.encoder.load_state_dict(encoder.state_dict())
         z = encoder(x) @ unmixing.to(x).mT
         mean, sd = z.mean(0), z.std(0)
         self.put(unmixing=unmixing / sd[:, None], offset=-mean / sd)
-        self.sem.escape_logit.fill_(-math.inf)  # of the rows as they are drawn, none did
-        self.sem.start((z - mean) / sd, env)
-        self.sem.escape_logit.copy_(share.clamp_min(1e-3).logit())
+        sem.escape_logit.fill_(-math.inf)  # of the rows as they are drawn, none did
+        sem.start((z - mean) / sd, env)
+        sem.escape_logit.copy_(share.clamp_min(1e-3).logit())
         self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
-        self._gather(batch)
+        self.finish(data, generator)
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The construction, then the decoder by regression of features on latents."""
         self.construct(data, generator)
         batch = data.tensors(dtype=self.unmixing.dtype)
-        x, z = self.observation.inputs(batch), self._mean(batch)
+        x, z = self.observation.inputs(batch), self.latents(batch)
         eta = x * self.observation.spread if self.observation.counts else x
-        steps = max(1, self.config["steps"] // 2)
-        optimise.regress(self.decoder, z, eta, steps, generator, noise=FIRST_SPREAD)
+        optimise.regress(self.decoder, z, eta, max(1, self.config["steps"] // 2), generator, noise=FIRST_SPREAD)
         if not self.observation.counts:
             residual = (x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE)
             self.observation.raw_noise.copy_(residual.log())
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which graph and equations are then drawn exactly."""
-        self._gather(data.tensors(self.unmixing.device, self.unmixing.dtype))
-
-    @torch.no_grad()
-    def _gather(self, batch: Batch) -> None:
+        batch = data.tensors(self.unmixing.device, self.unmixing.dtype)
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
         fewer = contrastive.dispersion(self.sem.changed())
@@ -256,8 +244,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         return cls.from_data(data, width=32, steps=40), data
 
     studies = (
-        *(Study("buchholz2023_hard", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
-        *(Study("buchholz2023", {"samples": 20_000, "latents": latents}) for latents in (5, 10)),
+        *(Study(f"buchholz2023{s}", {"samples": 20_000, "latents": d}) for s in ("_hard", "") for d in (5, 10)),
         Study("perturb_seq", {"rows": 6000}),
         TwoModels("varici2024_linear", {"samples": 10_000}),
     )

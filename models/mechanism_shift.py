@@ -34,6 +34,9 @@ Ravikumar (2023), iSCAN.
 at a time (Perry: the graph with the fewest shifts of an equivalence class; iSCAN: shifts between two environments,
 without the graph).
 
+Longer than other models because its story has every quantity that the fit sums out: shifts, grid and mechanisms, and a
+read-out for each.
+
 *For a variant, copy this file and change* `_basis`: what equations may look like.
 """
 

@@ -35,6 +35,8 @@ transformations.
 *Differs from the paper in* a likelihood that refines the construction, an order found by it, and a posterior of graphs
 in place of a threshold on score differences.
 
+Longer than other models because it is the paper's two transforms, each with a mixing, a guide and a construction.
+
 *For a variant, copy this file and change* `law`: how a latent follows from its parents (`NetworkSEM`).
 """
 

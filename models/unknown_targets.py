@@ -37,6 +37,9 @@ Jiang & Aragam (2023), Learning nonparametric latent causal graphs with unknown 
 *Differs from the paper in* being a posterior where the paper identifies without an estimator, in Gaussian noise around
 levels that are free, in latents that are binary and of known number, and in the default's use of dependence alone.
 
+Longer than other models because its story is two models, of tables under targets and of levels under masks, and all
+parts of both are recovered.
+
 *For a variant, copy this file and change* `level`: how features depend on states; with `_masks`, the evidence of it.
 """
 
