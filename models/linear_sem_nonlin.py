@@ -17,13 +17,11 @@ is linear and Gaussian and f is injective.
 their own, then with those of equations that intervene on targets. `initialise` adds the decoder by regression; then the
 evidence lower bound is maximised over everything but h: reconstruction would trade the law of the latents, which
 identifies them, for a little noise. Of counts h sees the principal components that stand out of noise, and rows may
-have missed their intervention (`escapees`): `escaped` ~ Bernoulli each, summed out; h is trained on a draw of which did,
-from Gaussian mixtures of leading components.
+have missed their intervention (`escapees`): a Bernoulli each, summed out; h is trained on a draw of which did.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
-equations exactly (sums over orders, conjugacy with a unit-information prior) from the moments of all rows' latents.
-Errors of the latents of which rows are no cure let rows count as fewer (`LatentSEM.temper`): q's variance, those of h
-that q does not know (`correlation_error`), and the dispersion of the moments about the fitted equations.
+equations exactly from the moments of all rows' latents. Errors of which rows are no cure let rows count as fewer
+(`LatentSEM.temper`): q's variance, what q does not know (`correlation_error`), the dispersion of the moments.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
@@ -163,15 +161,13 @@ class LinearSEMNonlin(SEMReadouts, Program):
                 return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
 
             z = self.along(equations.order.tolist(), equation, torch.zeros_like(own.scale))  # (rows, latent)
-            eta = self.decoder(z)  # (rows, feature)
-            pyro.sample("x", self.observation.likelihood(eta, batch).to_event(1), obs=batch.x)
+            pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         self.sem.prior()
         with self.rows(batch):
             z = pyro.sample("z", self.sem.rows(batch.env))  # (rows, latent)
-            likelihood = self.observation.likelihood(self.decoder(z), batch)  # (rows, feature)
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
