@@ -460,6 +460,10 @@ class LinearSEM(NamedTuple):
     intercept: Tensor
     scale: Tensor
 
+    def at(self, env: Tensor) -> LinearSEM:
+        """The equations of rows of environments `env` (rows,), of those of every environment."""
+        return LinearSEM(self.weight[env], self.intercept[env], self.scale[env])
+
 
 def by_environment(mechanisms: Mechanisms, pairs: Sequence[tuple[int, int]], target: Tensor) -> LinearSEM:
     """Mechanisms put together per environment: weight (env, parent, child), intercept and scale (env, d).
@@ -502,7 +506,7 @@ def of_rows(
     two meet.
     """
     if together is None:
-        return LinearSEM(*(value[env] for value in everywhere))
+        return everywhere.at(env)
     weight, intercept, scale = (value[observational] for value in everywhere)
     for e in together:
         hit = targets[e] > 0.5

@@ -262,6 +262,15 @@ class LatentSEM(nn.Module):
         empty = self.count < 1e-6
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
 
+    @torch.no_grad()
+    def temper(self, z: Tensor, variance: Tensor, fewer: float, error: float) -> None:
+        """Let the n rows of z (rows, latent) count as m, for errors of which rows are no cure: 1/m = fewer/n + v^2 +
+        error^2. v, the share of the variance of q(z | x), `variance` (rows, latent), in a latent's, is the size of
+        errors in correlations, and `error` of those that the encoder makes without q's knowing: a decoder undoes them.
+        """
+        share = (variance.mean(0) / z.var(0)).mean().double()
+        self.count.div_(fewer + len(z) * (share.square() + error**2))
+
     def changed(self) -> linear_sem.Environments:
         """Moments of the latents of rows that did not escape, as gathered last."""
         envs, d = self.environments, self.latents
