@@ -46,8 +46,12 @@ differences, in closed form) is only where a search over maxima starts (`directi
 approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
 probability of that maximum's evidence.
 
-*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
-and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
+The file is long for its options: four kinds of interventions, unknown targets, counts and escaped rows each need words
+and a line of the story.
+
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model` and
+`recover`, with more epochs in `recipe`; or keep them and change `_objective` with it, the marginal likelihood that they
+rest on.
 """
 
 from __future__ import annotations
@@ -142,6 +146,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
         "the unmixing.",
     )
+    recipe = MarginalSEM.recipe
     sites = {
         **SEMReadouts.sites,
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
@@ -204,11 +209,8 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
         unmixing = self._unmixing(tangent)  # M (latent, latent)
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
-        counted = pyro.poutine.mask(mask=table.count > 0)  # unknown targets: of each environment one
-        with (
-            pyro.plate("mechanism", len(table.node), dim=-1),
-            counted,
-        ):  # the natural equations, then each (env, target)
+        # the natural equations, then one for each (env, target); of unknown targets those that are
+        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.prior_variance())
             slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
             level = pyro.sample("level", known.prior_level(variance))
