@@ -32,8 +32,12 @@ representations from unknown interventions.
 *Differs from the paper in* Gaussian linear structural equations in place of any, for which graphs need not be tried one
 by one; and in a contrastive construction of the flow.
 
-*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
-and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
+The file is long for its construction: a flow, its whitened moments and every hypothesis of targets come before the
+story can be fitted.
+
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model` and
+`recover`, with more epochs in `recipe`; or keep them and change `_objective` with it, the marginal likelihood that they
+rest on.
 """
 
 from __future__ import annotations
@@ -115,6 +119,7 @@ class CausalFlow(MarginalSEM, Program):
         "less than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of "
         "unknown targets.",
     )
+    recipe = MarginalSEM.recipe
     sites = {
         **{k: v for k, v in SEMReadouts.sites.items() if k not in ("escaped", "env_weight")},
         "unmixing": Site(("latent", "direction"), {"latent": 1}),
@@ -266,19 +271,18 @@ class CausalFlow(MarginalSEM, Program):
 
     @torch.no_grad()
     def _gather(self, data: Data) -> None:
-        """Moments of y, and what its rows are worth."""
+        """Moments of y, white over the observational rows, and what its rows are worth."""
         batch = data.tensors(self.target.device, self.target.dtype)
-        parts = [self.flow(x) for x in batch.x.split(8192)]
-        h, log_det = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        h, log_det = (torch.cat(part) for part in zip(*map(self.flow, batch.x.split(8192)), strict=True))
         found = contrastive.moments(h, batch.env, self.target)
         use = torch.zeros_like(found.count)
         use[self.observational] = 1.0
         _, mean, cov = found.pooled(use)
         white = directions.whitening(cov)
-        self.project.copy_(white)
-        self.offset.copy_(mean)
         y = found._replace(mean=found.mean - mean).transform(white)
-        self.count.copy_(y.count / (1.0 + y.count * self.config["correlation_error"] ** 2))
+        count = y.count / (1.0 + y.count * self.config["correlation_error"] ** 2)
+        for own, value in zip((self.project, self.offset, self.count), (white, mean, count), strict=True):
+            own.copy_(value)
         self.mean.copy_(y.mean)
         self.cov.copy_(y.cov)
         volume = self._worth(batch) @ log_det.double() + self.count.sum() * torch.linalg.slogdet(white).logabsdet

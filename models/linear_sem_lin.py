@@ -46,16 +46,17 @@ differences, in closed form) is only where a search over maxima starts (`directi
 approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
 probability of that maximum's evidence.
 
-*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
-and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
+The file is long for its options: four kinds of interventions, unknown targets, counts and escaped rows each need words
+and a line of the story.
+
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model` and
+`recover`, with more epochs in `recipe`; or keep them and change `_objective` with it, the marginal likelihood that they
+rest on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyro
@@ -64,18 +65,16 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Reference, Site, run
-from pyrocrl.constructions import directions, subspaces
+from pyrocrl.constructions import directions
+from pyrocrl.constructions.linear_rows import LinearRows
 from pyrocrl.constructions.marginal_sem import MarginalSEM
-from pyrocrl.constructions.uncertain_rows import UncertainRows
-from pyrocrl.dists import Law, MultivariateNormal, Normal
+from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
-from pyrocrl.parts import escapees as escape
+from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts
-from pyrocrl.parts.mixing import LinearMixing
-from pyrocrl.parts.observation import LIKELIHOODS, Observation
-from pyrocrl.program import check_between, check_rows, check_sizes, checked_targets
+from pyrocrl.program import check_between, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 NEEDS = (
@@ -87,7 +86,7 @@ NEEDS = (
 OTHERS = {"intervention": ("perfect", "variance", "shift")}
 
 
-class LinearSEMLin(MarginalSEM, UncertainRows, Program):
+class LinearSEMLin(MarginalSEM, LinearRows, Program):
     card = ModelCard(
         name="linear_sem_lin",
         title="Linear causal disentanglement",
@@ -147,6 +146,7 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
         "the unmixing.",
     )
+    recipe = MarginalSEM.recipe
     sites = {
         **SEMReadouts.sites,
         "unmixing": Site(("latent", "feature"), {"latent": 1}),
@@ -186,33 +186,19 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         one_of("intervention", intervention, get_args(linear_sem.Intervention))
         check_between("edge_probability", edge_probability, 0, 1)
-        one_of("likelihood", likelihood, LIKELIHOODS)
-        for name, value in (("escape_alpha", escape_alpha), ("escape_beta", escape_beta)):
-            check_between(name, value)
-        self.escape_prior = escape.Prior(escape_alpha, escape_beta)
-        self.counts, unknown = likelihood == "negative_binomial", targets == "unknown"
+        unknown = targets == "unknown"
         if unknown and (environments is None or environments < latents + 1):
             reject("environments", environments, f"{latents + 1} or more, for {latents} latents of unknown targets")
-        none = np.zeros((environments or 0, latents), dtype=np.int64)
-        self.hold_moments(
-            none if unknown else checked_targets(target_matrix, latents, least=0 if incomplete else 1), unknown
-        )
-        if self.counts:  # offsets and dispersions are estimates, set from the data
-            self.observation = Observation(features, likelihood, batches).requires_grad_(False)
-        self.hold(  # y = project x, or of log rates lift y + offsets
-            share=torch.zeros(len(self.target)),  # of the rows that escaped
-            project=torch.eye(latents, features),
-            lift=torch.eye(features, latents),
-            offset=torch.zeros(features),
-            tau=torch.ones(()),
-            log_jacobian=torch.zeros(()),  # log |d y / d x| within the columns of the mixing
-            residual=torch.zeros(()),  # log-likelihood of what lies outside them
-        )
+        target = np.zeros((environments or 0, latents), dtype=np.int64)
+        if not unknown:
+            target = checked_targets(target_matrix, latents, least=0 if incomplete else 1)
+        self.hold_moments(target, unknown)
+        self.hold_rows(features, likelihood, batches, escapees, Prior(escape_alpha, escape_beta))
 
     # -- the story, what is fitted, and the way back -----------------------------------------------------------
 
     def story(self, batch: Batch) -> None:
-        d, escapees = self.config["latents"], self.config["escapees"]
+        d = self.config["latents"]
         tangent = pyro.sample("tangent", directions.Directions(self.project, d))  # (latent (latent - 1),)
         targets = self.target.double()  # (env, latent)
         if self.unknown:
@@ -223,7 +209,8 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
         unmixing = self._unmixing(tangent)  # M (latent, latent)
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
-        with self._mechanisms(table):  # the natural equations, then one for each (env, target)
+        # the natural equations, then one for each (env, target); of unknown targets those that are
+        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.prior_variance())
             slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
             level = pyro.sample("level", known.prior_level(variance))
@@ -231,11 +218,10 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         unmixing = self._to_latents(unmixing, equations.weight[0])
         pyro.deterministic("unmixing", unmixing @ self.project.double())  # (latent, feature)
         pyro.deterministic("loadings", self.lift.double() @ torch.linalg.inv(unmixing))  # (feature, latent)
-        told = batch.x is not None and not self.counts
-        told_z = batch.x.double() @ self.project.double().mT @ unmixing.mT if told else None
+        told_z = None if batch.x is None or self.counts else self.y_of(batch) @ unmixing.mT
         with self.rows(batch):
             env = batch.env
-            if escapees:
+            if self.may_escape:
                 env = torch.where(pyro.sample("escaped", dist.Bernoulli(self.share[env])) > 0.5, self.control, env)
             own = linear_sem.of_rows(equations, targets, env, batch.together, self.control)
 
@@ -243,7 +229,7 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
                 return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
 
             z = self.along(order.tolist(), equation, torch.zeros_like(own.scale), told_z)  # (rows, latent)
-            pyro.sample("x", self._mixed(z, unmixing, batch), obs=batch.x)  # (rows, feature)
+            pyro.sample("x", self.mixed(z, unmixing, batch), obs=batch.x)  # (rows, feature)
 
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
@@ -263,24 +249,13 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         order = pyro.sample("order", orders.Order(scores))
         graph = pyro.sample("graph", orders.Graph(scores, order))
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
-        with self._mechanisms(table):
+        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.variance())
             slope = pyro.sample("slope", known.slopes(variance))
             level = pyro.sample("level", known.level(slope, variance))
-        if not (self.counts or self.config["escapees"]):
-            return  # x determines z
-        own, natural, chance = self.y_given_x(batch)
-        with self.rows(batch):
-            y, cov = own.loc, own.cov
-            if self.config["escapees"]:
-                escaped = pyro.sample("escaped", dist.Bernoulli(chance))
-                y, cov = y.lerp(natural.loc, escaped[:, None]), cov.lerp(natural.cov, escaped[:, None, None])
-            if self.counts:  # by Laplace's method
-                natural_weight = known.mechanisms(variance, slope, level).weight[: len(unmixing)].mT
-                law = MultivariateNormal(y, scale_tril=torch.linalg.cholesky(cov))
-                y = pyro.sample("y", law, infer={"is_auxiliary": True})
-                z = y.double() @ self._to_latents(unmixing, natural_weight).mT
-                pyro.sample("z", dist.Delta(z, event_dim=1))
+        if self.counts or self.may_escape:  # otherwise x determines z
+            weight = known.mechanisms(variance, slope, level).weight[: len(unmixing)].mT  # (parent, child)
+            self.recover_rows(batch, self._to_latents(unmixing, weight))
 
     def _objective(self, rows: Tensor, target: Tensor | None = None, share: float = 1.0) -> Tensor:
         """log p(x | rows of the unmixing, targets), everything else summed out, as if of a share of the rows."""
@@ -300,26 +275,11 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
             return super()._reassigned(unmixing, uniform)
         return directions.reassigned(lambda t: self._objective(unmixing, t), self.target.double(), uniform)
 
-    @contextlib.contextmanager
-    def _mechanisms(self, table: linear_sem.Slices) -> Iterator[None]:
-        """The plate of equations; with unknown targets, those of environments that have another do not count."""
-        count = table.count > 0 if self.unknown else True
-        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=count):
-            yield
-
     def _to_latents(self, unmixing: Tensor, weight: Tensor) -> Tensor:
         """The unmixing to z: where interventions keep equations, of these weights (parent, child), M gives eps."""
         if not self.reads_innovations:
             return unmixing
         return torch.linalg.solve(torch.eye(len(weight)).to(weight) - weight.mT, unmixing)
-
-    def _mixed(self, z: Tensor, unmixing: Tensor, batch: Batch) -> Any:
-        """The law of x given latents."""
-        project, lift, offset, tau = (v.double() for v in (self.project, self.lift, self.offset, self.tau))
-        if self.counts:
-            eta = torch.linalg.solve(unmixing, z.mT).mT @ lift.mT
-            return self.observation.likelihood(eta.to(batch.dtype), batch).to_event(1)
-        return LinearMixing(z, unmixing, project, lift, offset, tau, self.log_jacobian.double())
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -337,34 +297,18 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         return self._averaged()[1] if self.unknown else self.target
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites.
-
-        Of counts by Laplace's method."""
+        """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
         unmixing, equations = self._of_draw(batch, sites)
-        unmixing = self._to_latents(unmixing, equations.weight[0])
-        if self.counts:
-            mean, cov = linear_sem.sem_moments(equations)
-            back = torch.linalg.inv(unmixing)  # y = back z
-            return self.log_evidence(batch, mean @ back.mT, back @ cov @ back.mT)
-        z = batch.x.double() @ self.project.double().mT @ unmixing.mT
-        own = self.either(lambda env: linear_sem.sem_log_prob(z, equations.at(env)), batch)
-        return own + self._mixed(z, unmixing, batch).log_prob(batch.x.double())
+        return self.rows_log_prob(batch, self._to_latents(unmixing, equations.weight[0]), equations)
 
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
         self._begin(data)
-        modes = self._search(generator)
-        for _ in range(2 * len(self.target) if self.unknown else 0):  # each change gains, so that it ends well before
-            evidence = functools.partial(self._objective, modes[0].chart[:, 0])
-            target, gain = directions.best_reassignment(evidence, self.target)
-            if gain <= 0:
-                break
-            self.target.copy_(target)
-            modes = self._search(generator)
-        again = [] if self.config["latents"] > 8 else self._search(generator)  # one search in six misses the best
-        modes = directions.best_modes(modes + again, directions.EFFORT.keep)
+        own = self._environments(), self.config["intervention"], self.unknown
+        modes, target = directions.search_targets(self._objective, *own, generator)
+        self.target.copy_(target)
         evidence = torch.stack([mode.log_evidence for mode in modes])
         chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
         self._laplace(modes[int(chosen)])
@@ -378,34 +322,11 @@ class LinearSEMLin(MarginalSEM, UncertainRows, Program):
         block = self.guide_block
         block.set(torch.zeros_like(block.loc), 1e-6 * torch.eye(len(block.loc), dtype=block.loc.dtype))
 
-    def _search(self, generator: torch.Generator) -> list[directions.Mode]:
-        def objective_at(part: float) -> directions.Objective:
-            return lambda rows: self._objective(rows, share=part)
-
-        return directions.search_again(objective_at, self._environments(), self.config["intervention"], generator)
-
     def _begin(self, data: Data) -> None:
         """Moments of y and, where they are unknown, a first guess of the targets."""
-        check_rows(data, 2)
-        self.gather_counts(data) if self.counts else self._gather(data)
+        self.gather(data)
         if self.unknown:
             self.target.copy_(directions.cluster_targets(self._environments(), self.config["intervention"]))
-
-    def _gather(self, data: Data) -> None:
-        moments, use = data.moments, torch.zeros_like(data.moments.count)
-        use[self.observational] = 1.0
-        environments = linear_sem.Environments(moments.count, moments.mean, moments.cov, self.target.cpu())
-        total, mean, cov = environments.pooled(torch.ones_like(use))
-        latents = self.config["latents"]
-        found = subspaces.principal(cov, lambda matrix: environments.transform(matrix).pooled(use)[2], latents)
-        seen: Any = environments.transform(found.project)
-        if self.config["escapees"]:
-            batch = data.tensors(dtype=torch.float64)
-            seen = escape.changed_moments(batch.x @ found.project.mT, batch.env, use.bool(), self.escape_prior)
-            self.share.copy_(seen.share)
-        values = found._asdict() | subspaces.outside(found, total, mean)._asdict() | seen._asdict()
-        for name in ("project", "lift", "log_jacobian", "offset", "tau", "residual", "count", "mean", "cov"):
-            getattr(self, name).copy_(values[name])
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

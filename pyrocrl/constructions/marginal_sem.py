@@ -189,8 +189,10 @@ class MarginalSEM(nn.Module):
     # -- the maximum -------------------------------------------------------------------------------------------
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(directions.climb(self._objective, self._rows()[None])[0])
+        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there; nothing for a
+        variant of which the story itself is fitted."""
+        if type(self).model is not Program.model:
+            self._laplace(directions.climb(self._objective, self._rows()[None])[0])
 
     def _laplace(self, mode: directions.Mode) -> None:
         self.chart.copy_(mode.chart)
