@@ -41,7 +41,7 @@ def test_a_claim_is_a_sentence():
 
 def test_a_claim_says_for_which_options_it_is_made():
     soft = Claim("graph", (), (), ("two_anchors",), {"intervention": ("soft", "shift"), "invariant": True})
-    where = "where intervention is soft or shift and invariant is True"
+    where = "where `intervention` is soft or shift and `invariant` is True"
     assert soft.sentence() == f"graph exactly, {where}, if {CONDITIONS['two_anchors']}"
     card = replace(CARD, claims=(MASK, soft))
     assert soft.sentence() in card.markdown() and soft.sentence() == card.to_dict()["claims"][1]["sentence"]

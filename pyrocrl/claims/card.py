@@ -112,9 +112,9 @@ class Claim:
         return all(config[option] in self._values(option) for option in self.when if option in config)
 
     def where(self) -> str:
-        """The options for which it is made, in words: "intervention is soft or shift", or nothing."""
+        """The options for which it is made, in words: "`intervention` is soft or shift", or nothing."""
         each = ((option, _enumerate([*map(str, self._values(option))], "or")) for option in self.when)
-        return _enumerate([f"{option} is {values}" for option, values in each])
+        return _enumerate([f"`{option}` is {values}" for option, values in each])
 
     def head(self) -> str:
         """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
@@ -122,7 +122,7 @@ class Claim:
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 
     def sentence(self) -> str:
-        """The claim in words: "latents up to permutation, sign and scale, where decoder is linear, if ...; ..."."""
+        """The claim in words: "latents up to permutation, sign and scale, where `decoder` is linear, if ...; ..."."""
         conditions = "; ".join([*self.given, *(CONDITIONS[need] for need in self.needs)])
         where = f", where {self.where()}" if self.when else ""
         return self.head() + where + (f", if {conditions}" if conditions else "")
