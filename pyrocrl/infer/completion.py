@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -28,6 +29,7 @@ from pyrocrl.parts.guides import GateBlock, NormalBlock
 from pyrocrl.program import Program
 
 SCALE = 0.1  # first deviation of a block on the unconstrained scale
+MOST, DRAWS, SURELY = 400, 8, 12.0  # gates to settle, draws for each, largest log odds
 SURE = 0.9  # first probability of a 0/1 site's starting value
 TRANSFORMS = {
     "real": torch.distributions.constraints.real,
@@ -83,12 +85,14 @@ class Completion(nn.Module):
             elif kind == "order":
                 getattr(self, f"order_{name}").copy_(value)
 
-    def after(self, program: Program) -> Callable[[Batch], None]:
-        """The program's guide, then these blocks, each where the story has its site: in its plates, with its scale."""
+    def after(self, program: Program, told: Mapping[str, Tensor] | None = None) -> Callable[[Batch], None]:
+        """The program's guide, then these blocks, each where the story has its site: in its plates, with its scale.
+
+        told: values that sites with a block are to have."""
 
         def completed(batch: Batch) -> None:
             kept = latent_values(pyro.poutine.trace(program.guide).get_trace(batch))
-            with _Filled(self, kept, batch):
+            with _Filled(self, kept, batch, told or {}):
                 program.story(batch)
 
         return completed
@@ -112,6 +116,32 @@ class Completion(nn.Module):
         return law.to_event(prior.event_dim)
 
     @torch.no_grad()
+    def settle(self, program: Program, batch: Batch, seed: int) -> None:
+        """Set every gate to its optimum given all else: log odds = gain of the objective when it opens, prior included.
+
+        Straight-through gradients are too noisy to close a gate that earns nothing. The same noise for open and shut;
+        left as trained where there are more than MOST gates.
+        """
+        for name, kind, _ in self.spec:
+            if kind not in ("boolean", "graph") or self.blocks[name].logits.numel() > MOST:
+                continue
+            logits = self.blocks[name].logits
+            hard = (logits > 0).to(logits)
+            if kind == "graph":
+                order = next(site for site, kind, _ in self.spec if kind == "order")
+                hard = hard * orders.earlier(getattr(self, f"order_{order}")).to(hard)
+            gain = torch.zeros_like(logits)
+            for place in np.ndindex(*logits.shape):
+                for draw in range(DRAWS):
+                    for state in (1.0, 0.0):
+                        value = hard.clone()
+                        value[place] = state
+                        torch.manual_seed((seed + draw) % 2**63)
+                        change = _objective(program, batch, name, value)
+                        gain[place] += (2 * state - 1) * change / DRAWS
+            logits.copy_(gain.nan_to_num(nan=-SURELY, posinf=SURELY, neginf=-SURELY).clamp(-SURELY, SURELY))
+
+    @torch.no_grad()
     def probabilities(self, name: str) -> Tensor | None:
         """Probabilities of a 0/1 site or of a graph's edges; None where there is no such block."""
         kind = {site: kind for site, kind, _ in self.spec}.get(name)
@@ -122,13 +152,26 @@ class Completion(nn.Module):
         return out * orders.earlier(getattr(self, f"order_{order}")).to(out) if kind == "graph" else out
 
 
+def _objective(program: Program, batch: Batch, name: str, value: Tensor) -> Tensor:
+    """One draw of the ELBO with a site at a value, its own guide's density left out."""
+    guide = pyro.poutine.trace(program.completion.after(program, {name: value})).get_trace(batch)
+    model = pyro.poutine.trace(pyro.poutine.replay(program.model, trace=guide)).get_trace(batch)
+    for trace in (guide, model):
+        trace.compute_log_prob()
+    total = sum(site["log_prob_sum"] for _, site in sample_sites(model))
+    out: Tensor = total - sum(site["log_prob_sum"] for key, site in sample_sites(guide) if key != name)
+    return out
+
+
 class _Filled(Messenger):
     """Runs a story as a guide: sites that have a block get its law, all others the values that were drawn, unseen from
     outside."""
 
-    def __init__(self, completion: Completion, kept: Mapping[str, Tensor], batch: Batch) -> None:
+    def __init__(
+        self, completion: Completion, kept: Mapping[str, Tensor], batch: Batch, told: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
-        self.completion, self.batch = completion, batch
+        self.completion, self.batch, self.told = completion, batch, told
         self.drawn = dict(kept)
         self.names = set(completion.names)
 
@@ -136,6 +179,8 @@ class _Filled(Messenger):
         name = msg["name"]
         if name in self.names:
             msg["fn"] = self.completion.law(name, msg["fn"], self.drawn, self.batch.temperature)
+            if name in self.told:
+                msg["value"], msg["done"] = self.told[name], True
             return
         if name in self.drawn:
             msg["value"], msg["done"] = self.drawn[name], True

@@ -30,6 +30,7 @@ from pyrocrl.program import Program, Recipe, check_whole
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # of blocks that stand in for a guide's lines: log odds and logarithms have far to go
+SETTLING_ROWS = 2_000
 HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
 
 
@@ -301,6 +302,8 @@ class _Loop:
             torch.manual_seed(mix(self.seed, chain, 17))
             with torch.no_grad():
                 one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
+                if one.completion is not None:
+                    one.completion.settle(one, self._some_rows(), mix(self.seed, chain, 21))
             states.append({k: v.detach().cpu() for k, v in one.state_dict().items()})
         stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
         names = set(self.chains.params)
@@ -335,6 +338,13 @@ class _Loop:
         if self.path is not None:
             result.save(self.path)
         return result
+
+    def _some_rows(self) -> Batch:
+        """Training rows on which gates are settled, standing for all of them."""
+        generator = torch.Generator().manual_seed(mix(self.seed, 25))
+        batch = self.batch if self.program.uses_rows else self.train.tensors(self.device, self.recipe.dtype)
+        pick = torch.randperm(len(batch), generator=generator)[:SETTLING_ROWS].to(self.device)
+        return self._annealed(batch.take(pick), 1.0)
 
     def _save(self) -> None:
         tensors = {f"state.{k}": v for k, v in self._state().items()}
