@@ -23,13 +23,12 @@ from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.origin import origin, refuse_other_text
 from pyrocrl.program import Program, Recipe, check_whole
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
-HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
 
 
 class FitError(RuntimeError):
@@ -141,9 +140,8 @@ class _Loop:
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
         self.origin = origin(type(program))
-        fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
-        # a model that does not look at environments must not have its rows chosen by them either
-        self.train, self.held = data.split(fraction, seed, by_env=program.card.needs_env)
+        out = held_out_rows(program, data, recipe.held_out, seed)
+        self.train, self.held = data.rows_at(~out), data.rows_at(out)
         self.steps = steps_per_epoch(program, recipe, self.train.rows)
         self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
         self.started = time.perf_counter()
