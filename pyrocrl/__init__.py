@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .judge.choose import choose
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
+    from .judge.reference import agreement, reference
     from .lab.run import run
     from .program import Program, Recipe, Site
     from .show import plots, report
@@ -49,12 +50,14 @@ _HOMES = {
     "Recipe": "program",
     "Reference": "claims.card",
     "Site": "program",
+    "agreement": "judge.reference",
     "build": "zoo",
     "choose": "judge.choose",
     "diagnose": "judge.diagnose",
     "evaluate": "judge.evaluate",
     "fit": "infer.fit",
     "load": "zoo",
+    "reference": "judge.reference",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
 }
@@ -70,6 +73,7 @@ __all__ = [
     "Recipe",
     "Reference",
     "Site",
+    "agreement",
     "build",
     "choose",
     "datasets",
@@ -80,6 +84,7 @@ __all__ = [
     "load",
     "metrics",
     "plots",
+    "reference",
     "report",
     "run",
     "simulate",

@@ -369,9 +369,14 @@ class Data:
         return part
 
     def split(self, fraction: float, seed: int, *, by_env: bool = True) -> tuple[Data, Data]:
-        """(train, held-out) with `fraction` of the rows held out, of each environment or regardless of them.
+        """(train, held-out) with `fraction` of the rows held out; see `held_out`."""
+        out = self.held_out(fraction, seed, by_env=by_env)
+        return self.rows_at(~out), self.rows_at(out)
 
-        At least one row of each environment stays in the first part.
+    def held_out(self, fraction: float, seed: int, *, by_env: bool = True) -> np.ndarray:
+        """(row,) whether a row is among the `fraction` held out, of each environment or regardless of them.
+
+        At least one row of each environment is not.
         """
         if not 0 < fraction < 1:
             reject("fraction", fraction, "a number strictly between 0 and 1")
@@ -384,7 +389,7 @@ class Data:
             out[rng.permutation(rows)[: max(take, 0)]] = True
         if not out.any():
             out[rng.integers(self.rows)] = True
-        return self.rows_at(~out), self.rows_at(out)
+        return out
 
     @cached_property
     def moments(self) -> Moments:

@@ -28,6 +28,9 @@ SLAB = "slab = Normal(torch.zeros_like(self.slope.loc), self.slab)"
 LIKELIHOOD = "likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())"
 
 
+LINK = "loc = own.intercept[:, k] + (self.sem.link(z) * own.weight[:, :, k]).sum(-1)"
+
+
 def methods(text: str) -> dict[str, tuple[int, int]]:
     """(first, last) line, from 0, of each method of the Program in a model file."""
     program = next(
@@ -114,6 +117,48 @@ def test_another_prior_of_weights_is_fitted_as_it_stands(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.latents(), fit.latents())
     for name, draws in fit.posterior(2, predictive=False)["posterior"].data_vars.items():
         np.testing.assert_array_equal(again.posterior(2, predictive=False)["posterior"][name], draws)
+
+
+def curved(seed: int) -> Data:
+    """Three latents in a chain with quadratic links, in units of their observational rows; a perfect intervention on
+    each; six features."""
+    rng = np.random.default_rng(seed)
+    weight = np.array([[0, 0.8, 0], [0, 0, -0.8], [0, 0, 0]])
+    env = np.repeat(np.arange(4), 800)
+    z = np.zeros((len(env), 3))
+    for k in range(3):
+        z[:, k] = ((z + 0.3 * z**2 - 0.3) @ weight)[:, k] + rng.normal(size=len(env)) * (0.5 if k else 1.0)
+        hit = env == k + 1
+        z[hit, k] = 1.0 + 0.6 * rng.normal(size=hit.sum())
+    x = z @ rng.normal(size=(6, 3)).T + 0.1 * rng.normal(size=(len(env), 6))
+    truth = {"z": z, "graph": (weight != 0).astype(int), "weight": weight}
+    names = np.array(["control", "a", "b", "c"])
+    return Data(x, env=names[env], targets={"a": (0,), "b": (1,), "c": (2,)}, control="control", truth=truth)
+
+
+@pytest.mark.slow
+def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path) -> None:
+    """Equations that were parameters are sites now: their graph has gates along the order that the chain started from."""
+    quadratic = variant(
+        "discrepancy_vae",
+        LINK,
+        LINK.replace("self.sem.link(z)", "(z + 0.3 * z.square())"),
+        tmp_path,
+        deleted=("model",),
+    )
+    data = curved(1)
+    program = quadratic.from_data(data, intervention="perfect", mechanism="linear", hidden=16)
+    fit = pyrocrl.fit(program, data, chains=1, seed=0, epochs=120, progress=False)
+    assert {"order", "graph", "variance", "slope", "level", "z_0", "z_1", "z_2"} == set(fit.program.completion.names)
+    scores = pyrocrl.evaluate(fit, data)
+    assert scores["mcc"] > 0.95 > scores["pca_mcc"]
+    graph, true = fit.graph(), data.truth["graph"] > 0
+    assert (graph[true] > 0.9).all() and scores["shd"] <= 1 < scores["shd_empty"]
+    # children follow the link: what moves under do is quadratic in what is set
+    means = [float(fit.do(data, {"latent_0": v}, draws=200, seed=1)["z"][0, :, 1].mean()) for v in (-1.0, 0.0, 1.0)]
+    bend = (means[0] + means[2]) / 2 - means[1]
+    slope = (means[2] - means[0]) / 2
+    assert bend / slope == pytest.approx(0.3, abs=0.1)
 
 
 def test_heavy_tailed_noise_is_fitted_as_it_stands(tmp_path: Path) -> None:

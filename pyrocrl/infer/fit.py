@@ -23,7 +23,7 @@ from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.origin import origin, refuse_other_text
 from pyrocrl.program import Program, Recipe, check_whole
 
@@ -31,7 +31,6 @@ log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
-HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
 
 
 class FitError(RuntimeError):
@@ -143,9 +142,8 @@ class _Loop:
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
         self.origin = origin(type(program))
-        fraction = min(recipe.held_out, HELD_OUT_ROWS / data.rows)
-        # a model that does not look at environments must not have its rows chosen by them either
-        self.train, self.held = data.split(fraction, seed, by_env=program.card.needs_env)
+        out = held_out_rows(program, data, recipe.held_out, seed)
+        self.train, self.held = data.rows_at(~out), data.rows_at(out)
         self.steps = steps_per_epoch(program, recipe, self.train.rows)
         self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
         self.started = time.perf_counter()

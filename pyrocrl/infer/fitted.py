@@ -24,7 +24,7 @@ from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.elbo import elbo
-from pyrocrl.infer.held_out import row_objectives
+from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.program import LATENT_DIMS, Program, Site, check_whole
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
@@ -212,9 +212,9 @@ class Fit:
                     for name, value in values.items():
                         stack = self._align_site(np.stack(value), name, chain)
                         groups[group].setdefault(name, []).append(stack)
-        coords = self._coords(rows, draws)
+        coords = self.coords(rows, draws)
         tree = {
-            g: self._dataset(
+            g: self.dataset(
                 {n: np.stack(v) for n, v in values.items()},
                 coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
             )
@@ -265,12 +265,12 @@ class Fit:
                 trace = stories.told(program, batch.blank(), {})
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
-        coords = self._coords(np.arange(data.rows), draws) | {"chain": [0]}
+        coords = self.coords(np.arange(data.rows), draws) | {"chain": [0]}
         one = {n: np.stack(v)[None] for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
-                "prior": self._dataset({n: v for n, v in one.items() if n != "x"}, coords),
-                "prior_predictive": self._dataset({"x": one["x"]}, coords),
+                "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
+                "prior_predictive": self.dataset({"x": one["x"]}, coords),
             }
         )
 
@@ -426,6 +426,17 @@ class Fit:
             reject("data", f"a {type(data).__name__}", "a pyrocrl.Data")
         return self.coded(data)
 
+    def fitted_rows(self, data: Data | None = None) -> np.ndarray:
+        """(row,) places of the rows that the chains were fitted to: those that were not held out of `data`.
+
+        Raises InputError for other data than those of the fit.
+        """
+        data = self._data(data)
+        if checkpoint.fingerprint(data) != self.meta["fingerprint"]:
+            reject("data", f"{data.rows} rows that were not fitted", "the Data of the fit")
+        out = held_out_rows(self.program, data, self.meta["recipe"]["held_out"], self.meta["seed"])
+        return np.flatnonzero(~out)
+
     def coded(self, data: Data) -> Data:
         """With environments and batches as they were coded in the fit, where the program reads them.
 
@@ -454,7 +465,8 @@ class Fit:
     def _site(self, name: str) -> Site:
         return self.program.sites.get(name, Z if name == "z" else Site(()))
 
-    def _coords(self, rows: np.ndarray, draws: int) -> dict[str, Any]:
+    def coords(self, rows: np.ndarray, draws: int) -> dict[str, Any]:
+        """Coordinates of a posterior's dimensions, `data` being these rows."""
         return {
             "chain": np.arange(self.chains.count),
             "draw": np.arange(draws),
@@ -462,7 +474,8 @@ class Fit:
             **self.names,
         }
 
-    def _dataset(self, values: dict[str, np.ndarray], coords: dict[str, Any]) -> xr.Dataset:
+    def dataset(self, values: dict[str, np.ndarray], coords: dict[str, Any]) -> xr.Dataset:
+        """Values (chain, draw, ...) of sites by name, with the dimensions that `Program.sites` gives them."""
         variables = {}
         for name, value in values.items():
             dims = {"x": ("data", "feature"), "row": ("data",)}.get(name, self._site(name).dims)

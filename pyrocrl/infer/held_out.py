@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.data import Batch, Data
 from pyrocrl.infer.chains import Chains
 from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites, traces
 from pyrocrl.program import Program
 
 EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
 HELD_OUT_DRAWS = 4
+HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
+
+
+def held_out_rows(program: Program, data: Data, fraction: float, seed: int) -> np.ndarray:
+    """(row,) whether a fit keeps a row out: `fraction` of them, of each environment where the program knows those.
+
+    A model that does not look at environments must not have its rows chosen by them either.
+    """
+    return data.held_out(min(fraction, HELD_OUT_ROWS / data.rows), seed, by_env=program.card.needs_env)
 
 
 def row_elbo(program: Program, batch: Batch) -> Tensor:
