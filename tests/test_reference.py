@@ -200,7 +200,7 @@ def sparse(seed: int) -> Fit:
 
 
 def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances, by Gibbs sampling of
+    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances: Gibbs draws of
     x_j = a_j + spread_j sum_k gate_jk slope_jk z_k + noise, from the conjugate conditionals."""
     program, batch = _program(fit, None, fit.fitted_rows())
     spread = program.observation.spread.numpy()

@@ -138,7 +138,7 @@ def curved(seed: int) -> Data:
 
 @pytest.mark.slow
 def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path) -> None:
-    """Equations that were parameters are sites now: their graph has gates along the order that the chain started from."""
+    """Equations that were parameters are sites now; the graph has gates along the order that the chain started from."""
     quadratic = variant(
         "discrepancy_vae",
         LINK,
