@@ -101,16 +101,17 @@ def model_page(program: type[Program]) -> str:
 
 def _claims(claims: Iterable[Claim]) -> str:
     """Claims, with what `diagnose` checks apart from what stays on the user's word; those of equal needs together."""
-    heads: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    heads: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[str]] = {}
     for claim in claims:
-        heads.setdefault((claim.needs, claim.given), []).append(claim.head())
+        heads.setdefault((claim.needs, claim.given, claim.where()), []).append(claim.head())
     parts = []
-    for (needs, given), said in heads.items():
+    for (needs, given, where), said in heads.items():
         lines = [f"- {CONDITIONS[need]} *(checked)*" for need in needs] + [
             f"- {text} *(on your word)*" for text in given
         ]
         text = "; ".join(said)
-        parts.append(f"**{text[0].upper()}{text[1:]}**" + (", if\n\n" + "\n".join(lines) if lines else "."))
+        options = f", where {where}" if where else ""
+        parts.append(f"**{text[0].upper()}{text[1:]}**{options}" + (", if\n\n" + "\n".join(lines) if lines else "."))
     return "\n\n".join(parts) or "Nothing."
 
 

@@ -32,63 +32,42 @@ representations from unknown interventions.
 *Differs from the paper in* Gaussian linear structural equations in place of any, for which graphs need not be tried one
 by one; and in a contrastive construction of the flow.
 
-*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model`, `recover`
-and `finish`; or keep them and change `_objective` with it, the marginal likelihood that they rest on.
+The file is long for its construction: a flow, its whitened moments and every hypothesis of targets come before the
+story can be fitted.
+
+*For a variant, copy this file and change* a line of `story`, another prior of slopes say, and delete `model` and
+`recover`, with more epochs in `recipe`; or keep them and change `_objective` with it, the marginal likelihood that they
+rest on.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+import functools
+from typing import Literal
 
-import numpy as np
 import pyro
 import torch
-from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Reference, Site, run
 from pyrocrl.constructions import contrastive, contrastive_flow, directions
-from pyrocrl.dists import Law, MultivariateNormal, Normal
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.constructions.marginal_sem import MarginalSEM
+from pyrocrl.dists import Law, Normal
+from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Study
 from pyrocrl.parts.flows import FreeFormFlow
-from pyrocrl.parts.guides import FullNormalBlock
-from pyrocrl.parts.latent_sem import SEMReadouts, described
+from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.mixing import InvertibleMixing
 from pyrocrl.program import check_between, check_rows, check_whole, checked_targets
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
 TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
+TOLD, UNKNOWN = {"targets": ("known", "relabelled")}, {"targets": "unknown"}
 
 
-class Mixed(TorchDistribution):
-    """x = f(z), z (rows, latent) of M y(x): its log_prob is the volume log |det M| + log |det dy / dx|, which with the
-    law of z adds up to log p(x). Draws and the mean are the decoder's."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
-
-    def __init__(self, z: Tensor, unmixing: Tensor, mix: Callable, white: Callable) -> None:
-        self.z, self.unmixing, self.mix, self.white = z, unmixing, mix, white
-        super().__init__(z.shape[:-1], z.shape[-1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mix(self.z, self.unmixing)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.mean.expand(*sample_shape, *self.shape())
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        volume = linear_sem.log_abs_det(self.unmixing) + self.white(value)[1]
-        return volume + 0 * self.z.sum(-1)  # x depends on z: for diagrams
-
-
-class CausalFlow(Program):
+class CausalFlow(MarginalSEM, Program):
     card = ModelCard(
         name="causal_flow",
         title="Causal component analysis",
@@ -107,8 +86,10 @@ class CausalFlow(Program):
             "an intervention replaces the equation of its target",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale", "shift"), GIVEN, ONCE),
-            Claim("graph", ("permutation",), GIVEN, ONCE),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, ONCE, TOLD),
+            Claim("graph", ("permutation",), GIVEN, ONCE, TOLD),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, TWICE, UNKNOWN),
+            Claim("graph", ("permutation",), GIVEN, TWICE, UNKNOWN),
         ),
         references=(
             Reference(
@@ -138,19 +119,7 @@ class CausalFlow(Program):
         "less than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of "
         "unknown targets.",
     )
-    recipe = Recipe(  # the construction and the second-order finish leave nothing to stochastic steps
-        epochs=1,
-        batch_size=None,
-        lr=1e-3,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        held_out=0.05,
-        chains=4,
-        dtype=torch.float64,
-    )
-    uses_rows = False
-    new_rows = True
-    knows_interventions = True
+    recipe = MarginalSEM.recipe
     sites = {
         **{k: v for k, v in SEMReadouts.sites.items() if k not in ("escaped", "env_weight")},
         "unmixing": Site(("latent", "direction"), {"latent": 1}),
@@ -184,38 +153,21 @@ class CausalFlow(Program):
         one_of("targets", targets, ("known", "relabelled", "unknown"))
         check_between("edge_probability", edge_probability, 0, 1)
         check_between("correlation_error", correlation_error, 0, 1)
-        self.unknown = targets == "unknown"
-        if self.unknown:
-            if environments != 2 * latents + 1:
-                reject("environments", environments, f"{2 * latents + 1}: an observational one, then two a latent")
-            if latents > 4:
-                reject("latents", latents, "2 to 4 where targets are unknown: every hypothesis is fitted")
-            target = next(iter(contrastive_flow.pairings(latents)))
-            self.pairs = [(e, k) for e in range(1, len(target)) for k in range(latents)]
-        else:
-            target = checked_targets(target_matrix, latents)
-            self.pairs = linear_sem.target_pairs(target)
-        self.observational = np.flatnonzero(target.sum(1) == 0)
-        envs, size = len(target), latents * (latents - 1)
+        unknown = targets == "unknown"
+        if unknown and environments != 2 * latents + 1:
+            reject("environments", environments, f"{2 * latents + 1}: an observational one, then two a latent")
+        if unknown and latents > 4:
+            reject("latents", latents, "2 to 4 where targets are unknown: every hypothesis is fitted")
         self.flow = FreeFormFlow(features, width).requires_grad_(False)
-        self.guide_block = FullNormalBlock(size, scale=1.0)  # in units of `root`
-        double = torch.float64
-        buffers = {
-            "chart": directions.chart_at(torch.eye(latents, dtype=double)),
-            "root": 0.1 * torch.eye(size, dtype=double),
-            # moments of y = project (h(x) - offset), white over the observational rows
-            "count": torch.full((envs,), 2.0, dtype=double),
-            "mean": torch.zeros(envs, latents, dtype=double),
-            "cov": torch.eye(latents, dtype=double).repeat(envs, 1, 1),
-            "target": torch.as_tensor(target, dtype=double),
-            "project": torch.eye(latents, dtype=double),
-            "offset": torch.zeros(latents, dtype=double),
-            "log_jacobian": torch.zeros((), dtype=double),  # mean log |det dy / dx|, times the counts
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+        first = next(iter(contrastive_flow.pairings(latents))) if unknown else checked_targets(target_matrix, latents)
+        self.hold_moments(first, unknown)
+        self.hold(  # y = project (h(x) - offset)
+            project=torch.eye(latents),
+            offset=torch.zeros(latents),
+            log_jacobian=torch.zeros(()),  # mean log |det dy / dx|, times the counts
+        )
 
-    # -- model and guide ---------------------------------------------------------------------------------------
+    # -- the story, what is fitted, and the way back -----------------------------------------------------------
 
     def story(self, batch: Batch) -> None:
         d = self.config["latents"]
@@ -223,146 +175,77 @@ class CausalFlow(Program):
         prior = orders.log_edge_prior(d, self.config["edge_probability"], tangent.device)
         order = pyro.sample("order", orders.Order(prior))  # (latent,)
         graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
-        unmixing = directions.unit_rows(tangent, self.chart).double()  # M (latent, latent)
+        unmixing, targets = self._unmixing(tangent), self.target.double()  # M (latent, latent), (env, latent)
         known = linear_sem.regressions(unmixing, graph, self._slices())
-        with pyro.plate(
-            "mechanism", len(known.count), dim=-1
-        ):  # the natural equations, then one for each (env, target)
+        with pyro.plate("mechanism", len(known.count), dim=-1):  # the natural equations, then each (env, target)
             variance = pyro.sample("variance", known.prior_variance())
             slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
             level = pyro.sample("level", known.prior_level(variance))
-        equations = self._equations(known.mechanisms(variance, slope, level))
+        equations = self._equations(known.mechanisms(variance, slope, level), targets)
         pyro.deterministic("unmixing", unmixing)
         told_z = None if batch.x is None else self._white(batch.x)[0].double() @ unmixing.mT
         with self.rows(batch), pyro.poutine.scale(scale=self._worth(batch)):
-            targets, control = self.target.double(), int(self.observational[0])
-            own = linear_sem.of_rows(equations, targets, batch.env, batch.together, control)
+            own = linear_sem.of_rows(equations, targets, batch.env, batch.together, self.control)
 
             def equation(k: int, z: Tensor) -> Normal:
                 return Normal(own.intercept[:, k] + (z * own.weight[:, :, k]).sum(-1), own.scale[:, k])
 
             z = self.along(order.tolist(), equation, torch.zeros_like(own.scale), told_z)  # (rows, latent)
-            pyro.sample("x", Mixed(z, unmixing, self._mix, self._white), obs=batch.x)  # (rows, feature)
+            pyro.sample("x", InvertibleMixing(z, unmixing, self._mix, self._white), obs=batch.x)  # (rows, feature)
 
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
-        unmixing = directions.unit_rows(tangent, self.chart)  # (latent, latent)
-        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(unmixing))
+        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(self._unmixing(tangent)))
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
-        unmixing = directions.unit_rows(kept["tangent"], self.chart).double()
-        scores = self._scores(unmixing)
+        unmixing, table = self._unmixing(kept["tangent"]), self._slices()
+        scores = self._scores(unmixing, table)
         order = pyro.sample("order", orders.Order(scores))
         graph = pyro.sample("graph", orders.Graph(scores, order))
-        known = linear_sem.regressions(unmixing, graph, self._slices())
+        known = linear_sem.regressions(unmixing, graph, table)
         with pyro.plate("mechanism", len(known.count), dim=-1):
             variance = pyro.sample("variance", known.variance())
             slope = pyro.sample("slope", known.slopes(variance))
             pyro.sample("level", known.level(slope, variance))
 
-    def guide(self, batch: Batch) -> None:
-        block = self.guide_block
-        pyro.sample("tangent", MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril))
-
-    def _environments(self) -> linear_sem.Environments:
-        return linear_sem.Environments(*(v.double() for v in (self.count, self.mean, self.cov, self.target)))
-
-    def _slices(self, target: Tensor | None = None) -> linear_sem.Slices:
-        environments = self._environments()
-        return linear_sem.slices(
-            environments._replace(target=environments.target if target is None else target), self.pairs
-        )
-
     def _objective(self, rows: Tensor, target: Tensor | None = None) -> Tensor:
-        """log p(x | rows of the unmixing, targets): everything else summed out."""
-        prob, total = self.config["edge_probability"], self.count.double().sum()
-        return linear_sem.log_marginal(rows.double(), self._slices(target), total, prob) + self.log_jacobian
+        """log p(x | rows of the unmixing, targets), everything else summed out."""
+        return self._log_marginal(rows, target) + self.log_jacobian
 
-    def _rows(self) -> Tensor:
-        """Rows of the unmixing of y at the guide's mean."""
-        return directions.unit_rows(self.root @ self.guide_block.loc, self.chart).double()
-
-    # -- read-outs ---------------------------------------------------------------------------------------------
+    def _worth(self, batch: Batch) -> Tensor:
+        """(rows,) what a row counts for: errors of h are the same however many rows there are."""
+        return 1.0 - self.count.double()[batch.env] * self.config["correlation_error"] ** 2
 
     def _white(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(y (rows, latent), log |det dy / dx| (rows,))."""
         h, log_det = self.flow(x)
         return (h - self.offset) @ self.project.mT, log_det + torch.linalg.slogdet(self.project).logabsdet
 
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        y = (self.flow.encode(batch.x) - self.offset) @ self.project.mT
-        return y @ self._rows().to(y).mT
-
-    @torch.no_grad()
-    def graph(self) -> Tensor:
-        """(parent, child) edge probabilities, exact given M, averaged over fixed draws of it."""
-        tangent = directions.tangents(self.root, self.guide_block, torch.Generator().manual_seed(0))
-
-        def edges(one: Tensor) -> Tensor:
-            return orders.edge_probabilities(self._scores(directions.unit_rows(one, self.chart).double()))
-
-        return torch.func.vmap(edges, chunk_size=16)(tangent).mean(0)
-
-    def targets_matrix(self) -> Tensor | None:
-        return self.target if self.config["targets"] != "known" else None
-
-    def _scores(self, rows: Tensor) -> Tensor:
-        return linear_sem.mechanism_scores(rows, self._slices(), self.config["edge_probability"])
-
-    def _equations(self, mechanisms: linear_sem.Mechanisms) -> linear_sem.LinearSEM:
-        """The equations of every environment, (env, ...), with their read-outs."""
-        target, d = self.target.double(), self.config["latents"]
-        out = linear_sem.by_environment(mechanisms, self.pairs, target)
-        described(mechanisms.weight[:d].mT, target, mechanisms.intercept[:d], out, soft=False)
-        return out
-
-    def _worth(self, batch: Batch) -> Tensor:
-        """(rows,) what a row counts for: errors of h are the same however many rows there are."""
-        return 1.0 - self.count.double()[batch.env] * self.config["correlation_error"] ** 2
-
-    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | M, weights, noise)."""
-        if "level" not in sites:
-            sites = sites | self.recovered(batch, sites)
-        unmixing = directions.unit_rows(sites["tangent"], self.chart).double()
-        known = linear_sem.regressions(unmixing, sites["graph"], self._slices())
-        equations = self._equations(known.mechanisms(sites["variance"], sites["slope"], sites["level"]))
-        y, log_det = self._white(batch.x)
-        own = linear_sem.LinearSEM(*(value[batch.env] for value in equations))
-        return linear_sem.sem_log_prob(y.double() @ unmixing.mT, own) + linear_sem.log_abs_det(unmixing) + log_det
-
     def _mix(self, z: Tensor, unmixing: Tensor) -> Tensor:
         """(rows, feature) x of z by the decoder."""
         y = torch.linalg.solve(unmixing.to(z), z.mT).mT
         return self.flow.decode(torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z))
 
-    def claims(self) -> tuple[Claim, ...]:
-        free = () if self.config["targets"] == "known" else ("permutation",)
-        needs = TWICE if self.unknown else ONCE
-        return (Claim("latents", (*free, "scale", "shift"), GIVEN, needs), Claim("graph", free, GIVEN, needs))
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        y = (self.flow.encode(batch.x) - self.offset) @ self.project.mT
+        return y @ self._rows().to(y).mT
+
+    def targets_matrix(self) -> Tensor | None:
+        return self.target if self.config["targets"] != "known" else None
+
+    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+        """(rows,) log p(x_i | M, weights, noise)."""
+        unmixing, equations = self._of_draw(batch, sites)
+        y, log_det = self._white(batch.x)
+        inside = linear_sem.sem_log_prob(y.double() @ unmixing.mT, equations.at(batch.env))
+        return inside + linear_sem.log_abs_det(unmixing) + log_det
 
     # -- from data ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if options.get("targets") == "unknown":
-            data = copy.copy(data)
-            data.targets = None  # labels that are not believed
-        elif data.targets is None and "target_matrix" not in options:
-            raise InputError(
-                "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"
-            )
-        else:
-            options = {"environments": None} | options
-        return super().from_data(data, **options)
-
-    def check(self, data: Data) -> None:
-        super().check(data)
-        if len(data.env_names) != len(self.target):
-            reject("data", f"{len(data.env_names)} environments", f"the program's {len(self.target)}")
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The flow from contrasts, its decoder by regression, and the unmixing and targets of the most evidence."""
@@ -373,17 +256,13 @@ class CausalFlow(Program):
         flow = contrastive_flow.train(batch.x, batch.env, self.target.float(), *sizes, generator, hypotheses)
         self.flow.load_state_dict(flow.state_dict())
         self._gather(data)
-        modes, targets = [], []
-        for target in self._hypotheses():
-            found = self._modes(target, generator)
-            modes += found
-            targets += [target] * len(found)
-        evidence = torch.stack([mode.log_evidence for mode in modes])
+        found = [(mode, target) for target in self._hypotheses() for mode in self._modes(target, generator)]
+        evidence = torch.stack([mode.log_evidence for mode, _ in found])
         chosen = int(torch.multinomial((evidence - evidence.max()).exp().cpu(), 1, generator=generator))
-        self.target.copy_(targets[chosen])
-        self._laplace(modes[chosen])
-        loc = self.guide_block.loc  # chains start apart, by one posterior deviation
-        loc.copy_(torch.randn(loc.shape, generator=generator))
+        mode, target = found[chosen]
+        self.target.copy_(target)
+        self._laplace(mode)
+        self._start_apart(generator)
 
     def _hypotheses(self) -> list[Tensor]:
         if not self.unknown:
@@ -392,43 +271,30 @@ class CausalFlow(Program):
 
     @torch.no_grad()
     def _gather(self, data: Data) -> None:
+        """Moments of y, white over the observational rows, and what its rows are worth."""
         batch = data.tensors(self.target.device, self.target.dtype)
-        parts = [self.flow(x) for x in batch.x.split(8192)]
-        h, log_det = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        h, log_det = (torch.cat(part) for part in zip(*map(self.flow, batch.x.split(8192)), strict=True))
         found = contrastive.moments(h, batch.env, self.target)
         use = torch.zeros_like(found.count)
         use[self.observational] = 1.0
         _, mean, cov = found.pooled(use)
         white = directions.whitening(cov)
-        self.project.copy_(white)
-        self.offset.copy_(mean)
         y = found._replace(mean=found.mean - mean).transform(white)
-        self.count.copy_(y.count / (1.0 + y.count * self.config["correlation_error"] ** 2))
+        count = y.count / (1.0 + y.count * self.config["correlation_error"] ** 2)
+        for own, value in zip((self.project, self.offset, self.count), (white, mean, count), strict=True):
+            own.copy_(value)
         self.mean.copy_(y.mean)
         self.cov.copy_(y.cov)
         volume = self._worth(batch) @ log_det.double() + self.count.sum() * torch.linalg.slogdet(white).logabsdet
         self.log_jacobian.copy_(volume)
 
     def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
-        environments = self._environments()._replace(target=target)
-        candidates = directions.candidate_rows(environments, generator)
-
-        def objective(rows: Tensor) -> Tensor:
-            return self._objective(rows, target)
-
-        starts = directions.choose_rows(
-            candidates, objective, 0 if self.unknown else directions.EFFORT.rivals, generator
-        )
+        """The maximum under these targets, from the theorem's candidates."""
+        candidates = directions.candidate_rows(self._environments()._replace(target=target), generator)
+        objective = functools.partial(self._objective, target=target)
+        rivals = 0 if self.unknown else directions.EFFORT.rivals
+        starts = directions.choose_rows(candidates, objective, rivals, generator)
         return directions.best_modes(directions.climb(objective, starts), 1)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there."""
-        self._laplace(directions.climb(self._objective, self._rows()[None])[0])
-
-    def _laplace(self, mode: directions.Mode) -> None:
-        self.chart.copy_(mode.chart)
-        self.root.copy_(mode.root)
-        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -8,35 +8,29 @@
 kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c) holds
 its target t at a constant: there L_e is diagonal, with a deviation of `fixed_sd`; it may do anything to the others. No
 graph is claimed. The guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature
-there as its precision. `model` plugs in targets and trained constants; `recover` draws them: targets from their
-evidence, constants from the means of as many rows as their environment has.
+there as its precision. `model` plugs in targets and trained constants; `recover` draws targets from their evidence
+given the latents' moments (a latent is held at a constant, or none is), constants from means over their environment.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
 The claim assumes no law of theirs. Which latent an environment fixes may be known, known up to relabelling, or unknown.
 
-`construct` follows the proof without an auto-encoder. Principal components of x span P_p, the polynomials of degree p.
-(1) Those that are constant in environment e are y P_{p-1} for one affine y = z_t - c_e, and y is the one whose powers
-up to p stay inside P_p: least squares from the function that varies most slowly between neighbours. (2) Hence P_{p-1},
-and the affine functions are those f with f P_{p-1} inside P_p, an eigenproblem. (3) In each environment the affine
-function of least variance is its target; environments of one latent have the same. SVI then refines codes and
-coefficients together, which matters where x has noise. Targets are drawn from their evidence given the latents' moments
-in each environment: a latent is held at a constant, or none is.
+`construct` follows the proof without an auto-encoder, by linear algebra and one least-squares problem on the principal
+components of x, see `pyrocrl.constructions.polynomials`. SVI then refines codes and coefficients together, which
+matters where x has noise.
 
 Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learning.
 
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
-*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `_moments`
-too), or of `mean`, another mixing.
+*For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `laws` of
+`pyrocrl.constructions.polynomials` too), or of `mean`, another mixing.
 """
 
 from __future__ import annotations
 
-import math
-from itertools import combinations_with_replacement
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyro
@@ -49,6 +43,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import one_of, reject
+from pyrocrl.exact.monomials import powers, slots
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.lab.studies import Study
 from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
@@ -63,12 +58,6 @@ NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
 class DoPolynomial(Program):
-    centre: Tensor
-    spread: Tensor
-    slots: Tensor
-    hit: Tensor
-    log_odds: Tensor
-    rows_in: Tensor
     card = ModelCard(
         name="do_polynomial",
         title="Polynomial mixing under do-interventions",
@@ -81,7 +70,10 @@ class DoPolynomial(Program):
             "monomials of the latents",
         ),
         assumes=("x is a polynomial of the latents, with noise", *GIVEN[:1]),
-        claims=(Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),),
+        claims=(
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),
+            Claim("targets", ("permutation",), GIVEN, NEEDS, {"targets": "unknown"}),
+        ),
         references=(
             Reference(
                 "Ahuja, Mahajan, Wang & Bengio",
@@ -91,29 +83,15 @@ class DoPolynomial(Program):
                 "https://arxiv.org/abs/2209.11924",
             ),
         ),
-        differs=(
-            "polynomials, affine functions and targets are found by linear algebra and one least-squares problem, "
-            "not by an auto-encoder",
-            "targets may be unknown",
-            "a likelihood with noise",
-        ),
+        differs=("algebra in place of an auto-encoder", "targets may be unknown", "a likelihood with noise"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
         approximate="Targets and constants are plugged in while latents are fitted: all rows of an environment share "
         "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
-    recipe = Recipe(
-        epochs=8,
-        least_steps=200,
-        batch_size=512,
-        lr=3e-4,
-        lr_end=0.01,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        check_every=2,
-        chains=4,
-    )
+    infers_targets = True
+    recipe = Recipe.unannealed(epochs=8, least_steps=200, batch_size=512, lr=3e-4, lr_end=0.01, check_every=2, chains=4)
     sites = {
         "target": Site(("env",)),  # a position in the chain's own order of latents; the last is none
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -134,8 +112,7 @@ class DoPolynomial(Program):
         """degree: of the polynomial. target_matrix: (env, latent) in {0, 1}; not read where targets are unknown.
         fixed_sd: deviation of a latent where it is held at a constant, in its deviation over all rows.
 
-        Raises InputError for fewer features than monomials, for an environment with more than one target, and for a
-        latent without an environment that fixes it.
+        Raises InputError for fewer features than monomials, several targets of one environment, or a latent never held.
         """
         super().__init__()
         check_sizes(features, latents)
@@ -143,32 +120,23 @@ class DoPolynomial(Program):
         check_whole("degree", degree, 1)
         check_whole("environments", environments, 1)
         check_between("fixed_sd", fixed_sd, 0, 1)
-        count = math.comb(latents + degree, degree)
+        count = len(places := slots(latents, degree))
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")
         self.unknown = targets == "unknown"
         matrix = np.zeros((environments, latents))
         if not self.unknown:
             matrix = checked_targets(target_matrix, latents, environments, most=1, observational=False)
-        slots = list(combinations_with_replacement(range(latents + 1), degree))  # of (1, z); each once
         self.encoder = nn.Parameter(0.1 * torch.randn(latents, features))
         self.offset = nn.Parameter(torch.zeros(latents))
         self.coefficients = nn.Parameter(0.1 * torch.randn(count, features))
         self.log_noise = nn.Parameter(torch.zeros(features))
         self.env_mean = nn.Parameter(torch.zeros(environments, latents))
         self.env_root = nn.Parameter(torch.zeros(environments, latents, latents))  # log of the diagonal
-        self.register_buffer("slots", torch.tensor(slots))  # (monomial, degree)
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("spread", torch.ones(features))
+        self.register_buffers(centre=torch.zeros(features), spread=torch.ones(features))
+        self.register_buffer("slots", places)  # (monomial, degree)
         self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
-        self.register_buffer("log_odds", torch.zeros(environments, latents + 1))  # of each target, of none
-        self.register_buffer("rows_in", torch.ones(environments))
-
-    @classmethod
-    def from_data(cls, data: Data, **options: Any) -> Program:
-        if data.targets is None:
-            options = {"targets": "unknown"} | options
-        return super().from_data(data, **options)
+        self.register_buffers(log_odds=torch.zeros(environments, latents + 1), rows_in=torch.ones(environments))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -183,13 +151,14 @@ class DoPolynomial(Program):
         pyro.deterministic("targets", targets)  # (env, latent)
         with self.rows(batch):
             z = pyro.sample("z", self._law(constant, targets, batch.env))  # (rows, latent)
-            mean = self._mean(z)  # (rows, feature)
+            mean = self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)  # (rows, feature)
             pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
             z = pyro.sample("z", self._law(self.env_mean, self.hit, batch.env))  # (rows, latent)
-            pyro.sample("x", Normal(self._mean(z), self.spread * self._noise()).to_event(1), obs=batch.x)
+            mean = self.centre + self.spread * (powers(z, self.slots)[0] @ self.coefficients)  # (rows, feature)
+            pyro.sample("x", Normal(mean, self.spread * self._noise()).to_event(1), obs=batch.x)
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
@@ -201,8 +170,7 @@ class DoPolynomial(Program):
             pyro.sample("constant", Normal(self.env_mean, spread / self.rows_in.sqrt()[:, None]).to_event(1))
 
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
-        none = self.hit.shape[1]
-        target = torch.where(self.hit.sum(1) > 0, self.hit.argmax(1), none)
+        target = torch.where(self.hit.sum(1) > 0, self.hit.argmax(1), self.hit.shape[1])
         return {"constant": self.env_mean} | ({"target": target} if self.unknown else {})
 
     def guide(self, batch: Batch) -> None:
@@ -216,22 +184,6 @@ class DoPolynomial(Program):
         scale = free * self.env_root.diagonal(dim1=-2, dim2=-1).exp() + self.config["fixed_sd"]
         return MultivariateNormal(constant[env], scale_tril=(lower + torch.diag_embed(scale))[env])
 
-    def _mean(self, z: Tensor) -> Tensor:
-        """(rows, feature) E[x | z]."""
-        return self.centre + self.spread * (self.powers(z)[0] @ self.coefficients)
-
-    def powers(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """kappa(z) (rows, monomial), and its derivatives (rows, latent, monomial)."""
-        factors = torch.cat([torch.ones_like(z[:, :1]), z], 1)[:, self.slots]  # (rows, monomial, degree)
-        value, slope = factors.prod(-1), torch.zeros_like(z)[:, :, None]
-        for s in range(factors.shape[-1]):
-            rest = torch.ones_like(value)
-            for other in range(factors.shape[-1]):
-                rest = rest if other == s else rest * factors[..., other]
-            own = self.slots[:, s] == torch.arange(1, z.shape[1] + 1, device=z.device)[:, None]
-            slope = slope + rest[:, None] * own
-        return value, slope
-
     def _noise(self) -> Tensor:
         return self.log_noise.exp() + NOISE
 
@@ -239,7 +191,7 @@ class DoPolynomial(Program):
         """One Gauss-Newton step of log p(x | z) + log N(z; start, 1) from the linear encoder's z."""
         x = (batch.x - self.centre) / self.spread
         start = x @ self.encoder.mT + self.offset  # (rows, latent)
-        value, slope = self.powers(start)
+        value, slope = powers(start, self.slots)
         weighted = self.coefficients / self._noise().square()  # (monomial, feature)
         gram = weighted @ self.coefficients.mT  # (monomial, monomial)
         precision = slope @ gram @ slope.mT + torch.eye(start.shape[1]).to(start)
@@ -257,17 +209,6 @@ class DoPolynomial(Program):
     def targets_matrix(self) -> Tensor:
         return self.log_odds.softmax(-1)[:, :-1] if self.unknown else self.hit
 
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        """Known targets name the latents."""
-        return ("scale", "shift") if self.config["targets"] == "known" else ("permutation", "scale", "shift")
-
-    def claims(self) -> tuple[Claim, ...]:
-        latents = Claim("latents", self.latents_up_to, GIVEN, NEEDS)
-        if not self.unknown:
-            return (latents,)
-        return (latents, Claim("targets", ("permutation",), GIVEN, NEEDS))
-
     # -- from data ---------------------------------------------------------------------------------------------
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
@@ -279,44 +220,21 @@ class DoPolynomial(Program):
         check_rows(data, 2 * count, f", for {count} monomials")
         batch = data.tensors(dtype=torch.float64)
         mean, sd = batch.x.mean(0), batch.x.std(0)
-        self.centre.copy_(mean)
-        self.spread.copy_(torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
+        self.put(centre=mean, spread=torch.where(sd > 1e-12, sd, torch.ones_like(sd)))
         x = (batch.x - mean) / self.spread.double()
         known = None if self.unknown else self.hit
         unmixing, z, hit = polynomials.unmixing(x, batch.env, latents, self.config["degree"], known, generator)
-        self.hit.copy_(hit)
-        self.encoder.copy_(unmixing)
-        value = self.powers(z)[0]
-        self.coefficients.copy_(least_squares(value, x))
+        value = powers(z, self.slots)[0]
+        self.put(hit=hit, encoder=unmixing, coefficients=least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self._moments(z, torch.zeros_like(z[0]), batch.env)
-
-    def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """The construction."""
-        self.construct(data, generator)
+        self.put(**polynomials.laws(z, 0 * z[0], batch.env, self.hit, self.config["fixed_sd"])._asdict())
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which targets and constants are drawn."""
         batch = data.tensors(self.centre.device, self.centre.dtype)
         q = self._posterior(batch)
-        self._moments(q.mean.double(), q.variance.double().mean(0), batch.env)
-
-    def _moments(self, z: Tensor, error: Tensor, env: Tensor) -> None:
-        """Law of the latents in each environment, and the evidence for its target.
-
-        z: (rows, latent), of error variance `error` (latent,).
-        """
-        fixed = self.config["fixed_sd"]
-        floor = torch.diag(fixed**2 + 2 * error)
-        for e in range(len(self.hit)):
-            own, free = z[env == e], torch.nonzero(self.hit[e] < 0.5).flatten()
-            cov = torch.cov(own.mT).reshape(floor.shape)
-            root = torch.zeros_like(cov)
-            root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
-            spread = (root.diagonal() - fixed).clamp_min(1e-3).log()
-            self.env_root[e] = root.tril(-1) + torch.diag_embed(spread)
-            self.env_mean[e], self.rows_in[e] = own.mean(0), len(own)
-            self.log_odds[e] = polynomials.evidence(cov, floor, len(own))
+        z, error, fixed = q.mean.double(), q.variance.double().mean(0), self.config["fixed_sd"]
+        self.put(**polynomials.laws(z, error, batch.env, self.hit, fixed)._asdict())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -325,9 +243,7 @@ class DoPolynomial(Program):
         data = draw("ahuja2023", seed=seed, samples=400, latents=3, features=20)
         return cls.from_data(data, targets="unknown"), data
 
-    studies = tuple(
-        Study("ahuja2023", {"degree": degree}, {"degree": degree, "targets": "unknown"}) for degree in (2, 3)
-    )
+    studies = tuple(Study("ahuja2023", {"degree": p}, {"degree": p, "targets": "unknown"}) for p in (2, 3))
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ Ravikumar (2023), iSCAN.
 at a time (Perry: the graph with the fewest shifts of an equivalence class; iSCAN: shifts between two environments,
 without the graph).
 
+Longer than other models because its story has every quantity that the fit sums out: shifts, grid and mechanisms, and a
+read-out for each.
+
 *For a variant, copy this file and change* `_basis`: what equations may look like.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import pyro
@@ -48,7 +50,6 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.data import CUSTOMARY_CONTROLS
 from pyrocrl.dists import Categorical, Law, Normal
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders, regression, sharing
@@ -61,10 +62,12 @@ RATIOS = (1.0, 10.0, 100.0)  # t^2: variance of a weight over that of the noise
 CANDIDATES = 1500  # rows from which inducing points are taken
 
 ADDITIVE = "equations are nonlinear with additive Gaussian noise"
-LINEAR = "equations are linear with additive Gaussian noise"
+STRAIGHT = "equations are linear with additive Gaussian noise"
 FEWEST = "no Markov equivalent graph explains the environments by as few shifts"
 SUFFICIENT = "no unobserved variable acts on two observed ones"
 SHARED = "the environments that share a mechanism are more than those that have any other one in common"
+COMPARED = ("observational_environment",)
+NONLINEAR, LINEAR = {"mechanism": "nonlinear"}, {"mechanism": "linear"}
 
 
 class MechanismShift(Program):
@@ -86,8 +89,12 @@ class MechanismShift(Program):
             "all environments have the same graph, and few equations differ between them",
         ),
         claims=(
-            Claim("targets", (), (SUFFICIENT, ADDITIVE), ("observational_environment",)),
-            Claim("graph", (), (SUFFICIENT, ADDITIVE)),
+            Claim("targets", (), (SUFFICIENT, ADDITIVE), COMPARED, NONLINEAR | {"reference": True}),
+            Claim("targets", (), (SUFFICIENT, ADDITIVE, SHARED), (), NONLINEAR | {"reference": False}),
+            Claim("graph", (), (SUFFICIENT, ADDITIVE), (), NONLINEAR),
+            Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST), COMPARED, LINEAR | {"reference": True}),
+            Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST, SHARED), (), LINEAR | {"reference": False}),
+            Claim("graph", ("markov equivalence",), (SUFFICIENT, STRAIGHT), (), LINEAR),
         ),
         references=(
             Reference(
@@ -120,17 +127,8 @@ class MechanismShift(Program):
         needs_env=True,
         targets=("unknown",),
     )
-    recipe = Recipe(
-        epochs=150,
-        batch_size=None,
-        lr=0.05,
-        kl_warmup=0.0,
-        temperature_span=0.0,
-        held_out=0.05,
-        patience=None,
-        keep="last",
-        chains=4,
-        dtype=torch.float64,
+    recipe = Recipe.unannealed(
+        epochs=150, batch_size=None, lr=0.05, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
     )
     uses_rows = False
     new_rows = True
@@ -184,19 +182,17 @@ class MechanismShift(Program):
         size, widths = 1 + latents + count + latents, len(self.widths)  # of (phi, z)
         self.loc = nn.Parameter(torch.tensor([change_log_odds, edge_log_odds]))
         self.log_scale = nn.Parameter(torch.full((2,), -1.0))
-        buffers = {
-            "centre": torch.zeros(count, latents, dtype=double),  # inducing points, standardised
-            "mean": torch.zeros(latents, dtype=double),
-            "spread": torch.ones(latents, dtype=double),
+        self.register_buffers(
+            centre=torch.zeros(count, latents, dtype=double),  # inducing points, standardised
+            mean=torch.zeros(latents, dtype=double),
+            spread=torch.ones(latents, dtype=double),
             # sums of products of (phi, z) over the rows of each environment, by set of parents and width
-            "moments": torch.zeros(2**latents, widths, environments, size, size, dtype=double),
-            "count": torch.full((environments,), 2.0, dtype=double),
+            moments=torch.zeros(2**latents, widths, environments, size, size, dtype=double),
+            count=torch.full((environments,), 2.0, dtype=double),
             # log evidence of the rows by child, set of parents, (width, ratio), subset of environments that differ
-            "evidence": torch.zeros(latents, 2**latents, widths * len(RATIOS), len(differs), dtype=double),
-            "differs": differs.clone(),
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+            evidence=torch.zeros(latents, 2**latents, widths * len(RATIOS), len(differs), dtype=double),
+            differs=differs.clone(),
+        )
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -204,8 +200,9 @@ class MechanismShift(Program):
         d, envs = self.config["latents"], self.config["environments"]
         change = pyro.sample("change", self._log_odds(*self.change_prior))  # ()
         edge = pyro.sample("edge", self._log_odds(*self.edge_prior))  # ()
-        order = pyro.sample("order", orders.Order(self._edges(edge)))  # (latent,)
-        graph = pyro.sample("graph", orders.Graph(self._edges(edge), order))  # (parent, child)
+        edges = orders.edge_log_odds(d, edge)
+        order = pyro.sample("order", orders.Order(edges))  # (latent,)
+        graph = pyro.sample("graph", orders.Graph(edges, order))  # (parent, child)
         latent = pyro.plate("latent", d, dim=-1)
         with pyro.plate("env", envs, dim=-2), latent:  # a reference differs nowhere
             chance = change.double().sigmoid() * self.differs.double().amax(0)[:, None]
@@ -231,22 +228,25 @@ class MechanismShift(Program):
     def model(self, batch: Batch) -> None:
         change = pyro.sample("change", self._log_odds(*self.change_prior))
         edge = pyro.sample("edge", self._log_odds(*self.edge_prior))
-        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(change, edge))
+        log_jacobian = -self.count.sum() * self.spread.log().sum()  # of standardising
+        total = self._known.log_total(change, edge) + log_jacobian
+        law = Law((), (len(batch), self.config["features"]), lambda _: total)
         pyro.sample("x", law, obs=batch.x)  # all rows at once, by their moments
 
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         change, edge = kept["change"], kept["edge"]
-        scores = self._scores(change, edge)
+        scores = self._known.scores(change, edge)
         order = pyro.sample("order", orders.Order(scores))
         chosen = orders.parent_sets(pyro.sample("graph", orders.Graph(scores, order)))  # (latent,)
         node = torch.arange(len(chosen), device=chosen.device)
-        joint = self._joint(change)[node, chosen]  # (latent, grid, subset)
+        joint = self._known.joint(change)[node, chosen]  # (latent, grid, subset)
         latent = pyro.plate("latent", len(node), dim=-1)
         with latent:
             grid = pyro.sample("grid", Categorical(logits=joint.logsumexp(-1)))
         targets = pyro.sample("targets", sharing.Targets(joint[node, grid], self.differs.double()))
-        known = self._regressions(chosen, grid, targets)
+        own = self.moments.double()[chosen, grid // len(RATIOS)]  # (latent, env, ...)
+        known = sharing.regressions(own, self.count.double(), targets, self._cell(grid)[1])
         with pyro.plate("mechanism", len(known.rate), dim=-2), latent:
             precision = pyro.sample("precision", known.precision())
             pyro.sample("w", known.weights(precision))
@@ -257,11 +257,6 @@ class MechanismShift(Program):
 
     def _log_odds(self, mean: float, sd: float) -> Normal:
         return Normal(torch.full_like(self.loc[0], mean), sd)
-
-    def _edges(self, edge: Tensor) -> Tensor:
-        """(child, set) log odds of the edges of every set of parents."""
-        d = self.evidence.shape[0]
-        return (orders.members(d, self.evidence.device).sum(-1) * edge.double()).expand(d, -1)
 
     def _cell(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Width and t^2 (latent,) by the cells of the grid (latent,)."""
@@ -303,31 +298,9 @@ class MechanismShift(Program):
         pyro.deterministic("base_coefficients", w[0])  # (latent, basis)
         pyro.deterministic("base_noise", noise[0])  # (latent,)
 
-    def _regressions(self, chosen: Tensor, grid: Tensor, targets: Tensor) -> regression.Conjugate:
-        """(mechanism, latent) what rows tell of w and s: of those that share a mechanism together, then of each target;
-        chosen: (latent,) sets of parents."""
-        own = self.moments.double()[chosen, grid // len(RATIOS)].transpose(0, 1)  # (env, latent, ...)
-        count = self.count.double()[:, None]
-        use = torch.cat(
-            [(1.0 - targets)[None], torch.diag_embed(targets.mT).permute(1, 2, 0)]
-        )  # (mechanism, env, latent)
-        moments = torch.einsum("mek,ekab->mkab", use, own)
-        return regression.conjugate(moments, (use * count).sum(1), self._cell(grid)[1])
-
-    def _joint(self, change: Tensor) -> Tensor:
-        """(child, set, grid, subset) log evidence and prior of targets, width and ratio."""
-        prior = sharing.log_prior(change.double(), self.differs.double(), self.config["reference"])
-        return self.evidence.double() + prior - math.log(self.evidence.shape[2])
-
-    def _scores(self, change: Tensor, edge: Tensor) -> Tensor:
-        """(child, set) log score of every set of parents, targets summed out."""
-        return self._joint(change).flatten(2).logsumexp(-1) + self._edges(edge)
-
-    def _objective(self, change: Tensor, edge: Tensor) -> Tensor:
-        """log p(x | change, edge), everything else summed out."""
-        d = self.evidence.shape[0]
-        absent = torch.nn.functional.logsigmoid(-edge.double()) * (d * (d - 1) / 2) - math.lgamma(d + 1)
-        return orders.log_partition(self._scores(change, edge)) + absent - self.count.sum() * self.spread.log().sum()
+    @property
+    def _known(self) -> sharing.Evidence:
+        return sharing.Evidence(self.evidence.double(), self.differs.double(), self.config["reference"])
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -338,13 +311,12 @@ class MechanismShift(Program):
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities, exact at the guide's mean of the log odds."""
-        return orders.edge_probabilities(self._scores(*self.loc))
+        return orders.edge_probabilities(self._known.scores(*self.loc))
 
     @torch.no_grad()
     def targets_matrix(self) -> Tensor:
         """(env, latent) probabilities that a mechanism differs, exact at the guide's mean of the log odds."""
-        given_set = self._joint(self.loc[0]).logsumexp(2)
-        return sharing.target_probabilities(self._scores(*self.loc), given_set, self.differs.double())
+        return self._known.target_probabilities(*self.loc)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""
@@ -362,27 +334,16 @@ class MechanismShift(Program):
     def latents_up_to(self) -> tuple[str, ...]:
         return ("exact",)
 
-    def claims(self) -> tuple[Claim, ...]:
-        targets, graph = self.card.claims
-        if not self.nonlinear:
-            graph = Claim("graph", ("markov equivalence",), (SUFFICIENT, LINEAR))
-            targets = Claim("targets", (), (*graph.given, FEWEST), targets.needs)
-        if not self.config["reference"]:
-            targets = Claim("targets", (), (*targets.given, SHARED))
-        return targets, graph
-
     # -- from data ---------------------------------------------------------------------------------------------
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
-        known = data.control is not None or data.env_names[0] in CUSTOMARY_CONTROLS
-        return super().from_data(data, **({"latents": data.features, "reference": known} | options))
+        return super().from_data(data, **({"latents": data.features, "reference": data.has_control} | options))
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Inducing points among rows drawn at random; then all evidence, in closed form."""
         batch = data.tensors(dtype=torch.float64)
-        self.mean.copy_(batch.x.mean(0))
-        self.spread.copy_(batch.x.std(0))
+        self.put(mean=batch.x.mean(0), spread=batch.x.std(0))
         z = (batch.x - self.mean) / self.spread
         self.count.copy_(torch.bincount(batch.env, minlength=len(self.count)))
         check_rows(data, 2)

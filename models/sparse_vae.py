@@ -13,9 +13,9 @@
 mask is gate, but for a latent on which fewer than two features load, which is switched off: it could not be told from
 noise. The prior of variances is scaled by the columns' spread, that of R is LKJ; s_i is the size factor. `model` sums
 theta out, `recover` draws it given the gates. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), independent Bernoulli
-gates with straight-through gradients, log-normal variances, and normal slopes, which only count where the gate is open:
-elsewhere the guide itself is their (pseudo-)prior. With a nonlinear decoder the gates stay at their more probable value
-for the last part of a fit, so that the decoder settles. Gates end at the optimum of coordinate ascent (`finish`).
+gates with straight-through gradients (`SettlingGates`), log-normal variances, and normal slopes, which only count where
+the gate is open: elsewhere the guide itself is their (pseudo-)prior. Gates end at the optimum of coordinate ascent
+(`finish`).
 
 With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
 `smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
@@ -32,6 +32,9 @@ Moran, Sridhar, Wang & Blei (2022), Identifiable deep generative models via spar
 global terms count once per data set, learned correlations. Chains start from the mask that the theorem's argument
 reads off the data (`anchors.loadings_pattern`), each on its own subsample.
 
+Longer than other models because it is two decoders under one mask, each with the start, the recipe and the last step
+that its gates need.
+
 *For a variant, copy this file and change* `story`: the line of `slab`, another prior of weights, of `gate`, another one
 of the mask (then the prior odds in `finish` too), or of `likelihood`, and delete `model` and `recover`: the story is
 then fitted as it stands, with a mean-field block for theta.
@@ -47,26 +50,23 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import InverseGamma, constraints
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions import InverseGamma
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
-from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import anchors, log_rates
-from pyrocrl.dists import Gate, MultivariateNormal, Normal, PseudoPrior
+from pyrocrl.constructions import anchors, gates, log_rates
+from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
+from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.lab.screens import PATHWAY, Screen
 from pyrocrl.lab.studies import Study
-from pyrocrl.parts.guides import GateBlock, LogNormalBlock, NormalBlock
-from pyrocrl.parts.nets import MLP, MaskedDecoder
+from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
+from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import check_between, check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
-SURE = 12.0  # largest log odds of a gate
-SETTLED = 0.101  # temperature from which the gates before a nonlinear decoder stay as they are
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
 
@@ -82,63 +82,9 @@ class Effort(NamedTuple):
 EFFORT = Effort()
 
 
-class BetaBernoulliColumns(TorchDistribution):
-    """(feature, latent) gates m_jk ~ Bernoulli(theta_k) with theta_k ~ Beta(1, b) integrated out."""
-
-    arg_constraints = {"b": constraints.positive}
-    support = constraints.independent(constraints.boolean, 2)
-
-    def __init__(self, b: Tensor, features: int, latents: int, validate_args: bool | None = None) -> None:
-        self.b = b
-        super().__init__(torch.Size(), torch.Size((features, latents)), validate_args=validate_args)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.event_shape
-        uniform = torch.rand(*shape[:-2], 1, shape[-1], dtype=self.b.dtype, device=self.b.device)
-        theta = 1.0 - uniform ** (1.0 / self.b)
-        return (torch.rand(shape, dtype=self.b.dtype, device=self.b.device) < theta).to(self.b.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        count, features = value.sum(-2), self.event_shape[0]
-        column = torch.lgamma(1 + count) + torch.lgamma(self.b + features - count) + self.b.log()
-        return (column - torch.lgamma(1 + self.b + features)).sum(-1)
-
-
-class Encoder(nn.Module):
-    """q(z | x): (rows, inputs) -> mean (rows, latent) and scale_tril (rows, latent, latent), full or diagonal.
-
-    linear: add a linear map of x to the net's mean, for linear decoders; for others it only leads astray where x is
-    far out, as with products of latents.
-    """
-
-    def __init__(self, inputs: int, latents: int, hidden: int, full: bool, linear: bool) -> None:
-        super().__init__()
-        self.latents, self.full = latents, full
-        self.linear = nn.Linear(inputs, latents) if linear else None
-        self.net = MLP([inputs, hidden, hidden, latents * (1 + (latents if full else 1))], "silu")
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.net(x)
-        raw = out[..., self.latents :]
-        if self.full:
-            raw = raw.unflatten(-1, (self.latents, self.latents))
-            tril = raw.tril(-1) + torch.diag_embed(_positive(raw.diagonal(dim1=-2, dim2=-1)))
-        else:
-            tril = torch.diag_embed(_positive(raw))
-        loc = out[..., : self.latents]
-        return loc if self.linear is None else self.linear(x) + loc, tril
-
-    def start(self, scores: Tensor, precision: Tensor) -> None:
-        """Begin at a factor analysis: mean = scores @ x, the sds of its posterior, and a net that adds nothing yet."""
-        assert self.linear is not None
-        self.linear.weight.copy_(scores)
-        self.linear.bias.zero_()
-        last = self.net[-1]
-        last.weight.zero_()
-        last.bias.zero_()
-        sd = torch.linalg.inv(precision).diagonal().clamp_min(1e-6).sqrt()
-        if not self.full:
-            last.bias[self.latents :] = (sd.expm1().log() - math.log(math.expm1(0.4))).to(last.bias)
+def anchored(gate: Tensor) -> Tensor:
+    """(feature, latent) the mask: gates of latents on which at least two features load, 0 for the others."""
+    return gate * (gate.detach().sum(-2, keepdim=True) > 1.5)
 
 
 class SparseVAE(Program):
@@ -211,7 +157,6 @@ class SparseVAE(Program):
         clip=20.0,
         keep="last",  # predictions lose a little while gates close
     )
-    finished: Tensor
 
     def __init__(
         self,
@@ -250,7 +195,10 @@ class SparseVAE(Program):
         if not 0 <= smallest < 1:
             reject("smallest_loading", smallest, "a standardised loading from 0 to 1")
         self.coarse_rows = 2 * math.log(2 * features) / smallest**2 if smallest else math.inf  # alpha
-        self.encoder = Encoder(features, latents, hidden, full=not (self.linear and sparse), linear=self.linear)
+        # behind a nonlinear decoder a linear map only leads astray where x is far out, as with products of latents
+        mean = nn.Linear(features, latents) if self.linear else None
+        full = not (self.linear and sparse)
+        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4)
         if self.linear:
             self.recipe = self.linear_recipe
             self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
@@ -259,14 +207,15 @@ class SparseVAE(Program):
         else:
             self.decoder = MaskedDecoder(features, latents, (hidden, hidden), "silu")
             for net in (self.encoder.net, self.decoder.trunk):
-                _scale_up(net)
+                net.scale_up()
         if sparse:
-            self.gate = GateBlock(features, latents, probability=0.8)
+            self.gate = SettlingGates(features, latents, probability=0.8, bounded=self.linear)
         if not self.counts:
             self.variance = LogNormalBlock(features)
         self.observation = Observation(features, likelihood, batches, noise=None)
         self.raw_correlation = nn.Parameter(torch.zeros(latents, latents), requires_grad=self.correlated)
-        self.register_buffer("finished", torch.zeros(()))  # 1 once `finish` has set the gates' probabilities
+
+    # -- model and guide ---------------------------------------------------------------------------------------
 
     def story(self, batch: Batch) -> None:
         one = torch.ones((), dtype=batch.dtype, device=batch.device)
@@ -290,7 +239,7 @@ class SparseVAE(Program):
             prior = InverseGamma(1.5 * one, 0.015 * self.observation.spread.square())
             variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
         if self.correlated:
-            pyro.factor("correlation_prior", self._log_correlation_prior())
+            pyro.factor("correlation_prior", self._log_correlation_prior())  # LKJ(2)
         with self.rows(batch):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
@@ -313,7 +262,7 @@ class SparseVAE(Program):
             prior = InverseGamma(batch.x.new_tensor(1.5), 0.015 * self.observation.spread.square())
             variance = pyro.sample("variance", prior.to_event(1))  # (feature,)
         if self.correlated:
-            pyro.factor("correlation_prior", self._log_correlation_prior())
+            pyro.factor("correlation_prior", self._log_correlation_prior())  # LKJ(2)
         with self.rows(batch):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
@@ -330,7 +279,7 @@ class SparseVAE(Program):
     def guide(self, batch: Batch) -> None:
         with self._coarsened(batch):
             if self.sparse:
-                pyro.sample("gate", Gate(self._gate_logits(batch), batch.temperature).to_event(2))
+                pyro.sample("gate", self.gate(batch.temperature).to_event(2))
             if self.linear:
                 pyro.sample("slope", self.slope().to_event(2))
         if not self.counts:
@@ -339,42 +288,12 @@ class SparseVAE(Program):
             loc, tril = self.encoder(self.observation.inputs(batch))
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
 
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        """(rows, latent) posterior means; a latent that no feature uses is 0 throughout."""
-        loc = self.encoder(self.observation.inputs(batch))[0]
-        return loc * (anchored(self._open()).sum(0) > 0) if self.sparse else loc
-
-    def mask(self) -> Tensor | None:
-        """(feature, latent) probability that the gate is open and its latent in use."""
-        if not self.sparse:
-            return None
-        in_use = (anchored(self._open()).sum(0) > 0).to(self.gate.logits.dtype)
-        return self._log_odds().sigmoid() * in_use
-
-    # -- parts -------------------------------------------------------------------------------------------------
-
-    def _gate_logits(self, batch: Batch) -> Tensor:
-        """The gates' log odds; with a nonlinear decoder settled for the last part of the fit, until `finish`."""
-        if self.linear:
-            return self._log_odds()
-        settled = (batch.temperature < SETTLED) & (self.finished < 0.5)
-        return torch.where(settled, SURE * self.gate.logits.sign(), self.gate.logits)
-
-    def _log_odds(self) -> Tensor:
-        """(feature, latent); bounded to (-6, 4) while a linear decoder is trained: a gate beyond gets no gradient."""
-        raw = self.gate.logits
-        return torch.where(self.finished > 0.5, raw, 5.0 * torch.tanh((raw + 1.0) / 5.0) - 1.0) if self.linear else raw
-
     def _coarsened(self, batch: Batch) -> Any:
         """Count the mask and slopes as if there were `coarse_rows` rows, with full weight from .4 of the fit on."""
         if not self.linear or not self.sparse:
             return contextlib.nullcontext()
         ramp = (batch.progress / 0.4).clamp(1e-3, 1.0)
         return pyro.poutine.scale(scale=ramp * max(1.0, batch.total / self.coarse_rows))
-
-    def _open(self) -> Tensor:
-        return (self._log_odds() > 0).to(self.gate.logits.dtype)
 
     def _prior_z(self) -> Any:
         zero = torch.zeros_like(self.raw_correlation[0])
@@ -383,14 +302,12 @@ class SparseVAE(Program):
         return Normal(zero, zero + 1).to_event(1)
 
     def _log_correlation_prior(self) -> Tensor:
-        """LKJ(2), up to a constant."""
+        """Up to a constant."""
         return 2.0 * self._correlation_tril().diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def _correlation_tril(self) -> Tensor:
         """(latent, latent) Cholesky factor of R: rows of unit length."""
-        size = self.config["latents"]
-        eye = torch.eye(size, dtype=self.raw_correlation.dtype, device=self.raw_correlation.device)
-        tril = self.raw_correlation.tril(-1) + eye
+        tril = self.raw_correlation.tril(-1) + torch.eye(self.config["latents"]).to(self.raw_correlation)
         return tril / tril.norm(dim=-1, keepdim=True)
 
     def _eta(self, z: Tensor, mask: Tensor | None, slope: Tensor | None) -> Tensor:
@@ -402,14 +319,20 @@ class SparseVAE(Program):
         out: Tensor = self.decoder(z, open_)
         return out
 
-    def _told(self, z: Tensor, gate: Tensor, batch: Batch) -> Any:
-        """Sites of the story, given z (rows, latent), gates (feature, latent) and medians of what else is drawn."""
-        known = {"z": z, "gate": gate, "theta": gate.new_full(gate.shape[1:], 1.0 / (1.0 + self.b))}
-        if self.linear:
-            known["slope"] = self.slope.loc
-        if not self.counts:
-            known["variance"] = (0.5 * self.variance.loc).exp().square()
-        return pyro.poutine.trace(pyro.poutine.condition(self.story, data=known)).get_trace(batch).nodes
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """(rows, latent) posterior means; a latent that no feature uses is 0 throughout."""
+        loc = self.encoder(self.observation.inputs(batch))[0]
+        return loc * self._in_use() if self.sparse else loc
+
+    def mask(self) -> Tensor | None:
+        """(feature, latent) probability that the gate is open and its latent in use."""
+        return self.gate.probabilities * self._in_use().to(self.gate.logits.dtype) if self.sparse else None
+
+    def _in_use(self) -> Tensor:
+        return anchored(self.gate.open).sum(0) > 0
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -423,7 +346,9 @@ class SparseVAE(Program):
             return
         if self.linear:
             start = log_rates.varimax_factors(observed, batch, latents, generator)
-            self.encoder.start(start.scores, start.precision)
+            sd = torch.linalg.inv(start.precision).diagonal().clamp_min(1e-6).sqrt()  # of a factor analysis
+            tril = None if self.encoder.full else torch.diag(sd)
+            self.encoder.start(start.scores, torch.zeros_like(sd), tril, keep=0.0)
             self.slope.loc.copy_(start.slope.clamp(-3 * self.slab, 3 * self.slab))
             self.gate.logits.copy_((3.0 * (start.loadings.abs() / 0.25 - 1.0)).clamp(-1.5, 1.5))
         else:
@@ -434,33 +359,36 @@ class SparseVAE(Program):
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Set every gate to its optimum given all else: log odds = gain in log-likelihood + prior log odds.
 
-        Only x_j depends on row j of the mask, so one decoder pass per latent and state gives all gates. A gate counts
-        with its latent in use; those of latents out of use keep their prior odds. The likelihood and the slab are the
-        story's; the prior odds are those of gates with theta summed out.
+        A gate counts with its latent in use; those of latents out of use keep their prior odds. The likelihood and the
+        slab are the story's; the prior odds are those of gates with theta summed out.
         """
         if not self.sparse:
             return
         rows = torch.randperm(data.rows, generator=generator)[: EFFORT.finish_rows]
         batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
-        self.gate.logits.copy_(self._log_odds())
-        self.finished.fill_(1.0)
-        mask = anchored(self._open())  # (feature, latent)
+        mask = anchored(self.gate.open)  # (feature, latent)
         loc, tril = self.encoder(self.observation.inputs(batch))
-        gain = torch.zeros_like(mask)
-        for _ in range(EFFORT.finish_draws):
-            z = loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
-            for k in range(mask.shape[1]):
-                shut, opened = mask.clone(), mask.clone()
-                shut[:, k], opened[:, k] = 0.0, 1.0
-                with_k, without = (self._told(z, gate, batch)["x"]["fn"].base_dist for gate in (opened, shut))
-                gain[:, k] += with_k.log_prob(batch.x).sum(0) - without.log_prob(batch.x).sum(0)
+        draws = [loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1) for _ in range(EFFORT.finish_draws)]
+
+        def log_density(z: Tensor, gate: Tensor) -> Tensor:
+            law: Any = self._told(z, gate, batch)["x"]["fn"]
+            return law.base_dist.log_prob(batch.x).sum(0)
+
+        gain = gates.gains(log_density, draws, mask)
         gain *= min(data.rows, self.coarse_rows) / len(batch) / EFFORT.finish_draws
         if self.linear:
-            gain -= kl_divergence(self.slope(), self._told(z, mask, batch)["slope"]["fn"].slab)
+            gain -= kl_divergence(self.slope(), self._told(draws[-1], mask, batch)["slope"]["fn"].slab)
         gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
-        others = mask.sum(0) - mask
-        prior = (1.0 + others).log() - (self.b + mask.shape[0] - 1 - others).log()
-        self.gate.logits.copy_((gain + prior).clamp(-SURE, SURE))
+        self.gate.settle(gain + log_odds_given_others(mask, self.b))
+
+    def _told(self, z: Tensor, gate: Tensor, batch: Batch) -> Any:
+        """Sites of the story, given z (rows, latent), gates (feature, latent) and medians of what else is drawn."""
+        known = {"z": z, "gate": gate, "theta": gate.new_full(gate.shape[1:], 1.0 / (1.0 + self.b))}
+        if self.linear:
+            known["slope"] = self.slope.loc
+        if not self.counts:
+            known["variance"] = (0.5 * self.variance.loc).exp().square()
+        return pyro.poutine.trace(pyro.poutine.condition(self.story, data=known)).get_trace(batch).nodes
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SparseVAE, Data]:
@@ -474,24 +402,6 @@ class SparseVAE(Program):
         Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
         Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=PATHWAY),
     )
-
-
-def anchored(gate: Tensor) -> Tensor:
-    """(feature, latent) the mask: gates of latents on which at least two features load, 0 for the others."""
-    return gate * (gate.detach().sum(-2, keepdim=True) > 1.5)
-
-
-@torch.no_grad()
-def _scale_up(net: nn.Sequential) -> None:
-    """Weights of variance 1 / inputs (LeCun 1998), three times torch's: curved enough for squares and products."""
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            layer.weight.mul_(math.sqrt(3.0))
-            layer.bias.zero_()
-
-
-def _positive(raw: Tensor) -> Tensor:
-    return softplus(raw + math.log(math.expm1(0.4))) + 1e-4
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ def list_(
         if as_json:
             _print_json([card.to_dict() for card in cards])
             return
-        rows = [[c.name, c.status, "; ".join(map(_identifies, c.claims)) or "nothing", c.title] for c in cards]
+        rows = [
+            [c.name, c.status, "; ".join(dict.fromkeys(map(_identifies, c.claims))) or "nothing", c.title]
+            for c in cards
+        ]
         _print_table(["model", "status", "identifies", "title"], rows)
         return
     names = simulate.names() if what == "settings" else datasets.names()

@@ -317,6 +317,11 @@ class Data:
     def features(self) -> int:
         return int(self.x.shape[1])
 
+    @property
+    def has_control(self) -> bool:
+        """Whether the first environment is known to be observational: it was told, or is called as controls are."""
+        return self.control is not None or self.env_names[0] in CUSTOMARY_CONTROLS
+
     def env_labels(self) -> Array:
         """(data,) the environment's name of every row."""
         return np.asarray(self.env_names)[self.env]

@@ -58,6 +58,17 @@ class Gamma(dist.Gamma):
         return draw.clamp_min(torch.finfo(draw.dtype).tiny)
 
 
+class InverseGamma(dist.InverseGamma):
+    """`pyro.distributions.InverseGamma` whose draws can be vmapped."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.rate.expand(shape) / torch._standard_gamma(self.concentration.expand(shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+
 class MultivariateNormal(dist.MultivariateNormal):
     """`pyro.distributions.MultivariateNormal` whose draws can be vmapped; give it `scale_tril`."""
 

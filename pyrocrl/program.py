@@ -20,10 +20,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrocrl.claims.card import ModelCard
+from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data
-from pyrocrl.errors import InputError, reject
+from pyrocrl.errors import InputError, one_of, reject
 
 PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
 
@@ -61,6 +61,11 @@ class Recipe:
     keep: Literal["best", "last"] = "best"
     chains: int = 8
     dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def unannealed(cls, **options: Any) -> Recipe:
+        """Without anything to anneal: no relaxed gates, and the KL term at full weight from the first step."""
+        return cls(**{"kl_warmup": 0.0, "temperature_span": 0.0} | options)
 
     def kl_weight_at(self, progress: float) -> float:
         return 1.0 if self.kl_warmup <= 0 else min(1.0, progress / self.kl_warmup)
@@ -125,6 +130,7 @@ class Program(nn.Module):
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
+    infers_targets: ClassVar[bool] = False  # True: targets that the data do not list are taken as unknown
     written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     config: dict[str, Any]
 
@@ -143,6 +149,9 @@ class Program(nn.Module):
         for method in ("story", "guide"):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
+        options = inspect.signature(cls.__init__).parameters
+        for option in (option for claim in cls.card.claims for option in claim.when if option not in options):
+            raise TypeError(f"{cls.__name__}: its card makes a claim when {option!r}, which is no option of it")
         if cls.model is Program.model:  # a story is of rows
             cls.uses_rows = True
         simulated = [study.setting for study in cls.studies if study.simulated]
@@ -164,7 +173,9 @@ class Program(nn.Module):
         """The exact conditional, given x and the sites that `model` kept, of those that it summed out."""
 
     def recovered(self, batch: Batch, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One draw of `recover`'s sites, by name."""
+        """One draw of `recover`'s sites, by name; none where the story itself is fitted."""
+        if self.fits_story:
+            return {}
         nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
         return {
             name: node["value"]
@@ -183,6 +194,7 @@ class Program(nn.Module):
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Start this chain's parameters from the data; the theorem's construction where there is one."""
+        self.construct(data, generator)
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The theorem's construction alone, where `initialise` goes on from it: studies show its score."""
@@ -263,6 +275,17 @@ class Program(nn.Module):
             z = torch.cat([z[:, :k], one.expand(len(z))[:, None], z[:, k + 1 :]], -1)
         return z
 
+    def register_buffers(self, **values: Tensor) -> None:
+        """Make each of these values a buffer of that name."""
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+    @torch.no_grad()
+    def put(self, **values: Tensor) -> None:
+        """Copy each of these values into the parameter or buffer of that name."""
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
+
     def fresh(self) -> Program:
         """A new program of the same config with newly drawn parameters, on the CPU."""
         one = type(self)(**self.config)
@@ -274,6 +297,11 @@ class Program(nn.Module):
     def completion(self) -> Any:
         """The guide's blocks for sites that `guide` lacks (`infer.completion`), or None."""
         return self._modules.get("completion")
+
+    @property
+    def fits_story(self) -> bool:
+        """Whether the story itself is fitted: nothing of it is summed out, and there is nothing to recover."""
+        return type(self).model is Program.model
 
     def complete_with(self, completion: nn.Module) -> None:
         """Let these blocks go with the guide."""
@@ -310,33 +338,46 @@ class Program(nn.Module):
         for claim in self.claims():
             if claim.what == "latents":
                 return claim.up_to
-        return ("permutation", "scale")
+        return self._named(("permutation", "scale"))
+
+    def _named(self, up_to: tuple[str, ...]) -> tuple[str, ...]:
+        """What stays free: targets that are known by name tell which latent is which."""
+        return tuple(name for name in up_to if name != "permutation" or self.target_mode != "known")
 
     @property
     def group(self) -> Group:
         return Group.of(self.latents_up_to)
 
-    def claims(self) -> tuple[Any, ...]:
-        """The card's claims as they hold for this config; override where an option changes them."""
-        return self.card.claims
+    def claims(self) -> tuple[Claim, ...]:
+        """The card's claims that hold for this config, in the names that its targets give."""
+        held = [claim for claim in self.card.claims if claim.holds(self.config)]
+        return tuple(replace(claim, up_to=self._named(claim.up_to), when={}) for claim in held)
 
     def check(self, data: Data) -> None:
-        """Raise InputError where these data cannot be given to this program."""
+        """Raise InputError where these data cannot be given to this program: other features, environments or targets,
+        or floats in place of counts. Targets that the program was not to believe may be any."""
         features = self.config.get("features")
         if features is not None and features != data.features:
             reject("data", f"{data.features} features", f"the program's {features}")
-        latents = self.config.get("latents")
-        if data.targets is not None and latents is not None:
-            data.target_matrix(latents)
         if self.config.get("likelihood") == "negative_binomial" and not data.counts:
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
-        envs = self.config.get("environments")
+        latents, told = self.config.get("latents"), self.target_mode != "unknown"
+        matrix = self.config.get("target_matrix") if told else None
+        envs = self.config.get("environments") if matrix is None else len(matrix)
         if envs is not None and envs != len(data.env_names):
             reject("data", f"{len(data.env_names)} environments", f"the program's {envs}")
+        if told and data.targets is not None and latents is not None:
+            found = data.target_matrix(latents)
+            if matrix is not None and not np.array_equal(found, matrix):
+                reject("targets", "other targets than the program's", matrix)
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
-        """A program for these data: `features`, `environments`, `likelihood` and the like are read off them."""
+        """A program for these data: `features`, `environments`, `likelihood` and the like are read off them.
+
+        Raises InputError for options that it does not have or that are missing, for ways of telling targets that its
+        card does not accept, and for data that list no targets, or no control, where it needs them.
+        """
         known = inspect.signature(cls.__init__).parameters
         unknown = [k for k in options if k not in known or k == "self"]
         if unknown:
@@ -355,7 +396,9 @@ class Program(nn.Module):
             filled["likelihood"] = "negative_binomial" if data.counts else "gaussian"
         if "latents" in known and "latents" not in options and "z" in data.truth:
             filled["latents"] = int(data.truth["z"].shape[1])
-        if "target_matrix" in known and data.targets is not None:
+        if "targets" in known and cls.card.targets and cls._targets_of(data, options) == "unknown":
+            filled["targets"] = "unknown"  # labels are not believed
+        elif "target_matrix" in known and data.targets is not None:
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
         filled |= options
@@ -367,6 +410,23 @@ class Program(nn.Module):
         if missing:
             raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
         return cls(**filled)
+
+    @classmethod
+    def _targets_of(cls, data: Data, options: Mapping[str, Any]) -> str:
+        """How the targets are told, a mode that its card accepts."""
+        accepted, listed = cls.card.targets, data.targets is not None or options.get("target_matrix") is not None
+        default = inspect.signature(cls.__init__).parameters["targets"].default
+        default = "unknown" if cls.infers_targets and not listed else default
+        mode: str = one_of("targets", options.get("targets", default), TARGETS)
+        if mode not in accepted:
+            reject("targets", repr(mode), ", ".join(accepted))
+        if mode != "unknown" and not listed:
+            other = "or targets='unknown'" if "unknown" in accepted else "known or up to relabelling"
+            reject("targets", "None in the data", f"a mapping environment -> latents, {other}")
+        needs = {need for claim in cls.card.claims for need in claim.needs}
+        if mode == "unknown" and "observational_environment" in needs and not data.has_control:
+            reject("control", "None in the data", "the observational environment's name")
+        return mode
 
 
 def _file_of(module: str) -> dict[str, str] | None:

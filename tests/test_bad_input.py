@@ -186,6 +186,25 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         lambda: build("linear_sem_lin", latents=2),
         "targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'",
     ),
+    "no targets where none are inferred": (
+        lambda: build("score_crl", latents=2),
+        "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling",
+    ),
+    "targets told in a way that is not accepted": (
+        lambda: build("linear_sem_nonlin", Data(X, ENV, {"KO_a": (0,)}), targets="unknown"),
+        "targets: found 'unknown'; allowed: known, relabelled",
+    ),
+    "unknown targets without a control": (
+        lambda: build("discrepancy_vae", Data(X, np.resize(["KO_a", "KO_b"], 40))),
+        "control: found None in the data; allowed: the observational environment's name",
+    ),
+    "other targets than the program's": (
+        lambda: pyrocrl.fit(
+            build("do_polynomial", Data(X, np.resize(list("abc"), 40), {"a": (0,), "b": (1,)})),
+            Data(X, np.resize(list("abc"), 40), {"a": (0, 1)}),
+        ),
+        "targets: found other targets than the program's; allowed: [[0, 0], [1, 0], [0, 1]]",
+    ),
     "other data than the program's": (
         lambda: pyrocrl.fit(build(), Data(X[:, :5])),
         "data: found 5 features; allowed: the program's 7",

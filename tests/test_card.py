@@ -39,6 +39,17 @@ def test_a_claim_is_a_sentence():
     assert Claim("graph", ()).sentence() == Claim("graph", ("exact",)).sentence() == "graph exactly"
 
 
+def test_a_claim_says_for_which_options_it_is_made():
+    soft = Claim("graph", (), (), ("two_anchors",), {"intervention": ("soft", "shift"), "invariant": True})
+    where = "where `intervention` is soft or shift and `invariant` is True"
+    assert soft.sentence() == f"graph exactly, {where}, if {CONDITIONS['two_anchors']}"
+    card = replace(CARD, claims=(MASK, soft))
+    assert soft.sentence() in card.markdown() and soft.sentence() == card.to_dict()["claims"][1]["sentence"]
+    assert json.loads(json.dumps(card.to_dict()))["claims"][1]["when"]["intervention"] == ["soft", "shift"]
+    assert soft.holds({"intervention": "shift", "invariant": True}) and soft.holds({"invariant": True})
+    assert not soft.holds({"intervention": "perfect", "invariant": True}) and not soft.holds({"invariant": False})
+
+
 def test_every_group_of_the_vocabulary_makes_a_claim():
     for what, names in UP_TO.items():
         for name in names:
@@ -87,6 +98,11 @@ def test_cards_are_frozen_and_hashable():
         (lambda: Claim("latents", ("scale", "scale")), r"each name once"),
         (lambda: Claim("mask", (), needs=("two_anchor",)), r"did you mean 'two_anchors'"),
         (lambda: Claim("mask", (), given=(" ",)), r"Claim.given: .*none blank"),
+        (lambda: Claim("mask", (), when="soft"), r"Claim.when: found 'soft'; allowed: a mapping"),
+        (
+            lambda: Claim("mask", (), when={"intervention": ()}),
+            r"Claim.when: found \(\) for .intervention.; a",
+        ),
         (lambda: replace(REFERENCE, year=22), r"Reference.year: found 22; allowed: 1800 to 2100"),
         (lambda: replace(REFERENCE, year="2022"), r"Reference.year: found '2022'; allowed: int"),
         (lambda: replace(REFERENCE, url="arxiv.org"), r"Reference.url"),

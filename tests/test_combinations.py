@@ -11,6 +11,7 @@ import torch
 import pyrocrl
 from pyrocrl import Data, InputError
 from pyrocrl.exact.mmd import mmd2
+from pyrocrl.infer import stories
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl.predict import combination_mean, pair_errors
 from pyrocrl.simulate import draw
@@ -112,6 +113,8 @@ def test_behind_a_network_the_construction_is_held(kind: str) -> None:
     z, _ = moved.encoder(moved.observation.inputs(fit.batch_of(data)))
     reported = moved.sem.innovations(z) if kind == "shift" else z
     torch.testing.assert_close(moved.latents(fit.batch_of(data)), reported)
-    drawn = moved.posterior_sites(fit.batch_of(data), {"z": z})
-    told = moved.sem.seen(drawn.get("z", z), drawn["weight"])
+    with torch.no_grad():
+        sites = {"z": z} | moved.recovered(fit.batch_of(data), {"z": z})
+        drawn = stories.values(stories.told(moved, fit.batch_of(data), sites))
+        told = moved.sem.seen(drawn["z"], drawn["weight"])
     torch.testing.assert_close(told, z, atol=1e-4, rtol=1e-4)

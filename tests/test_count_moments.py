@@ -145,12 +145,11 @@ def test_graph_and_latents_from_counts() -> None:
     assert (moved["x"].values >= 0).all()  # rates
     with pytest.raises(InputError, match="counts"):
         program.check(Data(data.x.astype(float), data.env_labels(), targets=data.targets))
-    twice = program.prior_latents(fit.batch_of(data), _sites(fit, data), envs=[1, 2])
-    assert twice.shape == (data.rows, 3)
-
-
-def _sites(fit: pyrocrl.Fit, data: Data) -> dict[str, torch.Tensor]:
-    program = fit.chains.chain(0)
-    with torch.no_grad():
-        tangent = program._posterior().sample()
-        return program.posterior_sites(fit.batch_of(data), {"tangent": tangent})
+    one, two, both = (
+        fit.do(data, environments=[data.env_names[e] for e in envs], draws=40) for envs in ((1,), (2,), (1, 2))
+    )
+    assert np.isfinite(both["x"]).all() and (both["x"].values >= 0).all()
+    hit = [int(np.flatnonzero(data.target_matrix(3)[e])[0]) for e in (1, 2)]
+    for alone, k in ((one, hit[0]), (two, hit[1])):  # each target has its own law, whatever else is hit
+        apart = alone["z"].values[..., k].mean() - both["z"].values[..., k].mean()
+        assert abs(apart) < 5 * both["z"].values[..., k].std() * (2 / 40) ** 0.5

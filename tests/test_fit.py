@@ -188,6 +188,11 @@ def test_a_program_without_card_story_or_guide_is_refused() -> None:
         type("NoStory", (Program,), {"card": Slope.card, "model": Slope.story, "guide": Slope.guide})
     with pytest.raises(TypeError, match="needs `guide"):
         type("NoGuide", (Program,), {"card": Slope.card, "story": Slope.story})
+    claim = pyrocrl.Claim("latents", ("scale",), when={"depth": 2})
+    reference = pyrocrl.Reference("A", 2020, "B", "C", "https://d.org")
+    card = dataclasses.replace(Slope.card, claims=(claim,), references=(reference,))
+    with pytest.raises(TypeError, match="a claim when 'depth', which is no option"):
+        type("NoDepth", (Slope,), {"card": card})
 
 
 def test_least_squares_is_bitwise_repeatable() -> None:

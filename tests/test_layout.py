@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "program": {*GROUND, "data", "claims"},
     "parts": PARTS,
     "constructions": {*PARTS, "parts"},
-    "infer": PARTS,
+    "infer": {*PARTS, "parts"},
     "simulate": PARTS - {"exact"},
     "zoo": {*PARTS, "infer", "models"},
     "predict": {*PARTS, "infer"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.constructions import directions
 from pyrocrl.errors import InputError
 from pyrocrl.exact import linear_sem
+from pyrocrl.infer import stories
 from pyrocrl.judge.metrics import mcc, shd
 
 
@@ -171,7 +173,12 @@ def test_drawn_innovations_have_the_conjugate_posterior() -> None:
     data = linear_sem.slices(environments, [(1, 0)])
     one = torch.ones(1, 1, dtype=torch.float64)
     for kind, scale in (("variance", [1.0, 2.0]), ("shift", [1.6**0.5] * 2)):
-        draws = [linear_sem.draw_innovations(one, data, kind) for _ in range(2000)]
+        known = linear_sem.innovations(one, torch.zeros(1, 1), data, kind)
+        draws = []
+        for _ in range(2000):
+            variance = known.variance().sample()
+            slope = known.slopes(variance).sample()
+            draws.append(known.mechanisms(variance, slope, known.level(slope, variance).sample()))
         found = torch.stack([d.scale for d in draws])
         torch.testing.assert_close(found.mean(0), torch.tensor(scale).double(), rtol=0.02, atol=0)
         intercept = torch.stack([d.intercept for d in draws])
@@ -214,10 +221,9 @@ def test_do_combines_environments_never_seen_together() -> None:
     batch = fit.batch_of(data.rows_at(np.arange(20_000)))
     torch.manual_seed(0)
     with torch.no_grad():
-        sites = {"tangent": program._posterior().sample()}
-        sites |= program.posterior_sites(batch, sites)
-        z = program.prior_latents(batch, sites, envs=[1, 2]).numpy()
-    x = z @ sites["loadings"].numpy().T + program.offset.numpy()
+        batch = dataclasses.replace(batch, together=(1, 2))
+        trace = stories.told(program, batch.blank(), stories.drawn(program, batch, local=False))
+    x = trace.nodes["x"]["fn"].mean.numpy()
     own = [data.truth["z"][data.env == e] for e in range(4)]
     weight = data.truth["weight"].copy()
     weight[:, [0, 1]] = 0.0

@@ -17,7 +17,7 @@ import pyrocrl
 from pyrocrl import Batch, Data, Fit, InputError, simulate
 from pyrocrl.exact import regression, sharing
 from pyrocrl.exact.orders import all_dags
-from pyrocrl.models.mechanism_shift import FEWEST, MechanismShift
+from pyrocrl.models.mechanism_shift import FEWEST, RATIOS, MechanismShift
 
 OPTIONS = {"samples": 400, "latents": 3, "environments": 4, "shifts": 1}
 
@@ -148,11 +148,12 @@ def test_what_rows_do_not_tell_has_its_prior() -> None:
     program = started(mechanism="linear")
     batch = simulate.draw("mechanism_shift2024", 0, samples=3, latents=2, environments=2, shifts=1).tensors()
     chosen, grid, targets = torch.tensor([0, 1]), torch.tensor([1, 1]), torch.zeros(2, 2).double()
-    known = program._regressions(chosen, grid, targets)
+    own = program.moments[chosen, grid // len(RATIOS)]
+    known = sharing.regressions(own, program.count, targets, torch.full((2,), 10.0).double())  # t^2 = 10
     assert (known.shape[1:] == regression.SHAPE).all()
     assert (known.rate[1:] == regression.RATE).all()
     assert (known.mean[1:] == 0).all()
-    root = torch.eye(3).double() / math.sqrt(10.0)  # t^2 = 10
+    root = torch.eye(3).double() / math.sqrt(10.0)
     torch.testing.assert_close(known.root[1:], root.expand_as(known.root[1:]))
     torch.testing.assert_close(known.root[0, :, 2, :2], torch.zeros(2, 2).double())  # latent 1 is no parent
     assert known.shape[0, 0] > regression.SHAPE
@@ -209,7 +210,8 @@ def test_claims_follow_the_options() -> None:
     assert graph.up_to == ("markov equivalence",)
     assert not targets.needs
     assert FEWEST in targets.given
-    assert MechanismShift(4, 4, 3).claims() == MechanismShift.card.claims
+    targets, graph = MechanismShift(4, 4, 3).claims()
+    assert graph.up_to == () and FEWEST not in targets.given and targets.needs == ("observational_environment",)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 
 import networkx as nx
 import numpy as np
-import pyro
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -14,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
 from pyrocrl.constructions.log_rates import count_factors
+from pyrocrl.infer import stories
 from pyrocrl.lab.screens import knockouts
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl.parts.latent_sem import LatentSEM
@@ -109,8 +109,8 @@ def test_means_of_knockouts_are_predicted_better_than_by_the_control_mean(fitted
     draws = []
     with torch.no_grad():
         for _ in range(20):
-            sites = program.posterior_sites(batch, {})
-            draws.append(pyro.poutine.condition(program.decode, data=sites)(program.sem.simulate(sites, env), batch))
+            sites = stories.drawn(program, batch.take(torch.arange(1)).whole(), local=False)
+            draws.append(stories.expected(program, batch, sites))
     predicted = torch.stack(draws).mean(0).numpy()
     assert screen.targets is not None
     for e, name in enumerate(screen.env_names):

@@ -170,11 +170,11 @@ def test_recoding_finds_the_sparse_masks() -> None:
         z[:, 0] = (z[:, 0] != z[:, 1]).double()
         share = torch.nn.functional.one_hot(binary.code(z), 32).double()
         found = binary_states.counts(x, env, share, len(program.count))
-        program._set(found)
+        program.put(**found._asdict())
         dense = float((program.mask() > 0.5).sum())
         better = binary_states.recoded(found)
         assert better is not None
-        program._set(better)
+        program.put(**better._asdict())
         assert float((program.mask() > 0.5).sum()) == data.truth["mask"].sum() < dense
 
 
@@ -244,7 +244,7 @@ def check_complete_data(program: UnknownTargets, data: Data, batch: Batch) -> No
     z = torch.from_numpy(data.truth["z"]).double()
     share = torch.nn.functional.one_hot(binary.code(z), 8).double()
     x, env = program._rows_of(data)
-    program._set(binary_states.counts(x, env, share, len(program.count)))
+    program.put(**binary_states.counts(x, env, share, len(program.count))._asdict())
     n, (a, b) = float(program.count.sum()), program.prior[2:4]
     each = math.lgamma(a + 0.5 * n) - math.lgamma(a) + a * math.log(b) - 0.5 * n * math.log(2 * math.pi)
     evidence = float(binary.evidence(*(program.count.sum(0), program.first, program.second), program.prior))

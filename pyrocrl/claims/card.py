@@ -8,7 +8,7 @@ code. A claim is a sentence that a machine can test: *what* is identified, *up t
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from pyrocrl.claims.indeterminacy import GRAPH_GROUPS, LATENT_GROUPS, Group
@@ -77,13 +77,16 @@ class Claim:
     """*What* is identified *up to* a group, *given* sentences a person judges and *needs* that are checked.
 
     An empty `up_to` says "exactly". Names are those of `indeterminacy.LATENT_GROUPS` and, for a graph,
-    `GRAPH_GROUPS`; `needs` are keys of `CONDITIONS`.
+    `GRAPH_GROUPS`; `needs` are keys of `CONDITIONS`. `when` names options of the model and the value, or tuple of
+    values, that they have where this is claimed: {"intervention": "soft"}; empty = whatever the options.
+    "permutation" is said of targets that are known up to relabelling: where they are known by name it is left out.
     """
 
     what: What
     up_to: tuple[str, ...]
     given: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         one_of("Claim.what", self.what, get_args(What))
@@ -95,6 +98,23 @@ class Claim:
         if len(set(self.up_to) & set(GRAPH_GROUPS)) > 1:
             reject("Claim.up_to of graph", self.up_to, f"one of {', '.join(GRAPH_GROUPS)}")
         Group.of([name for name in self.up_to if name in LATENT_GROUPS])  # refuses what cannot be combined
+        for option in self.when:
+            values = self._values(option)
+            if not values or not all(isinstance(value, str | bool | int | float) for value in values):
+                reject("Claim.when", f"{self.when[option]!r} for {option!r}", "a value of that option, or several")
+
+    def _values(self, option: str) -> tuple[Any, ...]:
+        value = self.when[option]
+        return value if isinstance(value, tuple) else (value,)
+
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        """Whether options of these values (those of `when` that are missing may have any) make the claim."""
+        return all(config[option] in self._values(option) for option in self.when if option in config)
+
+    def where(self) -> str:
+        """The options for which it is made, in words: "`intervention` is soft or shift", or nothing."""
+        each = ((option, _enumerate([*map(str, self._values(option))], "or")) for option in self.when)
+        return _enumerate([f"`{option}` is {values}" for option, values in each])
 
     def head(self) -> str:
         """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
@@ -102,9 +122,10 @@ class Claim:
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 
     def sentence(self) -> str:
-        """The claim in words: "latents up to permutation, sign and scale, if ...; ..."."""
-        conditions = [*self.given, *(CONDITIONS[need] for need in self.needs)]
-        return f"{self.head()}, if {'; '.join(conditions)}" if conditions else self.head()
+        """The claim in words: "latents up to permutation, sign and scale, where `decoder` is linear, if ...; ..."."""
+        conditions = "; ".join([*self.given, *(CONDITIONS[need] for need in self.needs)])
+        where = f", where {self.where()}" if self.when else ""
+        return self.head() + where + (f", if {conditions}" if conditions else "")
 
 
 @dataclass(frozen=True)
@@ -182,26 +203,29 @@ class ModelCard:
 def _check_fields(card: Reference | Claim | ModelCard) -> None:
     """Texts that are not blank, and tuples where tuples are due: ("one") is a text, ("one",) a tuple."""
     members = {"claims": Claim, "references": Reference}
-    for field in fields(card):
-        argument, value = f"{type(card).__name__}.{field.name}", getattr(card, field.name)
-        if isinstance(value, tuple):
-            kind = members.get(field.name, str)
+    for own in fields(card):
+        argument, value = f"{type(card).__name__}.{own.name}", getattr(card, own.name)
+        if own.name == "when" and isinstance(card, Claim):
+            if not isinstance(value, Mapping):
+                reject(argument, repr(value), "a mapping, as in {'intervention': 'soft'}")
+        elif isinstance(value, tuple):
+            kind = members.get(own.name, str)
             for item in value:
                 if not isinstance(item, kind) or (isinstance(item, str) and not item.strip()):
                     reject(argument, repr(item), f"a tuple of {kind.__name__}, none blank")
             if kind is str and len(set(value)) < len(value):
                 reject(argument, value, "each name once")
-        elif str(field.type).startswith("tuple"):
+        elif str(own.type).startswith("tuple"):
             reject(argument, f"{value!r} of type {type(value).__name__}", "a tuple, as in ('one',)")
-        elif field.type in (bool, int):
-            if type(value) is not field.type:
-                reject(argument, repr(value), f"{field.type.__name__}")
-        elif not isinstance(value, str) or not (value.strip() or (field.name == "approximate" and not value)):
+        elif own.type in (bool, int):
+            if type(value) is not own.type:
+                reject(argument, repr(value), f"{own.type.__name__}")
+        elif not isinstance(value, str) or not (value.strip() or (own.name == "approximate" and not value)):
             reject(argument, repr(value), "text that is not blank")
 
 
-def _enumerate(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+def _enumerate(words: list[str], last: str = "and") -> str:
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyrocrl.data import CUSTOMARY_CONTROLS, Data
+from pyrocrl.data import Data
 
 INTERVENTIONS: dict[str, str] = {
     "perfect": "replace the target's mechanism, so that it loses its parents",
@@ -45,8 +45,7 @@ class Situation:
     @property
     def control(self) -> bool:
         """Whether one environment is known to be observational by its name."""
-        name = self.data.env_names[0]
-        return bool(self.present[0]) and (self.data.control is not None or name in CUSTOMARY_CONTROLS)
+        return bool(self.present[0]) and self.data.has_control
 
 
 @dataclass(frozen=True)

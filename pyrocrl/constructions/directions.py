@@ -320,6 +320,38 @@ def search_again(
     return search(objective_at, candidates, share, rivals, effort.keep, generator)
 
 
+def search_targets(
+    log_density: Callable[[Tensor, Tensor, float], Tensor],
+    environments: Environments,
+    intervention: Intervention,
+    unknown: bool,
+    generator: torch.Generator,
+    effort: Effort = EFFORT,
+) -> tuple[list[Mode], Tensor]:
+    """Maxima, the one of most evidence first, and targets: unknown ones are changed one at a time until none gains.
+
+    log_density: rows (d, d), targets (env, d) and a share of the data -> log p(y | rows, targets) as if of that share.
+    """
+    target = environments.target
+
+    def again() -> list[Mode]:
+        def objective_at(share: float) -> Objective:
+            return lambda rows: log_density(rows, target, share)
+
+        return search_again(objective_at, environments._replace(target=target), intervention, generator, effort)
+
+    modes = again()
+    for _ in range(2 * len(target) if unknown else 0):  # each change gains, so that it ends well before
+        rows = modes[0].chart[:, 0]
+        better, gain = best_reassignment(lambda tried, rows=rows: log_density(rows, tried, 1.0), target)  # type: ignore[misc]
+        if gain <= 0:
+            break
+        target = better
+        modes = again()
+    more = [] if target.shape[1] > MANY else again()  # one search in six misses the best
+    return best_modes(modes + more, effort.keep), target
+
+
 def tangents(root: Tensor, guide: FullNormalBlock, generator: torch.Generator, effort: Effort = EFFORT) -> Tensor:
     """(draw, d (d - 1)) draws of coordinates whose law, in units of `root`, is that of a block."""
     noise = torch.randn(effort.draws, len(root), generator=generator, dtype=root.dtype).to(root.device)

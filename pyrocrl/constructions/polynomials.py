@@ -1,7 +1,12 @@
 """Latents behind a polynomial, by linear algebra: which functions of x are affine in them, and which are held constant.
 
 Where x = C kappa(z), kappa all monomials up to degree p, the principal components of x span P_p, the polynomials of
-degree p in z. Steps (1) to (3) are those that `models/do_polynomial.py` describes.
+degree p in z.
+
+1. Those that are constant in environment e are y P_{p-1} for one affine y = z_t - c_e, and y is the one whose powers up
+   to p stay inside P_p: least squares from the function that varies most slowly between neighbours.
+2. Hence P_{p-1}, and the affine functions are those f with f P_{p-1} inside P_p, an eigenproblem.
+3. In each environment the affine function of least variance is its target; environments of one latent have the same.
 """
 
 from __future__ import annotations
@@ -205,6 +210,34 @@ def held_directions(parts: Sequence[Tensor], hit: Tensor, generator: torch.Gener
         rest = torch.linalg.svd(turn[held]).Vh[len(held) :] if held else torch.eye(latents).to(turn)
         turn[free] = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator).to(turn))[0] @ rest
     return turn * (2 * torch.randint(2, (latents, 1), generator=generator).to(turn) - 1)
+
+
+class Laws(NamedTuple):
+    """Gaussian laws of latents in each environment: env_mean (env, latent), env_root (env, latent, latent), a Cholesky
+    factor with the log of its diagonal, rows_in (env,); log_odds (env, latent + 1) of each target, and of none."""
+
+    env_mean: Tensor
+    env_root: Tensor
+    rows_in: Tensor
+    log_odds: Tensor
+
+
+def laws(z: Tensor, error: Tensor, env: Tensor, hit: Tensor, fixed: float) -> Laws:
+    """Of latents z (rows, latent) of error variance `error` (latent,), a target being apart from the others.
+
+    hit: (env, latent), which environment holds which latent; fixed: the deviation of one that is held.
+    """
+    floor = torch.diag(fixed**2 + 2 * error)
+    found = []
+    for e in range(len(hit)):
+        own, free = z[env == e], torch.nonzero(hit[e] < 0.5).flatten()
+        cov = torch.cov(own.mT).reshape(floor.shape)
+        root = torch.zeros_like(cov)
+        root[free[:, None], free] = torch.linalg.cholesky((cov + floor)[free][:, free])
+        spread = (root.diagonal() - fixed).clamp_min(1e-3).log()
+        rows = z.new_tensor(float(len(own)))
+        found.append((own.mean(0), root.tril(-1) + torch.diag_embed(spread), rows, evidence(cov, floor, len(own))))
+    return Laws(*(torch.stack(part) for part in zip(*found, strict=True)))
 
 
 def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:

@@ -12,6 +12,9 @@ from pyrocrl.constructions.directions import whitening
 from pyrocrl.errors import reject
 from pyrocrl.parts import escapees
 
+ROUNDING = 1e-14  # eigenvalues of a covariance below this share of the largest are 0
+FLOOR = 1e-12  # least residual variance, as a share of the variance: data may have exactly rank `latents`
+
 
 class Principal(NamedTuple):
     """project (latent, feature) and lift (feature, latent) of white coordinates y = project x of the principal
@@ -41,6 +44,46 @@ def principal(cov: Tensor, natural: Callable[[Tensor], Tensor], latents: int) ->
     white = whitening(observational)
     log_jacobian = torch.linalg.slogdet(white).logabsdet
     return Principal(white @ axes.mT, axes @ torch.linalg.inv(white), log_jacobian, axes, value)
+
+
+class Frame(NamedTuple):
+    """x = lift y + offset + noise of deviation tau () off the principal subspace; see `Principal`."""
+
+    project: Tensor
+    lift: Tensor
+    log_jacobian: Tensor
+    offset: Tensor
+    tau: Tensor
+
+
+def frame(x: Tensor, observational: Tensor, latents: int, floor: float) -> Frame:
+    """The principal subspace of rows x (rows, feature); observational: (rows,) bool, the rows about whose mean y is
+    white; floor: the least variance off the subspace, as a share of the largest."""
+    natural = x[observational]
+    found = principal(torch.cov(x.mT), lambda matrix: torch.cov((natural @ matrix.mT).mT), latents)
+    free = found.value[: x.shape[1] - latents].clamp_min(0).mean()
+    tau = torch.maximum(free, floor * found.value[-1]).sqrt()
+    return Frame(found.project, found.lift, found.log_jacobian, natural.mean(0), tau)
+
+
+class Outside(NamedTuple):
+    """Rows off the principal subspace: offset (feature,), their mean; tau (), their deviation; residual (), their
+    log-likelihood."""
+
+    offset: Tensor
+    tau: Tensor
+    residual: Tensor
+
+
+def outside(found: Principal, total: Tensor, mean: Tensor) -> Outside:
+    """What the `total` rows of x, with this mean (feature,), are off their principal subspace: white noise."""
+    value, latents = found.value, found.axes.shape[1]
+    free = len(value) - latents
+    tau2 = (value[:-latents].sum() / free).clamp_min(FLOOR * value[-1])
+    apart = torch.where(value > ROUNDING * value[-1], value, 0.0)[:-latents]  # 0 where x has exactly that rank
+    misfit = total * apart.sum() / tau2
+    residual = -0.5 * (misfit + total * free * torch.log(2 * torch.pi * tau2))
+    return Outside(mean - found.axes @ (found.axes.mT @ mean), tau2.sqrt(), residual)
 
 
 def signal_components(x: Tensor, least: int) -> Tensor:

@@ -20,13 +20,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyrocrl.dists import Normal
+from pyrocrl.dists import InverseGamma, Normal
 from pyrocrl.exact.orders import log_edge_prior, log_order_prior, log_partition
 
 Intervention = Literal["perfect", "soft", "variance", "shift"]
@@ -248,7 +247,7 @@ class Regressions(NamedTuple):
 
     def variance(self) -> Any:
         """Posterior of the noise variances."""
-        return dist.InverseGamma(self.count / 2, 0.5 * self.count * self.rest)
+        return InverseGamma(self.count / 2, 0.5 * self.count * self.rest)
 
     def slopes(self, variance: Tensor) -> Slopes:
         """Posterior of the slopes given the variances."""
@@ -415,7 +414,7 @@ class Innovations(NamedTuple):
         return Flat(torch.where(self.own, torch.zeros_like(height), height))
 
     def variance(self) -> Any:
-        return dist.InverseGamma(self.rows / 2, 0.5 * self.squares).mask(self.own)
+        return InverseGamma(self.rows / 2, 0.5 * self.squares).mask(self.own)
 
     def slopes(self, variance: Tensor) -> Slopes:
         return self.prior_slopes(variance)
@@ -461,6 +460,10 @@ class LinearSEM(NamedTuple):
     intercept: Tensor
     scale: Tensor
 
+    def at(self, env: Tensor) -> LinearSEM:
+        """The equations of rows of environments `env` (rows,), of those of every environment."""
+        return LinearSEM(self.weight[env], self.intercept[env], self.scale[env])
+
 
 def by_environment(mechanisms: Mechanisms, pairs: Sequence[tuple[int, int]], target: Tensor) -> LinearSEM:
     """Mechanisms put together per environment: weight (env, parent, child), intercept and scale (env, d).
@@ -503,7 +506,7 @@ def of_rows(
     two meet.
     """
     if together is None:
-        return LinearSEM(*(value[env] for value in everywhere))
+        return everywhere.at(env)
     weight, intercept, scale = (value[observational] for value in everywhere)
     for e in together:
         hit = targets[e] > 0.5

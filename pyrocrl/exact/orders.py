@@ -108,6 +108,11 @@ def log_edge_prior(d: int, prob: float, device: torch.device | str = "cpu") -> T
     return (size.double() * math.log(prob / (1 - prob))).expand(d, -1)
 
 
+def edge_log_odds(d: int, log_odds: Tensor) -> Tensor:
+    """(d, 2**d) log odds of parent sets against none when each possible edge is in with log odds `log_odds` ()."""
+    return (members(d, log_odds.device).sum(-1) * log_odds.double()).expand(d, -1)
+
+
 def log_order_prior(d: int, prob: float) -> float:
     """Log constant that makes order (uniform) x edges (Bernoulli) given the order a normalised prior."""
     return d * (d - 1) / 2 * math.log(1 - prob) - math.lgamma(d + 1)

@@ -6,9 +6,10 @@ differs alone (`own`); which ones differ is a subset of the environments, and al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyrocrl.dists import categorical
-from pyrocrl.exact import orders, regression
+from pyrocrl.exact import binary, orders, regression
 
 MAX_ENVIRONMENTS = 10  # 2**10 subsets for each node and parent set
 
@@ -56,6 +57,60 @@ def regression_evidence(moments: Tensor, count: Tensor, differs: Tensor, ratios:
                 together, alone = log.mT.split([len(shared), len(own)], -1)
                 out[:, s, i * len(ratios) + r] = log_joint(together, alone, differs)
     return out
+
+
+def table_evidence(count: Tensor, differs: Tensor, alike: bool, equivalent: float) -> Tensor:
+    """(node, set, subset) BDeu log evidence of binary nodes' tables, by sets of parents; who differs has no parents.
+
+    count: (env, state) rows; alike: whether environments that do not differ have one table, or each its own.
+    """
+    nodes, kept = count.shape[1].bit_length() - 1, 1.0 - differs
+    own = binary.table_scores(count, nodes, equivalent)  # (env, node, set)
+    pooled = kept @ count
+    together = binary.table_scores(pooled, nodes, equivalent) if alike else torch.einsum("ge,eks->gks", kept, own)
+    cut = own[:, :, :1].permute(1, 2, 0).expand(-1, own.shape[-1], -1)  # no parents: the empty set
+    return log_joint(together.permute(1, 2, 0), cut, differs)
+
+
+def regressions(moments: Tensor, count: Tensor, targets: Tensor, ratio: Tensor) -> regression.Conjugate:
+    """(mechanism, node) posteriors of weights and noise: of rows that share a mechanism, then of each that differs.
+
+    moments: (node, env, ...) on each node's own basis, over count (env,) rows; targets: (env, node); ratio: (node,).
+    """
+    use = torch.cat([(1.0 - targets)[None], torch.diag_embed(targets.mT).permute(1, 2, 0)])  # (mechanism, env, node)
+    pooled = torch.einsum("mek,ekab->mkab", use, moments.transpose(0, 1))
+    return regression.conjugate(pooled, (use * count[:, None]).sum(1), ratio)
+
+
+class Evidence(NamedTuple):
+    """What the rows tell of graphs and of environments that differ, everything else integrated out.
+
+    table: (node, set, cell, subset) log evidence, as `regression_evidence` gives it, cells equally probable;
+    differs: (subset, env). change, edge: () log odds that an environment differs, and of an edge.
+    """
+
+    table: Tensor
+    differs: Tensor
+    reference: bool
+
+    def joint(self, change: Tensor) -> Tensor:
+        """(node, set, cell, subset) log evidence and prior."""
+        prior = log_prior(change.double(), self.differs, self.reference)
+        return self.table + prior - math.log(self.table.shape[2])
+
+    def scores(self, change: Tensor, edge: Tensor) -> Tensor:
+        """(node, set) log score of every set of parents, cells and subsets summed out."""
+        return self.joint(change).flatten(2).logsumexp(-1) + orders.edge_log_odds(len(self.table), edge)
+
+    def log_total(self, change: Tensor, edge: Tensor) -> Tensor:
+        """() log p(rows | change, edge), graphs and orders summed out."""
+        d = len(self.table)
+        absent = logsigmoid(-edge.double()) * (d * (d - 1) / 2) - math.lgamma(d + 1)
+        return orders.log_partition(self.scores(change, edge)) + absent
+
+    def target_probabilities(self, change: Tensor, edge: Tensor) -> Tensor:
+        """(env, node) probability that each environment differs."""
+        return target_probabilities(self.scores(change, edge), self.joint(change).logsumexp(2), self.differs)
 
 
 def log_prior(logit: Tensor, differs: Tensor, reference: bool) -> Tensor:

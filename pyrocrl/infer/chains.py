@@ -14,7 +14,7 @@ from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
 from pyrocrl.data import Batch, Data
-from pyrocrl.infer.completion import complete, fits_story
+from pyrocrl.infer.completion import complete
 from pyrocrl.program import Program
 
 log = logging.getLogger("pyrocrl")
@@ -39,7 +39,7 @@ class Chains:
         self.skeleton = copy.deepcopy(program)
         self.program = program
         self.count = int(next(iter({**params, **buffers}.values())).shape[0])
-        self.batched = program.vmappable
+        self.batched = program.vmappable and (program.completion is None or program.completion.vmappable)
         self.slots = _slots(self.skeleton)
 
     @classmethod
@@ -53,7 +53,7 @@ class Chains:
             one = program.fresh().to(dtype)
             with torch.no_grad():
                 one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
-                if fits_story(one):
+                if one.fits_story:
                     few = data.rows_at(np.arange(min(FEW, data.rows))).tensors(dtype=dtype).whole()
                     complete(one, few)
                     program = one if one.completion is not None else program
@@ -139,7 +139,7 @@ class Flat:
     def __init__(self, params: State) -> None:
         self.shapes = {name: value.shape for name, value in params.items()}
         self.sizes = [value[0].numel() for value in params.values()]
-        self.value = torch.cat([v.detach().flatten(1) for v in params.values()], 1).requires_grad_()
+        self.value = torch.cat([v.detach().reshape(len(v), -1) for v in params.values()], 1).requires_grad_()
 
     def views(self, of: Tensor | None = None) -> State:
         """The parameters by name, views of `of` or of the flat tensor; gradients arrive there."""

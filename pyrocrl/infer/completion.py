@@ -15,10 +15,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrocrl.data import Batch
-from pyrocrl.dists import Gate
+from pyrocrl.dists import Gate, PseudoPrior
 from pyrocrl.errors import InputError
 from pyrocrl.exact import orders
 from pyrocrl.infer.elbo import is_local, latent_values, sample_sites
@@ -57,6 +59,11 @@ class Completion(nn.Module):
         """The sites that have a block."""
         return [name for name, _, _ in self.spec]
 
+    @property
+    def vmappable(self) -> bool:
+        """Whether chains run as one: not where each draws its latents in an order of its own."""
+        return all(kind not in ("order", "column") for _, kind, _ in self.spec)
+
     def fresh(self) -> Completion:
         return Completion(self.spec)
 
@@ -76,38 +83,33 @@ class Completion(nn.Module):
             elif kind == "order":
                 getattr(self, f"order_{name}").copy_(value)
 
-    def after(self, guide: Callable[[Batch], Any]) -> Callable[[Batch], None]:
-        """The guide, then these blocks."""
+    def after(self, program: Program) -> Callable[[Batch], None]:
+        """The program's guide, then these blocks, each where the story has its site: in its plates, with its scale."""
 
         def completed(batch: Batch) -> None:
-            kept = pyro.poutine.trace(guide).get_trace(batch)
-            drawn = latent_values(kept)
-            for name, kind, shape in self.spec:
-                if kind == "column":
-                    with pyro.poutine.block(hide=["data"]):  # the guide has its plate of rows already
-                        rows = Program.rows(batch)
-                    with rows:
-                        drawn[name] = pyro.sample(name, dist.Delta(drawn["z"][..., shape[0]], event_dim=0))
-                else:
-                    law = self._law(name, kind, batch, drawn)
-                    drawn[name] = pyro.sample(name, law)
+            kept = latent_values(pyro.poutine.trace(program.guide).get_trace(batch))
+            with _Filled(self, kept, batch):
+                program.story(batch)
 
         return completed
 
-    def _law(self, name: str, kind: str, batch: Batch, drawn: Mapping[str, Tensor]) -> Any:
+    def law(self, name: str, prior: Any, drawn: Mapping[str, Tensor], temperature: Tensor | float) -> Any:
+        """The block's law of a site, in the place of `prior`, given the sites that were drawn before."""
+        kind, shape = next((kind, shape) for site, kind, shape in self.spec if site == name)
         if kind == "order":
-            value = getattr(self, f"order_{name}")
-            return dist.Delta(value, event_dim=1)
+            return dist.Delta(getattr(self, f"order_{name}"), event_dim=1)
+        if kind == "column":
+            return dist.Delta(drawn["z"][..., shape[0]], event_dim=0)
         block = self.blocks[name]
         if kind == "graph":
-            return EdgeGates(block.logits, orders.earlier(drawn["order"]).to(block.logits), batch.temperature)
+            return EdgeGates(block.logits, orders.earlier(prior.order).to(block.logits), temperature)
         if kind == "boolean":
-            law = Gate(block.logits, batch.temperature)
-        else:
-            law = block()
-            if kind != "real":
-                law = dist.TransformedDistribution(law, [torch.distributions.biject_to(TRANSFORMS[kind])])
-        return law.to_event(len(block.logits.shape if kind == "boolean" else block.loc.shape))
+            return Gate(block.logits, temperature).to_event(prior.event_dim)
+        law = block() if kind == "real" else Transformed(block(), [torch.distributions.biject_to(TRANSFORMS[kind])])
+        inner = prior.base_dist if isinstance(prior, torch.distributions.Independent) else prior
+        if isinstance(inner, PseudoPrior):  # of values that do not act, any law will do
+            law = Acting(inner.gate, law, inner.pseudo)
+        return law.to_event(prior.event_dim)
 
     @torch.no_grad()
     def probabilities(self, name: str) -> Tensor | None:
@@ -118,6 +120,74 @@ class Completion(nn.Module):
         out = self.blocks[name].probabilities
         order = next((site for site, kind, _ in self.spec if kind == "order"), None)
         return out * orders.earlier(getattr(self, f"order_{order}")).to(out) if kind == "graph" else out
+
+
+class _Filled(Messenger):
+    """Runs a story as a guide: sites that have a block get its law, all others the values that were drawn, unseen from
+    outside."""
+
+    def __init__(self, completion: Completion, kept: Mapping[str, Tensor], batch: Batch) -> None:
+        super().__init__()
+        self.completion, self.batch = completion, batch
+        self.drawn = dict(kept)
+        self.names = set(completion.names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.names:
+            msg["fn"] = self.completion.law(name, msg["fn"], self.drawn, self.batch.temperature)
+            return
+        if name in self.drawn:
+            msg["value"], msg["done"] = self.drawn[name], True
+        msg["stop"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            self.drawn[msg["name"]] = msg["value"]
+
+
+class Acting(TorchDistribution):
+    """Values of a law where a gate is open, and of which nothing is asked elsewhere: there the density is that of the
+    pseudo-prior, so that prior over guide is what open gates cost."""
+
+    arg_constraints: dict = {}
+    has_rsample = True
+
+    def __init__(self, gate: Tensor, law: Any, pseudo: Any, validate_args: bool | None = None) -> None:
+        self.gate, self.law, self.pseudo = gate, law, pseudo
+        super().__init__(law.batch_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.law.support
+
+    @property
+    def mean(self) -> Tensor:
+        return self.law.mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Acting:
+        parts = self.law.expand(batch_shape), self.pseudo.expand(batch_shape)
+        return Acting(self.gate.expand(batch_shape), *parts)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.law.rsample(sample_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.gate * self.law.log_prob(value) + (1 - self.gate) * self.pseudo.log_prob(value)
+
+
+class Transformed(dist.TransformedDistribution):
+    """A normal on the unconstrained scale; stands at its median where a guide's site is put at its mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        out: Tensor = self.base_dist.mean
+        for transform in self.transforms:
+            out = transform(out)
+        return out
 
 
 class EdgeGates(Gate):
@@ -133,11 +203,6 @@ class EdgeGates(Gate):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return (super().log_prob(value) * self.allowed).sum((-2, -1))
-
-
-def fits_story(program: Program) -> bool:
-    """Whether the story itself is fitted: nothing of it is summed out."""
-    return type(program).model is Program.model
 
 
 def complete(program: Program, batch: Batch) -> None:

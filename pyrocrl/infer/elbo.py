@@ -26,9 +26,6 @@ def traces(program: Program, batch: Batch, fixed: Trace | None = None) -> tuple[
     """
     guide = guide_trace(program, batch, fixed)
     model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(batch)
-    if program.completion is not None:  # its blocks weigh what the sites weigh that they stand for
-        for name in program.completion.names:
-            guide.nodes[name]["scale"] = model.nodes[name]["scale"]
     guide.compute_log_prob()
     model.compute_log_prob()
     return guide, model
@@ -37,7 +34,7 @@ def traces(program: Program, batch: Batch, fixed: Trace | None = None) -> tuple[
 def guide_trace(program: Program, batch: Batch, fixed: Trace | None = None) -> Trace:
     """The guide's trace; of a program with a `completion`, with the sites of the model that its guide lacks."""
     completion = program.completion
-    guide: Callable[[Batch], Any] = program.guide if completion is None else completion.after(program.guide)
+    guide: Callable[[Batch], Any] = program.guide if completion is None else completion.after(program)
     return poutine.trace(guide if fixed is None else poutine.replay(guide, trace=fixed)).get_trace(batch)
 
 
@@ -86,6 +83,8 @@ def validate(program: Program, batch: Batch) -> None:
         guide, model = traces(program, batch)
     latent = {n for n, s in sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
     guided = {n for n, s in sample_sites(guide) if not s["infer"].get("is_auxiliary")}
+    if any(name.startswith("z_") for name in latent & guided):  # drawn together, as z, then one by one
+        guided -= {"z"}
     if latent != guided:
         missing, surplus = sorted(latent - guided), sorted(guided - latent)
         raise ValueError(

@@ -29,6 +29,7 @@ from pyrocrl.program import Program, Recipe, check_whole
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
+COMPLETION_LR = 0.03  # of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 
 
 class FitError(RuntimeError):
@@ -169,7 +170,8 @@ class _Loop:
         groups: dict[float, dict[str, Tensor]] = {}
         for name, value in self.chains.params.items():
             if value.requires_grad:
-                scale = next((s for key, s in self.recipe.lr_scale.items() if name.startswith(key)), 1.0)
+                scales = {"completion.": COMPLETION_LR / self.recipe.lr, **self.recipe.lr_scale}
+                scale = next((s for key, s in scales.items() if name.startswith(key)), 1.0)
                 groups.setdefault(scale, {})[name] = value
         flats = [(scale, Flat(values)) for scale, values in groups.items()]
         for _, flat in flats:
@@ -301,14 +303,14 @@ class _Loop:
         stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
         names = set(self.chains.params)
         final = Chains(
-            self.program,
+            self.chains.program,
             {k: v.to(self.device) for k, v in stacked.items() if k in names},
             {k: v.to(self.device) for k, v in stacked.items() if k not in names},
         )
         final.batched = self.chains.batched
         self.chains = final
         result = Fit(
-            program=self.program,
+            program=final.program,
             chains=final,
             kept=torch.nonzero(kept).flatten().tolist(),
             held_out=self._held_out_rows().cpu(),

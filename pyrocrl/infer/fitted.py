@@ -22,6 +22,7 @@ from pyrocrl.data import Batch, Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
+from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.program import LATENT_DIMS, Program, Site, check_whole
@@ -366,6 +367,7 @@ class Fit:
             "finished": True,
             "model": self.program.card.name,
             "config": self.program.config,
+            "completion": None if self.program.completion is None else self.program.completion.spec,
             "params": list(self.chains.params),
             "kept": self.kept,
             "names": self.names,
@@ -386,6 +388,8 @@ class Fit:
             program = kind(**header["config"])
         except TypeError as error:  # options that a changed class no longer takes
             reject("path", f"{path}, which does not fit {kind.card.name} ({error})", "its own checkpoint")
+        if header.get("completion") is not None:
+            program.complete_with(Completion(header["completion"]))
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         expected = {k: tuple(v.shape) for k, v in program.state_dict().items()}
         found = {k: tuple(v.shape[1:]) for k, v in state.items()}

@@ -28,8 +28,7 @@ def drawn(program: Program, batch: Batch, *, local: bool = True) -> Sites:
     local: whether sites of single rows are among them.
     """
     kept = guide_trace(program, batch)
-    lost = pyro.poutine.trace(program.recover).get_trace(batch, **latent_values(kept))
-    sites = [*sample_sites(kept), *sample_sites(lost)]
+    sites = [*sample_sites(kept), *_recovered(program, batch, latent_values(kept))]
     return {name: site["value"] for name, site in sites if local or not is_local(site)}
 
 
@@ -42,12 +41,19 @@ def centre(program: Program, batch: Batch) -> Sites:
         if not is_local(site):
             mean = site["fn"].mean
             means[name] = (mean > 0.5).to(mean.dtype) if _is_binary(site["fn"]) else mean
-    lost = pyro.poutine.trace(program.recover).get_trace(batch, **kept | means)
-    out = means | {name: site["value"] for name, site in sample_sites(lost) if not is_local(site)}
+    lost = _recovered(program, batch, kept | means)
+    out = means | {name: site["value"] for name, site in lost if not is_local(site)}
     if program.reads_innovations:
         d = program.latents_count
         out["weight"] = torch.zeros(d, d, dtype=batch.dtype, device=batch.device)
     return out
+
+
+def _recovered(program: Program, batch: Batch, kept: Mapping[str, Tensor]) -> list[tuple[str, dict]]:
+    """Sites of what `model` summed out, drawn given those it kept; none where the story itself is fitted."""
+    if program.fits_story:
+        return []
+    return sample_sites(pyro.poutine.trace(program.recover).get_trace(batch, **kept))
 
 
 def _is_binary(law: Any) -> bool:

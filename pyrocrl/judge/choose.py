@@ -143,7 +143,7 @@ def _count(data: Data, latents: int | None) -> int | None:
 
 
 def _judge(card: ModelCard, known: Situation, mode: str) -> Choice:
-    claims = tuple(_stands(claim, known) for claim in card.claims)
+    claims = tuple(_stands(claim, known) for claim in card.claims if claim.holds({"targets": mode}))
     return Choice(card.name, card.title, card.status, tuple(_lacks(card, known, mode)), claims)
 
 
@@ -171,7 +171,8 @@ def _stands(claim: Claim, known: Situation) -> ClaimChoice:
             (left_open if lack.open else missing).append(CONDITIONS[need] if lack.open else lack.remedy)
     state: State = "missing" if missing else "open" if left_open else "met"
     once = tuple(dict.fromkeys(missing))
-    return ClaimChoice(claim.head(), claim.what, state, once, tuple(left_open), claim.given, _freedom(claim))
+    words = claim.head() + (f", where {claim.where()}" if claim.when else "")
+    return ClaimChoice(words, claim.what, state, once, tuple(left_open), claim.given, _freedom(claim))
 
 
 def _freedom(claim: Claim) -> int:

@@ -13,6 +13,9 @@ from torch.nn.functional import softplus
 
 from pyrocrl.dists import Gate, LogNormal, MultivariateNormal, Normal
 
+SURE = 12.0  # largest log odds of settled gates
+SETTLED = 0.101  # temperature from which gates stay as they are
+
 
 class NormalBlock(nn.Module):
     """q = N(loc, scale^2), independent entries of any shape."""
@@ -51,6 +54,47 @@ class GateBlock(nn.Module):
 
     def forward(self, temperature: Tensor | float) -> Gate:
         return Gate(self.logits, temperature)
+
+
+class SettlingGates(GateBlock):
+    """Gates that end at given log odds (`settle`).
+
+    While they are trained, `bounded` ones keep log odds in (-6, 4), for a gate beyond gets no gradient; others stay at
+    their more probable value once the temperature has fallen to `SETTLED`, so that what they open settles.
+    """
+
+    finished: Tensor
+
+    def __init__(self, *shape: int, probability: float = 0.5, bounded: bool = False) -> None:
+        super().__init__(*shape, probability=probability)
+        self.bounded = bounded
+        self.register_buffer("finished", torch.zeros(()))  # 1 once `settle` has set the log odds
+
+    @property
+    def log_odds(self) -> Tensor:
+        raw = self.logits
+        return torch.where(self.finished > 0.5, raw, 5.0 * torch.tanh((raw + 1.0) / 5.0) - 1.0) if self.bounded else raw
+
+    @property
+    def probabilities(self) -> Tensor:
+        return self.log_odds.sigmoid()
+
+    @property
+    def open(self) -> Tensor:
+        """1 where a gate is more probably open, 0 elsewhere."""
+        return (self.log_odds > 0).to(self.logits.dtype)
+
+    def forward(self, temperature: Tensor | float) -> Gate:
+        if self.bounded:
+            return Gate(self.log_odds, temperature)
+        settled = (temperature < SETTLED) & (self.finished < 0.5)
+        return Gate(torch.where(settled, SURE * self.logits.sign(), self.logits), temperature)
+
+    @torch.no_grad()
+    def settle(self, log_odds: Tensor) -> None:
+        """Set the log odds, up to `SURE`."""
+        self.logits.copy_(log_odds.clamp(-SURE, SURE))
+        self.finished.fill_(1.0)
 
 
 class FullNormalBlock(nn.Module):

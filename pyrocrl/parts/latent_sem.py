@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pyrocrl.data import Batch
-from pyrocrl.dists import Law, LogNormal, Normal
+from pyrocrl.dists import Law, LogNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts import escapees
@@ -262,6 +262,15 @@ class LatentSEM(nn.Module):
         empty = self.count < 1e-6
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
 
+    @torch.no_grad()
+    def temper(self, z: Tensor, variance: Tensor, fewer: float, error: float) -> None:
+        """Let the n rows of z (rows, latent) count as m, for errors of which rows are no cure: 1/m = fewer/n + v^2 +
+        error^2. v, the share of the variance of q(z | x), `variance` (rows, latent), in a latent's, is the size of
+        errors in correlations, and `error` of those that the encoder makes without q's knowing: a decoder undoes them.
+        """
+        share = (variance.mean(0) / z.var(0)).mean().double()
+        self.count.div_(fewer + len(z) * (share.square() + error**2))
+
     def changed(self) -> linear_sem.Environments:
         """Moments of the latents of rows that did not escape, as gathered last."""
         envs, d = self.environments, self.latents
@@ -339,8 +348,9 @@ class LatentSEM(nn.Module):
         return "soft" if self.intervention == "soft" else "perfect"
 
     def _pairs(self, target: Tensor) -> list[tuple[int, int]]:
-        """(env, latent) of every intervened equation that has rows."""
-        return [(e, k) for e, k in linear_sem.target_pairs(target.cpu()) if self.count[e] > 1.0]
+        """(env, latent) of every intervened equation that has rows; of every one before rows are gathered."""
+        pairs = linear_sem.target_pairs(target.cpu())
+        return [(e, k) for e, k in pairs if self.count[e] > 1.0] if bool(self.count.any()) else pairs
 
     def _slices(self, target: Tensor, use: Tensor | None = None) -> linear_sem.Slices:
         """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
@@ -417,7 +427,9 @@ class LatentSEM(nn.Module):
         like = self.weight.new_ones(size)
         with pyro.plate("mechanism", size, dim=-1):  # the natural equations, then one for each (env, target)
             variance = pyro.sample("variance", dist.InverseGamma(like, like))
-            slope = pyro.sample("slope", self._prior_slopes(variance))  # (mechanism, latent)
+            law = self._prior_slopes(variance)
+            acting = self._acting(graph, [] if self.keeps else pairs).to(like)  # slopes of other latents do nothing
+            slope = pyro.sample("slope", PseudoPrior(acting, law, law).to_event(1))  # (mechanism, latent)
             level = pyro.sample("level", Normal(0 * like, LEVEL * like))
         change, ratio = self._changes(pairs, lambda e, k: (self.weight.new_zeros(()), self.weight.new_tensor(LEVEL)))
         out = self._assembled(order, graph, targets, variance, slope, level, change, ratio)
@@ -437,9 +449,10 @@ class LatentSEM(nn.Module):
         known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
         with pyro.plate("mechanism", len(table.node), dim=-1):
             variance = pyro.sample("variance", known.variance())
-            acting = pyro.sample("slope", self._prior_slopes(variance) if self.absorbed else known.slopes(variance))
-            level = pyro.sample("level", known.level(acting, variance))
-        weight = acting * known.parents  # (mechanism, latent)
+            law = self._prior_slopes(variance).to_event(1) if self.absorbed else known.slopes(variance)
+            slope = pyro.sample("slope", law)
+            level = pyro.sample("level", known.level(slope, variance))
+        weight = slope * known.parents  # (mechanism, latent)
 
         def shifted(e: int, k: int) -> tuple[Tensor, Tensor]:
             gap = self.mean[e, k] - self.mean[e, self.latents :] @ weight[k] - level[k]
@@ -447,7 +460,7 @@ class LatentSEM(nn.Module):
             return gap, spread / self.count[e].sqrt()
 
         change, ratio = self._changes(pairs, shifted, told=True)
-        return self._assembled(order, graph, targets, variance, acting, level, change, ratio)
+        return self._assembled(order, graph, targets, variance, slope, level, change, ratio)
 
     def _targets(self, log_prob: Tensor) -> Tensor:
         """(env, latent) known targets, or a draw of the site `target`; log_prob: (env, latent + 1), "none" last."""
@@ -464,7 +477,12 @@ class LatentSEM(nn.Module):
         scale = variance.new_ones(len(variance), self.latents)
         if self.absorbed:
             scale = (variance[:, None] / variance[: self.latents]).sqrt()
-        return Normal(torch.zeros_like(scale), scale).to_event(1)
+        return Normal(torch.zeros_like(scale), scale)
+
+    def _acting(self, graph: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """(mechanism, latent) in {0, 1}: the parents in each equation, of which a perfect intervention leaves none."""
+        own = graph.mT[[k for _, k in pairs]]
+        return torch.cat([graph.mT, own if self.intervention == "soft" else 0 * own])
 
     def _changes(
         self, pairs: Sequence[tuple[int, int]], law: Callable[[int, int], tuple[Tensor, Tensor]], told: bool = False

@@ -1,8 +1,9 @@
-"""A linear mixing whose latents are functions of x: its law as the last line of a story."""
+"""Mixings whose latents are functions of x, linear and any: their laws as the last line of a story."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,3 +60,30 @@ class LinearMixing(TorchDistribution):
         free = value.shape[-1] - self.z.shape[-1]
         volume = log_abs_det(self.unmixing) + self.log_jacobian + 0 * self.z.sum(-1)  # x depends on z: for diagrams
         return volume - 0.5 * apart.square().sum(-1) - free * (self.tau.log() + 0.5 * math.log(2 * math.pi))
+
+
+class InvertibleMixing(TorchDistribution):
+    """x = f(z), z (rows, latent) of M y(x): event (feature,), as many as latents.
+
+    log_prob is the volume log |det M| + log |det dy / dx|: with the law of z it adds up to log p(x). Draws and the mean
+    are `mix(z, M)`; `white(x)` is (y (rows, latent), log |det dy / dx| (rows,)).
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, z: Tensor, unmixing: Tensor, mix: Callable, white: Callable) -> None:
+        self.z, self.unmixing, self.mix, self.white = z, unmixing, mix, white
+        super().__init__(z.shape[:-1], z.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        out: Tensor = self.mix(self.z, self.unmixing)
+        return out
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.mean.expand(*sample_shape, *self.shape())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        volume: Tensor = log_abs_det(self.unmixing) + self.white(value)[1]
+        return volume + 0 * self.z.sum(-1)  # x depends on z: for diagrams

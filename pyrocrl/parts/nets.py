@@ -25,6 +25,22 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(a, b)] if i == 0 else [ACTIVATIONS[activation](), nn.Linear(a, b)]
         super().__init__(*layers)
 
+    @torch.no_grad()
+    def scale_up(self) -> None:
+        """Weights of variance 1 / inputs (LeCun 1998), three times torch's: curved enough for squares and products."""
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(math.sqrt(3.0))
+                layer.bias.zero_()
+
+    @torch.no_grad()
+    def quieten(self, keep: float = 0.1) -> None:
+        """Let the network start from this share of its output: from (nearly) nothing beside a linear map."""
+        last = self[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(keep)
+        last.bias.zero_()
+
 
 class GaussianEncoder(nn.Module):
     """q(z | x) = N(loc, diag(scale^2)) from an MLP: (rows, inputs) -> two (rows, latent).
@@ -109,3 +125,64 @@ class Residual(nn.Module):
             layer.weight.data, layer.bias.data = matrix @ layer.weight, matrix @ layer.bias
             layer.out_features = len(matrix)
         self.linear.bias.add_(offset)
+
+
+class TrilEncoder(nn.Module):
+    """q(z | x) = N(loc, L L^T): (rows, inputs) -> loc (rows, latent) and L (rows, latent, latent).
+
+    loc is the network's plus `mean`'s, a map with weights of its own, where there is one; `held`: `mean`'s alone, which
+    is not trained. L is lower triangular, diagonal unless `full`, and about `scale` times the identity at first.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        latents: int,
+        hidden: int,
+        activation: str,
+        mean: nn.Linear | Residual | None = None,
+        *,
+        held: bool = False,
+        full: bool = True,
+        scale: float = math.log(2),
+    ) -> None:
+        super().__init__()
+        self.latents, self.full, self.held = latents, full, held
+        self.shift = math.log(math.expm1(scale))
+        self.mean = mean
+        if held and mean is not None:
+            mean.requires_grad_(False)
+        self.net = MLP([inputs, hidden, hidden, latents * (1 + (latents if full else 1))], activation)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(x)
+        loc, raw = out[..., : self.latents], out[..., self.latents :]
+        if self.mean is not None:
+            loc = self.mean(x) if self.held else self.mean(x) + loc
+        if not self.full:
+            return loc, torch.diag_embed(self._positive(raw))
+        raw = raw.unflatten(-1, (self.latents, self.latents))
+        return loc, raw.tril(-1) + torch.diag_embed(self._positive(raw.diagonal(dim1=-2, dim2=-1)))
+
+    def _positive(self, raw: Tensor) -> Tensor:
+        return softplus(raw + self.shift if self.shift else raw) + 1e-4
+
+    @torch.no_grad()
+    def start(self, weight: Tensor, bias: Tensor, tril: Tensor | None = None, keep: float = 0.1) -> None:
+        """q(z | x) = N(weight x + bias, tril tril'), tril as it is where None; keep: as `MLP.quieten` takes it."""
+        linear = self.mean
+        if isinstance(linear, Residual):
+            linear.net.quieten(keep)
+            linear = linear.linear
+        assert linear is not None
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+        self.net.quieten(keep)
+        if tril is None:
+            return
+        sd = tril.diagonal().clamp_min(1e-3)
+        if self.full:
+            raw = tril.tril(-1) + torch.diag(sd + torch.log(-torch.expm1(-sd)) - self.shift)
+        else:
+            raw = sd.expm1().log() - self.shift
+        self.net[-1].bias[self.latents :] = raw.flatten()
