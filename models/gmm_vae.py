@@ -24,6 +24,8 @@ there are latents, and in following the proof: `initialise` fits full covariance
 then diagonalises all of them by one matrix. Corners are rounded because with sharp ones the volume jumps where a
 row crosses a corner: the gradient misses the jumps, and maximisation walks away from the truth.
 
+Longer than other models because the guide is the decoder's inverse, which needs a law of its own (`Unmixed`).
+
 *For a variant, copy this file and change* `story`: the line of `z`, other components, or of `mean`, a decoder with more
 dimensions than h.
 """
