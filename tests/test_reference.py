@@ -131,11 +131,11 @@ def test_the_example_agrees_given_a_graph() -> None:
 
 @pytest.mark.slow
 def test_all_graphs_of_two_latents_agree() -> None:
-    fit = linear(3, 100)
-    tree = reference(fit, sum_over=("order", "graph"), draws=400, warmup=150)
+    fit = linear(5, 40)
+    tree = reference(fit, sum_over=("order", "graph"), draws=250, warmup=100)
     edges = tree["posterior"]["graph"].mean(("chain", "draw")).values
     exact = fit.chains.chain(fit.reference).graph().numpy()
-    assert 0.5 < exact.max() < 0.95  # several graphs are probable
+    assert 0.1 < exact.max() < 0.9  # several graphs are probable
     assert np.abs(edges - exact).max() < 0.05
     assert agrees(agreement(fit, tree, SITES, draws=3000), slack=1)
 
@@ -200,8 +200,8 @@ def sparse(seed: int) -> Fit:
 
 
 def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances, by Gibbs sampling of
-    x_j = a_j + spread_j sum_k gate_jk slope_jk z_k + noise, from the conjugate conditionals."""
+    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances, by Gibbs:
+    x_j = a_j + spread_j sum_k gate_jk slope_jk z_k + noise, each drawn from its conjugate conditional."""
     program, batch = _program(fit, None, fit.fitted_rows())
     spread = program.observation.spread.numpy()
     x = (batch.x - program.observation.mean(torch.zeros_like(batch.x), batch)).numpy()
