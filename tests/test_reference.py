@@ -200,8 +200,8 @@ def sparse(seed: int) -> Fit:
 
 
 def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances, sampled by Gibbs
-    for x_j = a_j + spread_j sum_k gate_jk slope_jk z_k + noise, from the conjugate conditionals."""
+    """(draw, feature, latent) loadings in units of the features' spread and (draw, feature) variances, by Gibbs:
+    x_j = a_j + spread_j sum_k gate_jk slope_jk z_k + noise, each drawn from its conjugate conditional."""
     program, batch = _program(fit, None, fit.fitted_rows())
     spread = program.observation.spread.numpy()
     x = (batch.x - program.observation.mean(torch.zeros_like(batch.x), batch)).numpy()
