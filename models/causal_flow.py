@@ -226,7 +226,8 @@ class CausalFlow(MarginalSEM, Program):
     def _mix(self, z: Tensor, unmixing: Tensor) -> Tensor:
         """(rows, feature) x of z by the decoder."""
         y = torch.linalg.solve(unmixing.to(z), z.mT).mT
-        return self.flow.decode(torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z))
+        h = torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z)
+        return self.flow.decode(h.to(self.flow.centres.dtype)).to(z)  # mechanisms are told in double, networks not
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

@@ -77,12 +77,12 @@ def test_relations_are_those_of_the_story(batch: Batch) -> None:
     assert found["sample_dist"]["gate"] == "Bernoulli" and found["sample_dist"]["loadings"] == "Deterministic"
 
 
-def test_a_plate_that_draws_its_own_rows_is_no_site() -> None:
-    def subsampled(_: None) -> None:
+def test_a_plate_that_draws_its_own_rows_is_no_site(batch: Batch) -> None:
+    def subsampled(_: Batch) -> None:
         with pyro.plate("data", 20, subsample_size=4):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    found = story.relations(SimpleNamespace(story=subsampled), None)  # type: ignore[arg-type]
+    found = story.relations(SimpleNamespace(story=subsampled), batch)
     assert found["sample_sample"] == {"z": []} and found["plate_size"] == {"data": 20}
 
 
@@ -147,7 +147,7 @@ def test_dozens_of_sites_stay_apart() -> None:
 def test_models_of_the_zoo_are_drawn(model: type) -> None:
     program, data = model.example(0)
     texts = drawn(story.figure(program, data))
-    assert "x" in texts and any(label.endswith(f"  {data.rows:,}") for label in texts) == program.uses_rows
+    assert "x" in texts and f"data  {data.rows:,}" in texts
     assert "Unit" not in texts
     with pytest.raises(InputError, match="features"):
         story.figure(program, Data(np.zeros((4, 2))))
@@ -163,4 +163,4 @@ def test_pyro_renders_it_as_well(model: type) -> None:
     ).source
     found = story.relations(program, data.tensors(dtype=dtype, moments=True).whole())
     for name in found["sample_sample"]:
-        assert f"\t{name} [" in source.replace("\t\t", "\t"), name
+        assert f"\t{name} [" in source.replace('"', ""), name  # "graph" is a word of the language and quoted
