@@ -227,7 +227,7 @@ class CausalFlow(MarginalSEM, Program):
         """(rows, feature) x of z by the decoder."""
         y = torch.linalg.solve(unmixing.to(z), z.mT).mT
         h = torch.linalg.solve(self.project.to(z), y.mT).mT + self.offset.to(z)
-        return self.flow.decode(h.to(self.flow.centres.dtype)).to(z)  # mechanisms are told in double, networks not
+        return self.flow.decode(h.to(self.flow.centres.dtype))  # mechanisms are told in double, x not
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def model_text(name: str = "my_vae", title: str = "Mine", marker: Path | None = 
 def _no_pictures() -> Iterator[None]:
     """Reports have tests of their own; here a file in their place saves most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrocrl.report.write", lambda *arguments: arguments[4].write_text("<html>"))
+        patch.setattr("pyrocrl.report.write", lambda *given: given[4].write_text("<html>"))
         yield
 
 
