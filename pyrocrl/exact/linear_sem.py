@@ -287,7 +287,9 @@ def regressions(unmixing: Tensor, graph: Tensor, data: Slices, intervention: Int
 def _block(matrix: Tensor, use: Tensor) -> Tensor:
     """(..., d, d) the rows and columns in `use` (..., d) of a matrix; the identity elsewhere."""
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return matrix * (use[..., :, None] * use[..., None, :]) + eye * (1 - use)[..., :, None]
+    both = use[..., :, None] * use[..., None, :]
+    # Not a product alone: a mechanism without rows, which a mask drops, has any variance and may have infinite terms.
+    return torch.where(both > 0, matrix * both, 0.0) + eye * (1 - use)[..., :, None]
 
 
 def draw_mechanisms(

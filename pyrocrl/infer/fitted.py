@@ -209,13 +209,12 @@ class Fit:
                             collected[group].setdefault(name, []).append(value)
                 stats.append(lp)
                 for group, values in collected.items():
-                    for name, value in values.items():
-                        stack = self._align_site(np.stack(value), name, chain)
-                        groups[group].setdefault(name, []).append(stack)
+                    for name, stack in _stacked(values).items():
+                        groups[group].setdefault(name, []).append(self._align_site(stack, name, chain))
         coords = self.coords(rows, draws)
         tree = {
             g: self.dataset(
-                {n: np.stack(v) for n, v in values.items()},
+                _stacked({n: v for n, v in values.items() if len(v) == len(stats)}),
                 coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
             )
             for g, values in groups.items()
@@ -266,7 +265,7 @@ class Fit:
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self.coords(np.arange(data.rows), draws) | {"chain": [0]}
-        one = {n: np.stack(v)[None] for n, v in sites.items()}
+        one = {n: v[None] for n, v in _stacked(sites).items()}
         return xr.DataTree.from_dict(
             {
                 "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
@@ -495,6 +494,12 @@ def _read(program: Program, name: str) -> Tensor | None:
         return own
     value: Tensor | None = getattr(program, name)()
     return value
+
+
+def _stacked(values: Mapping[str, list]) -> dict[str, np.ndarray]:
+    """Draws of every site, one after another, but for sites whose shape is drawn as well: a table of mechanisms has a
+    line for each (environment, target), and targets may be unknown. Read-outs by environment hold what it says."""
+    return {name: np.stack(v) for name, v in values.items() if len({np.shape(one) for one in v}) == 1}
 
 
 def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
