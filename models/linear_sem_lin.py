@@ -73,7 +73,7 @@ from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
 from pyrocrl.parts.escapees import Prior
-from pyrocrl.parts.latent_sem import SEMReadouts
+from pyrocrl.parts.latent_sem import SEMReadouts, table_of
 from pyrocrl.program import check_between, check_sizes, checked_targets
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
@@ -210,7 +210,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         unmixing = self._unmixing(tangent)  # M (latent, latent)
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
         # the natural equations, then one for each (env, target); of unknown targets those that are
-        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=table.count > 0):
+        with table_of(len(table.node), drawn=self.unknown), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.prior_variance())
             slope = pyro.sample("slope", known.prior_slopes(variance))  # (mechanism, latent)
             level = pyro.sample("level", known.prior_level(variance))
@@ -249,7 +249,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         order = pyro.sample("order", orders.Order(scores))
         graph = pyro.sample("graph", orders.Graph(scores, order))
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
-        with pyro.plate("mechanism", len(table.node), dim=-1), pyro.poutine.mask(mask=table.count > 0):
+        with table_of(len(table.node), drawn=self.unknown), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.variance())
             slope = pyro.sample("slope", known.slopes(variance))
             level = pyro.sample("level", known.level(slope, variance))

@@ -248,6 +248,7 @@ def test_unknown_targets_are_found(kind: linear_sem.Intervention) -> None:
     data = simulate(targets, kind, sizes=1000, seed=100, latents=3, named=False)
     fit = fitted(data, latents=3, targets="unknown", intervention=kind)
     probability = fit.targets()
+    assert not {"variance", "slope", "level"} & set(fit.posterior(2, predictive=False)["posterior"])
     z = data.truth["z"] if kind == "perfect" else data.truth["z"] - data.truth["z"] @ data.truth["weight"]
     score, nodes = mcc(z, fit.latents(data), return_assignment=True)
     assert score > 0.99

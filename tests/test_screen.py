@@ -52,6 +52,9 @@ def fitted(screen: Data) -> pyrocrl.Fit:
 
 def test_knockouts_find_their_programmes_and_nulls_have_none(fitted: pyrocrl.Fit, screen: Data) -> None:
     assert pyrocrl.evaluate(fitted, screen)["targets_right"] == 1.0
+    posterior = fitted.posterior(3, predictive=False)["posterior"]
+    assert not {"variance", "slope", "level", "change"} & set(posterior), "their lines differ from draw to draw"
+    assert "aligned" not in posterior["weight"].attrs and posterior["order"].attrs["aligned"] == 0
     targets = fitted.targets()
     assert targets is not None
     hit = dict(zip(screen.env_names, targets.sum(1), strict=True))

@@ -301,6 +301,6 @@ def _mean(site: dict) -> Tensor:
     """The law's mean where it has one, else the value that was drawn."""
     try:
         mean = site["fn"].mean
-    except (AttributeError, NotImplementedError, RuntimeError):
+    except NotImplementedError:
         mean = None
     return mean if isinstance(mean, Tensor) and bool(torch.isfinite(mean).all()) else site["value"]

@@ -29,7 +29,7 @@ from pyrocrl.program import Program, Recipe, check_whole
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
-COMPLETION_LR = 0.03  # of blocks that stand in for a guide's lines: log odds and logarithms have far to go
+COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
 
 
@@ -171,7 +171,7 @@ class _Loop:
         groups: dict[float, dict[str, Tensor]] = {}
         for name, value in self.chains.params.items():
             if value.requires_grad:
-                scales = {"completion.": COMPLETION_LR / self.recipe.lr, **self.recipe.lr_scale}
+                scales = {"completion.": max(1.0, COMPLETION_LR / self.recipe.lr), **self.recipe.lr_scale}
                 scale = next((s for key, s in scales.items() if name.startswith(key)), 1.0)
                 groups.setdefault(scale, {})[name] = value
         flats = [(scale, Flat(values)) for scale, values in groups.items()]

@@ -183,7 +183,8 @@ class Fit:
         .) of each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what
         has a data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means
         of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
-        coordinate tells which rows it holds.
+        coordinate tells which rows it holds. Sites that `Program.sites` does not declare, such as an order, stand in
+        each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
         """
         check_whole("draws", draws, 1)
         data = self._data(data)
@@ -209,12 +210,13 @@ class Fit:
                             collected[group].setdefault(name, []).append(value)
                 stats.append(lp)
                 for group, values in collected.items():
-                    for name, stack in _stacked(values).items():
-                        groups[group].setdefault(name, []).append(self._align_site(stack, name, chain))
+                    for name, value in values.items():
+                        stack = self._align_site(np.stack(value), name, chain)
+                        groups[group].setdefault(name, []).append(stack)
         coords = self.coords(rows, draws)
         tree = {
             g: self.dataset(
-                _stacked({n: v for n, v in values.items() if len(v) == len(stats)}),
+                {n: np.stack(v) for n, v in values.items()},
                 coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
             )
             for g, values in groups.items()
@@ -265,7 +267,7 @@ class Fit:
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self.coords(np.arange(data.rows), draws) | {"chain": [0]}
-        one = {n: v[None] for n, v in _stacked(sites).items()}
+        one = {n: np.stack(v)[None] for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
                 "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
@@ -483,8 +485,9 @@ class Fit:
             if len(dims) != value.ndim - 2:
                 dims = tuple(f"{name}_dim_{i}" for i in range(value.ndim - 2))
             kind = value.astype(np.int8) if self._site(name).discrete else value
-            variables[name] = (("chain", "draw", *dims), kind)
-        used = {d for dims, _ in variables.values() for d in dims}
+            own = {} if name in {"x", "row", "z"} | self.program.sites.keys() else {"aligned": 0}
+            variables[name] = (("chain", "draw", *dims), kind, own)
+        used = {d for dims, *_ in variables.values() for d in dims}
         return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
 
 
@@ -494,12 +497,6 @@ def _read(program: Program, name: str) -> Tensor | None:
         return own
     value: Tensor | None = getattr(program, name)()
     return value
-
-
-def _stacked(values: Mapping[str, list]) -> dict[str, np.ndarray]:
-    """Draws of every site, one after another, but for sites whose shape is drawn as well: a table of mechanisms has a
-    line for each (environment, target), and targets may be unknown. Read-outs by environment hold what it says."""
-    return {name: np.stack(v) for name, v in values.items() if len({np.shape(one) for one in v}) == 1}
 
 
 def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:

@@ -77,11 +77,16 @@ def spread(sites: Mapping[str, Tensor]) -> Sites:
 
 
 def values(trace: Any) -> Sites:
-    """Values of a story's sites and deterministic read-outs by name, without x; latents z_<k> stacked as z."""
+    """Values of a story's sites and deterministic read-outs by name, without x; latents z_<k> stacked as z.
+
+    Tables whose lines are drawn as well (`parts.latent_sem.table_of`) are left out: draws of them are not comparable.
+    """
     out: Sites = {}
     columns: dict[int, Tensor] = {}
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or is_subsample(node) or name == "x" or node["infer"].get("is_auxiliary"):
+        if node["type"] != "sample" or is_subsample(node) or name == "x":
+            continue
+        if node["infer"].get("is_auxiliary") or node["infer"].get("drawn_lines"):
             continue
         if type(node["fn"]).__name__ == "Unit":  # a factor has no value
             continue

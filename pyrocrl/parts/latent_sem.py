@@ -14,7 +14,8 @@ then drawn exactly (conjugacy and the dynamic program over orders), so that ever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -425,7 +426,7 @@ class LatentSEM(nn.Module):
         pairs = self._pairs(targets)
         size = self.latents + (0 if self.keeps else len(pairs))
         like = self.weight.new_ones(size)
-        with pyro.plate("mechanism", size, dim=-1):  # the natural equations, then one for each (env, target)
+        with table_of(size, drawn=self.unknown):  # the natural equations, then one for each (env, target)
             variance = pyro.sample("variance", dist.InverseGamma(like, like))
             law = self._prior_slopes(variance)
             acting = self._acting(graph, [] if self.keeps else pairs).to(like)  # slopes of other latents do nothing
@@ -447,7 +448,7 @@ class LatentSEM(nn.Module):
         graph = pyro.sample("graph", orders.Graph(scores, order))
         eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
         known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
-        with pyro.plate("mechanism", len(table.node), dim=-1):
+        with table_of(len(table.node), drawn=self.unknown):
             variance = pyro.sample("variance", known.variance())
             law = self._prior_slopes(variance).to_event(1) if self.absorbed else known.slopes(variance)
             slope = pyro.sample("slope", law)
@@ -493,7 +494,7 @@ class LatentSEM(nn.Module):
         if not (self.keeps and pairs):
             return 0 * one, one
         loc, scale = (torch.stack(part) for part in zip(*(law(e, k) for e, k in pairs), strict=True))
-        with pyro.plate("pair", len(pairs), dim=-1):
+        with table_of(len(pairs), drawn=self.unknown, name="pair"):
             change = pyro.sample("change", Normal(loc, scale))
             if self.intervention != "variance":
                 return change, one
@@ -692,6 +693,17 @@ class SEMReadouts:
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
         """The chain's own equations: parameters while it is trained."""
         return self.sem.own()
+
+
+@contextmanager
+def table_of(size: int, drawn: bool, name: str = "mechanism") -> Iterator[None]:
+    """The plate of a table of equations, a line for each (env, target).
+
+    drawn: whether targets are. Then a line is another equation in another draw, if it is there at all: posteriors leave
+    these sites out, and read-outs by environment hold what they say.
+    """
+    with pyro.plate(name, size, dim=-1), pyro.poutine.infer_config(config_fn=lambda _: {"drawn_lines": drawn}):
+        yield
 
 
 def described(weight: Tensor, targets: Tensor, natural: Tensor, everywhere: linear_sem.LinearSEM, soft: bool) -> Tensor:
