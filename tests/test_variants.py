@@ -137,8 +137,12 @@ def curved(seed: int) -> Data:
 
 
 @pytest.mark.slow
-def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path) -> None:
-    """Equations that were parameters are sites now; the graph has gates along the order that the chain started from."""
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path, seed: int) -> None:
+    """Equations that were parameters are sites now; the graph has gates along the order that the chain started from.
+
+    Chains agree, with seed 0 on an edge too many: that must not be called identified.
+    """
     quadratic = variant(
         "discrepancy_vae",
         LINK,
@@ -146,14 +150,16 @@ def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path) -> N
         tmp_path,
         deleted=("model",),
     )
-    data = curved(1)
+    data = curved(seed)
     program = quadratic.from_data(data, intervention="perfect", mechanism="linear", hidden=16)
-    fit = pyrocrl.fit(program, data, chains=1, seed=0, epochs=120, progress=False)
+    fit = pyrocrl.fit(program, data, chains=2, seed=0, epochs=120, progress=False)
     assert {"order", "graph", "variance", "slope", "level", "z_0", "z_1", "z_2"} == set(fit.program.completion.names)
     scores = pyrocrl.evaluate(fit, data)
-    assert scores["mcc"] > 0.95 > scores["pca_mcc"]
+    assert scores["mcc"] > 0.94 > scores["pca_mcc"]
     graph, true = fit.graph(), data.truth["graph"] > 0
     assert (graph[true] > 0.9).all() and scores["shd"] <= 1 < scores["shd_empty"]
+    graph_verdict = pyrocrl.diagnose(fit, data)["graph"]
+    assert graph_verdict.verdict == "not identified" and "no evidence" in graph_verdict.reason
     # children follow the link: what moves under do is quadratic in what is set
     means = [float(fit.do(data, {"latent_0": v}, draws=200, seed=1)["z"][0, :, 1].mean()) for v in (-1.0, 0.0, 1.0)]
     bend = (means[0] + means[2]) / 2 - means[1]

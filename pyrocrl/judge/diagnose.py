@@ -114,6 +114,11 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
     if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
         reason = rotation_freedom(fit, data)
         failed += [reason] if reason else []
+    if fit.program.completion is not None and fit.program.completion.probabilities(claim.what) is not None:
+        failed.append(
+            f"the {claim.what} of this variant has independent gates, settled from where the chains start: that chains "
+            f"agree is no evidence of it; a `model` that sums the {claim.what} out would give some"
+        )
     compared = np.flatnonzero(ties)
     alone = len(compared) < 2
     if alone:  # chains may fall behind in what is not claimed
