@@ -137,7 +137,7 @@ def curved(seed: int) -> Data:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])  # an edge too many, and none; of 2 and 3 seed 3 is like seed 0
 def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path, seed: int) -> None:
     """Equations that were parameters are sites now; the graph has gates along the order that the chain started from.
 
