@@ -14,8 +14,9 @@ mask is gate, but for a latent on which fewer than two features load, which is s
 noise. The prior of variances is scaled by the columns' spread, that of R is LKJ; s_i is the size factor. `model` sums
 theta out, `recover` draws it given the gates. The guide is q(z | x) = N(mu(x), L(x) L(x)^T), independent Bernoulli
 gates with straight-through gradients (`SettlingGates`), log-normal variances, and normal slopes, which only count where
-the gate is open: elsewhere the guide itself is their (pseudo-)prior. Gates end at the optimum of coordinate ascent
-(`finish`).
+the gate is open: elsewhere the guide itself is their (pseudo-)prior. Gates end at the optimum of coordinate ascent,
+then floats' slopes and variances behind a linear decoder at the means and deviations that they have with z summed out
+(`finish`, `exact.factor_analysis`): fitted as independent of z, they are too sure. Up to `LARGEST` of them.
 
 With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
 `smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
@@ -59,6 +60,7 @@ from pyrocrl.constructions import anchors, gates, log_rates
 from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
+from pyrocrl.exact.factor_analysis import FactorAnalysis
 from pyrocrl.lab.screens import PATHWAY, Screen
 from pyrocrl.lab.studies import Study
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
@@ -69,6 +71,7 @@ from pyrocrl.program import check_between, check_sizes
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
+LARGEST = 4_000  # slopes and variances whose joint information is inverted
 
 
 class Effort(NamedTuple):
@@ -380,6 +383,36 @@ class SparseVAE(Program):
             gain -= kl_divergence(self.slope(), self._told(draws[-1], mask, batch)["slope"]["fn"].slab)
         gain = torch.where(mask.sum(0) > 0, gain, torch.zeros_like(gain))
         self.gate.settle(gain + log_odds_given_others(mask, self.b))
+        if self.linear and not self.counts:
+            self._given_mask(data, self._told(draws[-1], mask, batch))
+
+    def _given_mask(self, data: Data, story: Any) -> None:
+        """Open slopes and variances as the mask leaves them with z summed out: independent of z, they are too sure.
+
+        Where the story's laws are other ones, as a variant's, they stay as they were fitted.
+        """
+        slab, noise, x = story["slope"]["fn"].slab, story["variance"]["fn"].base_dist, story["x"]["fn"].base_dist
+        gate = anchored(self.gate.open) > 0
+        conjugate = (isinstance(slab, Normal), isinstance(noise, InverseGamma), isinstance(x, Normal))
+        if not all(conjugate) or int(gate.sum()) + len(gate) > LARGEST:
+            return
+        seen = self.observation.inputs(data.tensors(gate.device, self.slope.loc.dtype))
+        unit = self.observation.spread.double().square()
+        tril = self._correlation_tril().double()
+        law = FactorAnalysis(
+            sum(part.mT @ part for part in (block.double() for block in seen.split(4096))) / len(seen),
+            len(seen),
+            gate,
+            tril @ tril.mT,
+            slab=slab.scale.double(),
+            shape=noise.concentration.double(),
+            rate=noise.rate.double() / unit,
+            coarse=self.coarse_rows,
+        )
+        found = law.posterior(self.slope.loc.double(), self.variance.loc.double() - unit.log())
+        loc, sd = (torch.where(gate, *pair) for pair in zip(found[:2], (self.slope.loc, self.slope.scale), strict=True))
+        self.slope.set(loc, sd)
+        self.variance.set(found.log_variance + unit.log(), found.log_variance_sd)
 
     def _told(self, z: Tensor, gate: Tensor, batch: Batch) -> Any:
         """Sites of the story, given z (rows, latent), gates (feature, latent) and medians of what else is drawn."""

@@ -227,10 +227,9 @@ def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_a_sparse_decoder_given_its_mask(seed: int) -> None:
-    """NUTS agrees with a Gibbs sampler of the same equations, and shows where the mean-field guide falls short."""
-    fit = sparse(seed)
+def test_a_sparse_decoder_given_its_mask() -> None:
+    """NUTS agrees with a Gibbs sampler of the same equations, and the fit with NUTS."""
+    fit = sparse(0)
     gate = (fit.chains.chain(fit.reference).mask() > 0.5).double().numpy()
     tree = reference(fit, given={"gate": gate}, draws=500, warmup=200)
     assert not tree["sample_stats"]["diverging"].any() and tree.attrs["rhat_max"] < 1.1
@@ -243,9 +242,4 @@ def test_a_sparse_decoder_given_its_mask(seed: int) -> None:
         assert np.abs(apart).max() < 0.35 and np.abs(apart.mean()) < 0.2, (name, apart)
         assert np.abs(ratio - 1).max() < 0.25, (name, ratio)
     table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=2000)
-    assert agrees(table.loc[["theta"]])
-    # Given the mask, the guide's slopes, variances and rows of z are independent of each other: of deviations it says
-    # .54 to .85 (loadings) and .65 to .94 (variances) of the story's, and variances are up to 1.8 deviations too large.
-    middle = table.groupby(level="site")["ratio"].median()
-    assert 0.55 < middle["loadings"] < 0.8 and 0.7 < middle["variance"] < 0.95
-    assert table.loc["loadings", "difference"].abs().max() < 0.9
+    assert agrees(table)

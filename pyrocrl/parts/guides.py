@@ -29,6 +29,12 @@ class NormalBlock(nn.Module):
     def scale(self) -> Tensor:
         return softplus(self.raw_scale) + 1e-6
 
+    @torch.no_grad()
+    def set(self, loc: Tensor, scale: Tensor) -> None:
+        """Set means and deviations, as after a Laplace finish."""
+        self.loc.copy_(loc)
+        self.raw_scale.copy_(scale + torch.log(-torch.expm1(-scale.clamp_min(1e-6))))
+
     def forward(self) -> Normal:
         return Normal(self.loc, self.scale)
 
