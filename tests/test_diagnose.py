@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyro
@@ -100,6 +101,46 @@ def test_the_same_data_with_sparse_anchored_loadings_are_identified() -> None:
     assert verdict["latents"].verdict == "identified", str(verdict)
     assert verdict["mask"].verdict == "identified", str(verdict)
     assert pyrocrl.evaluate(fit, anchored())["mcc"] > 0.95
+
+
+def test_a_mean_over_latents_hides_no_weak_one() -> None:
+    """Of twenty latents nineteen agree and one does not: the claim falls, and names it."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(300, 20))
+    other = z[:, rng.permutation(20)] * rng.choice([-2.0, 2.0], 20)  # up to permutation, sign and scale
+    weak = other.copy()
+    weak[:, 7] = rng.normal(size=300)
+    plain = rotated(False)
+    program = SimpleNamespace(group=plain.program.group, latents_count=20)
+    names = {"latent": [f"latent_{k}" for k in range(20)]}
+
+    def fit(second: np.ndarray) -> Any:
+        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None))
+        held_out = torch.zeros(2, 5, dtype=torch.float64)
+        return Fit(program, chains, [0, 1], held_out, np.zeros((1, 3)), names, {}, None, np.stack([z, second]))
+
+    claim, chains = plain.program.claims()[0], np.arange(2)
+    good, bad = fit(other), fit(weak)
+    assert good.agreement.shape == (2, 2, 20) and np.allclose(good.agreement, 1)
+    assert _agreement(good, claim, chains, {})[0]
+    assert np.allclose(bad.agreement[0, 0], 1) and np.allclose(bad.agreement[0, 1], bad.agreement[1, 0])
+    lost = int(np.argmin(bad.agreement[0, 1]))
+    holds, words = _agreement(bad, claim, chains, {})
+    assert not holds and pairwise_agreement(bad)[0, 1] > 0.95  # on average
+    assert f"latent_{lost} only 0." in words and words.count("only") == 1
+
+
+def test_latents_that_neither_chain_uses_are_left_out_and_lost_ones_count() -> None:
+    rng = np.random.default_rng(0)
+    z = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
+    lost = z * [1, 0, 1]
+    program = SimpleNamespace(group=rotated(False).program.group, latents_count=3)
+    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None))
+    anchor = np.stack([z, z[:, [2, 0, 1]], lost])
+    fit = Fit(program, chains, [0, 1, 2], torch.tensor([[1.0], [0], [0]]), np.zeros((1, 4)), {}, {}, None, anchor)
+    assert np.allclose(fit.agreement[0, 1], [1, 1, np.nan], equal_nan=True)
+    assert np.allclose(np.sort(fit.agreement[0, 2]), [0, 1, np.nan], equal_nan=True)
+    assert np.allclose(pairwise_agreement(fit), [[1, 1, 0.5], [1, 1, 0.5], [0.5, 0.5, 1]])
 
 
 def test_sparse_vae_without_its_mask_is_the_rotation_again() -> None:

@@ -125,19 +125,19 @@ def test_joint_values_add_up_to_the_model() -> None:
 def test_the_example_agrees_given_a_graph() -> None:
     program, data = zoo.get("linear_sem_lin").example(0)
     fit = pyrocrl.fit(program, data, chains=2, seed=0, progress=False)
-    table = agreement(fit, reference(fit, given=graph_of(fit), draws=700, warmup=200), draws=3000)
-    assert agrees(table.loc[list(SITES)])
+    table = agreement(fit, reference(fit, given=graph_of(fit), draws=300, warmup=100), draws=3000)
+    assert agrees(table.loc[list(SITES)], slack=1)
 
 
 @pytest.mark.slow
 def test_all_graphs_of_two_latents_agree() -> None:
     fit = linear(5, 40)
-    tree = reference(fit, sum_over=("order", "graph"), draws=250, warmup=100)
+    tree = reference(fit, sum_over=("order", "graph"), draws=100, warmup=60)
     edges = tree["posterior"]["graph"].mean(("chain", "draw")).values
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable
-    assert np.abs(edges - exact).max() < 0.05
-    assert agrees(agreement(fit, tree, SITES, draws=3000), slack=1)
+    assert np.abs(edges - exact).max() < 0.08
+    assert agrees(agreement(fit, tree, SITES, draws=3000), slack=2)
 
 
 # -- what has no density, and what is refused -----------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_sparse_decoder_given_its_mask() -> None:
     """NUTS agrees with a Gibbs sampler of the same equations, and the fit with NUTS."""
     fit = sparse(0)
     gate = (fit.chains.chain(fit.reference).mask() > 0.5).double().numpy()
-    tree = reference(fit, given={"gate": gate}, draws=500, warmup=200)
+    tree = reference(fit, given={"gate": gate}, draws=300, warmup=100)
     assert not tree["sample_stats"]["diverging"].any() and tree.attrs["rhat_max"] < 1.1
     slopes, variances = gibbs(fit, gate, 6000)
     for name, exact in (("loadings", slopes[500:]), ("variance", variances[500:])):
@@ -242,4 +242,4 @@ def test_a_sparse_decoder_given_its_mask() -> None:
         assert np.abs(apart).max() < 0.35 and np.abs(apart.mean()) < 0.2, (name, apart)
         assert np.abs(ratio - 1).max() < 0.25, (name, ratio)
     table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=2000)
-    assert agrees(table)
+    assert agrees(table, slack=1)

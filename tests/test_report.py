@@ -116,7 +116,11 @@ def make_tree(features=8, latents=3, envs=3, rows=90, chains=2, draws=4, *, mask
             {"x": (("chain", "draw", "data", "feature"), np.broadcast_to(x, (*full, *x.shape)))}
         ),
         "sample_stats": dataset(
-            {"held_out": (("chain",), np.arange(chains) * 1.0), "chain_weight": (("chain",), np.ones(chains))}
+            {
+                "held_out": (("chain",), np.arange(chains) * 1.0),
+                "chain_weight": (("chain",), np.ones(chains)),
+                "agreement": (("chain", "other_chain", "latent"), np.ones((chains, chains, latents))),
+            }
         ),
         "observed_data": dataset({"x": (("data", "feature"), x)}),
         "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
@@ -184,6 +188,7 @@ def verdict(outcome="identified", reason=f"2 of 2 chains agree {EVIL}"):
         "verdict": outcome,
         "reason": reason,
         "numbers": {"rhat_max": 1.01},
+        "latents": {"latent_0": 0.99, "latent_1": 0.72},
     }
     chains = {"tied": [True, True], "khat_median": 0.4, "khat_above_0.7": 0.05, "retired": 1}
     return SimpleNamespace(to_dict=lambda: {"model": "sparse_vae", "claims": [claim], "chains": chains})
@@ -193,6 +198,16 @@ def verdict(outcome="identified", reason=f"2 of 2 chains agree {EVIL}"):
 def page():
     tree, labels, z = make_tree()
     return report.render(make_fit(labels, z), tree, verdict(), SCORES)
+
+
+def test_each_programme_says_how_far_chains_agree_on_it_and_how_much_it_explains(page):
+    cells = re.findall(r"<td>(latent_\d)<br><small>(\d+) % of variance<br>(.*?)</small></td>", page.replace("%", " %"))
+    assert [(name, "chains agree 0.99" in rest or "chains agree 0.72" in rest) for name, _, rest in cells] == [
+        ("latent_0", True),
+        ("latent_1", True),
+    ]
+    assert 'class="open"' not in cells[0][2] and 'class="open"' in cells[1][2]  # the weak one stands out
+    assert 0 < int(cells[0][1]) < 100
 
 
 class Elements(HTMLParser):
@@ -391,7 +406,7 @@ def test_an_environment_may_move_a_latent_by_its_spread_alone():
     z = tree["posterior"]["z"].values
     z[..., 0] = np.where(narrow, 0.2, 1.0) * (z[..., 0] - z[..., 0].mean(2, keepdims=True))
     tree["posterior"]["z"].values = z
-    first = report._programmes(tree, "non-targeting")["rows"][0]
+    first = report._programmes(tree, "non-targeting", [])["rows"][0]
     assert [m["name"] for m in first["movers"]] == ["env 2"] and first["movers"][0]["spread"] < 0.4
 
 

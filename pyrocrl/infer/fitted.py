@@ -31,6 +31,7 @@ MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 READ_CELLS = 8_000_000  # entries of x read at once
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
+INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
 Z = Site(("data", "latent"), {"latent": "point"})
 
 
@@ -104,6 +105,41 @@ class Fit:
         """For each chain the element of the claim's group that brings it nearest to the reference chain."""
         group = self.program.group
         return [group.align(z, self.anchor[self.reference]) for z in self.anchor]
+
+    def in_use(self, chain: int) -> np.ndarray:
+        """(latent,) whether a chain uses a latent: a feature includes it (where there is a mask), or its means vary.
+
+        In the chain's own order.
+        """
+        with torch.no_grad():
+            mask = self.chains.chain(chain).mask()
+        if mask is not None:
+            return (mask > INCLUDED).any(0).cpu().numpy()
+        spread = self.anchor[chain].std(0)
+        return spread > 0.05 * max(spread.max(), 1e-12)
+
+    @cached_property
+    def agreement(self) -> np.ndarray:
+        """(chain, chain, latent) how well two chains agree on each of the reference's latents, by the claim's group.
+
+        From 0 to 1; NaN where neither chain uses the latent. Where latents mix, the pair's mean squared canonical
+        correlation stands for each of them.
+        """
+        count, group = self.chains.count, self.program.group
+        out = np.full((count, count, self.program.latents_count), np.nan)
+        used = [self.in_use(c) for c in range(count)]
+        if group.mixes:
+            for a, b in np.ndindex(count, count):
+                za, zb = self.anchor[a][:, used[a]], self.anchor[b][:, used[b]]
+                out[a, b] = 1.0 - group.distance(za, zb) if used[a].any() and used[b].any() else float(a == b)
+            return out
+        live = [u[a.permutation] for u, a in zip(used, self.alignments, strict=True)]
+        aligned = [a.apply(z) * u for a, z, u in zip(self.alignments, self.anchor, live, strict=True)]
+        for a, b in zip(*np.triu_indices(count), strict=True):
+            pair = group.align(aligned[a], aligned[b])
+            either = live[a][pair.permutation] | live[b][pair.places]
+            out[a, b, pair.places] = out[b, a, pair.places] = np.where(either, pair.agreement, np.nan)
+        return out
 
     def programs(self) -> list[Program]:
         """One program per chain, each with its own parameters."""
@@ -183,8 +219,9 @@ class Fit:
         .) of each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what
         has a data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means
         of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
-        coordinate tells which rows it holds. Sites that `Program.sites` does not declare, such as an order, stand in
-        each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
+        coordinate tells which rows it holds. sample_stats has the draws' `lp`, and of chains `held_out`, `chain_weight`
+        and `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order,
+        stand in each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
         """
         check_whole("draws", draws, 1)
         data = self._data(data)
@@ -228,8 +265,9 @@ class Fit:
                 "lp": (("chain", "draw"), np.asarray(stats)),
                 "held_out": (("chain",), self.scores),
                 "chain_weight": (("chain",), self.weights),
+                "agreement": (("chain", "other_chain", "latent"), self.agreement),
             },
-            coords={k: coords[k] for k in ("chain", "draw")},
+            coords={k: coords[k] for k in ("chain", "draw")} | {"latent": self.names["latent"]},
         )
         tree["observed_data"] = xr.Dataset(
             {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,27 +28,31 @@ from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
-from pyrocrl.infer.fitted import Fit, import_arviz
+from pyrocrl.infer.fitted import INCLUDED, Fit, import_arviz
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
+AGREE_EACH = 0.9  # ... and of each latent, over pairs of chains: a mean hides a weak one
 OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
 TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
-INCLUDED = 0.5  # PIP from which a mask entry counts as present
 KHAT_ROWS = 100
 KHAT_DRAWS = 200
 
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """One claim's verdict, the reason in words and the numbers behind it."""
+    """One claim's verdict, the reason in words and the numbers behind it.
+
+    latents: for a claim on latents each one's agreement, the mean over pairs of the chains that were compared.
+    """
 
     claim: str
     what: str
     verdict: Outcome
     reason: str
     numbers: dict[str, float] = field(default_factory=dict)
+    latents: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,13 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
         best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
         compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
     agreement, words = _agreement(fit, claim, compared, numbers)
+    each: dict[str, float] = {}
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, compared)
-    sentence = claim.sentence()
+        each = latents_agreement(fit, compared)
+    said = partial(ClaimVerdict, claim.sentence(), claim.what, numbers=numbers, latents=each)
     if failed:
-        return ClaimVerdict(sentence, claim.what, "not identified", "; ".join(dict.fromkeys(failed)), numbers)
+        return said("not identified", "; ".join(dict.fromkeys(failed)))
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
@@ -137,12 +144,12 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
             + (f", the next is {gap:.3g} nats a row below and no other agrees" if fit.chains.count > 1 else "")
             + "; fit more chains or longer"
         )
-        return ClaimVerdict(sentence, claim.what, "not converged", reason, numbers)
+        return said("not converged", reason)
     reach = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, "
     if alone:
         reach = f"1 of {fit.chains.count} chains reaches the best objective and, with {len(compared) - 1} below it, "
     known = agreement or alone  # all agree with the best one
-    return ClaimVerdict(sentence, claim.what, "identified" if known else "not identified", reach + words, numbers)
+    return said("identified" if known else "not identified", reach + words)
 
 
 def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
@@ -168,7 +175,11 @@ def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, 
     off = matrix[~np.eye(len(compared), dtype=bool)]
     mean, least = (float(off.mean()), float(off.min())) if off.size else (1.0, 1.0)
     numbers["agreement_mean"], numbers["agreement_least"] = mean, least
-    return mean >= AGREE, f"their latents correlate {mean:.3f} on average ({least:.3f} at least; {AGREE} is asked)"
+    words = f"their latents correlate {mean:.3f} on average ({least:.3f} for the least alike chains; {AGREE} is asked)"
+    weak = {name: value for name, value in latents_agreement(fit, compared).items() if value < AGREE_EACH}
+    if weak:
+        words += f"; {', '.join(f'{name} only {value:.3f}' for name, value in weak.items())} ({AGREE_EACH} is asked)"
+    return mean >= AGREE and not weak, words
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -191,28 +202,22 @@ def tied_chains(held_out: np.ndarray) -> np.ndarray:
 
 def pairwise_agreement(fit: Fit) -> np.ndarray:
     """(chain, chain) mean agreement of latents after alignment, over latents in use in either chain."""
-    used = [live_latents(fit, c) for c in range(fit.chains.count)]
-    group = fit.program.group
-    out = np.eye(fit.chains.count)
-    for a in range(fit.chains.count):
-        for b in range(a):
-            za, zb = fit.anchor[a][:, used[a]], fit.anchor[b][:, used[b]]
-            none = not za.shape[1] and not zb.shape[1]
-            value = 1.0 if none else 0.0 if not (za.shape[1] and zb.shape[1]) else 1.0 - group.distance(za, zb)
-            out[a, b] = out[b, a] = value
-    return out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # two chains that use no latent agree
+        return np.nan_to_num(np.nanmean(fit.agreement, -1), nan=1.0)
 
 
-def live_latents(fit: Fit, chain: int) -> np.ndarray:
-    """(latent,) whether a chain uses a latent: some feature includes it (with a mask), or its means vary."""
-    program = fit.chains.chain(chain)
-    with torch.no_grad():
-        mask = program.mask()
-    if mask is not None:
-        return (mask > INCLUDED).any(0).cpu().numpy()
-    z = fit.anchor[chain]
-    spread = z.std(0)
-    return spread > 0.05 * max(spread.max(), 1e-12)
+def latents_agreement(fit: Fit, chains: np.ndarray) -> dict[str, float]:
+    """Mean agreement over pairs of these chains of every latent in use; none where latents mix or chains are few."""
+    if len(chains) < 2 or fit.program.group.mixes:
+        return {}
+    first, second = (chains[side] for side in np.triu_indices(len(chains), 1))
+    pairs = fit.agreement[first, second]  # (pair, latent)
+    return {
+        name: float(np.nanmean(values))
+        for name, values in zip(fit.names["latent"], pairs.T, strict=True)
+        if not np.isnan(values).all()
+    }
 
 
 def rhat_after_alignment(fit: Fit, chains: np.ndarray | None = None) -> float:
@@ -225,7 +230,7 @@ def rhat_after_alignment(fit: Fit, chains: np.ndarray | None = None) -> float:
     if len(chains) < 2 or fit.program.group.mixes:
         return float("nan")
     aligned = np.stack([fit.alignments[c].apply(fit.anchor[c]) for c in chains])
-    used = live_latents(fit, fit.reference)[fit.alignments[fit.reference].permutation]
+    used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
     between = aligned.var(0, ddof=1).mean(0)
     within = aligned.var(1).mean(0)
     rhat = np.sqrt(1.0 + between / np.maximum(within, 1e-12))

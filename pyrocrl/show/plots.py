@@ -136,6 +136,16 @@ def loadings(tree: xr.DataTree) -> xr.DataArray:
     )
 
 
+def explained(tree: xr.DataTree) -> NDArray[np.float64]:
+    """(latent,) mean squared correlation of the features with each latent: the share of their variance it goes with.
+
+    Latents that are correlated share what they have in common.
+    """
+    x, _ = _seen(tree)
+    r = _standard(x).T @ _standard(latent_means(tree).to_numpy()) / len(x)
+    return (r**2).mean(0)
+
+
 def ranking(strength: ArrayLike, loading: ArrayLike) -> NDArray[np.int64]:
     """Positions of features by decreasing probability; those within a hundredth by the size of their loading."""
     p, size = np.asarray(strength, dtype=np.float64), np.abs(np.asarray(loading, dtype=np.float64))
@@ -461,26 +471,25 @@ def targets(tree: xr.DataTree) -> Figure:
 
 @_styled
 def agreement(tree: xr.DataTree) -> Figure:
-    """Do the aligned chains tell one story? |correlation| of their posterior-mean latents, by pair and by latent.
+    """Do the aligned chains tell one story? How well they agree (`Fit.agreement`), by pair and by latent.
 
-    The matrix averages over latents in use (with a mask: those with a PIP above .5); chains stand in order of their
-    held-out objective, best first. On the right every dot is one pair of chains.
+    The matrix averages over latents that either chain uses; chains stand in order of their held-out objective, best
+    first. On the right every dot is one pair of chains.
     """
     latent_means(tree)  # refuses a tree without z
-    value = _group(tree, "posterior")["z"].transpose("chain", "draw", "data", "latent")
-    means = value.to_numpy().mean(1)
-    chains, names = means.shape[0], _labels(value, "latent")
-    standard = np.stack([_standard(z) for z in means])
-    r = np.abs(np.einsum("adk,bdk->abk", standard, standard, optimize=True) / means.shape[1])
-    used = _in_use(tree)
-    stats = _group(tree, "sample_stats", required=False)
-    order = (
-        np.argsort(-stats["held_out"].to_numpy()) if stats is not None and "held_out" in stats else np.arange(chains)
-    )
+    value = _group(tree, "posterior")["z"]
+    stats = _group(tree, "sample_stats")
+    if "agreement" not in stats:
+        reject("tree", "no agreement in sample_stats", "the tree of a fit's posterior()")
+    r = stats["agreement"].transpose("chain", "other_chain", "latent").to_numpy()
+    chains, names = r.shape[0], _labels(value, "latent")
+    used = ~np.isnan(r).all((0, 1))
+    order = np.argsort(-stats["held_out"].to_numpy())
     weights = chain_weights(tree)
     ids = [str(c) for c in value["chain"].to_numpy()] if "chain" in value.coords else [str(c) for c in range(chains)]
     labels = [f"{ids[c]}  ({weights[c]:.2f})" for c in order]
-    matrix = r[np.ix_(order, order)][..., used].mean(-1)
+    mean = np.nansum(r, -1) / np.maximum((~np.isnan(r)).sum(-1), 1)
+    matrix = mean[np.ix_(order, order)]
 
     side = float(np.clip(0.36 * chains, 2.0, 5.2))
     figure = Figure(figsize=(side + 1.4 + 3.6, max(side, 0.24 * len(names)) + 1.0), layout="constrained")
@@ -491,7 +500,7 @@ def agreement(tree: xr.DataTree) -> Figure:
     left.set_yticks(range(chains), labels)
     left.set_xlabel("chain, best first")
     left.set_ylabel("chain (weight)")
-    left.set_title("Agreement of chains, mean |r|")
+    left.set_title("Agreement of chains, mean")
     if chains <= 10:
         for a, b in np.ndindex(chains, chains):
             dark = matrix[a, b] > 0.55
@@ -504,7 +513,7 @@ def agreement(tree: xr.DataTree) -> Figure:
     right.set_xlim(-0.02, 1.02)
     right.set_ylim(len(names) - 0.5, -0.5)
     right.set_yticks(range(len(names)), names)
-    right.set_xlabel("|r| of posterior means")
+    right.set_xlabel("agreement")
     right.grid(axis="x", color=FAINT, lw=0.7)
     right.set_axisbelow(True)
     first, second = np.triu_indices(chains, 1)
@@ -514,21 +523,22 @@ def agreement(tree: xr.DataTree) -> Figure:
     for k in range(len(names)):
         colour = BLUE if used[k] else GREY
         right.scatter(r[first, second, k], k + jitter, s=9, color=colour, alpha=0.45, linewidth=0)
-        if len(first):
-            mean = r[first, second, k].mean()
-            right.plot([mean, mean], [k - 0.3, k + 0.3], color=colour, lw=1.8)
+        if len(first) and used[k]:
+            middle = np.nanmean(r[first, second, k])
+            right.plot([middle, middle], [k - 0.3, k + 0.3], color=colour, lw=1.8)
     if not used.all():
         for tick, live in zip(right.get_yticklabels(), used, strict=True):
             tick.set_color(INK if live else GREY)
-        right.set_xlabel("|r| of posterior means (grey: latent not in use)")
+        right.set_xlabel("agreement (grey: latent not in use)")
     return figure
 
 
 @_styled
-def objective(history: ArrayLike) -> Figure:
+def objective(history: ArrayLike, best: int | None = None) -> Figure:
     """Held-out objective of every chain (nats a row) against epochs, from `fit.history`: (check, 1 + chain).
 
-    A retired chain's values are NaN from then on; a cross marks where it ended.
+    best: the chain to stand out, such as the fit's reference; None = the one best at the last check. A retired chain's
+    values are NaN from then on; a cross marks where it ended.
     """
     h = np.asarray(history, dtype=np.float64)
     if h.ndim != 2 or h.shape[1] < 2 or not h.shape[0]:
@@ -536,8 +546,8 @@ def objective(history: ArrayLike) -> Figure:
     epochs, scores = h[:, 0], h[:, 1:]
     finite = np.isfinite(scores)
     retired = finite.any(0) & ~finite[-1]
-    last = np.where(finite[-1], scores[-1], -np.inf)
-    best = int(np.argmax(last))
+    if best is None:
+        best = int(np.argmax(np.where(finite[-1], scores[-1], -np.inf)))
     figure = Figure(figsize=(5.6, 3.0), layout="constrained")
     axes = figure.subplots()
     for c in range(scores.shape[1]):
@@ -554,7 +564,7 @@ def objective(history: ArrayLike) -> Figure:
     if late.size > 1 and late.max() > late.min():
         pad = 0.08 * (late.max() - late.min())
         axes.set_ylim(late.min() - pad, late.max() + pad)
-    handles = [Line2D([], [], color=BLUE, lw=2, label=f"best at the end (chain {best})")]
+    handles = [Line2D([], [], color=BLUE, lw=2, label=f"best (chain {best})")]
     if (~retired).sum() > 1:
         handles.append(Line2D([], [], color=GREY, lw=1, label="other chains"))
     if retired.any():

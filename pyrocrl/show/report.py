@@ -28,6 +28,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from pyrocrl.errors import InputError, reject
+from pyrocrl.judge.diagnose import AGREE_EACH
 from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
 from pyrocrl.show import plots, story
 from pyrocrl.show.effects import effects
@@ -161,7 +162,7 @@ def render(
         judged=verdict is not None,
         outcomes=OUTCOMES,
         doubts=_doubts(fit, judged["claims"]),
-        programmes=_programmes(tree, reference),
+        programmes=_programmes(tree, reference, judged["claims"]),
         scores=dict(zip(("columns", "rows"), score_rows(scores or {}), strict=True)),
         chains=_chains(fit, judged["chains"]),
         pages=pages or {},
@@ -234,8 +235,11 @@ def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
     return out
 
 
-def _programmes(tree: xr.DataTree, reference: str | None) -> dict[str, Any]:
-    """Per latent its top features and the environments that move it most; latents not in use by name only."""
+def _programmes(tree: xr.DataTree, reference: str | None, claims: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per latent how far chains agree on it, its share of variance, its top features and the environments that move it
+    most; latents not in use by name only."""
+    agreement: dict[str, float] = next((c["latents"] for c in claims if c.get("latents")), {})
+    share = plots.explained(tree)
     pip, loading, moved = plots.inclusion(tree), plots.loadings(tree), plots.shifts(tree, reference)
     features = [str(f) for f in loading["feature"].to_numpy()]
     values = loading.to_numpy()
@@ -256,7 +260,9 @@ def _programmes(tree: xr.DataTree, reference: str | None) -> dict[str, Any]:
             for j in order[:TOP_FEATURES]
         ]
         more = len(order) - len(top) if pip is not None else 0
-        rows.append({"latent": str(latent), "features": top, "more": more, **_movers(moved, k)})
+        agreed = agreement.get(str(latent))
+        known = {"agreement": agreed, "weak": agreed is not None and agreed < AGREE_EACH, "share": float(share[k])}
+        rows.append({"latent": str(latent), **known, "features": top, "more": more, **_movers(moved, k)})
     return {
         "rows": rows,
         "unused": unused,
@@ -412,7 +418,11 @@ def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Pictur
     numbered["posterior"] = posterior.to_dataset().assign_coords(chain=fit.kept)
     out = [
         _picture("agreement", plots.agreement(numbered), "Agreement of chains, by pair of chains and by latent"),
-        _picture("objective", plots.objective(fit.history), "Held-out objective of every chain against epochs"),
+        _picture(
+            "objective",
+            plots.objective(fit.history, fit.kept[fit.reference]),
+            "Held-out objective of every chain against epochs",
+        ),
         _picture(
             "environments",
             plots.latents_by_env(tree, reference),
