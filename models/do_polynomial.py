@@ -194,7 +194,7 @@ class DoPolynomial(Program):
         value, slope = powers(start, self.slots)
         weighted = self.coefficients / self._noise().square()  # (monomial, feature)
         gram = weighted @ self.coefficients.mT  # (monomial, monomial)
-        precision = slope @ gram @ slope.mT + torch.eye(start.shape[1]).to(start)
+        precision = slope @ gram @ slope.mT + torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
         gradient = slope @ (x @ weighted.mT - value @ gram)[..., None]  # (rows, latent, 1)
         cov = torch.linalg.inv_ex(precision).inverse
         tril = torch.linalg.cholesky_ex(0.5 * (cov + cov.mT)).L

@@ -256,7 +256,7 @@ class MechanismShift(Program):
             pyro.sample(name, Normal(self.loc[i], self.log_scale[i].exp()))
 
     def _log_odds(self, mean: float, sd: float) -> Normal:
-        return Normal(torch.full_like(self.loc[0], mean), sd)
+        return Normal(torch.full_like(self.loc[0], mean), torch.full_like(self.loc[0], sd))
 
     def _cell(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Width and t^2 (latent,) by the cells of the grid (latent,)."""

@@ -310,7 +310,7 @@ class SparseVAE(Program):
 
     def _correlation_tril(self) -> Tensor:
         """(latent, latent) Cholesky factor of R: rows of unit length."""
-        tril = self.raw_correlation.tril(-1) + torch.eye(self.config["latents"]).to(self.raw_correlation)
+        tril = self.raw_correlation.tril(-1) + torch.eye(len(self.raw_correlation), device=self.raw_correlation.device)
         return tril / tril.norm(dim=-1, keepdim=True)
 
     def _eta(self, z: Tensor, mask: Tensor | None, slope: Tensor | None) -> Tensor:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 import re
+import traceback
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import pyrocrl
 from pyrocrl import Batch, Data, Program, simulate, zoo
 from pyrocrl.infer import stories
-from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites
+from pyrocrl.infer.elbo import elbo, guide_trace, is_local, latent_values, sample_sites
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.program import PLATES
 from pyrocrl.show.story import relations
@@ -121,6 +124,41 @@ def elsewhere(value: torch.Tensor, law: Any) -> torch.Tensor:
     if support is torch.distributions.constraints.unit_interval:
         return value.pow(0.9)
     return value * (1 + 0.1 * torch.rand_like(value)) if "positive" in repr(support).lower() else value
+
+
+MAKES = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randperm", "scalar_tensor", "zeros"}
+READS = {"cpu", "from_numpy", "item", "nonzero", "numpy", "tensor", "tolist", "__bool__", "__float__", "__index__"}
+
+
+class HostWaits(TorchFunctionMode):
+    """Notes what would wait for the host on an accelerator: values read, sent there, or made on no named device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        sent = name == "as_tensor" and not isinstance(args[0], torch.Tensor)
+        if sent or name in READS or (name in MAKES and kwargs.get("device") is None):
+            callers = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_stack(limit=4)[:-1]]
+            if not callers[-1].startswith("subsample_messenger"):  # Pyro's plates keep a zero on the host
+                self.seen.append(f"{name} at {' > '.join(callers)}")
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_never_waits_for_the_host(name: str) -> None:
+    program, batch = started(name)
+    with pyro.validation_enabled(False):
+        elbo(program, batch)  # what is sent once is sent
+        with HostWaits() as waits:
+            value = elbo(program, batch)
+    assert not waits.seen, waits.seen
+    assert torch.isfinite(value)
+    with HostWaits() as waits:
+        torch.eye(2).sum().item()
+    assert [seen.split()[0] for seen in waits.seen] == ["eye", "item"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -74,12 +75,18 @@ class Slices(NamedTuple):
     cov: Tensor
 
 
+@lru_cache(maxsize=64)
+def _positions(pairs: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(pair,) environments and nodes: sent to the device once, for a copy in every step would wait for it."""
+    sent = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).to(device)
+    return sent[:, 0], sent[:, 1]
+
+
 def slices(environments: Environments, pairs: Sequence[tuple[int, int]]) -> Slices:
     """Sort environments by mechanism; `pairs` lists (env, node): every pair that is a target, be there more of them."""
     d = environments.mean.shape[-1]
     count, mean, cov = environments.pooled(1.0 - environments.target.to(environments.count.dtype).T)
-    env = torch.tensor([e for e, _ in pairs], dtype=torch.long, device=count.device)
-    own = torch.tensor([k for _, k in pairs], dtype=torch.long, device=count.device)
+    env, own = _positions(tuple(pairs), count.device)
     return Slices(
         torch.cat([torch.arange(d, device=count.device), own]),
         torch.cat([count, environments.count[env] * environments.target[env, own].to(count.dtype)]),

@@ -229,9 +229,9 @@ class LatentSEM(nn.Module):
 
     def _target_log_prior(self) -> Tensor:
         d = self.latents
-        log = torch.full((d + 1,), math.log((1 - self.none_probability) / d))
+        log = self.target_logits.new_full((d + 1,), math.log((1 - self.none_probability) / d))
         log[d] = math.log(self.none_probability)
-        return log.to(self.target_logits)
+        return log
 
     # -- from latents ------------------------------------------------------------------------------------------
 
