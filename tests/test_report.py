@@ -398,7 +398,7 @@ def test_an_environment_may_move_a_latent_by_its_spread_alone():
 def test_reference_is_the_environment_without_targets():
     tree, labels, z = make_tree()
     fit = make_fit(labels, z)
-    fit.data.targets = {"non-targeting": (0,), "env 2": (1,)}
+    fit.data = Data(fit.data.x, fit.data.env_labels(), {"non-targeting": (0,), "env 2": (1,)})
     assert report._reference(fit, tree) == labels[1]
 
 
