@@ -89,7 +89,7 @@ def make_tree(
         if counts
         else x + 0.3 * rng.normal(size=(*repeat, *x.shape))
     )
-    return xr.DataTree.from_dict(
+    tree = xr.DataTree.from_dict(
         {
             "posterior": dataset(posterior),
             "posterior_predictive": dataset({"x": (("chain", "draw", "data", "feature"), replicated)}),
@@ -103,6 +103,8 @@ def make_tree(
             "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
         }
     )
+    tree.attrs |= {"control": labels[0]} if controls else {}
+    return tree
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,9 @@ def make_tree(features=8, latents=3, envs=3, rows=90, chains=2, draws=4, *, mask
         "observed_data": dataset({"x": (("data", "feature"), x)}),
         "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
     }
-    return xr.DataTree.from_dict(groups), labels, z
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs["control"] = labels[0]
+    return tree, labels, z
 
 
 def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):

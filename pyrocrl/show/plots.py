@@ -24,7 +24,6 @@ from matplotlib.patches import FancyArrowPatch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, rankdata
 
-from pyrocrl.data import customary_controls
 from pyrocrl.errors import one_of, reject
 from pyrocrl.judge.metrics import mcc, weighted_quantiles
 
@@ -147,9 +146,9 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
 
     shift (env, latent): difference of means in standard deviations of the reference; spread (env, latent): ratio
     of standard deviations; auroc (env, latent): the probability that a row of the environment lies above one of
-    the reference; rows (env,). `reference`: a name; None = the control, as the tree's attribute `control` says or as
-    the only name that controls are called by; without one an environment is compared with all other rows. The
-    attribute `reference` says which; NaN where there is nothing to compare with.
+    the reference; rows (env,). `reference`: a name; None = the control, the tree's attribute `control`;
+    without one an environment is compared with all other rows. The attribute `reference` says which; NaN where there
+    is nothing to compare with.
     """
     z, labels, names = _by_environment(tree)
     reference = _reference(tree, names, reference)
@@ -804,10 +803,8 @@ def _reference(tree: xr.DataTree, names: Sequence[str], reference: str | None = 
     """The environment that others are compared with, see `shifts`."""
     if reference is not None:
         return one_of("reference", reference, names)
-    if (control := tree.attrs.get("control")) in names:
-        return str(control)
-    called = customary_controls(names)
-    return called[0] if len(called) == 1 else None
+    control = tree.attrs.get("control")
+    return control if control in names else None
 
 
 def _observed(tree: xr.DataTree) -> tuple[Floats, list[str]]:
