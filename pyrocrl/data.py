@@ -50,7 +50,7 @@ class Batch:
     """Tensors of some rows of a `Data`, on the device of the fit.
 
     x: (rows, feature); env, group: (rows,) integer codes of environment and technical batch; aux: (rows, aux);
-    size_factor: (rows,), 1 where none was given; index: (rows,) positions in the whole data of `total` rows.
+    size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total` rows.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """

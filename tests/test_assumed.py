@@ -203,7 +203,7 @@ def test_size_factors_are_sums_of_rows_unless_told(told: Any, found: np.ndarray,
         assert data.size_rule == rule and data.assumed == ({"size_factor": "sums of rows"} if told is None else {})
     again = io.read(io.write(data, tmp_path / "d.npz"))
     np.testing.assert_array_equal(again.size_factor, found)
-    assert again.size_rule == rule
+    assert again.size_rule == rule and io.read(tmp_path / "d.npz", size_factor="none").size_rule == "none"
     assert Data(X, size_factor=told).size_rule is None, "floats have no sizes"
 
 
