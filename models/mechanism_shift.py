@@ -338,7 +338,7 @@ class MechanismShift(Program):
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
-        return super().from_data(data, **({"latents": data.features, "reference": data.has_control} | options))
+        return super().from_data(data, **({"latents": data.features, "reference": data.control is not None} | options))
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Inducing points among rows drawn at random; then all evidence, in closed form."""

@@ -71,13 +71,29 @@ OwnSource = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help="As in `fit`; without it the data that were fitted.")
 ]
 Env = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds environments.")]
-Control = Annotated[str | None, typer.Option(metavar="LABEL", help="The observational environment.")]
+Control = Annotated[
+    str | None,
+    typer.Option(metavar="LABEL", help="The observational environment.  [default: the one called ctrl, NT, DMSO, ...]"),
+]
 Targets = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Latents that environments intervene on: .json, or a .csv of env,latent."),
 ]
-Counts = Annotated[bool | None, typer.Option("--counts/--no-counts", help="Whether features are counts.")]
-SizeFactor = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds library sizes.")]
+Counts = Annotated[
+    bool | None,
+    typer.Option(
+        "--counts/--no-counts",
+        help="Whether features are counts.  [default: whole numbers from 0 on, with a 0 or one above 100]",
+    ),
+]
+SizeFactor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="The column that holds library sizes of counts, or none for no sizes.  "
+        "[default: n_umis_total, n_counts, total_counts or nCount_RNA, or else sums of rows]",
+    ),
+]
 Batch = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds technical batches.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
@@ -556,6 +572,10 @@ def _fit(
         "draws": draws,
         "rows": rows.rows,
         "features": rows.features,
+        "control": rows.control,
+        "counts": rows.counts,
+        "size_factor": rows.size_rule,
+        "assumed": rows.assumed,
         "seconds": time.perf_counter() - started,
         "fit_seconds": found.meta["seconds"],
         "fit_cpu_seconds": found.meta["cpu_seconds"],

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,13 @@ import torch
 from pyrocrl.errors import reject
 
 Array = np.ndarray
-CUSTOMARY_CONTROLS = ("observational", "control", "non-targeting")  # labels taken for a control where none is told
+# what a control is called, in lower-case letters and digits and without a last "control"
+CONTROLS = {
+    *("observational", "unperturbed", "untreated", "unstimulated", "mock", "wt", "wildtype"),
+    *("nt", "ntc", "nontarget", "nontargeting", "neg", "negative", "scramble", "scrambled"),
+    *("dmso", "vehicle", "pbs", "placebo", "sham"),
+}
+MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
 TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations")
 
 
@@ -43,7 +50,7 @@ class Batch:
     """Tensors of some rows of a `Data`, on the device of the fit.
 
     x: (rows, feature); env, group: (rows,) integer codes of environment and technical batch; aux: (rows, aux);
-    size_factor: (rows,), 1 where none was given; index: (rows,) positions in the whole data of `total` rows.
+    size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total` rows.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -120,15 +127,20 @@ class Data:
     env: (data,) labels of environments; None = one environment, "observational".
     targets: environment -> latents it intervenes on (by position); environments not listed are observational;
         None = targets unknown.
-    control: label of the observational environment, listed first; None = as `targets` says, or a customary name.
-    counts: whether x holds counts; None = float data, unless x has an integer dtype.
-    aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes.
+    control: label of the observational environment, listed first; None = the only one that `targets` leaves out, or the
+        only one that is called as controls are (see `customary_controls`), or else unknown.
+    counts: whether x holds counts; None = where x has an integer dtype, holds no number below 0, and has a 0 or a
+        number above 100 (else they are ratings, ages or percentages).
+    aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes of counts; None = the sums of
+        rows over all features; 1 or "none" = all rows alike.
     batch: (data,) labels of technical batches. feature_names: (feature,) unique names.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
         component (data,).
 
-    Raises InputError for anything that is not finite, not of these shapes, or not known.
+    `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
+    size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
+    not finite, not of these shapes, or not known, and for counts with rows that sum to 0 and no size factors.
     """
 
     def __init__(
@@ -148,7 +160,8 @@ class Data:
     ) -> None:
         self.name = name
         self.x = self._check_x(x)
-        self.counts = self.x.dtype.kind in "iub" if counts is None else bool(counts)
+        self.assumed: dict[str, str] = {}
+        self.counts = self._are_counts() if counts is None else bool(counts)
         if self.counts:
             self._check_counts()
         rows, features = self.x.shape
@@ -162,10 +175,10 @@ class Data:
             reject("feature_names", f"{twice!r} more than once", "unique names")
         labels = np.full(rows, "observational") if env is None else _labels(env, "env", rows)
         self.targets = self._check_targets(targets, labels)
-        self.control = self._check_control(control, labels)
+        self.control = self._find_control(labels) if control is None else self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
         self.batch_names, self.batch = self._code(batch, "batch")
-        self.size_factor = self._check_size_factor(size_factor)
+        self.size_factor, self.size_rule = self._check_size_factor(size_factor)
         self.aux = self._check_aux(aux)
         self.truth = self._check_truth(dict(truth or {}))
 
@@ -203,6 +216,17 @@ class Data:
             reject("x", f"constant feature in column {constant[0]}{more}", "features that vary")
         return x
 
+    def _are_counts(self) -> bool:
+        """Whether to take x for counts where nobody says; `assumed` tells, unless the numbers are not whole."""
+        whole, counted = self.x.dtype.kind in "iub", are_counts(self.x)
+        if whole and counted:
+            self.assumed["counts"] = "True (whole numbers)"
+        elif whole:
+            self.assumed["counts"] = f"False (whole numbers below 0, or all from 1 to {MOST_RATED})"
+        elif counted:
+            self.assumed["counts"] = "False (whole numbers, but as floats)"
+        return whole and counted
+
     def _check_counts(self) -> None:
         for start, block in _blocks(self.x):
             bad = np.argwhere((block < 0) | (block != np.round(block)))
@@ -233,21 +257,32 @@ class Data:
             out[str(label)] = tuple(int(k) for k in wanted)
         return out
 
-    def _check_control(self, control: Any, labels: Array) -> str | None:
-        if control is None:
-            return None
+    def _check_control(self, control: Any, labels: Array) -> str:
         if str(control) not in set(names := np.unique(labels)):
             reject("control", f"unknown environment {str(control)!r}", f"one of {_some(sorted(names))}")
         if (self.targets or {}).get(str(control)):
             reject("control", f"{str(control)!r}, which has targets", "an environment without targets")
         return str(control)
 
+    def _find_control(self, labels: Array) -> str | None:
+        """The only environment without targets, where these are known, or the only one that is called as controls are;
+        never one of several."""
+        names = np.unique(labels)
+        free = [str(e) for e in names if not (self.targets or {}).get(e)]
+        if self.targets is not None and len(free) == 1:
+            return free[0]
+        called = customary_controls(free)
+        if len(called) != 1:
+            return None
+        if len(names) > 1:
+            self.assumed["control"] = f"{called[0]!r} (its name)"
+        return called[0]
+
     def _code_environments(self, labels: Array) -> tuple[list[str], Array]:
         """Control, then other observational environments, then the rest in order of their targets and names."""
         names = np.unique(labels)
         targets = self.targets or {}
-        customary = CUSTOMARY_CONTROLS if self.targets is None else ()
-        order = sorted(names, key=lambda e: (e != self.control, e not in customary, targets.get(e, ()), e))
+        order = sorted(names, key=lambda e: (e != self.control, targets.get(e, ()), e))
         place = {e: i for i, e in enumerate(order)}
         codes = np.array([place[e] for e in names])[np.searchsorted(names, labels)]
         return [str(e) for e in order], codes.astype(np.int64)
@@ -258,15 +293,36 @@ class Data:
         names, codes = np.unique(_labels(values, argument, self.rows), return_inverse=True)
         return [str(n) for n in names], codes.astype(np.int64)
 
-    def _check_size_factor(self, size_factor: Any) -> Array | None:
+    def _check_size_factor(self, size_factor: Any) -> tuple[Array | None, str | None]:
+        """Size factors, and where they are from."""
         if size_factor is None:
-            return None
+            if not self.counts:
+                return None, None
+            self.assumed["size_factor"] = "sums of rows"
+            return self._sizes("sums"), "sums"
+        if np.ndim(size_factor) == 0:
+            if size_factor not in (1, "none"):
+                reject("size_factor", repr(size_factor), "one number per row of x, None, or 1 or 'none' for no sizes")
+            return (self._sizes("none"), "none") if self.counts else (None, None)
         s = np.asarray(size_factor, dtype=np.float64)
         if s.shape != (self.rows,):
             reject("size_factor", f"shape {s.shape}", f"one per row of x, shape ({self.rows},)")
         if not (np.isfinite(s).all() and (s > 0).all()):
             reject("size_factor", f"{s[~(np.isfinite(s) & (s > 0))][0]}", "finite numbers above 0")
-        return s
+        return s, "given" if self.counts else None
+
+    def _sizes(self, rule: str) -> Array:
+        """(data,) size factors by the rule "sums" or "none"."""
+        if rule == "none":
+            return np.ones(self.rows)
+        sums = np.asarray(self.x.sum(1, dtype=np.float64)).reshape(self.rows)
+        if (empty := np.flatnonzero(sums == 0)).size:
+            more = f" and in {empty.size - 1} more" * (empty.size > 1)
+            allowed = "rows that hold a count, or size_factor=1 (--size-factor none)"
+            if "counts" in self.assumed:
+                allowed += ", or counts=False (--no-counts)"
+            reject("size_factor", f"counts that sum to 0 in row {empty[0]}{more}", allowed)
+        return sums
 
     def _check_aux(self, aux: Any) -> Array | None:
         if aux is None:
@@ -306,7 +362,8 @@ class Data:
         known = "unknown" if self.targets is None else f"{len(self.targets)} listed"
         return (
             f"Data({self.name}: {self.rows} rows x {self.features} features, {kind}; "
-            f"{len(self.env_names)} environments, targets {known}; truth: {', '.join(self.truth) or 'none'})"
+            f"{len(self.env_names)} environments, targets {known}; truth: {', '.join(self.truth) or 'none'}"
+            f"{'; assumed unless told: ' * bool(self.assumed)}{', '.join(f'{k}={v}' for k, v in self.assumed.items())})"
         )
 
     @property
@@ -318,9 +375,10 @@ class Data:
         return int(self.x.shape[1])
 
     @property
-    def has_control(self) -> bool:
-        """Whether the first environment is known to be observational: it was told, or is called as controls are."""
-        return self.control is not None or self.env_names[0] in CUSTOMARY_CONTROLS
+    def control_rows(self) -> Array:
+        """(data,) whether a row is of the control; nowhere where there is none."""
+        place = self.env_names.index(self.control) if self.control in self.env_names else -1
+        return np.asarray(self.env == place)
 
     def env_labels(self) -> Array:
         """(data,) the environment's name of every row."""
@@ -366,6 +424,27 @@ class Data:
             place = np.array([list(names).index(name) if name in names else -1 for name in own])
             setattr(part, argument, place[codes])
             setattr(part, f"{argument}_names", list(names))
+        return part
+
+    def sized_as(self, rule: str | None) -> Data:
+        """The same rows with size factors by another data set's `size_rule`; None = of a fit that kept none, for which
+        all rows were alike where nothing was told.
+
+        Raises InputError where these rows were told other ones, or cannot have them.
+        """
+        assumed = self.assumed.get("size_factor")
+        if rule is None and assumed == "sums of rows":
+            rule = "none"
+        if not self.counts or rule in (None, self.size_rule):
+            return self
+        if rule == "given":
+            reject("size_factor", "none given", "one number per row, since the fit was given such numbers")
+        assert rule is not None and self.size_factor is not None
+        part = self.rows_at(slice(None))
+        part.size_factor, part.size_rule = self._sizes(rule), rule
+        if assumed is None and not np.allclose(part.size_factor, self.size_factor):
+            words = "the sums of rows" if rule == "sums" else "1"
+            reject("size_factor", "other numbers than in the fit", f"None, for {words}, as in the fit")
         return part
 
     def split(self, fraction: float, seed: int, *, by_env: bool = True) -> tuple[Data, Data]:
@@ -440,6 +519,29 @@ class Data:
             temperature=torch.full((), 0.1, device=device),
             progress=torch.ones((), device=device),
         )
+
+
+def customary_controls(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are called as controls are, in any case and spelling: "ctrl", "Non-targeting control"."""
+    found = []
+    for name in names:
+        word = re.sub(r"[\W_]", "", name).casefold()
+        stem = re.sub(r"(controls?|ctrl|ctl)$", "", word)
+        if stem in CONTROLS or (word and not stem):
+            found.append(name)
+    return found
+
+
+def are_counts(x: Any) -> bool:
+    """Whether all of x (data, feature), dense or sparse, are whole numbers from 0 on, and one is 0 or above 100."""
+    if 0 in x.shape:
+        return False
+    if x.dtype.kind not in "iub":
+        values = x.data.reshape(-1, 1) if scipy.sparse.issparse(x) else x
+        if not all((block == np.round(block)).all() for _, block in _blocks(values)):
+            return False
+    low = x.min()
+    return bool(low == 0 or (low > 0 and x.max() > MOST_RATED))
 
 
 def _blocks(x: Any, cells: int = 4_000_000) -> Iterator[tuple[int, Array]]:

@@ -138,6 +138,7 @@ def _papalexi2021(path: Path) -> Data:
         cells.X,
         cells.var_names,
         env=cells.obs["target"],
+        control="non-targeting",
         counts=True,
         size_factor=cells.obs["n_umis_total"],
         batch=cells.obs["bio_rep"],
@@ -146,12 +147,14 @@ def _papalexi2021(path: Path) -> Data:
 
 def _norman2019(path: Path) -> Data:
     cells = _h5ad(path)
-    return _data("norman2019", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"])
+    known = {"env": cells.obs["condition"], "control": "control", "batch": cells.obs["cell_type"]}
+    return _data("norman2019", cells.X, cells.var_names, **known)
 
 
 def _kang2018(path: Path) -> Data:
     cells = _h5ad(path)
-    return _data("kang2018", cells.X, cells.var_names, env=cells.obs["condition"], batch=cells.obs["cell_type"])
+    known = {"env": cells.obs["condition"], "control": "control", "batch": cells.obs["cell_type"]}
+    return _data("kang2018", cells.X, cells.var_names, **known)
 
 
 def _totals(counts: Any) -> np.ndarray:
@@ -171,7 +174,7 @@ def _sachs2005(path: Path) -> Data:
     drugs = ["control" if len(p) == 1 else SACHS_DRUGS.get(p[1], p[1]) for p in parts]
     features = [c for c in table.columns if c not in ("condition_no", "condition")]
     x = np.log(table[features].to_numpy(dtype=np.float64))
-    return _data("sachs2005", x, features, env=drugs, batch=[p[0] for p in parts])
+    return _data("sachs2005", x, features, env=drugs, control="control", batch=[p[0] for p in parts])
 
 
 def _scicar_a549(rna: Path, atac: Path, shared: Path, cells: Path) -> Data:
@@ -179,7 +182,7 @@ def _scicar_a549(rna: Path, atac: Path, shared: Path, cells: Path) -> Data:
     aux = scipy.sparse.load_npz(atac).T.toarray()
     hours = pd.read_csv(cells, dtype=str, keep_default_na=False).set_index("sample")["treatment_time"]
     env = hours.loc[shared.read_text().split()].to_numpy()
-    return _data("scicar_a549", x, None, env=env, counts=True, size_factor=_totals(x), aux=aux)
+    return _data("scicar_a549", x, None, env=env, control="0", counts=True, size_factor=_totals(x), aux=aux)
 
 
 def _l1000(reference: Path, treated: Path) -> Data:
@@ -188,7 +191,7 @@ def _l1000(reference: Path, treated: Path) -> Data:
     features = [c for c in table.columns if c not in ("unit", "intervention")]
     x = np.log2(table[features].to_numpy(dtype=np.float64))
     env = table["intervention"].replace({"DMSO": "control"})
-    return _data("l1000", x, features, env=env, batch=table["unit"])
+    return _data("l1000", x, features, env=env, control="control", batch=table["unit"])
 
 
 _SETS: Mapping[str, _Set] = {

@@ -21,12 +21,13 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from pyrocrl.data import TRUTH_KEYS, Data, _some
+from pyrocrl.data import TRUTH_KEYS, Data, _some, are_counts
 from pyrocrl.errors import InputError, reject
 
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
 SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".h5ad")
-LIBRARY_SIZE = "n_umis_total"  # the column of an .h5ad file that is taken as size factor unless another is named
+# columns that are taken for size factors of counts unless another is named, the first that is there
+LIBRARY_SIZES = ("n_umis_total", "n_counts", "total_counts", "nCount_RNA")
 
 
 # -- tables in memory ----------------------------------------------------------------------------------------
@@ -45,12 +46,13 @@ def from_frame(
 ) -> Data:
     """A `Data` from a table of one row per sample; every column not named here is a feature.
 
-    env, size_factor, batch: names of columns. control: the label of the observational environment. targets: a
-    mapping environment -> latents or the path of a targets file. Raises InputError for unknown columns and names
-    the columns that are not numbers.
+    env, size_factor, batch: names of columns. control, counts: as in `Data`. size_factor of counts: None = the first
+    column of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a
+    mapping environment -> latents or the path of a targets file. Raises InputError for unknown columns and names the
+    columns that are not numbers.
     """
     columns = [str(c) for c in df.columns]
-    named = {"env": env, "size_factor": size_factor, "batch": batch}
+    named = {"env": env, "size_factor": None if size_factor == "none" else size_factor, "batch": batch}
     for argument, column in named.items():
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r}", f"one of {_some(columns)}")
@@ -65,24 +67,43 @@ def from_frame(
     if odd:
         hint = "" if env is not None else " (name the column of environments with env)"
         reject("x", f"columns that are not numbers: {_some(odd)}", f"numeric features{hint}")
-    return Data(
-        features.to_numpy(dtype=_common_dtype(features)),
+    totals = [c for c in LIBRARY_SIZES if c in features.columns]
+    genes = features.drop(columns=totals)
+    x = genes.to_numpy(dtype=_common_dtype(genes))
+    counted = (x.dtype.kind == "i" and are_counts(x)) if counts is None else counts
+    if not counted:  # then a column is a feature, whatever its name
+        genes, totals = features, []
+        x = genes.to_numpy(dtype=_common_dtype(genes))
+    sizes, assumed = _size_factors(table, size_factor, totals)
+    data = Data(
+        x,
         None if env is None else table[env].to_numpy(),
         read_targets(targets),
         control=control,
         counts=counts,
-        size_factor=None if size_factor is None else _numbers(table[size_factor], "size_factor"),
+        size_factor=sizes,
         batch=None if batch is None else table[batch].to_numpy(),
-        feature_names=list(features.columns),
+        feature_names=list(genes.columns),
         name=name,
     )
+    data.assumed |= assumed
+    return data
+
+
+def _size_factors(table: pd.DataFrame, told: str | None, totals: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Size factors as `Data` takes them, of the column that is told or else of the first of `totals`, and what is then
+    to be added to `Data.assumed`."""
+    if told == "none" or (told is None and not totals):
+        return told, {}
+    column = totals[0] if told is None else told
+    return _numbers(table[column], "size_factor"), {"size_factor": f"column {column!r}"} if told is None else {}
 
 
 def from_anndata(
     adata: Any,
     env: str | None = "target",
-    control: str | None = "non-targeting",
-    size_factor: str | None = LIBRARY_SIZE,
+    control: str | None = None,
+    size_factor: str | None = None,
     layer: str | None = None,
     *,
     batch: str | None = None,
@@ -92,15 +113,16 @@ def from_anndata(
 ) -> Data:
     """A `Data` from an AnnData: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
-    env, size_factor, batch: columns of `adata.obs`, or None. control: the label of the cells that are the
-    observational environment. counts: None = whether x holds whole numbers from 0 on. Features that do not vary are
-    an error, as everywhere. Raises InputError for unknown columns, labels and layers.
+    env, size_factor, batch: columns of `adata.obs`, or None. control: as in `Data`; size_factor: as in `from_frame`.
+    counts: None = whether x holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features
+    that do not vary are an error, as everywhere. Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
         if not hasattr(adata, attribute):
             reject("adata", f"a {type(adata).__name__}", "an anndata.AnnData")
     columns = [str(c) for c in adata.obs.columns]
-    for argument, column in (("env", env), ("size_factor", size_factor), ("batch", batch)):
+    named = (("env", env), ("size_factor", None if size_factor == "none" else size_factor), ("batch", batch))
+    for argument, column in named:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
     if layer is not None and layer not in adata.layers:
@@ -108,19 +130,22 @@ def from_anndata(
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
         reject("layer", "None, and X is empty", f"one of {_some(sorted(adata.layers))}")
-    if env is None:
-        control = None
-    return Data(
+    whole = counts is None and are_counts(x if scipy.sparse.issparse(x) else np.asarray(x))
+    totals = [c for c in LIBRARY_SIZES if (whole or counts) and c in columns]
+    sizes, assumed = _size_factors(adata.obs, size_factor, totals)
+    data = Data(
         x,
         None if env is None else adata.obs[env].to_numpy(dtype=object),
         read_targets(targets),
         control=control,
-        counts=_whole(x) if counts is None else counts,
-        size_factor=None if size_factor is None else _numbers(adata.obs[size_factor], "size_factor"),
+        counts=whole or counts,
+        size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
         feature_names=[str(v) for v in adata.var_names],
         name=name,
     )
+    data.assumed |= assumed | ({"counts": "True (whole numbers)"} if whole else {})
+    return data
 
 
 def read_targets(targets: Targets) -> dict[str, tuple[int, ...]] | None:
@@ -192,7 +217,7 @@ def to_anndata(data: Data) -> Any:
     names = [str(i) for i in range(data.rows)]
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
     if data.size_factor is not None:
-        obs[LIBRARY_SIZE] = data.size_factor
+        obs[LIBRARY_SIZES[0]] = data.size_factor
     var = pd.DataFrame(index=pd.Index(data.feature_names))
     obsm = {"truth_z": data.truth["z"]} if "z" in data.truth else None
     return anndata.AnnData(data.x, obs=obs, var=var, obsm=obsm)
@@ -214,8 +239,7 @@ def read(
     """Read a .csv, .tsv, .npz, .parquet or .h5ad file; arguments as in `from_frame` and `from_anndata`.
 
     .npz: arrays x and, if wanted, env, size_factor, batch, aux, feature_names, targets (a JSON text), as `write`
-    makes it, or one scipy sparse matrix. .h5ad: size factors come from the column "n_umis_total" where x holds
-    counts and there is such a column, unless `size_factor` names another. In .csv and .tsv a first column without a
+    makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a
     header holds the names of the rows. Raises InputError for files that are missing, damaged or of another kind.
     """
     path = Path(path)
@@ -232,8 +256,6 @@ def read(
         with _damaged(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adata = anndata.read_h5ad(path)
-        if size_factor is None and counts is not False and LIBRARY_SIZE in adata.obs and _whole(adata.X):
-            more["size_factor"] = LIBRARY_SIZE
         return from_anndata(adata, env, control, targets=targets, counts=counts, **more)
     if path.suffix == ".parquet":
         _bio("pyarrow", path.name)
@@ -263,8 +285,8 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["targets"] = np.asarray(_json_text(data.targets))
     if data.control is not None:
         arrays["control"] = np.asarray(data.control)
-    if data.size_factor is not None:
-        arrays["size_factor"] = data.size_factor
+    if data.size_factor is not None and data.size_rule != "sums":
+        arrays["size_factor"] = np.asarray("none") if data.size_rule == "none" else data.size_factor
     if data.aux is not None:
         arrays["aux"] = data.aux
     if len(data.batch_names) > 1:
@@ -292,6 +314,8 @@ def _read_npz(
     if {"format", "shape", "data"} <= arrays.keys():
         with _damaged(path):
             arrays = {"x": scipy.sparse.load_npz(path)}
+    if size_factor == "none":
+        arrays["size_factor"], size_factor = np.asarray("none"), None
     columns = {"env": env or "env", "size_factor": size_factor or "size_factor", "batch": batch or "batch"}
     for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
         if given is not None and column not in arrays:
@@ -386,14 +410,6 @@ def _bio(module: str, what: str) -> Any:
             return importlib.import_module(module)
     except ImportError:
         reject("path", f"{what}, which needs {module}", "that after `pip install pyrocrl[bio]`")
-
-
-def _whole(x: Any) -> bool:
-    """Whether x holds whole numbers from 0 on and nothing else."""
-    values = x.data if scipy.sparse.issparse(x) else np.asarray(x)
-    return bool(
-        values.dtype.kind in "iub" or (np.isfinite(values).all() and (values == np.round(values)).all())
-    ) and bool((values >= 0).all())
 
 
 def _numbers(column: pd.Series, argument: str) -> np.ndarray:

@@ -171,18 +171,21 @@ def pair_errors(
     """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
 
     parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines. An error is the
-    root mean square over features of the difference of means, in standard deviations of the control rows of `train`
-    (environment 0); counts are divided by size factors. `model`; `additive`: control mean plus each part's mean
+    root mean square over features of the difference of means, in standard deviations of the control rows of `train`;
+    counts are divided by size factors. `model`; `additive`: control mean plus each part's mean
     difference; `control` and `training`: the mean of control rows, of all perturbed rows of `train`; `floor`: two
-    samples of the pair's size, expected. Raises InputError for unknown environments or pairs without rows.
+    samples of the pair's size, expected. Raises InputError for unknown environments, pairs without rows, and without a
+    control.
     """
+    if not train.control_rows.any():
+        reject("train", "no control rows", "rows of the control, which is named (control=)")
     x = per_size(train)
-    control = x[train.env == 0]
+    control = x[train.control_rows]
     spread = control.std(0)
     spread[spread == 0] = 1.0
     base = control.mean(0)
     means = {name: x[train.env == e].mean(0) for e, name in enumerate(train.env_names) if (train.env == e).any()}
-    perturbed = x[train.env != 0].mean(0)
+    perturbed = x[~train.control_rows].mean(0)
     seen = per_size(pairs)
     errors: dict[str, list[float]] = {}
     for name, singles in parts.items():

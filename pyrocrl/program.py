@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Batch, Data, _some, customary_controls
 from pyrocrl.errors import InputError, one_of, reject
 
 PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
@@ -371,12 +371,30 @@ class Program(nn.Module):
             if matrix is not None and not np.array_equal(found, matrix):
                 reject("targets", "other targets than the program's", matrix)
 
+    @property
+    def compares_with_control(self) -> bool:
+        """Whether environment 0 is what it compares the others with: where targets do not tell which environments are
+        observational, and a claim needs one. Then it has to be the control."""
+        told = self.target_mode not in (None, "unknown")
+        return not told and any("observational_environment" in claim.needs for claim in self.claims())
+
+    def check_control(self, data: Data) -> None:
+        """Raise InputError where environment 0 has to be the control, and the data know none."""
+        if not self.compares_with_control or data.control is not None:
+            return
+        free = [name for name in data.env_names if not (data.targets or {}).get(name)]
+        called = customary_controls(free)
+        found = (
+            f"{_some(called)}, which are all called as controls are" if called else "none told, nor known by its name"
+        )
+        reject("control", found, f"the control's name (in the shell --control), one of {_some(free)}")
+
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
         """A program for these data: `features`, `environments`, `likelihood` and the like are read off them.
 
         Raises InputError for options that it does not have or that are missing, for ways of telling targets that its
-        card does not accept, and for data that list no targets, or no control, where it needs them.
+        card does not accept, for data that list no targets where it needs them, and as `check_control` does.
         """
         known = inspect.signature(cls.__init__).parameters
         unknown = [k for k in options if k not in known or k == "self"]
@@ -409,7 +427,9 @@ class Program(nn.Module):
         ]
         if missing:
             raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
-        return cls(**filled)
+        program = cls(**filled)
+        program.check_control(data)
+        return program
 
     @classmethod
     def _targets_of(cls, data: Data, options: Mapping[str, Any]) -> str:
@@ -423,9 +443,6 @@ class Program(nn.Module):
         if mode != "unknown" and not listed:
             other = "or targets='unknown'" if "unknown" in accepted else "known or up to relabelling"
             reject("targets", "None in the data", f"a mapping environment -> latents, {other}")
-        needs = {need for claim in cls.card.claims for need in claim.needs}
-        if mode == "unknown" and "observational_environment" in needs and not data.has_control:
-            reject("control", "None in the data", "the observational environment's name")
         return mode
 
 

@@ -196,7 +196,29 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "unknown targets without a control": (
         lambda: build("discrepancy_vae", Data(X, np.resize(["KO_a", "KO_b"], 40))),
-        "control: found None in the data; allowed: the observational environment's name",
+        "control: found none told, nor known by its name; allowed: the control's name (in the shell --control), one of "
+        "'KO_a', 'KO_b'",
+    ),
+    "two controls by their names": (
+        lambda: build("unknown_targets", Data(X, np.resize(["KO_a", "NT", "dmso"], 40))),
+        "control: found 'NT', 'dmso', which are all called as controls are; allowed: the control's name (in the shell "
+        "--control), one of 'KO_a', 'NT', 'dmso'",
+    ),
+    "a program of one's own and no control": (
+        lambda: pyrocrl.fit(
+            pyrocrl.zoo.get("unknown_targets")(features=7, latents=2, environments=2),
+            Data(X, np.resize(["KO_a", "KO_b"], 40)),
+        ),
+        "control: found none told",
+    ),
+    "counts that sum to 0": (
+        lambda: Data(np.where(np.isin(np.arange(40), (3, 5))[:, None], 0, COUNTS)),
+        "size_factor: found counts that sum to 0 in row 3 and in 1 more; allowed: rows that hold a count, or "
+        "size_factor=1 (--size-factor none), or counts=False (--no-counts)",
+    ),
+    "one size for all rows": (
+        lambda: Data(COUNTS, size_factor=2.0),
+        "size_factor: found 2.0; allowed: one number per row of x, None, or 1 or 'none' for no sizes",
     ),
     "other targets than the program's": (
         lambda: pyrocrl.fit(

@@ -100,7 +100,7 @@ def test_anndata(sparse: bool, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"layer: found 'log'"):
         io.from_anndata(adata, layer="log")
     with pytest.raises(InputError, match=r"control: found unknown environment 'non-targeting'"):
-        io.from_anndata(adata)
+        io.from_anndata(adata, control="non-targeting")
     with pytest.raises(InputError, match="adata: found a DataFrame"):
         io.from_anndata(frame())
 

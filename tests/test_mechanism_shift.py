@@ -31,7 +31,8 @@ def fitted(reference: bool) -> tuple[Fit, Data]:
 
 def started(seed: int = 0, **options: object) -> MechanismShift:
     data = simulate.draw("mechanism_shift2024", seed, samples=60, latents=2, environments=2, shifts=1)
-    program = MechanismShift.from_data(data, inducing=8, **options).double()
+    data = Data(data.x, data.env_labels(), control="env_0")
+    program = MechanismShift.from_data(data, inducing=8, **{"reference": False, **options}).double()
     with torch.no_grad():
         program.initialise(data, torch.Generator().manual_seed(0))
     return program

@@ -91,7 +91,7 @@ def make_tree(
     )
     apart = np.abs(np.subtract.outer(np.arange(chains), np.arange(chains)))
     agreement = 1 - 0.01 * apart[..., None] * np.arange(1, latents + 1)
-    return xr.DataTree.from_dict(
+    tree = xr.DataTree.from_dict(
         {
             "posterior": dataset(posterior),
             "posterior_predictive": dataset({"x": (("chain", "draw", "data", "feature"), replicated)}),
@@ -106,6 +106,8 @@ def make_tree(
             "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
         }
     )
+    tree.attrs |= {"control": labels[0]} if controls else {}
+    return tree
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,9 @@ def make_tree(features=8, latents=3, envs=3, rows=90, chains=2, draws=4, *, mask
         "observed_data": dataset({"x": (("data", "feature"), x)}),
         "constant_data": dataset({"env": (("data",), np.asarray(labels)[env])}),
     }
-    return xr.DataTree.from_dict(groups), labels, z
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs["control"] = labels[0]
+    return tree, labels, z
 
 
 def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
@@ -413,7 +415,7 @@ def test_an_environment_may_move_a_latent_by_its_spread_alone():
 def test_reference_is_the_environment_without_targets():
     tree, labels, z = make_tree()
     fit = make_fit(labels, z)
-    fit.data.targets = {"non-targeting": (0,), "env 2": (1,)}
+    fit.data = Data(fit.data.x, fit.data.env_labels(), {"non-targeting": (0,), "env 2": (1,)})
     assert report._reference(fit, tree) == labels[1]
 
 

@@ -44,8 +44,8 @@ class Situation:
 
     @property
     def control(self) -> bool:
-        """Whether one environment is known to be observational by its name."""
-        return bool(self.present[0]) and self.data.has_control
+        """Whether one environment is known to be observational, be its targets known or not."""
+        return bool(self.data.control_rows.any())
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def fit(
     check_whole("seed", seed, 0)
     where = resolve_device(device)
     program.check(data)
+    program.check_control(data)
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
@@ -329,6 +330,8 @@ class _Loop:
                 "fingerprint": checkpoint.fingerprint(self.data),
                 "origin": self.origin,
                 "rows": self.data.rows,
+                "control": self.data.control,
+                "size_factor": self.data.size_rule,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
@@ -372,6 +375,7 @@ class _Loop:
             "seed": self.seed,
             "recipe": _plain(self.recipe),
             "fingerprint": checkpoint.fingerprint(self.data),
+            "size_factor": self.data.size_rule,
         }
 
     def restore(self, path: Path) -> None:

@@ -270,7 +270,8 @@ class Fit:
             coords={k: coords[k] for k in ("chain", "draw")} | {"latent": self.names["latent"]},
         )
         tree["observed_data"] = xr.Dataset(
-            {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}
+            {"x": (("data", "feature"), batch.x.cpu().numpy(), {"counts": int(data.counts)})},
+            coords={"data": rows, "feature": self.names["feature"]},
         )
         constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
         if thin > 1:  # draws of some rows, yet the means of all
@@ -286,6 +287,8 @@ class Fit:
             "up_to": ", ".join(self.program.latents_up_to) or "exact",
             "created_by": "pyrocrl",
         }
+        if (control := data.control or self.meta.get("control")) in data.env_labels():
+            out.attrs["control"] = control
         return out
 
     def prior(self, draws: int = 200, data: Data | None = None, *, seed: int = 0) -> xr.DataTree:
@@ -477,12 +480,15 @@ class Fit:
         return np.flatnonzero(~out)
 
     def coded(self, data: Data) -> Data:
-        """With environments and batches as they were coded in the fit, where the program reads them.
+        """With environments and batches as they were coded in the fit, where the program reads them, and size factors
+        by the fit's rule.
 
-        Raises InputError for environments or batches that were not fitted.
+        Raises InputError for environments or batches that were not fitted, and as `Data.sized_as` does.
         """
         envs = self.names["env"] if self.program.card.needs_env else None
         batches = self.names.get("batch") if self.program.batches_count > 1 else None
+        if self.program.config.get("likelihood") != "gaussian":
+            data = data.sized_as(self.meta.get("size_factor"))
         return data.coded_as(envs, batches)
 
     def batch_of(self, data: Data) -> Batch:

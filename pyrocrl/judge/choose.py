@@ -154,10 +154,20 @@ def _lacks(card: ModelCard, known: Situation, mode: str) -> list[str]:
         out.append("two or more environments")
     if card.targets and MODES.index(mode) > max(MODES.index(accepted) for accepted in card.targets):
         out.append("targets of the environments")
+    modes = [accepted for accepted in card.targets if MODES.index(accepted) >= MODES.index(mode)]
+    if modes[:1] == ["unknown"] and _needs_control(card) and not known.control:
+        out.append("an observational environment, named")
     kind = "negative_binomial" if known.data.counts else "gaussian"
     if kind not in card.likelihoods:
         out.append("counts" if kind == "gaussian" else "features that are no counts, such as log(1 + x / size factor)")
     return out
+
+
+def _needs_control(card: ModelCard) -> bool:
+    """Whether all that a model says of something, targets unknown, needs an observational environment."""
+    claims = [claim for claim in card.claims if claim.holds({"targets": "unknown"})]
+    without = {claim.what for claim in claims if "observational_environment" not in claim.needs}
+    return any(claim.what not in without for claim in claims)
 
 
 def _stands(claim: Claim, known: Situation) -> ClaimChoice:

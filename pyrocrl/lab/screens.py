@@ -109,7 +109,7 @@ class PerturbationScreen(Study):
     def draw(self, seed: int) -> tuple[Data, Data]:
         data = datasets.load(self.setting)
         batch = np.asarray(data.batch_names)[data.batch]
-        held = (batch == self.options["held_out"]) & (data.env > 0)
+        held = (batch == self.options["held_out"]) & ~data.control_rows
         return data.rows_at(np.isin(batch, self.options["replicates"]) & ~held), data.rows_at(held)
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
@@ -172,14 +172,14 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     mean = expected_rows(result, data, draws=draws, seed=seed) / data.size_factor[:, None] * size
     fitted, found = per_size(train) * size, per_size(data) * size
     there = np.bincount(data.batch).argmax()
-    control = train.env == 0
+    control = train.control_rows
     base, base_there = (
         fitted[control & (train.batch != there)].mean(0),
         fitted[control & (train.batch == there)].mean(0),
     )
     out = []
     for e, name in enumerate(result.names["env"]):
-        if e == 0:
+        if name == train.control:
             continue
         k = int(probs[e].argmax())
         use = hit[:, :, e, k] > 0.5
@@ -203,7 +203,7 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
 
 
 def differential_genes(data: Data) -> dict[str, int]:
-    """How many genes, its own apart, each environment changes against environment 0: van Elteren's rank-sum test of
+    """How many genes, its own apart, each environment changes against the control: van Elteren's rank-sum test of
     log-normalised counts stratified by batch, Bonferroni .05 over all genes and environments."""
     from pyrocrl.judge.evaluate import seen
 
@@ -211,10 +211,12 @@ def differential_genes(data: Data) -> dict[str, int]:
     level = 0.05 / (data.features * (len(data.env_names) - 1))
     genes = np.asarray(data.feature_names)
     out = {}
-    for e, name in enumerate(data.env_names[1:], 1):
+    for e, name in enumerate(data.env_names):
+        if name == data.control:
+            continue
         total, variance = np.zeros(data.features), np.full(data.features, 1e-12)
         for b in range(len(data.batch_names)):
-            rows = (data.batch == b) & ((data.env == 0) | (data.env == e))
+            rows = (data.batch == b) & (data.control_rows | (data.env == e))
             own, n = data.env[rows] == e, int(rows.sum())
             if not 0 < own.sum() < n:
                 continue

@@ -18,14 +18,14 @@ from pyrocrl.errors import one_of
 
 LIKELIHOODS = ("gaussian", "negative_binomial")
 LARGEST = 15.0  # of a log mean: exp beyond it only overflows
-CONTROLS = 20  # observational rows that a technical batch needs to have its baseline read off them alone
+CONTROLS = 20  # control rows that a technical batch needs to have its baseline read off them alone
 
 
 class Observation(nn.Module):
     """The likelihood's own parameters and scales: noise or dispersion (feature,), and offset (batch, feature).
 
-    `start` reads them off the data; `inputs` is what an encoder sees. A batch of counts has the baseline of its
-    observational rows (environment 0), since batches may differ in which other environments they hold.
+    `start` reads them off the data; `inputs` is what an encoder sees. A batch of counts has the baseline of its control
+    rows, since batches may differ in which other environments they hold.
     """
 
     centre: Tensor
@@ -52,12 +52,11 @@ class Observation(nn.Module):
         """Set scales and offsets to those of `data`; returns its rows as a batch."""
         batch = data.tensors(dtype=self.centre.dtype)
         self.size_unit.copy_(batch.size_factor.mean())
-        seen = self.seen(batch)
+        seen, control = self.seen(batch), torch.as_tensor(data.control_rows)
         for group in range(len(self.centre)):
             rows = batch.group == group
-            observational = rows & (batch.env == 0)
-            if self.counts and int(observational.sum()) >= CONTROLS:
-                rows = observational
+            if self.counts and int((rows & control).sum()) >= CONTROLS:
+                rows = rows & control
             self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
             if self.counts:
                 rate = (batch.x[rows].sum(0) + 0.5) / self.size(batch)[rows].sum().clamp_min(1.0)

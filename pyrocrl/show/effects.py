@@ -15,12 +15,11 @@ LEVELS = (0.05, 0.5, 0.95)
 
 
 def observational_rows(data: Data) -> np.ndarray:
-    """(row,) positions of rows in environments without targets; of all rows where no targets are known."""
-    if data.targets is None:
-        keep = data.env == 0 if data.control is not None else np.ones(data.rows, dtype=bool)
-    else:
-        free = [not data.targets.get(name) for name in data.env_names]
-        keep = np.asarray(free)[data.env]
+    """(row,) positions of the control's rows; without a control, of rows in environments without targets; of all rows
+    where no targets are known or there are no such rows."""
+    keep = data.control_rows
+    if not keep.any():
+        keep = np.asarray([not (data.targets or {}).get(name) for name in data.env_names])[data.env]
     return np.flatnonzero(keep) if keep.any() else np.arange(data.rows)
 
 

@@ -30,7 +30,6 @@ from pyrocrl.judge.metrics import mcc, weighted_quantiles
 Floats = NDArray[np.float64]
 P = ParamSpec("P")
 
-CONTROLS = ("observational", "control", "non-targeting")  # names taken for the observational environment
 SHOWN = 0.1  # probabilities below are not drawn
 PRESENT = 0.5  # probability from which an entry or edge counts as present
 MOST_ROWS = 40  # features up to which all are shown and named
@@ -157,12 +156,12 @@ def shifts(tree: xr.DataTree, reference: str | None = None) -> xr.Dataset:
 
     shift (env, latent): difference of means in standard deviations of the reference; spread (env, latent): ratio
     of standard deviations; auroc (env, latent): the probability that a row of the environment lies above one of
-    the reference; rows (env,). `reference`: a name; None = "observational", "control" or "non-targeting" where
-    there is one, otherwise an environment is compared with all other rows. The attribute `reference` says which;
-    NaN where there is nothing to compare with.
+    the reference; rows (env,). `reference`: a name; None = the control, the tree's attribute `control`;
+    without one an environment is compared with all other rows. The attribute `reference` says which; NaN where there
+    is nothing to compare with.
     """
     z, labels, names = _by_environment(tree)
-    reference = _reference(names, reference)
+    reference = _reference(tree, names, reference)
     names = [reference, *(n for n in names if n != reference)] if reference else names
     values = z.to_numpy()
     shift, ratio, auroc = np.full((3, len(names), values.shape[1]), np.nan)
@@ -422,7 +421,7 @@ def targets(tree: xr.DataTree) -> Figure:
 
     Shifts are medians with 90 % intervals over the draws that have the target, in deviations of the latent's noise in
     the first environment where the model has noise. Environments are ordered by their targets, those without a
-    probable one last; the first, which is observational, is left out.
+    probable one last; the control, which has none, is left out.
     """
     prob = posterior_mean(tree, "targets")
     if prob is None:
@@ -432,7 +431,9 @@ def targets(tree: xr.DataTree) -> Figure:
     none = np.clip(1.0 - p.sum(1), 0.0, 1.0)
     best = p.argmax(1)
     unsure = none > PRESENT
-    shown = sorted(range(1, len(p)), key=lambda e: (unsure[e], best[e] * (not unsure[e]), -p[e].max()))
+    control = _reference(tree, names := [str(e) for e in _named(prob)["env"].to_numpy()])
+    places = [e for e, name in enumerate(names) if name != control or p[e].any()]
+    shown = sorted(places, key=lambda e: (unsure[e], best[e] * (not unsure[e]), -p[e].max()))
     figure = Figure(figsize=(0.42 * len(latents) + 6.0, max(0.22 * len(shown) + 1.6, 2.6)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.42 * (len(latents) + 1) + 0.6, 3.4))
     table = np.column_stack([p, none])[shown]
@@ -803,15 +804,17 @@ def _environments(tree: xr.DataTree) -> tuple[NDArray[np.str_], list[str]]:
     rows = _group(tree, "posterior")["z"].sizes["data"]
     constant = _group(tree, "constant_data", required=False)
     if constant is None or "env" not in constant:
-        return np.full(rows, CONTROLS[0]), [CONTROLS[0]]
+        return np.full(rows, "observational"), ["observational"]
     labels = np.asarray(constant["env"].to_numpy()).astype(str)
     return labels, [str(e) for e in np.unique(labels)]
 
 
-def _reference(names: Sequence[str], reference: str | None) -> str | None:
+def _reference(tree: xr.DataTree, names: Sequence[str], reference: str | None = None) -> str | None:
+    """The environment that others are compared with, see `shifts`."""
     if reference is not None:
         return one_of("reference", reference, names)
-    return next((name for name in CONTROLS if name in names), None)
+    control = tree.attrs.get("control")
+    return control if control in names else None
 
 
 def _observed(tree: xr.DataTree) -> tuple[Floats, list[str]]:
@@ -823,7 +826,8 @@ def _observed(tree: xr.DataTree) -> tuple[Floats, list[str]]:
 def _seen(tree: xr.DataTree) -> tuple[Floats, list[str]]:
     """(data, feature) x on the scale where it is roughly linear in latents: log(1 + x / s) for counts."""
     x, names = _observed(tree)
-    if (x >= 0).all() and (x == np.round(x)).all():
+    told = _group(tree, "observed_data")["x"].attrs.get("counts")
+    if (x >= 0).all() and (x == np.round(x)).all() if told is None else told:
         constant = _group(tree, "constant_data", required=False)
         size = constant["size_factor"].to_numpy() if constant is not None and "size_factor" in constant else None
         x = np.log1p(x if size is None else x * (size.mean() / size)[:, None])

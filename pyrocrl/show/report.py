@@ -198,13 +198,10 @@ def _facts(fit: Fit, tree: xr.DataTree) -> dict[str, Any]:
 
 
 def _reference(fit: Fit, tree: xr.DataTree) -> str | None:
-    """The observational environment: by the data's targets where they are known, else by its name."""
+    """The control of the fit's data, where the tree has rows of it; None = what the tree says."""
     labels = set(np.asarray(tree["constant_data"]["env"].to_numpy()).astype(str)) if "constant_data" in tree else set()
-    if fit.data is None or fit.data.targets is None:
-        return None
-    free = [e for e in fit.data.env_names if not fit.data.targets.get(e) and e in labels]
-    named = [e for e in free if e in plots.CONTROLS]
-    return next(iter(named + free), None)
+    control = fit.data.control if fit.data is not None else None
+    return control if control in labels else None
 
 
 def _verdicts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
