@@ -63,19 +63,6 @@ def floats(values: Any, argument: str) -> np.ndarray:
     return np.asarray(dense(values, argument), dtype=np.float64)
 
 
-def constant(x: Any) -> np.ndarray:
-    """(feature,) whether a feature has one value in all rows, of a plain matrix."""
-    low, high = (
-        (x.min(0).toarray().ravel(), x.max(0).toarray().ravel())
-        if scipy.sparse.issparse(x)
-        else (
-            x.min(0),
-            x.max(0),
-        )
-    )
-    return np.asarray(low == high)
-
-
 def _of_torch(tensor: Any, argument: str) -> Any:
     import torch
 

@@ -81,6 +81,19 @@ def parts(label: str, separator: str = "+", control: str | None = None) -> tuple
     return tuple(sorted({part for part in found if part != control}))
 
 
+def combined(labels: Iterable[str], separator: str = "+", control: str | None = None) -> np.ndarray:
+    """(data,) labels of combinations in one form: "B+A" is "A+B", and "A+ctrl" is "A"."""
+    names, codes = np.unique(np.asarray(list(labels), dtype=str), return_inverse=True)
+    forms = [separator.join(parts(str(name), separator, control)) or control for name in names]
+    return np.asarray(forms, dtype=str)[codes]
+
+
+def combinations(names: Iterable[str], separator: str = "+", control: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Of each name that combines two or more, what it combines: the `parts` of `predict.pair_errors`."""
+    found = {str(name): parts(str(name), separator, control) for name in names}
+    return {name: several for name, several in found.items() if len(several) > 1}
+
+
 def _text(label: Any, argument: str) -> str:
     if not isinstance(label, bytes):
         return str(label)

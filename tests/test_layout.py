@@ -24,7 +24,8 @@ LAYERS: dict[str, set[str]] = {
     "labels": {"errors"},
     "dists": {"errors"},
     "data": {"errors", "arrays", "labels"},
-    "io": {"errors", "arrays", "labels", "data"},
+    "pick": {"errors", "arrays", "labels", "data"},
+    "io": {"errors", "arrays", "data", "pick"},
     "datasets": {"errors", "arrays", "data", "io"},
     "claims": {"errors", "data"},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
