@@ -49,6 +49,8 @@ def plain(values: Any, argument: str) -> Any:
         ragged = "inhomogeneous" in str(error)
         found = "rows of different lengths" if ragged else f"a {type(values).__name__} ({error})"
         reject(argument, found, "a rectangular array of numbers")
+    if array.dtype.kind == "O" and array.ndim == 0:
+        reject(argument, f"a {type(values).__name__}", "an array of numbers")
     return _numbers(array, argument)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import InputError, check_path, one_of, reject
 
 if TYPE_CHECKING:
     from pyrocrl.data import Data
@@ -735,6 +735,7 @@ def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (C
     """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it."""
     if force and resume:
         reject("--resume", "together with --force", "one of them")
+    check_path("--out", out)
     if out.exists() and not out.is_dir():
         reject("--out", f"{str(out)!r}, which is a file", "a folder")
     parent = next(p for p in [out, *out.absolute().parents] if p.exists())

@@ -25,7 +25,7 @@ import xarray as xr
 
 from pyrocrl.arrays import floats, plain
 from pyrocrl.data import TRUTH_KEYS, Data, _some
-from pyrocrl.errors import InputError, reject
+from pyrocrl.errors import InputError, check_path, reject
 from pyrocrl.pick import Pick, column_of
 
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
@@ -269,10 +269,10 @@ def read(
             reject(argument, f"{value!r} for {path.name}", f"nothing, except for {', '.join(READING[argument])}")
     if combine is not None and control is None:
         reject("control", f"None with combine={combine!r}", "the label of the control: it is no part of a combination")
-    conditions, columns = ([one] if isinstance(one, str) else list(one) for one in (where, drop))
-    pick = Pick(conditions, columns, env, control, combine)
+    conditions, dropped = ([one] if isinstance(one, str) else list(one) for one in (where, drop))
+    pick = Pick(conditions, dropped, env, control, combine)
     found = read_targets(targets)
-    name = path.stem.encode(errors="replace").decode()  # paths may hold bytes that are no texts
+    name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
     more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
@@ -280,7 +280,9 @@ def read(
         adata = _read_anndata(path, kind, layer)
         obs = adata.obs if index is None else adata.obs.set_index(column_of(adata.obs, index, "index"))
         keep, obs, found = pick.rows(obs, found)
-        adata = adata[keep, pick.columns(list(adata.var_names))].copy()
+        columns = pick.columns(list(adata.var_names))
+        if not keep.all() or len(columns) < adata.n_vars:
+            adata = adata[keep, columns].copy()
         adata.obs = obs.set_axis(obs.index.astype(str))
         if size_factor is None and counts is not False and LIBRARY_SIZE in adata.obs and _whole(adata.X):
             more["size_factor"] = LIBRARY_SIZE
@@ -477,11 +479,13 @@ def _check_text(path: Path, argument: str) -> None:
                 decoder.decode(block)
                 start += len(block)
             decoder.decode(b"", final=True)
-    except OSError as error:
-        reject(argument, f"{str(path)!r} ({error.strerror})", "a readable text file")
     except UnicodeDecodeError as error:
         found = f"{str(path)!r} with the byte {error.object[error.start]:#x}, which is not UTF-8"
         reject(argument, found, "a text in UTF-8 (iconv makes it one)")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        reject(argument, f"{str(path)!r} ({getattr(error, 'strerror', error)})", "a readable text file")
 
 
 @contextmanager
@@ -582,6 +586,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises InputError where the folder cannot be written.
     """
+    check_path("path", path)
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
