@@ -20,6 +20,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from pyrocrl.arrays import floats
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
@@ -49,7 +50,7 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
         reject("level", repr(level), "a number strictly between 0 and 1")
     check_whole("draws", draws, 2)
-    values = np.asarray(actions, dtype=np.float64)
+    values = floats(actions, "actions")
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
     kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)

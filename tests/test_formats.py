@@ -136,6 +136,9 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: io.from_frame(pd.DataFrame(X).assign(s=X[:, 0] + 1j), size_factor="s"),
         "size_factor: found column 's' of complex",
     ),
+    "masked latents to score": (lambda: pyrocrl.metrics.mcc(masked(X), X), "z_true: found NaN or infinity"),
+    "complex latents to score": (lambda: pyrocrl.metrics.mcc(X + 1j, X), "z_true: found complex numbers"),
+    "a masked graph": (lambda: pyrocrl.metrics.shd(masked(np.zeros((12, 12))), np.zeros((12, 12))), "true: found values other than 0"),
     "NaT": (
         lambda: Data(X, np.array(["2020-01-01", "NaT"] * 6, dtype="M8[D]")),
         "env: found 6 missing labels of 12 (the first at row 1); allowed: a label for every row",

@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "pick": {"errors", "arrays", "labels", "data"},
     "io": {"errors", "arrays", "data", "pick"},
     "datasets": {"errors", "arrays", "data", "io"},
-    "claims": {"errors", "data"},
+    "claims": {"errors", "arrays", "data"},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
     "program": {*GROUND, "data", "claims"},
     "parts": PARTS,
