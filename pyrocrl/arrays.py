@@ -65,6 +65,12 @@ def floats(values: Any, argument: str) -> np.ndarray:
     return np.asarray(dense(values, argument), dtype=np.float64)
 
 
+def constant(x: Any) -> np.ndarray:
+    """(feature,) whether a plain matrix has one value in all rows of a feature."""
+    low, high = x.min(0), x.max(0)
+    return np.asarray(low == high) if isinstance(x, np.ndarray) else (low.toarray() == high.toarray()).ravel()
+
+
 def _of_torch(tensor: Any, argument: str) -> Any:
     import torch
 

@@ -97,7 +97,8 @@ READING = {
         ),
     ],
     "drop": Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="A column or feature to leave out; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column or feature to leave out, or constant; may be repeated."),
     ],
     "index": Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds names of rows.")],
     "sep": Annotated[

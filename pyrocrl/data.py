@@ -186,7 +186,7 @@ class Data:
         constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
         if constant:
             found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
-            reject("x", found, "features that vary: leave out those that do not (in files: drop)")
+            reject("x", found, "features that vary: leave out those that do not (in files: drop 'constant')")
 
     def _reject_gaps(self, gaps: Array, first: int) -> None:
         """No model sums missing values of x out: say how many there are, where, and what helps."""

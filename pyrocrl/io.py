@@ -23,7 +23,7 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from pyrocrl.arrays import floats, plain
+from pyrocrl.arrays import constant, floats, plain
 from pyrocrl.data import TRUTH_KEYS, Data, _some
 from pyrocrl.errors import InputError, check_path, reject
 from pyrocrl.pick import Pick, column_of
@@ -250,7 +250,8 @@ def read(
     layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
     condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
     columns of a table, of `obs` or the arrays of a .npz; a missing value is ''. Targets of environments that lose all
-    rows are left out too. drop: columns, of an AnnData features, to leave out. index: the column that holds the rows'
+    rows are left out too. drop: columns, of an AnnData features, to leave out; "constant" for all that do not vary
+    in the rows that are kept. index: the column that holds the rows'
     names. sep: what separates the columns of a table, one character or "tab"; None = what its header has. combine:
     what stands between the parts of labels of combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control
     is "ctrl", and a combination without targets of its own has those of its parts.
@@ -278,11 +279,12 @@ def read(
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
         adata = _read_anndata(path, kind, layer)
-        obs = adata.obs if index is None else adata.obs.set_index(column_of(adata.obs, index, "index"))
-        keep, obs, found = pick.rows(obs, found)
-        columns = pick.columns(list(adata.var_names))
-        if not keep.all() or len(columns) < adata.n_vars:
-            adata = adata[keep, columns].copy()
+        keep, obs, found = pick.rows(adata.obs, found)
+        if index is not None:
+            obs = obs.set_index(column_of(obs, index, "index"))
+        adata = adata if keep.all() else adata[keep].copy()
+        columns = pick.columns(adata.var_names, lambda: constant(adata.X))
+        adata = adata if len(columns) == adata.n_vars else adata[:, columns].copy()
         adata.obs = obs.set_axis(obs.index.astype(str))
         if size_factor is None and counts is not False and LIBRARY_SIZE in adata.obs and _whole(adata.X):
             more["size_factor"] = LIBRARY_SIZE
@@ -293,10 +295,12 @@ def read(
             table = pd.read_parquet(path)
     else:
         table = _read_table(path, sep)
+    _, table, found = pick.rows(table, found)
     if index is not None:
         table = table.set_index(column_of(table, index, "index"))
-    _, table, found = pick.rows(table, found)
-    return from_frame(table.iloc[:, pick.columns(list(table.columns))], env, control, found, counts, **more)
+    told = (env, size_factor, batch)
+    columns = pick.columns(list(table), lambda: [c not in told and table[c].nunique(dropna=False) < 2 for c in table])
+    return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
 
 
 def _read_anndata(path: Path, kind: str, layer: str | None) -> Any:

@@ -7,14 +7,15 @@ comma or a space that matters. It is compared, never run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pyrocrl.arrays import floats, plain
+from pyrocrl.arrays import constant, floats, plain
 from pyrocrl.data import _some
 from pyrocrl.errors import reject
 from pyrocrl.labels import combined, parts, row_labels
@@ -22,6 +23,7 @@ from pyrocrl.labels import combined, parts, row_labels
 NAME = r"""`([^`]+)`|"([^"]+)"|'([^']+)'|(.+?)"""
 CONDITION = re.compile(rf"\s*(?:{NAME})\s*(==|!=|\bnot\s+in\b|(?<=\s)in\b)\s*(.*?)\s*")
 VALUE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^\s'",]+(?:\s+[^\s'",]+)*))\s*""")
+CONSTANT = "constant"  # stands for all features that do not vary
 # arrays of a .npz with an entry for each row of x, or for each of its columns
 BY_ROW = ("x", "aux", "row_names", "truth_z", "truth_innovations", "truth_component")
 BY_FEATURE = ("feature_names", "truth_mask", "truth_loadings")
@@ -30,8 +32,8 @@ Targets = dict[str, tuple[int, ...]] | None
 
 @dataclass(frozen=True)
 class Pick:
-    """where: conditions on rows, which all hold. drop: columns. combine: what stands between the parts of labels in the
-    column `env`, in which `control` is no part; None = labels are as they stand."""
+    """where: conditions on rows, which all hold. drop: columns, or "constant". combine: what stands between the parts
+    of labels in the column `env`, in which `control` is no part; None = labels are as they stand."""
 
     where: Sequence[str]
     drop: Sequence[str]
@@ -55,19 +57,33 @@ class Pick:
         if self.env not in table.columns:
             return keep, left, targets
         known = _names(table[self.env])
-        if self.combine is not None:
+        if self.combine is None:
+            self._warn_of_parts(known)
+        else:
             left[self.env], known, targets = self._combined(left[self.env], known, targets)
         gone = known - _names(left[self.env])
         kept = None if targets is None else {label: k for label, k in targets.items() if label.strip() not in gone}
         return keep, left, kept
 
-    def columns(self, names: Sequence[Any]) -> list[int]:
-        """Positions of the columns that are not dropped. Raises InputError for one to drop that is not there."""
-        columns = [str(name) for name in names]
-        for column in self.drop:
-            if column not in columns:
-                reject("drop", f"no column {column!r}", f"one of {_some(columns)}")
-        return [place for place, column in enumerate(columns) if column not in self.drop]
+    def _warn_of_parts(self, labels: set[str]) -> None:
+        """Labels such as "A+ctrl" name the control, and each is an environment of its own."""
+        named = [x for x in sorted(labels) if x != self.control and self.control in [p.strip() for p in x.split("+")]]
+        if named:
+            line = f"env: labels such as {named[0]!r} name the control; combine='+' (--combine +) reads combinations"
+            warnings.warn(line, UserWarning, stacklevel=4)
+
+    def columns(self, names: Sequence[Any], same: Callable[[], Iterable[bool]]) -> list[int]:
+        """Positions of the columns that are not dropped. same: which columns have one value in all rows, the ones that
+        the word "constant" stands for where no column has that name.
+
+        Raises InputError for a column to drop that is not there.
+        """
+        columns, drop = [str(name) for name in names], set(self.drop)
+        if CONSTANT in drop and CONSTANT not in columns:
+            drop = drop - {CONSTANT} | {column for column, one in zip(columns, same(), strict=True) if one}
+        if unknown := sorted(drop - set(columns)):
+            reject("drop", f"no column {unknown[0]!r}", f"{CONSTANT!r} or one of {_some(columns)}")
+        return [place for place, column in enumerate(columns) if column not in drop]
 
     def of_arrays(
         self, found: dict[str, Any], named: Mapping[str, str], targets: Targets
@@ -80,11 +96,15 @@ class Pick:
         by_row = [key for key in (*BY_ROW, *named.values()) if key in found]
         table = pd.DataFrame({key: found[key] for key in by_row if key != "x" and np.ndim(found[key]) == 1})
         keep, left, targets = replace(self, env=named["env"]).rows(table.reindex(range(x.shape[0])), targets)
-        columns = self.columns(found.get("feature_names", [f"feature_{j}" for j in range(x.shape[1])]))
-        out = found | {key: found[key][keep] for key in by_row if key != "x"} | {"x": x[keep][:, columns]}
+        x = x[keep]
+        names = found.get("feature_names", [f"feature_{j}" for j in range(x.shape[1])])
+        columns = self.columns(names, lambda: constant(x))
+        out = found | {key: found[key][keep] for key in by_row if key != "x"} | {"x": x[:, columns]}
         out |= {key: found[key][columns] for key in BY_FEATURE if key in found}
         if named["env"] in left:
             out[named["env"]] = left[named["env"]].to_numpy()
+            if str(found.get("control")) not in _names(left[named["env"]]):
+                out.pop("control", None)  # none of its rows are kept
         return out, targets
 
     def _combined(self, column: pd.Series, known: set[str], targets: Targets) -> tuple[np.ndarray, set[str], Targets]:

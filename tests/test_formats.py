@@ -138,7 +138,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "masked latents to score": (lambda: pyrocrl.metrics.mcc(masked(X), X), "z_true: found NaN or infinity"),
     "complex latents to score": (lambda: pyrocrl.metrics.mcc(X + 1j, X), "z_true: found complex numbers"),
-    "a masked graph": (lambda: pyrocrl.metrics.shd(masked(np.zeros((12, 12))), np.zeros((12, 12))), "true: found values other than 0"),
+    "a masked graph": (
+        lambda: pyrocrl.metrics.shd(masked(np.zeros((12, 12))), np.zeros((12, 12))),
+        "true: found values other than 0",
+    ),
     "NaT": (
         lambda: Data(X, np.array(["2020-01-01", "NaT"] * 6, dtype="M8[D]")),
         "env: found 6 missing labels of 12 (the first at row 1); allowed: a label for every row",
@@ -286,6 +289,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "day": np.arange(12) % 3,
             "dose": np.float32([0.1, np.nan] * 6),
             "keep": [True, True, False] * 4,
+            "code": [f"c{i}" for i in range(12)],
         },
         index=[f"cell_{i}" for i in range(12)],
     )
@@ -306,7 +310,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             part = cells[:, :width].copy()
             part.obs = part.obs[["day"]]
             write_elem(file, f"mod/{name}", part)
-    io.write(Data(COUNTS, guides, {"B": (1,)}, control="ctrl", batch=obs["day"], truth={"z": COUNTS}), folder / "t.npz")
+    io.write(
+        Data(
+            COUNTS,
+            guides,
+            {"B": (1,)},
+            control="ctrl",
+            batch=obs["day"],
+            size_factor=np.arange(12) + 10.0,
+            truth={"z": COUNTS},
+        ),
+        folder / "t.npz",
+    )
     return folder
 
 
@@ -335,7 +350,7 @@ def test_where(condition: str, name: str, files: Path) -> None:
     options: dict[str, Any] = {"where": condition, "counts": False}
     options |= {"drop": ["note", "keep"], "index": "barcode", "sep": ":"} if name == "t.csv" else {"layer": "more"}
     if name == "t.csv":
-        options["drop"] += ["guide", "dose", "day"]  # dropped after rows are picked
+        options["drop"] += ["guide", "dose", "day", "code"]  # dropped after rows are picked
     if not rows:
         with pytest.raises(InputError, match=r"where: found .*; allowed: conditions that a row meets"):
             io.read(files / name, None, **options)
@@ -348,23 +363,42 @@ def test_where(condition: str, name: str, files: Path) -> None:
 @pytest.mark.parametrize("name", ["t.h5ad", "t.zarr", "t.h5mu"])
 def test_layers(name: str, files: Path) -> None:
     def read(layer: str | None, **options: Any) -> Data:
-        mu = name == "t.h5mu"
-        return io.read(
-            files / name, "guide", "ctrl", layer="/".join(filter(None, ["rna", layer])) if mu else layer, **options
-        )
+        if name == "t.h5mu":
+            layer = "/".join(filter(None, ["rna", layer]))
+        return io.read(files / name, "guide", "ctrl", layer=layer, **{"combine": "+"} | options)
 
     halves = read(None)
     assert not halves.counts and sp.issparse(halves.x)
     np.testing.assert_array_equal(halves.x.toarray(), COUNTS / 2.0)
     np.testing.assert_array_equal(read("more").x, COUNTS + 0.5)
-    np.testing.assert_array_equal(read("more", drop="b", index="day").x, COUNTS[:, [0, 2]] + 0.5)
-    assert read(None).env_names == ["ctrl", "A+ctrl", "B", "B+A"], "labels are as they stand, unless combine is told"
-    assert read(None, combine="+").env_names == ["ctrl", "A", "A+B", "B"]
+    np.testing.assert_array_equal(read("more", drop="b", index="code").x, COUNTS[:, [0, 2]] + 0.5)
+    assert read(None).env_names == ["ctrl", "A", "A+B", "B"]
+    with pytest.warns(
+        UserWarning, match=r"env: labels such as 'A\+ctrl' name the control; combine='\+' \(--combine \+\)"
+    ):
+        assert read(None, combine=None).env_names == ["ctrl", "A+ctrl", "B", "B+A"], "they are as they stand"
     raw = read("raw", counts=True)
     assert raw.feature_names == list("abcd") and raw.counts
     np.testing.assert_array_equal(raw.x[:, :3], COUNTS)
     with pytest.raises(InputError, match="layer: found 'log'; allowed: None or one of 'more', 'raw'"):
         read("log")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.h5ad", "t.npz"])
+def test_features_that_do_not_vary_are_dropped_by_one_word(name: str, files: Path) -> None:
+    assert len(set(COUNTS[1:3, 2])) == 1, "in these cells"
+    options: dict[str, Any] = {"where": "code in [c1, c2]", "drop": "constant", "counts": False}
+    if name == "t.csv":
+        options |= {"sep": ":", "drop": ["constant", "guide", "dose", "day", "code", "keep"], "index": "barcode"}
+    if name == "t.npz":
+        options["where"] = ["batch in [1, 2]", "size_factor in [11, 12]"]
+    data = io.read(files / name, None, **options)
+    np.testing.assert_array_equal(data.x.toarray() if sp.issparse(data.x) else data.x, read_as(name, COUNTS[1:3, :2]))
+
+
+def read_as(name: str, counts: np.ndarray) -> np.ndarray:
+    """What the files hold of these counts."""
+    return {"t.csv": counts + 0.5, "t.h5ad": counts / 2.0, "t.npz": counts}[name]
 
 
 def test_a_npz_is_picked_from(files: Path) -> None:
@@ -402,7 +436,10 @@ NOT_READ: dict[str, tuple[dict[str, Any], str]] = {
     "no such column": ({"where": "dya == 1"}, "where: found no column 'dya'; allowed: one of 'guide', 'day'"),
     "no such label": ({"where": "guide != C"}, "where: found 'C', which no row has, in "),
     "a text for a number": ({"where": "day == one"}, "where: found 'one' in 'day == one'; allowed: numbers, as in"),
-    "a column that is not there": ({"drop": "e"}, "drop: found no column 'e'; allowed: one of 'a', 'b', 'c'"),
+    "a column that is not there": (
+        {"drop": "e"},
+        "drop: found no column 'e'; allowed: 'constant' or one of 'a', 'b', 'c'",
+    ),
     "an index that is not there": ({"index": "e"}, "index: found no column 'e'; allowed: one of 'guide'"),
     "a separator": ({"sep": ";"}, "sep: found ';' for t.h5ad; allowed: nothing, except for .csv, .tsv"),
     "an empty part": ({"combine": "l", "control": "ctrl"}, "combine: found the label 'A+ctrl' with an empty part"),
