@@ -171,10 +171,11 @@ def pair_errors(
 ) -> dict[str, float]:
     """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
 
-    parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines. An error is the
-    root mean square over features of the difference of means, in standard deviations of the control rows of `train`
-    (environment 0); counts are divided by size factors. `model`; `additive`: control mean plus each part's mean
-    difference; `control` and `training`: the mean of control rows, of all perturbed rows of `train`; `floor`: two
+    parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines, such as
+    `labels.combinations(pairs.env_names)` of labels "A+B". An error is the root mean square over features of the
+    difference of means, in standard deviations of the control rows of `train` (environment 0); counts are divided by
+    size factors. `model`; `additive`: control mean plus each part's mean difference; `control` and `training`: the
+    mean of control rows, of all perturbed rows of `train`; `floor`: two
     samples of the pair's size, expected. Raises InputError for unknown environments or pairs without rows.
     """
     x = per_size(train)

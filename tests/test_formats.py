@@ -470,6 +470,18 @@ def test_other_kinds_have_no_layers(files: Path, tmp_path: Path) -> None:
         io.read(tmp_path / "empty.zarr")
 
 
+@pytest.mark.parametrize(("name", "package"), [("t.zarr", "zarr"), ("t.h5ad", "anndata"), ("t.h5mu", "anndata.io")])
+def test_a_package_that_is_not_there_is_named(
+    name: str, package: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as caught:
+        io.read(files / name, "guide", "ctrl", layer="rna" if name == "t.h5mu" else None)
+    assert f"path: found {name}, which needs {package}; allowed: that after `pip install pyrocrl[bio]`" == str(
+        caught.value
+    )
+
+
 # -- the shell -------------------------------------------------------------------------------------------------------
 
 
