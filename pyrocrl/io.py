@@ -250,14 +250,14 @@ def read(
     layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
     condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
     columns of a table, of `obs` or the arrays of a .npz; a missing value is ''. Targets of environments that lose all
-    rows are left out too. drop: columns, of an AnnData features, to leave out; "constant" for all that do not vary
-    in the rows that are kept. index: the column that holds the rows'
-    names. sep: what separates the columns of a table, one character or "tab"; None = what its header has. combine:
-    what stands between the parts of labels of combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control
-    is "ctrl", and a combination without targets of its own has those of its parts.
+    rows are left out too. drop: columns, of an AnnData features, to leave out; "constant" for all that do not vary in
+    the rows that are kept. index: the column that holds the rows' names. sep: what separates the columns of a table,
+    one character or "tab"; None = what its header has. combine: what stands between the parts of labels of
+    combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control is "ctrl", and a combination without targets
+    of its own has those of its parts.
 
-    Raises InputError for files that are missing, damaged or of another kind, for conditions that no row or every row
-    fails to meet, and for columns that are not there.
+    Raises InputError for files that are missing, damaged or of another kind, for conditions that no row meets, and for
+    columns that are not there.
     """
     path = Path(path)
     kind = path.suffix.lower()

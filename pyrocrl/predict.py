@@ -175,8 +175,8 @@ def pair_errors(
     `labels.combinations(pairs.env_names)` of labels "A+B". An error is the root mean square over features of the
     difference of means, in standard deviations of the control rows of `train` (environment 0); counts are divided by
     size factors. `model`; `additive`: control mean plus each part's mean difference; `control` and `training`: the
-    mean of control rows, of all perturbed rows of `train`; `floor`: two
-    samples of the pair's size, expected. Raises InputError for unknown environments or pairs without rows.
+    mean of control rows, of all perturbed rows of `train`; `floor`: two samples of the pair's size, expected. Raises
+    InputError for unknown environments or pairs without rows.
     """
     x = per_size(train)
     control = x[train.env == 0]
