@@ -6,18 +6,20 @@ Whatever is heavy (torch, Pyro, matplotlib) is imported inside the commands.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import InputError, check_path, one_of, reject
 
 if TYPE_CHECKING:
     from pyrocrl.data import Data
@@ -65,7 +67,10 @@ Options = Annotated[
     typer.Option("--option", metavar="K=V", help="An option by name, V as in JSON; may be repeated."),
 ]
 Source = Annotated[
-    str, typer.Option(metavar="DATA", help="A data set, a setting, or a .csv, .tsv, .npz, .parquet or .h5ad file.")
+    str,
+    typer.Option(
+        metavar="DATA", help="A data set, a setting, or a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file."
+    ),
 ]
 OwnSource = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help="As in `fit`; without it the data that were fitted.")
@@ -95,10 +100,54 @@ SizeFactor = Annotated[
     ),
 ]
 Batch = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds technical batches.")]
+# how a file is read: arguments of `io.read` that every command with --data has (see `_reading`)
+READING = {
+    "layer": Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A layer of an AnnData, or raw; of a .h5mu MODALITY or MODALITY/LAYER."),
+    ],
+    "where": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="Rows to keep: \"column == 'value'\", != or in ['a', 'b']; may be repeated."
+        ),
+    ],
+    "drop": Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column or feature to leave out, or constant; may be repeated."),
+    ],
+    "index": Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds names of rows.")],
+    "sep": Annotated[
+        str | None, typer.Option(metavar="CHARACTER", help="What separates columns, or tab.  [default: found]")
+    ],
+    "combine": Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What stands between the parts of a combination's label: + for A+B, A+ctrl."),
+    ],
+}
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _reading(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with the options READING, which it gets as one mapping, `reading`, of those that are given."""
+    own = inspect.signature(command, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in READING.items()
+    ]
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        given = {name: value for name in READING if (value := values.pop(name))}
+        command(**values, reading=given)
+
+    kept = [p.replace(kind=p.KEYWORD_ONLY) for name, p in own.parameters.items() if name != "reading"]
+    with_options.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in [*kept, *more]}
+    return with_options
 
 
 # -- commands: what there is ---------------------------------------------------------------------------------
@@ -110,8 +159,6 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the models, the simulation settings or the data sets."""
-    import inspect
-
     from pyrocrl import datasets, simulate, zoo
 
     one_of("WHAT", what, ("models", "settings", "datasets"))
@@ -141,8 +188,6 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, its file, or a setting.")], as_json: Json = False
 ) -> None:
     """Show a model's card, or a setting's equations and options."""
-    import inspect
-
     from pyrocrl import simulate, zoo
 
     if not zoo.is_file(name):
@@ -185,7 +230,9 @@ def simulate(
 
 
 @app.command()
+@_reading
 def fit(
+    reading: dict[str, Any],
     model: ModelName,
     data: Source,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for everything the fit leaves.")],
@@ -212,7 +259,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a model and write checkpoint, posterior, verdict, scores (where there is truth) and report into a folder."""
-    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch)
+    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch) | reading
     build = _options(option)
     if latents is not None:
         build["latents"] = latents
@@ -224,7 +271,9 @@ def fit(
 
 
 @app.command()
+@_reading
 def compare(
+    reading: dict[str, Any],
     models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL ...", help="Two models or more, or files.")],
     data: Source,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: compare.html, and a folder per model.")],
@@ -258,7 +307,7 @@ def compare(
     from pyrocrl.show import report
 
     source = {"data": data, "seed": seed, "held_out": HELD_OUT}
-    source |= _told(env, control, targets, counts, size_factor, batch)
+    source |= _told(env, control, targets, counts, size_factor, batch) | reading
     if len(set(models)) < 2 or len(set(models)) < len(models):
         reject("MODEL", ", ".join(models), "two or more different models")
     found_kinds = [zoo.get(model, "MODEL") for model in models]
@@ -296,7 +345,9 @@ def compare(
 
 
 @app.command()
+@_reading
 def choose(
+    reading: dict[str, Any],
     data: Source,
     latents: Annotated[
         int | None, typer.Option(metavar="K", help="Number of latents.  [default: as truth or targets say]")
@@ -327,7 +378,7 @@ def choose(
     from pyrocrl.judge.choose import FEW_ROWS, environments
     from pyrocrl.judge.choose import choose as judged
 
-    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch)
+    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch) | reading
     if target_mode is not None:
         one_of("--target-mode", target_mode, MODES)
     rows = _read_data(source)
@@ -345,7 +396,9 @@ def choose(
 
 
 @app.command()
+@_reading
 def evaluate(
+    reading: dict[str, Any],
     run: RunFolder,
     data: OwnSource = None,
     env: Env = None,
@@ -362,14 +415,16 @@ def evaluate(
     from pyrocrl.lab.reproduce import score_table
 
     record = _read_record(run)
-    rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
+    rows = _data_of_run(record, data, reading, env, control, targets, counts, size_factor, batch)
     found = pyrocrl.load(run / CHECKPOINT, program=model)
     scores = pyrocrl.evaluate(found, rows)
     _print_json(scores) if as_json else print(score_table(scores, found.program.card.name))
 
 
 @app.command()
+@_reading
 def report(
+    reading: dict[str, Any],
     run: RunFolder,
     data: OwnSource = None,
     env: Env = None,
@@ -385,7 +440,7 @@ def report(
     from pyrocrl import io
 
     record = _read_record(run)
-    rows = _data_of_run(record, data, env, control, targets, counts, size_factor, batch)
+    rows = _data_of_run(record, data, reading, env, control, targets, counts, size_factor, batch)
     found = pyrocrl.load(run / CHECKPOINT, rows, model)
     print(_write_report(found, rows, io.read_tree(run / POSTERIOR), run))
 
@@ -594,7 +649,7 @@ def _write_report(found: Fit, data: Data, tree: Any, out: Path, pages: dict[str,
 
     verdict = pyrocrl.diagnose(found, data)
     io.write_json(verdict.to_dict(), out / VERDICT)
-    scores = json.loads((out / SCORES).read_text()) if (out / SCORES).exists() else None
+    scores = json.loads((out / SCORES).read_text(encoding="utf-8")) if (out / SCORES).exists() else None
     page.write(found, tree, verdict, scores, out / REPORT, pages)
     return verdict
 
@@ -631,18 +686,17 @@ def _read_data(source: dict[str, Any]) -> Data:
     from pyrocrl import simulate as settings
 
     name = str(source["data"])
-    told = {k: source.get(k) for k in COLUMNS}
-    if Path(name).suffix in io.SUFFIXES:
+    told = {k: source[k] for k in (*COLUMNS, *READING) if source.get(k) is not None}
+    if Path(name).suffix.lower() in io.SUFFIXES:
         return io.read(name, **told)
     known = [*datasets.names(), *settings.names()]
     if name not in known:
         if Path(name).exists():
             reject("--data", repr(name), f"a file ending in {', '.join(io.SUFFIXES)}")
         one_of("--data", name, known)
-    given = [k for k, v in told.items() if v is not None]
-    if given:
-        option = "--" + given[0].replace("_", "-")
-        reject(option, repr(told[given[0]]), f"nothing: {name} brings its own; {option} is for files")
+    for given, value in told.items():
+        option = "--" + given.replace("_", "-")
+        reject(option, repr(value), f"nothing: {name} brings its own; {option} is for files")
     return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
 
 
@@ -656,8 +710,6 @@ def _builds(
     kinds: dict[str, type[Program]], options: dict[str, Any], latents: int | None, target_mode: str | None
 ) -> dict[str, dict[str, Any]]:
     """What each model is built with: options named after it, and those without a name where it takes them."""
-    import inspect
-
     takes = {name: inspect.signature(kind.__init__).parameters for name, kind in kinds.items()}
     builds: dict[str, dict[str, Any]] = {name: {} for name in kinds}
     if latents is not None:
@@ -681,15 +733,15 @@ def _told(*values: Any) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in zip(COLUMNS, values, strict=True)}
 
 
-def _data_of_run(record: dict[str, Any], data: str | None, *told: Any) -> Data:
+def _data_of_run(record: dict[str, Any], data: str | None, reading: dict[str, Any], *told: Any) -> Data:
     source = record["source"] if data is None else {"data": data, "seed": record["seed"]}
-    return _read_rows(source | {k: v for k, v in _told(*told).items() if v is not None})
+    return _read_rows(source | {k: v for k, v in _told(*told).items() if v is not None} | reading)
 
 
 def _read_record(run: Path) -> dict[str, Any]:
     path = run / RUN
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(record["source"], dict) and isinstance(record["seed"], int)
     except FileNotFoundError:
         if (run / CHECKPOINT).exists():
@@ -704,6 +756,7 @@ def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (C
     """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it."""
     if force and resume:
         reject("--resume", "together with --force", "one of them")
+    check_path("--out", out)
     if out.exists() and not out.is_dir():
         reject("--out", f"{str(out)!r}, which is a file", "a folder")
     parent = next(p for p in [out, *out.absolute().parents] if p.exists())
@@ -798,6 +851,7 @@ def _print_json(value: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _mend_streams()
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"pyrocrl: warning: {' '.join(str(message).split())}\n"
     try:
@@ -819,6 +873,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"failed: {error or type(error).__name__}{hint}", 1)
     finally:
         warnings.formatwarning = shown
+
+
+def _mend_streams() -> None:
+    """What was closed at the start goes nowhere, rather than into the first file that is opened; a character that the
+    terminal's encoding lacks is printed as its escape."""
+    for place in range(3):
+        try:
+            os.fstat(place)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:

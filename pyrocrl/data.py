@@ -17,7 +17,9 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from pyrocrl import arrays
 from pyrocrl.errors import reject
+from pyrocrl.labels import check_texts, row_labels, stripped
 
 Array = np.ndarray
 # what a control is called, in lower-case letters and digits and without a last "control"
@@ -105,26 +107,12 @@ class Batch:
         return self.anneal(one, one * 1e-3, one)
 
 
-def _labels(values: Any, argument: str, rows: int) -> Array:
-    labels = np.asarray(values)
-    if labels.shape != (rows,):
-        reject(argument, f"shape {labels.shape}", f"one label per row of x, shape ({rows},)")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        reject(argument, "missing labels (NaN)", "a label for every row")
-    if labels.dtype.kind == "O" and any(v is None or v != v for v in labels):
-        reject(argument, "missing labels", "a label for every row")
-    if labels.dtype.kind == "O":  # 1 and "1" are two labels to Python and one name to us
-        texts = [str(label) for label in set(labels)]
-        if twice := [text for text in texts if texts.count(text) > 1]:
-            reject(argument, f"two environments with the label {twice[0]!r}", "labels that differ as texts")
-    return labels.astype(str)
-
-
 class Data:
     """Rows of observed features with what is known about them.
 
-    x: (data, feature) floats or counts; numpy, torch or scipy.sparse, or a numpy memory map.
-    env: (data,) labels of environments; None = one environment, "observational".
+    x: (data, feature) floats or counts, in any form that `arrays.plain` takes: numpy (also masked or memory-mapped),
+        torch, scipy.sparse, pandas, lists.
+    env: (data,) labels of environments, without spaces around them; None = one environment, "observational".
     targets: environment -> latents it intervenes on (by position); environments not listed are observational;
         None = targets unknown.
     control: label of the observational environment, listed first; None = the only one that `targets` leaves out, or the
@@ -140,7 +128,7 @@ class Data:
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
-    not finite, not of these shapes, or not known, and for counts with rows that sum to 0 and no size factors.
+    missing, not finite, not of these shapes, or not known, and for counts with rows that sum to 0 and no size factors.
     """
 
     def __init__(
@@ -159,11 +147,9 @@ class Data:
         name: str = "data",
     ) -> None:
         self.name = name
-        self.x = self._check_x(x)
-        self.assumed: dict[str, str] = {}
-        self.counts = self._are_counts() if counts is None else bool(counts)
-        if self.counts:
-            self._check_counts()
+        self.x = arrays.plain(x, "x")
+        if self.x.ndim != 2:
+            reject("x", f"shape {self.x.shape}", "two dimensions (data, feature)")
         rows, features = self.x.shape
         if feature_names is None:
             feature_names = [f"feature_{j}" for j in range(features)]
@@ -173,7 +159,14 @@ class Data:
         if len(set(self.feature_names)) != features:
             twice = next(f for f in self.feature_names if self.feature_names.count(f) > 1)
             reject("feature_names", f"{twice!r} more than once", "unique names")
-        labels = np.full(rows, "observational") if env is None else _labels(env, "env", rows)
+        check_texts(self.feature_names, "feature_names")
+        check_texts([name], "name")
+        self._check_x()
+        self.assumed: dict[str, str] = {}
+        self.counts = self._are_counts() if counts is None else bool(counts)
+        if self.counts:
+            self._check_counts()
+        labels = np.full(rows, "observational") if env is None else row_labels(env, "env", rows)
         self.targets = self._check_targets(targets, labels)
         self.control = self._find_control(labels) if control is None else self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
@@ -184,37 +177,42 @@ class Data:
 
     # -- checks ------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check_x(x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            x = x.detach().cpu().numpy()
-        if scipy.sparse.issparse(x):
-            x = x.tocsr()
-        elif hasattr(x, "to_numpy"):
-            x = x.to_numpy()
-        else:
-            x = np.asanyarray(x)
-        if x.ndim != 2:
-            reject("x", f"shape {x.shape}", "two dimensions (data, feature)")
-        if x.dtype.kind not in "fiub":
-            reject("x", f"dtype {x.dtype}", "floats or integer counts")
-        rows, features = x.shape
+    def _check_x(self) -> None:
+        rows, features = self.x.shape
         if rows < 2:
             reject("x", f"{rows} row{'s' * (rows != 1)}", "at least 2 rows")
         if features < 2:
             reject("x", f"{features} feature{'s' * (features != 1)}", "at least 2 features")
         low, high = np.full(features, np.inf), np.full(features, -np.inf)
-        for start, block in _blocks(x):
+        gaps, first = np.zeros(features, dtype=np.int64), -1  # missing values of each feature; the first row with one
+        for start, block in _blocks(self.x):
             if not np.isfinite(block).all():
-                row, column = np.argwhere(~np.isfinite(block))[0]
-                bad = block[row, column]
-                reject("x", f"{bad} at row {start + row}, column {column}", "finite numbers")
+                missing = np.isnan(block)
+                for row, column in np.argwhere(np.isinf(block))[:1]:
+                    found = f"{block[row, column]} at row {start + row}, in {self.feature_names[column]!r}"
+                    reject("x", found, "finite numbers")
+                first = start + int(missing.any(1).argmax()) if first < 0 else first
+                gaps += missing.sum(0)
             low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
-        constant = np.flatnonzero(low == high)
-        if constant.size:
-            more = f" and {constant.size - 1} more" if constant.size > 1 else ""
-            reject("x", f"constant feature in column {constant[0]}{more}", "features that vary")
-        return x
+        if gaps.any():
+            self._reject_gaps(gaps, first)
+        constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
+        if constant:
+            found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
+            reject("x", found, "features that vary: leave out those that do not (in files: drop 'constant')")
+
+    def _reject_gaps(self, gaps: Array, first: int) -> None:
+        """No model sums missing values of x out: say how many there are, where, and what helps."""
+        total, columns = int(gaps.sum()), np.flatnonzero(gaps)
+        worst = columns[np.argsort(-gaps[columns], kind="stable")]
+        where = ", ".join(f"{self.feature_names[j]!r} ({gaps[j]})" for j in worst[:3])
+        more = ", ..." if len(worst) > 3 else ""
+        reject(
+            "x",
+            f"{total} missing value{'s' * (total > 1)} in {len(columns)} of {len(gaps)} features, the first at row "
+            f"{first}: {where}{more}",
+            "finite numbers: fill gaps in, or leave out these features (in files: drop) or rows (where)",
+        )
 
     def _are_counts(self) -> bool:
         """Whether to take x for counts where nobody says; `assumed` tells, unless the numbers are not whole."""
@@ -243,25 +241,26 @@ class Data:
             reject("targets", f"a {type(targets).__name__}", "a mapping environment -> latents, or None")
         known = set(np.unique(labels))
         out: dict[str, tuple[int, ...]] = {}
-        for label, latents in targets.items():
-            if str(label) in out:
-                reject("targets", f"two environments with the label {str(label)!r}", "labels that differ as texts")
-            if str(label) not in known:
-                reject("targets", f"unknown environment {str(label)!r}", f"one of {_some(sorted(known))}")
+        for label, latents in zip(stripped(map(str, targets), "targets"), targets.values(), strict=True):
+            if label in out:
+                reject("targets", f"two environments with the label {label!r}", "labels that differ as texts")
+            if label not in known:
+                reject("targets", f"unknown environment {label!r}", f"one of {_some(sorted(known))}")
             wanted = (latents,) if isinstance(latents, int | np.integer) else tuple(latents)
             for k in wanted:
                 if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
-                    reject("targets", f"{k!r} for environment {str(label)!r}", "positions of latents, 0, 1, ...")
+                    reject("targets", f"{k!r} for environment {label!r}", "positions of latents, 0, 1, ...")
             if len(set(wanted)) != len(wanted):
-                reject("targets", f"a latent twice for environment {str(label)!r}", "each latent once")
-            out[str(label)] = tuple(int(k) for k in wanted)
+                reject("targets", f"a latent twice for environment {label!r}", "each latent once")
+            out[label] = tuple(int(k) for k in wanted)
         return out
 
     def _check_control(self, control: Any, labels: Array) -> str:
-        if str(control) not in set(names := np.unique(labels)):
-            reject("control", f"unknown environment {str(control)!r}", f"one of {_some(sorted(names))}")
-        if (self.targets or {}).get(str(control)):
-            reject("control", f"{str(control)!r}, which has targets", "an environment without targets")
+        [control] = stripped([str(control)], "control")
+        if control not in set(names := np.unique(labels)):
+            reject("control", f"unknown environment {control!r}", f"one of {_some(sorted(names))}")
+        if (self.targets or {}).get(control):
+            reject("control", f"{control!r}, which has targets", "an environment without targets")
         return str(control)
 
     def _find_control(self, labels: Array) -> str | None:
@@ -290,7 +289,7 @@ class Data:
     def _code(self, values: Any, argument: str) -> tuple[list[str], Array]:
         if values is None:
             return ["all"], np.zeros(self.rows, dtype=np.int64)
-        names, codes = np.unique(_labels(values, argument, self.rows), return_inverse=True)
+        names, codes = np.unique(row_labels(values, argument, self.rows), return_inverse=True)
         return [str(n) for n in names], codes.astype(np.int64)
 
     def _check_size_factor(self, size_factor: Any) -> tuple[Array | None, str | None]:
@@ -304,7 +303,7 @@ class Data:
             if size_factor not in (1, "none"):
                 reject("size_factor", repr(size_factor), "one number per row of x, None, or 1 or 'none' for no sizes")
             return (self._sizes("none"), "none") if self.counts else (None, None)
-        s = np.asarray(size_factor, dtype=np.float64)
+        s = arrays.floats(size_factor, "size_factor")
         if s.shape != (self.rows,):
             reject("size_factor", f"shape {s.shape}", f"one per row of x, shape ({self.rows},)")
         if not (np.isfinite(s).all() and (s > 0).all()):
@@ -327,7 +326,7 @@ class Data:
     def _check_aux(self, aux: Any) -> Array | None:
         if aux is None:
             return None
-        a = np.asarray(aux, dtype=np.float64)
+        a = arrays.floats(aux, "aux")
         a = a[:, None] if a.ndim == 1 else a
         if a.ndim != 2 or a.shape[0] != self.rows:
             reject("aux", f"shape {a.shape}", f"({self.rows}, aux)")
@@ -340,7 +339,7 @@ class Data:
         for key, value in truth.items():
             if key not in TRUTH_KEYS:
                 reject("truth", f"{key!r}", f"any of {', '.join(TRUTH_KEYS)}")
-            out[key] = value if key == "targets" else np.asarray(value)
+            out[key] = value if key == "targets" else arrays.dense(value, f"truth[{key!r}]")
         for key in ("z", "innovations", "component"):
             if key in out and out[key].shape[0] != self.rows:
                 reject(f"truth[{key!r}]", f"{out[key].shape[0]} rows", f"one per row of x, {self.rows}")

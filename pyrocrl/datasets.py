@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
+from pyrocrl.arrays import plain
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 
@@ -114,7 +115,9 @@ def _h5ad(path: Path) -> Any:
         reject("name", f"{path.name} without the package anndata", 'pip install "pyrocrl[bio]"')
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the published files are in older layouts, still read
-        return anndata.read_h5ad(path)
+        cells = anndata.read_h5ad(path)
+    cells.X = plain(cells.X, "x")
+    return cells
 
 
 def _data(name: str, x: Any, features: Any, **known: Any) -> Data:
@@ -178,8 +181,8 @@ def _sachs2005(path: Path) -> Data:
 
 
 def _scicar_a549(rna: Path, atac: Path, shared: Path, cells: Path) -> Data:
-    x = scipy.sparse.load_npz(rna).T.tocsr().astype(np.int32)
-    aux = scipy.sparse.load_npz(atac).T.toarray()
+    x = plain(scipy.sparse.load_npz(rna), "x").T.tocsr().astype(np.int32)
+    aux = plain(scipy.sparse.load_npz(atac), "aux").T.toarray()
     hours = pd.read_csv(cells, dtype=str, keep_default_na=False).set_index("sample")["treatment_time"]
     env = hours.loc[shared.read_text().split()].to_numpy()
     return _data("scicar_a549", x, None, env=env, control="0", counts=True, size_factor=_totals(x), aux=aux)

@@ -1,5 +1,6 @@
 """The one error that bad input raises, and the two helpers that word it."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NoReturn
@@ -24,6 +25,16 @@ def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
     near = get_close_matches(value, words, n=1) if isinstance(value, str) else []
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     reject(argument, f"{value!r}{hint}", ", ".join(words) or "nothing")
+
+
+def check_path(argument: str, path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a path to write to that no system or no reader takes: with a NUL, or not in UTF-8."""
+    try:
+        name = os.fsencode(path).decode()
+    except UnicodeError:
+        name = "\0"
+    if "\0" in name:
+        reject(argument, repr(os.fspath(path)), "a path in UTF-8, without NUL characters")
 
 
 def _line(part: object) -> str:

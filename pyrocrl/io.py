@@ -1,15 +1,17 @@
 """Files and tables to and from `Data`, and posteriors to and from netCDF.
 
-`read` takes .csv, .tsv, .npz, .parquet and .h5ad; `write` makes a .npz that `read` gives back whole, truth
-included. Whatever is written goes to a temporary file beside its place first and is then renamed.
+`read` takes .csv, .tsv, .npz, .parquet, .h5ad, .zarr and .h5mu; `write` makes a .npz that `read` gives back whole,
+truth included. Whatever is written goes to a temporary file beside its place first and is then renamed.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,11 +23,18 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
+from pyrocrl.arrays import constant, floats, plain
 from pyrocrl.data import TRUTH_KEYS, Data, _some, are_counts
-from pyrocrl.errors import InputError, reject
+from pyrocrl.errors import InputError, check_path, reject
+from pyrocrl.pick import Pick, column_of
 
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
-SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".h5ad")
+SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".h5ad", ".zarr", ".h5mu")
+ANNDATA = (".h5ad", ".zarr", ".h5mu")
+# the files that a way of reading is for; where, drop and combine are for all
+READING = {"layer": ANNDATA, "sep": (".csv", ".tsv"), "index": tuple(s for s in SUFFIXES if s != ".npz")}
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*")
+SEPARATORS = (",", ";", "\t", "|")  # tried in this order where a header does not have the one of its suffix
 # columns that are taken for size factors of counts unless another is named, the first that is there
 LIBRARY_SIZES = ("n_umis_total", "n_counts", "total_counts", "nCount_RNA")
 
@@ -63,7 +72,7 @@ def from_frame(
         reject("x", f"{len(df)} rows of {len(columns)} columns", "at least 2 rows and 2 features")
     table = df.set_axis(columns, axis=1)
     features = table.drop(columns=[c for c in named.values() if c is not None])
-    odd = [c for c in features.columns if not pd.api.types.is_numeric_dtype(features[c])]
+    odd = [c for c in features.columns if not _is_numeric(features[c])]
     if odd:
         hint = "" if env is not None else " (name the column of environments with env)"
         reject("x", f"columns that are not numbers: {_some(odd)}", f"numeric features{hint}")
@@ -111,11 +120,12 @@ def from_anndata(
     counts: bool | None = None,
     name: str = "data",
 ) -> Data:
-    """A `Data` from an AnnData: x is `adata.X` or a layer, feature names are `adata.var_names`.
+    """A `Data` from an AnnData, in memory or backed: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
-    env, size_factor, batch: columns of `adata.obs`, or None. control: as in `Data`; size_factor: as in `from_frame`.
-    counts: None = whether x holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features
-    that do not vary are an error, as everywhere. Raises InputError for unknown columns, labels and layers.
+    layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch:
+    columns of `adata.obs`, or None. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x
+    holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
+    error, as everywhere. Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
         if not hasattr(adata, attribute):
@@ -125,12 +135,8 @@ def from_anndata(
     for argument, column in named:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
-    if layer is not None and layer not in adata.layers:
-        reject("layer", repr(layer), f"None or one of {_some(sorted(adata.layers))}")
-    x = adata.X if layer is None else adata.layers[layer]
-    if x is None:
-        reject("layer", "None, and X is empty", f"one of {_some(sorted(adata.layers))}")
-    whole = counts is None and are_counts(x if scipy.sparse.issparse(x) else np.asarray(x))
+    x, names = _layer(adata, layer)
+    whole = counts is None and are_counts(x)
     totals = [c for c in LIBRARY_SIZES if (whole or counts) and c in columns]
     sizes, assumed = _size_factors(adata.obs, size_factor, totals)
     data = Data(
@@ -141,11 +147,24 @@ def from_anndata(
         counts=whole or counts,
         size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
-        feature_names=[str(v) for v in adata.var_names],
+        feature_names=names,
         name=name,
     )
     data.assumed |= assumed | ({"counts": "True (whole numbers)"} if whole else {})
     return data
+
+
+def _layer(adata: Any, layer: str | None) -> tuple[Any, list[str]]:
+    """x of a layer, in memory, and its features' names."""
+    raw: Any = getattr(adata, "raw", None)
+    known = sorted({*map(str, adata.layers), *(["raw"] if raw is not None else [])})
+    if layer is not None and layer not in known:
+        reject("layer", repr(layer), f"None or one of {_some(known)}" if known else "None: there are no layers")
+    own = layer == "raw" and layer not in adata.layers
+    x = raw.X if own else adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        reject("layer", "None, and X is empty", f"one of {_some(known)}")
+    return plain(x, "x"), [str(v) for v in (raw if own else adata).var_names]
 
 
 def read_targets(targets: Targets) -> dict[str, tuple[int, ...]] | None:
@@ -192,7 +211,8 @@ def _read_targets_file(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             reject("targets", f"{path}: a JSON {type(found).__name__}", 'JSON such as {"environment": [0]}')
         return found
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=_delimiter(path)) if row]
+    lines = text.splitlines()
+    rows = [row for row in csv.reader(lines, delimiter=_separator(path, "".join(lines[:1]))) if row]
     out: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         cells = [cell.strip() for cell in row]
@@ -235,35 +255,100 @@ def read(
     *,
     size_factor: str | None = None,
     batch: str | None = None,
+    layer: str | None = None,
+    where: str | Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    index: str | None = None,
+    sep: str | None = None,
+    combine: str | None = None,
 ) -> Data:
-    """Read a .csv, .tsv, .npz, .parquet or .h5ad file; arguments as in `from_frame` and `from_anndata`.
+    """Read a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file; arguments as in `from_frame` and `from_anndata`.
 
     .npz: arrays x and, if wanted, env, size_factor, batch, aux, feature_names, targets (a JSON text), as `write`
-    makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a
-    header holds the names of the rows. Raises InputError for files that are missing, damaged or of another kind.
+    makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a header holds the names of the rows.
+
+    layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
+    condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
+    columns of a table, of `obs` or the arrays of a .npz; a missing value is ''. Targets of environments that lose all
+    rows are left out too. drop: columns, of an AnnData features, to leave out; "constant" for all that do not vary in
+    the rows that are kept. index: the column that holds the rows' names. sep: what separates the columns of a table,
+    one character or "tab"; None = what its header has. combine: what stands between the parts of labels of
+    combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control is "ctrl", and a combination without targets
+    of its own has those of its parts.
+
+    Raises InputError for files that are missing, damaged or of another kind, for conditions that no row meets, and for
+    columns that are not there.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
         reject("path", f"{str(path)!r}", f"a file ending in {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not (path.is_dir() if kind == ".zarr" else path.is_file()):
         reject("path", f"no file {str(path)!r}", f"an existing file ending in {', '.join(SUFFIXES)}")
-    targets = read_targets(targets)
-    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "name": path.stem}
-    if path.suffix == ".npz":
-        return _read_npz(path, env, control, targets, counts, **more)
-    if path.suffix == ".h5ad":
-        anndata = _bio("anndata", path.name)
-        with _damaged(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adata = anndata.read_h5ad(path)
-        return from_anndata(adata, env, control, targets=targets, counts=counts, **more)
-    if path.suffix == ".parquet":
+    for argument, value in (("layer", layer), ("sep", sep), ("index", index)):
+        if value is not None and kind not in READING[argument]:
+            reject(argument, f"{value!r} for {path.name}", f"nothing, except for {', '.join(READING[argument])}")
+    if combine is not None and control is None:
+        reject("control", f"None with combine={combine!r}", "the label of the control: it is no part of a combination")
+    conditions, dropped = ([one] if isinstance(one, str) else list(one) for one in (where, drop))
+    pick = Pick(conditions, dropped, env, control, combine)
+    found = read_targets(targets)
+    name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
+    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "name": name}
+    if kind == ".npz":
+        return _read_npz(path, env, control, found, counts, pick=pick, **more)
+    if kind in ANNDATA:
+        adata = _read_anndata(path, kind, layer)
+        keep, obs, found = pick.rows(adata.obs, found)
+        if index is not None:
+            obs = obs.set_index(column_of(obs, index, "index"))
+        adata = adata if keep.all() else adata[keep].copy()
+        columns = pick.columns(adata.var_names, lambda: constant(adata.X))
+        adata = adata if len(columns) == adata.n_vars else adata[:, columns].copy()
+        adata.obs = obs.set_axis(obs.index.astype(str))
+        return from_anndata(adata, env, control, targets=found, counts=counts, **more)
+    if kind == ".parquet":
         _bio("pyarrow", path.name)
         with _damaged(path):
             table = pd.read_parquet(path)
     else:
-        table = _read_table(path)
-    return from_frame(table, env, control, targets, counts, **more)
+        table = _read_table(path, sep)
+    _, table, found = pick.rows(table, found)
+    if index is not None:
+        table = table.set_index(column_of(table, index, "index"))
+    told = (env, size_factor, batch)
+    columns = pick.columns(list(table), lambda: [c not in told and table[c].nunique(dropna=False) < 2 for c in table])
+    return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
+
+
+def _read_anndata(path: Path, kind: str, layer: str | None) -> Any:
+    """An AnnData whose X is the layer, in memory."""
+    anndata = _bio("anndata", path.name)
+    if kind == ".zarr":
+        _bio("zarr", path.name)
+    with _damaged(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == ".h5mu":
+            adata, layer = _read_modality(path, layer)
+        else:
+            adata = anndata.read_h5ad(path) if kind == ".h5ad" else anndata.read_zarr(path)
+        x, names = _layer(adata, layer)
+        return anndata.AnnData(x, obs=adata.obs, var=pd.DataFrame(index=pd.Index(names, dtype=object)))
+
+
+def _read_modality(path: Path, layer: str | None) -> tuple[Any, str | None]:
+    """(one modality of a MuData, with the columns of obs that all share, and what is left of `layer` for it)."""
+    import h5py
+
+    read_elem = _bio("anndata.io", path.name).read_elem
+    with h5py.File(path) as file:
+        known = list(file["mod"])
+        name, _, rest = (layer or (known[0] if len(known) == 1 else "")).partition("/")
+        if name not in known:
+            reject("layer", repr(layer), f"MODALITY or MODALITY/LAYER, with MODALITY one of {_some(known)}")
+        adata, shared = read_elem(file[f"mod/{name}"]), read_elem(file["obs"])
+    adata.obs = adata.obs.join(shared[[c for c in shared.columns if c not in adata.obs.columns]])
+    return adata, rest or None
 
 
 def write(data: Data, path: str | Path) -> Path:
@@ -308,6 +393,7 @@ def _read_npz(
     size_factor: str | None,
     batch: str | None,
     name: str,
+    pick: Pick,
 ) -> Data:
     with _damaged(path), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
@@ -320,6 +406,10 @@ def _read_npz(
     for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
         if given is not None and column not in arrays:
             reject(argument, f"no array {column!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+    if targets is None and "targets" in arrays:
+        targets = _json_targets(arrays["targets"], "targets", path)
+    if "x" in arrays:
+        arrays, targets = pick.of_arrays(arrays, columns, targets)
     truth: dict[str, Any] = {
         key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")
     }
@@ -328,8 +418,6 @@ def _read_npz(
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"
         reject("path", found, f"arrays {', '.join(sorted(known))} and truth_ with {', '.join(TRUTH_KEYS)}")
-    if targets is None and "targets" in arrays:
-        targets = _json_targets(arrays["targets"], "targets", path)
     if "targets" in truth:
         truth["targets"] = _json_targets(truth["targets"], "truth_targets", path)
     if control is None and "control" in arrays:
@@ -368,27 +456,60 @@ def _json_targets(value: np.ndarray, argument: str, path: Path) -> dict[str, tup
     return out
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    header = next(csv.reader(_text(path, "path").splitlines()[:1], delimiter=_delimiter(path)), [])
+def _read_table(path: Path, sep: str | None) -> pd.DataFrame:
+    _check_text(path, "path")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+    sep = _separator(path, first) if sep is None else {"tab": "\t", "\\t": "\t"}.get(sep, sep)
+    if len(sep) != 1:
+        reject("sep", repr(sep), "one character, or tab")
+    header = next(csv.reader([first], delimiter=sep), [])
     # pandas would rename a second column of the same name
     twice = [h for h in header if header.count(h) > 1]
     if twice:
         reject("feature_names", f"{twice[0]!r} more than once in {path.name}", "unique names")
     index = 0 if header and header[0].strip() == "" else False
     with _damaged(path):
-        return pd.read_csv(path, sep=_delimiter(path), index_col=index)
+        table = pd.read_csv(path, sep=sep, index_col=index, encoding="utf-8")
+    for name in table.columns:
+        values = [str(value) for value in table[name].dropna()] if table[name].dtype == object else []
+        if values and all(DECIMAL_COMMA.fullmatch(value) for value in values):
+            found = f"decimal commas, such as {values[0]!r} in column {name!r} of {path.name}"
+            reject("path", found, f"decimal points: io.from_frame(pandas.read_csv(path, sep={sep!r}, decimal=','))")
+    return table
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
+def _separator(path: Path, header: str) -> str:
+    """What separates the columns of a table: as its suffix says, or else what its header has."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    return next((sep for sep in (usual, *SEPARATORS) if sep in header), usual)
 
 
 def _text(path: Path, argument: str) -> str:
+    _check_text(path, argument)
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _check_text(path: Path, argument: str) -> None:
+    """Raise InputError unless the file holds UTF-8 and no NUL, at which pandas would end a cell without a word."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        reject(argument, f"{str(path)!r} ({reason})", "a readable text file")
+        with path.open("rb") as file:
+            start = 0
+            while block := file.read(2**20):
+                if b"\0" in block:
+                    found = f"{str(path)!r} with a NUL at byte {start + block.index(0)} (no text, or UTF-16)"
+                    reject(argument, found, "a text in UTF-8")
+                decoder.decode(block)
+                start += len(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        found = f"{str(path)!r} with the byte {error.object[error.start]:#x}, which is not UTF-8"
+        reject(argument, found, "a text in UTF-8 (iconv makes it one)")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        reject(argument, f"{str(path)!r} ({getattr(error, 'strerror', error)})", "a readable text file")
 
 
 @contextmanager
@@ -413,9 +534,14 @@ def _bio(module: str, what: str) -> Any:
 
 
 def _numbers(column: pd.Series, argument: str) -> np.ndarray:
-    if not pd.api.types.is_numeric_dtype(column):
+    if not _is_numeric(column):
         reject(argument, f"column {str(column.name)!r} of {column.dtype}", "a column of numbers above 0")
-    return column.to_numpy(dtype=np.float64)
+    return floats(column, argument)
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    kinds = pd.api.types
+    return bool(kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column))
 
 
 def _common_dtype(table: pd.DataFrame) -> Any:
@@ -476,6 +602,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises InputError where the folder cannot be written.
     """
+    check_path("path", path)
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -20,6 +20,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from pyrocrl.arrays import floats
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
@@ -49,7 +50,7 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
         reject("level", repr(level), "a number strictly between 0 and 1")
     check_whole("draws", draws, 2)
-    values = np.asarray(actions, dtype=np.float64)
+    values = floats(actions, "actions")
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
     kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)
@@ -170,12 +171,12 @@ def pair_errors(
 ) -> dict[str, float]:
     """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
 
-    parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines. An error is the
-    root mean square over features of the difference of means, in standard deviations of the control rows of `train`;
-    counts are divided by size factors. `model`; `additive`: control mean plus each part's mean
-    difference; `control` and `training`: the mean of control rows, of all perturbed rows of `train`; `floor`: two
-    samples of the pair's size, expected. Raises InputError for unknown environments, pairs without rows, and without a
-    control.
+    parts: environment of `pairs` -> the environments of `train`, the rows of the fit, that it combines, such as
+    `labels.combinations(pairs.env_names)` of labels "A+B". An error is the root mean square over features of the
+    difference of means, in standard deviations of the control rows of `train`; counts are divided by size factors.
+    `model`; `additive`: control mean plus each part's mean difference; `control` and `training`: the mean of control
+    rows, of all perturbed rows of `train`; `floor`: two samples of the pair's size, expected. Raises InputError for
+    unknown environments, pairs without rows, and without a control.
     """
     if not train.control_rows.any():
         reject("train", "no control rows", "rows of the control, which is named (control=)")

@@ -141,7 +141,7 @@ def test_the_report_compares_with_the_control_and_nulls_move_nothing(
     data, fit = screen
     tree = io.read_tree(io.write_tree(fit.posterior(2, predictive=False), tmp_path / "p.nc"))
     for found in (report._reference(fit, tree), None):  # of the fit's data; of the file alone
-        said = report._programmes(tree, found)
+        said = report._programmes(tree, found, [])
         assert said["reference"] == "zero" == plots.shifts(tree).attrs["reference"]
         movers = {mover["name"] for mover in said["rows"][0]["movers"]}
         assert movers and all(name.startswith("hit") for name in movers)

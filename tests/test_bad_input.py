@@ -55,8 +55,11 @@ def without_rows() -> object:
 
 # what is called, and the message: argument, what was found, what is allowed
 PYTHON: dict[str, tuple[Callable[[], object], str]] = {
-    "nan": (lambda: Data(put(X, np.nan)), "x: found nan at row 3, column 2; allowed: finite numbers"),
-    "inf": (lambda: Data(put(X, -np.inf)), "x: found -inf at row 3, column 2; allowed: finite numbers"),
+    "nan": (
+        lambda: Data(put(X, np.nan)),
+        "x: found 1 missing value in 1 of 7 features, the first at row 3: 'feature_2' (1); allowed: ",
+    ),
+    "inf": (lambda: Data(put(X, -np.inf)), "x: found -inf at row 3, in 'feature_2'; allowed: finite numbers"),
     "empty": (lambda: Data(np.zeros((0, 3))), "x: found 0 rows; allowed: at least 2 rows"),
     "one row": (lambda: Data(X[:1]), "x: found 1 row; allowed: at least 2 rows"),
     "one feature": (lambda: Data(X[:, :1]), "x: found 1 feature; allowed: at least 2 features"),
@@ -64,7 +67,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "texts": (lambda: Data(X.astype(str)), "x: found dtype <U32; allowed: floats or integer counts"),
     "constant": (
         lambda: Data(X * (np.arange(7) != 4)),
-        "x: found constant feature in column 4; allowed: features that vary",
+        "x: found constant feature 'feature_4'; allowed: features that vary",
     ),
     "negative counts": (
         lambda: Data(put(COUNTS, -1), counts=True),
@@ -80,7 +83,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "env with gaps": (
         lambda: Data(X, np.where(np.arange(40) > 3, 1.0, np.nan)),
-        "env: found missing labels (NaN); allowed: a label for every row",
+        "env: found 4 missing labels of 40 (the first at row 0); allowed: a label for every row",
     ),
     "names of another length": (
         lambda: Data(X, feature_names=["a"]),
@@ -410,12 +413,15 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "one row": (fit_of("one.csv", "--env", "cond"), ["x: found 1 row; allowed: at least 2 rows"]),
     "ragged": (fit_of("ragged.csv"), ["ragged.csv', which cannot be read", "; allowed: a whole .csv file"]),
-    "NaN": (fit_of("nan.csv", "--env", "cond"), ["x: found nan at row 0, column 2; allowed: finite numbers"]),
+    "NaN": (
+        fit_of("nan.csv", "--env", "cond"),
+        ["x: found 1 missing value in 1 of 7 features, the first at row 0: 'c' (1); allowed: "],
+    ),
     "texts": (fit_of("text.csv", "--env", "cond"), ["x: found columns that are not numbers: 'tissue'; allowed: "]),
     "environments not named": (fit_of("good.csv"), ["'cond'; allowed: numeric features (name the column of env"]),
     "constant": (
         fit_of("constant.csv", "--env", "cond"),
-        ["constant feature in column 1; allowed: features that vary"],
+        ["constant feature 'b'; allowed: features that vary"],
     ),
     "negative counts": (
         fit_of("negative.csv", "--env", "cond", "--counts"),

@@ -261,7 +261,7 @@ def test_names_include_what_they_imply():
         (lambda: Group.of(("block", "sign")), "can be combined"),
         (lambda: Group.of("scale", ((0, 1),)), "blocks: .*none unless"),
         (lambda: Group.of("scale").align(np.ones(3), np.ones((3, 1))), r"z: found shape \(3,\)"),
-        (lambda: Group.of("scale").align([["a"], ["b"]], np.ones((3, 1))), "z: found list"),
+        (lambda: Group.of("scale").align([["a"], ["b"]], np.ones((3, 1))), "z: found dtype <U1"),
         (lambda: Group.of("scale").align(np.full((3, 1), np.nan), np.ones((3, 1))), "NaN or infinity"),
         (lambda: Group.of("scale").align(np.ones((3, 1)), np.ones((4, 1))), "z: found 3 rows; allowed: 4"),
         (lambda: Group.of("linear").distance(np.ones((3, 3)), np.ones((3, 3))), "rows; allowed: more than 4"),

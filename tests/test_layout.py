@@ -15,16 +15,19 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "dists"}
+GROUND = {"errors", "arrays", "labels", "dists"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "arrays": {"errors"},
+    "labels": {"errors"},
     "dists": {"errors"},
-    "data": {"errors"},
-    "io": {"errors", "data"},
-    "datasets": {"errors", "data", "io"},
-    "claims": {"errors", "data"},
+    "data": {"errors", "arrays", "labels"},
+    "pick": {"errors", "arrays", "labels", "data"},
+    "io": {"errors", "arrays", "data", "pick"},
+    "datasets": {"errors", "arrays", "data", "io"},
+    "claims": {"errors", "arrays", "data"},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
     "program": {*GROUND, "data", "claims"},
     "parts": PARTS,

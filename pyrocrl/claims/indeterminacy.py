@@ -24,6 +24,7 @@ from scipy.linalg import qr
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm, rankdata
 
+from pyrocrl.arrays import dense, floats
 from pyrocrl.errors import one_of, reject
 
 Floats = NDArray[np.float64]
@@ -290,10 +291,7 @@ class Group:
 
 def as_latents(argument: str, value: ArrayLike) -> Floats:
     """`value` as a float array (data, latent), finite, with two rows or more; otherwise an `InputError`."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        reject(argument, f"{type(value).__name__} that is no array of numbers", "an array (data, latent)")
+    array = floats(value, argument)
     if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] < 1:
         reject(argument, f"shape {array.shape}", "shape (data, latent) with two rows and one column or more")
     if not np.isfinite(array).all():
@@ -349,7 +347,7 @@ def _basis(z: Floats) -> Floats:
 
 def as_graph(argument: str, graph: ArrayLike, loops: bool = False) -> Bools:
     """`graph` as a boolean array (..., node, node), without self-loops unless `loops`; or an `InputError`."""
-    array = np.asarray(graph)
+    array = dense(graph, argument)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.shape[-1] < 1:
         reject(argument, f"shape {array.shape}", "a square array (parent, child)")
     if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():

@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrocrl.data import Data
-from pyrocrl.errors import InputError
+from pyrocrl.errors import InputError, check_path
 
 FORMAT = "pyrocrl-fit-1"
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
     """Write tensors and a JSON header to `path`, all or nothing."""
+    check_path("path", path)
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     meta = {"format": FORMAT, "header": json.dumps(header)}

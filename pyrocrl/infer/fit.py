@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrocrl.data import Batch, Data
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import InputError, check_path, one_of, reject
 from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
@@ -61,6 +62,7 @@ def fit(
     interrupted fit found there goes on and ends as an uninterrupted one would have. on_epoch: called after each
     epoch. Raises InputError for bad arguments before any work, FitError when no chain stays finite.
     """
+    _check_kinds(program, data, overrides)
     recipe = _recipe(program, recipe, chains, epochs, overrides)
     check_whole("seed", seed, 0)
     where = resolve_device(device)
@@ -76,6 +78,17 @@ def fit(
         if resume and path is not None and path.exists():
             loop.restore(path)
         return loop.run(progress, checkpoint_every, on_epoch)
+
+
+def _check_kinds(program: Any, data: Any, more: dict[str, Any]) -> None:
+    """A model's name is no program yet: say how it becomes one, with the options that were passed with it."""
+    if not isinstance(program, Program):
+        name = program.__name__ if isinstance(program, type) else repr(program)
+        known = {f.name for f in dataclasses.fields(Recipe)}
+        options = "".join(f", {key}={value!r}" for key, value in more.items() if key not in known)
+        reject("program", name, f"a program: pyrocrl.fit(pyrocrl.build({name}, data{options}), data)")
+    if not isinstance(data, Data):
+        reject("data", f"a {type(data).__name__}", "a pyrocrl.Data")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -125,6 +138,7 @@ def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
 
 
 def _check_writable(folder: Path) -> None:
+    check_path("out", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".pyrocrl.part"
@@ -196,7 +210,7 @@ class _Loop:
         bar = tqdm(
             total=recipe.epochs,
             initial=self.epoch,
-            disable=not progress,
+            disable=not progress or sys.stderr is None or sys.stderr.closed,
             desc=f"{self.program.card.name}, {recipe.chains} chains",
             unit="epoch",
         )

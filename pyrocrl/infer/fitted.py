@@ -341,7 +341,7 @@ class Fit:
             reject("values", repr(values), "a mapping of latent names to values, such as {'latent_0': 1.5}")
         for name, value in values.items():
             one_of("values", name, self.names["latent"])
-            if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            if not isinstance(value, int | float | np.integer | np.floating) or not np.isfinite(value):
                 reject(f"values[{name!r}]", repr(value), "a finite number")
         if isinstance(environments, str) or len(set(environments)) < len(environments):
             reject("environments", repr(environments), "a list of names, each once")

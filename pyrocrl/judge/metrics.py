@@ -21,6 +21,7 @@ from sklearn.linear_model import LassoCV, LinearRegression
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import KFold, train_test_split
 
+from pyrocrl.arrays import dense, floats
 from pyrocrl.claims.indeterminacy import (
     Bools,
     Floats,
@@ -349,7 +350,7 @@ def expected_calibration_error(outcomes: ArrayLike, probs: ArrayLike, bins: int 
 
 def interval_coverage(truth: ArrayLike, draws: ArrayLike, level: float = 0.9) -> float:
     """Share of true values (...) inside the central interval of their draws (draw, ...), ends included."""
-    value, sample = np.asarray(truth, dtype=float), np.asarray(draws, dtype=float)
+    value, sample = floats(truth, "truth"), floats(draws, "draws")
     if sample.shape[1:] != value.shape or sample.ndim < 1 or len(sample) < 2 or not value.size:
         reject("draws", f"shape {sample.shape}", f"(draw, ...) with two draws or more of shape {value.shape}")
     if not np.isfinite(value).all() or not np.isfinite(sample).all():
@@ -412,14 +413,14 @@ def _graphs(true: ArrayLike, est: ArrayLike) -> tuple[Bools, Bools]:
 
 
 def _binary(argument: str, value: ArrayLike) -> Bools:
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    array = dense(value, argument)
+    if not np.isin(array, (0, 1)).all():
         reject(argument, "values other than 0 and 1", "0 and 1")
     return array.astype(bool)
 
 
 def _probabilities(argument: str, value: ArrayLike) -> Floats:
-    array = np.asarray(value, dtype=float)
+    array = floats(value, argument)
     if not ((array >= 0) & (array <= 1)).all():
         reject(argument, "values outside [0, 1], or NaN", "probabilities")
     return array

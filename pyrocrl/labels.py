@@ -1,0 +1,103 @@
+"""Labels of environments and batches as users hold them, made plain: texts, none missing, no spaces around them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pyrocrl.errors import reject
+
+MISSING = ("", "nan", "NaN", "NaT", "<NA>")  # what pandas and numpy make of a missing label in an array of texts
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # netCDF and UTF-8 have no place for these
+
+
+def row_labels(values: Any, argument: str, rows: int) -> np.ndarray:
+    """(data,) the texts of one label a row.
+
+    Spaces around a label are left out, with a warning, so that "A" and "A " are one environment. Raises InputError for
+    another shape, for labels that are missing (masked, None, NaN, NaT, pd.NA or their texts), for 1 beside "1", and
+    for texts that UTF-8 or netCDF cannot hold.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    try:
+        array = np.asarray(values, dtype=object if isinstance(values, list | tuple) else None)
+    except ValueError:
+        reject(argument, f"a {type(values).__name__} that is no array", f"one label per row of x, shape ({rows},)")
+    if array.shape != (rows,):
+        reject(argument, f"shape {array.shape}", f"one label per row of x, shape ({rows},)")
+    try:
+        codes, found = pd.factorize(array)
+    except TypeError as error:
+        reject(argument, f"labels that are no labels ({error})", "texts or numbers")
+    texts = [_text(label, argument) for label in found]
+    if twice := [text for text in texts if texts.count(text) > 1] if len(set(texts)) < len(texts) else []:
+        reject(argument, f"two environments with the label {twice[0]!r}", "labels that differ as texts")
+    missing = np.isin(codes, [-1, *(k for k, text in enumerate(texts) if text.strip() in MISSING)])
+    if hidden is not None:
+        missing |= hidden
+    if missing.any():
+        count = int(missing.sum())
+        found_labels = f"{count} missing label{'s' * (count > 1)} of {rows} (the first at row {np.argmax(missing)})"
+        reject(argument, found_labels, "a label for every row")
+    check_texts(texts, argument)
+    return np.asarray(stripped(texts, argument))[codes]
+
+
+def stripped(texts: Iterable[str], argument: str) -> list[str]:
+    """The texts without spaces around them; a warning says where there were any."""
+    before = list(texts)
+    after = [text.strip() for text in before]
+    changed = [text for text, bare in zip(before, after, strict=True) if text != bare]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        line = f"{argument}: spaces around the label {changed[0]!r}{more} are left out"
+        warnings.warn(line, UserWarning, stacklevel=2)
+    return after
+
+
+def check_texts(texts: Iterable[str], argument: str) -> None:
+    """Raise InputError for a text that the files of a fit could not hold."""
+    for text in texts:
+        if odd := UNWRITABLE.search(text):
+            what = "a NUL character" if odd.group() == "\0" else "half a character (a lone surrogate)"
+            reject(argument, f"{text!r}, which holds {what}", "texts that UTF-8 can hold")
+
+
+def parts(label: str, separator: str = "+", control: str | None = None) -> tuple[str, ...]:
+    """What a label combines, each part once and in the order of the alphabet: "B+A" is ("A", "B").
+
+    The control is no part: "A+ctrl" is ("A",), and "ctrl" is (). Raises InputError for an empty part.
+    """
+    found = [part.strip() for part in label.split(separator)]
+    if "" in found:
+        reject("combine", f"the label {label!r} with an empty part", f"labels such as 'A{separator}B'")
+    return tuple(sorted({part for part in found if part != control}))
+
+
+def combined(labels: Iterable[str], separator: str = "+", control: str | None = None) -> np.ndarray:
+    """(data,) labels of combinations in one form: "B+A" is "A+B", and "A+ctrl" is "A"."""
+    names, codes = np.unique(np.asarray(list(labels), dtype=str), return_inverse=True)
+    forms = [separator.join(parts(str(name), separator, control)) or control for name in names]
+    return np.asarray(forms, dtype=str)[codes]
+
+
+def combinations(names: Iterable[str], separator: str = "+", control: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Of each name that combines two or more, what it combines: the `parts` of `predict.pair_errors`."""
+    found = {str(name): parts(str(name), separator, control) for name in names}
+    return {name: several for name, several in found.items() if len(several) > 1}
+
+
+def _text(label: Any, argument: str) -> str:
+    if not isinstance(label, bytes):
+        return str(label)
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        reject(argument, f"the label {label!r}", "texts, or bytes in UTF-8")
