@@ -525,7 +525,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "scores without truth": (["evaluate", "@/run"], ["data: found no truth; allowed: simulated data with truth"]),
     "another data's scores": (
         ["evaluate", "@/run", "--data", "perturb_seq"],
-        ["data: found 60 features; allowed: the program's 7"],
+        ["feature_names: found no 'a', 'b', 'c', ... (7) and unknown 'gene_", "; allowed: the 7 of the fit in any order"],
     ),
     "no such setting": (
         ["simulate", "moran", "--out", "@/new.npz"],

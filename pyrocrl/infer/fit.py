@@ -329,6 +329,7 @@ class _Loop:
                 "fingerprint": checkpoint.fingerprint(self.data),
                 "origin": self.origin,
                 "rows": self.data.rows,
+                "size_factor": self.data.size_factor is not None,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
