@@ -231,10 +231,7 @@ def read(
     if path.suffix == ".npz":
         return _read_npz(path, env, control, targets, counts, **more)
     if path.suffix == ".h5ad":
-        anndata = _bio("anndata", path.name)
-        with _damaged(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adata = anndata.read_h5ad(path)
+        adata = read_h5ad(path)
         if size_factor is None and counts is not False and LIBRARY_SIZE in adata.obs and _whole(adata.X):
             more["size_factor"] = LIBRARY_SIZE
         return from_anndata(adata, env, control, targets=targets, counts=counts, **more)
@@ -358,6 +355,14 @@ def _read_table(path: Path) -> pd.DataFrame:
     index = 0 if header and header[0].strip() == "" else False
     with _damaged(path):
         return pd.read_csv(path, sep=_delimiter(path), index_col=index)
+
+
+def read_h5ad(path: Path) -> Any:
+    """The AnnData of a file, whatever else it may hold. Raises InputError for one that is damaged."""
+    anndata = _bio("anndata", path.name)
+    with _damaged(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return anndata.read_h5ad(path)
 
 
 def _delimiter(path: Path) -> str:

@@ -525,7 +525,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "scores without truth": (["evaluate", "@/run"], ["data: found no truth; allowed: simulated data with truth"]),
     "another data's scores": (
         ["evaluate", "@/run", "--data", "perturb_seq"],
-        ["feature_names: found no 'a', 'b', 'c', ... (7) and unknown 'gene_", "; allowed: the 7 of the fit in any order"],
+        ["feature_names: found 'gene_00', 'gene_01', 'gene_02', ... (60); allowed: 7 columns without names, as in"],
     ),
     "no such setting": (
         ["simulate", "moran", "--out", "@/new.npz"],
