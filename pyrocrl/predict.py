@@ -135,7 +135,7 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
 def combination_mean(
     fit: Fit, data: Data, environments: Sequence[str], *, draws: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """(feature,) mean of x where the interventions of `environments` (names) are applied together.
+    """(feature,) mean of x, features in the order of the fit, where the interventions of `environments` (names) are applied together.
 
     Averaged over `draws` posterior draws of the equations of each chain, chains by their weights; covariates of rows
     are those of `data`. Raises InputError for unknown environments, and where the model knows no interventions.
@@ -150,7 +150,8 @@ def combination_mean(
 
 
 def expected_rows(fit: Fit, data: Data, *, draws: int = 20, seed: int = 0) -> np.ndarray:
-    """(data, feature) mean of x given new latents of each row's own environment; averaged as in `combination_mean`."""
+    """(data, feature) mean of x given new latents of each row's own environment, features in the order of the fit;
+    averaged as in `combination_mean`."""
     return _expected(fit, data, None, draws, seed)
 
 

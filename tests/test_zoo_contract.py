@@ -301,7 +301,7 @@ def test_latents_are_aligned_draws_mean(name: str) -> None:
     mean = fit.latents(data)
     error = z.std(1).mean(0) * np.sqrt((fit.weights**2).sum()) / np.sqrt(60)
     assert (np.abs(weighted - mean) < 8 * error + 1e-3 + 0.05 * mean.std(0)).mean() > 0.99
-    spread = np.sqrt(np.einsum("c,cdl->dl", fit.weights, (z**2).mean(1)) - weighted**2)
+    spread = np.sqrt(np.einsum("c,cdl->dl", fit.weights, ((z - weighted) ** 2).mean(1)))
     few = np.arange(30)
     found = fit.latents_sd(data.rows_at(few))
     assert found is not None and found.shape == spread[few].shape
