@@ -135,10 +135,11 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
 def combination_mean(
     fit: Fit, data: Data, environments: Sequence[str], *, draws: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """(feature,) mean of x, features in the order of the fit, where the interventions of `environments` (names) are applied together.
+    """(feature,) mean of x where the interventions of `environments` (names) are applied together.
 
-    Averaged over `draws` posterior draws of the equations of each chain, chains by their weights; covariates of rows
-    are those of `data`. Raises InputError for unknown environments, and where the model knows no interventions.
+    Features are in the order of the fit. Averaged over `draws` posterior draws of the equations of each chain, chains
+    by their weights; covariates of rows are those of `data`. Raises InputError for unknown environments, and where the
+    model knows no interventions.
     """
     for name in environments:
         one_of("environments", name, fit.names["env"])

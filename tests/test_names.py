@@ -294,6 +294,13 @@ def test_a_graph_and_targets_come_with_their_names(tmp_path: Path, monkeypatch: 
     assert found["environments"].tolist() == fit.names["env"] == ["control", "KO"]
 
 
+def test_latents_that_are_innovations_have_no_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = fitted()
+    monkeypatch.setattr(type(fit.program), "reads_innovations", True)
+    assert fit.latents_sd() is None and list(export.to_frame(fit).columns) == ["latent_0", "latent_1"]
+    assert "X_pyrocrl_sd" not in export.to_anndata(fit).obsm
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
