@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from .judge.reference import agreement, reference
     from .lab.run import run
     from .program import Program, Recipe, Site
-    from .show import plots, report
+    from .show import export, plots, report
     from .zoo import build, load
 
 __version__ = "0.1.0"
 _MODULES = {
     "datasets": "datasets",
+    "export": "show.export",
     "io": "io",
     "metrics": "judge.metrics",
     "plots": "show.plots",
@@ -79,6 +80,7 @@ __all__ = [
     "datasets",
     "diagnose",
     "evaluate",
+    "export",
     "fit",
     "io",
     "load",

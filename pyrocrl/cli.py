@@ -446,6 +446,58 @@ def report(
 
 
 @app.command()
+@_reading
+def export(
+    reading: dict[str, Any],
+    run: RunFolder,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A table of latents, a row for each of the data's.")
+    ] = None,
+    h5ad: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The data as AnnData, with latents, loadings, graph and verdict in it."),
+    ] = None,
+    data: OwnSource = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Targets = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    model: OwnModel = None,
+    force: Force = False,
+) -> None:
+    """Write what a run found for other tools: latents of its rows, or of new ones, as CSV or into an AnnData."""
+    import pyrocrl
+    from pyrocrl import io
+    from pyrocrl.judge.diagnose import ClaimVerdict, Verdict
+    from pyrocrl.show import export as exports
+
+    wanted = {"--csv": csv, "--h5ad": h5ad}
+    if csv is None and h5ad is None:
+        reject("--csv", "neither it nor --h5ad", "one of them or both")
+    for option, path in wanted.items():
+        if path is not None and path.suffix != f".{option[2:]}":
+            reject(option, f"{str(path)!r}", f"a file ending in .{option[2:]}")
+        if path is not None and path.exists() and not force:
+            reject(option, f"{str(path)!r}, which exists", "a new file, or --force")
+    source = _source_of_run(_read_record(run), data, reading, env, control, targets, counts, size_factor, batch)
+    if not (run / VERDICT).exists():
+        reject("RUN", f"no {VERDICT} in {str(run)!r}", "one with it; `pyrocrl report` writes it")
+    rows = _read_data(source)
+    found = pyrocrl.load(run / CHECKPOINT, rows, model)
+    if csv is not None:
+        print(exports.write_csv(exports.to_frame(found), csv))
+    if h5ad is not None:
+        own = Path(source["data"])
+        adata = io.read_h5ad(own) if own.suffix == ".h5ad" else io.to_anndata(rows)
+        judged = json.loads((run / VERDICT).read_text())
+        verdict = Verdict(judged["model"], tuple(ClaimVerdict(**c) for c in judged["claims"]), judged["chains"])
+        exports.to_anndata(found, None, adata, verdict=verdict, tree=io.read_tree(run / POSTERIOR))
+        print(exports.write_h5ad(adata, h5ad))
+
+
+@app.command()
 def reproduce(
     model: ModelName,
     setting: Annotated[str | None, typer.Option(metavar="S", help="One setting only.")] = None,
@@ -733,9 +785,13 @@ def _told(*values: Any) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in zip(COLUMNS, values, strict=True)}
 
 
-def _data_of_run(record: dict[str, Any], data: str | None, reading: dict[str, Any], *told: Any) -> Data:
+def _source_of_run(record: dict[str, Any], data: str | None, reading: dict[str, Any], *told: Any) -> dict[str, Any]:
     source = record["source"] if data is None else {"data": data, "seed": record["seed"]}
-    return _read_rows(source | {k: v for k, v in _told(*told).items() if v is not None} | reading)
+    return source | {k: v for k, v in _told(*told).items() if v is not None} | reading
+
+
+def _data_of_run(record: dict[str, Any], data: str | None, reading: dict[str, Any], *told: Any) -> Data:
+    return _read_rows(_source_of_run(record, data, reading, *told))
 
 
 def _read_record(run: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,11 +108,72 @@ class Batch:
         return self.anneal(one, one * 1e-3, one)
 
 
+def _checked_names(argument: str, names: Any, count: int, kind: str, of: str) -> list[str]:
+    """Unique names of `count` columns; numbered ones for None."""
+    out = _numbered(kind, count) if names is None else [str(name) for name in names]
+    if len(out) != count:
+        reject(argument, f"{len(out)} names", f"one per {of}, {count}")
+    if len(set(out)) != count:
+        reject(argument, f"{next(n for n in out if out.count(n) > 1)!r} more than once", "unique names")
+    check_texts(out, argument)
+    return out
+
+
+def _check_order(argument: str, values: Any, x: Any) -> None:
+    """Labels are taken by position: their own index must not say that they stand in another order than x."""
+    own, order = index_of(values), index_of(x)
+    if own is None or order is None or own.equals(order) or sorted(map(str, own)) != sorted(map(str, order)):
+        return
+    place = next(i for i, (a, b) in enumerate(zip(own, order, strict=True)) if str(a) != str(b))
+    reject(argument, f"row {str(own[place])!r} where x has {str(order[place])!r}", "rows in the order of x")
+
+
+def index_of(table: Any) -> Any:
+    """The index of a pandas table or series; None for all else."""
+    index = getattr(table, "index", None)
+    return index if hasattr(index, "equals") else None
+
+
+def columns_of(table: Any) -> list[str] | None:
+    """Names of a table's columns or of a series; None where there are none, or only positions."""
+    columns = [str(c) for c in getattr(table, "columns", ())]
+    if not columns and index_of(table) is not None and getattr(table, "name", None) is not None:
+        columns = [str(table.name)]
+    return None if columns == [str(j) for j in range(len(columns))] else columns
+
+
+def _numbered(kind: str, count: int) -> list[str]:
+    """Names of columns that have none."""
+    return [f"{kind}_{j}" for j in range(count)]
+
+
+def places(argument: str, found: Sequence[str], wanted: Sequence[str], kind: str = "feature") -> list[int]:
+    """Positions in `found` of the columns `wanted`, those of a fit: by name, or where neither has names as they stand.
+
+    Raises InputError unless both have the same names, in any order. kind: as in the names of columns without any.
+    """
+    found, wanted = list(found), list(wanted)
+    at = {name: place for place, name in enumerate(found)}
+    lacks, odd = [n for n in wanted if n not in at], sorted(at.keys() - set(wanted), key=lambda n: at[n])
+    if not lacks and not odd:
+        return [at[name] for name in wanted]
+    nameless = [names == _numbered(kind, len(names)) for names in (found, wanted)]
+    count, need = len(found), len(wanted)
+    if not found or not wanted or all(nameless):
+        reject(argument, f"{count or 'no'} column{'s' * (count != 1)}", f"{need or 'none'}, as in the fit")
+    if nameless[0]:
+        reject(argument, f"{count} columns without names", f"the {need} of the fit by name, {_some(wanted)}")
+    if nameless[1]:
+        reject(argument, _some(found, 3), f"{need} columns without names, as in the fit")
+    parts = [f"{word} {_some(names, 3)}" for word, names in (("no", lacks), ("unknown", odd)) if names]
+    reject(argument, " and ".join(parts), f"the {need} of the fit in any order, {_some(wanted)}")
+
+
 class Data:
     """Rows of observed features with what is known about them.
 
     x: (data, feature) floats or counts, in any form that `arrays.plain` takes: numpy (also masked or memory-mapped),
-        torch, scipy.sparse, pandas, lists.
+        torch, scipy.sparse, lists, or a pandas table, whose columns and index are the names of features and rows.
     env: (data,) labels of environments, without spaces around them; None = one environment, "observational".
     targets: environment -> latents it intervenes on (by position); environments not listed are observational;
         None = targets unknown.
@@ -121,14 +183,17 @@ class Data:
         number above 100 (else they are ratings, ages or percentages).
     aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes of counts; None = the sums of
         rows over all features; 1 or "none" = all rows alike.
-    batch: (data,) labels of technical batches. feature_names: (feature,) unique names.
+    batch: (data,) labels of technical batches. feature_names: (feature,) unique names; None = the table's, else
+        feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
+        Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
         component (data,).
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
-    missing, not finite, not of these shapes, or not known, and for counts with rows that sum to 0 and no size factors.
+    missing, not finite, not of these shapes, or not known, for counts with rows that sum to 0 and no size factors, and
+    for labels whose own index has the rows of x in another order.
     """
 
     def __init__(
@@ -143,25 +208,23 @@ class Data:
         size_factor: Any = None,
         batch: Any = None,
         feature_names: Sequence[str] | None = None,
+        aux_names: Sequence[str] | None = None,
+        row_names: Sequence[str] | None = None,
         truth: Mapping[str, Any] | None = None,
         name: str = "data",
     ) -> None:
         self.name = name
+        for argument, values in (("env", env), ("size_factor", size_factor), ("batch", batch), ("aux", aux)):
+            _check_order(argument, values, x)
+        index, named = index_of(x), columns_of(x) if feature_names is None else feature_names
         self.x = arrays.plain(x, "x")
         if self.x.ndim != 2:
             reject("x", f"shape {self.x.shape}", "two dimensions (data, feature)")
         rows, features = self.x.shape
-        if feature_names is None:
-            feature_names = [f"feature_{j}" for j in range(features)]
-        self.feature_names = [str(f) for f in feature_names]
-        if len(self.feature_names) != features:
-            reject("feature_names", f"{len(self.feature_names)} names", f"one per column of x, {features}")
-        if len(set(self.feature_names)) != features:
-            twice = next(f for f in self.feature_names if self.feature_names.count(f) > 1)
-            reject("feature_names", f"{twice!r} more than once", "unique names")
-        check_texts(self.feature_names, "feature_names")
+        self.feature_names = _checked_names("feature_names", named, features, "feature", "column of x")
         check_texts([name], "name")
         self._check_x()
+        self.row_names = self._check_row_names(index if row_names is None else row_names)
         self.assumed: dict[str, str] = {}
         self.counts = self._are_counts() if counts is None else bool(counts)
         if self.counts:
@@ -173,6 +236,9 @@ class Data:
         self.batch_names, self.batch = self._code(batch, "batch")
         self.size_factor, self.size_rule = self._check_size_factor(size_factor)
         self.aux = self._check_aux(aux)
+        named = columns_of(aux) if aux_names is None else aux_names
+        columns = 0 if self.aux is None else self.aux.shape[1]
+        self.aux_names = _checked_names("aux_names", named, columns, "aux", "column of aux")
         self.truth = self._check_truth(dict(truth or {}))
 
     # -- checks ------------------------------------------------------------------------------------------------
@@ -232,6 +298,22 @@ class Data:
                 row, column = bad[0]
                 found = f"{block[row, column]:g} at row {start + row}, column {column}"
                 reject("x", found, "counts: whole numbers from 0 on")
+
+    def _check_row_names(self, names: Any) -> Array | None:
+        """(data,) names of rows that differ from each other, or None: rows are then known by their positions."""
+        if names is None:
+            return None
+        out = np.asarray([str(name) for name in names])
+        if len(out) != self.rows:
+            reject("row_names", f"{len(out)} names", f"one per row of x, {self.rows}")
+        if (out == np.arange(self.rows).astype(str)).all():
+            return None
+        known, count = np.unique(out, return_counts=True)
+        if len(known) < self.rows:
+            line = f"row_names: {str(known[count > 1][0])!r} more than once, so rows go by their positions"
+            warnings.warn(line, UserWarning, stacklevel=3)
+            return None
+        return out
 
     @staticmethod
     def _check_targets(targets: Any, labels: Array) -> dict[str, tuple[int, ...]] | None:
@@ -379,6 +461,10 @@ class Data:
         place = self.env_names.index(self.control) if self.control in self.env_names else -1
         return np.asarray(self.env == place)
 
+    def row_labels(self) -> Array:
+        """(data,) names of rows, or their positions where they have none."""
+        return np.arange(self.rows) if self.row_names is None else self.row_names
+
     def env_labels(self) -> Array:
         """(data,) the environment's name of every row."""
         return np.asarray(self.env_names)[self.env]
@@ -404,14 +490,26 @@ class Data:
         part.x, part.env, part.batch = self.x[index], self.env[index], self.batch[index]
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
+        part.row_names = None if self.row_names is None else self.row_names[index]
         part.truth = {k: v[index] if k in ("z", "innovations", "component") else v for k, v in self.truth.items()}
         return part
 
-    def coded_as(self, env_names: Sequence[str] | None = None, batch_names: Sequence[str] | None = None) -> Data:
-        """The same rows with environments and batches in the order of another data set's, or as they are for None.
+    def coded_as(
+        self,
+        env_names: Sequence[str] | None = None,
+        batch_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        aux_names: Sequence[str] | None = None,
+    ) -> Data:
+        """The same rows with environments, batches, features and auxiliary columns in the order of another data set's,
+        or as they are for None.
 
-        Raises InputError for labels of rows that it does not have.
+        Raises InputError for labels of rows that it does not have, and for columns that are missing or unknown.
         """
+        wanted = (env_names, batch_names, feature_names, aux_names)
+        mine = (self.env_names, self.batch_names, self.feature_names, self.aux_names)
+        if all(names is None or list(names) == own for names, own in zip(wanted, mine, strict=True)):
+            return self
         part = self.rows_at(slice(None))
         for argument, names in (("env", env_names), ("batch", batch_names)):
             own, codes = getattr(self, f"{argument}_names"), getattr(self, argument)
@@ -423,6 +521,13 @@ class Data:
             place = np.array([list(names).index(name) if name in names else -1 for name in own])
             setattr(part, argument, place[codes])
             setattr(part, f"{argument}_names", list(names))
+        if feature_names is not None and list(feature_names) != self.feature_names:
+            order = places("feature_names", self.feature_names, feature_names)
+            part.x, part.feature_names = self.x[:, order], list(feature_names)
+            part.truth |= {k: part.truth[k][order] for k in ("mask", "loadings") if k in part.truth}
+        if aux_names is not None and list(aux_names) != self.aux_names:
+            order = places("aux", self.aux_names, aux_names, "aux")
+            part.aux, part.aux_names = None if self.aux is None else self.aux[:, order], list(aux_names)
         return part
 
     def sized_as(self, rule: str | None) -> Data:

@@ -145,19 +145,20 @@ def _papalexi2021(path: Path) -> Data:
         counts=True,
         size_factor=cells.obs["n_umis_total"],
         batch=cells.obs["bio_rep"],
+        row_names=cells.obs_names,
     )
 
 
 def _norman2019(path: Path) -> Data:
     cells = _h5ad(path)
     known = {"env": cells.obs["condition"], "control": "control", "batch": cells.obs["cell_type"]}
-    return _data("norman2019", cells.X, cells.var_names, **known)
+    return _data("norman2019", cells.X, cells.var_names, row_names=cells.obs_names, **known)
 
 
 def _kang2018(path: Path) -> Data:
     cells = _h5ad(path)
     known = {"env": cells.obs["condition"], "control": "control", "batch": cells.obs["cell_type"]}
-    return _data("kang2018", cells.X, cells.var_names, **known)
+    return _data("kang2018", cells.X, cells.var_names, row_names=cells.obs_names, **known)
 
 
 def _totals(counts: Any) -> np.ndarray:
@@ -167,7 +168,8 @@ def _totals(counts: Any) -> np.ndarray:
 
 def _zeisel2015(path: Path) -> Data:
     cells = _h5ad(path)
-    return _data("zeisel2015", cells.X, cells.var_names, counts=True, size_factor=_totals(cells.X))
+    size = _totals(cells.X)
+    return _data("zeisel2015", cells.X, cells.var_names, counts=True, size_factor=size, row_names=cells.obs_names)
 
 
 def _sachs2005(path: Path) -> Data:
@@ -184,8 +186,9 @@ def _scicar_a549(rna: Path, atac: Path, shared: Path, cells: Path) -> Data:
     x = plain(scipy.sparse.load_npz(rna), "x").T.tocsr().astype(np.int32)
     aux = plain(scipy.sparse.load_npz(atac), "aux").T.toarray()
     hours = pd.read_csv(cells, dtype=str, keep_default_na=False).set_index("sample")["treatment_time"]
-    env = hours.loc[shared.read_text().split()].to_numpy()
-    return _data("scicar_a549", x, None, env=env, control="0", counts=True, size_factor=_totals(x), aux=aux)
+    names = shared.read_text().split()
+    known = {"env": hours.loc[names].to_numpy(), "control": "0", "row_names": names}
+    return _data("scicar_a549", x, None, counts=True, size_factor=_totals(x), aux=aux, **known)
 
 
 def _l1000(reference: Path, treated: Path) -> Data:

@@ -93,6 +93,7 @@ def from_frame(
         size_factor=sizes,
         batch=None if batch is None else table[batch].to_numpy(),
         feature_names=list(genes.columns),
+        row_names=list(table.index),
         name=name,
     )
     data.assumed |= assumed
@@ -148,6 +149,7 @@ def from_anndata(
         size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
         feature_names=names,
+        row_names=list(adata.obs_names),
         name=name,
     )
     data.assumed |= assumed | ({"counts": "True (whole numbers)"} if whole else {})
@@ -226,15 +228,15 @@ def _read_targets_file(path: Path) -> dict[str, Any]:
 
 
 def to_frame(data: Data) -> pd.DataFrame:
-    """A table of the features with the environments' names in a last column `env`."""
+    """A table of the features with the environments' names in a last column `env`; its index has the rows' names."""
     x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)
-    return pd.DataFrame(x, columns=data.feature_names).assign(env=data.env_labels())
+    return pd.DataFrame(x, data.row_labels(), data.feature_names).assign(env=data.env_labels())
 
 
 def to_anndata(data: Data) -> Any:
     """An AnnData with environments, batches and size factors in `obs`; what is known of z in `obsm["truth_z"]`."""
     anndata = _bio("anndata", "an AnnData")
-    names = [str(i) for i in range(data.rows)]
+    names = data.row_labels().astype(str)
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
     if data.size_factor is not None:
         obs[LIBRARY_SIZES[0]] = data.size_factor
@@ -264,8 +266,9 @@ def read(
 ) -> Data:
     """Read a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file; arguments as in `from_frame` and `from_anndata`.
 
-    .npz: arrays x and, if wanted, env, size_factor, batch, aux, feature_names, targets (a JSON text), as `write`
-    makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a header holds the names of the rows.
+    .npz: arrays x and, if wanted, env, size_factor, batch, aux, feature_names, aux_names, row_names, targets (a JSON
+    text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a header holds the
+    names of the rows, as the index of a parquet file and `obs_names` do.
 
     layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
     condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
@@ -373,7 +376,9 @@ def write(data: Data, path: str | Path) -> Path:
     if data.size_factor is not None and data.size_rule != "sums":
         arrays["size_factor"] = np.asarray("none") if data.size_rule == "none" else data.size_factor
     if data.aux is not None:
-        arrays["aux"] = data.aux
+        arrays |= {"aux": data.aux, "aux_names": np.asarray(data.aux_names)}
+    if data.row_names is not None:
+        arrays["row_names"] = data.row_names
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
     for key, value in data.truth.items():
@@ -413,7 +418,8 @@ def _read_npz(
     truth: dict[str, Any] = {
         key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")
     }
-    known = {"x", "aux", "feature_names", "targets", "control", "counts", *columns.values()}
+    names = ("feature_names", "aux_names", "row_names")
+    known = {"x", "aux", *names, "targets", "control", "counts", *columns.values()}
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"
@@ -424,7 +430,6 @@ def _read_npz(
         control = str(arrays["control"])
     if counts is None and "counts" in arrays:
         counts = bool(arrays["counts"])
-    names = arrays.get("feature_names")
     return Data(
         arrays["x"],
         arrays.get(columns["env"]),
@@ -434,9 +439,9 @@ def _read_npz(
         aux=arrays.get("aux"),
         size_factor=arrays.get(columns["size_factor"]),
         batch=arrays.get(columns["batch"]),
-        feature_names=None if names is None else [str(v) for v in names],
         truth=truth,
         name=name,
+        **{argument: arrays.get(argument) for argument in names},
     )
 
 
@@ -483,6 +488,14 @@ def _separator(path: Path, header: str) -> str:
     """What separates the columns of a table: as its suffix says, or else what its header has."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     return next((sep for sep in (usual, *SEPARATORS) if sep in header), usual)
+
+
+def read_h5ad(path: Path) -> Any:
+    """The AnnData of a file, whatever else it may hold. Raises InputError for one that is damaged."""
+    anndata = _bio("anndata", path.name)
+    with _damaged(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return anndata.read_h5ad(path)
 
 
 def _text(path: Path, argument: str) -> str:

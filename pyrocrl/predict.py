@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from pyrocrl.arrays import floats
-from pyrocrl.data import Data
+from pyrocrl.data import Data, columns_of, places
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
@@ -38,11 +38,11 @@ Array = np.ndarray
 def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2_000, seed: int = 0) -> xr.Dataset:
     """Mean of x under each action: `mean`, `low`, `high` (action_row, feature), and each chain's own (`chain_mean`).
 
-    actions: (rows, action) in the units of `data.aux`, inside or outside the range that was tried. Chains are draws of
-    a bootstrap, so their deviation estimates the mean's error: the interval of `level` is mean +- t deviation, t
-    Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND below the best is stuck,
-    no such draw, and left out. draws: of the latents' noise, the same for every chain and action. Raises InputError for
-    fewer than three chains left, actions of another shape, and models without actions.
+    actions: (rows, action) in the units of `data.aux`, a table's columns by name, inside or outside the range that was
+    tried. Chains are draws of a bootstrap, so their deviation estimates the mean's error: the interval of `level` is
+    mean +- t deviation, t Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND
+    below the best is stuck, no such draw, and left out. draws: of the latents' noise, the same for every chain and
+    action. Raises InputError for fewer than three chains left, actions of another shape, and models without actions.
     """
     size = fit.program.actions_count
     if not size:
@@ -50,6 +50,8 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
         reject("level", repr(level), "a number strictly between 0 and 1")
     check_whole("draws", draws, 2)
+    if (given := columns_of(actions)) and (named := fit.names.get("aux")):
+        actions = np.asarray(actions)[:, places("actions", given, named, "aux")]
     values = floats(actions, "actions")
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
@@ -86,13 +88,13 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
 
 def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, level: float = 0.9) -> dict[str, float]:
     """Errors of predicted means of x (root mean square over rows and features, in deviations of `data.x`, the rows of
-    the fit) against the true ones `truth` (rows, feature) under `actions` (rows, action).
+    the fit) against the true ones `truth` (rows, feature) under `actions` (rows, action), both in the fit's order.
 
     `action_error`, and those of regression of x on the action: `action_error_linear`, `_quadratic`, `_cubic` (ridge,
     cross-validated), `_mlp`, `_gp` (Gaussian process of a linear and a smooth part), `_mean` (none), the least of them
     `_best`, `action_ratio` to it, and `action_coverage`, the share of means inside their intervals of `level`.
     """
-    predicted = predict_action(fit, actions, level=level)
+    predicted, data = predict_action(fit, actions, level=level), fit.coded(data)
     assert data.aux is not None
     x = np.asarray(data.x, dtype=np.float64)
     centre, sd = x.mean(0), x.std(0)
@@ -136,8 +138,9 @@ def combination_mean(
 ) -> np.ndarray:
     """(feature,) mean of x where the interventions of `environments` (names) are applied together.
 
-    Averaged over `draws` posterior draws of the equations of each chain, chains by their weights; covariates of rows
-    are those of `data`. Raises InputError for unknown environments, and where the model knows no interventions.
+    Features are in the order of the fit. Averaged over `draws` posterior draws of the equations of each chain, chains
+    by their weights; covariates of rows are those of `data`. Raises InputError for unknown environments, and where the
+    model knows no interventions.
     """
     for name in environments:
         one_of("environments", name, fit.names["env"])
@@ -149,7 +152,8 @@ def combination_mean(
 
 
 def expected_rows(fit: Fit, data: Data, *, draws: int = 20, seed: int = 0) -> np.ndarray:
-    """(data, feature) mean of x given new latents of each row's own environment; averaged as in `combination_mean`."""
+    """(data, feature) mean of x given new latents of each row's own environment, features in the order of the fit;
+    averaged as in `combination_mean`."""
     return _expected(fit, data, None, draws, seed)
 
 
@@ -180,6 +184,7 @@ def pair_errors(
     """
     if not train.control_rows.any():
         reject("train", "no control rows", "rows of the control, which is named (control=)")
+    train, pairs = fit.coded(train), fit.coded(pairs, environments=False)
     x = per_size(train)
     control = x[train.control_rows]
     spread = control.std(0)

@@ -553,7 +553,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "scores without truth": (["evaluate", "@/run"], ["data: found no truth; allowed: simulated data with truth"]),
     "another data's scores": (
         ["evaluate", "@/run", "--data", "perturb_seq"],
-        ["data: found 60 features; allowed: the program's 7"],
+        ["feature_names: found 'gene_00', 'gene_01', 'gene_02', ... (60); allowed: 7 columns without names, as in"],
     ),
     "no such setting": (
         ["simulate", "moran", "--out", "@/new.npz"],

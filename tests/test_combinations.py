@@ -38,6 +38,8 @@ def test_a_pair_never_seen_is_predicted() -> None:
     errors = pair_errors(fit, train, pairs, parts)
     assert errors["model"] < 0.3 * min(errors["control"], errors["training"])
     assert errors["floor"] < errors["model"] < 3 * errors["floor"] + errors["additive"]
+    turned = [rows.coded_as(feature_names=rows.feature_names[::-1]) for rows in (train, pairs)]
+    assert pair_errors(fit, *turned, parts) == pytest.approx(errors)
     # environments applied together do what `Fit.do` draws
     mean = combination_mean(fit, train, ("target_0", "target_1"))
     drawn = fit.do(train, environments=["target_0", "target_1"], draws=400)["x"].values  # (chain, draw, feature)

@@ -100,6 +100,7 @@ def test_papalexi2021_keeps_cells_with_a_sure_guide(folder: Path) -> None:
     data = datasets.load("papalexi2021")
     assert data.counts and data.feature_names == ["STAT1", "CYBA"]  # FLAT does not vary among the cells kept
     assert data.env_names[0] == "non-targeting" and data.env_labels().tolist() == list(obs.target[:3])
+    assert data.row_labels().tolist() == list("abc")
     assert data.size_factor.tolist() == [10.0, 20.0, 30.0] and data.batch_names == ["rep_1", "rep_2"]
     np.testing.assert_array_equal(data.x.toarray(), counts[:3, :2])
 
@@ -112,7 +113,7 @@ def test_scicar_a549_rows_are_the_shared_cells(folder: Path) -> None:
     times = "sample,cell_name,experiment,treatment_time\na,A549,co,0\nb,A549,co,3\nc,A549,co,1\nd,293T,co,NA\n"
     (folder / "GSM3271040_RNA_sciCAR_A549_cell.txt").write_text(times)
     data = datasets.load("scicar_a549")
-    assert data.env_labels().tolist() == ["3", "1", "0"]
+    assert data.env_labels().tolist() == ["3", "1", "0"] and data.row_labels().tolist() == ["b", "c", "a"]
     np.testing.assert_array_equal(data.x.toarray(), rna.T)
     np.testing.assert_array_equal(data.aux, atac.T)
 

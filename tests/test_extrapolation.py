@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -62,6 +63,15 @@ def test_intervals_are_the_spread_of_chains() -> None:
     np.testing.assert_allclose(wide["mean"], wide["chain_mean"].mean("chain"))
     inside = predict_action(fit, 0.5 * outside() / 2)
     assert float((inside["high"] - inside["low"]).mean()) < float((wide["high"] - wide["low"]).mean())
+
+
+def test_actions_of_a_table_are_matched_by_name() -> None:
+    fit, data = fitted()
+    frame = pd.DataFrame(outside(10), columns=data.aux_names)
+    for table in (frame, frame[frame.columns[::-1]], frame.set_axis(range(2), axis=1)):
+        np.testing.assert_array_equal(predict_action(fit, table)["mean"], predict_action(fit, outside(10))["mean"])
+    with pytest.raises(InputError, match="actions: found 'dose', 'time'; allowed: 2 columns without names"):
+        predict_action(fit, frame.set_axis(["dose", "time"], axis=1))
 
 
 def test_effect_is_in_the_units_of_the_action() -> None:

@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "zoo": {*PARTS, "infer", "models"},
     "predict": {*PARTS, "infer"},
     "judge": FIT,
-    "show": {*FIT, "judge"},
+    "show": {*FIT, "judge", "io"},
     "lab": {*FIT, "parts", "constructions", "judge", "show", "io", "datasets"},
     "cli": {*FIT, "judge", "show", "lab", "io", "datasets"},
     "models": {*PARTS, "parts", "constructions", "simulate", "lab"},

@@ -301,6 +301,26 @@ def test_latents_are_aligned_draws_mean(name: str) -> None:
     mean = fit.latents(data)
     error = z.std(1).mean(0) * np.sqrt((fit.weights**2).sum()) / np.sqrt(60)
     assert (np.abs(weighted - mean) < 8 * error + 1e-3 + 0.05 * mean.std(0)).mean() > 0.99
+    spread = np.sqrt(np.einsum("c,cdl->dl", fit.weights, ((z - weighted) ** 2).mean(1)))
+    few = np.arange(30)
+    found = fit.latents_sd(data.rows_at(few))
+    assert found is not None and found.shape == spread[few].shape
+    np.testing.assert_allclose(found.mean(0), spread[few].mean(0), rtol=0.15, atol=0.02)
+
+
+@every_model
+def test_new_rows_are_matched_with_the_fit_by_name(name: str) -> None:
+    fit, data = fitted(name)
+    few = data.rows_at(np.arange(40))
+    turned = few.coded_as(feature_names=few.feature_names[::-1])
+    np.testing.assert_array_equal(turned.x, few.x[:, ::-1])
+    np.testing.assert_array_equal(fit.latents(turned), fit.latents(few))
+    np.testing.assert_array_equal(fit.held_out_objective(turned), fit.held_out_objective(few))
+    renamed = few.rows_at(slice(None))
+    renamed.feature_names = ["other", *few.feature_names[1:]]
+    for read in (fit.latents, fit.held_out_objective, lambda rows: pyrocrl.diagnose(fit, rows)):
+        with pytest.raises(pyrocrl.InputError, match="feature_names: found "):
+            read(renamed)
 
 
 @every_model

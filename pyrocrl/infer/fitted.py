@@ -78,6 +78,7 @@ class Fit:
             "feature": list(data.feature_names),
             "env": list(data.env_names),
             "batch": list(data.batch_names),
+            "aux": list(data.aux_names),
             "latent": latents,
             "parent": latents,
             "child": latents,
@@ -161,10 +162,37 @@ class Fit:
         return np.concatenate(parts, 1)
 
     def latents(self, data: Data | None = None) -> np.ndarray:
-        """(data, latent) posterior mean, stacked over the aligned chains; any `Data` with the same features."""
+        """(data, latent) posterior mean, stacked over the aligned chains; of any `Data` with the fit's features."""
         own = self.chain_latents(self._data(data))
         aligned = np.stack([a.apply(z) for a, z in zip(self.alignments, own, strict=True)])
         return np.einsum("c,cdl->dl", self.weights, aligned)
+
+    def latents_sd(self, data: Data | None = None, *, draws: int = 20, seed: int = 0) -> np.ndarray | None:
+        """(data, latent) posterior standard deviation over the aligned chains by their weights, from `draws` of each.
+
+        None where `latents` are innovations, of which there are no draws.
+        """
+        data = self._data(data)
+        check_whole("draws", draws, 2)
+        if self.program.reads_innovations:
+            return None
+        step = max(1, READ_CELLS // data.features)
+        parts = []
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            for start in range(0, data.rows, step):
+                rows = data.rows_at(np.arange(start, min(start + step, data.rows)))
+                batch, centre = self.batch_of(rows).annealed(), self.latents(rows)
+                first, second = np.zeros_like(centre), np.zeros_like(centre)
+                for chain, (weight, program) in enumerate(zip(self.weights, self.programs(), strict=True)):
+                    torch.manual_seed(mix(seed, chain, start, 47))
+                    for _ in range(draws):
+                        sites = stories.drawn(program, batch)
+                        z = stories.values(stories.told(program, batch, sites))["z"]
+                        apart = self._align_site(z.double().cpu().numpy()[None], "z", chain)[0] - centre
+                        first += weight / draws * apart
+                        second += weight / draws * apart**2
+                parts.append(np.sqrt(np.maximum(second - first**2, 0.0)))
+        return np.concatenate(parts)
 
     def mask(self) -> np.ndarray | None:
         """(feature, latent) inclusion probabilities, averaged over the aligned chains by their weights."""
@@ -214,14 +242,15 @@ class Fit:
         """Draws from every chain, aligned, as groups posterior, posterior_predictive, log_likelihood,
         sample_stats, observed_data and constant_data.
 
-        z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child)
-        in {0, 1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i,
-        .) of each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what
-        has a data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means
-        of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its
-        coordinate tells which rows it holds. sample_stats has the draws' `lp`, and of chains `held_out`, `chain_weight`
-        and `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order,
-        stand in each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
+        z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child) in {0,
+        1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i, .) of
+        each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what has a
+        data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means of all
+        rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its coordinate
+        tells which rows it holds, by the names of `data` or by position. sample_stats has the draws' `lp`, and of
+        chains `held_out`, `chain_weight` and `agreement` (chain, other_chain, latent). Sites that `Program.sites` does
+        not declare, such as an order, stand in each chain's own numbering and units of the latents; the attribute
+        `aligned` of such a variable is 0.
         """
         check_whole("draws", draws, 1)
         data = self._data(data)
@@ -250,11 +279,12 @@ class Fit:
                     for name, value in values.items():
                         stack = self._align_site(np.stack(value), name, chain)
                         groups[group].setdefault(name, []).append(stack)
-        coords = self.coords(rows, draws)
+        labels = data.row_labels()
+        coords = self.coords(labels[rows], draws)
         tree = {
             g: self.dataset(
                 {n: np.stack(v) for n, v in values.items()},
-                coords | ({"data": rows[shown]} if g == "posterior_predictive" else {}),
+                coords | ({"data": labels[rows][shown]} if g == "posterior_predictive" else {}),
             )
             for g, values in groups.items()
         }
@@ -271,7 +301,7 @@ class Fit:
         )
         tree["observed_data"] = xr.Dataset(
             {"x": (("data", "feature"), batch.x.cpu().numpy(), {"counts": int(data.counts)})},
-            coords={"data": rows, "feature": self.names["feature"]},
+            coords={k: coords[k] for k in ("data", "feature")},
         )
         constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
         if thin > 1:  # draws of some rows, yet the means of all
@@ -279,7 +309,8 @@ class Fit:
             constant["row_env"] = (("row",), data.env_labels())
         if data.size_factor is not None:
             constant["size_factor"] = ("data", data.size_factor[rows])
-        tree["constant_data"] = xr.Dataset(constant, coords={"data": rows, "latent": self.names["latent"]})
+        known = {k: coords[k] for k in ("data", "latent")} | ({"row": labels} if thin > 1 else {})
+        tree["constant_data"] = xr.Dataset(constant, coords=known)
         out = xr.DataTree.from_dict(tree)
         out.attrs |= {
             "model": self.program.card.name,
@@ -307,7 +338,7 @@ class Fit:
                 trace = stories.told(program, batch.blank(), {})
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
-        coords = self.coords(np.arange(data.rows), draws) | {"chain": [0]}
+        coords = self.coords(data.row_labels(), draws) | {"chain": [0]}
         one = {n: np.stack(v)[None] for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
@@ -445,7 +476,7 @@ class Fit:
             {k: v for k, v in state.items() if k not in names},
         )
         chains.batched = header["batched"]
-        return cls(
+        fit = cls(
             program,
             chains,
             header["kept"],
@@ -453,9 +484,11 @@ class Fit:
             tensors["history"].numpy(),
             header["names"],
             header["meta"],
-            data,
+            None,
             tensors["anchor"].numpy(),
         )
+        fit.data = None if data is None else fit.coded(data)
+        return fit
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -479,16 +512,22 @@ class Fit:
         out = held_out_rows(self.program, data, self.meta["recipe"]["held_out"], self.meta["seed"])
         return np.flatnonzero(~out)
 
-    def coded(self, data: Data) -> Data:
-        """With environments and batches as they were coded in the fit, where the program reads them, and size factors
-        by the fit's rule.
+    def coded(self, data: Data, *, environments: bool = True) -> Data:
+        """With features and auxiliary columns in the order of the fit, by name, with size factors by its rule, and with
+        environments and batches as they were coded in it, where the program reads them. environments: False = any may
+        be there, as they are coded.
 
-        Raises InputError for environments or batches that were not fitted, and as `Data.sized_as` does.
+        Raises InputError for features or auxiliary columns that are missing or unknown, for batches where the fit had
+        none and the reverse, for environments or batches that were not fitted, and as `Data.sized_as` does.
         """
-        envs = self.names["env"] if self.program.card.needs_env else None
-        batches = self.names.get("batch") if self.program.batches_count > 1 else None
+        data = data.coded_as(feature_names=self.names["feature"], aux_names=self.names.get("aux"))
         if self.program.config.get("likelihood") != "gaussian":
             data = data.sized_as(self.meta.get("size_factor"))
+        envs = self.names["env"] if self.program.card.needs_env and environments else None
+        batches = self.names.get("batch") if "batches" in self.program.config else None
+        if batches is not None and batches != data.batch_names and ["all"] in (batches, data.batch_names):
+            words = {False: "none", True: "labels"}
+            reject("batch", words[batches == ["all"]], f"{words[batches != ['all']]}, as in the fit")
         return data.coded_as(envs, batches)
 
     def batch_of(self, data: Data) -> Batch:
@@ -511,7 +550,7 @@ class Fit:
         return self.program.sites.get(name, Z if name == "z" else Site(()))
 
     def coords(self, rows: np.ndarray, draws: int) -> dict[str, Any]:
-        """Coordinates of a posterior's dimensions, `data` being these rows."""
+        """Coordinates of a posterior's dimensions, `data` being the labels of these rows."""
         return {
             "chain": np.arange(self.chains.count),
             "draw": np.arange(draws),

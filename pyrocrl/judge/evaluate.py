@@ -32,9 +32,10 @@ def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
     true one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where nothing
     is known or shapes disagree.
     """
-    truth = data.truth
-    if not truth:
+    if not data.truth:
         reject("data", "no truth", "simulated data with truth (z, mask, graph, ...)")
+    data = fit.coded(data)
+    truth = data.truth
     out: dict[str, float] = {"held_out": float(fit.weights @ fit.scores)}
     z_est = fit.latents(data)
     assignment: np.ndarray | None = None

@@ -80,7 +80,7 @@ def reference(
         target = _Target(*_program(fit, data, rows), given or {}, sum_over)
         runs = [target.run(draws, warmup) for _ in range(chains)]
     values = {name: np.stack([run.values[name] for run in runs]) for name in runs[0].values}
-    coords = fit.coords(rows, draws) | {"chain": np.arange(chains)}
+    coords = fit.coords(fit._data(data).row_labels()[rows], draws) | {"chain": np.arange(chains)}
     known = {name: values[name][:1, :1] for name in target.given}
     tree = xr.DataTree.from_dict(
         {

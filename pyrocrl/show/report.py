@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -437,8 +438,8 @@ def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Pictur
         out.append(_picture("predictive", plots.predictive(tree), "Observed against replicated statistics of features"))
     if fit.data is not None and "z" in fit.data.truth and fit.data.rows == fit.meta.get("rows"):
         z = plots.latent_means(tree)
-        rows = np.asarray(z["data"].to_numpy(), dtype=int)
-        if rows.max() < fit.data.rows:
+        rows = pd.Index(fit.data.row_labels().astype(str)).get_indexer(z["data"].to_numpy().astype(str))
+        if (rows >= 0).all():
             names = [str(k) for k in z["latent"].to_numpy()]
             figure = plots.recovery(fit.data.truth["z"][rows], z.to_numpy(), names)
             out.append(_picture("recovery", figure, "Estimated against true latents"))
