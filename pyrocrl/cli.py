@@ -519,7 +519,7 @@ def _fit(
     """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`."""
     import pyrocrl
     from pyrocrl import io
-    from pyrocrl.infer.fit import _recipe
+    from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
     from pyrocrl.lab.reproduce import provenance, score_table
 
     program, name = pyrocrl.build(kind, rows, **build), kind.card.name
@@ -527,7 +527,8 @@ def _fit(
     print(rows)
     found = _finished(out, program, rows, seed) if resume else None
     if found is None:
-        _recipe(program, None, chains, epochs, {})  # refuses before anything is removed
+        # refused before anything is removed
+        check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
         stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
         for path in [*stale, *out.glob("*.part")]:
             path.unlink(missing_ok=True)
@@ -591,7 +592,7 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     _, header = checkpoint.read(path)
     if not header.get("finished"):
         return None
-    mine = {"model": program.card.name, "config": program.config, "seed": seed, "data": checkpoint.fingerprint(data)}
+    mine = {"model": program.card.name, "config": program.arguments, "seed": seed, "data": checkpoint.fingerprint(data)}
     theirs = {
         "model": header["model"],
         "config": header["config"],

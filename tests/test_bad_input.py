@@ -171,7 +171,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "latents that are no number": (lambda: build(latents="two"), "latents: found 'two'; allowed: a whole number"),
     "no such option": (
         lambda: build(layers=3),
-        "layers: not an option of vae; allowed: features, latents, likelihood, hidden",
+        "layers: not an option of vae (did you mean 'latents'?); allowed: features, latents, likelihood, hidden",
     ),
     "no such likelihood": (
         lambda: build(likelihood="poisson"),
@@ -212,8 +212,11 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "no chains": (lambda: run(chains=0), "chains: found 0; allowed: a whole number from 1 on"),
     "half an epoch": (lambda: run(epochs=0.5), "epochs: found 0.5; allowed: a whole number from 1 on"),
     "a seed below 0": (lambda: run(seed=-1), "seed: found -1; allowed: a whole number from 0 on"),
-    "a rate of 0": (lambda: run(lr=0.0), "lr: found 0.0; allowed: a finite number above 0"),
-    "no such argument of fit": (lambda: run(steps=3), "steps: not an argument of fit; allowed: batch_size, "),
+    "a rate of 0": (lambda: run(lr=0.0), "lr: found 0.0; allowed: a number above 0"),
+    "no such argument of fit": (
+        lambda: run(steps=3),
+        "steps: not an argument of fit (did you mean 'least_steps'?); allowed: batch_size, ",
+    ),
     "no such device": (
         lambda: run(device="cuda:99"),
         f"device: found 'cuda:99' with {torch.cuda.device_count()} CUDA devices here; allowed: auto",
@@ -243,7 +246,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "do of one environment as a text": (
         lambda: FITTED.do(None, environments="observational"),
-        "environments: found 'observational'; allowed: a list of names, each once",
+        "environments: found 'observational'; allowed: a list",
     ),
     "do of an environment twice": (
         lambda: FITTED.do(None, environments=["observational"] * 2),
@@ -264,9 +267,9 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "no such setting": (lambda: simulate.draw("moran22"), "setting: found 'moran22' (did you mean 'moran2022'?)"),
     "no such option of a setting": (
         lambda: simulate.draw("moran2022", r=1),
-        "r: not an option of moran2022; allowed: rows, rho, noise",
+        "r: not an option of moran2022; allowed: seed, rows, rho, noise",
     ),
-    "a correlation of 2": (lambda: simulate.draw("moran2022", rho=2), "rho: found 2; allowed: a correlation between"),
+    "a correlation of 2": (lambda: simulate.draw("moran2022", rho=2), "rho: found 2.0; allowed: a correlation between"),
     "too many anchors": (
         lambda: simulate.draw("perturb_seq", anchors=20),
         "anchors: found 20 for each of 4 latents; allowed: at most 15",

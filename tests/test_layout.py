@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "dists"}
+GROUND = {"errors", "options", "dists"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "options": {"errors"},
     "dists": {"errors"},
     "data": {"errors"},
     "io": {"errors", "data"},

@@ -8,6 +8,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
+from pyrocrl.options import Deviation
 from pyrocrl.program import check_sizes, check_whole
 
 MIXINGS = {"identity": 10, "linear": 12, "mlp": 20}  # columns of x unless told otherwise
@@ -22,7 +23,7 @@ def zhang2023(
     mechanism: str = "relu",
     pairs: Sequence[Sequence[int]] = (),
     features: int | None = None,
-    noise: float = 0.1,
+    noise: Deviation = 0.1,
 ) -> Data:
     """Zhang et al. (2023), "Identifiability guarantees for causal disentanglement from soft interventions".
 
