@@ -120,6 +120,7 @@ class UnknownTargets(Program):
         status="stable",
         needs_env=True,
         targets=("unknown",),
+        values="binary",
         approximate="Levels, noise and laws of states are trained free of mask, graph and targets; draws of these are "
         "given the expected counts of states, as if the counts were known.",
     )

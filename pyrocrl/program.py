@@ -372,12 +372,12 @@ class Program(nn.Module):
 
     @property
     def intervention_kind(self) -> str:
-        """What its interventions do, a key of `conditions.INTERVENTIONS`; "perfect" unless an option says otherwise."""
+        """What its interventions do, a key of `card.INTERVENTIONS`; "perfect" unless an option says otherwise."""
         return str(self.config.get("intervention", "perfect"))
 
     @property
     def mechanism_kind(self) -> str:
-        """The form of its structural equations; "linear" unless an option says otherwise."""
+        """The form of its equations, a key of `card.MECHANISMS`; "linear" unless an option says otherwise."""
         return str(self.config.get("mechanism", "linear"))
 
     @property
@@ -424,8 +424,14 @@ class Program(nn.Module):
         """A program for these data: `features`, `environments`, `likelihood` and the like are read off them.
 
         Raises InputError for options that it does not have or that are missing, for ways of telling targets that its
-        card does not accept, and for data that list no targets, or no control, where it needs them.
+        card does not accept, for data that list no targets, or no control, where it needs them, for a single
+        environment where it needs several, and for counts where it knows none.
         """
+        law = "negative_binomial" if data.counts else "gaussian"
+        if law not in cls.card.likelihoods:
+            floats = "features that are no counts, such as log(1 + x / size factor), or counts=False (--no-counts)"
+            found = f"{'counts' if data.counts else 'floats'}, of which {cls.card.name} has no law"
+            reject("x", found, floats if data.counts else "counts")
         known = cls.options()
         check_options(cls, options)
         filled: dict[str, Any] = {}
@@ -446,7 +452,10 @@ class Program(nn.Module):
         elif "target_matrix" in known and data.targets is not None:
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
-        return cls(**(filled | options))
+        program = cls(**(filled | options))
+        if cls.card.needs_env and len(np.unique(data.env)) < 2:
+            reject("env", "one environment", "two or more")
+        return program
 
     @classmethod
     def _targets_of(cls, data: Data, options: Mapping[str, Any]) -> str:

@@ -448,12 +448,32 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a seed below 0": ([*GOOD, "--seed", "-1"], ["--seed: found -1; allowed: a whole number from 0 on"]),
     "no such device": ([*GOOD, "--device", "cuda:99"], ["device: found 'cuda:99' with ", "; allowed: auto or cpu"]),
     "targets of a model without": (
-        [*GOOD, "--target-mode", "known"],
-        ["--target-mode: found 'known'; allowed: none: vae takes no targets"],
+        [*GOOD, "--targets", "known"],
+        ["targets: not an option of vae; allowed: features, latents, likelihood, hidden"],
     ),
     "no such mode": (
-        [*GOOD, "--target-mode", "guess"],
-        ["--target-mode: found 'guess'; allowed: known, relabelled, unknown"],
+        [*GOOD, "--targets", "guess"],
+        ["--targets: found 'guess'; allowed: known, relabelled, unknown, or a file ending in .json, .csv"],
+    ),
+    "targets told twice": (
+        [*GOOD, "--targets", "known", "--targets", "unknown"],
+        ["--targets: found known and unknown; allowed: one word, one file, or one of each"],
+    ),
+    "an option of another kind": (
+        [*GOOD, "--option", "hidden=1.5"],
+        ["hidden: found 1.5; allowed: a whole number from 1 on"],
+    ),
+    "an option that a model has by another name": (
+        [*GOOD, "--option", "hiden=3"],
+        ["hiden: not an option of vae (did you mean 'hidden'?); allowed: "],
+    ),
+    "an option beyond memory": (
+        [*GOOD, "--option", "hidden=1000000000"],
+        ["hidden: found 1000000000, which takes ", " GB or more; allowed: what fits into "],
+    ),
+    "chains beyond memory": (
+        [*GOOD, "--chains", "10000000"],
+        ["chains: found 10000000, which takes ", " GB or more; allowed: what fits into "],
     ),
     "an option without a value": ([*GOOD, "--option", "hidden"], ["--option: found 'hidden'; allowed: K=V"]),
     "an option twice": (
@@ -485,12 +505,12 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"],
     ),
     "choose what no data list": (
-        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "known"],
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--targets", "known"],
         ["targets: found 'known' for data that list none; allowed: 'unknown', or data with targets"],
     ),
     "choose by no such mode": (
-        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "guess"],
-        ["--target-mode: found 'guess'; allowed: known, relabelled, unknown"],
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--targets", "guess"],
+        ["--targets: found 'guess'; allowed: known, relabelled, unknown, or a file ending in .json, .csv"],
     ),
     "choose by no such intervention": (
         ["choose", "--data", "@/good.csv", "--env", "cond", "--intervention", "hard"],

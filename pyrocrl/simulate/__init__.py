@@ -53,7 +53,6 @@ def _checked(function: Callable[..., Data]) -> Callable[..., Data]:
     @functools.wraps(function)
     def simulate(*args: Any, **kwargs: Any) -> Data:
         given = options.bound(function.__name__, function, args, kwargs)
-        options.conform("seed", given["seed"], options.Seed)
         features, latents, environments = (given.get(name) or 1 for name in ("features", "latents", "environments"))
         rows = given.get("rows", given.get("samples", 1))
         largest = max((v, k) for k, v in given.items() if type(v) is int and k != "seed")[::-1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of
-from pyrocrl.options import Bounds, Deviation
+from pyrocrl.options import Bounds, Deviation, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def ahuja2023(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 10_000,
     latents: int = 6,
     degree: Annotated[int, Bounds(1, 10)] = 2,

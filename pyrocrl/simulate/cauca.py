@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Bounds
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -17,7 +17,7 @@ SHIFT = 2.0
 
 
 def cauca(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 20_000,
     latents: int = 4,
     layers: Annotated[int, Bounds(1, 100)] = 3,

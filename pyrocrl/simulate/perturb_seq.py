@@ -8,14 +8,14 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
-from pyrocrl.options import Bounds
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 CONTROL = "non-targeting"
 
 
 def perturb_seq(
-    seed: int = 0,
+    seed: Seed = 0,
     rows: int = 1500,
     features: int = 60,
     latents: int = 4,

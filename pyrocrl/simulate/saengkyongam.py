@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Deviation, Positive
+from pyrocrl.options import Deviation, Positive, Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -19,7 +19,7 @@ Array = np.ndarray
 
 
 def saengkyongam2024(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 10_000,
     latents: int = 2,
     actions: int = 2,

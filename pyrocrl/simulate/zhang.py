@@ -8,14 +8,14 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
-from pyrocrl.options import Deviation
+from pyrocrl.options import Deviation, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 MIXINGS = {"identity": 10, "linear": 12, "mlp": 20}  # columns of x unless told otherwise
 
 
 def zhang2023(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 1000,
     latents: int = 5,
     mixing: str = "identity",
