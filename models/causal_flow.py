@@ -60,7 +60,16 @@ from pyrocrl.options import Bounds, Share, Size
 from pyrocrl.parts.flows import FreeFormFlow
 from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.parts.mixing import InvertibleMixing
-from pyrocrl.program import EdgeProbability, Environments, Features, TargetMatrix, Targets, check_rows, checked_targets
+from pyrocrl.program import (
+    EdgeProbability,
+    Environments,
+    Features,
+    Latents,
+    TargetMatrix,
+    Targets,
+    check_rows,
+    checked_targets,
+)
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
@@ -129,7 +138,7 @@ class CausalFlow(MarginalSEM, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
         environments: Environments | None = None,

@@ -79,6 +79,7 @@ from pyrocrl.program import (
     Environments,
     Features,
     Intervention,
+    Latents,
     Likelihood,
     TargetMatrix,
     Targets,
@@ -190,7 +191,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(1, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(1, orders.MAX_NODES)],
         environments: Environments,
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",

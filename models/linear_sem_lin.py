@@ -81,6 +81,7 @@ from pyrocrl.program import (
     Environments,
     Features,
     Intervention,
+    Latents,
     Likelihood,
     TargetMatrix,
     Targets,
@@ -168,7 +169,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
         intervention: Intervention = "perfect",

@@ -58,6 +58,7 @@ from pyrocrl.parts.observation import Observation
 from pyrocrl.program import (
     Batches,
     Features,
+    Latents,
     Likelihood,
     TargetMatrix,
     ToldTargets,
@@ -121,7 +122,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
         target_matrix: TargetMatrix,
         targets: ToldTargets = "known",
         likelihood: Likelihood = "gaussian",

@@ -65,6 +65,7 @@ from pyrocrl.parts.observation import Observation
 from pyrocrl.program import (
     EdgeProbability,
     Features,
+    Latents,
     TargetMatrix,
     ToldTargets,
     check_rows,
@@ -140,7 +141,7 @@ class ScoreCRL(Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
         target_matrix: TargetMatrix,
         targets: ToldTargets = "known",
         transform: Transform = "linear",

@@ -60,7 +60,7 @@ from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import LogitBeta, States
 from pyrocrl.lab.studies import Skeleton
 from pyrocrl.options import Bounds, Positive, Share
-from pyrocrl.program import EdgeProbability, Features, check_sizes
+from pyrocrl.program import EdgeProbability, Environments, Features, check_sizes
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
 PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_size")
@@ -141,7 +141,7 @@ class UnknownTargets(Program):
         self,
         features: Features,
         latents: Annotated[int, Bounds(2, MOST_LATENTS), "how many binary latents there are"],
-        environments: Annotated[int, Bounds(1, sharing.MAX_ENVIRONMENTS)],
+        environments: Annotated[Environments, Bounds(1, sharing.MAX_ENVIRONMENTS)],
         invariant: bool = False,
         edge_probability: EdgeProbability = 0.5,
         mask_probability: Share = 0.3,

@@ -265,11 +265,11 @@ def _bytes(count: float) -> str:
 
 def _plain(hint: Any) -> tuple[Any, Bounds]:
     """A hint without its notes, and its bounds."""
-    bounds = ANY
-    while get_origin(hint) is Annotated:
-        bounds = next((note for note in hint.__metadata__ if isinstance(note, Bounds)), bounds)
-        hint = get_args(hint)[0]
-    return (type(None) if hint is None else hint), bounds
+    notes: list[Any] = []
+    if get_origin(hint) is Annotated:
+        hint, *notes = get_args(hint)
+    told = [note for note in notes if isinstance(note, Bounds)]  # the outermost last
+    return (type(None) if hint is None else hint), (told[-1] if told else ANY)
 
 
 def _note(hint: Any) -> str:

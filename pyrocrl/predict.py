@@ -25,18 +25,19 @@ from pyrocrl.errors import one_of, reject, shown
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
+from pyrocrl.options import Bounds, Seed, Share, check_memory, checked
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
 BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 ROWS = 1_000  # of simulated latents for each draw of the equations
 Array = np.ndarray
+Draws = Annotated[int, Bounds(1, 1_000_000)]
 
 
 @checked
 def predict_action(
-    fit: Fit, actions: Any, *, level: Share = 0.9, draws: Annotated[int, Bounds(2)] = 2_000, seed: Seed = 0
+    fit: Fit, actions: Any, *, level: Share = 0.9, draws: Annotated[int, Bounds(2, 1_000_000)] = 2_000, seed: Seed = 0
 ) -> xr.Dataset:
     """Mean of x under each action: `mean`, `low`, `high` (action_row, feature), and each chain's own (`chain_mean`).
 
@@ -137,7 +138,7 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
 
 @checked
 def combination_mean(
-    fit: Fit, data: Data, environments: Sequence[str], *, draws: Size = 20, seed: Seed = 0
+    fit: Fit, data: Data, environments: Sequence[str], *, draws: Draws = 20, seed: Seed = 0
 ) -> np.ndarray:
     """(feature,) mean of x where the interventions of `environments` (names) are applied together.
 
@@ -154,7 +155,7 @@ def combination_mean(
 
 
 @checked
-def expected_rows(fit: Fit, data: Data, *, draws: Size = 20, seed: Seed = 0) -> np.ndarray:
+def expected_rows(fit: Fit, data: Data, *, draws: Draws = 20, seed: Seed = 0) -> np.ndarray:
     """(data, feature) mean of x given new latents of each row's own environment; averaged as in `combination_mean`."""
     return _expected(fit, data, None, draws, seed)
 
@@ -174,7 +175,7 @@ def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int
 
 @checked
 def pair_errors(
-    fit: Fit, train: Data, pairs: Data, parts: Mapping[str, Sequence[str]], *, draws: Size = 20, seed: Seed = 0
+    fit: Fit, train: Data, pairs: Data, parts: Mapping[str, Sequence[str]], *, draws: Draws = 20, seed: Seed = 0
 ) -> dict[str, float]:
     """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
 

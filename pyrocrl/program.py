@@ -6,6 +6,7 @@ To write a variant, copy a file of `models/`, change it, and name the copy where
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -51,6 +52,8 @@ Likelihood = Annotated[
 EdgeProbability = Annotated[float, Bounds(0, 1), "a priori, that there is an edge between two latents"]
 
 Beta = Annotated[float, Bounds(0, 1, "[)")]
+
+SMALL = 10_000  # largest number of a program whose tensors are surely no burden
 
 PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
 
@@ -183,7 +186,7 @@ class Program(nn.Module):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
         if "__init__" in vars(cls):
-            cls.__init__ = _checking(cls.card.name, vars(cls)["__init__"])  # type: ignore[method-assign]
+            cls.__init__ = _checking(cls, vars(cls)["__init__"])  # type: ignore[method-assign]
         known = cls.options()
         for option in (option for claim in cls.card.claims for option in claim.when if option not in known):
             raise TypeError(f"{cls.__name__}: its card makes a claim when {option!r}, which is no option of it")
@@ -483,35 +486,45 @@ def check_options(kind: type[Program], given: Mapping[str, Any]) -> None:
         options.conform(name, value, known[name].hint)
 
 
-def _checking(what: str, write: Callable[..., None]) -> Callable[..., None]:
+def _checking(cls: type[Program], write: Callable[..., None]) -> Callable[..., None]:
     """An `__init__` that checks its arguments, keeps them in `config`, and refuses sizes beyond memory."""
 
     @functools.wraps(write)
     def __init__(self: Program, *args: Any, **kwargs: Any) -> None:
-        given = options.bound(what, write, args, kwargs)
+        given = options.bound(cls.card.name, write, args, kwargs)
         object.__setattr__(self, "config", {**self.config, **given})
         if type(self).__init__ is not __init__:  # a parent's: within its child's
             return write(self, **given)
         object.__setattr__(self, "arguments", given)
-        with _Sizes(given) as sizes:
-            try:
+        sizes = _Sizes(given)
+        try:
+            if sizes.value > SMALL:
+                with sizes.rehearsal(), contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
+                    write(cls.__new__(type(self)), **given)
+            with sizes:
                 write(self, **given)
-            except MemoryError:  # of numpy's
-                options.check_memory(sizes.name, sizes.value, math.inf)
+        except MemoryError:  # of numpy's
+            options.check_memory(sizes.name, sizes.value, math.inf)
 
     return __init__
 
 
 class _Sizes(TorchFunctionMode):
-    """Counts the bytes of the tensors that are made, each before it is, and refuses those beyond memory."""
+    """Refuses a program beyond memory: counts the bytes of the tensors that are made, each before it is.
+
+    rehearsal: nothing is allocated, every tensor is a shape alone, so that the whole is counted before the first part
+    is made; it ends where a value is looked at."""
 
     MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn, torch.arange)
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], rehearse: bool = False) -> None:
         super().__init__()
-        self.total = 0.0
+        self.given, self.rehearse, self.total = given, rehearse, 0.0
         whole = {name: value for name, value in given.items() if type(value) is int}
         self.name, self.value = max(whole.items(), key=lambda item: item[1], default=("options", 0))
+
+    def rehearsal(self) -> _Sizes:
+        return _Sizes(self.given, rehearse=True)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[Any], args: Any = (), kwargs: Any = None
@@ -519,18 +532,22 @@ class _Sizes(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.MAKERS:
             bare = {k: v for k, v in kwargs.items() if k not in ("generator", "out")}
-            self._count(lambda: func(*args, **bare | {"device": "meta"}))
+            like = self._counted(lambda: func(*args, **bare | {"device": "meta"}))
         elif func is Tensor.repeat:
-            self._count(lambda: args[0].to("meta").repeat(*args[1:], **kwargs))
-        return func(*args, **kwargs)
+            like = self._counted(lambda: args[0].to("meta").repeat(*args[1:], **kwargs))
+        else:
+            return func(*args, **kwargs)
+        return like if self.rehearse else func(*args, **kwargs)
 
-    def _count(self, make: Callable[[], Tensor]) -> None:
+    def _counted(self, make: Callable[[], Tensor]) -> Tensor | None:
+        like = None
         try:
             like = make()
             self.total += like.numel() * like.element_size()
         except (RuntimeError, TypeError, OverflowError):  # more entries than a tensor can count
             self.total = math.inf
         options.check_memory(self.name, self.value, self.total)
+        return like
 
 
 def _file_of(module: str) -> dict[str, str] | None:

@@ -289,6 +289,8 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
 class _Fitted:
     """One tiny fit for all, made when first asked for."""
 
+    __class__ = pyrocrl.Fit  # type: ignore[assignment]  # for `isinstance`
+
     def __getattr__(self, name: str) -> object:
         if "fit" not in self.__dict__:
             self.__dict__["fit"] = run(chains=2)

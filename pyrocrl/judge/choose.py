@@ -114,6 +114,8 @@ def choose(
     mode = one_of("targets", targets or ("unknown" if data.targets is None else "known"), TARGETS)
     if mode != "unknown" and data.targets is None:
         reject("targets", f"{mode!r} for data that list none", "'unknown', or data with targets")
+    if latents is not None and latents > data.features:
+        reject("latents", latents, f"a whole number from 1 to {data.features}, the number of features")
     count = _count(data, latents)
     if count is not None and mode != "unknown":
         data.target_matrix(count)  # refuses targets that are none of so many latents
