@@ -108,9 +108,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def _version(asked: bool) -> None:
     if asked:
-        from pyrocrl import __version__
+        import pyrocrl
 
-        print(f"pyrocrl {__version__}")
+        print(f"pyrocrl {pyrocrl.__version__}")
         raise typer.Exit()
 
 
