@@ -218,10 +218,10 @@ def test_what_is_recommended_can_be_built_and_what_is_not_is_refused_in_the_same
 def test_models_of_other_data_are_not_recommended() -> None:
     found = by_name(choose(table(), latents=4))
     assert found["mechanism_shift"].lacks == ("features: found 40; allowed: a whole number from 2 to 7",)
-    assert found["unknown_targets"].lacks == ("latents that are binary: latents are on or off",)
+    assert found["unknown_targets"].lacks == ("values: found 'continuous'; allowed: 'binary': latents are on or off",)
     assert not by_name(choose(table(), latents=4, values="binary"))["unknown_targets"].lacks
     assert by_name(choose(table(), latents=4, values="binary"))["vae"].lacks == (
-        "latents that are continuous: latents are numbers",
+        "values: found 'binary'; allowed: 'continuous': latents are numbers",
     )
 
 

@@ -200,7 +200,7 @@ def _options(kind: type[Program], told: _Told) -> tuple[dict[str, Any], list[str
     if told.latents is not None and "latents" in known:
         given["latents"] = told.latents
     if told.values != kind.card.values:
-        lacks.append(f"latents that are {kind.card.values}: {VALUES[kind.card.values]}")
+        lacks.append(f"values: found {told.values!r}; allowed: {kind.card.values!r}: {VALUES[kind.card.values]}")
     if kind.card.targets and "targets" in known:
         ways = [mode for mode in MODES[MODES.index(told.mode) :] if mode in kind.card.targets]
         if ways or told.data.targets is not None:
@@ -224,10 +224,12 @@ def _stands(claim: Claim, known: Situation, config: Mapping[str, Any]) -> ClaimC
         if lack is not None:
             (left_open if lack.open else missing).append(CONDITIONS[need] if lack.open else lack.remedy)
     other = [name for name, value in claim.when.items() if not replace(claim, when={name: value}).holds(config)]
-    missing += [_otherwise(claim, name) for name in other]
+    replaced = "perfect interventions" in missing
+    missing += [_otherwise(claim, name) for name in other if name != "intervention" or not replaced]
     state: State = "missing" if missing else "open" if left_open else "met"
     once = tuple(dict.fromkeys(missing))
-    words = claim.head() + (f", where {claim.where()}" if other else "")
+    asks = {name: claim.when[name] for name in other if name not in ASSUMPTIONS}
+    words = claim.head() + (f", where {replace(claim, when=asks).where()}" if asks else "")
     return ClaimChoice(words, claim.what, state, once, tuple(left_open), claim.given, _freedom(claim))
 
 
