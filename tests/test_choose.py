@@ -225,6 +225,14 @@ def test_models_of_other_data_are_not_recommended() -> None:
     )
 
 
+def test_what_a_program_refuses_of_its_data_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(self: Program, data: Data) -> None:
+        raise InputError("aux: found none; allowed: doses")
+
+    monkeypatch.setattr(zoo.get("vae"), "check", check)
+    assert by_name(choose(table(), latents=4))["vae"].lacks == ("aux: found none; allowed: doses",)
+
+
 def test_assumptions_that_are_not_told_are_each_models_own() -> None:
     found = by_name(choose(table(EACH), latents=4))
     for name in ("discrepancy_vae", "linear_sem_lin"):
