@@ -58,11 +58,23 @@ def models_index() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _options(program: type[Program]) -> str:
+    """The options of a model as a table."""
+    lines = ["| option | default | allowed | what it is |", "|---|---|---|---|"]
+    for option in program.options().values():
+        told = option.to_dict()
+        default = f"`{told['default']!r}`" if "default" in told else "–"
+        cells = [f"`{option.name}`", default, told["allowed"], option.meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def model_page(program: type[Program]) -> str:
     """A model's page: card, when to use it, the story in equations and code, claims, figures, limits, options."""
     card = program.card
     source = inspect.getmodule(program)
     facts = [f"`{card.name}`", card.family, card.status, f"likelihoods: {', '.join(card.likelihoods)}"]
+    facts.append(f"{card.values} latents")
     facts.append("needs environments" if card.needs_env else "needs no environments")
     parts = [f"# {card.title}", " · ".join(facts), f"**{card.summary}**"]
     if card.when:
@@ -92,7 +104,7 @@ def model_page(program: type[Program]) -> str:
     if card.differs:
         parts += ["It differs from its paper in this:", _list(card.differs)]
     signature = f"```{{eval-rst}}\n.. autoclass:: {program.__module__}.{program.__name__}\n```"
-    parts += ["## Options", signature, "`pyrocrl.build` reads off the data what is not given."]
+    parts += ["## Options", _options(program), signature, "`pyrocrl.build` reads off the data what is not given."]
     parts += ["## Settings with known truth", _list(f"`{setting}`" for setting in card.settings)]
     parts += [f"`pyrocrl reproduce {card.name}` runs its studies of them; [what they draw](../api/simulate.md)."]
     parts += ["## References", _list(reference.markdown() for reference in card.references)]

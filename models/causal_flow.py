@@ -43,7 +43,7 @@ rest on.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Annotated
 
 import pyro
 import torch
@@ -53,13 +53,23 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Reference, Site, run
 from pyrocrl.constructions import contrastive, contrastive_flow, directions
 from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Study
+from pyrocrl.options import Bounds, Share, Size
 from pyrocrl.parts.flows import FreeFormFlow
 from pyrocrl.parts.latent_sem import SEMReadouts
 from pyrocrl.parts.mixing import InvertibleMixing
-from pyrocrl.program import check_between, check_rows, check_whole, checked_targets
+from pyrocrl.program import (
+    EdgeProbability,
+    Environments,
+    Features,
+    Latents,
+    TargetMatrix,
+    Targets,
+    check_rows,
+    checked_targets,
+)
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
 ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
@@ -127,15 +137,15 @@ class CausalFlow(MarginalSEM, Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        target_matrix: list[list[int]] | None = None,
-        targets: Literal["known", "relabelled", "unknown"] = "known",
-        environments: int | None = None,
-        edge_probability: float = 0.5,
-        width: int = 64,
-        steps: int = 1500,
-        correlation_error: float = 0.06,
+        features: Features,
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        target_matrix: TargetMatrix | None = None,
+        targets: Targets = "known",
+        environments: Environments | None = None,
+        edge_probability: EdgeProbability = 0.5,
+        width: Size = 64,
+        steps: Size = 1500,
+        correlation_error: Share = 0.06,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, one target for each environment but the observational ones; left out
         where targets are unknown: environment 0 is then observational. width, steps: of the flow's layers, and its
@@ -145,14 +155,8 @@ class CausalFlow(MarginalSEM, Program):
         none observational, and for unknown targets unless there are two environments for each latent, at most 4.
         """
         super().__init__()
-        for name, number, least in (("features", features, 2), ("latents", latents, 2), ("width", width, 1)):
-            check_whole(name, number, least)
-        check_whole("steps", steps, 1)
-        if latents != features or latents > orders.MAX_NODES:
+        if latents != features:
             reject("latents", latents, f"as many as features ({features}), at most {orders.MAX_NODES}")
-        one_of("targets", targets, ("known", "relabelled", "unknown"))
-        check_between("edge_probability", edge_probability, 0, 1)
-        check_between("correlation_error", correlation_error, 0, 1)
         unknown = targets == "unknown"
         if unknown and environments != 2 * latents + 1:
             reject("environments", environments, f"{2 * latents + 1}: an observational one, then two a latent")

@@ -55,7 +55,7 @@ counts, and two objectives, and its studies cover them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import torch
@@ -65,15 +65,27 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, r
 from pyrocrl.constructions import affine
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.exact import orders
 from pyrocrl.exact.mmd import mmd2
 from pyrocrl.lab.screens import PerturbationScreen
 from pyrocrl.lab.studies import Pairs, Study, TwoModels
+from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
-from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
+from pyrocrl.parts.latent_sem import LatentSEM, Mechanism, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual, TrilEncoder
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_between, check_sizes
+from pyrocrl.program import (
+    Batches,
+    Environments,
+    Features,
+    Intervention,
+    Latents,
+    Likelihood,
+    TargetMatrix,
+    Targets,
+    check_sizes,
+    checked_targets,
+)
 
 GIVEN = ("the decoder is injective", "noise is Gaussian")
 NEEDS = (
@@ -179,52 +191,47 @@ class DiscrepancyVAE(SEMReadouts, Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        environments: int,
-        target_matrix: list[list[int]] | None = None,
-        targets: Literal["known", "relabelled", "unknown"] = "known",
-        intervention: Literal["shift", "variance", "soft", "perfect"] = "shift",
-        mechanism: Literal["linear", "relu"] = "relu",
+        features: Features,
+        latents: Annotated[Latents, Bounds(1, orders.MAX_NODES)],
+        environments: Environments,
+        target_matrix: TargetMatrix | None = None,
+        targets: Targets = "known",
+        intervention: Intervention = "shift",
+        mechanism: Mechanism = "relu",
         decoder: Literal["linear", "mlp"] = "linear",
-        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
-        batches: int = 1,
+        likelihood: Likelihood = "gaussian",
+        batches: Batches = 1,
         escapees: bool = False,
-        variation: float = 0.0,
+        variation: Annotated[float, Bounds(0, 1, "[)")] = 0.0,
         objective: Literal["likelihood", "mmd"] = "likelihood",
-        hidden: int = 64,
-        correlation_error: float = 0.06,
-        unmixed: float = 4.0,
-        slab: float = 0.3,
-        discrepancy_weight: float = 10.0,
-        spike: float = 0.02,
-        none_probability: float = 0.5,
-        escape_alpha: float = 1.0,
-        escape_beta: float = 3.0,
+        hidden: Size = 64,
+        correlation_error: Share = 0.06,
+        unmixed: Positive = 4.0,
+        slab: Positive = 0.3,
+        discrepancy_weight: Positive = 10.0,
+        spike: Positive = 0.02,
+        none_probability: Share = 0.5,
+        escape_alpha: Positive = 1.0,
+        escape_beta: Positive = 3.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, environment 0 observational; not read where targets are unknown.
+        mechanism: the links of the structural equations. decoder: linear, or linear plus a network.
 
         escapees: rows of an intervention may have missed it. variation: deviation by which environments' means differ
         for other reasons than interventions, see `LatentSEM`. correlation_error: of latents, that errors of mu leave
         behind a network, in all environments alike and whatever the rows. unmixed: rows say this many times less of the
         equations, for the same rows have to tell the latents' directions. slab: prior deviation of the loadings of log
-        rates. discrepancy_weight: in nats a row, of objective="mmd". spike, none_probability: of weights of absent
-        edges and of environments without target, see `LatentSEM`. escape_alpha, escape_beta: of the Beta prior of the
-        share of escapees.
+        rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden: units of networks'
+        layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
+        escape_alpha, escape_beta: of the Beta prior of the share of escapees.
         """
         super().__init__()
         check_sizes(features, latents)
-        one_of("targets", targets, ("known", "relabelled", "unknown"))
-        one_of("decoder", decoder, ("linear", "mlp"))
-        one_of("objective", objective, ("likelihood", "mmd"))
-        check_between("correlation_error", correlation_error, 0, 1)
-        for name, value in (("unmixed", unmixed), ("slab", slab), ("discrepancy_weight", discrepancy_weight)):
-            check_between(name, value)
-        if targets != "unknown" and target_matrix is None:
-            reject("targets", f"{targets!r} without a target matrix", "targets in the data, or targets='unknown'")
+        known = None
+        if targets != "unknown":
+            known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()
         if objective == "mmd":  # Gram matrices of all pairs of rows
             self.recipe = replace(self.recipe, batch_size=150)
-        known = None if targets == "unknown" else target_matrix
         self.sem = LatentSEM(
             *(latents, environments, known, intervention, mechanism, escapees),
             variation=variation,

@@ -30,7 +30,7 @@ paper regresses a constant on the codes of each known target), and in a likeliho
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import numpy as np
 import pyro
@@ -42,11 +42,21 @@ from torch.nn.functional import one_hot
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import polynomials
 from pyrocrl.dists import MultivariateNormal, Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import reject
 from pyrocrl.exact.monomials import powers, slots
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.lab.studies import Study
-from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
+from pyrocrl.options import Share, Size
+from pyrocrl.program import (
+    Environments,
+    Features,
+    Latents,
+    TargetMatrix,
+    Targets,
+    check_rows,
+    check_sizes,
+    checked_targets,
+)
 
 GIVEN = (
     "interventions hold their target at a constant",
@@ -101,13 +111,13 @@ class DoPolynomial(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        environments: int,
-        target_matrix: list[list[int]] | None = None,
-        targets: Literal["known", "relabelled", "unknown"] = "known",
-        degree: int = 2,
-        fixed_sd: float = 0.02,
+        features: Features,
+        latents: Latents,
+        environments: Environments,
+        target_matrix: TargetMatrix | None = None,
+        targets: Targets = "known",
+        degree: Size = 2,
+        fixed_sd: Share = 0.02,
     ) -> None:
         """degree: of the polynomial. target_matrix: (env, latent) in {0, 1}; not read where targets are unknown.
         fixed_sd: deviation of a latent where it is held at a constant, in its deviation over all rows.
@@ -116,13 +126,10 @@ class DoPolynomial(Program):
         """
         super().__init__()
         check_sizes(features, latents)
-        one_of("targets", targets, ("known", "relabelled", "unknown"))
-        check_whole("degree", degree, 1)
-        check_whole("environments", environments, 1)
-        check_between("fixed_sd", fixed_sd, 0, 1)
-        count = len(places := slots(latents, degree))
+        count = math.comb(latents + degree, degree)
         if features < count - 1:
             reject("features", str(features), f"{count - 1} or more: the monomials of {latents} latents, {degree=}")
+        places = slots(latents, degree)
         self.unknown = targets == "unknown"
         matrix = np.zeros((environments, latents))
         if not self.unknown:

@@ -47,8 +47,9 @@ from pyrocrl.constructions import action_effects
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies import Actions
+from pyrocrl.options import Size
 from pyrocrl.parts import nets
-from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.program import Features, Latents, check_sizes
 
 GIVEN = (
     "the action is exogenous and moves the mean of the latents linearly",
@@ -118,15 +119,13 @@ class Extrapolation(Program):
         "effect": Site(("action", "latent"), {"latent": 1}),
     }
 
-    def __init__(self, features: int, latents: int, aux: int, width: int = 64, steps: int = 4_000) -> None:
+    def __init__(self, features: Features, latents: Latents, aux: Size, width: Size = 64, steps: Size = 4_000) -> None:
         """aux: number of action variables. width: of networks' layers; steps: of each part of the construction.
 
         Raises InputError for fewer actions than latents.
         """
         super().__init__()
         check_sizes(features, latents)
-        for name, value in (("aux", aux), ("width", width), ("steps", steps)):
-            check_whole(name, value, 1)
         if aux < latents:
             reject("aux", f"{aux} action(s)", f"{latents} or more: as many as there are latents")
         self.chart = nets.Residual(features, latents, width, layers=2).requires_grad_(False)

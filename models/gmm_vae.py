@@ -46,8 +46,9 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import mixtures
 from pyrocrl.dists import Normal
 from pyrocrl.lab.studies import Study
+from pyrocrl.options import Size
 from pyrocrl.parts.piecewise_affine import CORNER, SLOPE, Maps, remix, unmix
-from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.program import Features, Latents, check_sizes
 
 NOISE = 1e-4  # least noise of a standardised feature
 
@@ -146,23 +147,18 @@ class GMMVAE(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        components: int = 4,
-        layers: int = 3,
-        starts: int = 16,
-        search_steps: int = 1500,
+        features: Features,
+        latents: Latents,
+        components: Size = 4,
+        layers: Size = 3,
+        starts: Size = 16,
+        search_steps: Size = 1500,
     ) -> None:
-        """layers: leaky-ReLU layers of h^-1. starts, search_steps: of the search that starts a chain."""
+        """components: of the mixture. layers: leaky-ReLU layers of h^-1. starts, search_steps: of the search that
+        starts a chain.
+        """
         super().__init__()
         check_sizes(features, latents)
-        for name, value, least in (
-            ("components", components, 1),
-            ("layers", layers, 1),
-            ("starts", starts, 1),
-            ("search_steps", search_steps, 1),
-        ):
-            check_whole(name, value, least)
         self.matrix = nn.Parameter(torch.eye(latents).repeat(layers + 1, 1, 1))
         self.shift = nn.Parameter(torch.zeros(layers + 1, latents))
         self.bend = nn.Parameter(torch.full((layers, latents), -math.log(SLOPE)))  # log of the steeper slope

@@ -56,7 +56,7 @@ rest on.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated
 
 import numpy as np
 import pyro
@@ -69,12 +69,25 @@ from pyrocrl.constructions import directions
 from pyrocrl.constructions.linear_rows import LinearRows
 from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.lab.studies import Escapees, Study
+from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of
-from pyrocrl.program import check_between, check_sizes, checked_targets
+from pyrocrl.program import (
+    Batches,
+    EdgeProbability,
+    Environments,
+    Features,
+    Intervention,
+    Latents,
+    Likelihood,
+    TargetMatrix,
+    Targets,
+    check_sizes,
+    checked_targets,
+)
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
 NEEDS = (
@@ -155,19 +168,19 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        target_matrix: list[list[int]] | None = None,
-        targets: Literal["known", "relabelled", "unknown"] = "known",
-        intervention: linear_sem.Intervention = "perfect",
-        edge_probability: float = 0.5,
-        environments: int | None = None,
+        features: Features,
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        target_matrix: TargetMatrix | None = None,
+        targets: Targets = "known",
+        intervention: Intervention = "perfect",
+        edge_probability: EdgeProbability = 0.5,
+        environments: Environments | None = None,
         incomplete: bool = False,
-        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
-        batches: int = 1,
+        likelihood: Likelihood = "gaussian",
+        batches: Batches = 1,
         escapees: bool = False,
-        escape_alpha: float = 1.0,
-        escape_beta: float = 3.0,
+        escape_alpha: Positive = 1.0,
+        escape_beta: Positive = 3.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which latents each environment intervenes on.
 
@@ -180,12 +193,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         environments than that needs), or none observational.
         """
         super().__init__()
-        check_sizes(features, latents, least=2)
-        if latents > orders.MAX_NODES:
-            reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
-        one_of("targets", targets, ("known", "relabelled", "unknown"))
-        one_of("intervention", intervention, get_args(linear_sem.Intervention))
-        check_between("edge_probability", edge_probability, 0, 1)
+        check_sizes(features, latents)
         unknown = targets == "unknown"
         if unknown and (environments is None or environments < latents + 1):
             reject("environments", environments, f"{latents + 1} or more, for {latents} latents of unknown targets")

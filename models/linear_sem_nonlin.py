@@ -37,7 +37,7 @@ likelihood with a decoder, and in a posterior of graphs in place of a threshold 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated
 
 import pyro
 import torch
@@ -47,13 +47,25 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
 from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.dists import Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import reject
+from pyrocrl.exact import orders
 from pyrocrl.lab.studies import Study, TwoModels
+from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts import nets
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
+from pyrocrl.program import (
+    Batches,
+    Features,
+    Latents,
+    Likelihood,
+    TargetMatrix,
+    ToldTargets,
+    check_rows,
+    check_sizes,
+    checked_targets,
+)
 
 GIVEN = ("interventions are perfect", "noise is Gaussian", "equations are linear", "mixing is injective")
 ANY = ("observational_environment", "one_intervention_per_latent", "more_features_than_latents")
@@ -109,19 +121,19 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        target_matrix: list[list[int]],
-        targets: Literal["known", "relabelled"] = "known",
-        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
-        batches: int = 1,
+        features: Features,
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        target_matrix: TargetMatrix,
+        targets: ToldTargets = "known",
+        likelihood: Likelihood = "gaussian",
+        batches: Batches = 1,
         escapees: bool = False,
-        width: int = 64,
-        steps: int = 400,
-        correlation_error: float = 0.06,
-        spike: float = 0.02,
-        escape_alpha: float = 1.0,
-        escape_beta: float = 3.0,
+        width: Size = 64,
+        steps: Size = 400,
+        correlation_error: Share = 0.06,
+        spike: Positive = 0.02,
+        escape_alpha: Positive = 1.0,
+        escape_beta: Positive = 3.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}. escapees: whether rows may have missed their intervention; of
         counts alone. width: of networks' layers; steps: of the encoder's construction. correlation_error: of latents,
@@ -131,11 +143,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         Raises InputError for a latent that no environment targets, or no observational environment.
         """
         super().__init__()
-        check_sizes(features, latents, least=2)
-        one_of("targets", targets, ("known", "relabelled"))
-        check_whole("width", width, 1)
-        check_whole("steps", steps, 1)
-        check_between("correlation_error", correlation_error, 0, 1)
+        check_sizes(features, latents)
         if escapees and likelihood != "negative_binomial":
             reject("escapees", escapees, "False, or likelihood='negative_binomial'")
         matrix = checked_targets(target_matrix, latents)

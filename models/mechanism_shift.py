@@ -42,7 +42,7 @@ read-out for each.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -51,10 +51,11 @@ from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import Categorical, Law, Normal
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import reject
 from pyrocrl.exact import orders, regression, sharing
 from pyrocrl.lab.studies import ShiftedMechanisms
-from pyrocrl.program import check_between, check_rows, check_whole
+from pyrocrl.options import Bounds, Positive
+from pyrocrl.program import check_rows
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in deviations of one parent, times sqrt(parents)
@@ -148,32 +149,26 @@ class MechanismShift(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        environments: int,
+        features: Annotated[int, Bounds(2, MOST_LATENTS), "columns of x, which are the latents; read off the data"],
+        latents: Annotated[int, Bounds(2, MOST_LATENTS), "as many as features"],
+        environments: Annotated[int, Bounds(2, sharing.MAX_ENVIRONMENTS), "how many; read off the data"],
         mechanism: Literal["nonlinear", "linear"] = "nonlinear",
         reference: bool = True,
-        inducing: int = 48,
+        inducing: Annotated[int, Bounds(2, 1000)] = 48,
         change_log_odds: float = -1.4,
-        change_sd: float = 1.0,
+        change_sd: Positive = 1.0,
         edge_log_odds: float = 0.0,
-        edge_sd: float = 1.0,
+        edge_sd: Positive = 1.0,
     ) -> None:
-        """reference: whether environment 0 is what the others are compared with. inducing: inducing points of a
-        nonlinear mechanism. change_log_odds, change_sd: prior mean and deviation of the log odds that a mechanism
-        differs; edge_log_odds, edge_sd: the same of an edge.
+        """mechanism: form of the structural equations. reference: whether environment 0 is what the others are compared
+        with. inducing: inducing points of a nonlinear mechanism. change_log_odds, change_sd: prior mean and deviation
+        of the log odds that a mechanism differs; edge_log_odds, edge_sd: the same of an edge.
 
         Raises InputError unless latents = features, of 2 to 7, and there are 2 to 10 environments.
         """
         super().__init__()
-        check_whole("features", features, 2, MOST_LATENTS)
-        check_whole("environments", environments, 2, sharing.MAX_ENVIRONMENTS)
-        check_whole("inducing", inducing, 2, 1000)
         if latents != features:
             reject("latents", repr(latents), f"{features}, as many as features: the latents are observed")
-        one_of("mechanism", mechanism, ("nonlinear", "linear"))
-        for name, sd in (("change_sd", change_sd), ("edge_sd", edge_sd)):
-            check_between(name, sd)
         self.change_prior, self.edge_prior = (change_log_odds, change_sd), (edge_log_odds, edge_sd)
         self.nonlinear = mechanism == "nonlinear"
         count = inducing if self.nonlinear else 0

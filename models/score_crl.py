@@ -43,7 +43,7 @@ Longer than other models because it is the paper's two transforms, each with a m
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pyro
 import torch
@@ -54,15 +54,24 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import score_differences, subspaces
 from pyrocrl.constructions.hard_interventions import Unmixing, from_scores
 from pyrocrl.dists import Law, Normal
-from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders
 from pyrocrl.lab.studies import Study, TwoModels
+from pyrocrl.options import Bounds, Size
 from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.network_sem import NetworkSEM
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_between, check_rows, check_sizes, check_whole, checked_targets
+from pyrocrl.program import (
+    EdgeProbability,
+    Features,
+    Latents,
+    TargetMatrix,
+    ToldTargets,
+    check_rows,
+    check_sizes,
+    checked_targets,
+)
 
 Transform = Literal["linear", "general"]
 GIVEN = ("interventions are hard", "mixing is injective")
@@ -131,32 +140,25 @@ class ScoreCRL(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        target_matrix: list[list[int]],
-        targets: Literal["known", "relabelled"] = "known",
+        features: Features,
+        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        target_matrix: TargetMatrix,
+        targets: ToldTargets = "known",
         transform: Transform = "linear",
         score: score_differences.Estimator = "stein",
-        edge_probability: float = 0.5,
-        width: int = 64,
-        steps: int = 600,
+        edge_probability: EdgeProbability = 0.5,
+        width: Size = 64,
+        steps: Size = 600,
     ) -> None:
-        """target_matrix: (env, latent) in {0, 1}. score: the estimator of the linear transform's construction. width,
-        steps: of networks' layers and of the encoder's construction (general transform).
+        """target_matrix: (env, latent) in {0, 1}. transform: from x back to the latents. score: the estimator of the
+        linear transform's construction. width, steps: of networks' layers and of the encoder's construction (general
+        transform).
 
         Raises InputError for more than 12 latents, a latent that no environment targets (two, for the general
         transform), or none observational.
         """
         super().__init__()
-        check_sizes(features, latents, least=2)
-        if latents > orders.MAX_NODES:
-            reject("latents", latents, f"2 to {orders.MAX_NODES}: sums over graphs are exact")
-        one_of("targets", targets, ("known", "relabelled"))
-        one_of("transform", transform, get_args(Transform))
-        one_of("score", score, score_differences.ESTIMATORS)
-        check_between("edge_probability", edge_probability, 0, 1)
-        check_whole("width", width, 1)
-        check_whole("steps", steps, 1)
+        check_sizes(features, latents)
         matrix = checked_targets(target_matrix, latents, least=1 if transform == "linear" else 2)
         self.general = transform == "general"
         self.mechanisms = NetworkSEM(latents, matrix.tolist())

@@ -46,7 +46,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -58,15 +58,15 @@ from torch.distributions import kl_divergence
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import anchors, gates, log_rates
 from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
-from pyrocrl.errors import one_of, reject
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
 from pyrocrl.lab.screens import PATHWAY, Screen
 from pyrocrl.lab.studies import Study
+from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
 from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_between, check_sizes
+from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
 
 GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
@@ -163,19 +163,20 @@ class SparseVAE(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
+        features: Features,
+        latents: Latents,
+        likelihood: Likelihood = "gaussian",
         decoder: Literal["nonlinear", "linear"] | None = None,
         sparse: bool = True,
         correlated: bool | None = None,
-        inclusion: float | None = None,
-        smallest_loading: float | None = None,
-        batches: int = 1,
-        hidden: int = 50,
-        slab: float | None = None,
+        inclusion: Share | None = None,
+        smallest_loading: Annotated[float, Bounds(0, 1, "[)")] | None = None,
+        batches: Batches = 1,
+        hidden: Size = 50,
+        slab: Positive | None = None,
     ) -> None:
-        """decoder: None = linear for counts. correlated: whether R is learned; None = where the decoder is nonlinear.
+        """decoder: None = linear for counts. sparse: whether features have a mask. hidden: units of networks' layers.
+        correlated: whether R is learned; None = where the decoder is nonlinear.
 
         inclusion: prior mean 1 / (1 + b) of a gate; None = 1e-4 (about log(data) per decoder weight that an open gate
         brings into use) for a nonlinear decoder, 1 / (1 + features) for a linear one.
@@ -188,15 +189,11 @@ class SparseVAE(Program):
         check_sizes(features, latents)
         self.counts = likelihood == "negative_binomial"
         decoder = decoder or ("linear" if self.counts else "nonlinear")
-        one_of("decoder", decoder, ("nonlinear", "linear"))
         self.linear, self.sparse = decoder == "linear", sparse
         self.correlated = (not self.linear) if correlated is None else correlated
         inclusion = (1.0 / (1 + features) if self.linear else 1e-4) if inclusion is None else inclusion
-        check_between("inclusion", inclusion, 0, 1)
         self.b = 1.0 / inclusion - 1.0
         smallest = (0.25 if self.counts and self.linear else 0.0) if smallest_loading is None else smallest_loading
-        if not 0 <= smallest < 1:
-            reject("smallest_loading", smallest, "a standardised loading from 0 to 1")
         self.coarse_rows = 2 * math.log(2 * features) / smallest**2 if smallest else math.inf  # alpha
         # behind a nonlinear decoder a linear map only leads astray where x is far out, as with products of latents
         mean = nn.Linear(features, latents) if self.linear else None
@@ -206,7 +203,6 @@ class SparseVAE(Program):
             self.recipe = self.linear_recipe
             self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
             self.slab = (0.5 if self.counts else 1.0) if slab is None else slab
-            check_between("slab", self.slab)
         else:
             self.decoder = MaskedDecoder(features, latents, (hidden, hidden), "silu")
             for net in (self.encoder.net, self.decoder.trunk):

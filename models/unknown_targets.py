@@ -46,7 +46,7 @@ parts of both are recovered.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
@@ -59,7 +59,8 @@ from pyrocrl.dists import Gamma, Normal
 from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import LogitBeta, States
 from pyrocrl.lab.studies import Skeleton
-from pyrocrl.program import check_between, check_sizes, check_whole
+from pyrocrl.options import Bounds, Positive, Share
+from pyrocrl.program import EdgeProbability, Environments, Features, check_sizes
 
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
 PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_size")
@@ -119,6 +120,7 @@ class UnknownTargets(Program):
         status="stable",
         needs_env=True,
         targets=("unknown",),
+        values="binary",
         approximate="Levels, noise and laws of states are trained free of mask, graph and targets; draws of these are "
         "given the expected counts of states, as if the counts were known.",
     )
@@ -137,16 +139,16 @@ class UnknownTargets(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        environments: int,
+        features: Features,
+        latents: Annotated[int, Bounds(2, MOST_LATENTS), "how many binary latents there are"],
+        environments: Annotated[Environments, Bounds(1, sharing.MAX_ENVIRONMENTS)],
         invariant: bool = False,
-        edge_probability: float = 0.5,
-        mask_probability: float = 0.3,
-        level_precision: float = 0.02,
-        noise_shape: float = 1.0,
-        noise_rate: float = 0.01,
-        equivalent_sample_size: float = 1.0,
+        edge_probability: EdgeProbability = 0.5,
+        mask_probability: Share = 0.3,
+        level_precision: Positive = 0.02,
+        noise_shape: Positive = 1.0,
+        noise_rate: Positive = 0.01,
+        equivalent_sample_size: Positive = 1.0,
     ) -> None:
         """environments: the first is observational. invariant: whether mechanisms that are not targeted are the same
         in all environments. mask_probability: a priori that a feature measures a latent. level_precision: a priori of a
@@ -157,13 +159,7 @@ class UnknownTargets(Program):
         """
         super().__init__()
         check_sizes(features, latents)
-        check_whole("latents", latents, 2, MOST_LATENTS)
-        check_whole("environments", environments, 1, sharing.MAX_ENVIRONMENTS)
-        check_between("edge_probability", edge_probability, 0, 1)
-        check_between("mask_probability", mask_probability, 0, 1)
         self.prior = binary.Prior(mask_probability, level_precision, noise_shape, noise_rate, equivalent_sample_size)
-        for name, value in zip(PRIORS, self.prior[1:], strict=True):
-            check_between(name, value)
         size, double = 2**latents, torch.float64
         self.level = nn.Parameter(torch.randn(size, features))  # standardised, as is the noise
         self.log_noise = nn.Parameter(torch.zeros(features))

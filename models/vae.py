@@ -19,8 +19,6 @@ Kingma & Welling (2014), Auto-Encoding Variational Bayes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pyro
 import torch
 from torch import Tensor, nn
@@ -28,10 +26,10 @@ from torch.nn.functional import softplus
 
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import NegativeBinomial, Normal
-from pyrocrl.errors import one_of
 from pyrocrl.lab.studies import Study
+from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
-from pyrocrl.program import check_sizes
+from pyrocrl.program import Features, Latents, Likelihood, check_sizes
 
 
 class VAE(Program):
@@ -61,14 +59,14 @@ class VAE(Program):
 
     def __init__(
         self,
-        features: int,
-        latents: int,
-        likelihood: Literal["gaussian", "negative_binomial"] = "gaussian",
-        hidden: int = 64,
+        features: Features,
+        latents: Latents,
+        likelihood: Likelihood = "gaussian",
+        hidden: Size = 64,
     ) -> None:
+        """hidden: units of each layer of encoder and decoder."""
         super().__init__()
         check_sizes(features, latents)
-        one_of("likelihood", likelihood, ("gaussian", "negative_binomial"))
         self.counts = likelihood == "negative_binomial"
         self.encoder = GaussianEncoder(features, latents, (hidden, hidden))
         self.decoder = MLP([latents, hidden, hidden, features])

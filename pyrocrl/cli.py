@@ -10,16 +10,18 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrocrl.errors import InputError, check_path, one_of, reject
+from pyrocrl.errors import InputError, check_path, did_you_mean, one_of, reject
 
 if TYPE_CHECKING:
     from pyrocrl.data import Data
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pyrocrl.judge.choose import Choice
     from pyrocrl.judge.compare import Comparison
     from pyrocrl.judge.diagnose import Verdict
+    from pyrocrl.options import Option
     from pyrocrl.program import Program
 
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
@@ -36,7 +39,7 @@ HELD_OUT = 0.1  # of the rows, put aside by `compare`
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
 COLUMNS = ("env", "control", "targets", "counts", "size_factor", "batch")  # options that describe a file
-MODES = ("known", "relabelled", "unknown")
+TARGET_MODES = ("known", "relabelled", "unknown")
 # the demo's pages: model -> title, options, chains, epochs; both see the same cells
 DEMO: dict[str, tuple[str, dict[str, Any], int | None, int | None]] = {
     "linear_sem_lin": ("Graph and effects", {}, None, None),
@@ -46,7 +49,6 @@ DEMO_DRAWS = 10  # of the posterior, per chain
 
 app = typer.Typer(
     name="pyrocrl",
-    help="Causal representation learning as Pyro programs: posteriors over graphs, masks and factors, with a verdict.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -83,6 +85,25 @@ Control = Annotated[
 Targets = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Latents that environments intervene on: .json, or a .csv of env,latent."),
+]
+Told = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        metavar="MODE|FILE",
+        help="What is known of the latents that environments intervene on: known, relabelled or unknown; or a file "
+        "that lists them, as .json or a .csv of env,latent. May be given twice, one of each.",
+    ),
+]
+Intervention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", help="What interventions do: perfect, soft, variance or shift.  [default: the model's]"
+    ),
+]
+Mechanism = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="Structural equations: linear, nonlinear or relu.  [default: the model's]"),
 ]
 Counts = Annotated[
     bool | None,
@@ -150,6 +171,23 @@ def _reading(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import pyrocrl
+
+        print(f"pyrocrl {pyrocrl.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Causal representation learning as Pyro programs: posteriors over graphs, masks and factors, with a verdict."""
+
+
 # -- commands: what there is ---------------------------------------------------------------------------------
 
 
@@ -187,22 +225,24 @@ def list_(
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, its file, or a setting.")], as_json: Json = False
 ) -> None:
-    """Show a model's card, or a setting's equations and options."""
+    """Show a model's card in short, or a setting's equations, and the options of either."""
     from pyrocrl import simulate, zoo
+    from pyrocrl.options import options_of
 
     if not zoo.is_file(name):
         one_of("NAME", name, [*zoo.names(), *simulate.names()])
     if name not in simulate.names():
-        card = zoo.get(name, "NAME").card
-        _print_json(card.to_dict()) if as_json else print(card.markdown(), end="")
-        return
-    function = simulate.get(name)
-    options = {k: v.default for k, v in inspect.signature(function).parameters.items()}
+        kind = zoo.get(name, "NAME")
+        told, text, options = kind.card.to_dict(), kind.card.markdown(short=True), kind.options()
+    else:
+        function = simulate.get(name)
+        doc = inspect.getdoc(function) or ""
+        told, text, options = {"name": name, "doc": doc}, f"# {name}\n\n{doc}\n", options_of(function)
     if as_json:
-        _print_json({"name": name, "doc": inspect.getdoc(function), "options": options})
-        return
-    given = ", ".join(f"{k}={v!r}" for k, v in options.items())
-    print(f"# {name}\n\n{inspect.getdoc(function)}\n\nOptions: {given}")
+        _print_json(told | {"options": [option.to_dict() for option in options.values()]})
+    else:
+        print(f"{text}\n## Options")
+        _print_options(options.values())
 
 
 # -- commands: simulate, fit, evaluate, report ----------------------------------------------------------------
@@ -244,13 +284,12 @@ def fit(
     draws: Annotated[
         int | None, typer.Option(help="Posterior draws per chain.  [default: 20 to 100, by the size of the data]")
     ] = None,
-    target_mode: Annotated[
-        str | None, typer.Option(metavar="MODE", help="What is known of the targets: known, relabelled or unknown.")
-    ] = None,
+    intervention: Intervention = None,
+    mechanism: Mechanism = None,
     option: Options = None,
     env: Env = None,
     control: Control = None,
-    targets: Targets = None,
+    targets: Told = None,
     counts: Counts = None,
     size_factor: SizeFactor = None,
     batch: Batch = None,
@@ -259,13 +298,10 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a model and write checkpoint, posterior, verdict, scores (where there is truth) and report into a folder."""
-    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch) | reading
-    build = _options(option)
-    if latents is not None:
-        build["latents"] = latents
-    if target_mode is not None:
-        build["targets"] = one_of("--target-mode", target_mode, MODES)
-    kind = _check_fit(model, build, seed, device, draws)
+    file, mode = _targets(targets)
+    source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
+    build = _options(option) | _assumed(latents, mode, intervention, mechanism)
+    kind = _check_fit(model, build, chains, epochs, seed, device, draws)
     _check_out(out, force, resume)
     _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
 
@@ -282,16 +318,15 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: each model's]")] = None,
     seed: Seed = 0,
     device: Device = "auto",
-    target_mode: Annotated[
-        str | None, typer.Option(metavar="MODE", help="What is known of the targets: known, relabelled or unknown.")
-    ] = None,
+    intervention: Intervention = None,
+    mechanism: Mechanism = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="[MODEL.]K=V", help="As in `fit`, for every model that takes K or for one."),
     ] = None,
     env: Env = None,
     control: Control = None,
-    targets: Targets = None,
+    targets: Told = None,
     counts: Counts = None,
     size_factor: SizeFactor = None,
     batch: Batch = None,
@@ -307,16 +342,18 @@ def compare(
     from pyrocrl.show import report
 
     source = {"data": data, "seed": seed, "held_out": HELD_OUT}
-    source |= _told(env, control, targets, counts, size_factor, batch) | reading
+    file, mode = _targets(targets)
+    source |= _told(env, control, file, counts, size_factor, batch) | reading
     if len(set(models)) < 2 or len(set(models)) < len(models):
         reject("MODEL", ", ".join(models), "two or more different models")
     found_kinds = [zoo.get(model, "MODEL") for model in models]
     kinds = {kind.card.name: kind for kind in found_kinds}
     if len(kinds) < len(models):
         reject("MODEL", ", ".join(kind.card.name for kind in found_kinds), "models whose cards have different names")
-    builds = _builds(kinds, _options(option, dotted=True), latents, target_mode)
+    told = _assumed(latents, mode, intervention, mechanism)
+    builds = _builds(kinds, told | _options(option, dotted=True))
     for name, kind in kinds.items():
-        _check_fit(kind, builds[name], seed, device, None)
+        _check_fit(kind, builds[name], chains, epochs, seed, device, None)
     _check_out(out, force, resume, holds=(next(iter(kinds)), CHECKPOINT))
     every = _read_data(source)
     rows, held = every.split(HELD_OUT, seed)
@@ -352,47 +389,57 @@ def choose(
     latents: Annotated[
         int | None, typer.Option(metavar="K", help="Number of latents.  [default: as truth or targets say]")
     ] = None,
-    intervention: Annotated[
-        str, typer.Option(metavar="KIND", help="What interventions do: perfect, soft, variance or shift.")
-    ] = "perfect",
-    target_mode: Annotated[
-        str | None,
-        typer.Option(metavar="MODE", help="known, relabelled or unknown.  [default: known where the data list them]"),
-    ] = None,
-    mechanism: Annotated[
-        str, typer.Option(metavar="KIND", help="Structural equations: linear or nonlinear.")
-    ] = "linear",
+    intervention: Intervention = None,
+    mechanism: Mechanism = None,
+    values: Annotated[str, typer.Option(metavar="KIND", help="What latents are: continuous or binary.")] = "continuous",
     model: Annotated[
         list[str] | None, typer.Option("--model", metavar="FILE", help="A model in a file of yours; may be repeated.")
     ] = None,
     seed: Seed = 0,
     env: Env = None,
     control: Control = None,
-    targets: Targets = None,
+    targets: Told = None,
     counts: Counts = None,
     size_factor: SizeFactor = None,
     batch: Batch = None,
     as_json: Json = False,
 ) -> None:
     """Say which models these data can feed, what each would identify, and what the next stronger claim lacks."""
+    from pyrocrl import zoo
     from pyrocrl.judge.choose import FEW_ROWS, environments
     from pyrocrl.judge.choose import choose as judged
 
-    source = {"data": data, "seed": seed} | _told(env, control, targets, counts, size_factor, batch) | reading
-    if target_mode is not None:
-        one_of("--target-mode", target_mode, MODES)
+    file, mode = _targets(targets)
+    source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
     rows = _read_data(source)
     found = judged(
-        rows, latents, intervention=intervention, targets=target_mode, mechanism=mechanism, models=model or ()
+        rows,
+        latents,
+        intervention=intervention,
+        targets=mode,
+        mechanism=mechanism,
+        values=values,
+        models=tuple(model or ()),
     )
+    own = {zoo.get(file).card.name: file for file in model or ()}
+    commands = {
+        choice.model: _command(own.get(choice.model, choice.model), choice.options, source)
+        for choice in found
+        if not choice.lacks
+    }
     envs = environments(rows)
     if as_json:
-        _print_json({"data": str(rows), "environments": envs, "models": [choice.to_dict() for choice in found]})
+        models = [choice.to_dict() | {"command": commands.get(choice.model)} for choice in found]
+        _print_json({"data": str(rows), "environments": envs, "models": models})
         return
     print(f"{rows}\n")
     _print_environments(envs, FEW_ROWS)
     print()
     _print_choices(found)
+    print("\nto fit one:")
+    for choice in found:
+        if choice.identifies:
+            print(f"  {commands[choice.model]}")
 
 
 @app.command()
@@ -556,7 +603,7 @@ def demo(
     first, second = DEMO
     folders = {first: out, second: out / second}
     _check_out(out, force, resume=False)
-    kinds = {model: _check_fit(model, DEMO[model][1], seed, "auto", None) for model in DEMO}
+    kinds = {model: _check_fit(model, DEMO[model][1], None, None, seed, "auto", None) for model in DEMO}
     source = {"data": "perturb_seq", "seed": seed}
     rows = _read_data(source)
     knocked = ", ".join(f"{gene} in latent_{k[0]}" for gene, k in (rows.targets or {}).items())
@@ -606,21 +653,27 @@ def demo(
 
 
 def _check_fit(
-    model: str | type[Program], build: dict[str, Any], seed: int, device: str, draws: int | None
+    model: str | type[Program],
+    build: dict[str, Any],
+    chains: int | None,
+    epochs: int | None,
+    seed: int,
+    device: str,
+    draws: int | None,
 ) -> type[Program]:
     """The model's class; refuses what can be refused before the data are read."""
     from pyrocrl import zoo
     from pyrocrl.infer.fit import resolve_device
+    from pyrocrl.options import Seed as SeedHint
+    from pyrocrl.options import Size, conform
+    from pyrocrl.program import check_options
 
-    if draws is not None and draws < 1:
-        reject("--draws", str(draws), "a whole number from 1 on")
+    for name, number in (("--draws", draws), ("chains", chains), ("epochs", epochs)):
+        conform(name, number, Size | None)
+    conform("--seed", seed, SeedHint)
     resolve_device(device)
-    if seed < 0:
-        reject("--seed", str(seed), "a whole number from 0 on")
     kind = zoo.get(model, "MODEL")
-    name, modes = kind.card.name, kind.card.targets
-    if "targets" in build and build["targets"] not in modes:
-        reject("--target-mode", repr(build["targets"]), ", ".join(modes) or f"none: {name} takes no targets")
+    check_options(kind, build)
     return kind
 
 
@@ -642,7 +695,7 @@ def _fit(
     """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`."""
     import pyrocrl
     from pyrocrl import io
-    from pyrocrl.infer.fit import _recipe
+    from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
     from pyrocrl.lab.reproduce import provenance, score_table
 
     program, name = pyrocrl.build(kind, rows, **build), kind.card.name
@@ -650,7 +703,8 @@ def _fit(
     print(rows)
     found = _finished(out, program, rows, seed) if resume else None
     if found is None:
-        _recipe(program, None, chains, epochs, {})  # refuses before anything is removed
+        # refused before anything is removed
+        check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
         stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
         for path in [*stale, *out.glob("*.part")]:
             path.unlink(missing_ok=True)
@@ -718,7 +772,7 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     _, header = checkpoint.read(path)
     if not header.get("finished"):
         return None
-    mine = {"model": program.card.name, "config": program.config, "seed": seed, "data": checkpoint.fingerprint(data)}
+    mine = {"model": program.card.name, "config": program.arguments, "seed": seed, "data": checkpoint.fingerprint(data)}
     theirs = {
         "model": header["model"],
         "config": header["config"],
@@ -758,16 +812,48 @@ def _read_rows(source: dict[str, Any]) -> Data:
     return rows.split(source["held_out"], source["seed"])[0] if "held_out" in source else rows
 
 
-def _builds(
-    kinds: dict[str, type[Program]], options: dict[str, Any], latents: int | None, target_mode: str | None
-) -> dict[str, dict[str, Any]]:
+def _targets(told: list[str] | None) -> tuple[Path | None, str | None]:
+    """The file and the word of --targets."""
+    files = [text for text in told or () if Path(text).suffix]
+    words = [text for text in told or () if not Path(text).suffix]
+    for word in words:
+        if word not in TARGET_MODES:
+            hint = did_you_mean(word, TARGET_MODES)
+            reject("--targets", f"{word!r}{hint}", f"{', '.join(TARGET_MODES)}, or a file ending in .json, .csv")
+    if len(files) > 1 or len(words) > 1:
+        reject("--targets", " and ".join(told or ()), "one word, one file, or one of each")
+    return (Path(files[0]) if files else None), (words[0] if words else None)
+
+
+def _assumed(
+    latents: int | None, targets: str | None, intervention: str | None, mechanism: str | None
+) -> dict[str, Any]:
+    """What options of their own tell a model, by the names of the model's options."""
+    told = {"latents": latents, "targets": targets, "intervention": intervention, "mechanism": mechanism}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _command(model: str, options: Mapping[str, Any], source: dict[str, Any]) -> str:
+    """The command that fits a model to these data under these options."""
+    words = ["pyrocrl", "fit", model, "--data", str(source["data"]), "--out", f"runs/{Path(model).stem}"]
+    for name in (*COLUMNS, *READING):
+        value = source.get(name)
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(one)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    if source["seed"]:
+        words += ["--seed", str(source["seed"])]
+    return shlex.join(words)
+
+
+def _builds(kinds: dict[str, type[Program]], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What each model is built with: options named after it, and those without a name where it takes them."""
-    takes = {name: inspect.signature(kind.__init__).parameters for name, kind in kinds.items()}
+    takes = {name: kind.options() for name, kind in kinds.items()}
     builds: dict[str, dict[str, Any]] = {name: {} for name in kinds}
-    if latents is not None:
-        options = {"latents": latents} | options
-    if target_mode is not None:
-        options = {"targets": one_of("--target-mode", target_mode, MODES)} | options
     for key, value in options.items():
         model, _, name = key.rpartition(".")
         if model:
@@ -856,6 +942,16 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from pyrocrl.lab.reproduce import format_table
 
     print(format_table(header, rows))
+
+
+def _print_options(options: Iterable[Option]) -> None:
+    """Each option's name, default and allowed values, and below them what it means."""
+    for option in options:
+        told = option.to_dict()
+        default = f", default {told['default']!r}" if "default" in told else ""
+        print(f"- `{option.name}`: {told['allowed']}{default}")
+        if option.meaning:
+            print(textwrap.fill(option.meaning, 110, initial_indent="    ", subsequent_indent="    "))
 
 
 def _print_environments(envs: Sequence[dict[str, Any]], least: int) -> None:

@@ -22,9 +22,22 @@ def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
     words = sorted(allowed)
     if isinstance(value, str) and value in words:
         return value
-    near = get_close_matches(value, words, n=1) if isinstance(value, str) else []
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    reject(argument, f"{value!r}{hint}", ", ".join(words) or "nothing")
+    reject(argument, shown(value) + did_you_mean(value, words), ", ".join(words) or "nothing")
+
+
+def did_you_mean(value: object, words: Iterable[str]) -> str:
+    """ " (did you mean 'word'?)" for the nearest word; nothing where none is near."""
+    near = get_close_matches(value, list(words), n=1) if isinstance(value, str) else []
+    opposite = near and str(value).endswith(near[0])  # "unknown" is not meant by "known", nor "nonlinear" by "linear"
+    return f" (did you mean {near[0]!r}?)" if near and not opposite else ""
+
+
+def shown(value: object) -> str:
+    """A value as python writes it, and its type where python cannot."""
+    try:
+        return repr(value)
+    except Exception:  # numbers of thousands of digits, objects in a state that they cannot show
+        return f"a {type(value).__name__}"
 
 
 def check_path(argument: str, path: str | os.PathLike[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
@@ -26,16 +26,20 @@ from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.program import check_whole
+from pyrocrl.options import Bounds, Seed, Share, check_memory, checked
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
 BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 ROWS = 1_000  # of simulated latents for each draw of the equations
 Array = np.ndarray
+Draws = Annotated[int, Bounds(1, 1_000_000)]
 
 
-def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2_000, seed: int = 0) -> xr.Dataset:
+@checked
+def predict_action(
+    fit: Fit, actions: Any, *, level: Share = 0.9, draws: Annotated[int, Bounds(2, 1_000_000)] = 2_000, seed: Seed = 0
+) -> xr.Dataset:
     """Mean of x under each action: `mean`, `low`, `high` (action_row, feature), and each chain's own (`chain_mean`).
 
     actions: (rows, action) in the units of `data.aux`, a table's columns by name, inside or outside the range that was
@@ -47,9 +51,7 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     size = fit.program.actions_count
     if not size:
         reject("fit", f"a fit of {fit.program.card.name}", "a model of actions, such as extrapolation")
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        reject("level", repr(level), "a number strictly between 0 and 1")
-    check_whole("draws", draws, 2)
+    check_memory("draws", draws, 8.0 * draws * fit.program.latents_count)
     if (given := columns_of(actions)) and (named := fit.names.get("aux")):
         actions = np.asarray(actions)[:, places("actions", given, named, "aux")]
     values = floats(actions, "actions")
@@ -86,7 +88,8 @@ def predict_action(fit: Fit, actions: Any, *, level: float = 0.9, draws: int = 2
     )
 
 
-def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, level: float = 0.9) -> dict[str, float]:
+@checked
+def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, level: Share = 0.9) -> dict[str, float]:
     """Errors of predicted means of x (root mean square over rows and features, in deviations of `data.x`, the rows of
     the fit) against the true ones `truth` (rows, feature) under `actions` (rows, action), both in the fit's order.
 
@@ -133,8 +136,9 @@ def extrapolation_errors(fit: Fit, data: Data, actions: Array, truth: Array, *, 
 # -- combinations of interventions ---------------------------------------------------------------------------
 
 
+@checked
 def combination_mean(
-    fit: Fit, data: Data, environments: Sequence[str], *, draws: int = 20, seed: int = 0
+    fit: Fit, data: Data, environments: Sequence[str], *, draws: Draws = 20, seed: Seed = 0
 ) -> np.ndarray:
     """(feature,) mean of x where the interventions of `environments` (names) are applied together.
 
@@ -151,7 +155,8 @@ def combination_mean(
     return _expected(fit, data.rows_at(rows), tuple(places), draws, seed).mean(0)
 
 
-def expected_rows(fit: Fit, data: Data, *, draws: int = 20, seed: int = 0) -> np.ndarray:
+@checked
+def expected_rows(fit: Fit, data: Data, *, draws: Draws = 20, seed: Seed = 0) -> np.ndarray:
     """(data, feature) mean of x given new latents of each row's own environment, features in the order of the fit;
     averaged as in `combination_mean`."""
     return _expected(fit, data, None, draws, seed)
@@ -170,8 +175,9 @@ def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int
     return total
 
 
+@checked
 def pair_errors(
-    fit: Fit, train: Data, pairs: Data, parts: Mapping[str, Sequence[str]], *, draws: int = 20, seed: int = 0
+    fit: Fit, train: Data, pairs: Data, parts: Mapping[str, Sequence[str]], *, draws: Draws = 20, seed: Seed = 0
 ) -> dict[str, float]:
     """Errors of the predicted mean of x in each environment of `pairs`, averaged over its environments.
 

@@ -6,24 +6,54 @@ To write a variant, copy a file of `models/`, change it, and name the copy where
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pyrocrl import options
 from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data, _some, customary_controls
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.errors import one_of, reject
+from pyrocrl.options import Bounds, Fraction, Natural, Option, Positive, Share, Size
+
+# options that several models have, and what they mean
+Features = Annotated[int, Bounds(2), "columns of x; read off the data"]
+Latents = Annotated[int, Bounds(1), "how many latents there are"]
+Environments = Annotated[int, Bounds(1), "how many environments there are; read off the data"]
+Batches = Annotated[int, Bounds(1), "technical batches, each with its own offsets of log rates; read off the data"]
+TargetMatrix = Annotated[
+    list[list[Any]], "(env, latent) in {0, 1}: which latents each environment intervenes on; read off the data"
+]
+Targets = Annotated[
+    Literal["known", "relabelled", "unknown"],
+    "what is known of targets: their latents' names, which environments share one, or nothing",
+]
+ToldTargets = Annotated[
+    Literal["known", "relabelled"], "what is known of targets: their latents' names, or which environments share one"
+]
+Intervention = Annotated[Literal["perfect", "soft", "variance", "shift"], "what interventions do to their targets"]
+Likelihood = Annotated[
+    Literal["gaussian", "negative_binomial"],
+    "the law of x given its mean; read off the data, negative_binomial of counts",
+]
+EdgeProbability = Annotated[float, Bounds(0, 1), "a priori, that there is an edge between two latents"]
+
+Beta = Annotated[float, Bounds(0, 1, "[)")]
+
+SMALL = 10_000  # largest number of a program whose tensors are surely no burden
 
 PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
 
@@ -43,24 +73,31 @@ class Recipe:
     options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
-    epochs: int = 200
-    least_steps: int = 0
-    batch_size: int | None = 256
-    lr: float = 3e-3
-    lr_end: float = 0.05
-    lr_hold: float = 0.0
-    lr_scale: Mapping[str, float] = field(default_factory=dict)
-    betas: tuple[float, float] = (0.9, 0.999)
-    kl_warmup: float = 0.3
-    temperature: tuple[float, float] = (1.0, 0.1)
-    temperature_span: float = 0.6
-    clip: float = 100.0
-    held_out: float = 0.1
-    check_every: int = 5
-    patience: int | None = 60
+    epochs: Size = 200
+    least_steps: Natural = 0
+    batch_size: Size | None = 256
+    lr: Positive = 3e-3
+    lr_end: Fraction = 0.05
+    lr_hold: Fraction = 0.0
+    lr_scale: Mapping[str, Positive] = field(default_factory=dict)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    kl_warmup: Fraction = 0.3
+    temperature: tuple[Positive, Positive] = (1.0, 0.1)
+    temperature_span: Fraction = 0.6
+    clip: Positive = 100.0
+    held_out: Share = 0.1
+    check_every: Size = 5
+    patience: Size | None = 60
     keep: Literal["best", "last"] = "best"
-    chains: int = 8
+    chains: Size = 8
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        hints = options.hints_of(Recipe)
+        for own in fields(self):
+            object.__setattr__(self, own.name, options.conform(own.name, getattr(self, own.name), hints[own.name]))
+        if self.dtype not in (torch.float32, torch.float64):
+            reject("dtype", self.dtype, "torch.float32 or torch.float64")
 
     @classmethod
     def unannealed(cls, **options: Any) -> Recipe:
@@ -118,10 +155,11 @@ class Program(nn.Module):
 
     It may add `initialise`, `finish` and the read-outs. Parameters are plain `nn.Parameter`s: all chains run as one
     vmapped program, so in `model` and `guide` draw with the distributions of `pyrocrl.dists`, and neither call
-    `.item()` nor branch on values. Arguments of `__init__` must be JSON values (numbers, strings, lists): they are the
-    config that a checkpoint keeps.
+    `.item()` nor branch on values. Arguments of `__init__` must be JSON values (numbers, strings, lists): a checkpoint
+    keeps them. They are checked by their annotations (`pyrocrl.options`), and stand in `config` by name.
     """
 
+    made_by: ClassVar = "pyrocrl.build(NAME, data, ...)"  # said where something else is given
     card: ClassVar[ModelCard]
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
@@ -132,14 +170,13 @@ class Program(nn.Module):
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
     infers_targets: ClassVar[bool] = False  # True: targets that the data do not list are taken as unknown
     written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
-    config: dict[str, Any]
+    arguments: dict[str, Any]  # what it was made with: another of its kind is made with the same
+    config: dict[str, Any]  # all options by name: its own and, as its `__init__` set them, its parents'
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        bound.apply_defaults()
-        config = {k: v for k, v in bound.arguments.items() if k != "self"}
-        object.__setattr__(self, "config", config)
+        for name in ("arguments", "config"):
+            object.__setattr__(self, name, {})
         return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -149,8 +186,10 @@ class Program(nn.Module):
         for method in ("story", "guide"):
             if getattr(cls, method) is getattr(Program, method):
                 raise TypeError(f"{cls.__name__}: a Program needs `{method}(self, batch)`")
-        options = inspect.signature(cls.__init__).parameters
-        for option in (option for claim in cls.card.claims for option in claim.when if option not in options):
+        if "__init__" in vars(cls):
+            cls.__init__ = _checking(cls, vars(cls)["__init__"])  # type: ignore[method-assign]
+        known = cls.options()
+        for option in (option for claim in cls.card.claims for option in claim.when if option not in known):
             raise TypeError(f"{cls.__name__}: its card makes a claim when {option!r}, which is no option of it")
         if cls.model is Program.model:  # a story is of rows
             cls.uses_rows = True
@@ -286,9 +325,22 @@ class Program(nn.Module):
         for name, value in values.items():
             getattr(self, name).copy_(value)
 
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """The options of `__init__` by name; those of a parent too, where `**options` passes them on."""
+        found: dict[str, Option] = {}
+        for kind in cls.__mro__:
+            init = vars(kind).get("__init__")
+            if init is None or not issubclass(kind, Program):
+                continue
+            found = options.options_of(init) | found
+            if not options.open_ended(init):
+                break
+        return found
+
     def fresh(self) -> Program:
-        """A new program of the same config with newly drawn parameters, on the CPU."""
-        one = type(self)(**self.config)
+        """A new program of the same options with newly drawn parameters, on the CPU."""
+        one = type(self)(**self.arguments)
         if self.completion is not None:
             one.complete_with(self.completion.fresh())
         return one
@@ -324,12 +376,12 @@ class Program(nn.Module):
 
     @property
     def intervention_kind(self) -> str:
-        """What its interventions do, a key of `conditions.INTERVENTIONS`; "perfect" unless an option says otherwise."""
+        """What its interventions do, a key of `card.INTERVENTIONS`; "perfect" unless an option says otherwise."""
         return str(self.config.get("intervention", "perfect"))
 
     @property
     def mechanism_kind(self) -> str:
-        """The form of its structural equations; "linear" unless an option says otherwise."""
+        """The form of its equations, a key of `card.MECHANISMS`; "linear" unless an option says otherwise."""
         return str(self.config.get("mechanism", "linear"))
 
     @property
@@ -394,13 +446,16 @@ class Program(nn.Module):
         """A program for these data: `features`, `environments`, `likelihood` and the like are read off them.
 
         Raises InputError for options that it does not have or that are missing, for ways of telling targets that its
-        card does not accept, for data that list no targets where it needs them, and as `check_control` does.
+        card does not accept, for data that list no targets where it needs them, for a single environment where it needs
+        several, for counts where it knows none, and as `check_control` does.
         """
-        known = inspect.signature(cls.__init__).parameters
-        unknown = [k for k in options if k not in known or k == "self"]
-        if unknown:
-            allowed = ", ".join(k for k in known if k != "self")
-            raise InputError(f"{unknown[0]}: not an option of {cls.card.name}; allowed: {allowed}")
+        law = "negative_binomial" if data.counts else "gaussian"
+        if law not in cls.card.likelihoods:
+            floats = "features that are no counts, such as log(1 + x / size factor), or counts=False (--no-counts)"
+            found = f"{'counts' if data.counts else 'floats'}, of which {cls.card.name} has no law"
+            reject("x", found, floats if data.counts else "counts")
+        known = cls.options()
+        check_options(cls, options)
         filled: dict[str, Any] = {}
         if "features" in known:
             filled["features"] = data.features
@@ -419,15 +474,9 @@ class Program(nn.Module):
         elif "target_matrix" in known and data.targets is not None:
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
-        filled |= options
-        missing = [
-            k
-            for k, v in known.items()
-            if k not in filled and v.default is v.empty and v.kind is v.POSITIONAL_OR_KEYWORD and k != "self"
-        ]
-        if missing:
-            raise InputError(f"{missing[0]}: missing; {cls.card.name} needs a value for it")
-        program = cls(**filled)
+        program = cls(**(filled | options))
+        if cls.card.needs_env and len(np.unique(data.env)) < 2:
+            reject("env", "one environment", "two or more")
         program.check_control(data)
         return program
 
@@ -435,7 +484,7 @@ class Program(nn.Module):
     def _targets_of(cls, data: Data, options: Mapping[str, Any]) -> str:
         """How the targets are told, a mode that its card accepts."""
         accepted, listed = cls.card.targets, data.targets is not None or options.get("target_matrix") is not None
-        default = inspect.signature(cls.__init__).parameters["targets"].default
+        default = cls.options()["targets"].default
         default = "unknown" if cls.infers_targets and not listed else default
         mode: str = one_of("targets", options.get("targets", default), TARGETS)
         if mode not in accepted:
@@ -444,6 +493,78 @@ class Program(nn.Module):
             other = "or targets='unknown'" if "unknown" in accepted else "known or up to relabelling"
             reject("targets", "None in the data", f"a mapping environment -> latents, {other}")
         return mode
+
+
+def check_options(kind: type[Program], given: Mapping[str, Any]) -> None:
+    """Raise InputError for options that a model does not have, and for values that they may not take."""
+    known = kind.options()
+    options.known_names(kind.card.name, given, known)
+    for name, value in given.items():
+        options.conform(name, value, known[name].hint)
+
+
+def _checking(cls: type[Program], write: Callable[..., None]) -> Callable[..., None]:
+    """An `__init__` that checks its arguments, keeps them in `config`, and refuses sizes beyond memory."""
+
+    @functools.wraps(write)
+    def __init__(self: Program, *args: Any, **kwargs: Any) -> None:
+        given = options.bound(cls.card.name, write, args, kwargs)
+        object.__setattr__(self, "config", {**self.config, **given})
+        if type(self).__init__ is not __init__:  # a parent's: within its child's
+            return write(self, **given)
+        object.__setattr__(self, "arguments", given)
+        sizes = _Sizes(given)
+        try:
+            if sizes.value > SMALL:
+                with sizes.rehearsal(), contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
+                    write(cls.__new__(type(self)), **given)
+            with sizes:
+                write(self, **given)
+        except MemoryError:  # of numpy's
+            options.check_memory(sizes.name, sizes.value, math.inf)
+
+    return __init__
+
+
+class _Sizes(TorchFunctionMode):
+    """Refuses a program beyond memory: counts the bytes of the tensors that are made, each before it is.
+
+    rehearsal: nothing is allocated, every tensor is a shape alone, so that the whole is counted before the first part
+    is made; it ends where a value is looked at."""
+
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn, torch.arange)
+
+    def __init__(self, given: Mapping[str, Any], rehearse: bool = False) -> None:
+        super().__init__()
+        self.given, self.rehearse, self.total = given, rehearse, 0.0
+        whole = {name: value for name, value in given.items() if type(value) is int}
+        self.name, self.value = max(whole.items(), key=lambda item: item[1], default=("options", 0))
+
+    def rehearsal(self) -> _Sizes:
+        return _Sizes(self.given, rehearse=True)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[Any], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.MAKERS:
+            bare = {k: v for k, v in kwargs.items() if k not in ("generator", "out")}
+            like = self._counted(lambda: func(*args, **bare | {"device": "meta"}))
+        elif func is Tensor.repeat:
+            like = self._counted(lambda: args[0].to("meta").repeat(*args[1:], **kwargs))
+        else:
+            return func(*args, **kwargs)
+        return like if self.rehearse else func(*args, **kwargs)
+
+    def _counted(self, make: Callable[[], Tensor]) -> Tensor | None:
+        like = None
+        try:
+            like = make()
+            self.total += like.numel() * like.element_size()
+        except (RuntimeError, TypeError, OverflowError):  # more entries than a tensor can count
+            self.total = math.inf
+        options.check_memory(self.name, self.value, self.total)
+        return like
 
 
 def _file_of(module: str) -> dict[str, str] | None:
@@ -460,17 +581,12 @@ def _file_of(module: str) -> dict[str, str] | None:
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raise InputError unless `value` is a whole number from `least` to `most` (None = no limit)."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        reject(name, repr(value), f"a whole number from {least} " + ("on" if most is None else f"to {most}"))
+    options.conform(name, value, Annotated[int, Bounds(least, math.inf if most is None else most)])
 
 
 def check_between(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
     """Raise InputError unless `value` is a number strictly between `low` and `high`."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not low < value < high:
-        above = f"a number above {low:g}"
-        reject(name, repr(value), above if high == math.inf else f"a number strictly between {low:g} and {high:g}")
+    options.conform(name, value, Annotated[float, Bounds(low, high)])
 
 
 def check_sizes(features: int, latents: int, least: int = 1) -> None:

@@ -32,6 +32,7 @@ from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.infer import origin
 from pyrocrl.infer.fitted import Fit
+from pyrocrl.options import conform
 from pyrocrl.program import Program
 
 Model = str | Path | type[Program]  # a name, a file ("./my_model.py") or the class itself
@@ -115,6 +116,8 @@ def load(path: str | Path, data: Data | None = None, program: Model | None = Non
     is taken as it is, with a warning if its text has changed since the fit. Raises InputError for a file that is
     missing, damaged, edited, foreign or of another model, and for an installed model that is gone or has changed.
     """
+
+    conform("path", path, str | Path)
 
     def find(header: dict[str, Any]) -> type[Program]:
         came = origin.origin_of(header)

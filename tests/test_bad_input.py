@@ -174,7 +174,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "latents that are no number": (lambda: build(latents="two"), "latents: found 'two'; allowed: a whole number"),
     "no such option": (
         lambda: build(layers=3),
-        "layers: not an option of vae; allowed: features, latents, likelihood, hidden",
+        "layers: not an option of vae (did you mean 'latents'?); allowed: features, latents, likelihood, hidden",
     ),
     "no such likelihood": (
         lambda: build(likelihood="poisson"),
@@ -237,8 +237,11 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "no chains": (lambda: run(chains=0), "chains: found 0; allowed: a whole number from 1 on"),
     "half an epoch": (lambda: run(epochs=0.5), "epochs: found 0.5; allowed: a whole number from 1 on"),
     "a seed below 0": (lambda: run(seed=-1), "seed: found -1; allowed: a whole number from 0 on"),
-    "a rate of 0": (lambda: run(lr=0.0), "lr: found 0.0; allowed: a finite number above 0"),
-    "no such argument of fit": (lambda: run(steps=3), "steps: not an argument of fit; allowed: batch_size, "),
+    "a rate of 0": (lambda: run(lr=0.0), "lr: found 0.0; allowed: a number above 0"),
+    "no such argument of fit": (
+        lambda: run(steps=3),
+        "steps: not an argument of fit (did you mean 'least_steps'?); allowed: batch_size, ",
+    ),
     "no such device": (
         lambda: run(device="cuda:99"),
         f"device: found 'cuda:99' with {torch.cuda.device_count()} CUDA devices here; allowed: auto",
@@ -268,7 +271,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "do of one environment as a text": (
         lambda: FITTED.do(None, environments="observational"),
-        "environments: found 'observational'; allowed: a list of names, each once",
+        "environments: found 'observational'; allowed: a list",
     ),
     "do of an environment twice": (
         lambda: FITTED.do(None, environments=["observational"] * 2),
@@ -289,9 +292,9 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "no such setting": (lambda: simulate.draw("moran22"), "setting: found 'moran22' (did you mean 'moran2022'?)"),
     "no such option of a setting": (
         lambda: simulate.draw("moran2022", r=1),
-        "r: not an option of moran2022; allowed: rows, rho, noise",
+        "r: not an option of moran2022; allowed: seed, rows, rho, noise",
     ),
-    "a correlation of 2": (lambda: simulate.draw("moran2022", rho=2), "rho: found 2; allowed: a correlation between"),
+    "a correlation of 2": (lambda: simulate.draw("moran2022", rho=2), "rho: found 2.0; allowed: a correlation between"),
     "too many anchors": (
         lambda: simulate.draw("perturb_seq", anchors=20),
         "anchors: found 20 for each of 4 latents; allowed: at most 15",
@@ -310,6 +313,8 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
 
 class _Fitted:
     """One tiny fit for all, made when first asked for."""
+
+    __class__ = pyrocrl.Fit  # type: ignore[assignment]  # for `isinstance`
 
     def __getattr__(self, name: str) -> object:
         if "fit" not in self.__dict__:
@@ -473,12 +478,32 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a seed below 0": ([*GOOD, "--seed", "-1"], ["--seed: found -1; allowed: a whole number from 0 on"]),
     "no such device": ([*GOOD, "--device", "cuda:99"], ["device: found 'cuda:99' with ", "; allowed: auto or cpu"]),
     "targets of a model without": (
-        [*GOOD, "--target-mode", "known"],
-        ["--target-mode: found 'known'; allowed: none: vae takes no targets"],
+        [*GOOD, "--targets", "known"],
+        ["targets: not an option of vae; allowed: features, latents, likelihood, hidden"],
     ),
     "no such mode": (
-        [*GOOD, "--target-mode", "guess"],
-        ["--target-mode: found 'guess'; allowed: known, relabelled, unknown"],
+        [*GOOD, "--targets", "guess"],
+        ["--targets: found 'guess'; allowed: known, relabelled, unknown, or a file ending in .json, .csv"],
+    ),
+    "targets told twice": (
+        [*GOOD, "--targets", "known", "--targets", "unknown"],
+        ["--targets: found known and unknown; allowed: one word, one file, or one of each"],
+    ),
+    "an option of another kind": (
+        [*GOOD, "--option", "hidden=1.5"],
+        ["hidden: found 1.5; allowed: a whole number from 1 on"],
+    ),
+    "an option that a model has by another name": (
+        [*GOOD, "--option", "hiden=3"],
+        ["hiden: not an option of vae (did you mean 'hidden'?); allowed: "],
+    ),
+    "an option beyond memory": (
+        [*GOOD, "--option", "hidden=1000000000"],
+        ["hidden: found 1000000000, which takes ", " GB or more; allowed: what fits into "],
+    ),
+    "chains beyond memory": (
+        [*GOOD, "--chains", "10000000"],
+        ["chains: found 10000000, which takes ", " GB or more; allowed: what fits into "],
     ),
     "an option without a value": ([*GOOD, "--option", "hidden"], ["--option: found 'hidden'; allowed: K=V"]),
     "an option twice": (
@@ -510,12 +535,12 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["targets: found None in the data; allowed: a mapping environment -> latents, or targets='unknown'"],
     ),
     "choose what no data list": (
-        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "known"],
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--targets", "known"],
         ["targets: found 'known' for data that list none; allowed: 'unknown', or data with targets"],
     ),
     "choose by no such mode": (
-        ["choose", "--data", "@/good.csv", "--env", "cond", "--target-mode", "guess"],
-        ["--target-mode: found 'guess'; allowed: known, relabelled, unknown"],
+        ["choose", "--data", "@/good.csv", "--env", "cond", "--targets", "guess"],
+        ["--targets: found 'guess'; allowed: known, relabelled, unknown, or a file ending in .json, .csv"],
     ),
     "choose by no such intervention": (
         ["choose", "--data", "@/good.csv", "--env", "cond", "--intervention", "hard"],

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import pyrocrl
-from pyrocrl import Claim, Data, InputError, ModelCard, Reference, simulate, zoo
+from pyrocrl import Batch, Claim, Data, InputError, ModelCard, Program, Reference, cli, simulate, zoo
 from pyrocrl.claims import conditions
-from pyrocrl.claims.card import CONDITIONS
+from pyrocrl.claims.card import ASSUMPTIONS, CONDITIONS, TARGETS
 from pyrocrl.judge.choose import Choice, choose, environments
+from pyrocrl.options import choices
+from pyrocrl.program import Latents, Targets
 
 PAPER = Reference("Squires et al.", 2023, "Linear causal disentanglement", "ICML", "https://arxiv.org/abs/2211.16467")
 BOTH = ("observational_environment", "one_intervention_per_latent")
@@ -36,7 +38,24 @@ CARDS = {
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "names", lambda: sorted(CARDS))
-    monkeypatch.setattr(zoo, "get", lambda name: type(name, (), {"card": CARDS[name]}))
+    monkeypatch.setattr(zoo, "get", lambda name: model(CARDS[name]))
+
+
+def model(own: ModelCard) -> type[Program]:
+    """A model of this card that can be built, and no more."""
+
+    class Built(Program):
+        card = own
+
+        def story(self, batch: Batch) -> None: ...
+
+        def guide(self, batch: Batch) -> None: ...
+
+    def untold(self: Program, latents: Latents) -> None: ...
+
+    def told(self: Program, latents: Latents, targets: Targets = "known") -> None: ...
+
+    return type(own.name, (Built,), {"__init__": told if "known" in own.targets else untold})
 
 
 def data(targets: dict[str, tuple[int, ...]] | None, rows: int = 120, **more: object) -> Data:
@@ -53,6 +72,7 @@ def heads(choice: Choice) -> list[str]:
     return [claim.claim for claim in choice.identifies]
 
 
+NO_TARGETS = "targets: found None in the data; allowed: a mapping environment -> latents, known or up to relabelling"
 WHOLE = {"a": (0,), "b": (1,), "c": (2,)}
 
 
@@ -101,8 +121,8 @@ def test_no_observational_environment(cards: None) -> None:
 
 def test_unknown_targets_are_left_to_a_fit_where_there_are_enough_of_them(cards: None) -> None:
     found = by_name(choose(data(None, control="ctrl"), latents=1))
-    assert found["graphs"].lacks == ("targets of the environments",)
-    assert found["graphs"].identifies == () and "targets of the environments" in found["graphs"].missing
+    assert found["graphs"].lacks == (NO_TARGETS,)
+    assert found["graphs"].identifies == () and NO_TARGETS in found["graphs"].missing
     assert found["twice"].identifies[0].state == "open"
     assert found["twice"].identifies[0].open == (CONDITIONS["two_interventions_per_latent"],)
     more = by_name(choose(data(None, control="ctrl"), latents=2))["twice"]
@@ -110,8 +130,9 @@ def test_unknown_targets_are_left_to_a_fit_where_there_are_enough_of_them(cards:
 
 
 def test_one_environment(cards: None) -> None:
-    found = by_name(choose(Data(np.random.default_rng(0).normal(size=(50, 6))), latents=3))
-    assert "two or more environments" in found["graphs"].missing
+    one = Data(np.random.default_rng(0).normal(size=(50, 6)), targets={})
+    assert "env: found one environment; allowed: two or more" in by_name(choose(one, latents=3))["graphs"].missing
+    found = by_name(choose(Data(one.x), latents=3))
     assert "one perfect intervention on each of the 3 latents" in found["graphs"].missing
     assert found["sparse"].identifies[0].open == (CONDITIONS["two_anchors"],)
 
@@ -136,10 +157,14 @@ def test_auxiliary_variables_and_counts(cards: None) -> None:
     assert heads(by_name(choose(data(None, aux=aux), latents=3))["settings"]) == ["latents up to linear"]
     few = by_name(choose(data(None, aux=aux), latents=4))["settings"]
     assert few.missing == ("an auxiliary variable with 5 values or more",)
-    assert by_name(choose(data(None), latents=3))["counts"].lacks == ("counts",)
+    floats = "x: found floats, of which counts has no law; allowed: counts"
+    assert by_name(choose(data(None), latents=3))["counts"].lacks == (floats,)
     counted = Data(np.random.default_rng(0).poisson(3.0, (50, 6)))
     found = by_name(choose(counted, latents=3))
-    assert found["counts"].lacks == () and found["sparse"].lacks[0].startswith("features that are no counts")
+    assert found["counts"].lacks == ()
+    assert (
+        "x: found counts, of which sparse has no law; allowed: features that are no counts" in found["sparse"].lacks[0]
+    )
 
 
 def test_few_rows_are_marked() -> None:
@@ -157,6 +182,75 @@ def test_every_model_of_the_zoo_is_judged_from_its_card() -> None:
     linear = by_name(found)["linear_sem_lin"]
     assert not linear.missing and {claim.what for claim in linear.identifies} == {"latents", "graph"}
     assert found[-1].identifies == ()
+
+
+def table(targets: dict[str, tuple[int, ...]] | None = None) -> Data:
+    """2,000 rows of 40 continuous features, a control and four environments."""
+    env = np.repeat(["ctrl", "a", "b", "c", "d"], 400)
+    x = np.random.default_rng(0).normal(size=(2000, 40))
+    return Data(x, env, targets, control="ctrl")
+
+
+EACH = {"a": (0,), "b": (1,), "c": (2,), "d": (3,)}
+
+
+@pytest.mark.parametrize("targets", [None, EACH])
+@pytest.mark.parametrize("told", [{}, {"intervention": "soft"}, {"intervention": "shift", "mechanism": "nonlinear"}])
+def test_what_is_recommended_can_be_built_and_what_is_not_is_refused_in_the_same_words(
+    targets: dict[str, tuple[int, ...]] | None, told: dict[str, str]
+) -> None:
+    rows = table(targets)
+    for choice in choose(rows, latents=4, **told):  # type: ignore[arg-type]
+        try:
+            program = pyrocrl.build(choice.model, rows, **choice.options)
+        except InputError as error:
+            assert str(error) in choice.lacks, choice.model
+        else:
+            unlike = zoo.get(choice.model).card.values != "continuous"
+            assert bool(choice.lacks) == unlike, choice.model
+            for name, word in told.items():
+                if name in program.config and word != "nonlinear":
+                    assert program.config[name] == word
+            held = {claim.head() for claim in program.claims()}
+            assert {claim.claim for claim in choice.identifies} <= held
+
+
+def test_models_of_other_data_are_not_recommended() -> None:
+    found = by_name(choose(table(), latents=4))
+    assert found["mechanism_shift"].lacks == ("features: found 40; allowed: a whole number from 2 to 7",)
+    assert found["unknown_targets"].lacks == ("values: found 'continuous'; allowed: 'binary': latents are on or off",)
+    assert not by_name(choose(table(), latents=4, values="binary"))["unknown_targets"].lacks
+    assert by_name(choose(table(), latents=4, values="binary"))["vae"].lacks == (
+        "values: found 'binary'; allowed: 'continuous': latents are numbers",
+    )
+
+
+def test_what_a_program_refuses_of_its_data_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(self: Program, data: Data) -> None:
+        raise InputError("aux: found none; allowed: doses")
+
+    monkeypatch.setattr(zoo.get("vae"), "check", check)
+    assert by_name(choose(table(), latents=4))["vae"].lacks == ("aux: found none; allowed: doses",)
+
+
+def test_assumptions_that_are_not_told_are_each_models_own() -> None:
+    found = by_name(choose(table(EACH), latents=4))
+    for name in ("discrepancy_vae", "linear_sem_lin"):
+        own = zoo.get(name).options()
+        for word in ("intervention", "mechanism"):
+            if word in own:
+                assert found[name].options[word] == own[word].default
+    assert "perfect interventions" in found["discrepancy_vae"].missing  # it takes them for shifts
+    exact = by_name(choose(table(EACH), latents=4, intervention="perfect"))["discrepancy_vae"]
+    assert "graph exactly" in heads(exact)
+
+
+def test_words_of_assumptions_are_those_of_models() -> None:
+    for name in zoo.names():
+        for option in ("intervention", "mechanism", "targets"):
+            told = zoo.get(name).options().get(option)
+            assert told is None or set(choices(told.hint)) <= ASSUMPTIONS[option].keys(), name
+    assert tuple(TARGETS) == cli.TARGET_MODES
 
 
 def test_every_condition_of_the_data_is_one_of_the_cards() -> None:

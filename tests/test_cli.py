@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import cli, datasets, io, simulate, zoo
+from pyrocrl import Program, cli, datasets, io, simulate, zoo
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.lab import bench, reproduce
 
@@ -49,10 +50,17 @@ def test_list_and_show(capsys: Capture) -> None:
     assert all(name in table for name in zoo.names())
     assert json.loads(said(capsys, "list", "settings", "--json")) == simulate.names()
     assert "papalexi2021" in said(capsys, "list", "datasets").split()
-    assert said(capsys, "show", "vae") == zoo.get("vae").card.markdown()
-    assert json.loads(said(capsys, "show", "vae", "--json"))["title"] == zoo.get("vae").card.title
-    assert "Options: seed=0, rows=1000, rho=0.0" in said(capsys, "show", "moran2022")
-    assert json.loads(said(capsys, "show", "moran2022", "--json"))["options"]["rho"] == 0.0
+    page = said(capsys, "show", "vae")
+    assert page.startswith(zoo.get("vae").card.markdown(short=True))
+    hidden = "- `hidden`: a whole number from 1 on, default 64\n    units of each layer of encoder and decoder\n"
+    assert hidden in page and "## References" not in page
+    told = json.loads(said(capsys, "show", "vae", "--json"))
+    assert told["title"] == zoo.get("vae").card.title
+    assert told["options"][-1]["default"] == 64 and told["options"][-1]["allowed"] == "a whole number from 1 on"
+    assert "- `rho`: a finite number, default 0.0\n" in said(capsys, "show", "moran2022")
+    options = json.loads(said(capsys, "show", "moran2022", "--json"))["options"]
+    assert next(option for option in options if option["name"] == "rho")["default"] == 0.0
+    assert said(capsys, "--version") == f"pyrocrl {pyrocrl.__version__}\n"
 
 
 # -- simulate, fit, evaluate, report ------------------------------------------------------------------------------
@@ -156,6 +164,34 @@ def test_choose_prints_what_is_identified_and_what_is_missing(tmp_path: Path, ca
         if model["model"] == "linear_sem_lin"
     )
     assert linear["identifies"] and not linear["missing"]
+
+
+def test_commands_that_choose_prints_are_taken_by_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Each is parsed by the shell, its data read and its program built: all but the fit itself."""
+    whole = simulate.draw("squires2023_hard", seed=100, samples=50, latents=3, features=6)
+    table, targets = tmp_path / "my rows.csv", tmp_path / "targets.json"
+    io.to_frame(whole).to_csv(table, index=False)
+    targets.write_text(json.dumps(whole.targets))
+    told = ["--data", str(table), "--env", "env", "--control", "observational", "--no-counts", "--latents", "3"]
+    built: list[Program] = []
+    monkeypatch.setattr(
+        cli, "_fit", lambda kind, rows, source, build, *_: built.append(pyrocrl.build(kind, rows, **build))
+    )
+    for more in ([], ["--targets", str(targets), "--targets", "relabelled", "--intervention", "soft", "--seed", "2"]):
+        text = said(capsys, "choose", *told, *more)
+        found = json.loads(said(capsys, "choose", *told, *more, "--json"))["models"]
+        commands = {model["model"]: model["command"] for model in found if model["command"]}
+        best = next(model for model in found if model["identifies"])
+        assert f"  {commands[best['model']]}\n" in text and len(commands) > 3
+        for name, command in commands.items():
+            program, *arguments = shlex.split(command)
+            assert program == "pyrocrl"
+            said(capsys, *arguments, "--out", str(tmp_path / name))
+            assert built[-1].card.name == name and built[-1].latents_count == 3
+            for option, word in {"targets": "relabelled", "intervention": "soft"}.items():
+                assert not more or built[-1].config.get(option, word) == word
 
 
 def test_fit_takes_tables_and_settings(tmp_path: Path, capsys: Capture) -> None:

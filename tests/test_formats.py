@@ -182,15 +182,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "NUL in a path to read": (lambda: io.read("a\0.csv"), "path: found no file 'a\\x00.csv'"),
     "NUL in a path to write": (lambda: io.write(Data(X), "a\0.npz"), "path: found 'a\\x00.npz'; allowed: a path in"),
     "NUL in a targets file": (lambda: io.read_targets("a\0.csv"), "targets: found 'a\\x00.csv' (embedded null byte)"),
-    "NUL in out": (lambda: fit(out="a\0b"), "out: found 'a\\x00b'; allowed: a path in UTF-8"),
+    "NUL in out": (lambda: fit(out="a\0b"), "out: found 'a\\x00b'; allowed: a path"),
     "a path that is no text": (lambda: fit(out=os.fsdecode(b"a\xff")), "out: found 'a\\udcff'; allowed: a path in"),
     "a model's name": (
         lambda: pyrocrl.fit("vae", Data(X), chains=2, latents=2),  # type: ignore[arg-type]
-        "program: found 'vae'; allowed: a program: pyrocrl.fit(pyrocrl.build('vae', data, latents=2), data)",
+        "program: found 'vae'; allowed: a pyrocrl.Program, made by pyrocrl.build(NAME, data, ...)",
     ),
     "a model's class": (
         lambda: pyrocrl.fit(pyrocrl.zoo.get("vae"), Data(X)),  # type: ignore[arg-type]
-        "program: found VAE; allowed: a program: pyrocrl.fit(pyrocrl.build(VAE, data), data)",
+        "program: found the class VAE; allowed: a pyrocrl.Program, made by pyrocrl.build(NAME, data, ...)",
     ),
     "an array to fit": (
         lambda: pyrocrl.fit(pyrocrl.build("vae", Data(X), latents=1), X),  # type: ignore[arg-type]

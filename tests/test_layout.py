@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "arrays", "labels", "dists"}
+GROUND = {"errors", "arrays", "labels", "options", "dists"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": {"errors"},
     "labels": {"errors"},
+    "options": {"errors"},
     "dists": {"errors"},
     "data": {"errors", "arrays", "labels"},
     "pick": {"errors", "arrays", "labels", "data"},

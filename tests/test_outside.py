@@ -240,7 +240,7 @@ def test_a_class_without_a_file_has_to_be_given(data: Data, tmp_path: Path) -> N
 
 def test_a_changed_file_that_no_longer_takes_the_options_is_told(file: Path, data: Data, tmp_path: Path) -> None:
     path = fitted(file, data).save(tmp_path)
-    file.write_text(model_text().replace("hidden: int = 64", "width: int = 64").replace("(hidden, hidden)", "(4, 4)"))
+    file.write_text(model_text().replace("hidden: Size = 64", "width: Size = 64").replace("(hidden, hidden)", "(4, 4)"))
     with pytest.warns(UserWarning, match="is not that of the fit's model"):
         assert "which does not fit my_vae" in refused(lambda: pyrocrl.load(path, program=file))
     file.write_text(model_text("another"))

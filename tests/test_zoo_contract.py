@@ -19,8 +19,7 @@ import xarray as xr
 
 import pyrocrl
 from pyrocrl import Data, Fit, Program, Site, zoo
-from pyrocrl.claims.card import TARGETS
-from pyrocrl.claims.conditions import INTERVENTIONS
+from pyrocrl.claims.card import INTERVENTIONS, TARGETS
 from pyrocrl.claims.indeterminacy import topological_order, transitive_closure
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import Chains

@@ -23,6 +23,24 @@ TARGETS: dict[str, str] = {
     "unknown": "targets are inferred",
 }
 
+INTERVENTIONS: dict[str, str] = {
+    "perfect": "replace the target's mechanism, so that it loses its parents",
+    "soft": "give the target new weights on the parents it keeps",
+    "variance": "rescale the target's noise",
+    "shift": "add a constant to the target",
+}
+
+MECHANISMS: dict[str, str] = {
+    "linear": "structural equations are linear",
+    "nonlinear": "structural equations are any functions of the parents",
+    "relu": "structural equations are linear in the parents' positive parts",
+}
+
+VALUES: dict[str, str] = {"continuous": "latents are numbers", "binary": "latents are on or off"}
+
+# what no data tell: asked by `choose`, told to a fit by options of these names, in these words
+ASSUMPTIONS = {"intervention": INTERVENTIONS, "targets": TARGETS, "mechanism": MECHANISMS, "values": VALUES}
+
 CONDITIONS: dict[str, str] = {
     "more_features_than_latents": "there are more features than latents",
     "two_anchors": "every latent in use has two features that load on it alone",
@@ -133,7 +151,8 @@ class ModelCard:
     """A model's card. Every tuple may be empty: a model without claims says that it claims nothing.
 
     `likelihoods` are the words that the model's `likelihood` argument takes, `targets` the accepted ways (keys of
-    `TARGETS`) of telling which latents the environments intervene on. `settings` names published simulation settings
+    `TARGETS`) of telling which latents the environments intervene on, `values` (a key of `VALUES`) what latents are.
+    `settings` names published simulation settings
     with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
     `approximate` says in a sentence what of the story is plugged in or approximate in what is fitted, and why.
     """
@@ -153,12 +172,14 @@ class ModelCard:
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
+    values: str = "continuous"
 
     def __post_init__(self) -> None:
         _check_fields(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             reject("ModelCard.name", repr(self.name), "lower-case letters, digits and _, a letter first")
         one_of("ModelCard.status", self.status, get_args(Status))
+        one_of("ModelCard.values", self.values, VALUES)
         for mode in self.targets:
             one_of("ModelCard.targets", mode, TARGETS)
         if self.claims and not self.references:
@@ -176,9 +197,11 @@ class ModelCard:
             plain["sentence"] = claim.sentence()
         return card
 
-    def markdown(self) -> str:
-        """The card as a page: what it is, assumes, identifies, and how it differs from its paper."""
+    def markdown(self, short: bool = False) -> str:
+        """The card as a page: what it is, assumes, identifies, and how it differs from its paper; short: when to use
+        it and what it identifies alone."""
         facts = [f"`{self.name}`", self.family, self.status, f"likelihoods: {', '.join(self.likelihoods)}"]
+        facts.append(f"{self.values} latents")
         if self.needs_env:
             facts.append("needs environments")
         if self.targets:
@@ -193,6 +216,8 @@ class ModelCard:
             "Settings with known truth": [f"`{setting}`" for setting in self.settings],
             "References": [reference.markdown() for reference in self.references],
         }
+        if short:
+            sections = {heading: sections[heading] for heading in ("Identifies", "When")}
         blocks = [f"# {self.title}", " · ".join(facts), self.summary]
         for heading, items in sections.items():
             if items:

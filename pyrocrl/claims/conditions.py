@@ -13,21 +13,14 @@ import numpy as np
 
 from pyrocrl.data import Data
 
-INTERVENTIONS: dict[str, str] = {
-    "perfect": "replace the target's mechanism, so that it loses its parents",
-    "soft": "give the target new weights on the parents it keeps",
-    "variance": "rescale the target's noise",
-    "shift": "add a constant to the target",
-}
-
 
 @dataclass(frozen=True)
 class Situation:
     """What is known of the data and of what was done to them, before a fit or after it.
 
     latents: their names, or None where not even their number is known; hit: (env, latent) in {0, 1}, which latents
-    each environment intervenes on, or None where that is unknown; intervention: a key of `INTERVENTIONS`; mechanism:
-    "linear" where the structural equations are; asked: the kind of interventions that the claim asks for, "" for any.
+    each environment intervenes on, or None where that is unknown; intervention, mechanism: keys of `card.INTERVENTIONS`
+    and `card.MECHANISMS`; asked: the kind of interventions that the claim asks for, "" for any.
     """
 
     data: Data

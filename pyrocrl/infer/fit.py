@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import sys
 import time
 import warnings
@@ -19,38 +18,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrocrl.data import Batch, Data
-from pyrocrl.errors import InputError, check_path, one_of, reject
+from pyrocrl.errors import check_path, reject
 from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.origin import origin, refuse_other_text
-from pyrocrl.program import Program, Recipe, check_whole
+from pyrocrl.options import Seed, Size, check_memory, checked, known_names
+from pyrocrl.program import Program, Recipe
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
+STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
 
 
 class FitError(RuntimeError):
     """The fit itself failed: every chain's objective became non-finite."""
 
 
+@checked
 def fit(
     program: Program,
     data: Data,
-    chains: int | None = None,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    chains: Size | None = None,
+    epochs: Size | None = None,
+    seed: Seed = 0,
+    device: str | torch.device = "auto",
     progress: bool = True,
     out: str | Path | None = None,
     resume: bool = False,
     *,
     recipe: Recipe | None = None,
-    checkpoint_every: int = 10,
+    checkpoint_every: Size = 10,
     on_epoch: Callable[[int], None] | None = None,
     **overrides: Any,
 ) -> Fit:
@@ -62,36 +64,24 @@ def fit(
     interrupted fit found there goes on and ends as an uninterrupted one would have. on_epoch: called after each
     epoch. Raises InputError for bad arguments before any work, FitError when no chain stays finite.
     """
-    _check_kinds(program, data, overrides)
     recipe = _recipe(program, recipe, chains, epochs, overrides)
-    check_whole("seed", seed, 0)
     where = resolve_device(device)
     program.check(data)
     program.check_control(data)
+    check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
     if path is not None:
         _check_writable(path.parent)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), pyro.validation_enabled(False):
-        loop = _Loop(program, data, recipe, int(seed), where, path)
+        loop = _Loop(program, data, recipe, seed, where, path)
         if resume and path is not None and path.exists():
             loop.restore(path)
         return loop.run(progress, checkpoint_every, on_epoch)
 
 
-def _check_kinds(program: Any, data: Any, more: dict[str, Any]) -> None:
-    """A model's name is no program yet: say how it becomes one, with the options that were passed with it."""
-    if not isinstance(program, Program):
-        name = program.__name__ if isinstance(program, type) else repr(program)
-        known = {f.name for f in dataclasses.fields(Recipe)}
-        options = "".join(f", {key}={value!r}" for key, value in more.items() if key not in known)
-        reject("program", name, f"a program: pyrocrl.fit(pyrocrl.build({name}, data{options}), data)")
-    if not isinstance(data, Data):
-        reject("data", f"a {type(data).__name__}", "a pyrocrl.Data")
-
-
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """`auto` -> cuda where there is one. Raises InputError where there is no such device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,25 +99,25 @@ def resolve_device(device: str) -> torch.device:
 def _recipe(
     program: Program, recipe: Recipe | None, chains: int | None, epochs: int | None, more: dict[str, Any]
 ) -> Recipe:
-    fields = {f.name for f in dataclasses.fields(Recipe)}
-    for name in more:
-        if name not in fields:
-            raise InputError(f"{name}: not an argument of fit; allowed: {', '.join(sorted(fields))}")
+    known_names("fit", more, sorted(f.name for f in dataclasses.fields(Recipe)), "an argument")
     if chains is not None:
         more["chains"] = chains
     if epochs is not None:
         more |= {"epochs": epochs, "least_steps": 0}  # a number of epochs that is asked for is kept to
-    recipe = dataclasses.replace(recipe or program.recipe, **more)
-    for name, low in (("chains", 1), ("epochs", 1), ("batch_size", 1), ("check_every", 1)):
-        value = getattr(recipe, name)
-        if value is not None or name != "batch_size":
-            check_whole(name, value, low)
-    if not (isinstance(recipe.lr, int | float) and recipe.lr > 0 and math.isfinite(recipe.lr)):
-        reject("lr", repr(recipe.lr), "a finite number above 0")
-    one_of("keep", recipe.keep, ("best", "last"))
-    if not 0 < recipe.held_out < 1:
-        reject("held_out", repr(recipe.held_out), "a fraction between 0 and 1")
-    return recipe
+    return dataclasses.replace(recipe or program.recipe, **more)
+
+
+def check_chains(program: Program, data: Data, recipe: Recipe, device: torch.device) -> None:
+    """Raise InputError where so many chains are beyond memory: their states and the rows of one step, at the least."""
+    bytes_of = torch.finfo(recipe.dtype).bits // 8
+    trained = sum(p.numel() for p in program.parameters() if p.requires_grad)
+    state = sum(v.numel() for v in program.state_dict().values())
+    rows = 0
+    if program.uses_rows:
+        rows = min(recipe.batch_size or data.rows, data.rows) * (data.features + program.latents_count)
+    each = bytes_of * (2 * state + STATES * trained + rows)  # the best state is kept beside the present one
+    room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    check_memory("chains", recipe.chains, float(recipe.chains * each), room)
 
 
 def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
@@ -385,7 +375,7 @@ class _Loop:
     def _identity(self) -> dict[str, Any]:
         return {
             "model": self.program.card.name,
-            "config": self.program.config,
+            "config": self.program.arguments,
             "seed": self.seed,
             "recipe": _plain(self.recipe),
             "fingerprint": checkpoint.fingerprint(self.data),

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from pyrocrl.claims.indeterminacy import Alignment
 from pyrocrl.data import Batch, Data
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
-from pyrocrl.program import LATENT_DIMS, Program, Site, check_whole
+from pyrocrl.options import Bounds, Seed, Size, check_memory, checked
+from pyrocrl.program import LATENT_DIMS, Program, Site
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
@@ -148,6 +149,7 @@ class Fit:
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
+    @checked
     def chain_latents(self, data: Data) -> np.ndarray:
         """(chain, data, latent) posterior means, each chain in its own order and units."""
         data = self.coded(data)
@@ -167,13 +169,15 @@ class Fit:
         aligned = np.stack([a.apply(z) for a, z in zip(self.alignments, own, strict=True)])
         return np.einsum("c,cdl->dl", self.weights, aligned)
 
-    def latents_sd(self, data: Data | None = None, *, draws: int = 20, seed: int = 0) -> np.ndarray | None:
+    @checked
+    def latents_sd(
+        self, data: Data | None = None, *, draws: Annotated[int, Bounds(2)] = 20, seed: Seed = 0
+    ) -> np.ndarray | None:
         """(data, latent) posterior standard deviation over the aligned chains by their weights, from `draws` of each.
 
         None where `latents` are innovations, of which there are no draws.
         """
         data = self._data(data)
-        check_whole("draws", draws, 2)
         if self.program.reads_innovations:
             return None
         step = max(1, READ_CELLS // data.features)
@@ -219,7 +223,8 @@ class Fit:
         values = self.chain_values(method.__name__)
         return None if values is None else np.clip(np.einsum("c,cab->ab", self.weights, values), 0.0, 1.0)
 
-    def held_out_objective(self, data: Data, *, seed: int = 0) -> np.ndarray:
+    @checked
+    def held_out_objective(self, data: Data, *, seed: Seed = 0) -> np.ndarray:
         """(row,) log-density of new rows under the chains by their weights, or its lower bound where latents are not
         integrated out; nats."""
         data = self.coded(data)
@@ -230,14 +235,15 @@ class Fit:
 
     # -- draws -------------------------------------------------------------------------------------------------
 
+    @checked
     def posterior(
         self,
-        draws: int = 200,
+        draws: Size = 200,
         data: Data | None = None,
         *,
-        thin: int | None = None,
+        thin: Size | None = None,
         predictive: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> xr.DataTree:
         """Draws from every chain, aligned, as groups posterior, posterior_predictive, log_likelihood,
         sample_stats, observed_data and constant_data.
@@ -252,13 +258,12 @@ class Fit:
         not declare, such as an order, stand in each chain's own numbering and units of the latents; the attribute
         `aligned` of such a variable is 0.
         """
-        check_whole("draws", draws, 1)
         data = self._data(data)
         total = draws * self.chains.count
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
-        check_whole("thin", thin, 1)
         rows = np.arange(0, data.rows, thin)
+        check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
@@ -322,13 +327,15 @@ class Fit:
             out.attrs["control"] = control
         return out
 
-    def prior(self, draws: int = 200, data: Data | None = None, *, seed: int = 0) -> xr.DataTree:
+    @checked
+    def prior(self, draws: Size = 200, data: Data | None = None, *, seed: Seed = 0) -> xr.DataTree:
         """Draws of every site of the story (groups prior, prior_predictive) for the covariates of the rows of `data`.
 
         Trained constants, such as a decoder's weights, are those of the reference chain; what an improper prior leaves
         open is fixed by a convention that the model's docstring tells.
         """
         data = self._data(data)
+        check_memory("draws", draws, 8.0 * draws * data.rows * data.features)
         batch = self.batch_of(data).annealed()
         program = self.programs()[self.reference]
         sites: dict[str, list] = {}
@@ -347,14 +354,15 @@ class Fit:
             }
         )
 
+    @checked
     def do(
         self,
         data: Data | None,
         values: Mapping[str, float] | None = None,
         *,
         environments: Sequence[str] = (),
-        draws: int = 200,
-        seed: int = 0,
+        draws: Size = 200,
+        seed: Seed = 0,
     ) -> xr.Dataset:
         """Draws under interventions: z (chain, draw, latent) and the mean of x (chain, draw, feature).
 
@@ -368,13 +376,11 @@ class Fit:
 
         data = self._data(data)
         values = {} if values is None else values
-        if not isinstance(values, Mapping) or not (values or environments):
+        if not (values or environments):
             reject("values", repr(values), "a mapping of latent names to values, such as {'latent_0': 1.5}")
-        for name, value in values.items():
+        for name in values:
             one_of("values", name, self.names["latent"])
-            if not isinstance(value, int | float | np.integer | np.floating) or not np.isfinite(value):
-                reject(f"values[{name!r}]", repr(value), "a finite number")
-        if isinstance(environments, str) or len(set(environments)) < len(environments):
+        if len(set(environments)) < len(environments):
             reject("environments", repr(environments), "a list of names, each once")
         for name in environments:
             one_of("environments", name, self.names["env"])
@@ -382,7 +388,7 @@ class Fit:
         if environments and not self.program.knows_interventions:
             name = self.program.card.name
             reject("environments", f"{len(environments)}", f"none: {name} does not model what an intervention does")
-        check_whole("draws", draws, 1)
+        check_memory("draws", draws, 8.0 * draws * self.chains.count * data.features)
         if values and self.program.group.mixes:
             free = ", ".join(self.program.latents_up_to)
             reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")
@@ -424,6 +430,7 @@ class Fit:
 
     # -- files -------------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the fit (a folder gets checkpoint.safetensors) without pickle; `pyrocrl.load` reads it back."""
         path = Path(path)
@@ -439,7 +446,7 @@ class Fit:
         header = {
             "finished": True,
             "model": self.program.card.name,
-            "config": self.program.config,
+            "config": self.program.arguments,
             "completion": None if self.program.completion is None else self.program.completion.spec,
             "params": list(self.chains.params),
             "kept": self.kept,
@@ -459,7 +466,7 @@ class Fit:
         kind = find(header)
         try:
             program = kind(**header["config"])
-        except TypeError as error:  # options that a changed class no longer takes
+        except (TypeError, InputError) as error:  # options that a changed class no longer takes
             reject("path", f"{path}, which does not fit {kind.card.name} ({error})", "its own checkpoint")
         if header.get("completion") is not None:
             program.complete_with(Completion(header["completion"]))

@@ -1,24 +1,27 @@
 """`choose`: which models these data can feed, what each would identify, and what the next stronger claim still lacks.
 
-Read off the models' cards alone, before any fit: conditions that show in the data are checked (`conditions`), those
-that only a posterior shows are left open, and what no data show is asked of the person who did the experiment.
+No model is fitted. Each is built for the data as `fit` builds it, so that what the one refuses the other does, in the
+same words. Conditions of claims that show in the data are checked (`conditions`), those that only a posterior shows are
+left open, and what no data show is asked of the person who did the experiment (`card.ASSUMPTIONS`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from pyrocrl import zoo
-from pyrocrl.claims.card import CONDITIONS, TARGETS, Claim, ModelCard
-from pyrocrl.claims.conditions import CHECKS, INTERVENTIONS, Lack, Situation
+from pyrocrl import options, zoo
+from pyrocrl.claims.card import ASSUMPTIONS, CONDITIONS, TARGETS, VALUES, Claim
+from pyrocrl.claims.conditions import CHECKS, Lack, Situation
 from pyrocrl.claims.indeterminacy import LATENT_GROUPS, Group
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.program import check_whole
+from pyrocrl.options import Size
+from pyrocrl.program import Program
 
 State = Literal["met", "open", "missing"]
 FEW_ROWS = 100  # below it a mean is known to a tenth of a standard deviation at best
@@ -44,13 +47,15 @@ class ClaimChoice:
 
 @dataclass(frozen=True)
 class Choice:
-    """One model: what it lacks to be fitted at all, and where each of its claims stands."""
+    """One model: what it lacks to be fitted at all, where each of its claims stands, and the options of `fit` (or
+    `build`) under which it was judged."""
 
     model: str
     title: str
     status: str
     lacks: tuple[str, ...]
     claims: tuple[ClaimChoice, ...]
+    options: Mapping[str, Any]
 
     @property
     def identifies(self) -> tuple[ClaimChoice, ...]:
@@ -84,37 +89,38 @@ class Choice:
 _WEAKEST = ClaimChoice("", "", "missing", (), (), (), freedom=1_000)
 
 
+@options.checked
 def choose(
     data: Data,
-    latents: int | None = None,
+    latents: Size | None = None,
     *,
-    intervention: str = "perfect",
+    intervention: str | None = None,
     targets: str | None = None,
-    mechanism: str = "linear",
+    mechanism: str | None = None,
+    values: str = "continuous",
     models: Sequence[zoo.Model] = (),
 ) -> list[Choice]:
     """Every model of the zoo, best first: what it would identify from these data, and what is missing for more.
 
-    latents: how many there are; None = as the truth or the targets say, else left open. intervention: what
-    interventions do to their targets, a key of `conditions.INTERVENTIONS`. targets: how far they are known, "known",
-    "relabelled" or "unknown"; None = known where the data list them. mechanism: "linear" or "nonlinear" structural
-    equations. These are asked because no data tell them. models: further ones, as files or classes. Raises InputError
-    for other words, for targets that the data do not list and for models that cannot be used.
+    latents: how many there are; None = as the truth or the targets say, else left open. No data tell the others, keys
+    of the tables in `card.ASSUMPTIONS`. intervention: what interventions do to their targets; None = what each model
+    takes them to do. targets: how far they are known; None = known where the data list them. mechanism: the form of
+    the structural equations; None = each model's. values: of the latents. models: further ones, as files or classes.
+    Raises InputError for other words, for targets that the data do not list and for models that cannot be used.
     """
-    if not isinstance(data, Data):
-        raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
-    one_of("intervention", intervention, INTERVENTIONS)
-    one_of("mechanism", mechanism, ("linear", "nonlinear"))
-    mode = one_of("targets", targets or ("unknown" if data.targets is None else "known"), MODES)
+    for name, word in {"intervention": intervention, "mechanism": mechanism, "values": values}.items():
+        if word is not None:
+            one_of(name, word, ASSUMPTIONS[name])
+    mode = one_of("targets", targets or ("unknown" if data.targets is None else "known"), TARGETS)
     if mode != "unknown" and data.targets is None:
         reject("targets", f"{mode!r} for data that list none", "'unknown', or data with targets")
+    if latents is not None and latents > data.features:
+        reject("latents", latents, f"a whole number from 1 to {data.features}, the number of features")
     count = _count(data, latents)
-    names = None if count is None else [f"latent_{k}" for k in range(count)]
-    hit = data.target_matrix(count) if mode != "unknown" and count is not None else None
-    known = Situation(data, names, hit, intervention, mechanism)
-    cards = [*zoo.cards(), *(zoo.get(model, "models").card for model in models)]
-    found = [_judge(card, known, mode) for card in cards]
-    return sorted(found, key=_worth)
+    if count is not None and mode != "unknown":
+        data.target_matrix(count)  # refuses targets that are none of so many latents
+    told = _Told(data, count, mode, intervention, mechanism, values)
+    return sorted((_judge(kind, told) for kind in _kinds(models)), key=_worth)
 
 
 def environments(data: Data) -> list[dict[str, Any]]:
@@ -135,42 +141,80 @@ def environments(data: Data) -> list[dict[str, Any]]:
 def _count(data: Data, latents: int | None) -> int | None:
     """The number of latents: as told, of the truth, or the highest target's."""
     if latents is not None:
-        check_whole("latents", latents, 1)
-        return int(latents)
+        return latents
     if "z" in data.truth:
         return int(data.truth["z"].shape[1])
     return max((k + 1 for hit in (data.targets or {}).values() for k in hit), default=None)
 
 
-def _judge(card: ModelCard, known: Situation, mode: str) -> Choice:
-    claims = tuple(_stands(claim, known) for claim in card.claims if claim.holds({"targets": mode}))
-    return Choice(card.name, card.title, card.status, tuple(_lacks(card, known, mode)), claims)
+def _kinds(models: Sequence[zoo.Model]) -> list[type[Program]]:
+    """All models that can be used: those that cannot are left out by `zoo.cards`, with a warning."""
+    return [*(zoo.get(card.name) for card in zoo.cards()), *(zoo.get(model, "models") for model in models)]
 
 
-def _lacks(card: ModelCard, known: Situation, mode: str) -> list[str]:
-    """What these data lack before a model can be fitted to them at all."""
-    out = []
-    if card.needs_env and known.present.sum() < 2:
-        out.append("two or more environments")
-    if card.targets and MODES.index(mode) > max(MODES.index(accepted) for accepted in card.targets):
-        out.append("targets of the environments")
-    modes = [accepted for accepted in card.targets if MODES.index(accepted) >= MODES.index(mode)]
-    if modes[:1] == ["unknown"] and _needs_control(card) and not known.control:
-        out.append("an observational environment, named")
-    kind = "negative_binomial" if known.data.counts else "gaussian"
-    if kind not in card.likelihoods:
-        out.append("counts" if kind == "gaussian" else "features that are no counts, such as log(1 + x / size factor)")
-    return out
+@dataclass(frozen=True)
+class _Told:
+    """The data and what a person says of them: None where each model's own assumption is taken."""
+
+    data: Data
+    latents: int | None
+    mode: str
+    intervention: str | None
+    mechanism: str | None
+    values: str
 
 
-def _needs_control(card: ModelCard) -> bool:
-    """Whether all that a model says of something, targets unknown, needs an observational environment."""
-    claims = [claim for claim in card.claims if claim.holds({"targets": "unknown"})]
-    without = {claim.what for claim in claims if "observational_environment" not in claim.needs}
-    return any(claim.what not in without for claim in claims)
+def _judge(kind: type[Program], told: _Told) -> Choice:
+    card = kind.card
+    given, lacks = _options(kind, told)
+    program: Program | None = None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            program = kind.from_data(told.data, **given)
+            program.check(told.data)
+        except InputError as error:
+            unsaid = str(error).startswith("latents: missing")
+            lacks.append("the number of latents" if unsaid else str(error))
+    config = {k: v.default for k, v in kind.options().items() if k in ASSUMPTIONS} | given
+    config = config if program is None else program.config
+    given |= {name: config[name] for name in ("latents", "intervention", "mechanism") if name in config}
+    count = (program.latents_count if program else 0) or told.latents
+    names = None if count is None else [f"latent_{k}" for k in range(count)]
+    hit = told.data.target_matrix(count) if told.mode != "unknown" and count is not None else None
+    intervention = told.intervention or config.get("intervention", "perfect")
+    mechanism = told.mechanism or config.get("mechanism", "linear")
+    known = Situation(told.data, names, hit, intervention, mechanism)
+    named = config.get("targets") == "known"
+    claims = tuple(
+        _stands(replace(claim, up_to=tuple(n for n in claim.up_to if n != "permutation" or not named)), known, config)
+        for claim in card.claims
+        if claim.holds({"targets": config.get("targets", told.mode)})
+    )
+    return Choice(card.name, card.title, card.status, tuple(lacks), claims, given)
 
 
-def _stands(claim: Claim, known: Situation) -> ClaimChoice:
+def _options(kind: type[Program], told: _Told) -> tuple[dict[str, Any], list[str]]:
+    """The options by which a model is told what a person knows, and what of it no option tells."""
+    known, lacks = kind.options(), []
+    given: dict[str, Any] = {}
+    if told.latents is not None and "latents" in known:
+        given["latents"] = told.latents
+    if told.values != kind.card.values:
+        lacks.append(f"values: found {told.values!r}; allowed: {kind.card.values!r}: {VALUES[kind.card.values]}")
+    if kind.card.targets and "targets" in known:
+        ways = [mode for mode in MODES[MODES.index(told.mode) :] if mode in kind.card.targets]
+        if ways or told.data.targets is not None:
+            given["targets"] = ways[0] if ways else told.mode
+    for name, word in (("intervention", told.intervention), ("mechanism", told.mechanism)):
+        if word is not None and name in known:
+            allowed = options.choices(known[name].hint)
+            bent = [other for other in allowed if name == "mechanism" and "linear" not in (word, other)]
+            given[name] = word if word in allowed or not bent else bent[0]
+    return given, lacks
+
+
+def _stands(claim: Claim, known: Situation, config: Mapping[str, Any]) -> ClaimChoice:
+    """Where a claim stands for a program of these options."""
     asked = "perfect" if "perfect_interventions" in claim.needs else ""
     situation = Situation(known.data, known.latents, known.hit, known.intervention, known.mechanism, asked)
     missing: list[str] = []
@@ -179,10 +223,22 @@ def _stands(claim: Claim, known: Situation) -> ClaimChoice:
         lack = CHECKS[need](situation) if need in CHECKS else Lack("", CONDITIONS[need], open=True)
         if lack is not None:
             (left_open if lack.open else missing).append(CONDITIONS[need] if lack.open else lack.remedy)
+    other = [name for name, value in claim.when.items() if not replace(claim, when={name: value}).holds(config)]
+    replaced = "perfect interventions" in missing
+    missing += [_otherwise(claim, name) for name in other if name != "intervention" or not replaced]
     state: State = "missing" if missing else "open" if left_open else "met"
     once = tuple(dict.fromkeys(missing))
-    words = claim.head() + (f", where {claim.where()}" if claim.when else "")
+    asks = {name: claim.when[name] for name in other if name not in ASSUMPTIONS}
+    words = claim.head() + (f", where {replace(claim, when=asks).where()}" if asks else "")
     return ClaimChoice(words, claim.what, state, once, tuple(left_open), claim.given, _freedom(claim))
+
+
+def _otherwise(claim: Claim, option: str) -> str:
+    """The option under which a claim would be made, as something that is missing."""
+    values = claim.when[option] if isinstance(claim.when[option], tuple) else (claim.when[option],)
+    words = " or ".join(map(str, values))
+    kinds = {"intervention": f"{words} interventions", "mechanism": f"{words} structural equations"}
+    return kinds.get(option, f"the option {option}={words}")
 
 
 def _freedom(claim: Claim) -> int:

@@ -29,6 +29,7 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit, import_arviz
+from pyrocrl.options import Seed, checked
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
@@ -82,7 +83,8 @@ class Verdict:
         reject("what", repr(what), ", ".join(c.what for c in self.claims) or "nothing: the model makes no claim")
 
 
-def diagnose(fit: Fit, data: Data | None = None, *, seed: int = 0) -> Verdict:
+@checked
+def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     """A verdict for every claim of the fitted model's card.
 
     identified: the claim's conditions hold and the chains that reach the best held-out objective agree after

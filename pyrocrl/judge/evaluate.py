@@ -16,12 +16,14 @@ from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge import metrics
+from pyrocrl.options import Seed, checked
 
 DCI_ROWS = 2_000  # boosting on more rows only costs time
 WEIGHT_DRAWS = 400
 
 
-def evaluate(fit: Fit, data: Data, *, seed: int = 0) -> dict[str, float]:
+@checked
+def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
     """Flat metric -> value for `data` (rows of the fit or new ones), whose `truth` must hold z, mask or graph.
 
     Latents: mcc, mcc_spearman, r2, dci_*, and pca_*, ica_*, raw_* beside them; linear_r2 says whether linear

@@ -5,14 +5,15 @@ draw("moran2022", seed=0, rho=0.8) gives a `Data`; every setting takes `seed` an
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
+from pyrocrl import options
 from pyrocrl.data import Data
-from pyrocrl.errors import InputError, one_of
-from pyrocrl.program import check_whole
+from pyrocrl.errors import one_of
 
 # setting -> the file of this folder that holds the function of that name
 SETTINGS: dict[str, str] = {
@@ -42,19 +43,32 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Callable[..., Data]:
-    """The setting's function, documented with its equations. Raises InputError for an unknown name."""
+    """The setting's function, documented with its equations, which checks its options (see `draw`)."""
     one_of("setting", name, SETTINGS)
-    module = importlib.import_module(f".{SETTINGS[name]}", __name__)
-    function: Callable[..., Data] = getattr(module, name)
-    return function
+    return _checked(getattr(importlib.import_module(f".{SETTINGS[name]}", __name__), name))
 
 
-def draw(name: str, seed: int = 0, **options: Any) -> Data:
-    """Simulated data of a named setting with its truth. Raises InputError for unknown names or options."""
-    function = get(name)
-    check_whole("seed", seed, 0)
-    known = [k for k in inspect.signature(function).parameters if k != "seed"]
-    for option in options:
-        if option not in known:
-            raise InputError(f"{option}: not an option of {name}; allowed: {', '.join(known)}")
-    return function(seed=int(seed), **options)
+@functools.cache
+def _checked(function: Callable[..., Data]) -> Callable[..., Data]:
+    @functools.wraps(function)
+    def simulate(*args: Any, **kwargs: Any) -> Data:
+        given = options.bound(function.__name__, function, args, kwargs)
+        features, latents, environments = (given.get(name) or 1 for name in ("features", "latents", "environments"))
+        rows = given.get("rows", given.get("samples", 1))
+        largest = max((v, k) for k, v in given.items() if type(v) is int and k != "seed")[::-1]
+        options.check_memory(*largest, 8.0 * max(rows, environments, latents) * (features + latents))
+        try:
+            return function(**given)
+        except MemoryError:
+            options.check_memory(*largest, math.inf)
+            raise
+
+    return simulate
+
+
+def draw(name: str, seed: int = 0, **more: Any) -> Data:
+    """Simulated data of a named setting with its truth.
+
+    Raises InputError for unknown names or options, for values that are not allowed and for sizes beyond memory.
+    """
+    return get(name)(seed=seed, **more)

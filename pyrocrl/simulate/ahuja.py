@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
+from typing import Annotated
 
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.errors import one_of, reject
+from pyrocrl.errors import one_of
+from pyrocrl.options import Bounds, Deviation, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
@@ -18,14 +20,14 @@ Array = np.ndarray
 
 
 def ahuja2023(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 10_000,
     latents: int = 6,
-    degree: int = 2,
+    degree: Annotated[int, Bounds(1, 10)] = 2,
     features: int = 200,
     law: str = "uniform",
     environments: int | None = None,
-    noise: float = 0.0,
+    noise: Deviation = 0.0,
 ) -> Data:
     """Ahuja et al. (2023), "Interventional causal representation learning": the design of their experiments.
 
@@ -45,9 +47,6 @@ def ahuja2023(
     environments = latents if environments is None else environments
     check_whole("environments", environments, 1)
     check_whole("samples", samples, 2 * environments)
-    check_whole("degree", degree, 1)
-    if not (isinstance(noise, int | float) and 0 <= noise < np.inf):
-        reject("noise", repr(noise), "a finite number from 0 on")
     rng = np.random.default_rng([209, latents, seed])
     hit = np.concatenate([rng.permutation(latents), rng.integers(0, latents, max(0, environments - latents))])
     hit = hit[:environments]

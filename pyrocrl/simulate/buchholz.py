@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pyrocrl.data import Data
+from pyrocrl.options import Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -16,7 +17,7 @@ SLOPE = 0.2
 Array = np.ndarray
 
 
-def buchholz2023(seed: int = 0, samples: int = 10_000, latents: int = 5) -> Data:
+def buchholz2023(seed: Seed = 0, samples: int = 10_000, latents: int = 5) -> Data:
     """Buchholz et al. (2023), "Learning linear causal representations from interventions under general nonlinear
     mixing": the design of their experiments.
 
@@ -31,7 +32,7 @@ def buchholz2023(seed: int = 0, samples: int = 10_000, latents: int = 5) -> Data
     return _buchholz2023("buchholz2023", seed, samples, latents, (512, 512, 512, 100), standardise=False)
 
 
-def buchholz2023_hard(seed: int = 0, samples: int = 10_000, latents: int = 5) -> Data:
+def buchholz2023_hard(seed: Seed = 0, samples: int = 10_000, latents: int = 5) -> Data:
     """As `buchholz2023` with a mixing that linear regression cannot undo (R^2 about .73 at 5, .77 at 10 latents).
 
     Three layers of 4 K leaky ReLUs (slope .2) and a linear map into 2 K columns, the inputs of every layer

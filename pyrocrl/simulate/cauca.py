@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.errors import reject
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -15,12 +17,12 @@ SHIFT = 2.0
 
 
 def cauca(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 20_000,
     latents: int = 4,
-    layers: int = 3,
-    interventions: int = 1,
-    density: float = 0.5,
+    layers: Annotated[int, Bounds(1, 100)] = 3,
+    interventions: Annotated[int, Bounds(1, 100)] = 1,
+    density: Annotated[float, Bounds(0.01, 1, "[]")] = 0.5,
 ) -> Data:
     """Liang et al. (2023), "Causal component analysis": the design of their synthetic experiments.
 
@@ -37,12 +39,8 @@ def cauca(
     for name, value, low in (
         ("samples", samples, 2),
         ("latents", latents, 2),
-        ("layers", layers, 1),
-        ("interventions", interventions, 1),
     ):
         check_whole(name, value, low)
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
-        reject("density", repr(density), "a number above 0, at most 1")
     rng = np.random.default_rng([2023, 17, latents, seed])
     rank = rng.permutation(latents)
     graph = np.zeros((latents, latents), dtype=bool)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pyrocrl.data import Data
+from pyrocrl.options import Seed
 from pyrocrl.program import check_sizes, check_whole
 
 
-def squires2023_hard(seed: int = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:
+def squires2023_hard(seed: Seed = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:
     """Squires et al. (2023), "Linear causal disentanglement via interventions", perfect interventions.
 
     Observational B_0 = Omega^(1/2) (I - A) with B_0 z ~ N(0, I): graph Erdos-Renyi with density .75 under a random
@@ -22,7 +23,7 @@ def squires2023_hard(seed: int = 0, samples: int = 2500, latents: int = 5, featu
     return _squires2023(seed, samples, latents, features, hard=True)
 
 
-def squires2023_soft(seed: int = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:
+def squires2023_soft(seed: Seed = 0, samples: int = 2500, latents: int = 5, features: int = 10) -> Data:
     """As `squires2023_hard` with soft interventions: row k keeps its parents, its entries are drawn anew.
 
     All non-zero entries of row k of B_0, the diagonal included, become U(1.75, 2). Outside the theorem for perfect
@@ -53,7 +54,7 @@ def _squires2023(seed: int, samples: int, latents: int, features: int, hard: boo
     return _labelled("squires2023_hard" if hard else "squires2023_soft", z, mixing, graph, weight)
 
 
-def varici2024_linear(seed: int = 0, samples: int = 5000, latents: int = 5, features: int = 15) -> Data:
+def varici2024_linear(seed: Seed = 0, samples: int = 5000, latents: int = 5, features: int = 15) -> Data:
     """Varici et al. (2024), "Score-based causal representation learning", linear SEM under perfect interventions.
 
     Graph Erdos-Renyi with density .5 under a random order, weights +-U(.5, 1.5), noise variances U(.5, 1.5), no

@@ -6,6 +6,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
+from pyrocrl.options import Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -14,7 +15,7 @@ TRIES = 10_000
 
 
 def jiang2023(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 2000,
     latents: int = 5,
     features: int = 15,

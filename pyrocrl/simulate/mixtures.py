@@ -8,6 +8,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
+from pyrocrl.options import Seed
 from pyrocrl.program import check_sizes, check_whole
 
 COMPONENTS = 4
@@ -17,7 +18,7 @@ MIXTURES, MIXINGS = 300, 1000  # draws to choose from
 Array = np.ndarray
 
 
-def kivva2022_2d(seed: int = 0, rows: int = 20_000, noise: float = 0.03, features: int = 20) -> Data:
+def kivva2022_2d(seed: Seed = 0, rows: int = 20_000, noise: float = 0.03, features: int = 20) -> Data:
     """A mixture of four Gaussians in two dimensions through three leaky-ReLU layers into 20 columns.
 
         c ~ Categorical(pi),  z | c ~ N(mu_c, diag(s_c^2))             (data, latent)
@@ -36,7 +37,7 @@ def kivva2022_2d(seed: int = 0, rows: int = 20_000, noise: float = 0.03, feature
     return _kivva2022("kivva2022_2d", 2, seed, rows, noise, features)
 
 
-def kivva2022_5d(seed: int = 0, rows: int = 20_000, noise: float = 0.03, features: int = 20) -> Data:
+def kivva2022_5d(seed: Seed = 0, rows: int = 20_000, noise: float = 0.03, features: int = 20) -> Data:
     """As `kivva2022_2d` with five latents."""
     return _kivva2022("kivva2022_5d", 5, seed, rows, noise, features)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
+from pyrocrl.options import Bounds, Seed
 
 MASK = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [1, 1]])
 
 
-def moran2022(seed: int = 0, rows: int = 1000, rho: float = 0.0, noise: float = 0.5) -> Data:
+def moran2022(seed: Seed = 0, rows: Annotated[int, Bounds(2)] = 1000, rho: float = 0.0, noise: float = 0.5) -> Data:
     """Two correlated factors behind seven features, three anchors each and one interaction.
 
         z ~ N(0, [[1, rho], [rho, 1]])                                     (data, 2)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 CONTROL = "non-targeting"
 
 
 def perturb_seq(
-    seed: int = 0,
+    seed: Seed = 0,
     rows: int = 1500,
     features: int = 60,
     latents: int = 4,
     anchors: int = 4,
     intervention: Literal["perfect", "shift"] = "perfect",
-    effect: float = 2.0,
+    effect: Annotated[float, Bounds(-20, 20, "[]")] = 2.0,
     control: float = 0.3,
     batches: int = 3,
     library: float = 5000.0,
@@ -63,11 +64,12 @@ def perturb_seq(
         check_whole(name, value, low)
     if anchors * latents > features:
         reject("anchors", f"{anchors} for each of {latents} latents", f"at most {features // latents}")
+    if nulls > rows:
+        reject("nulls", str(nulls), f"at most as many as rows ({rows})")
     if knockouts > anchors:
         reject("knockouts", str(knockouts), f"at most one for each of the {anchors} anchors of a programme")
     one_of("intervention", intervention, ("perfect", "shift"))
     for name, number, allowed, least, most in (
-        ("effect", effect, "a finite number", -np.inf, np.inf),
         ("control", control, "a share of the cells between 0 and 1", 0.0, 1.0),
         ("library", library, "a number of molecules above 0", 0.0, np.inf),
         ("escapees", escapees, "a share of the cells from 0 to below 1", -1e-12, 1.0),

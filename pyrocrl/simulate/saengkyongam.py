@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.errors import reject
+from pyrocrl.options import Deviation, Positive, Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -19,13 +19,13 @@ Array = np.ndarray
 
 
 def saengkyongam2024(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 10_000,
     latents: int = 2,
     actions: int = 2,
     features: int = 10,
-    reach: float = 1.0,
-    noise: float = 0.05,
+    reach: Positive = 1.0,
+    noise: Deviation = 0.05,
 ) -> Data:
     """Saengkyongam et al. (2024), "Identifying representations for intervention extrapolation": after the design of
     their experiments; the sizes are ours.
@@ -40,10 +40,7 @@ def saengkyongam2024(
     aux: a (data, action). Truth: z. The held-out R^2 of linear regression x -> z is in the name of the data.
     """
     effect, root, mix, spread = _world(seed, latents, actions, features)
-    check_whole("samples", samples, 2)
-    for name, value in (("reach", reach), ("noise", noise)):
-        if not (isinstance(value, int | float) and 0 <= value < np.inf) or (name == "reach" and value == 0):
-            reject(name, repr(value), "a finite number above 0")
+    check_whole("samples", samples, 10)
     rng = np.random.default_rng([2024, latents, seed, 1, round(1000 * reach)])
     a = rng.uniform(-reach, reach, (samples, actions))
     z = a @ effect.T + rng.standard_normal((samples, latents)) @ root.T

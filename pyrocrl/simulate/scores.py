@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of
+from pyrocrl.options import Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -16,7 +17,7 @@ Array = np.ndarray
 Laws = Literal["means", "variances"]
 
 
-def varici2024_quadratic(seed: int = 0, samples: int = 5_000, latents: int = 5, features: int = 15) -> Data:
+def varici2024_quadratic(seed: Seed = 0, samples: int = 5_000, latents: int = 5, features: int = 15) -> Data:
     """Varici et al. (2024), "Score-based causal representation learning", quadratic SEM under hard interventions.
 
     Graph Erdos-Renyi with density .5 under a random order. z_k = sqrt(pa' A_k pa) + n_k, A_k = B'B with entries of B
@@ -41,7 +42,7 @@ def varici2024_quadratic(seed: int = 0, samples: int = 5_000, latents: int = 5, 
 
 
 def varici2024_general(
-    seed: int = 0, samples: int = 10_000, latents: int = 3, features: int = 6, laws: Laws = "means"
+    seed: Seed = 0, samples: int = 10_000, latents: int = 3, features: int = 6, laws: Laws = "means"
 ) -> Data:
     """As `varici2024_quadratic` behind a nonlinear mixing, with two hard interventions on every latent.
 

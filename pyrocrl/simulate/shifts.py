@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of
+from pyrocrl.options import Seed
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -18,7 +19,7 @@ Mechanism = Callable[[np.ndarray], np.ndarray]
 
 
 def mechanism_shift2024(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 1000,
     latents: int = 5,
     environments: int = 6,

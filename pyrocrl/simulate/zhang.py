@@ -8,13 +8,14 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
+from pyrocrl.options import Deviation, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 MIXINGS = {"identity": 10, "linear": 12, "mlp": 20}  # columns of x unless told otherwise
 
 
 def zhang2023(
-    seed: int = 0,
+    seed: Seed = 0,
     samples: int = 1000,
     latents: int = 5,
     mixing: str = "identity",
@@ -22,7 +23,7 @@ def zhang2023(
     mechanism: str = "relu",
     pairs: Sequence[Sequence[int]] = (),
     features: int | None = None,
-    noise: float = 0.1,
+    noise: Deviation = 0.1,
 ) -> Data:
     """Zhang et al. (2023), "Identifiability guarantees for causal disentanglement from soft interventions".
 
