@@ -73,7 +73,7 @@ from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.latent_sem import LatentSEM, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual, TrilEncoder
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import check_between, check_sizes
+from pyrocrl.program import check_between, check_rows, check_sizes
 
 GIVEN = ("the decoder is injective", "noise is Gaussian")
 NEEDS = (
@@ -314,6 +314,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
         else:
+            check_rows(data, 2)
             start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, held, generator)
         self.decoder.start(start.loadings, start.bias)
         self.encoder.start(start.unmixing, start.offset, start.tril)

@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyrocrl.claims.indeterminacy import Alignment
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
@@ -39,7 +39,8 @@ class Fit:
 
     `chains` stacked parameters; `kept` the chains that stayed finite; `held_out` (chain, row) the held-out
     objective; `history` (check, 1 + chain) epoch and held-out objective; `names` coordinates of the axes;
-    `meta` seed, recipe, seconds, origin. The reference chain is the one with the highest held-out objective.
+    `meta` seed, recipe, seconds, origin; `units` of x as the programs see it: what a fit tells of x is in the units of
+    the data. The reference chain is the one with the highest held-out objective.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Fit:
         meta: dict[str, Any],
         data: Data | None = None,
         anchor: np.ndarray | None = None,
+        units: Units | None = None,
     ) -> None:
         self.program, self.chains, self.kept = program, chains, kept
         self.held_out, self.history, self.names, self.meta = held_out, history, names, meta
-        self.data = data
+        self.data, self.units = data, units
         if anchor is None:
             assert data is not None
             rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, ANCHOR_ROWS)).astype(int))
@@ -162,7 +164,7 @@ class Fit:
         self.program.check(data)
         with pyro.validation_enabled(False), np.errstate(divide="ignore"):
             each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
-            return logsumexp(each + np.log(self.weights)[:, None], axis=0)
+            return logsumexp(each + np.log(self.weights)[:, None], axis=0) - self.log_volume
 
     # -- draws -------------------------------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class Fit:
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
-        stats: list[list[float]] = []
+        stats = []
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
             for chain, program in enumerate(self.programs()):
                 torch.manual_seed(mix(seed, self.meta["seed"], chain, 23))
@@ -208,10 +210,14 @@ class Fit:
                     for group, values in one.items():
                         for name, value in values.items():
                             collected[group].setdefault(name, []).append(value)
-                stats.append(lp)
+                stats.append(np.array(lp) - len(batch) * self.log_volume)
                 for group, values in collected.items():
                     for name, value in values.items():
-                        stack = self._align_site(np.stack(value), name, chain)
+                        stack = np.stack(value)
+                        if group == "log_likelihood":
+                            stack = stack - self.log_volume
+                        else:
+                            stack = self._align_site(self.in_data_units(name, stack), name, chain)
                         groups[group].setdefault(name, []).append(stack)
         coords = self.coords(rows, draws)
         tree = {
@@ -232,7 +238,8 @@ class Fit:
             coords={k: coords[k] for k in ("chain", "draw")},
         )
         tree["observed_data"] = xr.Dataset(
-            {"x": (("data", "feature"), batch.x.cpu().numpy())}, coords={"data": rows, "feature": self.names["feature"]}
+            {"x": (("data", "feature"), self.in_data_units("x", batch.x.cpu().numpy()))},
+            coords={"data": rows, "feature": self.names["feature"]},
         )
         constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
         if thin > 1:  # draws of some rows, yet the means of all
@@ -267,7 +274,7 @@ class Fit:
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self.coords(np.arange(data.rows), draws) | {"chain": [0]}
-        one = {n: np.stack(v)[None] for n, v in sites.items()}
+        one = {n: self.in_data_units(n, np.stack(v)[None]) for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
                 "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
@@ -335,7 +342,7 @@ class Fit:
                     z_draws.append(stories.values(trace)["z"][0])
                     x_draws.append(trace.nodes["x"]["fn"].mean[0])
                 z_out.append(a.apply(torch.stack(z_draws).double().cpu().numpy()))
-                x_out.append(torch.stack(x_draws).double().cpu().numpy())
+                x_out.append(self.in_data_units("x", torch.stack(x_draws).double().cpu().numpy()))
         return xr.Dataset(
             {
                 "z": (("chain", "draw", "latent"), np.stack(z_out)),
@@ -364,6 +371,8 @@ class Fit:
             "history": torch.as_tensor(self.history),
             "anchor": torch.as_tensor(np.ascontiguousarray(self.anchor)),
         }
+        if self.units is not None:
+            tensors |= {f"units.{k}": torch.as_tensor(v) for k, v in dataclasses.asdict(self.units).items()}
         header = {
             "finished": True,
             "model": self.program.card.name,
@@ -404,6 +413,7 @@ class Fit:
             {k: v for k, v in state.items() if k not in names},
         )
         chains.batched = header["batched"]
+        units = {k: tensors[f"units.{k}"].numpy() for k in ("centre", "scale") if f"units.{k}" in tensors}
         return cls(
             program,
             chains,
@@ -414,6 +424,7 @@ class Fit:
             header["meta"],
             data,
             tensors["anchor"].numpy(),
+            Units(**units) if units else None,
         )
 
     # -- helpers -----------------------------------------------------------------------------------------------
@@ -439,13 +450,13 @@ class Fit:
         return np.flatnonzero(~out)
 
     def coded(self, data: Data) -> Data:
-        """With environments and batches as they were coded in the fit, where the program reads them.
+        """With environments and batches as they were coded in the fit, where the program reads them, and in its units.
 
         Raises InputError for environments or batches that were not fitted.
         """
         envs = self.names["env"] if self.program.card.needs_env else None
         batches = self.names.get("batch") if self.program.batches_count > 1 else None
-        return data.coded_as(envs, batches)
+        return data.coded_as(envs, batches).in_units(self.units)
 
     def batch_of(self, data: Data) -> Batch:
         """All rows of `data` as the tensors this fit's programs take, on their device; see `coded`."""
@@ -453,6 +464,23 @@ class Fit:
         first = next(v for v in {**self.chains.params, **self.chains.buffers}.values() if v.is_floating_point())
         moments = not self.program.uses_rows
         return data.tensors(first.device, first.dtype, moments=moments).whole()
+
+    @property
+    def log_volume(self) -> float:
+        """What a row's log-density under a program loses when x is told in the units of the data."""
+        return 0.0 if self.units is None else self.units.log_volume
+
+    def in_data_units(self, name: str, value: np.ndarray, power: int = 1) -> np.ndarray:
+        """A program's values (..., dims of the site) in the units of the data; power=-1: the other way, but for x."""
+        if self.units is None:
+            return value
+        if name == "x":
+            return self.units.restore(value)
+        site = self._site(name)
+        if not site.unit:
+            return value
+        scale = self.units.scale ** (power * site.unit)
+        return value * np.expand_dims(scale, tuple(range(1, len(site.dims) - site.dims.index("feature"))))
 
     def _align_site(self, value: np.ndarray, name: str, chain: int) -> np.ndarray:
         """(draw, ...) values of a site brought to the reference chain's order and units."""

@@ -99,10 +99,12 @@ def choose(
     interventions do to their targets, a key of `conditions.INTERVENTIONS`. targets: how far they are known, "known",
     "relabelled" or "unknown"; None = known where the data list them. mechanism: "linear" or "nonlinear" structural
     equations. These are asked because no data tell them. models: further ones, as files or classes. Raises InputError
-    for other words, for targets that the data do not list and for models that cannot be used.
+    for data that nothing can be fitted to, for other words, for targets that the data do not list and for models that
+    cannot be used.
     """
     if not isinstance(data, Data):
         raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
+    data.check_fit()
     one_of("intervention", intervention, INTERVENTIONS)
     one_of("mechanism", mechanism, ("linear", "nonlinear"))
     mode = one_of("targets", targets or ("unknown" if data.targets is None else "known"), MODES)
