@@ -66,6 +66,7 @@ def fit(
     check_whole("seed", seed, 0)
     where = resolve_device(device)
     program.check(data)
+    data.check_fit()
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
