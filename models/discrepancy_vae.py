@@ -83,6 +83,7 @@ from pyrocrl.program import (
     Likelihood,
     TargetMatrix,
     Targets,
+    check_rows,
     check_sizes,
     checked_targets,
 )
@@ -322,6 +323,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
         else:
+            check_rows(data, 2)
             start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, held, generator)
         self.decoder.start(start.loadings, start.bias)
         self.encoder.start(start.unmixing, start.offset, start.tril)

@@ -162,8 +162,8 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     recipe = MarginalSEM.recipe
     sites = {
         **SEMReadouts.sites,
-        "unmixing": Site(("latent", "feature"), {"latent": 1}),
-        "loadings": Site(("feature", "latent"), {"latent": -1}),
+        "unmixing": Site(("latent", "feature"), {"latent": 1}, unit=-1),
+        "loadings": Site(("feature", "latent"), {"latent": -1}, unit=1),
     }
 
     def __init__(

@@ -198,10 +198,10 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The contrastive construction of h, and equations by least squares from its latents.
 
-        Raises InputError for an environment of fewer than two rows.
+        Raises InputError for an environment of no more rows than latents, whose covariance is singular.
         """
-        check_rows(data, 2)
         sem, latents = self.sem, self.config["latents"]
+        check_rows(data, latents + 1, f", for {latents} latents")
         batch = self.observation.start(data)
         if self.observation.counts:
             self.signal.copy_(subspaces.signal_components(self.observation.inputs(batch), latents))

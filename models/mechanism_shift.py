@@ -329,6 +329,11 @@ class MechanismShift(Program):
     def latents_up_to(self) -> tuple[str, ...]:
         return ("exact",)
 
+    @property
+    def own_units(self) -> bool:
+        """x are the latents, told as they are; equations and priors are of standardised ones."""
+        return True
+
     # -- from data ---------------------------------------------------------------------------------------------
 
     @classmethod

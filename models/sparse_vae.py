@@ -143,7 +143,7 @@ class SparseVAE(Program):
         "mask": Site(("feature", "latent"), discrete=True),
         "slope": Site(("feature", "latent"), {"latent": -1}),
         "loadings": Site(("feature", "latent"), {"latent": -1}),
-        "variance": Site(("feature",)),
+        "variance": Site(("feature",), unit=2),
     }
     linear_recipe = dataclasses.replace(
         recipe,

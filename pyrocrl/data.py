@@ -49,11 +49,35 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Origin and unit (feature,) of each column of x, in float64: a program sees (x - centre) / scale."""
+
+    centre: Array
+    scale: Array
+
+    def standard(self, x: Array) -> Array:
+        """(rows, feature) x as a program sees it, float64."""
+        out: Array = (x.astype(np.float64) - self.centre) / self.scale
+        return out
+
+    def restore(self, x: Array) -> Array:
+        """x (..., feature) in the data's units, float64, of what a program made."""
+        out: Array = x.astype(np.float64) * self.scale + self.centre
+        return out
+
+    @property
+    def log_volume(self) -> float:
+        """What a row's log-density loses when x is told in the data's units."""
+        return float(np.log(self.scale).sum())
+
+
+@dataclass(frozen=True)
 class Batch:
     """Tensors of some rows of a `Data`, on the device of the fit.
 
-    x: (rows, feature); env, group: (rows,) integer codes of environment and technical batch; aux: (rows, aux);
-    size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total` rows.
+    x: (rows, feature), in the `units` of its `Data`; env, group: (rows,) integer codes of environment and technical
+    batch; aux: (rows, aux); size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total`
+    rows.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -193,8 +217,11 @@ class Data:
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
     missing, not finite, not of these shapes, or not known, for counts with rows that sum to 0 and no size factors, and
-    for labels whose own index has the rows of x in another order.
+    for labels whose own index has the rows of x in another order. One row, or a feature that does not vary, is enough
+    to predict with; `fit` refuses them.
     """
+
+    units: Units | None = None  # in which `tensors` and `moments` give x; None = as it is
 
     def __init__(
         self,
@@ -245,11 +272,10 @@ class Data:
 
     def _check_x(self) -> None:
         rows, features = self.x.shape
-        if rows < 2:
-            reject("x", f"{rows} row{'s' * (rows != 1)}", "at least 2 rows")
+        if rows < 1:
+            reject("x", "0 rows", "at least 1 row, and 2 to fit to")
         if features < 2:
             reject("x", f"{features} feature{'s' * (features != 1)}", "at least 2 features")
-        low, high = np.full(features, np.inf), np.full(features, -np.inf)
         gaps, first = np.zeros(features, dtype=np.int64), -1  # missing values of each feature; the first row with one
         for start, block in _blocks(self.x):
             if not np.isfinite(block).all():
@@ -259,13 +285,22 @@ class Data:
                     reject("x", found, "finite numbers")
                 first = start + int(missing.any(1).argmax()) if first < 0 else first
                 gaps += missing.sum(0)
-            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
         if gaps.any():
             self._reject_gaps(gaps, first)
+
+    def check_fit(self) -> tuple[Array, Array]:
+        """Least and largest value (feature,) of each column. Raises InputError for rows that nothing can be fitted to:
+        fewer than two, or a feature that does not vary."""
+        if self.rows < 2:
+            reject("x", f"{self.rows} row", "at least 2 rows to fit to")
+        low, high = np.full(self.features, np.inf), np.full(self.features, -np.inf)
+        for _, block in self.blocks():
+            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
         constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
         if constant:
             found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
             reject("x", found, "features that vary: leave out those that do not (in files: drop 'constant')")
+        return low, high
 
     def _reject_gaps(self, gaps: Array, first: int) -> None:
         """No model sums missing values of x out: say how many there are, where, and what helps."""
@@ -494,6 +529,14 @@ class Data:
         part.truth = {k: v[index] if k in ("z", "innovations", "component") else v for k, v in self.truth.items()}
         return part
 
+    def in_units(self, units: Units | None) -> Data:
+        """The same rows, of which programs see x in these units; None = as it is."""
+        if self.units is units:
+            return self
+        part = self.rows_at(slice(None))
+        part.units = units
+        return part
+
     def coded_as(
         self,
         env_names: Sequence[str] | None = None,
@@ -576,13 +619,13 @@ class Data:
 
     @cached_property
     def moments(self) -> Moments:
-        """Count, mean and covariance per environment, gathered once in one streamed pass over the rows."""
+        """Count, mean and covariance per environment of x in `units`, gathered once in a pass over the rows."""
         envs, p = len(self.env_names), self.features
         count = np.bincount(self.env, minlength=envs).astype(np.float64)
-        shift = np.asarray(self.x[: min(self.rows, 4096)].mean(0), dtype=np.float64).reshape(p)
+        shift = self._in_units(next(_blocks(self.x[: min(self.rows, 4096)]))[1]).mean(0)
         first, second = np.zeros((envs, p)), np.zeros((envs, p, p))
-        for start, block in _blocks(self.x):
-            block = block.astype(np.float64) - shift  # shifted, so that squares keep their digits
+        for start, block in self.blocks():
+            block = self._in_units(block) - shift  # shifted, so that squares keep their digits
             codes = self.env[start : start + block.shape[0]]
             for e in np.unique(codes):
                 rows = block[codes == e]
@@ -594,6 +637,13 @@ class Data:
         as_tensor = torch.from_numpy
         return Moments(as_tensor(count), as_tensor(mean + shift), as_tensor(cov))
 
+    def blocks(self) -> Iterator[tuple[int, Array]]:
+        """Dense blocks of x as it is, with the position of their first row."""
+        return _blocks(self.x)
+
+    def _in_units(self, block: Array) -> Array:
+        return block.astype(np.float64) if self.units is None else self.units.standard(block)
+
     def tensors(
         self,
         device: torch.device | str = "cpu",
@@ -602,16 +652,18 @@ class Data:
         rows: bool = True,
         moments: bool = False,
     ) -> Batch:
-        """All rows as one `Batch` on `device`; with rows=False only the moments travel (x is empty)."""
+        """All rows as one `Batch` on `device`, x in `units`; with rows=False only the moments travel (x is empty)."""
         n = self.rows if rows else 0
 
         def send(values: Array, kind: torch.dtype) -> torch.Tensor:
             return torch.as_tensor(np.ascontiguousarray(values[:n]), dtype=kind, device=device)
 
-        x = self.x[:n].toarray() if scipy.sparse.issparse(self.x) else self.x[:n]
+        x = torch.empty(n, self.features, dtype=dtype)
+        for start, block in _blocks(self.x[:n]):
+            x[start : start + len(block)] = torch.from_numpy(self._in_units(block))
         size = np.ones(n) if self.size_factor is None else self.size_factor
         return Batch(
-            x=send(x, dtype),
+            x=x.to(device),
             env=send(self.env, torch.long),
             size_factor=send(size, dtype),
             index=torch.arange(n, device=device),

@@ -71,7 +71,7 @@ def predict_action(
         like: Any = next(program.parameters())
         send = [torch.as_tensor(v).to(like) for v in (values, noise)]
         parts = [program.predict_action(block, send[1]) for block in send[0].split(100)]
-        means.append(torch.cat(parts).double().cpu().numpy())
+        means.append(fit.in_data_units("x", torch.cat(parts).double().cpu().numpy()))
     chain = np.stack(means)
     mean, sd = chain.mean(0), chain.std(0, ddof=1)
     reach = student.ppf(0.5 + level / 2, count - 1) * sd * np.sqrt(1 + 1 / count)
@@ -171,7 +171,8 @@ def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int
             torch.manual_seed(mix(seed, chain, 37))
             for _ in range(draws):
                 sites = stories.drawn(program, batch.take(torch.arange(1, device=batch.device)).whole(), local=False)
-                total += weight / draws * stories.expected(program, batch, sites).double().cpu().numpy()
+                x = stories.expected(program, batch, sites).double().cpu().numpy()
+                total += weight / draws * fit.in_data_units("x", x)
     return total
 
 

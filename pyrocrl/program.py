@@ -128,12 +128,14 @@ class Site:
     dims: its dimensions after (chain, draw), of data, feature, latent, parent, child, env or a name of its own.
     scales: how its latent, parent and child dimensions change with the latents' units, in the words of
     `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
-    left out = 0, only reordered. discrete: 0/1 valued.
+    left out = 0, only reordered. unit: the power of the features' units in which a site of features is, 1 for loadings;
+    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued.
     """
 
     dims: tuple[str, ...]
     scales: Mapping[str, How] = field(default_factory=dict)
     discrete: bool = False
+    unit: int = 0
 
 
 LATENT_DIMS = ("latent", "parent", "child")
@@ -363,6 +365,11 @@ class Program(nn.Module):
     def latents_count(self) -> int:
         """How many latents it has."""
         return int(self.config.get("latents", 0))
+
+    @property
+    def own_units(self) -> bool:
+        """Whether x reaches it as it is, as counts do; else every column comes about its mean, in its deviation."""
+        return self.config.get("likelihood") == "negative_binomial"
 
     @property
     def batches_count(self) -> int:

@@ -45,12 +45,13 @@ def linear(env: object, targets: object, latents: int = 2) -> pyrocrl.Program:
     return pyrocrl.build("linear_sem_lin", data, latents=latents)
 
 
-def without_rows() -> object:
-    """A fit whose data have lost the rows of an environment."""
+def without_rows(but: int = 0) -> object:
+    """A fit whose data have lost all rows of an environment but these."""
     env = np.resize(["ctrl", "KO_a", "KO_b"], 40)
     data = Data(X, env, {"KO_a": (0,), "KO_b": (1,)})
     program = pyrocrl.build("linear_sem_lin", data, latents=2)
-    return pyrocrl.fit(program, data.rows_at(data.env_labels() != "KO_b"), chains=1, progress=False)
+    own = np.flatnonzero(data.env_labels() == "KO_b")
+    return pyrocrl.fit(program, data.rows_at(np.delete(np.arange(40), own[but:])), chains=1, progress=False)
 
 
 # what is called, and the message: argument, what was found, what is allowed
@@ -60,13 +61,13 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         "x: found 1 missing value in 1 of 7 features, the first at row 3: 'feature_2' (1); allowed: ",
     ),
     "inf": (lambda: Data(put(X, -np.inf)), "x: found -inf at row 3, in 'feature_2'; allowed: finite numbers"),
-    "empty": (lambda: Data(np.zeros((0, 3))), "x: found 0 rows; allowed: at least 2 rows"),
-    "one row": (lambda: Data(X[:1]), "x: found 1 row; allowed: at least 2 rows"),
+    "empty": (lambda: Data(np.zeros((0, 3))), "x: found 0 rows; allowed: at least 1 row, and 2 to fit to"),
+    "one row": (lambda: pyrocrl.choose(Data(X[:1])), "x: found 1 row; allowed: at least 2 rows to fit to"),
     "one feature": (lambda: Data(X[:, :1]), "x: found 1 feature; allowed: at least 2 features"),
     "one dimension": (lambda: Data(X[0]), "x: found shape (7,); allowed: two dimensions (data, feature)"),
     "texts": (lambda: Data(X.astype(str)), "x: found dtype <U32; allowed: floats or integer counts"),
     "constant": (
-        lambda: Data(X * (np.arange(7) != 4)),
+        lambda: pyrocrl.choose(Data(X * (np.arange(7) != 4))),
         "x: found constant feature 'feature_4'; allowed: features that vary",
     ),
     "negative counts": (
@@ -131,7 +132,11 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an environment without rows": (
         without_rows,
-        "env: found 0 row(s) to fit in environment 'KO_b'; allowed: 2 or more",
+        "env: found 0 row(s) to fit in environment 'KO_b'; allowed: 3 or more, for 2 latents",
+    ),
+    "an environment of as many rows as latents": (
+        lambda: without_rows(2),
+        "env: found 2 row(s) to fit in environment 'KO_b'; allowed: 3 or more, for 2 latents",
     ),
     "targets of another kind": (
         lambda: Data(X, ENV, [0, 1]),  # type: ignore[arg-type]
@@ -416,7 +421,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         fit_of("header.csv", "--env", "cond"),
         ["x: found 0 rows of 8 columns; allowed: at least 2 rows"],
     ),
-    "one row": (fit_of("one.csv", "--env", "cond"), ["x: found 1 row; allowed: at least 2 rows"]),
+    "one row": (fit_of("one.csv", "--env", "cond"), ["x: found 1 row; allowed: at least 2 rows to fit to"]),
     "ragged": (fit_of("ragged.csv"), ["ragged.csv', which cannot be read", "; allowed: a whole .csv file"]),
     "NaN": (
         fit_of("nan.csv", "--env", "cond"),

@@ -23,6 +23,7 @@ class Chain(Program):
     card = ModelCard("chain", "Chain", "test", "A chain of three.", needs_env=True, targets=("known",))
     recipe = Recipe(epochs=1, chains=2)
     knows_interventions = True
+    own_units = True
     sites = {"z": Site(("data", "latent"), {"latent": "point"})}
 
     def __init__(self, features: int = 4, latents: int = 3) -> None:

@@ -101,7 +101,7 @@ def drawn_sites(fitted: pyrocrl.Fit) -> tuple[Program, Batch, dict[str, torch.Te
     """The only chain's program, the rows of the fit, and one draw of all sites at the guide's mean."""
     program, data = fitted.programs()[0], fitted.data
     assert data is not None
-    batch = data.tensors(dtype=torch.float64)
+    batch = data.in_units(fitted.units).tensors(dtype=torch.float64)
     torch.manual_seed(0)
     with torch.no_grad():
         sites = {"tangent": program.root @ program.guide_block.loc}

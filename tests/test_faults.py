@@ -117,6 +117,8 @@ class Poisoned(Program):
     card = ModelCard(name="poisoned", title="Poisoned", family="test", summary="Fails in some chains.")
     recipe = Recipe(epochs=40, batch_size=None, lr=0.2, kl_warmup=0.0, temperature_span=0.0, check_every=1)
     sites = {"z": Site(("data", "latent"), {"latent": "point"})}
+    own_units = True
+    turns_nan = True
     poisoned: Tensor
 
     def __init__(self, features: int, latents: int = 1, share: float = 0.67, bound: float = -1.0) -> None:
@@ -131,7 +133,7 @@ class Poisoned(Program):
         with self.rows(batch):
             zero = torch.zeros_like(self.mean[:1])
             z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))
-            bad = (self.poisoned > 0) & (self.mean[0] > self.config["bound"])
+            bad = (self.poisoned > 0) & (self.mean[0] > self.config["bound"]) & self.turns_nan
             mean = self.mean + 0 * z + torch.where(bad, torch.nan, 0.0)
             pyro.sample("x", Normal(mean, torch.ones_like(self.mean), validate_args=False).to_event(1), obs=batch.x)
 
@@ -203,6 +205,40 @@ def test_a_fit_with_no_chain_left_fails_in_one_line(
         "pyrocrl: failed: every chain's objective became non-finite by epoch 1; try a smaller lr\n"
     )
     assert not list(tmp_path.rglob("*.*"))
+
+
+class Singular(Poisoned):
+    """Where it is poisoned a matrix turns singular: at the start, or in the objective where the mean passes `bound`."""
+
+    card = ModelCard(name="singular", title="Singular", family="test", summary="Inverts what has no inverse.")
+    turns_nan = False
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        super().initialise(data, generator)
+        if self.config["bound"] < 0 and self.poisoned > 0:
+            torch.linalg.inv(torch.zeros(2, 2))
+
+    def story(self, batch: Batch) -> None:
+        bad = (self.poisoned > 0) & (self.mean[0] > self.config["bound"])
+        torch.linalg.inv(torch.eye(2) * torch.where(bad, 0.0, 1.0))
+        super().story(batch)
+
+
+@pytest.mark.parametrize("bound", [-1.0, 1.0])
+def test_a_singular_chain_is_retired_and_the_others_run_on_as_one(
+    few: Data, bound: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = poisoned_chains(few, 0.67)
+    with pytest.warns(RuntimeWarning, match="retired") as said, caplog.at_level("WARNING", "pyrocrl"):
+        fit = pyrocrl.fit(Singular(3, bound=bound), few, chains=4, progress=False)
+    assert len(said) == len(bad) and fit.meta["retired"] == bad
+    assert fit.chains.batched and not caplog.records
+    well = pyrocrl.fit(Poisoned(3, bound=99.0), few, chains=4, progress=False)
+    good = [c for c in range(4) if c not in bad]
+    mine = fit.chains.params["mean"][[fit.kept.index(c) for c in good]]
+    torch.testing.assert_close(mine, well.chains.params["mean"][good], rtol=1e-4, atol=1e-4)
+    with pytest.raises(FitError, match=r"a matrix is singular in every chain \(linalg.inv"):
+        pyrocrl.fit(Singular(3, share=1.0, bound=bound), few, chains=2, progress=False)
 
 
 # -- files -------------------------------------------------------------------------------------------------------

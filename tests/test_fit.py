@@ -27,6 +27,7 @@ class Slope(Program):
 
     card = ModelCard(name="slope", title="Slope", family="test", summary="One latent, one direction.")
     recipe = Recipe(epochs=40, batch_size=50, lr=0.05, patience=None, chains=3)
+    own_units = True
 
     def __init__(self, features: int, latents: int = 1) -> None:
         super().__init__()

@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a path": (lambda: Data("x.csv"), "x: found the text 'x.csv'; allowed: an array; io.read(path, env=...)"),
     "rows one by one": (lambda: Data(row for row in X), "x: found a generator; allowed: an array of numbers"),
     "constant features": (
-        lambda: Data(X * [1, 0, 0], feature_names=list("abc")),
+        lambda: pyrocrl.choose(Data(X * [1, 0, 0], feature_names=list("abc"))),
         "x: found constant features 'b', 'c'; allowed: features that vary",
     ),
     "NUL in a label": (lambda: Data(X, ["a\0b", "c"] * 6), "env: found 'a\\x00b', which holds a NUL character"),

@@ -223,7 +223,7 @@ def test_do_combines_environments_never_seen_together() -> None:
     with torch.no_grad():
         batch = dataclasses.replace(batch, together=(1, 2))
         trace = stories.told(program, batch.blank(), stories.drawn(program, batch, local=False))
-    x = trace.nodes["x"]["fn"].mean.numpy()
+    x = fit.in_data_units("x", trace.nodes["x"]["fn"].mean.numpy())
     own = [data.truth["z"][data.env == e] for e in range(4)]
     weight = data.truth["weight"].copy()
     weight[:, [0, 1]] = 0.0

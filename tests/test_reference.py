@@ -103,7 +103,7 @@ def test_a_reference_follows_its_seed_and_leaves_the_callers_random_state_alone(
 def test_joint_values_add_up_to_the_model() -> None:
     """Sum over the listed (order, graph) of story over the equations' conditional = the model, which knows no graph."""
     fit = linear(3, 100)
-    target = _Target(*_program(fit, None, fit.fitted_rows()), {}, ("order", "graph"))
+    target = _Target(*_program(fit, None, fit.fitted_rows()), {}, ("order", "graph"), fit)
     assert len(target.joint) == 4  # two orders, each with or without the edge that it allows
     with torch.no_grad():
         values = target._constrained(target._raw(target._white(target._start())))[0]
@@ -223,7 +223,7 @@ def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.nda
             variance[j] = (0.015 * spread[j] ** 2 + rest / 2) / rng.gamma(1.5 + rows / 2)
         kept.append((loadings / spread[:, None], variance.copy()))
     slopes, variances = zip(*kept, strict=True)
-    return np.stack(slopes), np.stack(variances)
+    return np.stack(slopes), fit.in_data_units("variance", np.stack(variances))
 
 
 @pytest.mark.slow

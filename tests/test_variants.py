@@ -193,6 +193,7 @@ class Means(Program):
     recipe = Recipe(
         epochs=500, batch_size=None, lr=0.1, lr_end=0.01, kl_warmup=0.1, temperature_span=0.2, chains=2, patience=None
     )
+    own_units = True
 
     def __init__(self, features: int, latents: int = 1) -> None:
         super().__init__()

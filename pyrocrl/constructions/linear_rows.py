@@ -76,9 +76,11 @@ class LinearRows(nn.Module):
     # -- moments -----------------------------------------------------------------------------------------------
 
     def gather(self, data: Data) -> None:
-        """Moments of y in every environment, and how x shows it. Raises InputError for environments without two rows,
-        and for more latents than the rank of x over the observational rows."""
-        check_rows(data, 2)
+        """Moments of y in every environment, and how x shows it. Raises InputError for an environment of no more rows
+        than latents, whose covariance is singular (of counts: fewer than two), and for more latents than the rank of x
+        over the observational rows."""
+        latents = self.target.shape[1]
+        check_rows(data, 2 if self.counts else latents + 1, "" if self.counts else f", for {latents} latents")
         found = self._of_counts(data) if self.counts else self._of_floats(data)
         for name, value in found.items():
             getattr(self, name).copy_(value)

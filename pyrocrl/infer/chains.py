@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pyrocrl.program import Program
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]
 FEW = 64  # rows that show the shapes of a story's sites
+SINGULAR = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 
 def mix(*numbers: int) -> int:
@@ -32,7 +33,10 @@ def mix(*numbers: int) -> int:
 
 
 class Chains:
-    """`count` chains of a program: parameters and buffers stacked along a leading chain dimension."""
+    """`count` chains of a program: parameters and buffers stacked along a leading chain dimension.
+
+    singular: chains of which a matrix could not be inverted, at the start or in `map` since it was last emptied.
+    """
 
     def __init__(self, program: Program, params: State, buffers: State) -> None:
         self.params, self.buffers = params, buffers
@@ -41,26 +45,39 @@ class Chains:
         self.count = int(next(iter({**params, **buffers}.values())).shape[0])
         self.batched = program.vmappable and (program.completion is None or program.completion.vmappable)
         self.slots = _slots(self.skeleton)
+        self.singular: set[int] = set()
 
     @classmethod
     def start(
         cls, program: Program, data: Data, count: int, seed: int, device: torch.device, dtype: torch.dtype
     ) -> Chains:
-        """Each chain from its own seed: fresh parameters, then the program's `initialise`."""
-        made = []
+        """Each chain from its own seed: fresh parameters, then the program's `initialise`. Chains that are `singular`
+        stand as copies of another; raises LinAlgError where all are."""
+        made: list[Program] = []
+        singular = {}
         for chain in range(count):
             torch.manual_seed(mix(seed, chain))
             one = program.fresh().to(dtype)
             with torch.no_grad():
-                one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
+                try:
+                    one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
+                except SINGULAR as error:
+                    singular[chain] = error
+                    continue
                 if one.fits_story:
                     few = data.rows_at(np.arange(min(FEW, data.rows))).tensors(dtype=dtype).whole()
                     complete(one, few)
                     program = one if one.completion is not None else program
             made.append(one)
+        if not made:
+            raise singular[0]
+        for chain in singular:
+            made.insert(chain, made[0])
         params, buffers = stack_module_state(made)
         params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}
-        return cls(program, params, {k: v.to(device) for k, v in buffers.items()})
+        out = cls(program, params, {k: v.to(device) for k, v in buffers.items()})
+        out.singular |= singular.keys()
+        return out
 
     def chain(self, index: int) -> Program:
         """A program of its own holding the parameters of one chain."""
@@ -81,6 +98,7 @@ class Chains:
     ) -> Any:
         """`function(program, batch)` of every chain, stacked; vmapped, or one after another as the fallback.
 
+        A chain in which a matrix cannot be inverted is NaN, and `singular`; raises LinAlgError where all are.
         params: other stacked parameters than the chains' own, such as views that carry gradients.
         """
         params = self.params if params is None else params
@@ -101,6 +119,8 @@ class Chains:
         if self.batched:
             try:
                 return vmap(one, randomness=randomness)(params, self.buffers)
+            except SINGULAR:
+                pass  # one after another shows of which chains
             except RuntimeError as error:
                 if "vmap" not in str(error) and "functorch" not in str(error) and "batch" not in str(error).lower():
                     raise
@@ -109,11 +129,23 @@ class Chains:
                     "%s cannot run its chains in one (%s): they run one after another", self.program.card.name, reason
                 )
                 self.batched = False
-        results = [
-            one({k: v[c] for k, v in params.items()}, {k: v[c] for k, v in self.buffers.items()})
-            for c in range(self.count)
-        ]
-        return tree_map(lambda *parts: torch.stack(parts), *results)
+        results: dict[int, Any] = {}
+        for c in range(self.count):
+            try:
+                results[c] = one({k: v[c] for k, v in params.items()}, {k: v[c] for k, v in self.buffers.items()})
+            except SINGULAR:
+                self.singular.add(c)
+                if len(self.singular) == self.count:
+                    raise
+        like = next(iter(results.values()))
+        nothing = tree_map(lambda value: torch.full_like(value.detach(), torch.nan), like)
+        return tree_map(lambda *parts: torch.stack(parts), *(results.get(c, nothing) for c in range(self.count)))
+
+    @torch.no_grad()
+    def replace(self, chains: Iterable[int], by: int) -> None:
+        """Give these chains the state of another."""
+        for value in {**self.params, **self.buffers}.values():
+            value.data[list(chains)] = value.data[by].clone()
 
 
 def _slots(program: Program) -> list[tuple[dict[str, Any], str, str, Any]]:

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import check_path, reject
 from pyrocrl.infer import checkpoint
-from pyrocrl.infer.chains import Chains, Flat, clip_by_chain, mix
+from pyrocrl.infer.chains import SINGULAR, Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.origin import origin, refuse_other_text
+from pyrocrl.infer.units import units_of
 from pyrocrl.options import Seed, Size, check_memory, checked, known_names
 from pyrocrl.program import Program, Recipe
 
@@ -36,7 +37,7 @@ STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
 
 
 class FitError(RuntimeError):
-    """The fit itself failed: every chain's objective became non-finite."""
+    """The fit itself failed: every chain's objective became non-finite, or a matrix of every chain was singular."""
 
 
 @checked
@@ -68,6 +69,7 @@ def fit(
     where = resolve_device(device)
     program.check(data)
     program.check_control(data)
+    data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
@@ -75,10 +77,13 @@ def fit(
     if path is not None:
         _check_writable(path.parent)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), pyro.validation_enabled(False):
-        loop = _Loop(program, data, recipe, seed, where, path)
-        if resume and path is not None and path.exists():
-            loop.restore(path)
-        return loop.run(progress, checkpoint_every, on_epoch)
+        try:
+            loop = _Loop(program, data, recipe, seed, where, path)
+            if resume and path is not None and path.exists():
+                loop.restore(path)
+            return loop.run(progress, checkpoint_every, on_epoch)
+        except SINGULAR as error:
+            raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -146,9 +151,10 @@ class _Loop:
     ) -> None:
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
+        self.units = units_of(program, data)
         self.origin = origin(type(program))
         out = held_out_rows(program, data, recipe.held_out, seed)
-        self.train, self.held = data.rows_at(~out), data.rows_at(out)
+        self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, out))
         self.steps = steps_per_epoch(program, recipe, self.train.rows)
         self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
         self.started = time.perf_counter()
@@ -161,6 +167,7 @@ class _Loop:
         self.flats = self._flatten()
         self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
         self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
+        self._retire_singular()
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
         self.best_score = torch.full((recipe.chains,), -torch.inf, dtype=torch.float64, device=device)
         self.best_epoch = 0
@@ -210,7 +217,7 @@ class _Loop:
                 self.epoch += 1
                 if self.epoch % recipe.check_every == 0 or self.epoch == recipe.epochs:
                     score = self._check()
-                    bar.set_postfix_str(f"held-out {score:.4g}", refresh=False)
+                    bar.set_postfix_str(f"held-out {score - self._volume:.4g}", refresh=False)
                 bar.update(1)
                 if self.path is not None and self.epoch % checkpoint_every == 0 and self.epoch < recipe.epochs:
                     self._save()
@@ -257,17 +264,31 @@ class _Loop:
         for (_, flat), gradient in zip(self.flats, gradients, strict=True):
             flat.value.grad = gradient
         self.optimiser.step()
+        self._retire_singular()
+
+    def _retire_singular(self) -> None:
+        """Retire chains with a matrix that cannot be inverted; they go on as copies of another, or all would fail."""
+        if self.chains.singular:
+            self.alive[list(self.chains.singular)] = False
+            self.chains.replace(self.chains.singular, next(iter(set(range(self.chains.count)) - self.chains.singular)))
+            self.chains.singular.clear()
 
     # -- held-out objective ------------------------------------------------------------------------------------
 
+    @property
+    def _volume(self) -> float:
+        return 0.0 if self.units is None else self.units.log_volume
+
     def _held_out_rows(self) -> Tensor:
-        """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise."""
+        """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise; of x in the
+        units of the fit, so that no threshold depends on the data's. What people see is less `_volume`."""
         return row_objectives(self.chains, self._annealed(self.held_batch, 1.0), mix(self.seed, 13))
 
     def _check(self) -> float:
         """Look at the held-out objective, keep improved chains' states; returns the best chain's score a row."""
         score = self._held_out_rows().mean(1)
         self.alive &= torch.isfinite(score)
+        self._retire_singular()
         if self.epoch / self.recipe.epochs >= self.recipe.annealed_after() or self.epoch == self.recipe.epochs:
             better = self.alive & (score > self.best_score) if self.recipe.keep == "best" else self.alive
             for name, value in self._state().items():
@@ -296,17 +317,27 @@ class _Loop:
             warnings.warn(f"chain {chain}: non-finite objective, retired; {state}", RuntimeWarning, stacklevel=4)
         if not bool(kept.any()):
             raise FitError("no chain has a finite objective; try a smaller lr")
-        states = []
+        states: list[dict[str, Tensor]] = []
         for chain in torch.nonzero(kept).flatten().tolist():
             for target, source in ((self.chains.params, self.best), (self.chains.buffers, self.best)):
                 for name in target:
                     target[name].data[chain] = source[name][chain]
             one = self.chains.chain(chain)
             torch.manual_seed(mix(self.seed, chain, 17))
-            with torch.no_grad():
-                one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
-                if one.completion is not None:
-                    one.completion.settle(one, self._some_rows(), mix(self.seed, chain, 21))
+            try:
+                with torch.no_grad():
+                    one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
+                    if one.completion is not None:
+                        one.completion.settle(one, self._some_rows(), mix(self.seed, chain, 21))
+            except SINGULAR as error:
+                if not states and not bool(kept[chain + 1 :].any()):
+                    raise
+                kept[chain] = self.alive[chain] = False
+                reason = str(error).splitlines()[0]
+                warnings.warn(
+                    f"chain {chain}: singular at its end ({reason}); it is left out", RuntimeWarning, stacklevel=4
+                )
+                continue
             states.append({k: v.detach().cpu() for k, v in one.state_dict().items()})
         stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
         names = set(self.chains.params)
@@ -321,8 +352,8 @@ class _Loop:
             program=final.program,
             chains=final,
             kept=torch.nonzero(kept).flatten().tolist(),
-            held_out=self._held_out_rows().cpu(),
-            history=np.asarray(self.history),
+            held_out=self._held_out_rows().cpu() - self._volume,
+            history=np.asarray(self.history) - self._volume * (np.arange(1 + len(self.alive)) > 0),
             names=Fit.names_of(self.data, self.program),
             meta={
                 "seed": self.seed,
@@ -339,6 +370,7 @@ class _Loop:
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
+            units=self.units,
         )
         if self.path is not None:
             result.save(self.path)

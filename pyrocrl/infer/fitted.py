@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyrocrl.claims.indeterminacy import Alignment
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
@@ -41,7 +41,8 @@ class Fit:
 
     `chains` stacked parameters; `kept` the chains that stayed finite; `held_out` (chain, row) the held-out
     objective; `history` (check, 1 + chain) epoch and held-out objective; `names` coordinates of the axes;
-    `meta` seed, recipe, seconds, origin. The reference chain is the one with the highest held-out objective.
+    `meta` seed, recipe, seconds, origin; `units` of x as the programs see it: what a fit tells of x is in the units of
+    the data. The reference chain is the one with the highest held-out objective.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Fit:
         meta: dict[str, Any],
         data: Data | None = None,
         anchor: np.ndarray | None = None,
+        units: Units | None = None,
     ) -> None:
         self.program, self.chains, self.kept = program, chains, kept
         self.held_out, self.history, self.names, self.meta = held_out, history, names, meta
-        self.data = data
+        self.data, self.units = data, units
         if anchor is None:
             assert data is not None
             rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, ANCHOR_ROWS)).astype(int))
@@ -231,7 +233,7 @@ class Fit:
         self.program.check(data)
         with pyro.validation_enabled(False), np.errstate(divide="ignore"):
             each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
-            return logsumexp(each + np.log(self.weights)[:, None], axis=0)
+            return logsumexp(each + np.log(self.weights)[:, None], axis=0) - self.log_volume
 
     # -- draws -------------------------------------------------------------------------------------------------
 
@@ -267,7 +269,7 @@ class Fit:
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
-        stats: list[list[float]] = []
+        stats = []
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
             for chain, program in enumerate(self.programs()):
                 torch.manual_seed(mix(seed, self.meta["seed"], chain, 23))
@@ -279,10 +281,14 @@ class Fit:
                     for group, values in one.items():
                         for name, value in values.items():
                             collected[group].setdefault(name, []).append(value)
-                stats.append(lp)
+                stats.append(np.array(lp) - len(batch) * self.log_volume)
                 for group, values in collected.items():
                     for name, value in values.items():
-                        stack = self._align_site(np.stack(value), name, chain)
+                        stack = np.stack(value)
+                        if group == "log_likelihood":
+                            stack = stack - self.log_volume
+                        else:
+                            stack = self._align_site(self.in_data_units(name, stack), name, chain)
                         groups[group].setdefault(name, []).append(stack)
         labels = data.row_labels()
         coords = self.coords(labels[rows], draws)
@@ -305,7 +311,7 @@ class Fit:
             coords={k: coords[k] for k in ("chain", "draw")} | {"latent": self.names["latent"]},
         )
         tree["observed_data"] = xr.Dataset(
-            {"x": (("data", "feature"), batch.x.cpu().numpy(), {"counts": int(data.counts)})},
+            {"x": (("data", "feature"), self.in_data_units("x", batch.x.cpu().numpy()), {"counts": int(data.counts)})},
             coords={k: coords[k] for k in ("data", "feature")},
         )
         constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}
@@ -346,7 +352,7 @@ class Fit:
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self.coords(data.row_labels(), draws) | {"chain": [0]}
-        one = {n: np.stack(v)[None] for n, v in sites.items()}
+        one = {n: self.in_data_units(n, np.stack(v)[None]) for n, v in sites.items()}
         return xr.DataTree.from_dict(
             {
                 "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
@@ -413,7 +419,7 @@ class Fit:
                     z_draws.append(stories.values(trace)["z"][0])
                     x_draws.append(trace.nodes["x"]["fn"].mean[0])
                 z_out.append(a.apply(torch.stack(z_draws).double().cpu().numpy()))
-                x_out.append(torch.stack(x_draws).double().cpu().numpy())
+                x_out.append(self.in_data_units("x", torch.stack(x_draws).double().cpu().numpy()))
         return xr.Dataset(
             {
                 "z": (("chain", "draw", "latent"), np.stack(z_out)),
@@ -443,6 +449,8 @@ class Fit:
             "history": torch.as_tensor(self.history),
             "anchor": torch.as_tensor(np.ascontiguousarray(self.anchor)),
         }
+        if self.units is not None:
+            tensors |= {f"units.{k}": torch.as_tensor(v) for k, v in dataclasses.asdict(self.units).items()}
         header = {
             "finished": True,
             "model": self.program.card.name,
@@ -483,6 +491,7 @@ class Fit:
             {k: v for k, v in state.items() if k not in names},
         )
         chains.batched = header["batched"]
+        units = {k: tensors[f"units.{k}"].numpy() for k in ("centre", "scale") if f"units.{k}" in tensors}
         fit = cls(
             program,
             chains,
@@ -493,6 +502,7 @@ class Fit:
             header["meta"],
             None,
             tensors["anchor"].numpy(),
+            Units(**units) if units else None,
         )
         fit.data = None if data is None else fit.coded(data)
         return fit
@@ -520,9 +530,9 @@ class Fit:
         return np.flatnonzero(~out)
 
     def coded(self, data: Data, *, environments: bool = True) -> Data:
-        """With features and auxiliary columns in the order of the fit, by name, with size factors by its rule, and with
-        environments and batches as they were coded in it, where the program reads them. environments: False = any may
-        be there, as they are coded.
+        """With features and auxiliary columns in the order of the fit, by name, with size factors by its rule, with
+        environments and batches as they were coded in it, where the program reads them, and in its units.
+        environments: False = any may be there, as they are coded.
 
         Raises InputError for features or auxiliary columns that are missing or unknown, for batches where the fit had
         none and the reverse, for environments or batches that were not fitted, and as `Data.sized_as` does.
@@ -535,7 +545,7 @@ class Fit:
         if batches is not None and batches != data.batch_names and ["all"] in (batches, data.batch_names):
             words = {False: "none", True: "labels"}
             reject("batch", words[batches == ["all"]], f"{words[batches != ['all']]}, as in the fit")
-        return data.coded_as(envs, batches)
+        return data.coded_as(envs, batches).in_units(self.units)
 
     def batch_of(self, data: Data) -> Batch:
         """All rows of `data` as the tensors this fit's programs take, on their device; see `coded`."""
@@ -543,6 +553,23 @@ class Fit:
         first = next(v for v in {**self.chains.params, **self.chains.buffers}.values() if v.is_floating_point())
         moments = not self.program.uses_rows
         return data.tensors(first.device, first.dtype, moments=moments).whole()
+
+    @property
+    def log_volume(self) -> float:
+        """What a row's log-density under a program loses when x is told in the units of the data."""
+        return 0.0 if self.units is None else self.units.log_volume
+
+    def in_data_units(self, name: str, value: np.ndarray, power: int = 1) -> np.ndarray:
+        """A program's values (..., dims of the site) in the units of the data; power=-1: the other way, but for x."""
+        if self.units is None:
+            return value
+        if name == "x":
+            return self.units.restore(value)
+        site = self._site(name)
+        if not site.unit:
+            return value
+        scale = self.units.scale ** (power * site.unit)
+        return value * np.expand_dims(scale, tuple(range(1, len(site.dims) - site.dims.index("feature"))))
 
     def _align_site(self, value: np.ndarray, name: str, chain: int) -> np.ndarray:
         """(draw, ...) values of a site brought to the reference chain's order and units."""

@@ -106,8 +106,10 @@ def choose(
     of the tables in `card.ASSUMPTIONS`. intervention: what interventions do to their targets; None = what each model
     takes them to do. targets: how far they are known; None = known where the data list them. mechanism: the form of
     the structural equations; None = each model's. values: of the latents. models: further ones, as files or classes.
-    Raises InputError for other words, for targets that the data do not list and for models that cannot be used.
+    Raises InputError for data that nothing can be fitted to, for other words, for targets that the data do not list and
+    for models that cannot be used.
     """
+    data.check_fit()
     for name, word in {"intervention": intervention, "mechanism": mechanism, "values": values}.items():
         if word is not None:
             one_of(name, word, ASSUMPTIONS[name])

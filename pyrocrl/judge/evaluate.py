@@ -135,7 +135,8 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
         torch.manual_seed(0)
         for program in fit.programs():
             sites = stories.centre(program, batch) | {"z": program.latents(batch)}
-            errors.append(float((stories.expected(program, batch, sites) - batch.x).square().mean()))
+            gap = (stories.expected(program, batch, sites) - batch.x).square().mean(0).double().cpu().numpy()
+            errors.append((gap * (1.0 if fit.units is None else fit.units.scale**2)).mean())
     return float(fit.weights @ errors)
 
 

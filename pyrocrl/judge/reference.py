@@ -77,9 +77,9 @@ def reference(
     rows = fit.fitted_rows(data)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(mix(seed, fit.meta["seed"], 53))
-        target = _Target(*_program(fit, data, rows), given or {}, sum_over)
+        target = _Target(*_program(fit, data, rows), given or {}, sum_over, fit)
         runs = [target.run(draws, warmup) for _ in range(chains)]
-    values = {name: np.stack([run.values[name] for run in runs]) for name in runs[0].values}
+    values = {name: fit.in_data_units(name, np.stack([run.values[name] for run in runs])) for name in runs[0].values}
     coords = fit.coords(fit._data(data).row_labels()[rows], draws) | {"chain": np.arange(chains)}
     known = {name: values[name][:1, :1] for name in target.given}
     tree = xr.DataTree.from_dict(
@@ -87,7 +87,7 @@ def reference(
             "posterior": fit.dataset(values, coords),
             "sample_stats": xr.Dataset(
                 {
-                    "lp": (("chain", "draw"), np.stack([run.lp for run in runs])),
+                    "lp": (("chain", "draw"), np.stack([run.lp for run in runs]) - len(rows) * fit.log_volume),
                     "diverging": (("chain", "draw"), np.stack([run.diverging for run in runs])),
                 },
                 coords={key: coords[key] for key in ("chain", "draw")},
@@ -135,12 +135,12 @@ def agreement(
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(mix(seed, fit.meta["seed"], 59))
         program, batch = _program(fit, data, fit.fitted_rows(data))
-        given = {str(n): torch.as_tensor(v.values).to(batch.device) for n, v in known.data_vars.items()}
+        own = {str(n): fit.in_data_units(str(n), v.values, -1) for n, v in known.data_vars.items()}
+        given = {n: torch.as_tensor(v).to(batch.device) for n, v in own.items()}
         given = {n: v.to(batch.dtype) if n != "order" and v.dtype != torch.long else v for n, v in given.items()}
         told = [stories.values(stories.told(program, batch, _drawn(program, batch, given))) for _ in range(draws)]
-    parts = [
-        _compared(name, found[name], np.stack([one[name].double().cpu().numpy() for one in told])) for name in names
-    ]
+    drawn = {n: fit.in_data_units(n, np.stack([one[n].double().cpu().numpy() for one in told])) for n in names}
+    parts = [_compared(name, found[name], drawn[name]) for name in names]
     return pd.concat(parts).set_index(["site", "entry"])
 
 
@@ -187,11 +187,13 @@ class _Run(NamedTuple):
 class _Target:
     """The density that NUTS samples, of unconstrained values of the story's continuous latent sites."""
 
-    def __init__(self, program: Program, batch: Batch, given: Mapping[str, Any], sum_over: Sequence[str]) -> None:
+    def __init__(
+        self, program: Program, batch: Batch, given: Mapping[str, Any], sum_over: Sequence[str], fit: Fit
+    ) -> None:
         self.program, self.batch = program, batch
         with torch.no_grad():
             latent = _latent_sites(pyro.poutine.trace(program.story).get_trace(batch))
-        self.given = {name: _checked(name, value, latent) for name, value in given.items()}
+        self.given = {name: _checked(name, value, latent, fit) for name, value in given.items()}
         columns = stories.spread(self.given).keys()
         latent = {name: site for name, site in latent.items() if name not in columns}
         discrete = {name: site for name, site in latent.items() if site["fn"].support.is_discrete}
@@ -339,14 +341,14 @@ def _latent_sites(trace: Any) -> dict[str, dict]:
     return {n: s for n, s in sample_sites(trace) if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
 
 
-def _checked(name: str, value: Any, latent: Mapping[str, dict]) -> Tensor:
-    """A given value as a tensor of its site's shape and precision."""
+def _checked(name: str, value: Any, latent: Mapping[str, dict], fit: Fit) -> Tensor:
+    """A given value as a tensor of its site's shape, precision and units."""
     one_of("given", name, latent)
     like = latent[name]["value"]
     out = torch.as_tensor(np.array(value)).to(like)
     if out.shape != like.shape:
         reject(f"given[{name!r}]", f"shape {tuple(out.shape)}", f"shape {tuple(like.shape)}")
-    return out
+    return torch.as_tensor(fit.in_data_units(name, out.cpu().numpy(), -1)).to(like)
 
 
 def _joint_values(sites: Mapping[str, dict], device: torch.device) -> list[Sites]:

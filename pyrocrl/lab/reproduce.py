@@ -29,6 +29,7 @@ from pyrocrl import datasets, zoo
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.units import units_of
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.judge.metric_table import ARROWS, in_order, read, score_rows
@@ -119,8 +120,9 @@ def construction(program: Program, train: Data, test: Data, seed: int) -> dict[s
     torch.manual_seed(seed)
     one = program.fresh().to(program.recipe.dtype)
     with torch.no_grad():
-        one.construct(train, torch.Generator().manual_seed(seed))
-        batch = test.tensors(dtype=program.recipe.dtype, moments=not program.uses_rows).whole()
+        units = units_of(program, train)
+        one.construct(train.in_units(units), torch.Generator().manual_seed(seed))
+        batch = test.in_units(units).tensors(dtype=program.recipe.dtype, moments=not program.uses_rows).whole()
         z, graph = one.latents(batch).double().numpy(), one.graph()
     score, nodes = mcc(test.truth["z"], z, return_assignment=True)
     out = {"start_mcc": float(score)}
