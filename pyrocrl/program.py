@@ -24,6 +24,7 @@ from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.turns import turn
 
 PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "basis", "monomial")
 
@@ -102,7 +103,15 @@ class Site:
 LATENT_DIMS = ("latent", "parent", "child")
 
 
-class Program(nn.Module):
+class _InTurn(type):
+    """Programs are made in a turn: their parameters are drawn from torch's default generator."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with turn():
+            return super().__call__(*args, **kwargs)
+
+
+class Program(nn.Module, metaclass=_InTurn):
     """A model: one Pyro program with its guide.
 
     A subclass sets `card` and writes
@@ -176,7 +185,8 @@ class Program(nn.Module):
         """One draw of `recover`'s sites, by name; none where the story itself is fitted."""
         if self.fits_story:
             return {}
-        nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
+        with turn():
+            nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
         return {
             name: node["value"]
             for name, node in nodes.items()

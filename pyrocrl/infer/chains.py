@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from pyrocrl.data import Batch, Data
 from pyrocrl.infer.completion import complete
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing, reseed
 
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]
@@ -44,12 +45,24 @@ class Chains:
 
     @classmethod
     def start(
-        cls, program: Program, data: Data, count: int, seed: int, device: torch.device, dtype: torch.dtype
+        cls,
+        program: Program,
+        data: Data,
+        count: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        made: list[Program] | None = None,
+        after: Callable[[], None] = lambda: None,
     ) -> Chains:
-        """Each chain from its own seed: fresh parameters, then the program's `initialise`."""
-        made = []
-        for chain in range(count):
-            torch.manual_seed(mix(seed, chain))
+        """Each chain from its own seed: fresh parameters, then the program's `initialise`.
+
+        made: chains that have started already; each further one is added to it, and `after` is called.
+        """
+        made = [] if made is None else made
+        program = made[0] if made and made[0].completion is not None else program
+        for chain in range(len(made), count):
+            reseed(mix(seed, chain))
             one = program.fresh().to(dtype)
             with torch.no_grad():
                 one.initialise(data, torch.Generator().manual_seed(mix(seed, chain, 1)))
@@ -58,13 +71,14 @@ class Chains:
                     complete(one, few)
                     program = one if one.completion is not None else program
             made.append(one)
+            after()
         params, buffers = stack_module_state(made)
         params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}
         return cls(program, params, {k: v.to(device) for k, v in buffers.items()})
 
     def chain(self, index: int) -> Program:
         """A program of its own holding the parameters of one chain."""
-        with torch.random.fork_rng(devices=[]):  # the parameters drawn here are overwritten at once
+        with drawing():  # the parameters drawn here are overwritten at once
             one = self.program.fresh()
         state = {k: v[index].detach().clone() for k, v in {**self.params, **self.buffers}.items()}
         first = next(v for v in state.values() if v.is_floating_point())
