@@ -69,12 +69,13 @@ def held(folder: str | Path, argument: str) -> Iterator[None]:
     left is taken over. File systems without locks hold nobody back.
     """
     folder = Path(folder)
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         key = folder.resolve()
         lock = None if _held.get(key) == threading.get_ident() else _locked(folder, argument)
     except OSError as error:
-        reject(argument, f"{str(folder)!r} ({error.strerror or error})", "a folder that can be written")
+        reject(argument, f"{folder} ({error.strerror or error})", "a folder that can be written")
     if lock is None:
         yield
         return
@@ -85,6 +86,8 @@ def held(folder: str | Path, argument: str) -> Iterator[None]:
         del _held[key]
         with suppress(OSError):
             (folder / LOCK).unlink()  # while it is still locked: afterwards it may be another's
+            if new:
+                folder.rmdir()  # if nothing was written
         os.close(lock)
 
 
@@ -98,7 +101,7 @@ def _locked(folder: Path, argument: str) -> int:
         except BlockingIOError:
             process = os.read(lock, 20).decode(errors="replace") or "another one"
             os.close(lock)
-            reject(argument, f"{str(folder)!r}, which process {process} is writing", "another folder, or wait for it")
+            reject(argument, f"{folder}, which process {process} is writing", "another folder, or wait for it")
         except OSError:  # no locks on this file system
             pass
         if (folder / LOCK).exists() and os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):

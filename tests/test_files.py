@@ -91,7 +91,7 @@ def test_another_process_is_refused_until_the_first_ends_or_dies(tmp_path: Path)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as process:
             assert process.stdout.readline() == "mine\n"
-            line = f"out: found '{tmp_path}', which process {process.pid} is writing; allowed: another folder, or wait"
+            line = f"out: found {tmp_path}, which process {process.pid} is writing; allowed: another folder, or wait"
             with pytest.raises(InputError, match=line), held(tmp_path, "out"):
                 pass
             end(process)
