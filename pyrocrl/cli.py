@@ -15,13 +15,14 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyrocrl.errors import InputError, check_path, did_you_mean, one_of, reject
+from pyrocrl.files import LOCK, held
 
 if TYPE_CHECKING:
     from pyrocrl.data import Data
@@ -46,6 +47,11 @@ DEMO: dict[str, tuple[str, dict[str, Any], int | None, int | None]] = {
     "sparse_vae": ("Programmes", {"latents": 6}, 4, None),
 }
 DEMO_DRAWS = 10  # of the posterior, per chain
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with the line to say; typer would end a KeyboardInterrupt without one."""
+
 
 app = typer.Typer(
     name="pyrocrl",
@@ -303,7 +309,8 @@ def fit(
     build = _options(option) | _assumed(latents, mode, intervention, mechanism)
     kind = _check_fit(model, build, chains, epochs, seed, device, draws)
     _check_out(out, force, resume)
-    _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+    with _writing(out, "pyrocrl fit"):
+        _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
 
 
 @app.command()
@@ -356,23 +363,24 @@ def compare(
         _check_fit(kind, builds[name], chains, epochs, seed, device, None)
     _check_out(out, force, resume, holds=(next(iter(kinds)), CHECKPOINT))
     every = _read_data(source)
-    rows, held = every.split(HELD_OUT, seed)
+    rows, apart = every.split(HELD_OUT, seed)
     for name, kind in kinds.items():  # refused before the first is fitted
         try:
             pyrocrl.build(kind, rows, **builds[name])
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     fits, verdicts = {}, {}
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    quietly = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with _writing(out, "pyrocrl compare"), quietly:
         for name, kind in kinds.items():
             print(f"\n== {name}")
             going = resume and (out / name / CHECKPOINT).exists()
             fits[name], verdicts[name] = _fit(
                 kind, rows, source, builds[name], out / name, chains, epochs, seed, device, None, going, quiet
             )
-    found = compared(fits, held, verdicts)
-    io.write_json(found.to_dict(), out / COMPARISON)
-    page = report.write_comparison(found, out)
+        found = compared(fits, apart, verdicts)
+        io.write_json(found.to_dict(), out / COMPARISON)
+        page = report.write_comparison(found, out)
     if as_json:
         _print_json(found.to_dict())
         return
@@ -464,6 +472,7 @@ def evaluate(
     record = _read_record(run)
     rows = _data_of_run(record, data, reading, env, control, targets, counts, size_factor, batch)
     found = pyrocrl.load(run / CHECKPOINT, program=model)
+    found.check_own(RUN, record.get("fit"))
     scores = pyrocrl.evaluate(found, rows)
     _print_json(scores) if as_json else print(score_table(scores, found.program.card.name))
 
@@ -489,7 +498,11 @@ def report(
     record = _read_record(run)
     rows = _data_of_run(record, data, reading, env, control, targets, counts, size_factor, batch)
     found = pyrocrl.load(run / CHECKPOINT, rows, model)
-    print(_write_report(found, rows, io.read_tree(run / POSTERIOR), run))
+    found.check_own(RUN, record.get("fit"))
+    tree = io.read_tree(run / POSTERIOR)
+    found.check_own(POSTERIOR, tree.attrs.get("fit"))
+    with held(run, "RUN"):
+        print(_write_report(found, rows, tree, run))
 
 
 @app.command()
@@ -612,28 +625,29 @@ def demo(
         f"programmes, none of them measured,\nthat regulate each other. Knock-outs: {knocked}."
     )
     verdicts, found = {}, {}
-    for model, (title, build, chains, epochs) in DEMO.items():
-        print(f"\nFitting {model} for {title[0].lower()}{title[1:]} ...", flush=True)
-        pages = {
-            DEMO[other][0]: None if other == model else os.path.relpath(folder / REPORT, folders[model])
-            for other, folder in folders.items()
-        }
-        with contextlib.redirect_stdout(None):  # scores and the like stand in the report
-            found[model], verdicts[model] = _fit(
-                kinds[model],
-                rows,
-                source,
-                build,
-                folders[model],
-                chains,
-                epochs,
-                seed,
-                "auto",
-                DEMO_DRAWS,
-                False,
-                quiet,
-                pages,
-            )
+    with _writing(out, None):
+        for model, (title, build, chains, epochs) in DEMO.items():
+            print(f"\nFitting {model} for {title[0].lower()}{title[1:]} ...", flush=True)
+            pages = {
+                DEMO[other][0]: None if other == model else os.path.relpath(folder / REPORT, folders[model])
+                for other, folder in folders.items()
+            }
+            with contextlib.redirect_stdout(None):  # scores and the like stand in the report
+                found[model], verdicts[model] = _fit(
+                    kinds[model],
+                    rows,
+                    source,
+                    build,
+                    folders[model],
+                    chains,
+                    epochs,
+                    seed,
+                    "auto",
+                    DEMO_DRAWS,
+                    False,
+                    quiet,
+                    pages,
+                )
     print(
         "\nThe graph over latents: probability of each edge, weight with its 90 % interval, and the simulated weight\n"
     )
@@ -701,7 +715,7 @@ def _fit(
     program, name = pyrocrl.build(kind, rows, **build), kind.card.name
     started = time.perf_counter()
     print(rows)
-    found = _finished(out, program, rows, seed) if resume else None
+    found = _finished(out, program, rows, seed, epochs) if resume else None
     if found is None:
         # refused before anything is removed
         check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
@@ -717,12 +731,13 @@ def _fit(
     io.write_tree(tree, out / POSTERIOR)
     if rows.truth:
         scores = pyrocrl.evaluate(found, rows)
-        io.write_json(scores, out / SCORES)
+        io.write_json({"fit": found.digest, **scores}, out / SCORES)
         print("\n" + score_table(scores, name))
     verdict = _write_report(found, rows, tree, out, pages)
     print(f"\n{verdict}")
     record = {
         "model": name,
+        "fit": found.digest,
         "origin": found.meta.get("origin"),
         "build": build,
         "source": source,
@@ -753,14 +768,16 @@ def _write_report(found: Fit, data: Data, tree: Any, out: Path, pages: dict[str,
     from pyrocrl import io
     from pyrocrl.show import report as page
 
+    scores = json.loads((out / SCORES).read_text(encoding="utf-8")) if (out / SCORES).exists() else None
+    if scores is not None:
+        found.check_own(SCORES, scores.pop("fit", None))
     verdict = pyrocrl.diagnose(found, data)
     io.write_json(verdict.to_dict(), out / VERDICT)
-    scores = json.loads((out / SCORES).read_text(encoding="utf-8")) if (out / SCORES).exists() else None
     page.write(found, tree, verdict, scores, out / REPORT, pages)
     return verdict
 
 
-def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
+def _finished(out: Path, program: Any, data: Data, seed: int, epochs: int | None) -> Fit | None:
     """The fit in `out` if it is finished and only its posterior and report are not; None if it is to go on."""
     import pyrocrl
     from pyrocrl.infer import checkpoint
@@ -772,13 +789,17 @@ def _finished(out: Path, program: Any, data: Data, seed: int) -> Fit | None:
     _, header = checkpoint.read(path)
     if not header.get("finished"):
         return None
+    meta = header["meta"]
     mine = {"model": program.card.name, "config": program.arguments, "seed": seed, "data": checkpoint.fingerprint(data)}
     theirs = {
         "model": header["model"],
         "config": header["config"],
-        "seed": header["meta"]["seed"],
-        "data": header["meta"]["fingerprint"],
+        "seed": meta["seed"],
+        "data": meta["fingerprint"],
+        "epochs": meta["recipe"]["epochs"],
     }
+    if epochs is not None:
+        mine["epochs"] = epochs
     for key, value in mine.items():
         if json.loads(json.dumps(value)) != theirs[key]:
             reject("--resume", f"a fit with another {key} in {out}", f"the same {key} as before")
@@ -907,9 +928,24 @@ def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (C
     if resume and not out.joinpath(*holds).exists():
         reject("--resume", f"no checkpoint in {str(out)!r}", "the folder of an interrupted fit")
     if resume and (out / RUN).exists():
-        reject("--resume", f"a finished fit in {str(out)!r}", "an interrupted fit; --force starts anew")
-    if not (force or resume) and out.is_dir() and any(out.iterdir()):
+        further = "--force with more --epochs fits anew and longer"
+        reject("--resume", f"a finished fit in {str(out)!r}", f"an interrupted fit; {further}")
+    if not (force or resume) and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         reject("--out", f"{str(out)!r}, which holds files", "a new folder, --force to write over or --resume to go on")
+
+
+@contextlib.contextmanager
+def _writing(out: Path, command: str | None) -> Iterator[None]:
+    """`out` is this process's to write; Ctrl-C ends in one line that says what goes on there: `command`, if any."""
+    try:
+        with held(out, "--out"):
+            yield
+    except KeyboardInterrupt:
+        if command is None:
+            raise Interrupted("interrupted; --force begins anew") from None
+        if not any(out.rglob(CHECKPOINT)):
+            raise Interrupted(f"interrupted before the first checkpoint; `{command} ...` begins anew") from None
+        raise Interrupted(f"interrupted; `{command} ... --resume` goes on with what is in {out}") from None
 
 
 def _options(pairs: Sequence[str] | None, dotted: bool = False) -> dict[str, Any]:
@@ -1008,15 +1044,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"pyrocrl: warning: {' '.join(str(message).split())}\n"
     try:
         code = app(args=arguments, prog_name="pyrocrl", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return _complain("interrupted", 130) if code == 130 else code if isinstance(code, int) else 0
     except InputError as error:
         return _complain(str(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _complain("interrupted; `pyrocrl fit ... --resume` goes on with a fit", 130)
+    except Interrupted as error:
+        return _complain(str(error), 130)
     except Exception as error:
+        if type(error).__name__ == "Abort":  # Ctrl-C under older typers
+            return _complain("interrupted", 130)
         if hasattr(error, "format_message"):  # the command line itself: typer's, or click's under older typers
             return _complain(_usage(error, arguments), 2) if str(error) or error.format_message() else 0
         if os.environ.get("PYROCRL_TRACEBACK"):

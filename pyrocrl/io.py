@@ -14,7 +14,8 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ import xarray as xr
 
 from pyrocrl.arrays import constant, floats, plain
 from pyrocrl.data import TRUTH_KEYS, Data, _some, are_counts
-from pyrocrl.errors import InputError, check_path, reject
+from pyrocrl.errors import InputError, reject
+from pyrocrl.files import replacing, write_bytes
 from pyrocrl.pick import Pick, column_of
 
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
@@ -383,7 +385,7 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
     for key, value in data.truth.items():
         arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
-    with replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, **arrays)
     return path
 
@@ -580,9 +582,10 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> Path:
         }
         for node in tree.subtree
     }
-    with replacing(path) as part:
-        tree.to_netcdf(part, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
-    return path
+    # in memory first: on a full disk the HDF5 library would end the process
+    memory = BytesIO()
+    tree.to_netcdf(memory, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
+    return write_bytes(memory.getvalue(), path)
 
 
 def read_tree(path: str | Path) -> xr.DataTree:
@@ -609,32 +612,9 @@ def _plain_text(dataset: xr.Dataset) -> xr.Dataset:
     )
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
-
-    Raises InputError where the folder cannot be written.
-    """
-    check_path("path", path)
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        reject("path", f"{str(path)!r} ({error.strerror or error})", "a place that can be written")
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
 def write_json(value: Any, path: str | Path) -> Path:
     """Write JSON, all or nothing; numbers that are not finite become null."""
-    path = Path(path)
-    with replacing(path) as part:
-        part.write_text(json.dumps(_finite(value), indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_bytes((json.dumps(_finite(value), indent=1) + "\n").encode(), path)
 
 
 def _finite(value: Any) -> Any:

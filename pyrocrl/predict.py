@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
 from scipy.stats import t as student
@@ -27,6 +26,7 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.options import Bounds, Seed, Share, check_memory, checked
+from pyrocrl.turns import drawing, reseed
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
 BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
@@ -166,9 +166,9 @@ def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int
     """(data, feature) E[x | z] of latents drawn anew with each posterior draw of the equations."""
     batch = replace(fit.batch_of(data).annealed().whole(), together=together)
     total = np.zeros((data.rows, data.features))
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+    with drawing(), torch.no_grad():
         for chain, (weight, program) in enumerate(zip(fit.weights, fit.programs(), strict=True)):
-            torch.manual_seed(mix(seed, chain, 37))
+            reseed(mix(seed, chain, 37))
             for _ in range(draws):
                 sites = stories.drawn(program, batch.take(torch.arange(1, device=batch.device)).whole(), local=False)
                 x = stories.expected(program, batch, sites).double().cpu().numpy()

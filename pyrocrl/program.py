@@ -28,6 +28,7 @@ from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data, _some, customary_controls
 from pyrocrl.errors import one_of, reject
 from pyrocrl.options import Bounds, Fraction, Natural, Option, Positive, Share, Size
+from pyrocrl.turns import turn
 
 # options that several models have, and what they mean
 Features = Annotated[int, Bounds(2), "columns of x; read off the data"]
@@ -141,7 +142,15 @@ class Site:
 LATENT_DIMS = ("latent", "parent", "child")
 
 
-class Program(nn.Module):
+class _InTurn(type):
+    """Programs are made in a turn: their parameters are drawn from torch's default generator."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with turn():
+            return super().__call__(*args, **kwargs)
+
+
+class Program(nn.Module, metaclass=_InTurn):
     """A model: one Pyro program with its guide.
 
     A subclass sets `card` and writes
@@ -217,7 +226,8 @@ class Program(nn.Module):
         """One draw of `recover`'s sites, by name; none where the story itself is fitted."""
         if self.fits_story:
             return {}
-        nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
+        with turn():
+            nodes = pyro.poutine.trace(self.recover).get_trace(batch, **kept).nodes
         return {
             name: node["value"]
             for name, node in nodes.items()

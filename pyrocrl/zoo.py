@@ -34,6 +34,7 @@ from pyrocrl.infer import origin
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.options import conform
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing, turn
 
 Model = str | Path | type[Program]  # a name, a file ("./my_model.py") or the class itself
 LONGEST = 160  # characters of an error of the user's file
@@ -80,7 +81,8 @@ def get(model: Model, argument: str = "model") -> type[Program]:
             reject(argument, f"the class {model.__name__}", "a subclass of pyrocrl.Program")
         return model
     if is_file(model):
-        return _of_file(Path(model).expanduser(), argument)
+        with turn():  # a module stands in `sys.modules` before it has run
+            return _of_file(Path(model).expanduser(), argument)
     own, points = built_in(), origin.registered()
     known = [*own, *(point.name for point in points)]
     if isinstance(model, str) and model not in known and Path(f"{model}.py").is_file():
@@ -103,7 +105,8 @@ def build(model: Model, data: Data, **options: Any) -> Program:
     """
     if not isinstance(data, Data):
         raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
-    program = get(model).from_data(data, **options)
+    with drawing():  # no parameter drawn here outlives the start of a chain
+        program = get(model).from_data(data, **options)
     program.check(data)
     return program
 

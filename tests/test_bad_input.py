@@ -379,9 +379,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "full").mkdir()
     (folder / "full" / "mine.txt").write_text("")
     FITTED.save(folder / "run")
-    io.write_json(
-        {"seed": 0, "source": {"data": str(folder / "good.csv"), "env": "cond", "seed": 0}}, folder / "run/run.json"
-    )
+    source = {"data": str(folder / "good.csv"), "env": "cond", "seed": 0}
+    io.write_json({"seed": 0, "fit": FITTED.digest, "source": source}, folder / "run/run.json")
     whole = (folder / "run" / cli.CHECKPOINT).read_bytes()
     for name, content in {"cut": whole[:-50], "edited": whole[:-1] + b"!", "foreign": b"checkpoint"}.items():
         (folder / name).mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,15 @@ import pyrocrl
 from pyrocrl import Batch, Claim, Data, Fit, ModelCard, Program, Recipe, Reference
 from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.dists import MultivariateNormal, Normal
-from pyrocrl.judge.diagnose import CHECKS, _agreement, pairwise_agreement, psis_khat, rotation_freedom, tied_chains
+from pyrocrl.judge.diagnose import (
+    CHECKS,
+    _agreement,
+    pairwise_agreement,
+    pareto_khat,
+    psis_khat,
+    rotation_freedom,
+    tied_chains,
+)
 
 PAPER = Reference("Anderson & Rubin", 1956, "Statistical inference in factor analysis", "Berkeley", "https://doi.org/x")
 
@@ -175,6 +184,24 @@ def test_khat_is_small_for_an_exact_guide_and_large_for_a_poor_one() -> None:
     with torch.no_grad():
         fit.chains.params["tril"] -= -2.0 * torch.eye(3)
     assert poor["median"] > max(0.7, good["median"])
+
+
+@pytest.mark.parametrize("draws", [40, 200])
+def test_khat_is_that_of_arviz(draws: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+    log_weights = np.random.default_rng(1).standard_t(3, (20, draws))
+    if hasattr(arviz, "psislw"):
+        theirs = arviz.psislw(log_weights)[1]
+    else:  # 1.x, which takes minus the weights
+        from arviz_stats.base import array_stats
+
+        theirs = array_stats.psislw(-log_weights)[1]
+    mine = [pareto_khat(one) for one in log_weights]
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    assert pareto_khat(log_weights[0, :20]) == np.inf, "a tail of four weights tells nothing"
+    assert pareto_khat(np.full(draws, np.nan)) == pareto_khat(np.zeros(draws)) == np.inf
 
 
 class Targeted(FactorAnalysis):

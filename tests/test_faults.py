@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyro
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import pyrocrl
 from pyrocrl import Batch, Data, FitError, InputError, ModelCard, Program, Recipe, Site, cli, io
 from pyrocrl.dists import Normal
+from pyrocrl.files import LOCK, held
 from pyrocrl.infer import checkpoint
+from pyrocrl.infer import fit as loop
+from pyrocrl.models.vae import VAE
 
 ARGUMENTS = ["--latents", "2", "--chains", "2", "--epochs", "30", "--draws", "3", "--option", "hidden=8", "--quiet"]
 KILLED = """
@@ -66,9 +74,16 @@ def assert_same_result(a: Path, b: Path) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
-    assert io.read_tree(a / cli.POSTERIOR).identical(io.read_tree(b / cli.POSTERIOR))
+    trees = [io.read_tree(p / cli.POSTERIOR) for p in (a, b)]
+    for tree in trees:
+        tree.attrs.pop("fit")  # which names the seconds, too
+    assert trees[0].identical(trees[1])
     for name in (cli.SCORES, cli.VERDICT):
-        assert json.loads((a / name).read_text()) == json.loads((b / name).read_text())
+        assert unnamed(a / name) == unnamed(b / name)
+
+
+def unnamed(path: Path) -> dict:
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "fit"}
 
 
 def test_a_killed_fit_is_resumed_to_the_same_result(
@@ -77,7 +92,7 @@ def test_a_killed_fit_is_resumed_to_the_same_result(
     out = tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", KILLED, *command(rows, out)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert [p.name for p in out.iterdir()] == [cli.CHECKPOINT], "the last good checkpoint and nothing else"
+    assert {p.name for p in out.iterdir()} == {cli.CHECKPOINT, LOCK}, "the last good checkpoint and a lock that is open"
     assert checkpoint.read(out)[1]["epoch"] == 20
     with pytest.raises(InputError, match="an interrupted fit"):
         pyrocrl.load(out)
@@ -106,6 +121,93 @@ def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
     assert_same_result(out, whole)
     assert cli.main(command(rows, out, "--resume")) == 2
     assert "--resume: found a finished fit" in capsys.readouterr().err
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """A command to which Ctrl-C comes in epoch 25."""
+    whole = pyrocrl.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pyrocrl,
+            "fit",
+            lambda *given, **more: whole(
+                *given, **more, on_epoch=lambda epoch: epoch == 25 and os.kill(os.getpid(), signal.SIGINT)
+            ),
+        )
+        return cli.main(args)
+
+
+def test_ctrl_c_says_how_to_go_on_and_what_goes_on_ends_the_same(
+    rows: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert interrupted(monkeypatch, *command(rows, out)) == 130
+    line = f"pyrocrl: interrupted; `pyrocrl fit ... --resume` goes on with what is in {out}\n"
+    assert capsys.readouterr().err == line
+    assert [p.name for p in out.iterdir()] == [cli.CHECKPOINT] and checkpoint.read(out)[1]["epoch"] == 25
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    longer = command(rows, out, "--resume")
+    longer[longer.index("--epochs") + 1] = "40"
+    assert cli.main(longer) == 2
+    assert "resume: found a checkpoint with epochs 30; allowed: the same epochs as before" in capsys.readouterr().err
+    assert cli.main(command(rows, out, "--resume")) == 0
+    assert_same_result(out, whole)
+
+
+def test_ctrl_c_before_there_is_a_checkpoint(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("pyrocrl.fit", "pyrocrl.zoo.get"):
+        monkeypatch.setattr(place, stop)
+        assert cli.main(command(rows, tmp_path / "run")) == 130
+        said = capsys.readouterr().err
+        early = "pyrocrl: interrupted before the first checkpoint; `pyrocrl fit ...` begins anew\n"
+        assert said == (early if place == "pyrocrl.fit" else "pyrocrl: interrupted\n")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("place", ["start", "step"])
+def test_checkpoints_do_not_wait_for_the_end_of_an_epoch(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 20 seconds, here at once: a start or an epoch may take longer."""
+    data = pyrocrl.simulate.draw("moran2022", seed=3, rows=80)
+    options = {"chains": 3, "epochs": 2, "seed": 4, "progress": False, "batch_size": 16, "checkpoint_every": 99}
+    whole = pyrocrl.fit(VAE(data.features, 2, hidden=4), data, **options)
+    done: list[int] = []
+    owner, method = {"start": (VAE, "initialise"), "step": (loop._Loop, "_step")}[place]
+    original = getattr(owner, method)
+
+    def once_more(*given: object) -> None:
+        if len(done) == 2:
+            raise RuntimeError("killed")
+        done.append(1)
+        original(*given)
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, once_more)
+        with pytest.raises(RuntimeError, match="killed"):
+            pyrocrl.fit(VAE(data.features, 2, hidden=4), data, out=tmp_path, **options)
+    header = checkpoint.read(tmp_path)[1]
+    assert header.get("step") == (2 if place == "step" else None)
+    started: list[int] = []
+    first = VAE.initialise
+    monkeypatch.setattr(VAE, "initialise", lambda *given: started.append(1) or first(*given))
+    resumed = pyrocrl.fit(VAE(data.features, 2, hidden=4), data, out=tmp_path, resume=True, **options)
+    assert len(started) == (1 if place == "start" else 0), "chains that have started do not start again"
+    np.testing.assert_array_equal(whole.history, resumed.history)
+    np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
+
+
+def test_a_second_process_is_refused(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    with ThreadPoolExecutor(1) as pool, held(out, "out"):
+        assert pool.submit(cli.main, command(rows, out)).result() == 2
+    assert f"--out: found {out}, which process {os.getpid()} is writing" in capsys.readouterr().err
 
 
 # -- chains that fail --------------------------------------------------------------------------------------------
@@ -265,6 +367,81 @@ def test_damaged_checkpoints_are_told_apart(whole: Path, rows: Path, tmp_path: P
     checkpoint.write(path, tensors, header | {"config": {**header["config"], "features": 9}})
     with pytest.raises(InputError, match=r"path: .*does not fit vae"):
         pyrocrl.load(path)
+
+
+EDITS: dict[str, Callable[[dict], object]] = {
+    "names": lambda h: h["names"].update(feature=h["names"]["feature"][::-1]),
+    "kept": lambda h: h.update(kept=[1, 0]),
+    "seed": lambda h: h["meta"].update(seed=1),
+    "options": lambda h: h["config"].update(hidden=9),
+    "batched": lambda h: h.update(batched=False),
+}
+
+
+@pytest.mark.parametrize("what", [*EDITS, "no digest"])
+def test_an_edited_header_is_refused(what: str, whole: Path, tmp_path: Path) -> None:
+    raw = (whole / cli.CHECKPOINT).read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    outer = json.loads(raw[8 : 8 + size])
+    if what == "no digest":
+        del outer["__metadata__"]["digest"]
+    else:
+        header = json.loads(outer["__metadata__"]["header"])
+        EDITS[what](header)
+        outer["__metadata__"]["header"] = json.dumps(header)
+    text = json.dumps(outer).encode()
+    path = tmp_path / "edited.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+    with pytest.raises(InputError, match=r"path: .* was edited \(its digest does not match\)"):
+        pyrocrl.load(path)
+
+
+def test_a_checkpoint_of_an_older_version_is_told(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, header = checkpoint.read(whole)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.UNSAFE)
+    path = checkpoint.write(tmp_path / "old.safetensors", tensors, header)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"path: found .*older pyrocrl.*; allowed: a checkpoint of this version"):
+        pyrocrl.load(path)
+
+
+def of_another(tree: xr.DataTree) -> xr.DataTree:
+    out = tree.copy()
+    out.attrs = {**tree.attrs, "fit": "f" * 64}
+    return out
+
+
+def test_every_file_names_its_fit_and_another_ones_are_refused(
+    rows: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = pyrocrl.load(whole, io.read(rows))
+    name = fit.digest
+    del fit.digest
+    assert fit.digest == name, "made anew from what was read"
+    verdict = pyrocrl.diagnose(fit)
+    trees = [fit.posterior(2), fit.prior(2), io.read_tree(whole / cli.POSTERIOR)]
+    assert {tree.attrs["fit"] for tree in trees} == {verdict.fit} == {name}
+    for file in (cli.RUN, cli.VERDICT, cli.SCORES):
+        assert json.loads((whole / file).read_text())["fit"] == name
+    other = dataclasses.replace(verdict, fit="f" * 64)
+    with pytest.raises(InputError, match=f"verdict: found what is of fit ffffffffffff; allowed: .*{name[:12]}"):
+        pyrocrl.report.render(fit, trees[0], other)
+    for tree, found in ((of_another(trees[0]), "of fit ffff"), (xr.DataTree(), "does not say of which")):
+        with pytest.raises(InputError, match=f"tree: found what .*{found}"):
+            pyrocrl.report.render(fit, tree, None)
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    before = (out / cli.REPORT).read_bytes()
+    for file in (cli.RUN, cli.SCORES, cli.POSTERIOR):
+        if file == cli.POSTERIOR:
+            io.write_tree(of_another(trees[2]), out / file)
+        else:
+            io.write_json({**json.loads((out / file).read_text()), "fit": "f" * 64}, out / file)
+        assert cli.main(["report", str(out), "--data", str(rows)]) == 2
+        assert f"{file}: found what is of fit ffffffffffff; allowed" in capsys.readouterr().err
+        (out / file).write_bytes((whole / file).read_bytes())
+    assert (out / cli.REPORT).read_bytes() == before
+    assert cli.main(["report", str(out), "--data", str(rows)]) == 0
 
 
 def test_force_writes_anew_and_bad_input_leaves_what_is_there(

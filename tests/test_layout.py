@@ -15,18 +15,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "arrays", "labels", "options", "dists"}
+GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "turns": set(),
+    "files": {"errors"},
     "arrays": {"errors"},
     "labels": {"errors"},
     "options": {"errors"},
     "dists": {"errors"},
     "data": {"errors", "arrays", "labels"},
     "pick": {"errors", "arrays", "labels", "data"},
-    "io": {"errors", "arrays", "data", "pick"},
+    "io": {"errors", "files", "arrays", "data", "pick"},
     "datasets": {"errors", "arrays", "data", "io"},
     "claims": {"errors", "arrays", "data"},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
@@ -92,6 +94,14 @@ def test_imports_go_one_way(path: Path) -> None:
     room = room_of(path)
     surplus = {r for r, _ in imported(path)} - LAYERS[room] - {room, "pyrocrl"}
     assert not surplus, f"{path.relative_to(ROOT)} imports {sorted(surplus)}"
+
+
+def test_only_turns_touch_what_is_the_processs() -> None:
+    """Else threads would draw from each other's streams, and the caller's would not be as before."""
+    for path in [*SOURCES, *(ROOT / "models").glob("*.py")]:
+        text = path.read_text()
+        for word in ("torch.manual_seed", "fork_rng", "set_rng_seed", "np.random.seed", "random.seed("):
+            assert word not in text or path.stem == "turns", f"{path.name}: {word}"
 
 
 def test_models_take_from_the_lab_only_studies_and_run() -> None:

@@ -49,6 +49,7 @@ CARD = ModelCard(
     ),
     differs=("gates are relaxed",),
 )
+DIGEST = "0123456789abcdef" * 4
 SCORES = {
     "held_out": -3.2,
     "mcc": 0.98,
@@ -164,6 +165,8 @@ def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
         graph=lambda: np.eye(3, k=1),
         do=do,
         data=known if data else None,
+        digest=DIGEST,
+        check_own=lambda argument, named: None,
         kept=list(range(1, chains + 1)),
         names={"env": labels, "latent": [f"latent_{k}" for k in range(3)], "feature": known.feature_names},
         scores=np.arange(chains) * 1.0,
@@ -193,7 +196,7 @@ def verdict(outcome="identified", reason=f"2 of 2 chains agree {EVIL}"):
         "latents": {"latent_0": 0.99, "latent_1": 0.72},
     }
     chains = {"tied": [True, True], "khat_median": 0.4, "khat_above_0.7": 0.05, "retired": 1}
-    return SimpleNamespace(to_dict=lambda: {"model": "sparse_vae", "claims": [claim], "chains": chains})
+    return SimpleNamespace(fit=None, to_dict=lambda: {"model": "sparse_vae", "claims": [claim], "chains": chains})
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +350,7 @@ def test_a_doubtful_graph_casts_doubt_on_effects():
     tree, labels, z = make_tree()
     judged = verdict("not identified").to_dict()
     judged["claims"][0]["what"] = "graph"
-    words = Elements(report.render(make_fit(labels, z), tree, SimpleNamespace(to_dict=lambda: judged))).words
+    words = Elements(report.render(make_fit(labels, z), tree, SimpleNamespace(fit=None, to_dict=lambda: judged))).words
     assert "other effects may fit these data as well" in words
 
 
@@ -432,7 +435,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match="No space left"):
         report.write(fit, tree, verdict(), None, path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["page.html"]

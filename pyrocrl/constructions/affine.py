@@ -20,6 +20,7 @@ from pyrocrl.constructions.contrastive import Chart
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.nets import Residual
+from pyrocrl.turns import drawing
 
 FLOOR = 1e-3  # least observational variance, as a share of the mean one: data may have exactly low rank
 LR, LINEAR_LR = 0.04, 0.01  # of the search; of the linear part of a map that a network bends
@@ -132,8 +133,7 @@ def bend(
     known = _told(prior)
     known.before.copy_(prior.before)
     share = nn.functional.one_hot(env, prior.environments).to(x).mean(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    with drawing(int(torch.randint(2**31, (), generator=generator))):
         bent = Bent(encoder, decoder, share, known, len(x))
         every = torch.arange(len(x), device=x.device)
         encoder.linear.requires_grad_(True)

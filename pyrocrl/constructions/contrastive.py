@@ -39,6 +39,7 @@ from pyrocrl.constructions.optimise import LR, minimise
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.parts.nets import Residual
+from pyrocrl.turns import drawing
 
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
@@ -311,8 +312,7 @@ def construct(
     Networks draw their weights from torch's global generator, whose state is restored.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         return _construct(x, env, target, width, steps, generator, hypotheses, plan)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrocrl.constructions import contrastive, optimise
 from pyrocrl.parts.flows import LAYERS, FreeFormFlow
 from pyrocrl.parts.nets import Residual
+from pyrocrl.turns import drawing
 
 # steps on normality are noisy, and rows are enough not to need it
 PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
@@ -48,8 +49,7 @@ def train(
     with torch.no_grad():
         h, g = encoder(inputs), flow.gaussianise(x)[0]
     seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         flow.decoder = Residual(x.shape[1], x.shape[1], width).to(x)
     optimise.regress(flow.decoder, h, g, max(1, int(effort.decoder * steps)), generator)
     return flow

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from pyrocrl.turns import drawing
+
 LR, MUON_LR = 3e-3, 0.02
 ROWS = 1024  # a step, of a regression
 
@@ -89,6 +91,5 @@ def regress(
     if not noise:
         return minimise(network, loss, every, steps, rows, generator)
     seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         return minimise(network, loss, every, steps, rows, generator)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from pyrocrl.constructions.optimise import minimise
 from pyrocrl.errors import one_of
 from pyrocrl.parts.nets import MLP, Residual
+from pyrocrl.turns import drawing
 
 Score = Callable[[Tensor], Tensor]
 Estimator = Literal["gaussian", "stein", "sliced"]
@@ -109,8 +110,7 @@ def sliced(x: Tensor, generator: torch.Generator, effort: Effort = EFFORT) -> Sc
     unit = (x - mean) / sd
     precision = torch.linalg.inv(torch.cov(unit.mT))
     seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with drawing(seed), torch.enable_grad():
         net: nn.Module = MLP([x.shape[1], effort.hidden, effort.hidden, x.shape[1]], "tanh").to(x)
         adam = torch.optim.Adam(net.parameters(), lr=LR, weight_decay=DECAY)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, effort.steps)
@@ -193,8 +193,7 @@ def encoder(
     for k, envs in enumerate(hits):
         label[k, envs] = torch.arange(len(envs), device=x.device)
     seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         net = _Pairs(x.shape[1], [len(envs) for envs in hits], width, effort.head).to(x)
 
         def loss(pick: Tensor, _: float) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from pyrocrl.data import Batch, Data
 from pyrocrl.infer.completion import complete
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing, reseed
 
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]
@@ -49,14 +50,26 @@ class Chains:
 
     @classmethod
     def start(
-        cls, program: Program, data: Data, count: int, seed: int, device: torch.device, dtype: torch.dtype
+        cls,
+        program: Program,
+        data: Data,
+        count: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        made: list[Program] | None = None,
+        after: Callable[[], None] = lambda: None,
     ) -> Chains:
         """Each chain from its own seed: fresh parameters, then the program's `initialise`. Chains that are `singular`
-        stand as copies of another; raises LinAlgError where all are."""
-        made: list[Program] = []
-        singular = {}
-        for chain in range(count):
-            torch.manual_seed(mix(seed, chain))
+        stand as copies of another; raises LinAlgError where all are.
+
+        made: chains that have started already; each further one is added to it, and `after` is called.
+        """
+        made = [] if made is None else made
+        program = made[0] if made and made[0].completion is not None else program
+        singular: dict[int, Exception] = {}
+        for chain in range(len(made), count):
+            reseed(mix(seed, chain))
             one = program.fresh().to(dtype)
             with torch.no_grad():
                 try:
@@ -69,6 +82,8 @@ class Chains:
                     complete(one, few)
                     program = one if one.completion is not None else program
             made.append(one)
+            if not singular:  # those made stand in the order of their chains
+                after()
         if not made:
             raise singular[0]
         for chain in singular:
@@ -81,7 +96,7 @@ class Chains:
 
     def chain(self, index: int) -> Program:
         """A program of its own holding the parameters of one chain."""
-        with torch.random.fork_rng(devices=[]):  # the parameters drawn here are overwritten at once
+        with drawing():  # the parameters drawn here are overwritten at once
             one = self.program.fresh()
         state = {k: v[index].detach().clone() for k, v in {**self.params, **self.buffers}.items()}
         first = next(v for v in state.values() if v.is_floating_point())

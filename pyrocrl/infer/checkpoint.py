@@ -1,13 +1,13 @@
 """One file holds a fit, finished or interrupted: safetensors with a JSON header, never pickle.
 
-It is written to a temporary file beside its place and renamed, so that a kill leaves the last good one.
+It is written to a temporary file beside its place and renamed, so that a kill leaves the last good one. A digest over
+header and tensors names the fit: what is made from a fit carries it, and a file whose content has another is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,21 @@ import numpy as np
 import scipy.sparse
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pyrocrl.data import Data
-from pyrocrl.errors import InputError, check_path
+from pyrocrl.errors import InputError, reject
+from pyrocrl.files import write_bytes
 
-FORMAT = "pyrocrl-fit-1"
+FORMAT = "pyrocrl-fit-2"
+UNSAFE = "pyrocrl-fit-1"  # before the digest was of the header as well
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
     """Write tensors and a JSON header to `path`, all or nothing."""
-    check_path("path", path)
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    meta = {"format": FORMAT, "header": json.dumps(header)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"path: cannot write {path} ({_reason(error)}); allowed: a writable folder") from None
-    return path
+    meta = {"format": FORMAT, "header": json.dumps(header), "digest": digest(tensors, header)}
+    return write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta), path)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,6 +47,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = file.metadata() or {}
             if meta.get("format") != FORMAT:
                 found = meta.get("format", "no format")
+                if found == UNSAFE:
+                    old = f"{path}, written by an older pyrocrl, with a header that nothing protects"
+                    reject("path", old, "a checkpoint of this version: fit anew")
                 raise InputError(f"path: {path} is no checkpoint of pyrocrl (found {found!r}); allowed: {FORMAT!r}")
             header = json.loads(meta["header"])
             names = sorted(file.keys())
@@ -64,14 +59,14 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         found = f"{path}, damaged or foreign ({_reason(error)})"
         raise InputError(f"path: found {found}; allowed: a whole checkpoint") from None
-    if header.get("digest") is not None and header["digest"] != digest(tensors):
+    if meta.get("digest") != digest(tensors, header):
         raise InputError(f"path: {path} was edited (its digest does not match); allowed: an unchanged checkpoint")
     return tensors, header
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """A digest of names, shapes and values."""
-    out = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """A digest of the header as JSON gives it back, and of the tensors' names, shapes and values."""
+    out = hashlib.sha256(json.dumps(json.loads(json.dumps(header)), sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         out.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())

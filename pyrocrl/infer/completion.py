@@ -27,6 +27,7 @@ from pyrocrl.exact import orders
 from pyrocrl.infer.elbo import is_local, latent_values, sample_sites
 from pyrocrl.parts.guides import GateBlock, NormalBlock
 from pyrocrl.program import Program
+from pyrocrl.turns import reseed
 
 SCALE = 0.1  # first deviation of a block on the unconstrained scale
 MOST, DRAWS, SURELY = 400, 8, 12.0  # gates to settle, draws for each, largest log odds
@@ -136,7 +137,7 @@ class Completion(nn.Module):
                     for state in (1.0, 0.0):
                         value = hard.clone()
                         value[place] = state
-                        torch.manual_seed((seed + draw) % 2**63)
+                        reseed((seed + draw) % 2**63)
                         change = _objective(program, batch, name, value)
                         gain[place] += (2 * state - 1) * change / DRAWS
             logits.copy_(gain.nan_to_num(nan=-SURELY, posinf=SURELY, neginf=-SURELY).clamp(-SURELY, SURELY))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrocrl.data import Batch
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing
 
 Trace = Any  # a pyro.poutine.Trace
 
@@ -78,7 +79,7 @@ def validate(program: Program, batch: Batch) -> None:
 
     Raises ValueError naming the sites where guide and model disagree.
     """
-    with pyro.validation_enabled(True), warnings.catch_warnings():
+    with drawing(), pyro.validation_enabled(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         guide, model = traces(program, batch)
     latent = {n for n, s in sample_sites(model) if not s["is_observed"] and not s["infer"].get("is_auxiliary")}

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyrocrl.data import Batch, Data
-from pyrocrl.errors import check_path, reject
+from pyrocrl.errors import reject
+from pyrocrl.files import held
 from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import SINGULAR, Chains, Flat, clip_by_chain, mix
+from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.elbo import elbo, validate
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
@@ -28,12 +32,14 @@ from pyrocrl.infer.origin import origin, refuse_other_text
 from pyrocrl.infer.units import units_of
 from pyrocrl.options import Seed, Size, check_memory, checked, known_names
 from pyrocrl.program import Program, Recipe
+from pyrocrl.turns import drawing, reseed
 
 log = logging.getLogger("pyrocrl")
 CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
 STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
+SAVE_SECONDS = 20.0  # between checkpoints, however long an epoch is
 
 
 class FitError(RuntimeError):
@@ -61,9 +67,11 @@ def fit(
 
     chains, epochs: None = the model's own recipe; other fields of `Recipe` may be given by name (lr=, patience=...).
     seed: everything random follows it. device: "auto" (cuda where there is one), "cpu" or "cuda[:i]".
-    out: a folder for the checkpoint, written every `checkpoint_every` epochs and at the end; with resume=True an
-    interrupted fit found there goes on and ends as an uninterrupted one would have. on_epoch: called after each
-    epoch. Raises InputError for bad arguments before any work, FitError when no chain stays finite.
+    out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
+    fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
+    have. on_epoch: called after each epoch. Threads that fit take turns; processes run side by side. The global random
+    state of torch, numpy and python is afterwards what it was before. Raises InputError for bad arguments before any
+    work and for a folder that another fit is writing, FitError when no chain stays finite.
     """
     recipe = _recipe(program, recipe, chains, epochs, overrides)
     where = resolve_device(device)
@@ -74,13 +82,10 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
-    if path is not None:
-        _check_writable(path.parent)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), pyro.validation_enabled(False):
+    with nullcontext() if path is None else held(path.parent, "out"), drawing():
+        saved = checkpoint.read(path) if resume and path is not None and path.exists() else None
         try:
-            loop = _Loop(program, data, recipe, seed, where, path)
-            if resume and path is not None and path.exists():
-                loop.restore(path)
+            loop = _Loop(program, data, recipe, seed, where, path, saved)
             return loop.run(progress, checkpoint_every, on_epoch)
         except SINGULAR as error:
             raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
@@ -132,22 +137,39 @@ def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
     return max(1, rows // min(recipe.batch_size, rows))
 
 
-def _check_writable(folder: Path) -> None:
-    check_path("out", folder)
+@contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Until the block ends Ctrl-C only fills this list, so that a step is never cut; a second one ends the block."""
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            signal.default_int_handler(number, frame)
+        came.append(number)
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield came  # another thread gets none, and another handler is not ours to replace
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".pyrocrl.part"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reject("out", f"{folder} ({error.strerror or error})", "a folder that can be written")
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Loop:
     """State of one fit: stacked parameters, Adam, the best state of each chain and the history of checks."""
 
     def __init__(
-        self, program: Program, data: Data, recipe: Recipe, seed: int, device: torch.device, path: Path | None
+        self,
+        program: Program,
+        data: Data,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        path: Path | None,
+        saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
     ) -> None:
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
@@ -157,13 +179,23 @@ class _Loop:
         self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, out))
         self.steps = steps_per_epoch(program, recipe, self.train.rows)
         self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
-        self.started = time.perf_counter()
+        self.started = self.saved = time.perf_counter()
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0
         rows = program.uses_rows
         self.batch = self.train.tensors(device, recipe.dtype, rows=rows, moments=not rows)
         self.held_batch = self.held.tensors(device, recipe.dtype).whole()
-        self.chains = Chains.start(program, self.train, recipe.chains, seed, device, recipe.dtype)
+        self.made: list[Program] = []  # chains that have started
+        if saved is not None:
+            self._check_same(saved[1])
+            self._take_starts(*saved)
+        try:
+            self.chains = Chains.start(
+                program, self.train, recipe.chains, seed, device, recipe.dtype, self.made, self._save_starts
+            )
+        except KeyboardInterrupt:
+            self._save_starts(at_once=True)
+            raise
         self.flats = self._flatten()
         self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
         self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
@@ -171,9 +203,13 @@ class _Loop:
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
         self.best_score = torch.full((recipe.chains,), -torch.inf, dtype=torch.float64, device=device)
         self.best_epoch = 0
-        self.epoch = 0
+        self.epoch = self.step = 0  # epochs that are done, steps of the one that is not
+        self.generators: dict[str, Tensor] = {}  # torch's in the middle of an epoch, of a checkpoint
+        self.interrupts: list[int] = []
         self.history: list[list[float]] = []
         validate(self.chains.chain(0).train(), self._sample_batch())
+        if saved is not None and "best_epoch" in saved[1]:
+            self._restore(*saved)
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.chains.params, **self.chains.buffers}
@@ -211,7 +247,7 @@ class _Loop:
             desc=f"{self.program.card.name}, {recipe.chains} chains",
             unit="epoch",
         )
-        with bar:
+        with bar, _ctrl_c() as self.interrupts:
             while self.epoch < recipe.epochs and not self._stalled():
                 self._run_epoch()
                 self.epoch += 1
@@ -219,15 +255,18 @@ class _Loop:
                     score = self._check()
                     bar.set_postfix_str(f"held-out {score - self._volume:.4g}", refresh=False)
                 bar.update(1)
-                if self.path is not None and self.epoch % checkpoint_every == 0 and self.epoch < recipe.epochs:
+                if self.epoch % checkpoint_every == 0 and self.epoch < recipe.epochs:
                     self._save()
                 if on_epoch is not None:
                     on_epoch(self.epoch)
+                self._stop_if_told()
         return self._finish()
 
     def _run_epoch(self) -> None:
         recipe = self.recipe
-        torch.manual_seed(mix(self.seed, self.epoch, 7))  # each epoch has its own stream: nothing to save
+        reseed(mix(self.seed, self.epoch, 7))  # each epoch has its own stream: nothing to save at its end
+        if self.generators:
+            self._set_generators()
         rows = len(self.batch)
         size = rows if recipe.batch_size is None else min(recipe.batch_size, rows)
         if self.program.uses_rows:
@@ -237,10 +276,31 @@ class _Loop:
         else:
             order = None
         steps = self.steps
-        for step in range(steps):
+        for step in range(self.step, steps):
             at = (self.epoch + step / steps) / recipe.epochs
             batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
             self._step(self._annealed(batch, at), at)
+            self.step = step + 1
+            if time.perf_counter() - self.saved > SAVE_SECONDS:
+                self._save()
+            self._stop_if_told()
+        self.step = 0
+
+    def _stop_if_told(self) -> None:
+        """Raise KeyboardInterrupt, with a checkpoint of this very step, if Ctrl-C came."""
+        if self.interrupts:
+            self._save()
+            raise KeyboardInterrupt
+
+    def _get_generators(self) -> dict[str, Tensor]:
+        cuda = {"generator.cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"generator.cpu": torch.get_rng_state(), **cuda}
+
+    def _set_generators(self) -> None:
+        torch.set_rng_state(self.generators["generator.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.generators["generator.cuda"], self.device)
+        self.generators = {}
 
     def _annealed(self, batch: Batch, at: float) -> Batch:
         def scalar(value: float) -> Tensor:
@@ -323,7 +383,7 @@ class _Loop:
                 for name in target:
                     target[name].data[chain] = source[name][chain]
             one = self.chains.chain(chain)
-            torch.manual_seed(mix(self.seed, chain, 17))
+            reseed(mix(self.seed, chain, 17))
             try:
                 with torch.no_grad():
                     one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
@@ -383,7 +443,38 @@ class _Loop:
         pick = torch.randperm(len(batch), generator=generator)[:SETTLING_ROWS].to(self.device)
         return self._annealed(batch.take(pick), 1.0)
 
+    def _save_starts(self, at_once: bool = False) -> None:
+        """A checkpoint of the chains that have started, where starts take long: the others have not."""
+        late = time.perf_counter() - self.saved > SAVE_SECONDS
+        if self.path is not None and (late or at_once) and 0 < len(self.made) < self.recipe.chains:
+            states = [one.state_dict() for one in self.made]
+            tensors = {f"state.{k}": torch.stack([s[k] for s in states]) for k in states[0]}
+            checkpoint.write(self.path, tensors, self._header(self.made[0]))
+            self.saved = time.perf_counter()
+
+    def _take_starts(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Chains as far as a checkpoint has them."""
+        states = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+        for chain in range(len(next(iter(states.values())))):
+            one = self.program.fresh().to(self.recipe.dtype)
+            if header["completion"] is not None:
+                one.complete_with(Completion(header["completion"]).to(dtype=self.recipe.dtype))
+            one.load_state_dict({k: v[chain] for k, v in states.items()})
+            self.made.append(one)
+        self.seconds_before, self.cpu_before = header["seconds"], header["cpu_seconds"]
+
+    def _header(self, program: Program) -> dict[str, Any]:
+        return self._identity() | {
+            "finished": False,
+            "origin": self.origin,
+            "completion": None if program.completion is None else program.completion.spec,
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+            "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
+        }
+
     def _save(self) -> None:
+        if self.path is None:
+            return
         tensors = {f"state.{k}": v for k, v in self._state().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         adam = self.optimiser.state_dict()["state"]
@@ -391,18 +482,15 @@ class _Loop:
             tensors |= {f"adam.{index}.{k}": v for k, v in entry.items()}
         tensors |= {"alive": self.alive, "best_score": self.best_score}
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64)
-        tensors = {k: v.detach().cpu() for k, v in tensors.items()}
-        header = self._identity() | {
-            "finished": False,
-            "origin": self.origin,
+        tensors = {k: v.detach().cpu() for k, v in (tensors | self._get_generators()).items()}
+        header = self._header(self.chains.program) | {
             "epoch": self.epoch,
+            "step": self.step,
             "best_epoch": self.best_epoch,
             "batched": self.chains.batched,
-            "seconds": self.seconds_before + time.perf_counter() - self.started,
-            "cpu_seconds": self.cpu_before + time.process_time() - self.cpu_started,
         }
-        assert self.path is not None
-        checkpoint.write(self.path, tensors, header | {"digest": checkpoint.digest(tensors)})
+        checkpoint.write(self.path, tensors, header)
+        self.saved = time.perf_counter()
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -414,21 +502,25 @@ class _Loop:
             "size_factor": self.data.size_rule,
         }
 
-    def restore(self, path: Path) -> None:
-        """Take up an interrupted fit; a finished one has nothing left to do but its end."""
-        tensors, header = checkpoint.read(path)
+    def _check_same(self, header: dict[str, Any]) -> None:
+        """Raise InputError unless this is the fit that was interrupted."""
         for key, mine in self._identity().items():
-            theirs = header.get("meta", {}).get(key, header.get(key))
-            if _plain(mine) != theirs:
+            mine, theirs = _plain(mine), header.get("meta", {}).get(key, header.get(key))
+            if key == "recipe" and mine != theirs:
+                key = next(field for field in mine if mine[field] != theirs.get(field))
+                mine, theirs = mine[key], theirs.get(key)
+            if mine != theirs:
                 what = "data" if key == "fingerprint" else key
                 found = "other data" if key == "fingerprint" else f"{what} {_short(theirs)}"
                 reject("resume", f"a checkpoint with {found}", f"the same {what} as before ({_short(mine)})")
         refuse_other_text("resume", header, self.origin)
         if header["finished"]:
-            reject("resume", f"a finished fit in {path.parent}", "an interrupted fit; load it with pyrocrl.load")
-        for name, value in self._state().items():
-            value.data.copy_(tensors[f"state.{name}"])
-            self.best[name] = tensors[f"best.{name}"].to(self.device)
+            further = "pyrocrl.load reads this one, a new fit with more epochs goes further"
+            reject("resume", f"a finished fit in {self.path}", f"an interrupted fit; {further}")
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Take up an interrupted fit whose chains have started."""
+        self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self._state()}
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("adam."):
@@ -439,9 +531,9 @@ class _Loop:
         self.alive = tensors["alive"].to(self.device)
         self.best_score = tensors["best_score"].to(self.device)
         self.history = tensors["history"].tolist()
-        self.epoch, self.best_epoch = header["epoch"], header["best_epoch"]
+        self.epoch, self.step, self.best_epoch = header["epoch"], header["step"], header["best_epoch"]
+        self.generators = {k: v for k, v in tensors.items() if k.startswith("generator.") and self.step}
         self.chains.batched = header["batched"]
-        self.seconds_before, self.cpu_before = header["seconds"], header["cpu_seconds"]
 
 
 def _negative_elbo(program: Program, batch: Batch) -> Tensor:

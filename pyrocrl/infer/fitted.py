@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
 from scipy.special import logsumexp
@@ -27,6 +25,7 @@ from pyrocrl.infer.elbo import elbo
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.options import Bounds, Seed, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
+from pyrocrl.turns import drawing, reseed
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
@@ -161,7 +160,7 @@ class Fit:
         for start in range(0, data.rows, step):
             rows = data.rows_at(np.arange(start, min(start + step, data.rows)))
             batch = self.batch_of(rows)
-            with torch.no_grad():
+            with drawing(), torch.no_grad():
                 parts.append(np.stack([p.latents(batch).double().cpu().numpy() for p in self.programs()]))
         return np.concatenate(parts, 1)
 
@@ -184,13 +183,13 @@ class Fit:
             return None
         step = max(1, READ_CELLS // data.features)
         parts = []
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with drawing(), torch.no_grad():
             for start in range(0, data.rows, step):
                 rows = data.rows_at(np.arange(start, min(start + step, data.rows)))
                 batch, centre = self.batch_of(rows).annealed(), self.latents(rows)
                 first, second = np.zeros_like(centre), np.zeros_like(centre)
                 for chain, (weight, program) in enumerate(zip(self.weights, self.programs(), strict=True)):
-                    torch.manual_seed(mix(seed, chain, start, 47))
+                    reseed(mix(seed, chain, start, 47))
                     for _ in range(draws):
                         sites = stories.drawn(program, batch)
                         z = stories.values(stories.told(program, batch, sites))["z"]
@@ -215,7 +214,7 @@ class Fit:
     def chain_values(self, name: str) -> np.ndarray | None:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
-        with torch.no_grad():
+        with drawing(), torch.no_grad():
             own = [v for p in self.programs() if (v := _read(p, name)) is not None]
         if len(own) < self.chains.count or self.program.group.mixes:
             return None
@@ -231,7 +230,7 @@ class Fit:
         integrated out; nats."""
         data = self.coded(data)
         self.program.check(data)
-        with pyro.validation_enabled(False), np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):
             each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
             return logsumexp(each + np.log(self.weights)[:, None], axis=0) - self.log_volume
 
@@ -270,9 +269,9 @@ class Fit:
         batch = self.batch_of(data.rows_at(rows)).annealed()
         groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
         stats = []
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with drawing(), torch.no_grad():
             for chain, program in enumerate(self.programs()):
-                torch.manual_seed(mix(seed, self.meta["seed"], chain, 23))
+                reseed(mix(seed, self.meta["seed"], chain, 23))
                 lp = []
                 collected: dict[str, dict[str, list]] = {g: {} for g in groups}
                 for _ in range(draws):
@@ -325,6 +324,7 @@ class Fit:
         out = xr.DataTree.from_dict(tree)
         out.attrs |= {
             "model": self.program.card.name,
+            "fit": self.digest,
             "thin": int(thin),
             "up_to": ", ".join(self.program.latents_up_to) or "exact",
             "created_by": "pyrocrl",
@@ -345,20 +345,22 @@ class Fit:
         batch = self.batch_of(data).annealed()
         program = self.programs()[self.reference]
         sites: dict[str, list] = {}
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-            torch.manual_seed(mix(seed, 29))
+        with drawing(), torch.no_grad():
+            reseed(mix(seed, 29))
             for _ in range(draws):
                 trace = stories.told(program, batch.blank(), {})
                 for name, value in (stories.values(trace) | {"x": trace.nodes["x"]["value"]}).items():
                     sites.setdefault(name, []).append(value.double().cpu().numpy())
         coords = self.coords(data.row_labels(), draws) | {"chain": [0]}
         one = {n: self.in_data_units(n, np.stack(v)[None]) for n, v in sites.items()}
-        return xr.DataTree.from_dict(
+        out = xr.DataTree.from_dict(
             {
                 "prior": self.dataset({n: v for n, v in one.items() if n != "x"}, coords),
                 "prior_predictive": self.dataset({"x": one["x"]}, coords),
             }
         )
+        out.attrs["fit"] = self.digest
+        return out
 
     @checked
     def do(
@@ -401,9 +403,9 @@ class Fit:
         rows = np.random.default_rng(seed).integers(0, data.rows, draws)
         batch = self.batch_of(data.rows_at(rows)).annealed()
         z_out, x_out = [], []
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with drawing(), torch.no_grad():
             for chain, (program, a) in enumerate(zip(self.programs(), self.alignments, strict=True)):
-                torch.manual_seed(mix(seed, chain, 31))
+                reseed(mix(seed, chain, 31))
                 actions = {}
                 for name, value in values.items():
                     k = self.names["latent"].index(name)
@@ -431,7 +433,7 @@ class Fit:
                 "latent": self.names["latent"],
                 "feature": self.names["feature"],
             },
-            attrs={"do": ", ".join([*environments, *(f"{k}={v:g}" for k, v in values.items())])},
+            attrs={"fit": self.digest, "do": ", ".join([*environments, *(f"{k}={v:g}" for k, v in values.items())])},
         )
 
     # -- files -------------------------------------------------------------------------------------------------
@@ -442,6 +444,21 @@ class Fit:
         path = Path(path)
         if path.is_dir() or not path.suffix:
             path = path / "checkpoint.safetensors"
+        return checkpoint.write(path, *self._content())
+
+    @cached_property
+    def digest(self) -> str:
+        """What names this fit: a digest of all that `save` writes. Draws, verdicts, runs and reports carry it."""
+        return checkpoint.digest(*self._content())
+
+    def check_own(self, argument: str, named: object) -> None:
+        """Raise InputError, about `argument`, unless `named`, the digest that something carries, is this fit's."""
+        if named != self.digest:
+            found = "what does not say of which fit it is" if named is None else f"what is of fit {str(named)[:12]}"
+            reject(argument, found, f"what was made from this fit, {self.digest[:12]}")
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and header of the fit's file."""
         state = {**self.chains.params, **self.chains.buffers}
         tensors = {f"state.{k}": v.detach().cpu() for k, v in state.items()}
         tensors |= {
@@ -456,14 +473,13 @@ class Fit:
             "model": self.program.card.name,
             "config": self.program.arguments,
             "completion": None if self.program.completion is None else self.program.completion.spec,
-            "params": list(self.chains.params),
+            "params": sorted(self.chains.params),
             "kept": self.kept,
             "names": self.names,
             "meta": self.meta,
             "batched": self.chains.batched,
-            "digest": checkpoint.digest(tensors),
         }
-        return checkpoint.write(path, tensors, header)
+        return tensors, header
 
     @classmethod
     def restore(cls, path: str | Path, find: Callable[[dict], type[Program]], data: Data | None = None) -> Fit:
@@ -505,6 +521,7 @@ class Fit:
             Units(**units) if units else None,
         )
         fit.data = None if data is None else fit.coded(data)
+        fit.digest = checkpoint.digest(tensors, header)
         return fit
 
     # -- helpers -----------------------------------------------------------------------------------------------
@@ -650,16 +667,11 @@ def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
 
 def to_arviz(tree: xr.DataTree) -> Any:
     """The tree as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an `InferenceData`."""
-    arviz = import_arviz()
+    with warnings.catch_warnings():  # 0.23 tells of its rewrite when it is imported
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
     if int(arviz.__version__.split(".")[0]) >= 1:
         return tree
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return arviz.from_datatree(tree)
-
-
-def import_arviz() -> Any:
-    """ArviZ, without the notice of its coming rewrite that 0.23 prints at import."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return importlib.import_module("arviz")

@@ -10,6 +10,7 @@ from pyrocrl.data import Batch, Data
 from pyrocrl.infer.chains import Chains
 from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites, traces
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing
 
 EVAL_CELLS = 4_000_000  # entries of x a held-out step may hold at once
 HELD_OUT_DRAWS = 4
@@ -45,8 +46,7 @@ def row_objectives(chains: Chains, batch: Batch, seed: int) -> Tensor:
     """(chain, row) `row_objective` of an annealed batch, averaged over a few draws with noise that `seed` fixes."""
     step = max(1, EVAL_CELLS // (batch.x.shape[1] * chains.count))
     out = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[batch.device] if batch.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with drawing(seed), torch.no_grad():
         for start in range(0, len(batch), step):
             part = batch.take(torch.arange(start, min(start + step, len(batch)), device=batch.device))
             out.append(torch.stack([chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]).mean(0))

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from pyrocrl import options, zoo
 from pyrocrl.claims.card import ASSUMPTIONS, CONDITIONS, TARGETS, VALUES, Claim
@@ -22,6 +21,7 @@ from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.options import Size
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing
 
 State = Literal["met", "open", "missing"]
 FEW_ROWS = 100  # below it a mean is known to a tenth of a standard deviation at best
@@ -170,7 +170,7 @@ def _judge(kind: type[Program], told: _Told) -> Choice:
     card = kind.card
     given, lacks = _options(kind, told)
     program: Program | None = None
-    with torch.random.fork_rng(devices=[]):
+    with drawing():
         try:
             program = kind.from_data(told.data, **given)
             program.check(told.data)

@@ -25,7 +25,7 @@ from pyrocrl.judge.metrics import mcc, reorder_graph
 @dataclass(frozen=True)
 class Candidate:
     """One model: its verdict, held-out objective (nats a row, and its standard error against the best model's on the
-    same rows) and, where the truth is known, `scores` of `evaluate`."""
+    same rows) and, where the truth is known, `scores` of `evaluate`. fit: the fit's digest."""
 
     name: str
     title: str
@@ -35,6 +35,7 @@ class Candidate:
     error: float
     seconds: float
     scores: dict[str, float]
+    fit: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def compare(fits: Mapping[str, Fit], data: Data, verdicts: Mapping[str, Verdict]
 
     fits: a name for each. data: rows that no fit has seen, see `Data.split`. verdicts: of `diagnose`, by name; None
     makes them from the rows of each fit. Raises InputError for fewer than two fits, and for data that a program cannot
-    take.
+    take, and for verdicts of other fits.
     """
     if len(fits) < 2:
         reject("fits", f"{len(fits)}", "two or more")
@@ -82,6 +83,8 @@ def compare(fits: Mapping[str, Fit], data: Data, verdicts: Mapping[str, Verdict]
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     verdicts = verdicts or {name: diagnose(fit) for name, fit in fits.items()}
+    for name, verdict in verdicts.items():
+        fits[name].check_own("verdicts", verdict.fit)
     density = {name: fit.held_out_objective(data) for name, fit in fits.items()}
     best = max(density, key=lambda name: density[name].mean())
     models = []
@@ -98,6 +101,7 @@ def compare(fits: Mapping[str, Fit], data: Data, verdicts: Mapping[str, Verdict]
                 float(gap.std() / np.sqrt(len(gap))),
                 float(fit.meta.get("seconds", np.nan)),
                 found,
+                fit.digest,
             )
         )
     z = {name: fit.latents(data) for name, fit in fits.items()}

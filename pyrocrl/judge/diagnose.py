@@ -9,6 +9,7 @@ variational family can break a symmetry of the likelihood, so agreement alone pr
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,6 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import pyro
 import torch
 
 from pyrocrl.claims import conditions
@@ -28,8 +28,9 @@ from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
-from pyrocrl.infer.fitted import INCLUDED, Fit, import_arviz
+from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.options import Seed, checked
+from pyrocrl.turns import drawing
 
 Outcome = Literal["identified", "not identified", "not converged"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
@@ -63,6 +64,7 @@ class Verdict:
     model: str
     claims: tuple[ClaimVerdict, ...]
     chains: dict[str, Any]
+    fit: str | None = None  # its digest
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.chains['held_out'])} chains, {self.chains['ties']} at the best objective"]
@@ -73,7 +75,8 @@ class Verdict:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "claims": [asdict(c) for c in self.claims], "chains": self.chains}
+        claims = [asdict(c) for c in self.claims]
+        return {"model": self.model, "fit": self.fit, "claims": claims, "chains": self.chains}
 
     def __getitem__(self, what: str) -> ClaimVerdict:
         """The verdict of the claim on latents, mask, graph, ..."""
@@ -108,7 +111,7 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
         "retired": len(fit.meta["retired"]),
     }
     judged = tuple(_judge(fit, data, claim, ties, seed) for claim in fit.program.claims())
-    return Verdict(fit.program.card.name, judged, chains)
+    return Verdict(fit.program.card.name, judged, chains, fit.digest)
 
 
 def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> ClaimVerdict:
@@ -247,8 +250,7 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     few = data.rows_at(rows) if program.uses_rows else data
     batch = fit.batch_of(few).annealed()
     out = []
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(mix(seed, 37))
+    with drawing(mix(seed, 37)), torch.no_grad():
         fixed = guide_trace(program, batch)
         for name in [n for n, s in fixed.nodes.items() if s["type"] == "sample" and is_local(s)]:
             fixed.remove_node(name)
@@ -257,13 +259,36 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
             guide, model = traces(program, batch, fixed if program.uses_rows else None)
             out.append(_log_ratio(guide, model, program.uses_rows, len(batch)))
     ratios = np.stack(out, -1)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        khat = np.atleast_1d(import_arviz().psislw(ratios)[1])
+    khat = np.array([pareto_khat(one) for one in np.atleast_2d(ratios)])
     khat = khat[np.isfinite(khat)]
     if not khat.size:
         return {"median": float("nan"), "bad": float("nan")}
     return {"median": float(np.median(khat)), "bad": float((khat > 0.7).mean())}
+
+
+def pareto_khat(log_weights: np.ndarray) -> float:
+    """Shape of the generalised Pareto law of the largest importance weights: log_weights (draw,), k-hat of them.
+
+    The tail of Vehtari et al. (2024), fitted as Zhang & Stephens (2009) do, with their weak prior towards .5. inf for
+    a tail of fewer than 5 weights and where one is not a number.
+    """
+    draws = len(log_weights)
+    with np.errstate(all="ignore"):
+        log_weights = log_weights - log_weights.max()
+        start = np.sort(log_weights)[-math.ceil(min(draws / 5, 3 * math.sqrt(draws))) - 1]
+        start = max(start, math.log(np.finfo(float).tiny))
+        tail = np.sort(np.exp(log_weights[log_weights > start]) - math.exp(start))
+        count = len(tail)
+        if count < 5:
+            return math.inf
+        grid = 30 + int(math.sqrt(count))
+        rate = 1 / tail[-1] + (1 - np.sqrt(grid / (np.arange(grid) + 0.5))) / (3 * tail[int(count / 4 + 0.5) - 1])
+        shape = np.log1p(-rate[:, None] * tail).mean(1)
+        profile = count * (np.log(-rate / shape) - shape - 1)
+        weight = np.exp(profile - profile.max())
+        weight = np.where(weight / weight.sum() < 10 * np.finfo(float).eps, 0.0, weight)
+        shape = np.log1p(-(weight @ rate / weight.sum()) * tail).mean()
+    return float((count * shape + 5) / (count + 10))
 
 
 def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> np.ndarray:
@@ -290,8 +315,7 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
     program = fit.chains.chain(fit.reference)
     few = data.rows_at(np.arange(min(data.rows, 200)))
     batch = fit.batch_of(few).annealed()
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(41)
+    with drawing(41), torch.no_grad():
         mask = program.mask()
         if mask is not None and not (mask > INCLUDED).all():
             return None

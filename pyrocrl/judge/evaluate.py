@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
 from pyrocrl.claims.indeterminacy import Group
@@ -17,6 +16,7 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge import metrics
 from pyrocrl.options import Seed, checked
+from pyrocrl.turns import drawing
 
 DCI_ROWS = 2_000  # boosting on more rows only costs time
 WEIGHT_DRAWS = 400
@@ -131,8 +131,7 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
     """Mean squared error of the mean of x given the posterior-mean latents, averaged over chains by their weights."""
     batch = fit.batch_of(data).annealed()
     errors = []
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(0)
+    with drawing(0), torch.no_grad():
         for program in fit.programs():
             sites = stories.centre(program, batch) | {"z": program.latents(batch)}
             gap = (stories.expected(program, batch, sites) - batch.x).square().mean(0).double().cpu().numpy()

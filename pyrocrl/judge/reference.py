@@ -34,6 +34,7 @@ from pyrocrl.infer.elbo import is_local, sample_sites
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.stories import Sites
 from pyrocrl.program import Program, check_whole
+from pyrocrl.turns import drawing
 
 MOST_VALUES = 256  # joint values of discrete sites that are summed over, at the cost of a story each
 TARGET_ACCEPT = 0.8
@@ -75,8 +76,7 @@ def reference(
     for name, value, least in (("draws", draws, 4), ("warmup", warmup, 1), ("chains", chains, 1)):
         check_whole(name, value, least)
     rows = fit.fitted_rows(data)
-    with torch.random.fork_rng(), pyro.validation_enabled(False):
-        torch.manual_seed(mix(seed, fit.meta["seed"], 53))
+    with drawing(mix(seed, fit.meta["seed"], 53)):
         target = _Target(*_program(fit, data, rows), given or {}, sum_over, fit)
         runs = [target.run(draws, warmup) for _ in range(chains)]
     values = {name: fit.in_data_units(name, np.stack([run.values[name] for run in runs])) for name in runs[0].values}
@@ -98,6 +98,7 @@ def reference(
     sampled = torch.stack([run.shared for run in runs])  # (chain, draw, number)
     tree.attrs |= {
         "model": fit.program.card.name,
+        "fit": fit.digest,
         "given": ", ".join(target.given),
         "sum_over": ", ".join(sum_over),
         "rhat_max": float(split_gelman_rubin(sampled).max()) if sampled.shape[-1] else math.nan,
@@ -124,16 +125,16 @@ def agreement(
 
     names: by default all sites without a row's index. data: as for `reference`. The fit's draws are under
     the same `given` values: sites that the guide draws jointly with a given one keep their marginal, what `recover`
-    draws follows it. Raises InputError for names that are not in the tree.
+    draws follows it. Raises InputError for names that are not in the tree, and for a tree of another fit.
     """
     check_whole("draws", draws, 2)
+    fit.check_own("tree", tree.attrs.get("fit"))
     found = tree["posterior"].to_dataset()
     known = tree["constant_data"].to_dataset()
     if names is None:
         names = [str(n) for n, v in found.data_vars.items() if "data" not in v.dims and n not in known]
     names = [one_of("names", name, [str(n) for n in found.data_vars]) for name in names]
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(mix(seed, fit.meta["seed"], 59))
+    with drawing(mix(seed, fit.meta["seed"], 59)), torch.no_grad():
         program, batch = _program(fit, data, fit.fitted_rows(data))
         own = {str(n): fit.in_data_units(str(n), v.values, -1) for n, v in known.data_vars.items()}
         given = {n: torch.as_tensor(v).to(batch.device) for n, v in own.items()}

@@ -37,6 +37,7 @@ from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
 from pyrocrl.lab import run
 from pyrocrl.lab.studies import Study, readable
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing
 
 
 def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
@@ -117,9 +118,8 @@ def construction(program: Program, train: Data, test: Data, seed: int) -> dict[s
     """
     if type(program).construct is Program.construct or "z" not in test.truth:
         return {}
-    torch.manual_seed(seed)
-    one = program.fresh().to(program.recipe.dtype)
-    with torch.no_grad():
+    with drawing(seed), torch.no_grad():
+        one = program.fresh().to(program.recipe.dtype)
         units = units_of(program, train)
         one.construct(train.in_units(units), torch.Generator().manual_seed(seed))
         batch = test.in_units(units).tensors(dtype=program.recipe.dtype, moments=not program.uses_rows).whole()

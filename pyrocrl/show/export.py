@@ -23,6 +23,7 @@ import xarray as xr
 from pyrocrl import io
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
+from pyrocrl.files import replacing_path, write_bytes
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.diagnose import Verdict
 from pyrocrl.show import plots
@@ -84,14 +85,12 @@ def to_anndata(
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a table of `to_frame`, whole or not at all; its first column has the rows' names and no header."""
-    with io.replacing(path) as part:
-        table.to_csv(part)
-    return Path(path)
+    return write_bytes(table.to_csv().encode(), path)
 
 
 def write_h5ad(adata: Any, path: str | Path) -> Path:
     """Write an AnnData, whole or not at all: `path` may be the file that it was read from."""
-    with io.replacing(path) as part:
+    with replacing_path(path) as part:
         adata.write_h5ad(part)
     return Path(path)
 

@@ -26,6 +26,7 @@ from scipy.stats import beta, rankdata
 
 from pyrocrl.errors import one_of, reject
 from pyrocrl.judge.metrics import mcc, weighted_quantiles
+from pyrocrl.turns import turn
 
 Floats = NDArray[np.float64]
 P = ParamSpec("P")
@@ -70,7 +71,7 @@ STYLE: dict[Any, Any] = {
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
+        with turn(), mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
 
     return inner

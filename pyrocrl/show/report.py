@@ -10,7 +10,6 @@ import base64
 import inspect
 import io
 import math
-import os
 import platform
 import sys
 import textwrap
@@ -28,11 +27,13 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyrocrl.errors import InputError, reject
+from pyrocrl.errors import InputError
+from pyrocrl.files import write_bytes
 from pyrocrl.judge.diagnose import AGREE_EACH
 from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
 from pyrocrl.show import plots, story
 from pyrocrl.show.effects import effects
+from pyrocrl.turns import turn
 
 if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
@@ -86,7 +87,7 @@ def write(
     tree: of `fit.posterior()`; without posterior predictive draws that check is left out. verdict: of `diagnose`,
     or None. scores: of `evaluate`, or None where no truth is known. pages: title -> address, relative to this page, of
     pages that belong together, None for this one; they become tabs. The file appears whole or not at all. Raises
-    InputError for a tree without latents or a folder that cannot be written.
+    InputError for a tree or a verdict of another fit, a tree without latents or a folder that cannot be written.
     """
     return _write(render(fit, tree, verdict, scores, pages), Path(path), "report.html")
 
@@ -132,15 +133,7 @@ def _write(html: str, path: Path, name: str) -> Path:
     """The page at `path`, in a folder under `name`; whole or not at all."""
     if path.is_dir() or not path.suffix:
         path = path / name
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(html.encode("utf-8", errors="replace"))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reject("path", f"{path} ({error.strerror or error})", "a file in a folder that can be written")
-    return path
+    return write_bytes(html.encode("utf-8", errors="replace"), path)
 
 
 def render(
@@ -151,6 +144,9 @@ def render(
     pages: Mapping[str, str | None] | None = None,
 ) -> str:
     """The page as a string."""
+    fit.check_own("tree", tree.attrs.get("fit"))
+    if verdict is not None:
+        fit.check_own("verdict", verdict.fit)
     judged = verdict.to_dict() if verdict is not None else {"claims": [], "chains": {}}
     reference = _reference(fit, tree)
     model, drawn = _model(fit)
@@ -400,7 +396,7 @@ def _footer(fit: Fit) -> dict[str, Any]:
     meta = {k: v for k, v in fit.meta.items() if k in ("seed", "epochs", "device", "fingerprint")}
     return {
         "versions": versions,
-        "meta": meta,
+        "meta": {"fit": fit.digest, **meta},
         "config": fit.program.config,
         "recipe": fit.meta.get("recipe", {}),
         "cpu": _duration(float(fit.meta.get("cpu_seconds", math.nan))),
@@ -449,7 +445,7 @@ def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Pictur
 def _picture(key: str, figure: Figure, alt: str) -> Picture:
     """The figure as SVG; text becomes paths, so that it looks the same wherever it is opened."""
     stream = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "pyrocrl"}), warnings.catch_warnings():
+    with turn(), mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "pyrocrl"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
     encoded = base64.b64encode(stream.getvalue()).decode("ascii")

@@ -29,6 +29,7 @@ from sklearn.isotonic import isotonic_regression
 from pyrocrl.data import Batch, Data
 from pyrocrl.program import Program
 from pyrocrl.show.plots import GREY, INK, STYLE
+from pyrocrl.turns import drawing, turn
 
 ROWS = 32  # of the data, through which the story is run to see its relations
 NAME, LAW = 8.5, 6.5  # points
@@ -66,7 +67,8 @@ def relations(program: Program, batch: Batch) -> dict[str, Any]:
         with plates:
             program.story(batch)
 
-    found = get_model_relations(story, (batch.blank(),), include_deterministic=True)
+    with drawing():
+        found = get_model_relations(story, (batch.blank(),), include_deterministic=True)
     found["observed"] = [*found["observed"], *(name for name in found["sample_dist"] if name == "x")]
     sites = [name for name, law in found["sample_dist"].items() if law not in ("Unit", "_Subsample")]
 
@@ -95,7 +97,7 @@ def figure(program: Program, data: Data) -> Figure:
 def summed_out(program: Program, data: Data) -> list[str]:
     """Random quantities of the story that `program.model` does not draw, as they are summed or integrated out."""
     batch = _batch(program, data)
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+    with drawing(), torch.no_grad():
         kept = pyro.poutine.trace(program.model).get_trace(batch).nodes
     found = relations(program, batch)
     told = found["observed"] + [name for name, law in found["sample_dist"].items() if law == "Deterministic"]
@@ -113,7 +115,7 @@ def _batch(program: Program, data: Data) -> Batch:
 
 def draw(found: Mapping[str, Any]) -> Figure:
     """The plate diagram of `relations`."""
-    with mpl.rc_context(STYLE):
+    with turn(), mpl.rc_context(STYLE):
         return _drawn(found)
 
 
