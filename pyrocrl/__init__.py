@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import datasets, io, simulate
+    from .adjust import Adjustment
     from .claims.card import Claim, ModelCard, Reference
     from .data import Batch, Data
     from .errors import InputError
@@ -40,6 +41,7 @@ _MODULES = {
     "simulate": "simulate",
 }
 _HOMES = {
+    "Adjustment": "adjust",
     "Batch": "data",
     "Claim": "claims.card",
     "Data": "data",
@@ -63,6 +65,7 @@ _HOMES = {
     "to_arviz": "infer.fitted",
 }
 __all__ = [
+    "Adjustment",
     "Batch",
     "Claim",
     "Data",

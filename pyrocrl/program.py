@@ -387,6 +387,11 @@ class Program(nn.Module, metaclass=_InTurn):
         return int(self.config.get("batches", 1))
 
     @property
+    def reads_batches(self) -> bool:
+        """Whether it looks at technical batches; data that have some are otherwise refused."""
+        return "batches" in self.config
+
+    @property
     def target_mode(self) -> str | None:
         """How it was told the targets of environments, a key of `card.TARGETS`; None for models without targets."""
         return self.config.get("targets")
@@ -447,6 +452,16 @@ class Program(nn.Module, metaclass=_InTurn):
         told = self.target_mode not in (None, "unknown")
         return not told and any("observational_environment" in claim.needs for claim in self.claims())
 
+    def check_batches(self, data: Data) -> None:
+        """Raise InputError for technical batches that the program would not look at."""
+        if len(data.batch_names) > 1 and not self.reads_batches:
+            readers = "models whose options have `batches`" + (
+                "" if data.counts else ", or pyrocrl.Adjustment.of(data)"
+            )
+            found = f"{len(data.batch_names)} batches, which {self.card.name} does not read"
+            found += " of counts" if data.counts else " of continuous features"
+            reject("batch", found, f"none, where batches do not differ; else {readers}")
+
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
         if not self.compares_with_control or data.control is not None:
@@ -495,6 +510,7 @@ class Program(nn.Module, metaclass=_InTurn):
         if cls.card.needs_env and len(np.unique(data.env)) < 2:
             reject("env", "one environment", "two or more")
         program.check_control(data)
+        program.check_batches(data)
         return program
 
     @classmethod

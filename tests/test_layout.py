@@ -27,6 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "options": {"errors"},
     "dists": {"errors"},
     "data": {"errors", "arrays", "labels"},
+    "adjust": {"errors", "arrays", "data"},
     "pick": {"errors", "arrays", "labels", "data"},
     "io": {"errors", "files", "arrays", "data", "pick"},
     "datasets": {"errors", "arrays", "data", "io"},

@@ -53,6 +53,11 @@ class LinearRows(nn.Module):
     rows: Callable[[Batch], Any]
     _environments: Callable[[], linear_sem.Environments]
 
+    @property
+    def reads_batches(self) -> bool:
+        """Batches have offsets of log rates: of counts alone."""
+        return self.counts
+
     def hold_rows(self, features: int, likelihood: str, batches: int, may_escape: bool, prior: escapees.Prior) -> None:
         """Register buffers and, of counts, offsets and dispersions: estimates, set from the data.
 

@@ -77,6 +77,7 @@ def fit(
     where = resolve_device(device)
     program.check(data)
     program.check_control(data)
+    program.check_batches(data)
     data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT
