@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pyrocrl
 from pyrocrl import Batch, Data, Fit, ModelCard, Program, Recipe, Site
-from pyrocrl.dists import Normal
+from pyrocrl.dists import NegativeBinomial, Normal
 
 SHIFT = {"ctrl": (0.0, 0.0, 0.0), "a": (4.0, 0.0, 0.0), "b": (0.0, -3.0, 0.0), "c": (0.0, 0.0, 2.0)}
 
@@ -103,3 +103,23 @@ def test_what_was_done_is_told() -> None:
 
 def test_the_order_of_environments_is_theirs_not_the_callers() -> None:
     np.testing.assert_allclose(mean(environments=["a", "b"], seed=4), mean(environments=["b", "a"], seed=4))
+
+
+class Counted(Chain):
+    """The chain behind counts: how many random numbers a count takes depends on its rate."""
+
+    own_units = True
+
+    def story(self, batch: Batch) -> None:
+        with self.rows(batch):
+            zero = torch.zeros(len(batch), 3)
+            z = self.along((0, 1, 2), lambda k, z: Normal(0.0 if k == 0 else z[:, k - 1], 0.1 + 0 * self.loc[k]), zero)
+            rate = torch.cat([z, z[:, :1]], -1).exp()
+            pyro.sample("x", NegativeBinomial(rate, torch.ones(())).to_event(1), obs=batch.x)
+
+
+def test_two_values_of_a_latent_meet_the_same_noise_in_every_draw() -> None:
+    plain = fitted()
+    fit = pyrocrl.fit(Counted(), plain.data, progress=False)
+    low, high = (fit.do(None, {"latent_1": value}, draws=30)["z"].to_numpy() for value in (0.0, 4.0))
+    np.testing.assert_allclose(high - low, np.broadcast_to([0.0, 4, 4], low.shape), atol=1e-6)

@@ -405,7 +405,6 @@ class Fit:
         z_out, x_out = [], []
         with drawing(), torch.no_grad():
             for chain, (program, a) in enumerate(zip(self.programs(), self.alignments, strict=True)):
-                reseed(mix(seed, chain, 31))
                 actions = {}
                 for name, value in values.items():
                     k = self.names["latent"].index(name)
@@ -413,6 +412,8 @@ class Fit:
                 # one posterior draw of the global sites for each interventional draw
                 z_draws, x_draws = [], []
                 for draw in range(draws):
+                    # anew for each: how many random numbers a count takes depends on its rate, and so on the values set
+                    reseed(mix(seed, chain, draw, 31))
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
                     sites = stories.drawn(program, row, local=False)
                     row = dataclasses.replace(row.blank(), together=tuple(places))
