@@ -13,14 +13,20 @@ import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+LONGEST = ("test_tutorials", "test_zoo_recovery", "test_reference", "test_variants")  # first, so that none ends alone
 
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.pluginmanager.hasplugin("xdist"):
+        items.sort(key=lambda item: item.path.stem not in LONGEST)
         for item in items:  # what shares a cached fit stays in one worker: a file, or its part on one model
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
             part = parameters.get("name", parameters.get("case", ""))
             if item.path.stem == "test_docs":  # pages are made in docs/: two builds at once remove each other's
                 part = ""
+            if item.path.stem == "test_tutorials":  # share nothing
+                part = item.name
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {part}"))
     if torch.cuda.is_available():
         return

@@ -308,4 +308,5 @@ def test_chains_behind_the_best_count_if_they_agree_on_what_is_claimed() -> None
     assert verdict.chains["ties"] == 1
     assert verdict["latents"].verdict == "identified" and "below it" in verdict["latents"].reason
     fit.anchor[behind > 0] = fit.anchor[behind > 0] @ np.linalg.qr(np.ones((3, 3)) + np.eye(3))[0]
+    del fit.agreement
     assert pyrocrl.diagnose(fit, anchored())["latents"].verdict == "not converged"

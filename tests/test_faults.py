@@ -126,6 +126,7 @@ def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
 def interrupted(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     """A command to which Ctrl-C comes in epoch 25."""
     whole = pyrocrl.fit
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; workers of tests ignore it
     with monkeypatch.context() as patch:
         patch.setattr(
             pyrocrl,
@@ -134,7 +135,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
                 *given, **more, on_epoch=lambda epoch: epoch == 25 and os.kill(os.getpid(), signal.SIGINT)
             ),
         )
-        return cli.main(args)
+        try:
+            return cli.main(args)
+        finally:
+            assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_ctrl_c_says_how_to_go_on_and_what_goes_on_ends_the_same(
@@ -145,7 +149,6 @@ def test_ctrl_c_says_how_to_go_on_and_what_goes_on_ends_the_same(
     line = f"pyrocrl: interrupted; `pyrocrl fit ... --resume` goes on with what is in {out}\n"
     assert capsys.readouterr().err == line
     assert [p.name for p in out.iterdir()] == [cli.CHECKPOINT] and checkpoint.read(out)[1]["epoch"] == 25
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     longer = command(rows, out, "--resume")
     longer[longer.index("--epochs") + 1] = "40"
     assert cli.main(longer) == 2

@@ -125,14 +125,14 @@ def test_joint_values_add_up_to_the_model() -> None:
 def test_the_example_agrees_given_a_graph() -> None:
     program, data = zoo.get("linear_sem_lin").example(0)
     fit = pyrocrl.fit(program, data, chains=2, seed=0, progress=False)
-    table = agreement(fit, reference(fit, given=graph_of(fit), draws=300, warmup=100), draws=3000)
+    table = agreement(fit, reference(fit, given=graph_of(fit), draws=200, warmup=80), draws=3000)
     assert agrees(table.loc[list(SITES)], slack=1)
 
 
 @pytest.mark.slow
 def test_all_graphs_of_two_latents_agree() -> None:
     fit = linear(5, 40)
-    tree = reference(fit, sum_over=("order", "graph"), draws=100, warmup=60)
+    tree = reference(fit, sum_over=("order", "graph"), draws=80, warmup=50)
     edges = tree["posterior"]["graph"].mean(("chain", "draw")).values
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable

@@ -137,11 +137,10 @@ def curved(seed: int) -> Data:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])  # an edge too many, and none; of 2 and 3 seed 3 is like seed 0
-def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path, seed: int) -> None:
+def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path) -> None:
     """Equations that were parameters are sites now; the graph has gates along the order that the chain started from.
 
-    Chains agree, with seed 0 on an edge too many: that must not be called identified.
+    Chains agree on an edge too many (of seeds 0 to 3 also with 3): that must not be called identified.
     """
     quadratic = variant(
         "discrepancy_vae",
@@ -150,7 +149,7 @@ def test_a_quadratic_link_of_latents_is_fitted_as_it_stands(tmp_path: Path, seed
         tmp_path,
         deleted=("model",),
     )
-    data = curved(seed)
+    data = curved(0)
     program = quadratic.from_data(data, intervention="perfect", mechanism="linear", hidden=16)
     fit = pyrocrl.fit(program, data, chains=2, seed=0, epochs=120, progress=False)
     assert {"order", "graph", "variance", "slope", "level", "z_0", "z_1", "z_2"} == set(fit.program.completion.names)
