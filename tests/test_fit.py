@@ -18,7 +18,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
-from pyrocrl.infer.fitted import stacking_weights
+from pyrocrl.infer.fitted import _draw, stacking_weights
 from pyrocrl.models.vae import VAE
 
 
@@ -170,6 +170,14 @@ def test_annealing_reaches_its_ends() -> None:
 def test_seeds_do_not_collide() -> None:
     seen = {mix(seed, chain, stream) for seed in range(20) for chain in range(20) for stream in range(5)}
     assert len(seen) == 2000
+
+
+def test_predictive_draws_hold_no_rows_that_are_not_shown() -> None:
+    fit = pyrocrl.fit(Slope(3), slope_data(), epochs=1, chains=1, progress=False)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        drawn = _draw(fit.programs()[0], fit.batch_of(slope_data()), slice(None, None, 5))
+    x = drawn["posterior_predictive"]["x"]
+    assert x.shape == (80, 3) and x.flags.owndata
 
 
 def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:

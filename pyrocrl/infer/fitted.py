@@ -645,7 +645,8 @@ def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]
         kept = stories.outside_rows(sites, trace) if program.new_rows else sites
         new = stories.told(program, batch.blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
-        out["posterior_predictive"] = {"x": new[shown].cpu().numpy()}
+        # a copy: a view of some rows would keep every draw of all rows in memory
+        out["posterior_predictive"] = {"x": new[shown].cpu().numpy().copy()}
         likelihood = stories.log_likelihood(trace, sites) if known is None else known
         out["log_likelihood"] = {"x": likelihood.cpu().numpy()}
     return out
