@@ -85,7 +85,7 @@ def test_simulate_writes_what_draw_gives(tmp_path: Path, capsys: Capture) -> Non
 
 def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     out, rows = tmp_path / "runs" / "one", tmp_path / "rows.npz"
-    data = simulate.draw("perturb_seq", seed=100, rows=200, features=12, latents=2)
+    data = simulate.draw("perturb_seq", seed=100, rows=200, features=12, latents=2, batches=1)
     io.write(data, rows)
     text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *SMALL)
     assert "5 environments" not in text and "3 environments" in text

@@ -165,7 +165,7 @@ def test_targets_files(tmp_path: Path) -> None:
 
 
 def test_a_posterior_survives_netcdf(tmp_path: Path) -> None:
-    data = simulate.draw("perturb_seq", seed=100, rows=60, features=8, latents=2, anchors=2)
+    data = simulate.draw("perturb_seq", seed=100, rows=60, features=8, latents=2, anchors=2, batches=1)
     fit = pyrocrl.fit(pyrocrl.build("vae", data, latents=2, hidden=8), data, chains=2, epochs=2, progress=False)
     tree = fit.posterior(3)
     more = xr.Dataset(
