@@ -609,6 +609,8 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Simulate a small Perturb-seq screen; recover latents, their graph and effects of setting them, with verdicts."""
+    # before torch is loaded: so few rows gain nothing from threads, which on busy cores wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from pyrocrl import io
     from pyrocrl.lab import demo as tables
     from pyrocrl.show.effects import effects
