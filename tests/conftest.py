@@ -38,3 +38,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Networks that a test or its fixtures draw unseeded are the same in every run."""
     pyro.set_rng_seed(0)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups that are not heeded would only show as builds that remove each other's pages, and as lost time."""
+    if session.config.getoption("loadgroup", False) and session.items and "@" not in session.items[0].nodeid:
+        raise pytest.UsageError(f"pytest {pytest.__version__} hides the groups of xdist: use one below 9.2")

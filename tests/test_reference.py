@@ -226,6 +226,25 @@ def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.nda
     return np.stack(slopes), fit.in_data_units("variance", np.stack(variances))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_slopes_and_variances_of_a_sparse_decoder_are_those_of_a_gibbs_sampler(seed: int) -> None:
+    """Given the mask: means within .2 deviations, deviations within 15 %; the guide's own, whatever its gates say."""
+    fit = sparse(seed)
+    program = fit.chains.chain(fit.reference)
+    gate = (program.mask() > 0.5).double().numpy()
+    with torch.no_grad():
+        slope, log_variance = program.slope, program.variance
+        slopes = slope.loc.double().numpy(), slope.scale.double().numpy()
+        noise = torch.distributions.LogNormal(log_variance.loc.double(), log_variance.scale.double())
+        variances = (fit.in_data_units("variance", value.numpy()) for value in (noise.mean, noise.stddev))
+    for (mean, sd), exact in zip((slopes, variances), gibbs(fit, gate, 4000), strict=True):
+        drawn = exact[500:]
+        use = drawn.std(0) > 0
+        apart, ratio = (mean - drawn.mean(0))[use] / drawn.std(0)[use], sd[use] / drawn.std(0)[use]
+        assert np.abs(apart).max() < 0.2, apart
+        assert np.abs(ratio - 1).max() < 0.15, ratio
+
+
 @pytest.mark.slow
 def test_a_sparse_decoder_given_its_mask() -> None:
     """NUTS agrees with a Gibbs sampler of the same equations, and the fit with NUTS."""

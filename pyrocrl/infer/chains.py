@@ -63,9 +63,11 @@ class Chains:
         """Each chain from its own seed: fresh parameters, then the program's `initialise`. Chains that are `singular`
         stand as copies of another; raises LinAlgError where all are.
 
-        made: chains that have started already; each further one is added to it, and `after` is called.
+        made: chains that have started already; each further one is added to it, up to the first that is singular, and
+        `after` is called.
         """
         made = [] if made is None else made
+        started = dict(enumerate(made))
         program = made[0] if made and made[0].completion is not None else program
         singular: dict[int, Exception] = {}
         for chain in range(len(made), count):
@@ -81,14 +83,13 @@ class Chains:
                     few = data.rows_at(np.arange(min(FEW, data.rows))).tensors(dtype=dtype).whole()
                     complete(one, few)
                     program = one if one.completion is not None else program
-            made.append(one)
-            if not singular:  # those made stand in the order of their chains
+            started[chain] = one
+            if not singular:  # a checkpoint knows starts by their order
+                made.append(one)
                 after()
-        if not made:
+        if not started:
             raise singular[0]
-        for chain in singular:
-            made.insert(chain, made[0])
-        params, buffers = stack_module_state(made)
+        params, buffers = stack_module_state([started.get(c, next(iter(started.values()))) for c in range(count)])
         params = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in params.items()}
         out = cls(program, params, {k: v.to(device) for k, v in buffers.items()})
         out.singular |= singular.keys()
