@@ -126,9 +126,19 @@ SizeFactor = Annotated[
         "[default: n_umis_total, n_counts, total_counts or nCount_RNA, or else sums of rows]",
     ),
 ]
-Batch = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds technical batches.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="The column that holds technical batches, for models that read them."),
+]
 # how a file is read: arguments of `io.read` that every command with --data has (see `_reading`)
 READING = {
+    "adjust": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="A column of a batch, day or age whose effect is taken out of continuous features; may be repeated.",
+        ),
+    ],
     "layer": Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A layer of an AnnData, or raw; of a .h5mu MODALITY or MODALITY/LAYER."),
@@ -310,7 +320,9 @@ def fit(
     kind = _check_fit(model, build, chains, epochs, seed, device, draws)
     _check_out(out, force, resume)
     with _writing(out, "pyrocrl fit"):
-        _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+        _fit(
+            kind, _adjusted(_read_data(source)), source, build, out, chains, epochs, seed, device, draws, resume, quiet
+        )
 
 
 @app.command()
@@ -364,6 +376,7 @@ def compare(
     _check_out(out, force, resume, holds=(next(iter(kinds)), CHECKPOINT))
     every = _read_data(source)
     rows, apart = every.split(HELD_OUT, seed)
+    rows = _adjusted(rows)
     for name, kind in kinds.items():  # refused before the first is fitted
         try:
             pyrocrl.build(kind, rows, **builds[name])
@@ -419,7 +432,7 @@ def choose(
 
     file, mode = _targets(targets)
     source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
-    rows = _read_data(source)
+    rows = _adjusted(_read_data(source))
     found = judged(
         rows,
         latents,
@@ -827,6 +840,13 @@ def _read_data(source: dict[str, Any]) -> Data:
         option = "--" + given.replace("_", "-")
         reject(option, repr(value), f"nothing: {name} brings its own; {option} is for files")
     return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
+
+
+def _adjusted(rows: Data) -> Data:
+    """Without what --adjust names, for a fit; a fit does the same to other rows."""
+    from pyrocrl.adjust import Adjustment
+
+    return Adjustment.of(rows)(rows) if rows.covariates else rows
 
 
 def _read_rows(source: dict[str, Any]) -> Data:

@@ -453,14 +453,16 @@ class Program(nn.Module, metaclass=_InTurn):
         return not told and any("observational_environment" in claim.needs for claim in self.claims())
 
     def check_batches(self, data: Data) -> None:
-        """Raise InputError for technical batches that the program would not look at."""
+        """Raise InputError for technical batches and covariates that the program would not look at."""
+        taken = "" if data.counts else "pyrocrl.Adjustment.of(data)(data), in the shell --adjust COLUMN"
         if len(data.batch_names) > 1 and not self.reads_batches:
-            readers = "models whose options have `batches`" + (
-                "" if data.counts else ", or pyrocrl.Adjustment.of(data)"
-            )
             found = f"{len(data.batch_names)} batches, which {self.card.name} does not read"
             found += " of counts" if data.counts else " of continuous features"
+            readers = "models whose options have `batches`" + (f", or {taken}" if taken else "")
             reject("batch", found, f"none, where batches do not differ; else {readers}")
+        if data.covariates:
+            found = f"{_some(list(data.covariates))}, which {self.card.name} does not read"
+            reject("covariates", found, f"none{', or ' + taken if taken else ''}")
 
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""

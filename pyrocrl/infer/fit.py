@@ -428,6 +428,7 @@ class _Loop:
                 "rows": self.data.rows,
                 "control": self.data.control,
                 "size_factor": self.data.size_rule,
+                "adjustment": self.data.adjustment,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
