@@ -24,6 +24,8 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
+Longer than other models because targets may be known, relabelled or unknown, and `recover` draws them with constants.
+
 *For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `laws` of
 `pyrocrl.constructions.polynomials` too), or of `mean`, another mixing.
 """
