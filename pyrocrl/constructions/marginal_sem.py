@@ -25,6 +25,9 @@ from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import described
 from pyrocrl.program import Program, Recipe
 
+REFINED = 0.2  # p of the fitted moments below which the unmixing is tried again
+MOST_REFINED = 6  # latents of which it is
+
 
 class MarginalSEM(nn.Module):
     """A program's part: `class Model(MarginalSEM, Program)`, which calls `hold_moments` in its `__init__`.
@@ -198,7 +201,11 @@ class MarginalSEM(nn.Module):
             return None
         own = self._environments().transform(self._rows())
         count, mean, cov, target = (v.cpu().numpy() for v in own)
-        return goodness.implied(count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind)
+        told = count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind
+        found = goodness.implied(*told)
+        if mean.shape[1] > MOST_REFINED or goodness.likelihood_ratio(found).p > REFINED:
+            return found
+        return goodness.implied_at_best(*told)
 
     def _first_to_last(self) -> list[int]:
         """Latents in an order that the edges' probabilities agree with."""

@@ -68,6 +68,31 @@ def implied(
     return Gaussians(count, mean, cov, fitted, inverse * variance[:, None] @ inverse.transpose(0, 2, 1), parameters)
 
 
+def implied_at_best(
+    count: Floats, mean: Floats, cov: Floats, target: NDArray[np.bool_], order: list[int], kind: str
+) -> Gaussians:
+    """`implied` by the unmixing of least deviance near the one that z has, which may be the best of another objective
+    than that of these equations."""
+    d = mean.shape[1]
+    off = ~np.eye(d, dtype=bool)
+    scale = np.sqrt(np.einsum("ekk->ek", cov).mean(0))
+
+    def at(free: Floats) -> Gaussians:
+        matrix = np.eye(d)
+        matrix[off] = free
+        matrix = matrix * scale[:, None] / scale
+        moved = np.einsum("ij,ejk,lk->eil", matrix, cov, matrix)
+        return implied(count, mean @ matrix.T, moved, target, order, kind)
+
+    def deviance(free: Floats) -> float:
+        with np.errstate(all="ignore"):
+            total = float(likelihood_ratio(at(free)).deviance.sum())
+        return total if np.isfinite(total) else 1e300
+
+    best = optimize.minimize(deviance, np.zeros(int(off.sum())), method="L-BFGS-B", options={"maxiter": 30})
+    return at(best.x)
+
+
 def _regression(count: Floats, mean: Floats, cov: Floats, on: list[int], k: int) -> tuple[Floats, float, float]:
     """Slopes, constant and residual variance of coordinate k on others, over environments pooled."""
     if not len(count):

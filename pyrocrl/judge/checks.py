@@ -22,7 +22,7 @@ from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.turns import drawing
 
-LEVEL = 0.01  # of all tests of a fit together
+LEVEL = 0.001  # of all tests of a fit together
 SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
