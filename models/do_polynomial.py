@@ -65,7 +65,14 @@ GIVEN = (
     "x is a polynomial of the latents whose coefficients have full column rank",
     "latents that are not held vary freely in every environment",
 )
-NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets", "perfect_interventions")
+NEEDS = (
+    "more_features_than_latents",
+    "one_intervention_per_latent",
+    "single_targets",
+    "free_environment",
+    "held_at_constants",
+    "perfect_interventions",
+)
 NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
@@ -83,8 +90,8 @@ class DoPolynomial(Program):
         ),
         assumes=("x is a polynomial of the latents, with noise", *GIVEN[:1]),
         claims=(
-            Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),
-            Claim("targets", ("permutation",), GIVEN, NEEDS, {"targets": "unknown"}),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN[1:], NEEDS),
+            Claim("targets", ("permutation",), GIVEN[1:], NEEDS, {"targets": "unknown"}),
         ),
         references=(
             Reference(

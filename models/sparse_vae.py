@@ -68,7 +68,7 @@ from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
 
-GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
+NEEDS = ("two_anchors", "not_collinear")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
 LARGEST = 4_000  # slopes and variances whose joint information is inverted
@@ -103,8 +103,8 @@ class SparseVAE(Program):
         ),
         assumes=("each feature depends on few latents", "noise is independent between features"),
         claims=(
-            Claim("latents", ("permutation", "elementwise"), given=GIVEN, needs=("two_anchors",)),
-            Claim("mask", ("permutation",), given=GIVEN, needs=("two_anchors",)),
+            Claim("latents", ("permutation", "elementwise"), needs=NEEDS),
+            Claim("mask", ("permutation",), needs=NEEDS),
         ),
         references=(
             Reference(

@@ -543,7 +543,7 @@ def export(
     """Write what a run found for other tools: latents of its rows, or of new ones, as CSV or into an AnnData."""
     import pyrocrl
     from pyrocrl import io
-    from pyrocrl.judge.diagnose import ClaimVerdict, Verdict
+    from pyrocrl.judge.diagnose import Verdict
     from pyrocrl.show import export as exports
 
     wanted = {"--csv": csv, "--h5ad": h5ad}
@@ -565,7 +565,7 @@ def export(
         own = Path(source["data"])
         adata = io.read_h5ad(own) if own.suffix == ".h5ad" else io.to_anndata(rows)
         judged = json.loads((run / VERDICT).read_text())
-        verdict = Verdict(judged["model"], tuple(ClaimVerdict(**c) for c in judged["claims"]), judged["chains"])
+        verdict = Verdict.from_dict(judged)
         exports.to_anndata(found, None, adata, verdict=verdict, tree=io.read_tree(run / POSTERIOR))
         print(exports.write_h5ad(adata, h5ad))
 

@@ -175,6 +175,9 @@ class Program(nn.Module, metaclass=_InTurn):
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
+    # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
+    # that each puts to the test
+    checks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
@@ -283,6 +286,29 @@ class Program(nn.Module, metaclass=_InTurn):
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Weights (component,), means and standard deviations (component, latent) of the latents' law where that is a
         mixture of independent Gaussians, or None. Models whose claims need components must have it."""
+        return None
+
+    def implied(self) -> Any:
+        """Moments of the environments beside those that the fitted equations imply (`exact.goodness.Gaussians`), or
+        None where these say nothing of the fit."""
+        return None
+
+    def rivals(self, kinds: Sequence[str]) -> dict[str, float]:
+        """Log evidence of other `kinds` of interventions (keys of `card.INTERVENTIONS`) less that of the kind told,
+        each at its own maximum; empty where that is not known."""
+        return {}
+
+    def state_counts(self) -> Tensor | None:
+        """(state,) expected rows in every combination of the states of binary latents, or None."""
+        return None
+
+    def cdf(self, batch: Batch) -> Tensor | None:
+        """(rows, feature) distribution function of each feature's fitted law at the row, in its environment, or None
+        where it is not closed."""
+        return None
+
+    def nonlinearity(self) -> Tensor | None:
+        """(parent, child) log evidence that the child's equation is nonlinear where the parent is in it, or None."""
         return None
 
     def escaped(self, batch: Batch) -> Tensor | None:

@@ -8,6 +8,7 @@ they read, the guide, averages over draws of M, and the finish by Newton's metho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,14 @@ from torch import Tensor, nn
 from pyrocrl.constructions import directions
 from pyrocrl.data import Batch, Data
 from pyrocrl.dists import MultivariateNormal
-from pyrocrl.exact import linear_sem, orders
+from pyrocrl.exact import goodness, linear_sem, orders
+from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import described
 from pyrocrl.program import Program, Recipe
+
+REFINED = 0.2  # p of the fitted moments below which the unmixing is tried again
+MOST_REFINED = 6  # latents of which it is
 
 
 class MarginalSEM(nn.Module):
@@ -185,6 +190,49 @@ class MarginalSEM(nn.Module):
         """(env, latent) targets in {0, 1}, of the latent (env,) that each environment has; the last one is none."""
         d = self.config["latents"]
         return torch.nn.functional.one_hot(target, d + 1)[:, :d].double()
+
+    # -- what a verdict asks ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def implied(self) -> Gaussians | None:
+        """Moments of z = M y in every environment, and of equations of maximum likelihood with every earlier latent a
+        parent: no graph is taken for granted, only what the interventions leave alone."""
+        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
+            return None
+        own = self._environments().transform(self._rows())
+        count, mean, cov, target = (v.cpu().numpy() for v in own)
+        told = count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind
+        found = goodness.implied(*told)
+        if mean.shape[1] > MOST_REFINED or goodness.likelihood_ratio(found).p > REFINED:
+            return found
+        return goodness.implied_at_best(*told)
+
+    def _first_to_last(self) -> list[int]:
+        """Latents in an order that the edges' probabilities agree with."""
+        edges, left, out = self.graph(), list(range(self.config["latents"])), []
+        while left:
+            out.append(min(left, key=lambda k: float(edges[left, k].sum())))
+            left.remove(out[-1])
+        return out
+
+    @torch.no_grad()
+    def rivals(self, kinds: Sequence[Any]) -> dict[str, float]:
+        """Of moments that are known, by Laplace's approximation at the best maximum of each kind."""
+        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
+            return {}
+        table, total, prob = self._slices(), self.count.double().sum(), self.config["edge_probability"]
+
+        def at(kind: Any, share: float = 1.0) -> Any:
+            part = table._replace(count=share * table.count)
+            return lambda rows: linear_sem.log_marginal(rows.double(), part, share * total, prob, kind)
+
+        own = float(directions.climb(at(self.intervention_kind), self._rows()[None])[0].log_evidence)
+        out = {}
+        for kind in (kind for kind in kinds if kind != self.intervention_kind):
+            start = self._environments(), kind, torch.Generator().manual_seed(0)
+            found = directions.search_again(lambda share, kind=kind: at(kind, share), *start)  # type: ignore[misc]
+            out[kind] = max(float(mode.log_evidence) for mode in found) - own
+        return out
 
     # -- the maximum -------------------------------------------------------------------------------------------
 
