@@ -126,6 +126,7 @@ class SparseVAE(Program):
     )
     recipe = Recipe(
         epochs=450,
+        most_steps=1800,
         batch_size=100,
         lr=1e-2,
         lr_end=0.01,
@@ -149,6 +150,7 @@ class SparseVAE(Program):
         recipe,
         epochs=50,
         least_steps=800,
+        most_steps=800,
         batch_size=512,
         lr=3e-3,
         lr_hold=0.7,
@@ -373,7 +375,7 @@ class SparseVAE(Program):
             law: Any = self._told(z, gate, batch)["x"]["fn"]
             return law.base_dist.log_prob(batch.x).sum(0)
 
-        gain = gates.gains(log_density, draws, mask)
+        gain = gates.gains(log_density, draws, mask, torch.nonzero(mask.sum(0)).flatten().tolist())
         gain *= min(data.rows, self.coarse_rows) / len(batch) / EFFORT.finish_draws
         if self.linear:
             gain -= kl_divergence(self.slope(), self._told(draws[-1], mask, batch)["slope"]["fn"].slab)

@@ -63,19 +63,22 @@ PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "b
 class Recipe:
     """How a program is fitted unless the user says otherwise.
 
-    epochs: passes over the training rows, raised so that small data get `least_steps` steps. batch_size: rows a step,
-    None = all. lr: Adam's step, decaying by a cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale
-    multiplies it for parameters whose names start with a key. kl_warmup: fraction of the epochs over which the KL
-    weight rises from 0 to 1. temperature: of relaxed gates, from first to second, geometrically over
-    `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction of the rows kept for
-    the held-out objective, looked at every `check_every` epochs; a fit ends when no chain has improved for `patience`
-    epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is over, or its
-    "last", for priors that are still at work when prediction no longer gains. chains: how many. A program whose
-    options ask for another recipe sets `self.recipe` in `__init__`.
+    epochs: passes over the training rows, raised so that small data get `least_steps` steps and cut so that large ones
+    get about `most_steps` at most (None = as many as there are); an epoch that alone has more ends with these. A number
+    of epochs that `fit` is asked for is kept to. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
+    cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale multiplies it for parameters whose names
+    start with a key. kl_warmup: fraction of the epochs over which the KL weight rises from 0 to 1. temperature: of
+    relaxed gates, from first to second, geometrically over `temperature_span` of the epochs. clip: largest gradient
+    norm of a chain. held_out: fraction of the rows kept for the held-out objective, looked at every `check_every`
+    epochs; a fit ends when no chain has improved for `patience` epochs (None = never early). keep: a chain's "best"
+    state by the held-out objective once annealing is over, or its "last", for priors that are still at work when
+    prediction no longer gains. chains: how many. A program whose options ask for another recipe sets `self.recipe` in
+    `__init__`.
     """
 
     epochs: Size = 200
     least_steps: Natural = 0
+    most_steps: Size | None = None
     batch_size: Size | None = 256
     lr: Positive = 3e-3
     lr_end: Fraction = 0.05
@@ -99,6 +102,15 @@ class Recipe:
             object.__setattr__(self, own.name, options.conform(own.name, getattr(self, own.name), hints[own.name]))
         if self.dtype not in (torch.float32, torch.float64):
             reject("dtype", self.dtype, "torch.float32 or torch.float64")
+        if self.most_steps is not None and self.most_steps < self.least_steps:
+            reject("most_steps", self.most_steps, f"None or a number from least_steps ({self.least_steps}) on")
+
+    def length(self, steps: int) -> tuple[int, int]:
+        """(epochs, steps an epoch) of a fit in which a pass over the training rows takes `steps`."""
+        if self.most_steps is not None:
+            steps = min(steps, self.most_steps)
+        epochs = max(self.epochs, -(-self.least_steps // steps))
+        return epochs if self.most_steps is None else min(epochs, -(-self.most_steps // steps)), steps
 
     @classmethod
     def unannealed(cls, **options: Any) -> Recipe:

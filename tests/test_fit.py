@@ -167,6 +167,22 @@ def test_annealing_reaches_its_ends() -> None:
     assert recipe.annealed_after() == 0.5
 
 
+def test_budgets_are_in_steps() -> None:
+    recipe = Recipe(epochs=40, least_steps=100, most_steps=400, batch_size=50)
+    lengths = {passes: recipe.length(passes) for passes in (1, 5, 20, 300, 900)}
+    assert lengths == {1: (100, 1), 5: (40, 5), 20: (20, 20), 300: (2, 300), 900: (1, 400)}
+    with pytest.raises(pyrocrl.InputError, match="most_steps"):
+        Recipe(least_steps=10, most_steps=9)
+
+
+def test_a_large_table_costs_no_more_steps_and_epochs_asked_for_are_kept_to() -> None:
+    data, seen = slope_data(1000), []
+    recipe = Recipe(epochs=40, most_steps=12, batch_size=100, patience=None, chains=1)
+    fit = pyrocrl.fit(Slope(3), data, recipe=recipe, progress=False, on_epoch=seen.append)
+    assert (seen, fit.meta["epochs"]) == ([1, 2], 2)  # of 9 steps each
+    assert pyrocrl.fit(Slope(3), data, epochs=3, recipe=recipe, progress=False).meta["epochs"] == 3
+
+
 def test_seeds_do_not_collide() -> None:
     seen = {mix(seed, chain, stream) for seed in range(20) for chain in range(20) for stream in range(5)}
     assert len(seen) == 2000

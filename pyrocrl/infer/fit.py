@@ -65,8 +65,9 @@ def fit(
 ) -> Fit:
     """Fit `chains` independent chains of `program` to `data` by stochastic variational inference.
 
-    chains, epochs: None = the model's own recipe; other fields of `Recipe` may be given by name (lr=, patience=...).
-    seed: everything random follows it. device: "auto" (cuda where there is one), "cpu" or "cuda[:i]".
+    chains, epochs: None = the model's own recipe, in which small data have more epochs and large ones fewer; other
+    fields of `Recipe` may be given by name (lr=, patience=...). seed: everything random follows it. device: "auto"
+    (cuda where there is one), "cpu" or "cuda[:i]".
     out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
     fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
     have. on_epoch: called after each epoch. Threads that fit take turns; processes run side by side. The global random
@@ -114,7 +115,11 @@ def _recipe(
     if chains is not None:
         more["chains"] = chains
     if epochs is not None:
-        more |= {"epochs": epochs, "least_steps": 0}  # a number of epochs that is asked for is kept to
+        more |= {
+            "epochs": epochs,
+            "least_steps": 0,
+            "most_steps": None,
+        }  # a number of epochs that is asked for is kept to
     return dataclasses.replace(recipe or program.recipe, **more)
 
 
@@ -178,8 +183,8 @@ class _Loop:
         self.origin = origin(type(program))
         out = held_out_rows(program, data, recipe.held_out, seed)
         self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, out))
-        self.steps = steps_per_epoch(program, recipe, self.train.rows)
-        self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
+        epochs, self.steps = recipe.length(steps_per_epoch(program, recipe, self.train.rows))
+        self.recipe = dataclasses.replace(recipe, epochs=epochs)
         self.started = self.saved = time.perf_counter()
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0

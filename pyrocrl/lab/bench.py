@@ -27,7 +27,7 @@ from pyrocrl import simulate, zoo
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
-from pyrocrl.infer.fit import _Loop, _recipe, fit
+from pyrocrl.infer.fit import _Loop, _recipe, fit, steps_per_epoch
 from pyrocrl.lab.reproduce import format_table, provenance
 from pyrocrl.program import Program
 
@@ -111,10 +111,12 @@ def chains(rounds: int, epochs: int, count: int = CHAINS) -> dict[str, float]:
     short = _in_turns(lambda: together(1), lambda: one_by_one(1), rounds, time.process_time)
     long = _in_turns(lambda: together(1 + epochs), lambda: one_by_one(1 + epochs), rounds, time.process_time)
     epoch = [(b - a) / epochs for a, b in zip(short, long, strict=True)]
-    whole = [a + (program.recipe.epochs - 1) * e for a, e in zip(short, epoch, strict=True)]
+    steps = steps_per_epoch(program, program.recipe, data.rows - int(program.recipe.held_out * data.rows))
+    length, _ = program.recipe.length(steps)
+    whole = [a + (length - 1) * e for a, e in zip(short, epoch, strict=True)]
     return {
         "chains": count,
-        "epochs": program.recipe.epochs,
+        "epochs": length,
         "together_cpu_s": whole[0],
         "one_by_one_cpu_s": whole[1],
         "together_cpu_s_per_epoch": epoch[0],
