@@ -310,6 +310,9 @@ def fit(
     size_factor: SizeFactor = None,
     batch: Batch = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in --out.")] = False,
+    more: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", help="Go on with the finished fit in --out for as many epochs more.")
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -317,12 +320,15 @@ def fit(
     file, mode = _targets(targets)
     source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
     build = _options(option) | _assumed(latents, mode, intervention, mechanism)
-    kind = _check_fit(model, build, chains, epochs, seed, device, draws)
-    _check_out(out, force, resume)
+    if more is not None and epochs is not None:
+        reject("--more", f"{more} with --epochs {epochs}", "one of them")
+    kind = _check_fit(model, build, chains, epochs if more is None else more, seed, device, draws)
+    going = more is not None and not resume
+    _check_out(out, force, resume, going=going)
     with _writing(out, "pyrocrl fit"):
-        _fit(
-            kind, _adjusted(_read_data(source)), source, build, out, chains, epochs, seed, device, draws, resume, quiet
-        )
+        rows = _adjusted(_read_data(source))
+        effort = chains, epochs if more is None else more, seed, device, draws
+        _fit(kind, rows, source, build, out, *effort, resume, quiet, going=going)
 
 
 @app.command()
@@ -720,8 +726,10 @@ def _fit(
     resume: bool,
     quiet: bool,
     pages: dict[str, str | None] | None = None,
+    going: bool = False,
 ) -> tuple[Fit, Verdict]:
-    """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`."""
+    """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`. going: with the finished
+    fit that is there."""
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
@@ -734,10 +742,23 @@ def _fit(
     if found is None:
         # refused before anything is removed
         check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
+        start = pyrocrl.load(out / CHECKPOINT, rows, kind) if going else None
         stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
-        for path in [*stale, *out.glob("*.part")]:
+
+        def clear(epoch: int = 0) -> None:
+            while stale:
+                stale.pop().unlink(missing_ok=True)
+
+        on: dict[str, Any] = {}
+        if start is None:
+            clear()
+        else:  # once it goes on
+            stale.remove(out / CHECKPOINT)
+            on = {"start": start, "on_epoch": clear}
+        for path in out.glob("*.part"):
             path.unlink(missing_ok=True)
-        found = pyrocrl.fit(program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume)
+        effort = chains, epochs, seed, device, not quiet
+        found = pyrocrl.fit(program, rows, *effort, out=out, resume=resume, **on)
     print(found)
     kept = min(rows.rows, KEPT_ROWS)
     if draws is None:
@@ -937,10 +958,15 @@ def _read_record(run: Path) -> dict[str, Any]:
     return record
 
 
-def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (CHECKPOINT,)) -> None:
-    """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it."""
-    if force and resume:
-        reject("--resume", "together with --force", "one of them")
+def _check_out(
+    out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (CHECKPOINT,), going: bool = False
+) -> None:
+    """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it:
+    `resume` an interrupted one, `going` a finished one."""
+    if force and (resume or going):
+        reject("--resume" if resume else "--more", "together with --force", "one of them")
+    from pyrocrl.infer import checkpoint
+
     check_path("--out", out)
     if out.exists() and not out.is_dir():
         reject("--out", f"{str(out)!r}, which is a file", "a folder")
@@ -949,10 +975,12 @@ def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (C
         reject("--out", f"{str(out)!r}, and {str(parent)!r} cannot be written", "a folder that can be written")
     if resume and not out.joinpath(*holds).exists():
         reject("--resume", f"no checkpoint in {str(out)!r}", "the folder of an interrupted fit")
-    if resume and (out / RUN).exists():
-        further = "--force with more --epochs fits anew and longer"
+    if resume and (out / RUN).exists() and checkpoint.read(out / CHECKPOINT)[1]["finished"]:
+        further = "--more EPOCHS goes on with this one"
         reject("--resume", f"a finished fit in {str(out)!r}", f"an interrupted fit; {further}")
-    if not (force or resume) and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    if going and not (out / RUN).exists():
+        reject("--more", f"no finished fit in {str(out)!r}", "a folder that `pyrocrl fit` wrote to its end")
+    if not (force or resume or going) and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         reject("--out", f"{str(out)!r}, which holds files", "a new folder, --force to write over or --resume to go on")
 
 

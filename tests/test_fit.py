@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrocrl
-from pyrocrl import Batch, Data, ModelCard, Program, Recipe, simulate
+from pyrocrl import Batch, Data, InputError, ModelCard, Program, Recipe, simulate
 from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
@@ -135,6 +136,40 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.chains.params[name]), name
     np.testing.assert_array_equal(whole.history, resumed.history)
     np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
+
+
+def test_a_finished_fit_goes_on_and_gets_no_worse(tmp_path: Path) -> None:
+    program, data = VAE.example(0)
+    first = pyrocrl.fit(program, data, chains=2, epochs=20, seed=0, progress=False)
+    whole = pyrocrl.fit(program, data, epochs=20, seed=0, progress=False, start=first)
+    assert (whole.scores > first.scores + 0.02).all() and whole.meta["epochs"] == 40
+    assert len(whole.history) == 2 * len(first.history) and whole.history[-1, 0] == 40
+    np.testing.assert_allclose(whole.history[: len(first.history)], first.history)
+
+    def stop(epoch: int) -> None:
+        if epoch == 12:
+            raise KeyboardInterrupt
+
+    again = {"epochs": 20, "seed": 0, "progress": False, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        pyrocrl.fit(program, data, start=first, on_epoch=stop, **again)
+    resumed = pyrocrl.fit(program, data, resume=True, **again)
+    np.testing.assert_array_equal(whole.history, resumed.history)
+    np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
+
+
+def test_only_the_same_fit_goes_on() -> None:
+    program, data = VAE.example(0)
+    fit = pyrocrl.fit(program, data, chains=2, epochs=1, seed=0, progress=False)
+    for more, line in (
+        ({"chains": 3}, "start: found a fit of 2 chains, and chains=3; allowed: as many chains"),
+        ({"resume": True, "out": "nowhere"}, "start: found with resume=True"),
+        ({"seed": 1}, "start: found a fit with seed 0; allowed: the same seed as before (1)"),
+    ):
+        with pytest.raises(InputError, match=re.escape(line)):
+            pyrocrl.fit(program, data, epochs=1, progress=False, start=fit, **more)
+    with pytest.raises(InputError, match="start: found a fit with other data"):
+        pyrocrl.fit(program, data.rows_at(np.arange(100)), epochs=1, seed=0, progress=False, start=fit)
 
 
 def test_the_seed_and_nothing_else_decides() -> None:
