@@ -222,16 +222,21 @@ class MarginalSEM(nn.Module):
             return {}
         table, total, prob = self._slices(), self.count.double().sum(), self.config["edge_probability"]
 
-        def at(kind: Any, share: float = 1.0) -> Any:
-            part = table._replace(count=share * table.count)
-            return lambda rows: linear_sem.log_marginal(rows.double(), part, share * total, prob, kind)
+        def evidence(kind: Any, start: Tensor) -> float:
+            def objective(rows: Tensor) -> Tensor:
+                return linear_sem.log_marginal(rows.double(), table, total, prob, kind)
 
-        own = float(directions.climb(at(self.intervention_kind), self._rows()[None])[0].log_evidence)
-        out = {}
+            return max(float(mode.log_evidence) for mode in directions.climb(objective, start, most=20, tolerance=0.1))
+
+        own, generator, out = evidence(self.intervention_kind, self._rows()[None]), torch.Generator().manual_seed(0), {}
         for kind in (kind for kind in kinds if kind != self.intervention_kind):
-            start = self._environments(), kind, torch.Generator().manual_seed(0)
-            found = directions.search_again(lambda share, kind=kind: at(kind, share), *start)  # type: ignore[misc]
-            out[kind] = max(float(mode.log_evidence) for mode in found) - own
+            candidates = directions.candidate_rows(self._environments(), generator, kind)
+
+            def objective(rows: Tensor, kind: Any = kind) -> Tensor:
+                return linear_sem.log_marginal(rows.double(), table, total, prob, kind)
+
+            starts = directions.choose_rows(candidates, objective, 2, generator)
+            out[kind] = evidence(kind, torch.cat([starts, self._rows()[None]])) - own
         return out
 
     # -- the maximum -------------------------------------------------------------------------------------------

@@ -21,14 +21,14 @@ import torch
 
 from pyrocrl.claims.card import CONDITIONS, ON_WORD, OUTCOMES, Claim
 from pyrocrl.claims.conditions import Lack
-from pyrocrl.claims.indeterminacy import graph_canonical, graph_distance
+from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
-from pyrocrl.errors import InputError, reject
+from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
-from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, Found, open_directions, tests
+from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, Found, open_directions, tests
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -255,7 +255,17 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     if which:
         shown = ", ".join(which[:4]) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
         return said("identified, undecided at this n", f"{shown} undecided; {_rows_in_words(rows)}", which, rows)
-    return said("identified if" if given else "identified", reach + words)
+    as_well = [
+        f"{kind} fits as well ({gain:+.0f} nats of evidence)"
+        for kind, gain in (known.rivals if any(one.startswith("interventions") for one in given) else {}).items()
+        if gain > -EVIDENT
+    ]
+    reason = "; ".join([reach + words, *as_well])
+    rows_each = np.bincount(known.data.env)
+    if as_well and (few_rows := float(rows_each[rows_each > 0].min())) < TELLING:
+        # a peak without edges, which such equations would have as well, is what few rows may leave of any graph
+        return said("identified, undecided at this n", reason, (), known.data.rows * TELLING / few_rows)
+    return said("identified if" if given else "identified", reason)
 
 
 def _rows_in_words(rows: float) -> str:
@@ -354,7 +364,7 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     fit, names = known.fit, known.fit.names
     if claim.what not in ("graph", "mask", "targets"):
         return (), 0.0
-    values = {"graph": fit.graph, "mask": fit.mask, "targets": fit.targets}[claim.what]()
+    values = getattr(fit, claim.what)()
     if values is None:
         return (), 0.0
     unsure = np.minimum(values, 1 - values) > 1 - SURE
@@ -372,7 +382,7 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
             joined = values + values.T
             unsure = np.triu(np.minimum(joined, 1 - joined) > 1 - SURE)
             label = "{} - {}"
-        elif kinds and _same_up_to(values, kinds[0]):
+        elif kinds and _same_closure(values):
             return (), 0.0
     open_ = np.argwhere(unsure)
     if not len(open_):
@@ -393,13 +403,9 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     return which, max(rows)
 
 
-def _same_up_to(values: np.ndarray, kind: str) -> bool:
-    """Whether the sure edges and the possible ones make graphs that are the same up to `kind`."""
-    sure, possible = values > SURE, values > 1 - SURE
-    try:
-        return bool((graph_canonical(sure, kind) == graph_canonical(possible, kind)).all())
-    except InputError:  # edges possible in both directions
-        return False
+def _same_closure(values: np.ndarray) -> bool:
+    """Whether the sure edges and the possible ones make the same ancestors."""
+    return bool((transitive_closure(values > SURE) == transitive_closure(values > 1 - SURE)).all())
 
 
 def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
@@ -412,7 +418,7 @@ def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, 
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:
-                apart = [graph_distance(values[a] > 0.5, values[b] > 0.5, kinds[0]) for a, b in pairs]
+                apart = [_share_apart(values[a], values[b], kinds[0]) for a, b in pairs]
                 worst = float(np.max(apart, initial=0.0))
                 numbers["largest_difference"] = worst
                 return worst == 0, f"their graphs differ in {worst:.0%} of the pairs at most, up to {kinds[0]}"
@@ -430,6 +436,20 @@ def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, 
     if weak:
         words += f"; {', '.join(f'{name} only {value:.3f}' for name, value in weak.items())} ({AGREE_EACH} is asked)"
     return mean >= AGREE and not weak, words
+
+
+def _share_apart(a: np.ndarray, b: np.ndarray, kind: str) -> float:
+    """Share of pairs of nodes on which two chains' edge probabilities tell apart what is claimed up to `kind`.
+
+    Of a Markov equivalence class: which are joined, and directions of which both are sure. Directions that it leaves
+    open have the probability of chance, so that edges above one half may make a cycle.
+    """
+    if kind != "markov equivalence":
+        return graph_distance(a > 0.5, b > 0.5, kind)
+    joined = (a + a.T > 0.5) != (b + b.T > 0.5)
+    turned = ((a > SURE) & (b.T > SURE)) | ((a.T > SURE) & (b > SURE))
+    pairs = np.triu_indices(len(a), 1)
+    return float((joined | turned)[pairs].mean()) if len(pairs[0]) else 0.0
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
