@@ -218,6 +218,35 @@ def test_a_large_table_costs_no_more_steps_and_epochs_asked_for_are_kept_to() ->
     assert pyrocrl.fit(Slope(3), data, epochs=3, recipe=recipe, progress=False).meta["epochs"] == 3
 
 
+def test_the_time_to_be_expected_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pyrocrl.infer.fit, "MEASURED", 0.0)
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
+    assert "about" not in capsys.readouterr().err  # it is over at once
+    monkeypatch.setattr(pyrocrl.infer.fit, "LONG", 0.0)
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
+    assert capsys.readouterr().err.count("slope: about 0 s for 14 steps of 2 chains") == 1
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2, progress=False)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("many, threads", [(10_000, 1), (100, 2)])
+def test_small_fits_run_on_one_thread_and_leave_the_setting(
+    many: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyrocrl.infer.fit, "MANY", many)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        pyrocrl.fit(
+            Slope(3), slope_data(), epochs=1, progress=False, on_epoch=lambda _: seen.append(torch.get_num_threads())
+        )
+        assert (seen, torch.get_num_threads()) == ([threads], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_seeds_do_not_collide() -> None:
     seen = {mix(seed, chain, stream) for seed in range(20) for chain in range(20) for stream in range(5)}
     assert len(seen) == 2000

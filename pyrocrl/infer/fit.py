@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
 STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
+MANY = 1_000_000  # entries of x in a step of all chains from which threads may pay
+MEASURED = 1.0  # seconds of steps that show how long they take
+LONG = 10.0  # seconds of a fit that says how long it will take
 SAVE_SECONDS = 20.0  # between checkpoints, however long an epoch is
 
 
@@ -68,7 +72,8 @@ def fit(
 
     chains, epochs: None = the model's own recipe, in which small data have more epochs and large ones fewer; other
     fields of `Recipe` may be given by name (lr=, patience=...). seed: everything random follows it. device: "auto"
-    (cuda where there is one), "cpu" or "cuda[:i]".
+    (cuda where there is one), "cpu" or "cuda[:i]". Small fits (fewer than a million entries of x in a step of all
+    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS).
     out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
     fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
     have. start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs`
@@ -92,7 +97,8 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
-    with nullcontext() if path is None else held(path.parent, "out"), drawing():
+    cells = recipe.chains * data.features * min(recipe.batch_size or data.rows, data.rows)
+    with nullcontext() if path is None else held(path.parent, "out"), drawing(), _threads(cells):
         saved = checkpoint.read(path) if resume and path is not None and path.exists() else None
         if saved is not None and saved[1].get("before"):
             recipe = _annealed(recipe, saved[1]["recipe"]["chains"])
@@ -158,6 +164,21 @@ def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
     if not program.uses_rows or recipe.batch_size is None:
         return 1
     return max(1, rows // min(recipe.batch_size, rows))
+
+
+@contextmanager
+def _threads(cells: int) -> Iterator[None]:
+    """One thread for steps of fewer than `MANY` entries of x: threads that wait for each other cost more than they
+    give, on busy cores many times more. Larger ones have as many as torch is set to, which is so again afterwards."""
+    before = torch.get_num_threads()
+    if cells >= MANY or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -237,6 +258,8 @@ class _Loop:
         self.epoch = self.step = 0  # epochs that are done, steps of the one that is not
         self.generators: dict[str, Tensor] = {}  # torch's in the middle of an epoch, of a checkpoint
         self.interrupts: list[int] = []
+        self.say: Callable[[str], None] | None = None  # where the time that is to be expected is still to be told
+        self.clock: tuple[float, int] | None = None  # time and steps done when it began to be measured
         self.history: list[list[float]] = [] if start is None else start.history.tolist()
         if start is not None:
             self.history = [[row[0], *(v + self._volume for v in row[1:])] for row in self.history]
@@ -281,6 +304,7 @@ class _Loop:
             desc=f"{self.program.card.name}, {recipe.chains} chains",
             unit="epoch",
         )
+        self.say = None if bar.disable else partial(bar.write, file=sys.stderr)
         with bar, _ctrl_c() as self.interrupts:
             while self.epoch < recipe.epochs and not self._stalled():
                 self._run_epoch()
@@ -315,10 +339,24 @@ class _Loop:
             batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
             self._step(self._annealed(batch, at), at)
             self.step = step + 1
+            if self.say is not None:
+                self._say_how_long()
             if time.perf_counter() - self.saved > SAVE_SECONDS:
                 self._save()
             self._stop_if_told()
         self.step = 0
+
+    def _say_how_long(self) -> None:
+        """Say once how long the steps will take, as soon as a second of them shows it, unless it is short."""
+        now, done = time.perf_counter(), self.epoch * self.steps + self.step
+        if self.clock is None:  # the first step pays for what is made once
+            self.clock = (now, done)
+        elif self.say is not None and now - self.clock[0] > MEASURED:
+            left = (now - self.clock[0]) / (done - self.clock[1]) * (self.recipe.epochs * self.steps - done)
+            if left > LONG:
+                steps = f"{self.recipe.epochs * self.steps:,} steps of {self.recipe.chains} chains"
+                self.say(f"{self.program.card.name}: about {_duration(left)} for {steps}")
+            self.say = None
 
     def _stop_if_told(self) -> None:
         """Raise KeyboardInterrupt, with a checkpoint of this very step, if Ctrl-C came."""
@@ -574,6 +612,14 @@ class _Loop:
         self.epoch, self.step, self.best_epoch = header["epoch"], header["step"], header["best_epoch"]
         self.generators = {k: v for k, v in tensors.items() if k.startswith("generator.") and self.step}
         self.chains.batched = header["batched"]
+
+
+def _duration(seconds: float) -> str:
+    """In words: seconds, minutes or hours."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _negative_elbo(program: Program, batch: Batch) -> Tensor:
