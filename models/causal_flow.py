@@ -266,7 +266,7 @@ class CausalFlow(MarginalSEM, Program):
         chosen = int(torch.multinomial((evidence - evidence.max()).exp().cpu(), 1, generator=generator))
         mode, target = found[chosen]
         self.target.copy_(target)
-        self._laplace(mode)
+        self._laplace([mode])
         self._start_apart(generator)
 
     def _hypotheses(self) -> list[Tensor]:

@@ -42,9 +42,10 @@ Squires, Seigal, Bhate & Uhler (2023), Linear causal disentanglement via interve
 Score-based causal representation learning.
 
 *Differs from the paper in* being a posterior: the theorem's construction (`initialise`: eigenvectors of the score
-differences, in closed form) is only where a search over maxima starts (`directions.search`); the guide is the Laplace
-approximation at one. Each chain starts from a bootstrap of the moments; among the maxima it finds it takes one with the
-probability of that maximum's evidence.
+differences, in closed form) is only where a search over maxima starts (`directions.search`), each chain from a
+bootstrap of the moments. Up to six latents the guide holds draws of M from its exact posterior, by annealed sequential
+Monte Carlo from Laplace's approximations at all maxima found (`exact.annealed`); beyond that, draws of these
+approximations by their evidence. Chains weigh as much as their evidence.
 
 The file is long for its options: four kinds of interventions, unknown targets, counts and escaped rows each need words
 and a line of the story.
@@ -71,7 +72,7 @@ from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.lab.studies import Escapees, Study
+from pyrocrl.lab.studies import BesideExact, Escapees, Study
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of
@@ -305,6 +306,9 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         """(env, latent) probabilities that an environment intervenes on a latent; 0 and 1 where targets are known."""
         return self._averaged()[1] if self.unknown else self.target
 
+    def log_evidence(self) -> Tensor | None:
+        return None if self.fits_story else self.log_density
+
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
         unmixing, equations = self._of_draw(batch, sites)
@@ -318,9 +322,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         own = self._environments(), self.config["intervention"], self.unknown
         modes, target = directions.search_targets(self._objective, *own, generator)
         self.target.copy_(target)
-        evidence = torch.stack([mode.log_evidence for mode in modes])
-        chosen = torch.multinomial((evidence - evidence.logsumexp(0)).exp().cpu(), 1, generator=generator)
-        self._laplace(modes[int(chosen)])
+        self._laplace(modes)
         self._start_apart(generator)
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
@@ -350,6 +352,11 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),
+        *(
+            BesideExact("squires2023_hard", {"samples": 2 * n, "latents": k, "features": 2 * k}, seeds=40)
+            for k in (2, 3)
+            for n in (100, 300)
+        ),
         Escapees("perturb_seq", {"rows": 6000, "escapees": 0.25}, {"escapees": True}),
     )
 

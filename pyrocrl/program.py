@@ -295,6 +295,16 @@ class Program(nn.Module, metaclass=_InTurn):
         """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
 
+    def log_evidence(self) -> Tensor | None:
+        """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
+        nothing else: then they are weighed by it. None where it is not known."""
+        return None
+
+    def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:
+        """`count` draws of the sites that `model` keeps from its own posterior, exact but for Monte Carlo and slow, by
+        other means than the fit's; None where there are none but NUTS. `reference` takes them."""
+        return None
+
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Weights (component,), means and standard deviations (component, latent) of the latents' law where that is a
         mixture of independent Gaussians, or None. Models whose claims need components must have it."""

@@ -14,8 +14,9 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, agreement, reference, simulate, zoo
+from pyrocrl.exact import annealed, orders
 from pyrocrl.infer.chains import Chains
-from pyrocrl.judge.reference import _program, _Target
+from pyrocrl.judge.reference import _program, _Target, departures
 
 SITES = ("weight", "intercept", "noise", "unmixing", "loadings")
 
@@ -46,11 +47,12 @@ def agrees(table: pd.DataFrame, slack: float = 0.0) -> bool:
 
 
 def changed(fit: Fit, factor: float = 1.0, shift: float = 0.0) -> Fit:
-    """The fit with a guide that is wider about the same mean, or has another one, in the guide's units."""
+    """The fit with draws that lie wider about the same mean, or about another one, in their own deviations."""
     out = copy.copy(fit)
-    loc = fit.chains.params["guide_block.loc"]
-    params = fit.chains.params | {"guide_block.loc": loc / factor + shift}
-    out.chains = Chains(fit.program, params, fit.chains.buffers | {"root": factor * fit.chains.buffers["root"]})
+    drawn = fit.chains.buffers["drawn"]
+    mean, root = drawn.mean(1, keepdim=True), torch.linalg.cholesky(drawn[0].mT.cov())
+    other = mean + factor * (drawn - mean) + shift * root.sum(1)
+    out.chains = Chains(fit.program, fit.chains.params, fit.chains.buffers | {"drawn": other})
     return out
 
 
@@ -140,6 +142,53 @@ def test_all_graphs_of_two_latents_agree() -> None:
     assert agrees(agreement(fit, tree, SITES, draws=3000), slack=2)
 
 
+# -- the exact posterior over all graphs ------------------------------------------------------------------------------
+
+
+@cache
+def small(seed: int, samples: int) -> Fit:
+    data = simulate.draw("squires2023_hard", seed, latents=2, features=4, samples=samples)
+    return pyrocrl.fit(pyrocrl.build("linear_sem_lin", data, latents=2), data, chains=2, seed=seed, progress=False)
+
+
+def test_edges_and_weights_of_few_rows_are_those_of_the_exact_posterior() -> None:
+    """103, 108: several maxima, of which one alone is most of the posterior in some chains and not in others."""
+    found = [
+        departures(fit, reference(fit, by="marginal", draws=250), 250) for fit in map(small, (102, 103, 108), [100] * 3)
+    ]
+    distance, ratio = (np.array([one[name] for one in found]) for name in ("edge_tv", "weight_sd_ratio"))
+    assert distance.mean() < 0.05 and distance.max() < 0.15
+    assert abs(np.median(ratio) - 1) < 0.15
+
+
+def test_a_lower_maximum_and_too_narrow_weights_are_found_out() -> None:
+    fit = small(103, 100)
+    tree = reference(fit, by="marginal", draws=150)
+    narrow = departures(changed(fit, factor=0.2), tree, draws=150)
+    assert narrow["edge_tv"] > 0.05 or abs(narrow["weight_sd_ratio"] - 1) > 0.15
+    chosen = copy.copy(fit)
+    for name in ("log_evidence", "weights"):  # remembered
+        chosen.__dict__.pop(name, None)
+    lower = torch.tensor([0.0, -16.0]) + fit.chains.buffers["log_density"]
+    chosen.chains = Chains(fit.program, fit.chains.params, fit.chains.buffers | {"log_density": lower})
+    assert chosen.log_evidence is not None and chosen.weights[1] < 1e-5 and chosen.reference == 0
+
+
+def test_a_walk_from_the_prior_is_quadrature() -> None:
+    """Two latents by both: probabilities of edges and the evidence."""
+    program = small(103, 100).chains.chain(0)
+    with torch.no_grad():
+        grid = annealed.on_a_grid(program._objective, torch.Generator().manual_seed(0), 2000)
+        walk = annealed.from_the_prior(program._objective, 2, 2000, torch.Generator().manual_seed(0))
+        table = program._slices()
+        edges = [
+            torch.func.vmap(lambda rows: orders.edge_probabilities(program._scores(rows, table)))(one.rows).mean(0)
+            for one in (grid, walk)
+        ]
+    torch.testing.assert_close(*edges, atol=0.03, rtol=0)
+    assert abs(float(grid.log_evidence - walk.log_evidence)) < 0.15
+
+
 # -- what has no density, and what is refused -----------------------------------------------------------------------
 
 
@@ -171,6 +220,10 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         reference(fit, sum_over=("tangent",))
     with pytest.raises(InputError, match=r"sum_over: found 'graph'"):  # given already
         reference(fit, given=full, sum_over=("graph",))
+    with pytest.raises(InputError, match=r"by: found 'exact'; allowed: marginal, nuts"):
+        reference(fit, by="exact")
+    with pytest.raises(InputError, match="given: found some"):
+        reference(fit, by="marginal", given=full)
     with pytest.raises(InputError, match="draws: found 0"):
         reference(fit, given=full, draws=0)
     with pytest.raises(InputError, match=r"data: found \d+ rows that were not fitted"):
@@ -181,6 +234,8 @@ def test_what_cannot_be_sampled_is_refused() -> None:
 
 def test_too_many_joint_values_are_refused_before_any_is_listed() -> None:
     fit = sparse(0)
+    with pytest.raises(InputError, match="by: found 'marginal' for sparse_vae"):
+        reference(fit, by="marginal")
     with pytest.raises(InputError, match=r"sum_over: found gate of 65536 values; allowed: 256 joint values at most"):
         reference(fit, sum_over=("gate",))
 

@@ -3,7 +3,8 @@
     z = M y,  rows of M with the directions `tangent`;  y (latent,) as a program sees it in x
 
 `story`, `model` and `recover` are the program's own, so are y and the search of a start. Here are the moments of y that
-they read, the guide, averages over draws of M, and the finish by Newton's method and Laplace's approximation.
+they read, averages over draws of M, and the guide: up to SAMPLED latents draws of M from its exact posterior, beyond
+that of Laplace's approximations, over all maxima that a chain has found.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrocrl.constructions import directions
 from pyrocrl.data import Batch, Data
 from pyrocrl.dists import MultivariateNormal
-from pyrocrl.exact import goodness, linear_sem, orders
+from pyrocrl.exact import annealed, goodness, linear_sem, orders
 from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import described
@@ -27,6 +30,36 @@ from pyrocrl.program import Program, Recipe
 
 REFINED = 0.2  # p of the fitted moments below which the unmixing is tried again
 MOST_REFINED = 6  # latents of which it is
+SAMPLED = 6  # latents up to which the posterior of M is sampled: seconds a chain at worst
+
+
+class Drawn(TorchDistribution):
+    """The guide's law of `tangent`: a normal while a chain is trained, afterwards the posterior itself, of which there
+    are draws (draw, size) and, but for the evidence, the density.
+
+    settled (): above .5 once there are. log_prob: of the posterior, at a value (size,); mean: (size,).
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, normal: Any, draws: Tensor, settled: Tensor, log_prob: Any, mean: Tensor) -> None:
+        self.normal, self.draws, self.settled, self._log_prob, self._mean = normal, draws, settled, log_prob, mean
+        super().__init__(normal.batch_shape, normal.event_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        uniform = torch.rand((*sample_shape, 1), device=self.draws.device)
+        place = (uniform * len(self.draws)).long().clamp_max(len(self.draws) - 1)
+        one = self.draws.index_select(0, place.flatten()).view(*sample_shape, -1)
+        return torch.where(self.settled > 0.5, one, self.normal.rsample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(self.settled > 0.5, self._log_prob(value), self.normal.log_prob(value))
 
 
 class MarginalSEM(nn.Module):
@@ -38,8 +71,11 @@ class MarginalSEM(nn.Module):
     count (env,), mean (env, latent), cov (env, latent, latent): moments of y, white over the observational rows.
     target: (env, latent) in {0, 1}. unknown: whether these are found. observational: codes of environments without.
     pairs: (environment, latent) of every mechanism after the natural ones; all of them where targets are unknown.
-    chart (latent, latent, latent): orthonormal bases in which `tangent` stands, centred on a maximum.
-    guide_block, root: q(tangent) in units of the Cholesky factor `root` of its covariance at the maximum.
+    chart (latent, latent, latent): orthonormal bases in which `tangent` stands, centred on the highest evidence.
+    guide_block, root: q(tangent) of a chain in training, in units of the Cholesky factor `root` of its covariance.
+    charts, roots, log_weights: all maxima that the chain has found, see `annealed.Maxima`; weight 0 where there are
+    fewer. drawn (draw, latent (latent - 1)): of the posterior of `tangent`, once settled () is 1; log_density (): the
+    log of what it integrates to, log p(x).
     """
 
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
@@ -64,6 +100,12 @@ class MarginalSEM(nn.Module):
     target: Tensor
     chart: Tensor
     root: Tensor
+    charts: Tensor
+    roots: Tensor
+    log_weights: Tensor
+    drawn: Tensor
+    settled: Tensor
+    log_density: Tensor
 
     def hold_moments(self, target: np.ndarray, unknown: bool) -> None:
         """Register guide and buffers, for targets (env, latent) in {0, 1} or, where unknown, a first guess of them."""
@@ -72,11 +114,19 @@ class MarginalSEM(nn.Module):
         self.unknown = unknown
         self.pairs = every if unknown else linear_sem.target_pairs(target)
         self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if unknown else None]
-        self.guide_block = FullNormalBlock(latents * (latents - 1), scale=1.0)
+        size, keep = latents * (latents - 1), directions.EFFORT.keep
+        self.guide_block = FullNormalBlock(size, scale=1.0)
         eye = torch.eye(latents, dtype=torch.float64)
+        chart, root = directions.chart_at(eye), 0.1 * torch.eye(size, dtype=torch.float64)
         self.hold(
-            chart=directions.chart_at(eye),
-            root=0.1 * torch.eye(latents * (latents - 1), dtype=torch.float64),
+            chart=chart,
+            root=root,
+            charts=chart.repeat(keep, 1, 1, 1),
+            roots=root.repeat(keep, 1, 1),
+            log_weights=torch.zeros(keep),
+            drawn=torch.zeros(annealed.EFFORT.draws, size),
+            settled=torch.zeros(()),
+            log_density=torch.zeros(()),
             count=torch.full((envs,), 2.0),
             mean=torch.zeros(envs, latents),
             cov=eye.repeat(envs, 1, 1),
@@ -98,17 +148,27 @@ class MarginalSEM(nn.Module):
     def guide(self, batch: Batch) -> None:
         pyro.sample("tangent", self._posterior())
 
-    def _posterior(self) -> MultivariateNormal:
+    def _posterior(self) -> Drawn:
         block = self.guide_block
-        return MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril)
+        normal = MultivariateNormal(self.root @ block.loc, scale_tril=self.root @ block.scale_tril)
+        mean = torch.where(self.settled > 0.5, annealed.tangents(self._mean_rows(), self.chart), normal.loc)
+        return Drawn(normal, self.drawn, self.settled, self._log_posterior, mean)
+
+    def _log_posterior(self, tangent: Tensor) -> Tensor:
+        prior = directions.Directions(tangent, self.config["latents"]).log_prob(tangent)
+        return self._objective(self._unmixing(tangent)) + prior - self.log_density
 
     def _unmixing(self, tangent: Tensor) -> Tensor:
         """M (latent, latent), its rows of length 1."""
         return directions.unit_rows(tangent, self.chart).double()
 
+    def _mean_rows(self) -> Tensor:
+        """The mean of draws of M."""
+        return directions.unit_rows(self.drawn, self.chart).mean(0)
+
     def _rows(self) -> Tensor:
-        """M at the guide's mean."""
-        return self._unmixing(self.root @ self.guide_block.loc)
+        """The posterior mean of M; while a chain is trained, M at the guide's mean."""
+        return self._mean_rows() if self.settled > 0.5 else self._unmixing(self.root @ self.guide_block.loc)
 
     # -- what is summed out ------------------------------------------------------------------------------------
 
@@ -151,6 +211,8 @@ class MarginalSEM(nn.Module):
         """Edge and target probabilities, each averaged over draws of M; the same draws at every call."""
         generator = torch.Generator().manual_seed(0)
         tangent = directions.tangents(self.root, self.guide_block, generator)
+        if self.settled > 0.5:
+            tangent = self.drawn if self.config["latents"] <= SAMPLED else self.drawn[: len(tangent)]
         uniform = torch.rand(len(tangent), len(self.target), generator=generator, dtype=tangent.dtype).to(tangent)
 
         def probabilities(tangent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,18 +301,42 @@ class MarginalSEM(nn.Module):
             out[kind] = evidence(kind, torch.cat([starts, self._rows()[None]])) - own
         return out
 
-    # -- the maximum -------------------------------------------------------------------------------------------
+    # -- the maxima --------------------------------------------------------------------------------------------
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Newton's method from the guide's mean, and the guide set to the Laplace approximation there; nothing for a
-        variant of which the story itself is fitted."""
-        if type(self).model is not Program.model:
-            self._laplace(directions.climb(self._objective, self._rows()[None])[0])
+        """Draws of M by `annealed`, from the maxima that were found; nothing for a variant of which the story itself
+        is fitted."""
+        if type(self).model is Program.model:
+            return
+        use = self.log_weights > -torch.inf
+        start = annealed.Maxima(self.charts[use], self.roots[use], self.log_weights[use].log_softmax(0))
+        if self.config["latents"] <= SAMPLED:
+            found = annealed.about_maxima(self._objective, start, generator)
+        else:
+            found = annealed.of_maxima(start, self.log_weights.logsumexp(0), generator)
+        self.drawn.copy_(annealed.tangents(found.rows, self.chart))
+        self.log_density.copy_(found.log_evidence)
+        self.settled.fill_(1.0)
 
-    def _laplace(self, mode: directions.Mode) -> None:
-        self.chart.copy_(mode.chart)
-        self.root.copy_(mode.root)
-        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(mode.root), dtype=mode.root.dtype))
+    def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`tangent` (draw, size) by quadrature of two latents, else by a walk from the prior: nothing is taken from
+        the maxima that the fit knows."""
+        d = self.config["latents"]
+        if d == 2:
+            found = annealed.on_a_grid(self._objective, generator, count)
+        else:
+            found = annealed.from_the_prior(self._objective, d, count, generator)
+        return {"tangent": annealed.tangents(found.rows, self.chart)}
+
+    def _laplace(self, modes: Sequence[directions.Mode]) -> None:
+        """Hold these maxima, the one of most evidence first, and train from Laplace's approximation at the first."""
+        self.chart.copy_(modes[0].chart)
+        self.root.copy_(modes[0].root)
+        self.log_weights.fill_(-torch.inf)
+        for place, mode in enumerate(modes):
+            self.charts[place], self.roots[place] = mode.chart, mode.root
+            self.log_weights[place] = mode.log_evidence
+        self.guide_block.set(torch.zeros_like(self.guide_block.loc), torch.eye(len(self.root), dtype=self.root.dtype))
 
     def _start_apart(self, generator: torch.Generator) -> None:
         """Chains start apart, by one posterior deviation."""

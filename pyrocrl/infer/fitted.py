@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import xarray as xr
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
@@ -94,15 +94,23 @@ class Fit:
         """(chain,) held-out objective, nats a row."""
         return self.held_out.mean(1).numpy()
 
+    @cached_property
+    def log_evidence(self) -> np.ndarray | None:
+        """(chain,) log p(x) as each chain knows it, nats; None where the model does not know it."""
+        with torch.no_grad():
+            own = [value for p in self.programs() if (value := p.log_evidence()) is not None]
+        return np.array([float(value) for value in own]) if own else None
+
     @property
     def reference(self) -> int:
-        """The chain with the highest held-out objective."""
-        return int(np.argmax(self.scores))
+        """The chain of most evidence, or with the highest held-out objective where there is none."""
+        return int(np.argmax(self.scores if self.log_evidence is None else self.log_evidence))
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """(chain,) stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018)."""
-        return stacking_weights(self.held_out.numpy())
+        """(chain,) shares of the evidence, where the model knows it: a chain that missed most of the posterior counts
+        for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018)."""
+        return stacking_weights(self.held_out.numpy()) if self.log_evidence is None else softmax(self.log_evidence)
 
     @cached_property
     def alignments(self) -> list[Alignment]:

@@ -105,6 +105,8 @@ _TABLE = (
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
     Metric("shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "empty"), headline=True),
+    Metric("edge_tv", "Edge probabilities, total variation from exact", "smaller", figure=True),
+    Metric("weight_sd_ratio", "Deviations of weights against exact", figure=True),
     Metric("skeleton_errors", "Adjacencies wrong", "smaller", None),
     Metric("order_right", "Causal order right", "larger", 2, figure=True, worst=False),
     Metric("order_errors", "Edges against the estimated order", "smaller", None),

@@ -1,7 +1,8 @@
-"""`reference`: a program's story sampled by NUTS, exact but for Monte Carlo; `agreement`: what a fit says beside it.
+"""`reference`: the posterior of a program's story, exact but for Monte Carlo; `agreement`: what a fit says beside it.
 
 A fit is variational inference: Laplace's method, mean-field guides, sums in closed form. The story is the program that
 all of these stand for, so Hamiltonian Monte Carlo on it tells how far a fit is off, for rows few enough to wait for.
+Where `model` keeps few numbers and sums the rest out exactly, so does its own posterior, by quadrature.
 
 Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15; discrete sites are summed out of the density and drawn from
 their exact conditional afterwards.
@@ -40,6 +41,7 @@ MOST_VALUES = 256  # joint values of discrete sites that are summed over, at the
 TARGET_ACCEPT = 0.8
 PILOT = 200  # draws of the fit that give NUTS its units
 LEAST_SCALE = 1e-6
+SELDOM = 0.05  # probability below which an edge's weight has too few draws for a deviation
 
 
 def reference(
@@ -52,6 +54,7 @@ def reference(
     warmup: int = 500,
     chains: int = 1,
     seed: int = 0,
+    by: str = "nuts",
 ) -> xr.DataTree:
     """Draws of the story's posterior by NUTS (Hoffman & Gelman 2014), laid out as `fit.posterior` lays out the fit's.
 
@@ -65,23 +68,35 @@ def reference(
     else. Entries of a site that nothing gives a density, as of equations that no environment uses, stay where the fit
     has them. The cost is a story and its gradient (milliseconds) for every step of some ten to hundred steps a draw.
 
+    by: "nuts", or "marginal": independent draws of what `model` keeps, by the program's `exact_draws` (quadrature for
+    two latents of `linear_sem_lin`, a walk from the prior for more), and everything else by `recover`: all graphs are
+    summed over, so there is nothing to give.
+
     Groups: posterior, with variables, dimensions and coordinates of `fit.posterior`, its chains those of NUTS;
     sample_stats: lp (chain, draw), the log-density in nats, and diverging (chain, draw); constant_data: the sites that
     were given. Attributes: given, sum_over, and, over the numbers sampled outside the rows, rhat_max and ess_min, the
     largest split r-hat and the least effective sample size.
 
     Raises InputError for other data than the fit's, names that are not latent sites of the story, values of other
-    shapes, discrete sites that are neither given nor summed over, and those that have too many values for it.
+    shapes, discrete sites that are neither given nor summed over, those that have too many values for it, and
+    by="marginal" for programs without exact draws.
     """
+    one_of("by", by, ("nuts", "marginal"))
     for name, value, least in (("draws", draws, 4), ("warmup", warmup, 1), ("chains", chains, 1)):
         check_whole(name, value, least)
     rows = fit.fitted_rows(data)
     with drawing(mix(seed, fit.meta["seed"], 53)):
-        target = _Target(*_program(fit, data, rows), given or {}, sum_over, fit)
-        runs = [target.run(draws, warmup) for _ in range(chains)]
+        program, batch = _program(fit, data, rows)
+        if by == "marginal":
+            if given or sum_over:
+                reject("given" if given else "sum_over", "some", 'none with by="marginal", which sums over everything')
+            runs, known_sites = [_exact_run(program, batch, draws, mix(seed, chain)) for chain in range(chains)], {}
+        else:
+            target = _Target(program, batch, given or {}, sum_over, fit)
+            runs, known_sites = [target.run(draws, warmup) for _ in range(chains)], target.given
     values = {name: fit.in_data_units(name, np.stack([run.values[name] for run in runs])) for name in runs[0].values}
     coords = fit.coords(fit._data(data).row_labels()[rows], draws) | {"chain": np.arange(chains)}
-    known = {name: values[name][:1, :1] for name in target.given}
+    known = {name: values[name][:1, :1] for name in known_sites}
     tree = xr.DataTree.from_dict(
         {
             "posterior": fit.dataset(values, coords),
@@ -99,7 +114,7 @@ def reference(
     tree.attrs |= {
         "model": fit.program.card.name,
         "fit": fit.digest,
-        "given": ", ".join(target.given),
+        "given": ", ".join(known_sites),
         "sum_over": ", ".join(sum_over),
         "rhat_max": float(split_gelman_rubin(sampled).max()) if sampled.shape[-1] else math.nan,
         "ess_min": float(effective_sample_size(sampled).min()) if sampled.shape[-1] else math.nan,
@@ -173,6 +188,36 @@ def _compared(name: str, exact: xr.DataArray, own: np.ndarray) -> pd.DataFrame:
     )
 
 
+def departures(fit: Fit, tree: xr.DataTree, draws: int = 1000, seed: int = 0) -> dict[str, float]:
+    """How far a fit, all chains by their weights, is from a tree of `reference` over all graphs.
+
+    edge_tv: for each pair of latents the total variation distance between the two probabilities of "no edge", "one way"
+    and "the other"; the largest. weight_sd_ratio: the median over possible edges of the ratio of weights' deviations,
+    fit to reference, an absent edge's weight being 0; of edges that have a probability above .05 in the reference.
+
+    Raises InputError for a fit without graphs.
+    """
+    graph = fit.graph()
+    if graph is None:
+        reject("fit", f"{fit.program.card.name}, whose latents have no graph", "a model of graphs")
+    fit.check_own("tree", tree.attrs.get("fit"))
+    exact = tree["posterior"].to_dataset().stack(all=("chain", "draw")).transpose("all", ...)
+    edges = exact["graph"].values.mean(0)
+    three = [np.stack([p, p.T, 1 - p - p.T]) for p in (graph, edges)]
+    apart = 0.5 * np.abs(three[0] - three[1]).sum(0)
+    own = fit.posterior(max(2, draws // fit.chains.count), thin=10**9, predictive=False, seed=seed)["posterior"]
+    share = np.repeat(fit.weights, own.sizes["draw"]) / own.sizes["draw"]
+    weight = own["weight"].to_numpy().reshape(len(share), *graph.shape)
+    mean = np.tensordot(share, weight, 1)
+    sd = np.sqrt(np.tensordot(share, (weight - mean) ** 2, 1))
+    use = edges > SELDOM
+    ratio = sd[use] / exact["weight"].values.std(0)[use]
+    return {
+        "edge_tv": float(apart[np.triu_indices(len(graph), 1)].max()),
+        "weight_sd_ratio": float(np.median(ratio)) if use.any() else math.nan,
+    }
+
+
 # -- the density ---------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +228,24 @@ class _Run(NamedTuple):
     shared: Tensor
     lp: np.ndarray
     diverging: np.ndarray
+
+
+def _exact_run(program: Program, batch: Batch, draws: int, seed: int) -> _Run:
+    """A chain of `exact_draws`, what `model` summed out recovered with each."""
+    kept = program.exact_draws(draws, torch.Generator().manual_seed(seed))
+    if kept is None:
+        reject("by", f"'marginal' for {program.card.name}, of which there are no exact draws", "'nuts'")
+    collected: dict[str, list[np.ndarray]] = {}
+    lp = []
+    with torch.no_grad():
+        for draw in range(draws):
+            own = {name: value[draw] for name, value in kept.items()}
+            trace = stories.told(program, batch, own | program.recovered(batch, own))
+            lp.append(float(trace.log_prob_sum()))
+            for name, value in stories.values(trace).items():
+                collected.setdefault(name, []).append(value.cpu().numpy())
+    shared = torch.cat([value.flatten(1) for value in kept.values()], 1)
+    return _Run({n: np.stack(v) for n, v in collected.items()}, shared, np.array(lp), np.zeros(draws, bool))
 
 
 class _Target:

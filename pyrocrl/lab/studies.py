@@ -121,6 +121,16 @@ class TwoModels(Study):
 
 
 @dataclass(frozen=True)
+class BesideExact(Study):
+    """How far edges and weights are from the exact posterior, see `judge.reference.departures`."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge.reference import departures, reference
+
+        return departures(result, reference(result, by="marginal", draws=1000))
+
+
+@dataclass(frozen=True)
 class Escapees(Study):
     """How well rows that escaped their intervention are told from those that it changed: area under the curve."""
 
