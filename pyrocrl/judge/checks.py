@@ -199,7 +199,7 @@ def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = fit.chains.chain(fit.reference).mixture()
     if found is None:
         raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
-    weights, mean, scale = (v.double().cpu().numpy() for v in found)
+    weights, mean, scale = (v.detach().double().cpu().numpy() for v in found)
     return weights, mean, scale
 
 
