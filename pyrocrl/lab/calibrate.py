@@ -1,9 +1,9 @@
-"""`calibrate`: data drawn from a program's own story, fitted, and the posteriors compared with what they were drawn from.
+"""`calibrate`: data drawn from a program's own story, fitted, and the posteriors beside what they were drawn from.
 
-If fits are exact, the truth has every rank among its draws equally often, what has probability p comes true in a share p
-of the cases, and intervals cover what they say. Whatever departs from this is the fit's error: of guides, of maxima
-that were missed, of weights of chains. Estimates are first brought to the truth by the claim's group, for no theorem
-promises more.
+If fits are exact, the truth has every rank among its draws equally often, what has probability p comes true in a
+share p of the cases, and intervals cover what they say. Whatever departs from this is the fit's error: of guides, of
+maxima that were missed, of weights of chains. Estimates are first brought to the truth by the claim's group, for no
+theorem promises more.
 
 Talts et al. (2018), Validating Bayesian inference algorithms with simulation-based calibration, arXiv 1804.06788;
 Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators (TARP), ICML.
@@ -121,7 +121,9 @@ class Calibration:
         """[mean probability, share that is true, cells] of each bin that has any: what `plots.calibration` draws."""
         p, hit = np.array([pair for one in self._done for pair in one["cells"].get(name, [])]).T
         place = np.minimum((p * bins).astype(int), bins - 1)
-        return [[float(p[place == b].mean()), float(hit[place == b].mean()), int((place == b).sum())] for b in set(place)]
+        return [
+            [float(p[place == b].mean()), float(hit[place == b].mean()), int((place == b).sum())] for b in set(place)
+        ]
 
     def plot(self, name: str) -> Any:
         """The reliability curve of `mask`, `graph` or `targets`, a figure."""
@@ -132,15 +134,21 @@ class Calibration:
 
     def __str__(self) -> str:
         done, head = self._done, self.header
-        lines = [f"{head['model']}, {len(done)} data sets of {head['rows']} rows an environment, drawn from {head['from']}"]
+        lines = [
+            f"{head['model']}, {len(done)} data sets of {head['rows']} rows an environment, drawn from {head['from']}"
+        ]
         lines += [f"{len(self.sets) - len(done)} fits failed"] if len(done) < len(self.sets) else []
         shown = [f"{v:.0%}" for v in LEVELS]
         if scalars := self.scalars():
-            rows = [[n, int(s["values"]), *(s[f"covered_{round(100 * v)}"] for v in LEVELS), s["p"]] for n, s in scalars.items()]
+            rows = [
+                [n, int(s["values"]), *(s[f"covered_{round(100 * v)}"] for v in LEVELS), s["p"]]
+                for n, s in scalars.items()
+            ]
             lines += ["", format_table(["intervals cover", "values", *shown, "p of ranks"], rows)]
         if cells := self.cells():
-            names = ("cells", "ece", "undecided", "ece_undecided", "brier")
-            rows = [[n, *(int(c[k]) if k in ("cells", "undecided") else c[k] for k in names)] for n, c in cells.items()]
+            whole = ("cells", "undecided")
+            names = ["cells", "ece", "undecided", "ece_undecided", "brier"]
+            rows = [[n, *(int(c[k]) if k in whole else c[k] for k in names)] for n, c in cells.items()]
             lines += ["", format_table(["probabilities", "cells", "ECE", ".05-.95", "ECE there", "Brier"], rows)]
         if np.isfinite(self.tarp()):
             lines += ["", f"z as a whole (TARP): off by {self.tarp():.3f} at most"]
@@ -169,7 +177,7 @@ def calibrate(
     path: str | Path | None = None,
     on_set: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Calibration:
-    """Draw parameters and data from a program's story `sets` times, fit each, and compare the posteriors with the truth.
+    """Draw parameters and data from a program's story `sets` times, fit each, and compare posteriors with the truth.
 
     program, data: whose story, and rows that lend the data sets their environments, auxiliary columns, batches and size
     factors; a fit to them gives what is no site of the story, such as a decoder's weights. Priors that are improper
@@ -190,7 +198,9 @@ def calibrate(
     program, data = (program, data) if around is None else (around.program, data or around.data)
     assert program is not None
     if data is None:
-        reject("data", "None", "rows that lend their environments; of a fit read from a file, the Data it was fitted to")
+        reject(
+            "data", "None", "rows that lend their environments; of a fit read from a file, the Data it was fitted to"
+        )
     header = {
         "model": program.card.name,
         "config": program.arguments,
@@ -376,5 +386,7 @@ def _compared(
         if aligned is None or aligned.shape[1:] != truth[name].shape:
             continue
         use = ~np.eye(len(p), dtype=bool) if name == "graph" else np.ones(p.shape, dtype=bool)
-        cells[name] = [[round(float(a), 4), int(b > 0.5)] for a, b in zip(aligned[0][use], truth[name][use], strict=True)]
+        cells[name] = [
+            [round(float(a), 4), int(b > 0.5)] for a, b in zip(aligned[0][use], truth[name][use], strict=True)
+        ]
     return {"ranks": ranks, "cells": cells, "tarp": tarp}
