@@ -99,6 +99,8 @@ NEEDS = (
 REPLACED = (*NEEDS[:-1], "perfect_interventions")
 LINEAR, NETWORK = {"decoder": "linear"}, {"decoder": "mlp"}
 OTHERS = {"intervention": ("soft", "variance", "shift")}
+KEPT, CUT = {"intervention": ("variance", "shift")}, {"intervention": ("perfect", "soft")}
+RAISED = "interventions raise their targets: else a latent's sign is open, and relu links mix it with those it acts on"
 # shifts move x along their target's direction, whatever the graph
 TARGET_NEEDS = ("observational_environment", "more_features_than_latents")
 
@@ -155,7 +157,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
             "latents follow a structural equation model without cycles, linear or with relu links",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS, LINEAR),
+            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS, LINEAR | CUT),
+            Claim("latents", ("permutation", "scale"), (*GIVEN, RAISED), NEEDS, LINEAR | KEPT),
             Claim("latents", ("permutation", "scale"), GIVEN, REPLACED, NETWORK),
             Claim("graph", ("permutation",), GIVEN, NEEDS, LINEAR | {"intervention": "perfect"}),
             Claim("graph", ("permutation", "transitive closure"), GIVEN, NEEDS, LINEAR | OTHERS),

@@ -24,6 +24,8 @@ Ahuja, Mahajan, Wang & Bengio (2023), Interventional causal representation learn
 *Differs from the paper in* the algebra in place of an auto-encoder's training, in targets that may be unknown (the
 paper regresses a constant on the codes of each known target), and in a likelihood with noise.
 
+Longer than other models because targets may be known, relabelled or unknown, and `recover` draws them with constants.
+
 *For a variant, copy this file and change* `story`: the line of `z`, another law of the free latents (then `laws` of
 `pyrocrl.constructions.polynomials` too), or of `mean`, another mixing.
 """
@@ -63,7 +65,14 @@ GIVEN = (
     "x is a polynomial of the latents whose coefficients have full column rank",
     "latents that are not held vary freely in every environment",
 )
-NEEDS = ("more_features_than_latents", "one_intervention_per_latent", "single_targets", "perfect_interventions")
+NEEDS = (
+    "more_features_than_latents",
+    "one_intervention_per_latent",
+    "single_targets",
+    "free_environment",
+    "held_at_constants",
+    "perfect_interventions",
+)
 NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
@@ -81,8 +90,8 @@ class DoPolynomial(Program):
         ),
         assumes=("x is a polynomial of the latents, with noise", *GIVEN[:1]),
         claims=(
-            Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS),
-            Claim("targets", ("permutation",), GIVEN, NEEDS, {"targets": "unknown"}),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN[1:], NEEDS),
+            Claim("targets", ("permutation",), GIVEN[1:], NEEDS, {"targets": "unknown"}),
         ),
         references=(
             Reference(

@@ -161,6 +161,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         "the unmixing.",
     )
     recipe = MarginalSEM.recipe
+    checks = {"moments": (), "gaussian": GIVEN, "factors": ()}
     sites = {
         **SEMReadouts.sites,
         "unmixing": Site(("latent", "feature"), {"latent": 1}, unit=-1),

@@ -30,6 +30,8 @@ interventions under general nonlinear mixing.
 solutions in which latents are the log-odds themselves), in the normality of residuals as a part of the loss, in a
 likelihood with a decoder, and in a posterior of graphs in place of a threshold on weights.
 
+Longer than other models because it takes floats and counts, each with a decoder and escaped rows of its own.
+
 *For a variant, copy this file and change* the equation in `story`, a link of the parents say, and delete `model` and
 `recover`: edges are then gates along the order that the chain started from.
 """

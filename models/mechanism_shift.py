@@ -92,7 +92,7 @@ class MechanismShift(Program):
         claims=(
             Claim("targets", (), (SUFFICIENT, ADDITIVE), COMPARED, NONLINEAR | {"reference": True}),
             Claim("targets", (), (SUFFICIENT, ADDITIVE, SHARED), (), NONLINEAR | {"reference": False}),
-            Claim("graph", (), (SUFFICIENT, ADDITIVE), (), NONLINEAR),
+            Claim("graph", (), (SUFFICIENT, ADDITIVE), ("nonlinear_equations",), NONLINEAR),
             Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST), COMPARED, LINEAR | {"reference": True}),
             Claim("targets", (), (SUFFICIENT, STRAIGHT, FEWEST, SHARED), (), LINEAR | {"reference": False}),
             Claim("graph", ("markov equivalence",), (SUFFICIENT, STRAIGHT), (), LINEAR),
@@ -312,6 +312,21 @@ class MechanismShift(Program):
     def targets_matrix(self) -> Tensor:
         """(env, latent) probabilities that a mechanism differs, exact at the guide's mean of the log odds."""
         return self._known.target_probabilities(*self.loc)
+
+    @torch.no_grad()
+    def nonlinearity(self) -> Tensor | None:
+        """(parent, child) log evidence of the nonlinear basis less that of its linear part, over parents' sets."""
+        if not self.nonlinear:
+            return None
+        d, count, differs = self.config["latents"], self.count.double(), self.differs.double()
+        straight = [*range(1 + d), *range(self.moments.shape[-1] - d, self.moments.shape[-1])]
+        own = self.moments.double()[:, :1][..., straight, :][..., straight]
+        plain = self._known._replace(table=sharing.regression_evidence(own, count, differs, RATIOS))
+        known = self._known.joint(self.loc[0]).flatten(2).logsumexp(-1)  # (child, set)
+        gain = known - plain.joint(self.loc[0]).flatten(2).logsumexp(-1)
+        there = orders.members(d, gain.device).mT[:, None].double()  # (parent, 1, set)
+        share = (self._known.scores(*self.loc) + there.log()).softmax(-1).nan_to_num()  # (parent, child, set)
+        return (share * gain).sum(-1)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""

@@ -68,7 +68,7 @@ from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
 
-GIVEN = ("every latent has two anchors, which load on it alone", "latents are not perfectly correlated")
+NEEDS = ("two_anchors", "not_collinear")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
 LEAST_ROWS = 50  # fewer say nothing about anchors
 LARGEST = 4_000  # slopes and variances whose joint information is inverted
@@ -103,8 +103,8 @@ class SparseVAE(Program):
         ),
         assumes=("each feature depends on few latents", "noise is independent between features"),
         claims=(
-            Claim("latents", ("permutation", "elementwise"), given=GIVEN, needs=("two_anchors",)),
-            Claim("mask", ("permutation",), given=GIVEN, needs=("two_anchors",)),
+            Claim("latents", ("permutation", "elementwise"), needs=NEEDS),
+            Claim("mask", ("permutation",), needs=NEEDS),
         ),
         references=(
             Reference(
@@ -126,6 +126,7 @@ class SparseVAE(Program):
     )
     recipe = Recipe(
         epochs=450,
+        most_steps=1800,
         batch_size=100,
         lr=1e-2,
         lr_end=0.01,
@@ -149,6 +150,7 @@ class SparseVAE(Program):
         recipe,
         epochs=50,
         least_steps=800,
+        most_steps=800,
         batch_size=512,
         lr=3e-3,
         lr_hold=0.7,
@@ -373,7 +375,7 @@ class SparseVAE(Program):
             law: Any = self._told(z, gate, batch)["x"]["fn"]
             return law.base_dist.log_prob(batch.x).sum(0)
 
-        gain = gates.gains(log_density, draws, mask)
+        gain = gates.gains(log_density, draws, mask, torch.nonzero(mask.sum(0)).flatten().tolist())
         gain *= min(data.rows, self.coarse_rows) / len(batch) / EFFORT.finish_draws
         if self.linear:
             gain -= kl_divergence(self.slope(), self._told(draws[-1], mask, batch)["slope"]["fn"].slab)

@@ -65,13 +65,10 @@ from pyrocrl.program import EdgeProbability, Environments, Features, check_sizes
 MOST_LATENTS = 6  # 64 states, and tables of states by sets of latents by states
 PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_size")
 
-GIVEN = (
-    "no latent's features are all among another's",
-    "all combinations of states occur",
-    "features are Gaussian given the latents",
-)
+GIVEN = ("features are Gaussian given the latents",)
 FAITHFUL = "latents are independent only where the graph says so"
-NEEDS = ("more_features_than_latents", "observational_environment")
+SEEN = ("more_features_than_latents", "own_features", "all_states")
+NEEDS = (*SEEN, "observational_environment")
 
 
 class UnknownTargets(Program):
@@ -93,8 +90,8 @@ class UnknownTargets(Program):
             "interventions cut their targets from their parents",
         ),
         claims=(
-            Claim("latents", ("permutation", "sign", "shift"), GIVEN, NEEDS[:1]),
-            Claim("mask", ("permutation",), GIVEN, NEEDS[:1]),
+            Claim("latents", ("permutation", "sign", "shift"), GIVEN, SEEN),
+            Claim("mask", ("permutation",), GIVEN, SEEN),
             Claim("graph", ("permutation", "markov equivalence"), (*GIVEN, FAITHFUL), NEEDS, {"invariant": False}),
             Claim(
                 "graph",
@@ -129,6 +126,7 @@ class UnknownTargets(Program):
     )
     new_rows = True
     knows_interventions = True
+    checks = {"features": GIVEN}
     sites = {  # the others are in each chain's own order of latents and coding of states
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),
@@ -305,6 +303,16 @@ class UnknownTargets(Program):
     def targets_matrix(self) -> Tensor:
         joint = self._joint()
         return sharing.target_probabilities(joint.logsumexp(-1), joint, self._differs())
+
+    @torch.no_grad()
+    def state_counts(self) -> Tensor:
+        return self.count.sum(0)
+
+    @torch.no_grad()
+    def cdf(self, batch: Batch) -> Tensor:
+        standard = ((batch.x - self.mean) / self.spread)[:, None] - self.level  # (rows, state, feature)
+        below = torch.special.ndtr(standard / self.log_noise.exp())
+        return torch.einsum("rs,rsf->rf", self.logits.softmax(-1)[batch.env], below)
 
     def _differs(self) -> Tensor:
         return sharing.subsets(len(self.count), True).to(self.count.device)

@@ -91,20 +91,16 @@ class VAE(Program):
         zero = torch.zeros(self.config["latents"], dtype=batch.dtype, device=batch.device)
         with self.rows(batch):
             z = pyro.sample("z", Normal(zero, zero + 1).to_event(1))  # (rows, latent)
-            mean = self._mean(z, batch)  # (rows, feature)
+            mean = self.decoder(z) + self.shift  # (rows, feature) f(z)
             noise = softplus(self.raw_noise) + 1e-4  # (feature,)
-            likelihood = NegativeBinomial(mean, noise) if self.counts else Normal(mean, noise)
+            size = self._size(batch)[:, None]
+            likelihood = NegativeBinomial(None, noise, log_rate=mean, size=size) if self.counts else Normal(mean, noise)
             pyro.sample("x", likelihood.to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
             loc, scale = self.encoder(self._seen(batch))
             pyro.sample("z", Normal(loc, scale).to_event(1))
-
-    def _mean(self, z: Tensor, batch: Batch) -> Tensor:
-        """(rows, feature) E[x | z]."""
-        out = self.decoder(z) + self.shift
-        return self._size(batch)[:, None] * out.clamp(max=15.0).exp() if self.counts else out
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:

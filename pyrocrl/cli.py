@@ -126,9 +126,19 @@ SizeFactor = Annotated[
         "[default: n_umis_total, n_counts, total_counts or nCount_RNA, or else sums of rows]",
     ),
 ]
-Batch = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds technical batches.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="The column that holds technical batches, for models that read them."),
+]
 # how a file is read: arguments of `io.read` that every command with --data has (see `_reading`)
 READING = {
+    "adjust": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="A column of a batch, day or age whose effect is taken out of continuous features; may be repeated.",
+        ),
+    ],
     "layer": Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A layer of an AnnData, or raw; of a .h5mu MODALITY or MODALITY/LAYER."),
@@ -300,6 +310,9 @@ def fit(
     size_factor: SizeFactor = None,
     batch: Batch = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in --out.")] = False,
+    more: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", help="Go on with the finished fit in --out for as many epochs more.")
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -307,10 +320,15 @@ def fit(
     file, mode = _targets(targets)
     source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
     build = _options(option) | _assumed(latents, mode, intervention, mechanism)
-    kind = _check_fit(model, build, chains, epochs, seed, device, draws)
-    _check_out(out, force, resume)
+    if more is not None and epochs is not None:
+        reject("--more", f"{more} with --epochs {epochs}", "one of them")
+    kind = _check_fit(model, build, chains, epochs if more is None else more, seed, device, draws)
+    going = more is not None and not resume
+    _check_out(out, force, resume, going=going)
     with _writing(out, "pyrocrl fit"):
-        _fit(kind, _read_data(source), source, build, out, chains, epochs, seed, device, draws, resume, quiet)
+        rows = _adjusted(_read_data(source))
+        effort = chains, epochs if more is None else more, seed, device, draws
+        _fit(kind, rows, source, build, out, *effort, resume, quiet, going=going)
 
 
 @app.command()
@@ -364,6 +382,7 @@ def compare(
     _check_out(out, force, resume, holds=(next(iter(kinds)), CHECKPOINT))
     every = _read_data(source)
     rows, apart = every.split(HELD_OUT, seed)
+    rows = _adjusted(rows)
     for name, kind in kinds.items():  # refused before the first is fitted
         try:
             pyrocrl.build(kind, rows, **builds[name])
@@ -419,7 +438,7 @@ def choose(
 
     file, mode = _targets(targets)
     source = {"data": data, "seed": seed} | _told(env, control, file, counts, size_factor, batch) | reading
-    rows = _read_data(source)
+    rows = _adjusted(_read_data(source))
     found = judged(
         rows,
         latents,
@@ -530,7 +549,7 @@ def export(
     """Write what a run found for other tools: latents of its rows, or of new ones, as CSV or into an AnnData."""
     import pyrocrl
     from pyrocrl import io
-    from pyrocrl.judge.diagnose import ClaimVerdict, Verdict
+    from pyrocrl.judge.diagnose import Verdict
     from pyrocrl.show import export as exports
 
     wanted = {"--csv": csv, "--h5ad": h5ad}
@@ -552,7 +571,7 @@ def export(
         own = Path(source["data"])
         adata = io.read_h5ad(own) if own.suffix == ".h5ad" else io.to_anndata(rows)
         judged = json.loads((run / VERDICT).read_text())
-        verdict = Verdict(judged["model"], tuple(ClaimVerdict(**c) for c in judged["claims"]), judged["chains"])
+        verdict = Verdict.from_dict(judged)
         exports.to_anndata(found, None, adata, verdict=verdict, tree=io.read_tree(run / POSTERIOR))
         print(exports.write_h5ad(adata, h5ad))
 
@@ -751,8 +770,10 @@ def _fit(
     resume: bool,
     quiet: bool,
     pages: dict[str, str | None] | None = None,
+    going: bool = False,
 ) -> tuple[Fit, Verdict]:
-    """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`."""
+    """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`. going: with the finished
+    fit that is there."""
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
@@ -765,10 +786,23 @@ def _fit(
     if found is None:
         # refused before anything is removed
         check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
+        start = pyrocrl.load(out / CHECKPOINT, rows, kind) if going else None
         stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
-        for path in [*stale, *out.glob("*.part")]:
+
+        def clear(epoch: int = 0) -> None:
+            while stale:
+                stale.pop().unlink(missing_ok=True)
+
+        on: dict[str, Any] = {}
+        if start is None:
+            clear()
+        else:  # once it goes on
+            stale.remove(out / CHECKPOINT)
+            on = {"start": start, "on_epoch": clear}
+        for path in out.glob("*.part"):
             path.unlink(missing_ok=True)
-        found = pyrocrl.fit(program, rows, chains, epochs, seed, device, progress=not quiet, out=out, resume=resume)
+        effort = chains, epochs, seed, device, not quiet
+        found = pyrocrl.fit(program, rows, *effort, out=out, resume=resume, **on)
     print(found)
     kept = min(rows.rows, KEPT_ROWS)
     if draws is None:
@@ -873,6 +907,13 @@ def _read_data(source: dict[str, Any]) -> Data:
     return datasets.load(name) if name in datasets.names() else settings.draw(name, seed=source["seed"])
 
 
+def _adjusted(rows: Data) -> Data:
+    """Without what --adjust names, for a fit; a fit does the same to other rows."""
+    from pyrocrl.adjust import Adjustment
+
+    return Adjustment.of(rows)(rows) if rows.covariates else rows
+
+
 def _read_rows(source: dict[str, Any]) -> Data:
     """Those of `_read_data` that were fitted: all but what `compare` had put aside."""
     rows = _read_data(source)
@@ -961,10 +1002,15 @@ def _read_record(run: Path) -> dict[str, Any]:
     return record
 
 
-def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (CHECKPOINT,)) -> None:
-    """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it."""
-    if force and resume:
-        reject("--resume", "together with --force", "one of them")
+def _check_out(
+    out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (CHECKPOINT,), going: bool = False
+) -> None:
+    """--out is new, or meant to be written over, or holds a fit to go on with, whose checkpoint is `holds` in it:
+    `resume` an interrupted one, `going` a finished one."""
+    if force and (resume or going):
+        reject("--resume" if resume else "--more", "together with --force", "one of them")
+    from pyrocrl.infer import checkpoint
+
     check_path("--out", out)
     if out.exists() and not out.is_dir():
         reject("--out", f"{str(out)!r}, which is a file", "a folder")
@@ -973,10 +1019,12 @@ def _check_out(out: Path, force: bool, resume: bool, holds: tuple[str, ...] = (C
         reject("--out", f"{str(out)!r}, and {str(parent)!r} cannot be written", "a folder that can be written")
     if resume and not out.joinpath(*holds).exists():
         reject("--resume", f"no checkpoint in {str(out)!r}", "the folder of an interrupted fit")
-    if resume and (out / RUN).exists():
-        further = "--force with more --epochs fits anew and longer"
+    if resume and (out / RUN).exists() and checkpoint.read(out / CHECKPOINT)[1]["finished"]:
+        further = "--more EPOCHS goes on with this one"
         reject("--resume", f"a finished fit in {str(out)!r}", f"an interrupted fit; {further}")
-    if not (force or resume) and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    if going and not (out / RUN).exists():
+        reject("--more", f"no finished fit in {str(out)!r}", "a folder that `pyrocrl fit` wrote to its end")
+    if not (force or resume or going) and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         reject("--out", f"{str(out)!r}, which holds files", "a new folder, --force to write over or --resume to go on")
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse
 import torch
 
@@ -207,7 +208,9 @@ class Data:
         number above 100 (else they are ratings, ages or percentages).
     aux: (data, aux) auxiliary observations. size_factor: (data,) positive library sizes of counts; None = the sums of
         rows over all features; 1 or "none" = all rows alike.
-    batch: (data,) labels of technical batches. feature_names: (feature,) unique names; None = the table's, else
+    batch: (data,) labels of technical batches. covariates: a table or a mapping of names to (data,) numbers or texts,
+        such as age and day, or an array (data, covariate): no model reads them, `pyrocrl.Adjustment` takes them out of
+        the features. feature_names: (feature,) unique names; None = the table's, else
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
@@ -222,6 +225,7 @@ class Data:
     """
 
     units: Units | None = None  # in which `tensors` and `moments` give x; None = as it is
+    adjustment: dict[str, Any] | None = None  # what `Adjustment` has taken out of x, as its `to_dict`
 
     def __init__(
         self,
@@ -234,6 +238,7 @@ class Data:
         aux: Any = None,
         size_factor: Any = None,
         batch: Any = None,
+        covariates: Any = None,
         feature_names: Sequence[str] | None = None,
         aux_names: Sequence[str] | None = None,
         row_names: Sequence[str] | None = None,
@@ -241,7 +246,8 @@ class Data:
         name: str = "data",
     ) -> None:
         self.name = name
-        for argument, values in (("env", env), ("size_factor", size_factor), ("batch", batch), ("aux", aux)):
+        along = {"env": env, "size_factor": size_factor, "batch": batch, "aux": aux, "covariates": covariates}
+        for argument, values in along.items():
             _check_order(argument, values, x)
         index, named = index_of(x), columns_of(x) if feature_names is None else feature_names
         self.x = arrays.plain(x, "x")
@@ -261,6 +267,7 @@ class Data:
         self.control = self._find_control(labels) if control is None else self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
         self.batch_names, self.batch = self._code(batch, "batch")
+        self.covariates = self._check_covariates(covariates)
         self.size_factor, self.size_rule = self._check_size_factor(size_factor)
         self.aux = self._check_aux(aux)
         named = columns_of(aux) if aux_names is None else aux_names
@@ -451,6 +458,29 @@ class Data:
             reject("aux", "NaN or infinite values", "finite numbers")
         return a
 
+    def _check_covariates(self, covariates: Any) -> dict[str, Array]:
+        """Covariate -> (data,) floats, or texts."""
+        if covariates is None:
+            return {}
+        try:
+            table = pd.DataFrame(covariates)
+        except (TypeError, ValueError) as error:
+            reject("covariates", f"what is no table ({error})", f"a table of {self.rows} rows, or names and columns")
+        if len(table) != self.rows:
+            reject("covariates", f"{len(table)} rows", f"one for each row of x, {self.rows}")
+        names = columns_of(table) or _numbered("covariate", table.shape[1])
+        out = {}
+        names = _checked_names("covariates", names, len(names), "", "")
+        for name, (_, column) in zip(names, table.items(), strict=True):
+            if not pd.api.types.is_numeric_dtype(column):
+                out[name] = row_labels(column.to_numpy(), f"covariates[{name!r}]", self.rows)
+                continue
+            out[name] = arrays.floats(column, f"covariates[{name!r}]")
+            if not np.isfinite(out[name]).all():
+                count = int((~np.isfinite(out[name])).sum())
+                reject(f"covariates[{name!r}]", f"{count} values that are not finite", "finite numbers, or texts")
+        return out
+
     def _check_truth(self, truth: dict[str, Any]) -> dict[str, Array]:
         out = {}
         for key, value in truth.items():
@@ -526,6 +556,7 @@ class Data:
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
         part.row_names = None if self.row_names is None else self.row_names[index]
+        part.covariates = {name: values[index] for name, values in self.covariates.items()}
         part.truth = {k: v[index] if k in ("z", "innovations", "component") else v for k, v in self.truth.items()}
         return part
 

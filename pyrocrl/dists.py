@@ -6,7 +6,9 @@ The samplers of `torch.distributions` fill unbatched tensors in place, which vma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +16,11 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
+
+LARGEST = 15.0  # of a log rate
+IN_CACHE = 1 << 16  # numbers that several passes find in the processor's cache
 
 
 def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
@@ -170,38 +176,152 @@ class Law(TorchDistribution):
 
 
 class NegativeBinomial(TorchDistribution):
-    """Counts with a mean and a dispersion r: variance mean + mean^2 / r."""
+    """Counts with a mean and a dispersion r: variance mean + mean^2 / r.
 
-    arg_constraints = {"mean": constraints.positive, "dispersion": constraints.positive}
+    The mean itself, or size * exp(log_rate), where log rates beyond `LARGEST` count as that: exp would only overflow.
+    r, and size, have the shape of the mean or one that broadcasts to it, such as (feature,) and (rows, 1).
+    """
+
+    arg_constraints: dict = {}
     support = constraints.nonnegative_integer
 
-    def __init__(self, mean: Tensor, dispersion: Tensor, validate_args: bool | None = None) -> None:
-        self._mean, self.dispersion = torch.broadcast_tensors(mean, dispersion)
-        super().__init__(self._mean.shape, validate_args=False)
+    def __init__(
+        self,
+        mean: Tensor | None,
+        dispersion: Tensor,
+        *,
+        log_rate: Tensor | None = None,
+        size: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._most = LARGEST if mean is None else math.inf
+        if mean is not None:
+            log_rate = mean.log()
+        assert log_rate is not None
+        self._size = log_rate.new_ones(()) if size is None else size
+        shape = torch.broadcast_shapes(log_rate.shape, dispersion.shape, self._size.shape)
+        self._log_rate, self.dispersion, self._mean = log_rate.expand(shape), dispersion, mean
+        super().__init__(shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
-        return NegativeBinomial(self._mean.expand(batch_shape), self.dispersion.expand(batch_shape))
+        mean = None if self._mean is None else self._mean.expand(batch_shape)
+        log_rate = self._log_rate.expand(batch_shape)
+        return NegativeBinomial(mean, self.dispersion, log_rate=log_rate, size=self._size)
 
     @property
     def mean(self) -> Tensor:
-        return self._mean
+        if self._mean is not None:
+            return self._mean.expand(self.batch_shape)
+        return self._size * self._log_rate.clamp(max=self._most).exp()
 
     @property
     def variance(self) -> Tensor:
-        return self._mean + self._mean.square() / self.dispersion
+        return self.mean + self.mean.square() / self.dispersion
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
-        rate = torch._standard_gamma(self.dispersion.expand(shape)) * (self._mean / self.dispersion)
+        rate = torch._standard_gamma(self.dispersion.expand(shape)) * (self.mean / self.dispersion)
         return torch.poisson(rate)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r, mean = self.dispersion, self._mean
-        total = torch.log(r + mean)
-        return (
-            torch.lgamma(value + r)
-            - torch.lgamma(r)
-            - torch.lgamma(value + 1)
-            + r * (torch.log(r) - total)
-            + value * (torch.log(mean) - total)
-        )
+        value = value.to(self._log_rate.dtype)
+        parts = (value, torch.lgamma(value + 1), self._log_rate, self._size, self.dispersion)
+        out: Tensor = _NegativeBinomialLog.apply(*parts, self._most)
+        return out
+
+
+class _NegativeBinomialLog(torch.autograd.Function):
+    """Log-density of counts, in as few passes over memory as there are: block by block, in the processor's cache.
+
+    With m = size exp(min(log_rate, most)), y = value + r:
+        log p            = log Gamma(y) - log Gamma(r) - log Gamma(value + 1)
+                           + r log r + value log m - y log(r + m)
+        d / d log_rate   = value - y m / (r + m)
+        d / d r          = psi(y) - psi(r) + log r + 1 - log(r + m) - y / (r + m)
+    Sizes are given: they get no gradient.
+    """
+
+    @staticmethod
+    def forward(value: Tensor, of_value: Tensor, log_rate: Tensor, size: Tensor, r: Tensor, most: float) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, log_rate.shape)
+        of_r, log_size = r * r.log() - torch.lgamma(r), size.log()
+        out = torch.empty(shape, dtype=log_rate.dtype, device=log_rate.device)
+        for take in _blocks(shape, log_rate.is_cuda):
+            x, rate, r_ = take(value), take(log_rate).clamp(max=most), take(r)
+            mean = rate.exp().mul_(take(size))
+            y = x + r_
+            block = torch.lgamma(y).sub_(mean.add_(r_).log_().mul_(y)).addcmul_(x, rate.add_(take(log_size)))
+            torch.sub(block.add_(take(of_r)), take(of_value), out=take(out))
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, _, log_rate, size, r, ctx.most = inputs
+        ctx.save_for_backward(value, log_rate, size, r)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        value, log_rate, size, r = ctx.saved_tensors
+        of_rate = torch.empty(gradient.shape, dtype=log_rate.dtype, device=log_rate.device)
+        of_r, at_one = torch.zeros_like(r), r.log() + 1 - torch.digamma(r)
+        for take in _blocks(gradient.shape, log_rate.is_cuda):
+            x, g, r_, rate = take(value), take(gradient), take(r), take(log_rate)
+            mean = rate.clamp(max=ctx.most).exp_().mul_(take(size))
+            y, total = x + r_, mean + r_
+            share = y / total
+            torch.addcmul(x, share, mean, value=-1.0, out=mean)
+            torch.mul(mean.mul_(rate <= ctx.most), g, out=take(of_rate))
+            slope = _digamma(y).sub_(total.log_()).sub_(share).add_(take(at_one)).mul_(g)
+            part = take(of_r)
+            part += slope.sum_to_size(part.shape)
+        return None, None, of_rate.sum_to_size(log_rate.shape), None, of_r, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        rank = max(t.dim() - (d is not None) for t, d in zip(inputs[:-1], in_dims, strict=False))
+        moved = []
+        for tensor, dim in zip(inputs[:-1], in_dims, strict=False):
+            if dim is not None:
+                tensor = tensor.movedim(dim, 0)
+                tensor = tensor[(slice(None), *[None] * (rank + 1 - tensor.dim()))]
+            moved.append(tensor)
+        return _NegativeBinomialLog.apply(*moved, inputs[-1]), 0
+
+
+def _blocks(shape: torch.Size, whole: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+    """For each of the blocks of about `IN_CACHE` numbers of an array of this shape, what takes it from a tensor that
+    broadcasts to the array; one block where `whole`."""
+    step, room = list(shape), math.inf if whole else IN_CACHE
+    for dim in reversed(range(len(shape))):
+        step[dim] = int(max(1, min(shape[dim], room)))
+        room /= max(1, shape[dim])
+
+    def taking(corner: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        def take(tensor: Tensor) -> Tensor:
+            lead = len(shape) - tensor.dim()
+            for dim, size in enumerate(tensor.shape):
+                if size > step[lead + dim]:
+                    tensor = tensor.narrow(dim, corner[lead + dim], min(step[lead + dim], size - corner[lead + dim]))
+            return tensor
+
+        return take
+
+    for corner in itertools.product(*(range(0, n, s) for n, s in zip(shape, step, strict=True))):
+        yield taking(corner)
+
+
+def _digamma(y: Tensor) -> Tensor:
+    """The derivative of log Gamma, of positive numbers; in single precision three times as fast as `torch.digamma`.
+
+    Stirling's series at y + 4, with psi(y) = psi(y + 4) - (2y + 3) (2t + 2) / (t (t + 2)), t = y (y + 3).
+    """
+    if y.dtype == torch.float64:
+        return torch.digamma(y)
+    t = (y + 3.0).mul_(y)
+    below = (y * 2.0).add_(3.0).mul_((t + 1.0).mul_(2.0)).div_((t + 2.0).mul_(t))
+    shifted = y + 4.0
+    inverse = shifted.reciprocal()
+    out = shifted.log_().sub_(inverse, alpha=0.5).sub_(below)
+    square = inverse.square_()
+    return out.sub_((square * (1 / 252)).sub_(1 / 120).mul_(square).add_(1 / 12).mul_(square))

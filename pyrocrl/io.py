@@ -37,6 +37,7 @@ ANNDATA = (".h5ad", ".zarr", ".h5mu")
 READING = {"layer": ANNDATA, "sep": (".csv", ".tsv"), "index": tuple(s for s in SUFFIXES if s != ".npz")}
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*")
 SEPARATORS = (",", ";", "\t", "|")  # tried in this order where a header does not have the one of its suffix
+COVARIATE = "covariate_"  # what names of covariates' arrays begin with in .npz
 # columns that are taken for size factors of counts unless another is named, the first that is there
 LIBRARY_SIZES = ("n_umis_total", "n_counts", "total_counts", "nCount_RNA")
 
@@ -53,18 +54,19 @@ def from_frame(
     *,
     size_factor: str | None = None,
     batch: str | None = None,
+    adjust: str | Sequence[str] = (),
     name: str = "data",
 ) -> Data:
     """A `Data` from a table of one row per sample; every column not named here is a feature.
 
-    env, size_factor, batch: names of columns. control, counts: as in `Data`. size_factor of counts: None = the first
-    column of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a
-    mapping environment -> latents or the path of a targets file. Raises InputError for unknown columns and names the
-    columns that are not numbers.
+    env, size_factor, batch: names of columns; adjust: those of covariates. control, counts: as in `Data`. size_factor
+    of counts: None = the first column of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" =
+    all rows alike. targets: a mapping environment -> latents or the path of a targets file. Raises InputError for
+    unknown columns and names the columns that are not numbers.
     """
-    columns = [str(c) for c in df.columns]
+    columns, adjust = [str(c) for c in df.columns], _several(adjust)
     named = {"env": env, "size_factor": None if size_factor == "none" else size_factor, "batch": batch}
-    for argument, column in named.items():
+    for argument, column in [*named.items(), *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r}", f"one of {_some(columns)}")
     if len(set(columns)) < len(columns):
@@ -73,7 +75,7 @@ def from_frame(
     if df.empty:
         reject("x", f"{len(df)} rows of {len(columns)} columns", "at least 2 rows and 2 features")
     table = df.set_axis(columns, axis=1)
-    features = table.drop(columns=[c for c in named.values() if c is not None])
+    features = table.drop(columns=[*(c for c in named.values() if c is not None), *adjust])
     odd = [c for c in features.columns if not _is_numeric(features[c])]
     if odd:
         hint = "" if env is not None else " (name the column of environments with env)"
@@ -94,12 +96,17 @@ def from_frame(
         counts=counts,
         size_factor=sizes,
         batch=None if batch is None else table[batch].to_numpy(),
+        covariates=table[adjust] if adjust else None,
         feature_names=list(genes.columns),
         row_names=list(table.index),
         name=name,
     )
     data.assumed |= assumed
     return data
+
+
+def _several(columns: str | Sequence[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
 
 
 def _size_factors(table: pd.DataFrame, told: str | None, totals: Sequence[str]) -> tuple[Any, dict[str, str]]:
@@ -119,6 +126,7 @@ def from_anndata(
     layer: str | None = None,
     *,
     batch: str | None = None,
+    adjust: str | Sequence[str] = (),
     targets: Targets = None,
     counts: bool | None = None,
     name: str = "data",
@@ -126,16 +134,17 @@ def from_anndata(
     """A `Data` from an AnnData, in memory or backed: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
     layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch:
-    columns of `adata.obs`, or None. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x
+    columns of `adata.obs`, or None; adjust: those of covariates. control: as in `Data`; size_factor: as in
+    `from_frame`. counts: None = whether x
     holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
     error, as everywhere. Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
         if not hasattr(adata, attribute):
             reject("adata", f"a {type(adata).__name__}", "an anndata.AnnData")
-    columns = [str(c) for c in adata.obs.columns]
-    named = (("env", env), ("size_factor", None if size_factor == "none" else size_factor), ("batch", batch))
-    for argument, column in named:
+    columns, adjust = [str(c) for c in adata.obs.columns], _several(adjust)
+    named = [("env", env), ("size_factor", None if size_factor == "none" else size_factor), ("batch", batch)]
+    for argument, column in [*named, *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
     x, names = _layer(adata, layer)
@@ -150,6 +159,7 @@ def from_anndata(
         counts=whole or counts,
         size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
+        covariates=adata.obs[adjust] if adjust else None,
         feature_names=names,
         row_names=list(adata.obs_names),
         name=name,
@@ -240,6 +250,7 @@ def to_anndata(data: Data) -> Any:
     anndata = _bio("anndata", "an AnnData")
     names = data.row_labels().astype(str)
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
+    obs = obs.assign(**data.covariates)
     if data.size_factor is not None:
         obs[LIBRARY_SIZES[0]] = data.size_factor
     var = pd.DataFrame(index=pd.Index(data.feature_names))
@@ -259,6 +270,7 @@ def read(
     *,
     size_factor: str | None = None,
     batch: str | None = None,
+    adjust: str | Sequence[str] = (),
     layer: str | None = None,
     where: str | Sequence[str] = (),
     drop: str | Sequence[str] = (),
@@ -295,11 +307,10 @@ def read(
             reject(argument, f"{value!r} for {path.name}", f"nothing, except for {', '.join(READING[argument])}")
     if combine is not None and control is None:
         reject("control", f"None with combine={combine!r}", "the label of the control: it is no part of a combination")
-    conditions, dropped = ([one] if isinstance(one, str) else list(one) for one in (where, drop))
-    pick = Pick(conditions, dropped, env, control, combine)
+    pick = Pick(_several(where), _several(drop), env, control, combine)
     found = read_targets(targets)
     name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
-    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "name": name}
+    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "adjust": adjust, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
@@ -321,7 +332,7 @@ def read(
     _, table, found = pick.rows(table, found)
     if index is not None:
         table = table.set_index(column_of(table, index, "index"))
-    told = (env, size_factor, batch)
+    told = (env, size_factor, batch, *_several(adjust))
     columns = pick.columns(list(table), lambda: [c not in told and table[c].nunique(dropna=False) < 2 for c in table])
     return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
 
@@ -383,6 +394,7 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["row_names"] = data.row_names
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
+    arrays |= {COVARIATE + name: values for name, values in data.covariates.items()}
     for key, value in data.truth.items():
         arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
     with replacing(path) as file:
@@ -399,6 +411,7 @@ def _read_npz(
     *,
     size_factor: str | None,
     batch: str | None,
+    adjust: str | Sequence[str],
     name: str,
     pick: Pick,
 ) -> Data:
@@ -413,15 +426,22 @@ def _read_npz(
     for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
         if given is not None and column not in arrays:
             reject(argument, f"no array {column!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+    covariates = {key.removeprefix(COVARIATE): key for key in arrays if key.startswith(COVARIATE)}
+    for one in _several(adjust):
+        if one not in arrays and one not in covariates:
+            reject("adjust", f"no array {one!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+        covariates.setdefault(one, one)
+    if columns["batch"] in covariates.values():
+        columns.pop("batch")  # read as a covariate
     if targets is None and "targets" in arrays:
         targets = _json_targets(arrays["targets"], "targets", path)
     if "x" in arrays:
-        arrays, targets = pick.of_arrays(arrays, columns, targets)
+        arrays, targets = pick.of_arrays(arrays, columns | {key: key for key in covariates.values()}, targets)
     truth: dict[str, Any] = {
         key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")
     }
     names = ("feature_names", "aux_names", "row_names")
-    known = {"x", "aux", *names, "targets", "control", "counts", *columns.values()}
+    known = {"x", "aux", *names, "targets", "control", "counts", *columns.values(), *covariates.values()}
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"
@@ -440,7 +460,8 @@ def _read_npz(
         counts=counts,
         aux=arrays.get("aux"),
         size_factor=arrays.get(columns["size_factor"]),
-        batch=arrays.get(columns["batch"]),
+        batch=arrays.get(columns.get("batch", "")),
+        covariates={name: arrays[key] for name, key in covariates.items()} or None,
         truth=truth,
         name=name,
         **{argument: arrays.get(argument) for argument in names},

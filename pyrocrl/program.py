@@ -63,19 +63,22 @@ PLATES = ("data", "env", "feature", "latent", "mechanism", "parent", "child", "b
 class Recipe:
     """How a program is fitted unless the user says otherwise.
 
-    epochs: passes over the training rows, raised so that small data get `least_steps` steps. batch_size: rows a step,
-    None = all. lr: Adam's step, decaying by a cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale
-    multiplies it for parameters whose names start with a key. kl_warmup: fraction of the epochs over which the KL
-    weight rises from 0 to 1. temperature: of relaxed gates, from first to second, geometrically over
-    `temperature_span` of the epochs. clip: largest gradient norm of a chain. held_out: fraction of the rows kept for
-    the held-out objective, looked at every `check_every` epochs; a fit ends when no chain has improved for `patience`
-    epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is over, or its
-    "last", for priors that are still at work when prediction no longer gains. chains: how many. A program whose
-    options ask for another recipe sets `self.recipe` in `__init__`.
+    epochs: passes over the training rows, raised so that small data get `least_steps` steps and cut so that large ones
+    get about `most_steps` at most (None = as many as there are); an epoch that alone has more ends with these. A number
+    of epochs that `fit` is asked for is kept to. batch_size: rows a step, None = all. lr: Adam's step, decaying by a
+    cosine to lr * lr_end after the first `lr_hold` of the steps; lr_scale multiplies it for parameters whose names
+    start with a key. kl_warmup: fraction of the epochs over which the KL weight rises from 0 to 1. temperature: of
+    relaxed gates, from first to second, geometrically over `temperature_span` of the epochs. clip: largest gradient
+    norm of a chain. held_out: fraction of the rows kept for the held-out objective, looked at every `check_every`
+    epochs; a fit ends when no chain has improved for `patience` epochs (None = never early). keep: a chain's "best"
+    state by the held-out objective once annealing is over, or its "last", for priors that are still at work when
+    prediction no longer gains. chains: how many. A program whose options ask for another recipe sets `self.recipe` in
+    `__init__`.
     """
 
     epochs: Size = 200
     least_steps: Natural = 0
+    most_steps: Size | None = None
     batch_size: Size | None = 256
     lr: Positive = 3e-3
     lr_end: Fraction = 0.05
@@ -99,6 +102,15 @@ class Recipe:
             object.__setattr__(self, own.name, options.conform(own.name, getattr(self, own.name), hints[own.name]))
         if self.dtype not in (torch.float32, torch.float64):
             reject("dtype", self.dtype, "torch.float32 or torch.float64")
+        if self.most_steps is not None and self.most_steps < self.least_steps:
+            reject("most_steps", self.most_steps, f"None or a number from least_steps ({self.least_steps}) on")
+
+    def length(self, steps: int) -> tuple[int, int]:
+        """(epochs, steps an epoch) of a fit in which a pass over the training rows takes `steps`."""
+        if self.most_steps is not None:
+            steps = min(steps, self.most_steps)
+        epochs = max(self.epochs, -(-self.least_steps // steps))
+        return epochs if self.most_steps is None else min(epochs, -(-self.most_steps // steps)), steps
 
     @classmethod
     def unannealed(cls, **options: Any) -> Recipe:
@@ -175,6 +187,9 @@ class Program(nn.Module, metaclass=_InTurn):
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
+    # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
+    # that each puts to the test
+    checks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
@@ -293,6 +308,29 @@ class Program(nn.Module, metaclass=_InTurn):
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Weights (component,), means and standard deviations (component, latent) of the latents' law where that is a
         mixture of independent Gaussians, or None. Models whose claims need components must have it."""
+        return None
+
+    def implied(self) -> Any:
+        """Moments of the environments beside those that the fitted equations imply (`exact.goodness.Gaussians`), or
+        None where these say nothing of the fit."""
+        return None
+
+    def rivals(self, kinds: Sequence[str]) -> dict[str, float]:
+        """Log evidence of other `kinds` of interventions (keys of `card.INTERVENTIONS`) less that of the kind told,
+        each at its own maximum; empty where that is not known."""
+        return {}
+
+    def state_counts(self) -> Tensor | None:
+        """(state,) expected rows in every combination of the states of binary latents, or None."""
+        return None
+
+    def cdf(self, batch: Batch) -> Tensor | None:
+        """(rows, feature) distribution function of each feature's fitted law at the row, in its environment, or None
+        where it is not closed."""
+        return None
+
+    def nonlinearity(self) -> Tensor | None:
+        """(parent, child) log evidence that the child's equation is nonlinear where the parent is in it, or None."""
         return None
 
     def escaped(self, batch: Batch) -> Tensor | None:
@@ -463,14 +501,16 @@ class Program(nn.Module, metaclass=_InTurn):
         return not told and any("observational_environment" in claim.needs for claim in self.claims())
 
     def check_batches(self, data: Data) -> None:
-        """Raise InputError for technical batches that the program would not look at."""
+        """Raise InputError for technical batches and covariates that the program would not look at."""
+        taken = "" if data.counts else "pyrocrl.Adjustment.of(data)(data), in the shell --adjust COLUMN"
         if len(data.batch_names) > 1 and not self.reads_batches:
-            readers = "models whose options have `batches`" + (
-                "" if data.counts else ", or pyrocrl.Adjustment.of(data)"
-            )
             found = f"{len(data.batch_names)} batches, which {self.card.name} does not read"
             found += " of counts" if data.counts else " of continuous features"
+            readers = "models whose options have `batches`" + (f", or {taken}" if taken else "")
             reject("batch", found, f"none, where batches do not differ; else {readers}")
+        if data.covariates:
+            found = f"{_some(list(data.covariates))}, which {self.card.name} does not read"
+            reject("covariates", found, f"none{', or ' + taken if taken else ''}")
 
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""

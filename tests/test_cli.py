@@ -347,6 +347,11 @@ def test_bare_torch_has_the_same_objective() -> None:
         torch.testing.assert_close(bare[chain](batch.x, batch.kl_weight).detach(), mine, rtol=1e-5, atol=0)
 
 
+def test_more_chains_cost_no_more_operators() -> None:
+    few, many = (bench.launches(["vae"], count)["vae"] for count in (2, 5))
+    assert 50 < few == many < 500
+
+
 def test_bench_prints_ratios(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(
         bench, "chains", lambda *_: {"chains": 16, "together_cpu_s": 1.0, "one_by_one_cpu_s": 5.0, "ratio": 0.2}
@@ -354,10 +359,11 @@ def test_bench_prints_ratios(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     monkeypatch.setattr(
         bench, "throughput", lambda *_: {"rows": 1, "features": 2, "chains": 8, "s_per_million_cell_epochs": 9.0}
     )
+    monkeypatch.setattr(bench, "launches", lambda: {"vae": 223})
     whole = bench.run
     monkeypatch.setattr(bench, "run", lambda progress, threads: whole(progress, threads, rounds=1, epochs=1, steps=1))
     found = json.loads(said(capsys, "bench", "--json"))
     assert found["step"]["ratio"] == pytest.approx(found["step"]["pyrocrl_ms"] / found["step"]["torch_ms"])
     assert cli.main(["bench"]) == 0
     out, err = capsys.readouterr()
-    assert "0.200" in out and "9.000" in out and "measuring step" in err
+    assert "0.200" in out and "9.000" in out and "223" in out and "measuring step" in err

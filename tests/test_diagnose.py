@@ -19,8 +19,8 @@ import pyrocrl
 from pyrocrl import Batch, Claim, Data, Fit, ModelCard, Program, Recipe, Reference
 from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.dists import MultivariateNormal, Normal
+from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.diagnose import (
-    CHECKS,
     _agreement,
     pairwise_agreement,
     pareto_khat,
@@ -239,7 +239,8 @@ def reasons(
     rows = anchored()
     data = Data(rows.x, np.repeat(["ctrl", "a", "b"], 200), known, control="ctrl")
     fit = pyrocrl.fit(Targeted(10, 3, inferred, **more), data, chains=2, epochs=1, progress=False)
-    return CHECKS[need](fit, data)
+    lack = CHECKS[need](fit, data)
+    return lack.reason if lack else None
 
 
 def test_inferred_targets_count_as_the_reference_chain_sees_them() -> None:

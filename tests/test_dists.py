@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from torch import Tensor
 from torch.func import vmap
 
 from pyrocrl import dists
@@ -69,6 +70,34 @@ def test_negative_binomial_matches_scipy() -> None:
     draws = mine.sample((DRAWS,))
     np.testing.assert_allclose(draws.mean(0), mean, rtol=0.05)
     np.testing.assert_allclose(draws.var(0), mine.variance, rtol=0.1)
+
+
+@pytest.mark.parametrize("cells", [7, 1 << 16])
+def test_gradients_of_counts_are_those_of_the_formula(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks or at once, alone or vmapped, with a dispersion of features and sizes of rows."""
+    monkeypatch.setattr(dists, "IN_CACHE", cells)
+    torch.manual_seed(0)
+    rate, r, size = torch.randn(2, 5, 3), torch.rand(2, 3) * 4 + 0.05, torch.rand(5, 1) + 0.5
+    rate[0, 0, 0] = 16.0  # beyond the largest
+    value = torch.randint(0, 30, (5, 3)).float()
+
+    def plain(rate: Tensor, r: Tensor) -> Tensor:
+        mean = size * rate.clamp(max=dists.LARGEST).exp()
+        rest = torch.lgamma(value + r) - torch.lgamma(r) - torch.lgamma(value + 1)
+        return rest + r * (r / (r + mean)).log() + value * (mean / (r + mean)).log()
+
+    def mine(rate: Tensor, r: Tensor) -> Tensor:
+        return dists.NegativeBinomial(None, r, log_rate=rate, size=size).log_prob(value)
+
+    for these in ((rate[0], r[0]), (rate, r)):
+        inputs = [tensor.clone().requires_grad_() for tensor in these]
+        found = vmap(mine)(*inputs) if inputs[0].dim() == 3 else mine(*inputs)
+        expected = vmap(plain)(*inputs) if inputs[0].dim() == 3 else plain(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        weight = torch.rand_like(found)
+        pair = (torch.autograd.grad((weight * values).sum(), inputs) for values in (found, expected))
+        for one, other in zip(*pair, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)
 
 
 def test_categorical_draws_with_its_probabilities() -> None:

@@ -112,7 +112,7 @@ def test_fit_recovers_latents_targets_and_constants() -> None:
     assert scores["mcc"] > 0.999
     assert scores["pca_mcc"] < 0.95
     assert scores["targets_right"] == 1.0
-    assert all(claim.verdict == "identified" for claim in pyrocrl.diagnose(fit, train).claims)
+    assert all(claim.identified for claim in pyrocrl.diagnose(fit, train).claims)
     draws = fit.posterior(10, test, predictive=False)["posterior"]
     assert draws["constant"].dims == ("chain", "draw", "env", "latent")
     z, env = fit.latents(test), test.env

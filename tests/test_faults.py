@@ -121,6 +121,14 @@ def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
     assert_same_result(out, whole)
     assert cli.main(command(rows, out, "--resume")) == 2
     assert "--resume: found a finished fit" in capsys.readouterr().err
+    more = command(rows, out, "--more", "3")
+    assert cli.main(more) == 2 and "--more: found 3 with --epochs" in capsys.readouterr().err
+    at = more.index("--epochs")
+    del more[at : at + 2]
+    assert cli.main([*more, "--force"]) == 2 and "--more: found together with --force" in capsys.readouterr().err
+    done = pyrocrl.load(out).meta["epochs"]
+    assert cli.main(more) == 0 and pyrocrl.load(out).meta["epochs"] == done + 3
+    assert cli.main(["evaluate", str(out)]) == 0, "all files are of the fit that went on"
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:

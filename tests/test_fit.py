@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrocrl
-from pyrocrl import Batch, Data, ModelCard, Program, Recipe, simulate
+from pyrocrl import Batch, Data, InputError, ModelCard, Program, Recipe, simulate
 from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
@@ -137,6 +138,40 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
 
 
+def test_a_finished_fit_goes_on_and_gets_no_worse(tmp_path: Path) -> None:
+    program, data = VAE.example(0)
+    first = pyrocrl.fit(program, data, chains=2, epochs=20, seed=0, progress=False)
+    whole = pyrocrl.fit(program, data, epochs=20, seed=0, progress=False, start=first)
+    assert (whole.scores > first.scores + 0.02).all() and whole.meta["epochs"] == 40
+    assert len(whole.history) == 2 * len(first.history) and whole.history[-1, 0] == 40
+    np.testing.assert_allclose(whole.history[: len(first.history)], first.history)
+
+    def stop(epoch: int) -> None:
+        if epoch == 12:
+            raise KeyboardInterrupt
+
+    again = {"epochs": 20, "seed": 0, "progress": False, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        pyrocrl.fit(program, data, start=first, on_epoch=stop, **again)
+    resumed = pyrocrl.fit(program, data, resume=True, **again)
+    np.testing.assert_array_equal(whole.history, resumed.history)
+    np.testing.assert_array_equal(whole.latents(data), resumed.latents(data))
+
+
+def test_only_the_same_fit_goes_on() -> None:
+    program, data = VAE.example(0)
+    fit = pyrocrl.fit(program, data, chains=2, epochs=1, seed=0, progress=False)
+    for more, line in (
+        ({"chains": 3}, "start: found a fit of 2 chains, and chains=3; allowed: as many chains"),
+        ({"resume": True, "out": "nowhere"}, "start: found with resume=True"),
+        ({"seed": 1}, "start: found a fit with seed 0; allowed: the same seed as before (1)"),
+    ):
+        with pytest.raises(InputError, match=re.escape(line)):
+            pyrocrl.fit(program, data, epochs=1, progress=False, start=fit, **more)
+    with pytest.raises(InputError, match="start: found a fit with other data"):
+        pyrocrl.fit(program, data.rows_at(np.arange(100)), epochs=1, seed=0, progress=False, start=fit)
+
+
 def test_the_seed_and_nothing_else_decides() -> None:
     data = slope_data()
     torch.manual_seed(1)
@@ -165,6 +200,51 @@ def test_annealing_reaches_its_ends() -> None:
     assert [recipe.kl_weight_at(p) for p in (0.0, 0.2, 0.4, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
     assert [recipe.temperature_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.1, 0.1])
     assert recipe.annealed_after() == 0.5
+
+
+def test_budgets_are_in_steps() -> None:
+    recipe = Recipe(epochs=40, least_steps=100, most_steps=400, batch_size=50)
+    lengths = {passes: recipe.length(passes) for passes in (1, 5, 20, 300, 900)}
+    assert lengths == {1: (100, 1), 5: (40, 5), 20: (20, 20), 300: (2, 300), 900: (1, 400)}
+    with pytest.raises(pyrocrl.InputError, match="most_steps"):
+        Recipe(least_steps=10, most_steps=9)
+
+
+def test_a_large_table_costs_no_more_steps_and_epochs_asked_for_are_kept_to() -> None:
+    data, seen = slope_data(1000), []
+    recipe = Recipe(epochs=40, most_steps=12, batch_size=100, patience=None, chains=1)
+    fit = pyrocrl.fit(Slope(3), data, recipe=recipe, progress=False, on_epoch=seen.append)
+    assert (seen, fit.meta["epochs"]) == ([1, 2], 2)  # of 9 steps each
+    assert pyrocrl.fit(Slope(3), data, epochs=3, recipe=recipe, progress=False).meta["epochs"] == 3
+
+
+def test_the_time_to_be_expected_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pyrocrl.infer.fit, "MEASURED", 0.0)
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
+    assert "about" not in capsys.readouterr().err  # it is over at once
+    monkeypatch.setattr(pyrocrl.infer.fit, "LONG", 0.0)
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
+    assert capsys.readouterr().err.count("slope: about 0 s for 14 steps of 2 chains") == 1
+    pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2, progress=False)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("many, threads", [(10_000, 1), (100, 2)])
+def test_small_fits_run_on_one_thread_and_leave_the_setting(
+    many: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyrocrl.infer.fit, "MANY", many)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        pyrocrl.fit(
+            Slope(3), slope_data(), epochs=1, progress=False, on_epoch=lambda _: seen.append(torch.get_num_threads())
+        )
+        assert (seen, torch.get_num_threads()) == ([threads], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_seeds_do_not_collide() -> None:

@@ -28,8 +28,16 @@ def test_gains_are_differences_of_each_gate_alone() -> None:
     """Of a density that is linear in the mask, each gate's gain is its weight, whatever the others are."""
     torch.manual_seed(0)
     weight, mask = torch.randn(4, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    found = gains(lambda z, gate: (gate * weight).sum(1) * z.sum(), [torch.ones(1, 2), torch.ones(1, 2)], mask)
-    torch.testing.assert_close(found, 4 * weight)
+
+    def density(z: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        used = gate * (gate.sum(0) > 1.5)  # as `sparse_vae` has it: a latent with one feature is switched off
+        return (used * weight).sum(1) * z.sum()
+
+    draws = [torch.ones(1, 2), torch.ones(1, 2)]
+    torch.testing.assert_close(gains(density, draws, mask, [0, 1]), 4 * weight)
+    torch.testing.assert_close(gains(density, draws, mask, [1]), 4 * weight * torch.tensor([0.0, 1.0]))
+    almost = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])  # turned over, one feature would be left
+    torch.testing.assert_close(gains(density, draws, almost, [0, 1]), 4 * weight)
 
 
 @torch.no_grad()

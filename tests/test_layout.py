@@ -36,14 +36,14 @@ LAYERS: dict[str, set[str]] = {
     "program": {*GROUND, "data", "claims"},
     "parts": PARTS,
     "constructions": {*PARTS, "parts"},
-    "infer": {*PARTS, "parts"},
+    "infer": {*PARTS, "parts", "adjust"},
     "simulate": PARTS - {"exact"},
     "zoo": {*PARTS, "infer", "models"},
     "predict": {*PARTS, "infer"},
     "judge": FIT,
     "show": {*FIT, "judge", "io"},
     "lab": {*FIT, "parts", "constructions", "judge", "show", "io", "datasets"},
-    "cli": {*FIT, "judge", "show", "lab", "io", "datasets"},
+    "cli": {*FIT, "judge", "show", "lab", "io", "datasets", "adjust"},
     "models": {*PARTS, "parts", "constructions", "simulate", "lab"},
 }
 # in these rooms, modules that must be importable without torch (the shell's help and plots of a saved run)

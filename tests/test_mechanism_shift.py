@@ -185,7 +185,7 @@ def test_shifted_nodes_and_graph_are_found(reference: bool) -> None:
     assert truth.sum() == 4
     assert data.truth["graph"].sum() >= 2
     verdict = pyrocrl.diagnose(fit, data)
-    assert verdict["targets"].verdict == "identified"
+    assert verdict["targets"].verdict == "identified if"
     if reference:
         assert (targets[0] == 0).all()
 

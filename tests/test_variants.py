@@ -107,7 +107,7 @@ def test_another_prior_of_weights_is_fitted_as_it_stands(tmp_path: Path) -> None
     scores = pyrocrl.evaluate(fit, data)
     assert scores["mcc"] > 0.98
     assert scores["mask_f1"] == 1.0 and scores["surplus_pip"] < 0.1
-    assert all(claim.verdict == "identified" for claim in pyrocrl.diagnose(fit, data).claims)
+    assert all(claim.identified for claim in pyrocrl.diagnose(fit, data).claims)
     # theta is sampled now; given the gates its exact law is a Beta
     theta = fit.posterior(200, predictive=False)["posterior"]["theta"].to_numpy().mean((0, 1))
     exact = (1 + fit.mask().sum(0)) / (1 + data.features + data.features)

@@ -41,6 +41,16 @@ VALUES: dict[str, str] = {"continuous": "latents are numbers", "binary": "latent
 # what no data tell: asked by `choose`, told to a fit by options of these names, in these words
 ASSUMPTIONS = {"intervention": INTERVENTIONS, "targets": TARGETS, "mechanism": MECHANISMS, "values": VALUES}
 
+# how sure a claim is, the surest first
+OUTCOMES: dict[str, str] = {
+    "identified": "conditions hold, independent fits agree, and so does all that the data can show",
+    "identified if": "as identified, given assumptions that no data of this kind can show",
+    "identified, undecided at this n": "there is one answer, and these rows do not settle it yet",
+    "not converged": "too few fits reached the best objective to say anything",
+    "contradicted": "the data contradict an assumption",
+    "not identified": "other answers fit the data as well",
+}
+
 CONDITIONS: dict[str, str] = {
     "more_features_than_latents": "there are more features than latents",
     "two_anchors": "every latent in use has two features that load on it alone",
@@ -55,6 +65,28 @@ CONDITIONS: dict[str, str] = {
     "distinct_variance_ratios": "two components' variances have a different ratio for every latent",
     "non_gaussian": "at most one latent is Gaussian",
     "enough_settings": "the auxiliary variable takes more values than there are latents",
+    "interventions_show": "every intervention changes the law of the latents",
+    "free_environment": "an environment holds no latent at a constant",
+    "held_at_constants": "interventions hold their target at a constant",
+    "not_collinear": "latents are not perfectly correlated",
+    "own_features": "no latent's features are all among another's",
+    "all_states": "all combinations of states occur",
+    "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
+}
+# conditions that others imply: an intervention that changes nothing is none
+IMPLIED = {"one_intervention_per_latent": "interventions_show", "two_interventions_per_latent": "interventions_show"}
+
+# conditions that a person's word decides, and what is left where it is wrong
+ON_WORD: dict[str, tuple[str, str]] = {
+    "perfect_interventions": (
+        "interventions replace their targets' mechanisms",
+        "soft ones mix latents with their ancestors and tell the graph up to its transitive closure; shifts and "
+        "changes of variance, in linear equations, leave the graph open",
+    ),
+    "nonlinear_or_replaced": (
+        "interventions change their targets' mechanisms, not only their noise",
+        "shifts and changes of variance in linear equations leave the graph open",
+    ),
 }
 
 # The groups that make sense for each thing that can be claimed. A graph's or a mask's labels are those of
@@ -128,6 +160,11 @@ class Claim:
     def holds(self, config: Mapping[str, Any]) -> bool:
         """Whether options of these values (those of `when` that are missing may have any) make the claim."""
         return all(config[option] in self._values(option) for option in self.when if option in config)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What is checked: `needs`, and what they imply."""
+        return tuple(dict.fromkeys([*self.needs, *(IMPLIED[need] for need in self.needs if need in IMPLIED)]))
 
     def where(self) -> str:
         """The options for which it is made, in words: "`intervention` is soft or shift", or nothing."""

@@ -44,11 +44,12 @@ class Situation:
 @dataclass(frozen=True)
 class Lack:
     """reason: what fails, in the words of a verdict. remedy: what would close the gap. open: a fit may show it does not
-    fail after all."""
+    fail after all. rows: with how many it would probably show that it holds, where these are too few to say."""
 
     reason: str
     remedy: str
     open: bool = False
+    rows: float = 0.0
 
 
 UNCOUNTED = Lack("the number of latents is not known", "the number of latents")
@@ -71,6 +72,15 @@ def _observational(s: Situation) -> Lack | None:
     if (s.hit[s.present].sum(1) == 0).any():
         return None
     return Lack("every environment is intervened on", "an observational environment")
+
+
+def _free(s: Situation) -> Lack | None:
+    """Where every environment holds a latent, a polynomial that is 0 in all of them may be added to x."""
+    if s.hit is None:
+        return Lack("no environment is known to hold no latent", "an environment that holds none", open=True)
+    if (s.hit[s.present].sum(1) == 0).any():
+        return None
+    return Lack("every environment holds a latent at a constant", "an environment that holds none")
 
 
 def _interventions(least: int) -> Check:
@@ -174,4 +184,5 @@ CHECKS: dict[str, Check] = {
     "perfect_interventions": _perfect,
     "nonlinear_or_replaced": _nonlinear_or_replaced,
     "enough_settings": _settings,
+    "free_environment": _free,
 }

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from pyrocrl.constructions import directions
 from pyrocrl.data import Batch, Data
 from pyrocrl.dists import MultivariateNormal
-from pyrocrl.exact import annealed, linear_sem, orders
+from pyrocrl.exact import annealed, goodness, linear_sem, orders
+from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.parts.guides import FullNormalBlock
 from pyrocrl.parts.latent_sem import described
 from pyrocrl.program import Program, Recipe
 
+REFINED = 0.2  # p of the fitted moments below which the unmixing is tried again
+MOST_REFINED = 6  # latents of which it is
 SAMPLED = 6  # latents up to which the posterior of M is sampled: seconds a chain at worst
 
 
@@ -253,6 +256,54 @@ class MarginalSEM(nn.Module):
         """(env, latent) targets in {0, 1}, of the latent (env,) that each environment has; the last one is none."""
         d = self.config["latents"]
         return torch.nn.functional.one_hot(target, d + 1)[:, :d].double()
+
+    # -- what a verdict asks ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def implied(self) -> Gaussians | None:
+        """Moments of z = M y in every environment, and of equations of maximum likelihood with every earlier latent a
+        parent: no graph is taken for granted, only what the interventions leave alone."""
+        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
+            return None
+        own = self._environments().transform(self._rows())
+        count, mean, cov, target = (v.cpu().numpy() for v in own)
+        told = count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind
+        found = goodness.implied(*told)
+        if mean.shape[1] > MOST_REFINED or goodness.likelihood_ratio(found).p > REFINED:
+            return found
+        return goodness.implied_at_best(*told)
+
+    def _first_to_last(self) -> list[int]:
+        """Latents in an order that the edges' probabilities agree with."""
+        edges, left, out = self.graph(), list(range(self.config["latents"])), []
+        while left:
+            out.append(min(left, key=lambda k: float(edges[left, k].sum())))
+            left.remove(out[-1])
+        return out
+
+    @torch.no_grad()
+    def rivals(self, kinds: Sequence[Any]) -> dict[str, float]:
+        """Of moments that are known, by Laplace's approximation at the best maximum of each kind."""
+        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
+            return {}
+        table, total, prob = self._slices(), self.count.double().sum(), self.config["edge_probability"]
+
+        def evidence(kind: Any, start: Tensor) -> float:
+            def objective(rows: Tensor) -> Tensor:
+                return linear_sem.log_marginal(rows.double(), table, total, prob, kind)
+
+            return max(float(mode.log_evidence) for mode in directions.climb(objective, start, most=20, tolerance=0.1))
+
+        own, generator, out = evidence(self.intervention_kind, self._rows()[None]), torch.Generator().manual_seed(0), {}
+        for kind in (kind for kind in kinds if kind != self.intervention_kind):
+            candidates = directions.candidate_rows(self._environments(), generator, kind)
+
+            def objective(rows: Tensor, kind: Any = kind) -> Tensor:
+                return linear_sem.log_marginal(rows.double(), table, total, prob, kind)
+
+            starts = directions.choose_rows(candidates, objective, 2, generator)
+            out[kind] = evidence(kind, torch.cat([starts, self._rows()[None]])) - own
+        return out
 
     # -- the maxima --------------------------------------------------------------------------------------------
 

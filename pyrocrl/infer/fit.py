@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
 STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
+MANY = 1_000_000  # entries of x in a step of all chains from which threads may pay
+MEASURED = 1.0  # seconds of steps that show how long they take
+LONG = 10.0  # seconds of a fit that says how long it will take
 SAVE_SECONDS = 20.0  # between checkpoints, however long an epoch is
 
 
@@ -58,6 +62,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     *,
+    start: Fit | None = None,
     recipe: Recipe | None = None,
     checkpoint_every: Size = 10,
     on_epoch: Callable[[int], None] | None = None,
@@ -65,15 +70,24 @@ def fit(
 ) -> Fit:
     """Fit `chains` independent chains of `program` to `data` by stochastic variational inference.
 
-    chains, epochs: None = the model's own recipe; other fields of `Recipe` may be given by name (lr=, patience=...).
-    seed: everything random follows it. device: "auto" (cuda where there is one), "cpu" or "cuda[:i]".
+    chains, epochs: None = the model's own recipe, in which small data have more epochs and large ones fewer; other
+    fields of `Recipe` may be given by name (lr=, patience=...). seed: everything random follows it. device: "auto"
+    (cuda where there is one), "cpu" or "cuda[:i]". Small fits (fewer than a million entries of x in a step of all
+    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS).
     out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
     fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
-    have. on_epoch: called after each epoch. Threads that fit take turns; processes run side by side. The global random
-    state of torch, numpy and python is afterwards what it was before. Raises InputError for bad arguments before any
-    work and for a folder that another fit is writing, FitError when no chain stays finite.
+    have. start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs`
+    more, without annealing; where a recipe keeps the best state, never to a worse one. on_epoch: called after each
+    epoch. Threads that fit take turns; processes run side by side. The global random state of torch, numpy and python
+    is afterwards what it was before. Raises InputError for bad arguments before any work and for a folder that another
+    fit is writing, FitError when no chain stays finite.
     """
     recipe = _recipe(program, recipe, chains, epochs, overrides)
+    if start is not None:
+        if chains not in (None, start.chains.count) or resume:
+            found = "with resume=True" if resume else f"{start.chains.count} chains, and chains={chains}"
+            reject("start", f"a fit of {found}" if not resume else found, "as many chains, and a fit that is finished")
+        recipe = _annealed(recipe, start.chains.count)
     where = resolve_device(device)
     program.check(data)
     program.check_control(data)
@@ -83,10 +97,13 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is None:
         reject("resume", "True without out", "resume=True with out, the folder of the interrupted fit")
-    with nullcontext() if path is None else held(path.parent, "out"), drawing():
+    cells = recipe.chains * data.features * min(recipe.batch_size or data.rows, data.rows)
+    with nullcontext() if path is None else held(path.parent, "out"), drawing(), _threads(cells):
         saved = checkpoint.read(path) if resume and path is not None and path.exists() else None
+        if saved is not None and saved[1].get("before"):
+            recipe = _annealed(recipe, saved[1]["recipe"]["chains"])
         try:
-            loop = _Loop(program, data, recipe, seed, where, path, saved)
+            loop = _Loop(program, data, recipe, seed, where, path, saved, start)
             return loop.run(progress, checkpoint_every, on_epoch)
         except SINGULAR as error:
             raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
@@ -114,8 +131,19 @@ def _recipe(
     if chains is not None:
         more["chains"] = chains
     if epochs is not None:
-        more |= {"epochs": epochs, "least_steps": 0}  # a number of epochs that is asked for is kept to
+        more |= {
+            "epochs": epochs,
+            "least_steps": 0,
+            "most_steps": None,
+        }  # a number of epochs that is asked for is kept to
     return dataclasses.replace(recipe or program.recipe, **more)
+
+
+def _annealed(recipe: Recipe, chains: int) -> Recipe:
+    """For chains that have been annealed: at a quarter of the learning rate, in which the optimiser finds its scale."""
+    end = recipe.temperature[1]
+    still = dataclasses.replace(recipe, kl_warmup=0.0, temperature_span=0.0, temperature=(end, end))
+    return dataclasses.replace(still, chains=chains, lr=recipe.lr / 4, lr_hold=0.0)
 
 
 def check_chains(program: Program, data: Data, recipe: Recipe, device: torch.device) -> None:
@@ -136,6 +164,21 @@ def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
     if not program.uses_rows or recipe.batch_size is None:
         return 1
     return max(1, rows // min(recipe.batch_size, rows))
+
+
+@contextmanager
+def _threads(cells: int) -> Iterator[None]:
+    """One thread for steps of fewer than `MANY` entries of x: threads that wait for each other cost more than they
+    give, on busy cores many times more. Larger ones have as many as torch is set to, which is so again afterwards."""
+    before = torch.get_num_threads()
+    if cells >= MANY or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -171,15 +214,17 @@ class _Loop:
         device: torch.device,
         path: Path | None,
         saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+        start: Fit | None = None,
     ) -> None:
+        """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on."""
         self.program, self.data, self.seed = program, data, seed
         self.device, self.path = device, path
         self.units = units_of(program, data)
         self.origin = origin(type(program))
         out = held_out_rows(program, data, recipe.held_out, seed)
         self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, out))
-        self.steps = steps_per_epoch(program, recipe, self.train.rows)
-        self.recipe = dataclasses.replace(recipe, epochs=max(recipe.epochs, -(-recipe.least_steps // self.steps)))
+        epochs, self.steps = recipe.length(steps_per_epoch(program, recipe, self.train.rows))
+        self.recipe = dataclasses.replace(recipe, epochs=epochs)
         self.started = self.saved = time.perf_counter()
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0
@@ -187,8 +232,14 @@ class _Loop:
         self.batch = self.train.tensors(device, recipe.dtype, rows=rows, moments=not rows)
         self.held_batch = self.held.tensors(device, recipe.dtype).whole()
         self.made: list[Program] = []  # chains that have started
+        self.before = 0  # epochs of the fit that goes on
+        if start is not None:
+            self._check_same(start._content()[1], "start")
+            self.before = start.meta["epochs"]
+            self.seconds_before, self.cpu_before = start.meta["seconds"], start.meta["cpu_seconds"]
+            self.made = [start.chains.chain(c).to(recipe.dtype).train() for c in range(start.chains.count)]
         if saved is not None:
-            self._check_same(saved[1])
+            self._check_same(saved[1], "resume")
             self._take_starts(*saved)
         try:
             self.chains = Chains.start(
@@ -207,7 +258,12 @@ class _Loop:
         self.epoch = self.step = 0  # epochs that are done, steps of the one that is not
         self.generators: dict[str, Tensor] = {}  # torch's in the middle of an epoch, of a checkpoint
         self.interrupts: list[int] = []
-        self.history: list[list[float]] = []
+        self.say: Callable[[str], None] | None = None  # where the time that is to be expected is still to be told
+        self.clock: tuple[float, int] | None = None  # time and steps done when it began to be measured
+        self.history: list[list[float]] = [] if start is None else start.history.tolist()
+        if start is not None:
+            self.history = [[row[0], *(v + self._volume for v in row[1:])] for row in self.history]
+            self.best_score = self._held_out_rows().mean(1)
         validate(self.chains.chain(0).train(), self._sample_batch())
         if saved is not None and "best_epoch" in saved[1]:
             self._restore(*saved)
@@ -248,6 +304,7 @@ class _Loop:
             desc=f"{self.program.card.name}, {recipe.chains} chains",
             unit="epoch",
         )
+        self.say = None if bar.disable else partial(bar.write, file=sys.stderr)
         with bar, _ctrl_c() as self.interrupts:
             while self.epoch < recipe.epochs and not self._stalled():
                 self._run_epoch()
@@ -265,14 +322,14 @@ class _Loop:
 
     def _run_epoch(self) -> None:
         recipe = self.recipe
-        reseed(mix(self.seed, self.epoch, 7))  # each epoch has its own stream: nothing to save at its end
+        reseed(mix(self.seed, self.before + self.epoch, 7))  # each epoch has its own stream: nothing to save at its end
         if self.generators:
             self._set_generators()
         rows = len(self.batch)
         size = rows if recipe.batch_size is None else min(recipe.batch_size, rows)
         if self.program.uses_rows:
             # whole minibatches only: a short last one would be a noisier step than the others
-            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 11))
+            generator = torch.Generator().manual_seed(mix(self.seed, self.before + self.epoch, 11))
             order = torch.randperm(rows, generator=generator).to(self.device)
         else:
             order = None
@@ -282,10 +339,24 @@ class _Loop:
             batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
             self._step(self._annealed(batch, at), at)
             self.step = step + 1
+            if self.say is not None:
+                self._say_how_long()
             if time.perf_counter() - self.saved > SAVE_SECONDS:
                 self._save()
             self._stop_if_told()
         self.step = 0
+
+    def _say_how_long(self) -> None:
+        """Say once how long the steps will take, as soon as a second of them shows it, unless it is short."""
+        now, done = time.perf_counter(), self.epoch * self.steps + self.step
+        if self.clock is None:  # the first step pays for what is made once
+            self.clock = (now, done)
+        elif self.say is not None and now - self.clock[0] > MEASURED:
+            left = (now - self.clock[0]) / (done - self.clock[1]) * (self.recipe.epochs * self.steps - done)
+            if left > LONG:
+                steps = f"{self.recipe.epochs * self.steps:,} steps of {self.recipe.chains} chains"
+                self.say(f"{self.program.card.name}: about {_duration(left)} for {steps}")
+            self.say = None
 
     def _stop_if_told(self) -> None:
         """Raise KeyboardInterrupt, with a checkpoint of this very step, if Ctrl-C came."""
@@ -360,7 +431,7 @@ class _Loop:
             if bool(notable.any()):
                 self.best_epoch = self.epoch
         values = torch.where(self.alive, score, torch.nan).tolist()
-        self.history.append([float(self.epoch), *values])
+        self.history.append([float(self.before + self.epoch), *values])
         if not bool(self.alive.any()):
             raise FitError(f"every chain's objective became non-finite by epoch {self.epoch}; try a smaller lr")
         return max(v for v in values if v == v)
@@ -418,7 +489,7 @@ class _Loop:
             names=Fit.names_of(self.data, self.program),
             meta={
                 "seed": self.seed,
-                "epochs": self.epoch,
+                "epochs": self.before + self.epoch,
                 "recipe": _plain(self.recipe),
                 "device": str(self.device),
                 "seconds": self.seconds_before + time.perf_counter() - self.started,
@@ -428,6 +499,7 @@ class _Loop:
                 "rows": self.data.rows,
                 "control": self.data.control,
                 "size_factor": self.data.size_rule,
+                "adjustment": self.data.adjustment,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
             },
             data=self.data,
@@ -463,10 +535,12 @@ class _Loop:
             one.load_state_dict({k: v[chain] for k, v in states.items()})
             self.made.append(one)
         self.seconds_before, self.cpu_before = header["seconds"], header["cpu_seconds"]
+        self.before = header.get("before", 0)
 
     def _header(self, program: Program) -> dict[str, Any]:
         return self._identity() | {
             "finished": False,
+            "before": self.before,
             "origin": self.origin,
             "completion": None if program.completion is None else program.completion.spec,
             "seconds": self.seconds_before + time.perf_counter() - self.started,
@@ -503,9 +577,11 @@ class _Loop:
             "size_factor": self.data.size_rule,
         }
 
-    def _check_same(self, header: dict[str, Any]) -> None:
-        """Raise InputError unless this is the fit that was interrupted."""
+    def _check_same(self, header: dict[str, Any], argument: str) -> None:
+        """Raise InputError unless this is the fit that was interrupted ("resume"), or that goes on ("start")."""
         for key, mine in self._identity().items():
+            if key == "recipe" and argument == "start":
+                continue
             mine, theirs = _plain(mine), header.get("meta", {}).get(key, header.get(key))
             if key == "recipe" and mine != theirs:
                 key = next(field for field in mine if mine[field] != theirs.get(field))
@@ -513,10 +589,11 @@ class _Loop:
             if mine != theirs:
                 what = "data" if key == "fingerprint" else key
                 found = "other data" if key == "fingerprint" else f"{what} {_short(theirs)}"
-                reject("resume", f"a checkpoint with {found}", f"the same {what} as before ({_short(mine)})")
-        refuse_other_text("resume", header, self.origin)
-        if header["finished"]:
-            further = "pyrocrl.load reads this one, a new fit with more epochs goes further"
+                kind = "a checkpoint" if argument == "resume" else "a fit"
+                reject(argument, f"{kind} with {found}", f"the same {what} as before ({_short(mine)})")
+        refuse_other_text(argument, header, self.origin)
+        if header["finished"] and argument == "resume":
+            further = "pyrocrl.load reads this one, and start=, in the shell --more, goes on with it"
             reject("resume", f"a finished fit in {self.path}", f"an interrupted fit; {further}")
 
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -535,6 +612,14 @@ class _Loop:
         self.epoch, self.step, self.best_epoch = header["epoch"], header["step"], header["best_epoch"]
         self.generators = {k: v for k, v in tensors.items() if k.startswith("generator.") and self.step}
         self.chains.batched = header["batched"]
+
+
+def _duration(seconds: float) -> str:
+    """In words: seconds, minutes or hours."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _negative_elbo(program: Program, batch: Batch) -> Tensor:

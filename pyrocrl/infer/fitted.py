@@ -15,6 +15,7 @@ import xarray as xr
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
+from pyrocrl.adjust import Adjustment
 from pyrocrl.claims.indeterminacy import Alignment
 from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import InputError, one_of, reject
@@ -456,6 +457,12 @@ class Fit:
         return checkpoint.write(path, *self._content())
 
     @cached_property
+    def adjustment(self) -> Adjustment | None:
+        """What was taken out of the rows that were fitted; new rows with their batches and covariates get the same."""
+        told = self.meta.get("adjustment")
+        return None if told is None else Adjustment.from_dict(told)
+
+    @cached_property
     def digest(self) -> str:
         """What names this fit: a digest of all that `save` writes. Draws, verdicts, runs and reports carry it."""
         return checkpoint.digest(*self._content())
@@ -556,14 +563,19 @@ class Fit:
         return np.flatnonzero(~out)
 
     def coded(self, data: Data, *, environments: bool = True) -> Data:
-        """With features and auxiliary columns in the order of the fit, by name, with size factors by its rule, with
-        environments and batches as they were coded in it, where the program reads them, and in its units.
-        environments: False = any may be there, as they are coded.
+        """With features and auxiliary columns in the order of the fit, by name, less what it adjusted for, with size
+        factors by its rule, with environments and batches as they were coded in it, where the program reads them, and
+        in its units. environments: False = any may be there, as they are coded.
 
         Raises InputError for features or auxiliary columns that are missing or unknown, for batches where the fit had
         none and the reverse, for environments or batches that were not fitted, and as `Data.sized_as` does.
         """
         data = data.coded_as(feature_names=self.names["feature"], aux_names=self.names.get("aux"))
+        if self.adjustment is not None:
+            data = self.adjustment(data)
+        elif data.adjustment is not None or data.covariates:
+            found = "rows that were adjusted" if data.adjustment is not None else "covariates"
+            reject("data", found, "rows without covariates, as in the fit, which adjusted for nothing")
         if self.program.config.get("likelihood") != "gaussian":
             data = data.sized_as(self.meta.get("size_factor"))
         envs = self.names["env"] if self.program.card.needs_env and environments else None

@@ -11,42 +11,68 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pyrocrl.claims import conditions
-from pyrocrl.claims.card import CONDITIONS, Claim
-from pyrocrl.claims.conditions import Check, Situation
-from pyrocrl.claims.indeterminacy import graph_distance
+from pyrocrl.claims.card import CONDITIONS, ON_WORD, OUTCOMES, Claim
+from pyrocrl.claims.conditions import Lack
+from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, Found, open_directions, tests
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
-Outcome = Literal["identified", "not identified", "not converged"]
+Outcome = Literal[
+    "identified",
+    "identified if",
+    "identified, undecided at this n",
+    "not converged",
+    "contradicted",
+    "not identified",
+]
+HOLDS = ("identified", "identified if")  # the answer may be read
+Result = Literal["holds", "fails", "open", "on your word"]
 AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
 AGREE_EACH = 0.9  # ... and of each latent, over pairs of chains: a mean hides a weak one
 OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
 TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
+MOST_TIMES = 100  # as many times the rows of the fit are said to decide, not more
+WRONG_ENTRIES = 0.05  # expected share of a mask's entries that are wrong, from which it is undecided
 KHAT_ROWS = 100
 KHAT_DRAWS = 200
 
 
 @dataclass(frozen=True)
-class ClaimVerdict:
-    """One claim's verdict, the reason in words and the numbers behind it.
+class Finding:
+    """An assumption or condition of a claim, how it was looked at, and the result; p: of a test, corrected for their
+    number."""
 
-    latents: for a claim on latents each one's agreement, the mean over pairs of the chains that were compared.
+    assumption: str
+    check: str
+    result: Result
+    detail: str = ""
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """One claim's verdict, the reason in words and what it rests on.
+
+    latents: for a claim on latents each one's agreement, the mean over pairs of the chains that were compared. which:
+    the latents that mix, the edges or entries that turn or are undecided. rows: with how many rows in all an undecided
+    claim would probably be decided. given: every assumption that no data of this kind can show, and what is left where
+    it is wrong. evidence: each assumption and condition, what was looked at, and what was found.
     """
 
     claim: str
@@ -55,6 +81,26 @@ class ClaimVerdict:
     reason: str
     numbers: dict[str, float] = field(default_factory=dict)
     latents: dict[str, float] = field(default_factory=dict)
+    which: tuple[str, ...] = ()
+    rows: float | None = None
+    given: dict[str, str] = field(default_factory=dict)
+    evidence: tuple[Finding, ...] = ()
+
+    @property
+    def identified(self) -> bool:
+        """Whether the answer may be read: identified, be it on one's word for what no data can show."""
+        return self.verdict in HOLDS
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.verdict.upper()}"
+        if self.verdict == "identified if":
+            text += f" {'; '.join(self.given)}"
+        text += f" - {self.reason}"
+        if self.given and self.verdict != "identified if" and self.verdict.startswith("identified"):
+            text += f"; given that {'; '.join(self.given)}"
+        for left in filter(None, dict.fromkeys(self.given.values()) if self.verdict == "identified if" else ()):
+            text += f". Otherwise: {left}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -70,13 +116,20 @@ class Verdict:
         lines = [f"{self.model}: {len(self.chains['held_out'])} chains, {self.chains['ties']} at the best objective"]
         if not self.claims:
             lines.append("  claims nothing: there is nothing to identify")
-        for c in self.claims:
-            lines.append(f"  {c.what}: {c.verdict.upper()} - {c.reason}")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {claim}" for claim in self.claims])
 
     def to_dict(self) -> dict[str, Any]:
         claims = [asdict(c) for c in self.claims]
         return {"model": self.model, "fit": self.fit, "claims": claims, "chains": self.chains}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Verdict:
+        """The verdict of which `to_dict` made this."""
+        claims = []
+        for claim in found["claims"]:
+            evidence = tuple(Finding(**one) for one in claim.get("evidence", ()))
+            claims.append(ClaimVerdict(**{**claim, "which": tuple(claim.get("which", ())), "evidence": evidence}))
+        return cls(found["model"], tuple(claims), found["chains"], found.get("fit"))
 
     def __getitem__(self, what: str) -> ClaimVerdict:
         """The verdict of the claim on latents, mask, graph, ..."""
@@ -90,11 +143,15 @@ class Verdict:
 def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     """A verdict for every claim of the fitted model's card.
 
-    identified: the claim's conditions hold and the chains that reach the best held-out objective agree after
-    alignment. not identified: a condition fails, or chains equally good disagree. not converged: one chain alone
-    reaches the best objective and no other agrees with it on what is claimed, so nothing can be said. Beside it: r-hat
-    after alignment, pairwise agreement, stacking weights, and PSIS k-hat of the guide (below .7 its draws can be
-    trusted; Yao 2018).
+    not identified: a condition fails, or chains equally good disagree and rows tell them no better. contradicted: a
+    test of the fit against the data fails (`pyrocrl.judge.checks`). not converged: one chain alone reaches the best
+    objective and no other agrees with it on what is claimed. identified, undecided at this n: neither, and yet the
+    posterior leaves open what is claimed. identified if: the chains that reach the best held-out objective agree after
+    alignment and nothing is open, given assumptions that no data of this kind can show. identified: as before, and
+    there are none. A graph is never surer than its latents.
+
+    Beside it: r-hat after alignment, pairwise agreement, stacking weights, and PSIS k-hat of the guide (below .7 its
+    draws can be trusted; Yao 2018).
     """
     data = fit._data(data)
     ties = tied_chains(fit.held_out.numpy())
@@ -110,51 +167,245 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
         "khat_above_0.7": khat["bad"],
         "retired": len(fit.meta["retired"]),
     }
-    judged = tuple(_judge(fit, data, claim, ties, seed) for claim in fit.program.claims())
-    return Verdict(fit.program.card.name, judged, chains, fit.digest)
+    claims = fit.program.claims()
+    known = _Known(fit, data, ties, tests(fit, data) if claims else ())
+    judged = [_judge(known, claim) for claim in claims]
+    return Verdict(fit.program.card.name, tuple(_no_surer_than_latents(judged)), chains, fit.digest)
 
 
-def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> ClaimVerdict:
+@dataclass
+class _Known:
+    """What verdicts of all claims are read from."""
+
+    fit: Fit
+    data: Data
+    ties: np.ndarray
+    tests: tuple[Found, ...]
+
+    @cached_property
+    def rivals(self) -> dict[str, float]:
+        """Kinds of interventions that keep equations, against the kind told."""
+        return self.fit.chains.chain(self.fit.reference).rivals(("shift", "variance"))
+
+
+def _no_surer_than_latents(judged: list[ClaimVerdict]) -> list[ClaimVerdict]:
+    """The verdict on the graph is the latents' where that is less sure: its nodes are these."""
+    latents = next((one for one in judged if one.what == "latents"), None)
+    order = list(OUTCOMES)
+    out = []
+    for one in judged:
+        if latents is not None and one.what == "graph" and order.index(one.verdict) < order.index(latents.verdict):
+            reason = f"its latents are {latents.verdict}: {latents.reason}"
+            one = replace(one, verdict=latents.verdict, reason=reason, rows=one.rows or latents.rows)
+        out.append(one)
+    return out
+
+
+def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
+    fit, ties = known.fit, known.ties
     numbers: dict[str, float] = {"chains": float(fit.chains.count), "chains_at_best": float(ties.sum())}
-    failed = []
-    for need in claim.needs:
-        reason = CHECKS[need](fit, data)
-        if reason:
-            failed.append(reason)
-    if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
-        reason = rotation_freedom(fit, data)
-        failed += [reason] if reason else []
-    if fit.program.completion is not None and fit.program.completion.probabilities(claim.what) is not None:
-        failed.append(
-            f"the {claim.what} of this variant has independent gates, settled from where the chains start: that chains "
-            f"agree is no evidence of it; a `model` that sums the {claim.what} out would give some"
-        )
+    lacks, evidence = _conditions(known, claim)
+    given = _given(known, claim, evidence)
+    failed = [test for test in known.tests if test.fails]
+    alone = ties.sum() < 2
     compared = np.flatnonzero(ties)
-    alone = len(compared) < 2
     if alone:  # chains may fall behind in what is not claimed
         best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
         compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
-    agreement, words = _agreement(fit, claim, compared, numbers)
+    agree, words = _agreement(fit, claim, compared, numbers)
     each: dict[str, float] = {}
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, compared)
         each = latents_agreement(fit, compared)
-    said = partial(ClaimVerdict, claim.sentence(), claim.what, numbers=numbers, latents=each)
-    if failed:
-        return said("not identified", "; ".join(dict.fromkeys(failed)))
+
+    def said(verdict: Outcome, reason: str, which: tuple[str, ...] = (), rows: float | None = None) -> ClaimVerdict:
+        return ClaimVerdict(
+            claim.sentence(), claim.what, verdict, reason, numbers, each, which, rows, given, tuple(evidence)
+        )
+
+    closed = [lack for lack in lacks if not lack.rows]
+    if closed:
+        return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)))
+    doubts = "; ".join(f"{test.name}: p = {test.p:.2g}, {test.detail}" for test in failed)
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
             f"only {int(ties.sum())} of {fit.chains.count} chains reached the best held-out objective"
             + (f", the next is {gap:.3g} nats a row below and no other agrees" if fit.chains.count > 1 else "")
             + "; fit more chains or longer"
+            + (f"; the fit is at odds with the data as well ({doubts})" if failed else "")
         )
         return said("not converged", reason)
+    if failed:
+        tries = "; ".join(dict.fromkeys(test.remedy for test in failed if test.remedy))
+        return said("contradicted", doubts + (f". To try: {tries}" if tries else ""))
     reach = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, "
     if alone:
         reach = f"1 of {fit.chains.count} chains reaches the best objective and, with {len(compared) - 1} below it, "
-    known = agreement or alone  # all agree with the best one
-    return said("identified" if known else "not identified", reach + words)
+    few = [lack for lack in lacks if lack.rows]
+    if few:
+        return said("identified, undecided at this n", "; ".join(x.reason for x in few), (), max(x.rows for x in few))
+    if not (agree or alone):  # all agree with the best one
+        rows = _rows_to_tell(known, claim, compared)
+        weak = tuple(name for name, value in each.items() if value < AGREE_EACH)
+        if rows is None:
+            return said("not identified", reach + words, weak)
+        return said("identified, undecided at this n", f"{reach}{words}; {_rows_in_words(rows)}", weak, rows)
+    which, rows = _undecided(known, claim)
+    if which:
+        shown = ", ".join(which[:4]) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
+        return said("identified, undecided at this n", f"{shown} undecided; {_rows_in_words(rows)}", which, rows)
+    as_well = [
+        f"{kind} fits as well ({gain:+.0f} nats of evidence)"
+        for kind, gain in (known.rivals if any(one.startswith("interventions") for one in given) else {}).items()
+        if gain > -EVIDENT
+    ]
+    reason = "; ".join([reach + words, *as_well])
+    rows_each = np.bincount(known.data.env)
+    if as_well and (few_rows := float(rows_each[rows_each > 0].min())) < TELLING:
+        # a peak without edges, which such equations would have as well, is what few rows may leave of any graph
+        return said("identified, undecided at this n", reason, (), known.data.rows * TELLING / few_rows)
+    return said("identified if" if given else "identified", reason)
+
+
+def _rows_in_words(rows: float) -> str:
+    return (
+        f"about {float(f'{rows:.1g}'):,.0f} rows would probably decide" if math.isfinite(rows) else "more rows decide"
+    )
+
+
+def _conditions(known: _Known, claim: Claim) -> tuple[list[Lack], list[Finding]]:
+    """What the claim lacks, and the whole list of what was looked at."""
+    fit, data = known.fit, known.data
+    lacks: list[Lack] = []
+    evidence: list[Finding] = []
+
+    def note(assumption: str, check: str, lack: Lack | None) -> None:
+        lacks.extend([lack] if lack else [])
+        result: Result = "holds" if lack is None else "open" if lack.rows else "fails"
+        evidence.append(Finding(assumption, check, result, lack.reason if lack else ""))
+
+    for need in claim.conditions:
+        lack = CHECKS[need](fit, data)
+        if need in ON_WORD and lack is None:
+            continue  # whether that is so, no check says
+        note(CONDITIONS[need], "data and fit", lack)
+    if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
+        turned = rotation_freedom(fit, data)
+        note("no rotation of the latents fits as well", "the fitted program", Lack(turned, "") if turned else None)
+    if fit.program.completion is not None and fit.program.completion.probabilities(claim.what) is not None:
+        gates = (
+            f"the {claim.what} of this variant has independent gates, settled from where the chains start: that chains "
+            f"agree is no evidence of it; a `model` that sums the {claim.what} out would give some"
+        )
+        note("chains that agree are evidence", "the variant's guide", Lack(gates, ""))
+    for test in known.tests:
+        for sentence in test.tested or ("the model describes the data",):
+            result: Result = "fails" if test.fails else "holds"
+            evidence.append(Finding(sentence, test.name, result, test.detail, test.p))
+    return lacks, evidence
+
+
+def _given(known: _Known, claim: Claim, evidence: list[Finding]) -> dict[str, str]:
+    """Assumptions that nothing above has tested, and what is left without each; they join the evidence."""
+    tested = {one.assumption for one in evidence}
+    out = {sentence: "" for sentence in claim.given if sentence not in tested}
+    for sentence in out:
+        if sentence.startswith("interventions are"):
+            out[sentence] = ON_WORD["perfect_interventions"][1]
+    program = known.fit.program
+    told = not any(sentence.startswith("interventions are") for sentence in claim.given)
+    told = told and "held_at_constants" not in claim.needs  # of what is held at a constant that shows
+    for need in claim.conditions:
+        if need in ON_WORD and told and not (need == "nonlinear_or_replaced" and program.mechanism_kind != "linear"):
+            sentence, left = ON_WORD[need]
+            out[sentence] = left
+    for sentence in out:
+        check, detail = "none", ""
+        if sentence.startswith("interventions") and (others := known.rivals):
+            check = "evidence of other kinds"
+            detail = ", ".join(
+                f"{kind} {gain:+,.0f} nats" + " (fits as well)" * (gain > -EVIDENT) for kind, gain in others.items()
+            )
+        evidence.append(Finding(sentence, check, "on your word", detail))
+    return out
+
+
+def _rows_to_tell(known: _Known, claim: Claim, compared: np.ndarray) -> float | None:
+    """Rows that would probably tell chains apart that disagree on what is claimed, or None where no number would.
+
+    Two answers of one law give every row the same density. Where rows' densities differ by a deviation s, the answers
+    are `log(SURE / (1 - SURE))` nats apart after that many times 2 / s^2 rows. Where rows as many as those of the fit
+    should have told them, the difference is noise of the objective.
+    """
+    fit, rows = known.fit, known.data.rows
+    if claim.what != "latents" and _agree_on_latents(fit, compared):  # what is open is open given the latents
+        return _undecided(known, claim)[1] or 2.0 * rows
+    needed = []
+    for i, a in enumerate(compared):
+        for b in compared[i + 1 :]:
+            if not _agreement(fit, claim, np.array([a, b]), {})[0]:
+                s = float((fit.held_out[a] - fit.held_out[b]).std())
+                needed.append(2 * math.log(SURE / (1 - SURE)) / max(s, 1e-12) ** 2)
+    if not needed or max(needed) > MOST_TIMES * rows:
+        return None
+    if max(needed) < rows:
+        return None if fit.program.uses_rows else 2.0 * rows
+    return max(needed)
+
+
+def _agree_on_latents(fit: Fit, chains: np.ndarray) -> bool:
+    each = latents_agreement(fit, chains)
+    return bool(each) and float(np.mean(list(each.values()))) >= AGREE and min(each.values()) >= AGREE_EACH
+
+
+def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
+    """Edges, targets or entries that the posterior leaves open, up to what the claim does, and rows to decide them."""
+    fit, names = known.fit, known.fit.names
+    if claim.what not in ("graph", "mask", "targets"):
+        return (), 0.0
+    values = getattr(fit, claim.what)()
+    if values is None:
+        return (), 0.0
+    unsure = np.minimum(values, 1 - values) > 1 - SURE
+    if claim.what == "mask":
+        if np.minimum(values, 1 - values).sum() <= WRONG_ENTRIES * max(values.sum(), 1e-12):
+            return (), 0.0
+        sides = names["feature"], names["latent"]
+        label = "{} of {}"
+    elif claim.what == "targets":
+        sides, label = (names["env"], names["latent"]), "{} on {}"
+    else:
+        sides, label = (names["latent"], names["latent"]), "{} -> {}"
+        kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
+        if kinds == ["markov equivalence"]:
+            joined = values + values.T
+            unsure = np.triu(np.minimum(joined, 1 - joined) > 1 - SURE)
+            label = "{} - {}"
+        elif kinds and _same_closure(values):
+            return (), 0.0
+    open_ = np.argwhere(unsure)
+    if not len(open_):
+        return (), 0.0
+    turning = {*open_directions(values)} if claim.what == "graph" and label == "{} -> {}" else set()
+    rows = []
+    for i, j in open_:
+        p, rate = float(values[i, j]), 1.0
+        if (min(i, j), max(i, j)) in turning:  # log odds of a direction grow with the rows, either way
+            rate = abs(math.log(p / max(1 - p, 1e-9)))
+            rows.append(known.data.rows * math.log(SURE / (1 - SURE)) / max(rate, 0.05))
+        elif p > 0.5:  # of what is there, log odds grow with the rows, less what the prior asks
+            asked = 0.5 * math.log(known.data.rows)
+            rows.append(known.data.rows * (math.log(SURE / (1 - SURE)) + asked) / (math.log(p / (1 - p)) + asked))
+        else:  # of what is not, with the logarithm of their root
+            rows.append(known.data.rows * (SURE / (1 - SURE) * p / (1 - p)) ** 2)
+    which = tuple(label.format(sides[0][i], sides[1][j]) + f" ({values[i, j]:.2f})" for i, j in open_)
+    return which, max(rows)
+
+
+def _same_closure(values: np.ndarray) -> bool:
+    """Whether the sure edges and the possible ones make the same ancestors."""
+    return bool((transitive_closure(values > SURE) == transitive_closure(values > 1 - SURE)).all())
 
 
 def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
@@ -167,7 +418,7 @@ def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, 
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:
-                apart = [graph_distance(values[a] > 0.5, values[b] > 0.5, kinds[0]) for a, b in pairs]
+                apart = [_share_apart(values[a], values[b], kinds[0]) for a, b in pairs]
                 worst = float(np.max(apart, initial=0.0))
                 numbers["largest_difference"] = worst
                 return worst == 0, f"their graphs differ in {worst:.0%} of the pairs at most, up to {kinds[0]}"
@@ -185,6 +436,20 @@ def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, 
     if weak:
         words += f"; {', '.join(f'{name} only {value:.3f}' for name, value in weak.items())} ({AGREE_EACH} is asked)"
     return mean >= AGREE and not weak, words
+
+
+def _share_apart(a: np.ndarray, b: np.ndarray, kind: str) -> float:
+    """Share of pairs of nodes on which two chains' edge probabilities tell apart what is claimed up to `kind`.
+
+    Of a Markov equivalence class: which are joined, and directions of which both are sure. Directions that it leaves
+    open have the probability of chance, so that edges above one half may make a cycle.
+    """
+    if kind != "markov equivalence":
+        return graph_distance(a > 0.5, b > 0.5, kind)
+    joined = (a + a.T > 0.5) != (b + b.T > 0.5)
+    turned = ((a > SURE) & (b.T > SURE)) | ((a.T > SURE) & (b > SURE))
+    pairs = np.triu_indices(len(a), 1)
+    return float((joined | turned)[pairs].mean()) if len(pairs[0]) else 0.0
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -342,95 +607,3 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         if bent > 1e-3 * (parts[2] - parts[3]).abs().max():
             return None
     return "the prior is Gaussian, the mixing linear and dense: any rotation of the latents fits the data as well"
-
-
-# -- the claims' conditions, checked ---------------------------------------------------------------------------
-
-
-def _two_anchors(fit: Fit, data: Data) -> str | None:
-    mask = fit.mask()
-    if mask is None:
-        return f"no mask, so it cannot hold that {CONDITIONS['two_anchors']}"
-    present = mask > INCLUDED
-    used = present.any(0)
-    if not used.any():
-        return "no latent is in use"
-    alone = present & (present.sum(1) == 1)[:, None]
-    short = [fit.names["latent"][k] for k in np.flatnonzero(used) if alone[:, k].sum() < 2]
-    if not short:
-        return None
-    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
-    them, lack = ("it", "lacks") if len(short) == 1 else ("them", "lack")
-    return f"{', '.join(short[:3])}{more} {lack} two features that load on {them} alone"
-
-
-def _components(fit: Fit, data: Data) -> str | None:
-    weights, _ = _mixture(fit)
-    used = int((weights > 0.01).sum())
-    return None if used >= 2 else f"{used} mixture component in use"
-
-
-def _variance_ratios(fit: Fit, data: Data) -> str | None:
-    """Two components whose variance ratio differs between any two latents by a tenth or more (Kivva 2022)."""
-    weights, scale = _mixture(fit)
-    scale = scale[weights > 0.01]
-    log_ratio = 2 * (np.log(scale)[:, None] - np.log(scale)[None])  # (component, component, latent)
-    apart = np.abs(log_ratio[..., :, None] - log_ratio[..., None, :]).max((0, 1))
-    latents = scale.shape[1]
-    same = [(a, b) for a in range(latents) for b in range(a) if apart[a, b] < np.log(1.1)]
-    if not same:
-        return None
-    a, b = (fit.names["latent"][k] for k in same[0])
-    return f"the components' variances have the same ratios for {b} and {a}"
-
-
-def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """(component,) weights and (component, latent) standard deviations of the reference chain's mixture."""
-    with torch.no_grad():
-        found = fit.chains.chain(fit.reference).mixture()
-    if found is None:
-        raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
-    weights, _, scale = found
-    return weights.cpu().numpy(), scale.cpu().numpy()
-
-
-def _non_gaussian(fit: Fit, data: Data) -> str | None:
-    """Excess kurtosis or skewness beyond four standard errors in all latents but one."""
-    z = fit.anchor[fit.reference]
-    z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
-    rows = len(z)
-    flat = np.abs((z**4).mean(0) - 3) < 4 * np.sqrt(24 / rows)
-    even = np.abs((z**3).mean(0)) < 4 * np.sqrt(6 / rows)
-    gaussian = [fit.names["latent"][k] for k in np.flatnonzero(flat & even)]
-    return f"{', '.join(gaussian)} look Gaussian" if len(gaussian) > 1 else None
-
-
-def situation(fit: Fit, data: Data) -> Situation:
-    """What a fit knows of its data: their targets where given, else those that the reference chain has inferred."""
-    program, names = fit.program, fit.names["latent"]
-    hit: np.ndarray | None = None
-    if data.targets is not None and program.target_mode != "unknown":
-        hit = data.target_matrix(len(names))
-    else:
-        with torch.no_grad():
-            found = fit.chains.chain(fit.reference).targets_matrix()
-        if found is not None:
-            hit = (found.cpu().numpy() > 0.5)[:, fit.alignments[fit.reference].permutation]
-    return Situation(data, names, hit, program.intervention_kind, program.mechanism_kind)
-
-
-def _of_data(check: Check) -> Callable[[Fit, Data], str | None]:
-    def reason(fit: Fit, data: Data) -> str | None:
-        lack = check(situation(fit, data))
-        return lack.reason if lack else None
-
-    return reason
-
-
-CHECKS: dict[str, Callable[[Fit, Data], str | None]] = {
-    **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
-    "two_anchors": _two_anchors,
-    "two_components": _components,
-    "distinct_variance_ratios": _variance_ratios,
-    "non_gaussian": _non_gaussian,
-}

@@ -3,7 +3,8 @@
 (a) chains: CPU time of 16 chains of `sparse_vae` in one fit over that of 16 fits of one chain, on two threads;
 (b) step: CPU time of a step of `pyrocrl.fit` over that of the same objective in bare torch (`BareVAE` below), for
     one chain and for 8;
-(c) throughput: seconds for a million cells to pass once through a fit of 8 chains.
+(c) throughput: seconds for a million cells to pass once through a fit of 8 chains;
+(d) launches: operators that a step of each model calls, each a kernel where there is a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import softplus
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrocrl import simulate, zoo
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
-from pyrocrl.infer.fit import _Loop, _recipe, fit
+from pyrocrl.infer.fit import _Loop, _recipe, fit, steps_per_epoch
 from pyrocrl.lab.reproduce import format_table, provenance
 from pyrocrl.program import Program
+from pyrocrl.turns import drawing
 
 THREADS = 2
 CHAINS = 16
@@ -84,6 +87,7 @@ def run(
             ("step", lambda: step(rounds, steps, 1)),
             ("chains_step", lambda: step(rounds, steps, 8)),
             ("throughput", lambda: throughput(epochs)),
+            ("launches", launches),
         ):
             if progress:
                 print(f"measuring {name} ...", file=sys.stderr, flush=True)
@@ -111,10 +115,12 @@ def chains(rounds: int, epochs: int, count: int = CHAINS) -> dict[str, float]:
     short = _in_turns(lambda: together(1), lambda: one_by_one(1), rounds, time.process_time)
     long = _in_turns(lambda: together(1 + epochs), lambda: one_by_one(1 + epochs), rounds, time.process_time)
     epoch = [(b - a) / epochs for a, b in zip(short, long, strict=True)]
-    whole = [a + (program.recipe.epochs - 1) * e for a, e in zip(short, epoch, strict=True)]
+    steps = steps_per_epoch(program, program.recipe, data.rows - int(program.recipe.held_out * data.rows))
+    length, _ = program.recipe.length(steps)
+    whole = [a + (length - 1) * e for a, e in zip(short, epoch, strict=True)]
     return {
         "chains": count,
-        "epochs": program.recipe.epochs,
+        "epochs": length,
         "together_cpu_s": whole[0],
         "one_by_one_cpu_s": whole[1],
         "together_cpu_s_per_epoch": epoch[0],
@@ -198,6 +204,30 @@ def throughput(epochs: int, rows: int = 5000, features: int = 300, count: int = 
     return {"rows": rows, "features": features, "chains": count, "s_per_million_cell_epochs": per_million}
 
 
+def launches(models: Sequence[str] | None = None, count: int = 2) -> dict[str, int]:
+    """Operators, views apart, that one step of `count` chains of each model's example calls; None = all models. Where
+    chains run as one, their number does not matter."""
+    found = {}
+    for name in zoo.built_in() if models is None else models:
+        program, data = zoo.get(name).example()
+        loop = _Loop(program, data, _recipe(program, None, count, None, {}), 0, torch.device("cpu"), None)
+        batch = loop._annealed(loop._sample_batch(), 0.5)
+        with drawing(0), _Launches() as counter:
+            loop._step(batch, 0.5)
+        found[name] = counter.count
+    return found
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operators that are called inside it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
 def _in_turns(
     a: Callable[[], None], b: Callable[[], None], rounds: int, clock: Callable[[], float]
 ) -> tuple[float, float]:
@@ -223,4 +253,5 @@ def table(found: dict[str, Any]) -> str:
         rows.append([name, b["pyrocrl_ms"], b["torch_ms"], b["ratio"]])
     name = f"s per million cell-epochs, {int(c['chains'])} chains, {int(c['features'])} genes"
     rows.append([name, c["s_per_million_cell_epochs"], None, None])
+    rows += [[f"operators a step, {name}", count, None, None] for name, count in found["launches"].items()]
     return format_table(["measured", "this", "against", "ratio"], rows)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrocrl.data import Batch, Data
-from pyrocrl.dists import NegativeBinomial, Normal
+from pyrocrl.dists import LARGEST, NegativeBinomial, Normal
 from pyrocrl.errors import one_of
 
 LIKELIHOODS = ("gaussian", "negative_binomial")
-LARGEST = 15.0  # of a log mean: exp beyond it only overflows
 CONTROLS = 20  # control rows that a technical batch needs to have its baseline read off them alone
 
 
@@ -75,7 +74,7 @@ class Observation(nn.Module):
 
     def inputs(self, batch: Batch) -> Tensor:
         """(rows, feature) `seen`, centred in its technical batch and scaled: what an encoder gets."""
-        return (self.seen(batch) - self.centre[batch.group]) / self.spread
+        return (self.seen(batch) - _of_rows(self.centre, batch)) / self.spread
 
     @property
     def noise(self) -> Tensor:
@@ -85,12 +84,22 @@ class Observation(nn.Module):
     def mean(self, eta: Tensor, batch: Batch) -> Tensor:
         """(rows, feature) mean of x."""
         if self.counts:
-            return self.size(batch)[:, None] * (self.offset[batch.group] + eta).clamp(max=LARGEST).exp()
-        return self.centre[batch.group] + self.spread * eta
+            return self.size(batch)[:, None] * (_of_rows(self.offset, batch) + eta).clamp(max=LARGEST).exp()
+        return _of_rows(self.centre, batch) + self.spread * eta
 
     def likelihood(self, eta: Tensor, batch: Batch, sd: Tensor | None = None) -> NegativeBinomial | Normal:
         """The distribution of x (rows, feature) given the decoder's output. sd: (feature,) of a model's own noise."""
-        mean = self.mean(eta, batch)
         if self.counts:
-            return NegativeBinomial(mean, softplus(self.raw_dispersion))
+            rate = _of_rows(self.offset, batch) + eta
+            return NegativeBinomial(None, softplus(self.raw_dispersion), log_rate=rate, size=self.size(batch)[:, None])
+        mean = self.mean(eta, batch)
         return Normal(mean, (self.spread * self.noise if sd is None else sd).expand_as(mean))
+
+
+def _of_rows(table: Tensor, batch: Batch) -> Tensor:
+    """(rows, feature) lines of a table (batch, feature) by the rows' technical batch, or its only one (feature,)."""
+    if len(table) == 1:
+        return table[0]
+    places = torch.arange(len(table), device=table.device)
+    one_hot = (batch.group[:, None] == places).to(table.dtype)
+    return one_hot @ table  # several times faster than indexing, whose gradient is added up row by row

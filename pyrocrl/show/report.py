@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from pyrocrl.errors import InputError
 from pyrocrl.files import write_bytes
-from pyrocrl.judge.diagnose import AGREE_EACH
+from pyrocrl.judge.diagnose import AGREE_EACH, HOLDS
 from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
 from pyrocrl.show import plots, story
 from pyrocrl.show.effects import effects
@@ -49,13 +49,22 @@ VERSIONS = ("pyrocrl", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
 # verdict -> sign beside the words (colour alone says nothing to some readers), style and what it means
 OUTCOMES = {
     "identified": ("✓", "good", "the data pin this down: independent fits found the same answer"),
-    "not identified": ("✕", "bad", "the data do not pin this down: other answers would fit as well"),
+    "identified if": (
+        "✓",
+        "good",
+        "as identified, given assumptions that no data of this kind can show: see the table",
+    ),
+    "identified, undecided at this n": ("…", "open", "there is one answer, and these rows do not settle it yet"),
     "not converged": (
         "?",
         "open",
         "nothing can be said yet: one fit beats all others, and none of them agrees with it",
     ),
+    "contradicted": ("✕", "bad", "the data contradict an assumption: what was found need not be so"),
+    "not identified": ("✕", "bad", "the data do not pin this down: other answers would fit as well"),
 }
+# result of a check -> sign and style
+RESULTS = {"holds": ("✓", "good"), "open": ("…", "open"), "on your word": ("!", "open"), "fails": ("✕", "bad")}
 NUMBERS = {
     "chains_at_best": "chains at the best objective",
     "agreement_mean": "mean agreement",
@@ -156,6 +165,7 @@ def render(
         claims=[c.sentence() for c in fit.program.claims()],
         facts=_facts(fit, tree),
         verdicts=_verdicts(judged["claims"]),
+        evidence=_evidence(judged["claims"]),
         judged=verdict is not None,
         outcomes=OUTCOMES,
         doubts=_doubts(fit, judged["claims"]),
@@ -210,6 +220,19 @@ def _verdicts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def _evidence(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each assumption and condition once, how it was looked at and the result, what fails first."""
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for claim in claims:
+        for one in claim.get("evidence", ()):
+            sign, style = RESULTS[one["result"]]
+            row = out.setdefault((one["assumption"], one["check"]), {**one, "sign": sign, "style": style, "of": []})
+            row["of"] = list(dict.fromkeys([*row["of"], claim["what"]]))
+            row["left"] = claim.get("given", {}).get(one["assumption"], "")
+    order = ("fails", "open", "on your word", "holds")
+    return sorted(out.values(), key=lambda row: order.index(row["result"]))
+
+
 def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
     """Why the programmes below should not be read one by one, if so."""
     out = []
@@ -223,7 +246,7 @@ def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
         out.append(f"This model identifies its latents only up to {free}: one latent taken alone means nothing.")
     for claim in claims:
         what = claim.get("what", "latents")
-        if claim["verdict"] != "identified" and what in ("latents", "mask"):
+        if claim["verdict"] not in HOLDS and what in ("latents", "mask"):
             found = f"The {what} {'were' if what == 'latents' else 'was'} found {claim['verdict']} (see above)"
             out.append(f"{found}: other programmes may fit these data as well.")
     return out
@@ -320,7 +343,7 @@ def _effects(fit: Fit, tree: xr.DataTree, claims: list[dict[str, Any]]) -> tuple
         return None, []
     out: dict[str, Any] = {"rows": [], "edges": [], "refused": "", "doubt": ""}
     for claim in claims:
-        if claim["verdict"] != "identified" and claim.get("what") == "graph":
+        if claim["verdict"] not in HOLDS and claim.get("what") == "graph":
             out["doubt"] = (
                 f"The graph was found {claim['verdict']} (see above): other effects may fit these data as well."
             )

@@ -1,0 +1,275 @@
+"""How well Gaussian laws and factor models fit: test statistics of known law, and their p-values.
+
+Likelihood ratios against a law left free, Mardia's skewness and kurtosis (Mardia 1970, "Measures of multivariate
+skewness and kurtosis with applications"), the number of factors (Lawley & Maxwell 1971, chapter 4), and samples told
+apart one coordinate and one pair of them at a time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+Floats = NDArray[np.float64]
+EXACT = 1e-8  # share of the variance below which a direction is rounding
+
+
+class Gaussians(NamedTuple):
+    """Moments of environments, and those of the equations fitted to them.
+
+    rows (env,); mean, fitted_mean (env, d); cov, fitted_cov (env, d, d), of maximum likelihood; parameters: how many
+    numbers the fitted moments were chosen by.
+    """
+
+    rows: Floats
+    mean: Floats
+    cov: Floats
+    fitted_mean: Floats
+    fitted_cov: Floats
+    parameters: float
+
+
+def implied(
+    count: Floats, mean: Floats, cov: Floats, target: NDArray[np.bool_], order: list[int], kind: str
+) -> Gaussians:
+    """Moments of linear Gaussian equations of maximum likelihood, given the unmixing that z has, beside z's own.
+
+    count (env,), mean (env, d), cov (env, d, d) of z; target (env, d). Every latent depends on all that come earlier in
+    `order`. kind: what an intervention does to its target's equation, a key of `card.INTERVENTIONS`; under "variance"
+    and "shift" z are innovations, without parents. The unmixing's d (d - 1) directions count as chosen, but for those
+    by which soft interventions may mix a latent with earlier ones.
+    """
+    envs, d = mean.shape
+    weight, level, variance = np.zeros((envs, d, d)), np.zeros((envs, d)), np.ones((envs, d))
+    keeps = kind in ("variance", "shift")
+    parameters = float(d * (d - 1) - (d * (d - 1) / 2 if kind == "soft" else 0))
+    for place, k in enumerate(order):
+        before = [] if keeps else order[:place]
+        natural = ~target[:, k]
+        slope, constant, rest = _regression(count[natural], mean[natural], cov[natural], before, k)
+        weight[:, before, k], level[:, k], variance[:, k] = slope, constant, rest
+        parameters += len(before) + 2 * bool(natural.any())
+        for e in np.flatnonzero(target[:, k]):
+            used = before if kind == "soft" else []
+            slope, constant, rest = _regression(count[[e]], mean[[e]], cov[[e]], used, k)
+            weight[e, :, k] = 0.0
+            weight[e, used, k], level[e, k], variance[e, k] = slope, constant, rest
+            parameters += len(used) + (1 if kind == "shift" else 2)
+        if kind == "shift":  # one variance for all
+            share = np.where(target[:, k], count, 0.0)
+            pool = count[natural].sum()
+            within = float((share * variance[:, k]).sum() + pool * variance[natural, k][:1].sum())
+            variance[:, k] = within / (share.sum() + pool)
+    inverse = np.linalg.inv(np.eye(d) - weight.transpose(0, 2, 1))
+    fitted = np.einsum("eij,ej->ei", inverse, level)
+    return Gaussians(count, mean, cov, fitted, inverse * variance[:, None] @ inverse.transpose(0, 2, 1), parameters)
+
+
+def implied_at_best(
+    count: Floats, mean: Floats, cov: Floats, target: NDArray[np.bool_], order: list[int], kind: str
+) -> Gaussians:
+    """`implied` by the unmixing of least deviance near the one that z has, which may be the best of another objective
+    than that of these equations."""
+    d = mean.shape[1]
+    off = ~np.eye(d, dtype=bool)
+    scale = np.sqrt(np.einsum("ekk->ek", cov).mean(0))
+
+    def at(free: Floats) -> Gaussians:
+        matrix = np.eye(d)
+        matrix[off] = free
+        matrix = matrix * scale[:, None] / scale
+        moved = np.einsum("ij,ejk,lk->eil", matrix, cov, matrix)
+        return implied(count, mean @ matrix.T, moved, target, order, kind)
+
+    def deviance(free: Floats) -> float:
+        with np.errstate(all="ignore"):
+            total = float(likelihood_ratio(at(free)).deviance.sum())
+        return total if np.isfinite(total) else 1e300
+
+    best = optimize.minimize(deviance, np.zeros(int(off.sum())), method="L-BFGS-B", options={"maxiter": 30})
+    return at(best.x)
+
+
+def _regression(count: Floats, mean: Floats, cov: Floats, on: list[int], k: int) -> tuple[Floats, float, float]:
+    """Slopes, constant and residual variance of coordinate k on others, over environments pooled."""
+    if not len(count):
+        return np.zeros(len(on)), 0.0, 1.0
+    share = count / count.sum()
+    centre = share @ mean
+    apart = mean - centre
+    pooled = np.einsum("e,eij->ij", share, cov + apart[:, :, None] * apart[:, None, :])
+    slope = np.linalg.solve(pooled[np.ix_(on, on)], pooled[on, k]) if on else np.zeros(0)
+    return slope, float(centre[k] - slope @ centre[on]), float(pooled[k, k] - slope @ pooled[on, k])
+
+
+class Ratio(NamedTuple):
+    """deviance (env,): twice the log-likelihood lost to a law left free, whose sum has `freedom` degrees; p: of it."""
+
+    deviance: Floats
+    freedom: float
+    p: float
+
+
+def likelihood_ratio(found: Gaussians) -> Ratio:
+    """The likelihood-ratio test of the fitted moments against moments left free in every environment.
+
+    Each deviance is corrected by Bartlett's factor for covariances of few rows. p is 1 where nothing is left to test.
+    """
+    count, d = found.rows, found.mean.shape[1]
+    use = count > d + 1
+    apart = found.mean - found.fitted_mean
+    deviance = np.zeros(len(count))
+    for e in np.flatnonzero(use):
+        inverse = np.linalg.inv(found.fitted_cov[e])
+        ratio = inverse @ found.cov[e]
+        lost = np.trace(ratio) - np.linalg.slogdet(ratio)[1] - d + apart[e] @ inverse @ apart[e]
+        deviance[e] = count[e] * lost * (1 - (2 * d + 1 + 2 / (d + 1)) / (6 * count[e]))
+    freedom = float(use.sum() * d * (d + 3) / 2 - found.parameters)
+    p = float(stats.chi2.sf(deviance.sum(), freedom)) if freedom > 0 else 1.0
+    return Ratio(deviance, freedom, p)
+
+
+class Normality(NamedTuple):
+    """p: that samples of a normal law are as far from it; skewness, kurtosis: p of each; excess: kurtosis over that of
+    a normal law, less 1, in the mean over samples."""
+
+    p: float
+    skewness: float
+    kurtosis: float
+    excess: float
+
+
+def mardia(z: Floats, group: NDArray[np.int64]) -> Normality:
+    """Mardia's tests of z (row, d), normal within each group (row,): over all groups of more than 2 d + 5 rows."""
+    d = z.shape[1]
+    skew, freedom, kurt, excess, groups = 0.0, 0.0, 0.0, [], 0
+    for g in np.unique(group):
+        own = z[group == g]
+        n = len(own)
+        if n <= 2 * d + 5:
+            continue
+        own = own - own.mean(0)
+        white = own @ np.linalg.inv(np.linalg.cholesky(own.T @ own / n)).T
+        third = np.einsum("na,nb,nc->abc", white, white, white, optimize=True) / n
+        few = (d + 1) * (n + 1) * (n + 3) / (n * ((n + 1) * (d + 1) - 6))
+        skew += n / 6 * few * float((third**2).sum())
+        freedom += d * (d + 1) * (d + 2) / 6
+        fourth, usual = float(((white**2).sum(1) ** 2).mean()), d * (d + 2) * (n - 1) / (n + 1)
+        variance = 8 * d * (d + 2) * (n - 3) * (n - d - 1) * (n - d + 1) / ((n + 1) ** 2 * (n + 3) * (n + 5))
+        kurt += (fourth - usual) / variance**0.5
+        excess.append(fourth / usual - 1)
+        groups += 1
+    if not groups:
+        return Normality(1.0, 1.0, 1.0, 0.0)
+    skewness, kurtosis = float(stats.chi2.sf(skew, freedom)), float(2 * stats.norm.sf(abs(kurt) / groups**0.5))
+    return Normality(min(1.0, 2 * min(skewness, kurtosis)), skewness, kurtosis, float(np.mean(excess)))
+
+
+def enough_factors(x: Floats, factors: int) -> float | None:
+    """p of the likelihood-ratio test that so many factors, and noise of each feature's own, explain x (row, feature).
+
+    0 where x has more exact dimensions than factors, though fewer than features; None where nothing is left to test.
+    """
+    rows = len(x)
+    x = x - x.mean(0)
+    spread = x.std(0)
+    moving = spread > 1e-12 * max(float(spread.max()), 1e-300)
+    x = x[:, moving] / spread[moving]
+    features = x.shape[1]
+    second = x.T @ x / rows
+    rank = int((np.linalg.eigvalsh(second) > EXACT * features).sum())
+    if rank < min(features, rows):
+        return 1.0 if rank <= factors else 0.0
+    freedom = ((features - factors) ** 2 - features - factors) / 2
+    if freedom <= 0 or rows < 3 * features:
+        return None
+    lost = _factor_discrepancy(second, factors)
+    scale = rows - 1 - (2 * features + 5) / 6 - 2 * factors / 3
+    return float(stats.chi2.sf(scale * lost, freedom))
+
+
+def _factor_discrepancy(second: Floats, factors: int) -> float:
+    """log |S| less that of the best factor model, per half row, loadings maximised out (Joreskog 1967)."""
+    left = len(second) - factors
+
+    def discrepancy(log_noise: Floats) -> tuple[float, Floats]:
+        root = np.exp(-0.5 * log_noise)
+        value, vector = np.linalg.eigh(second * root[:, None] * root)
+        small, along = value[:left], vector[:, :left]
+        slope = (along**2) @ (1 - small)  # of the sum of (value - log value) in log noise
+        return float((small - np.log(small)).sum() - left), slope
+
+    bounds = [(float(np.log(1e-6)), 0.0)] * len(second)
+    start = -np.log(np.diag(np.linalg.inv(second)))
+    best = optimize.minimize(discrepancy, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(best.fun)
+
+
+def mixture_log_likelihood(
+    z: Floats, weights: Floats, mean: Floats, scale: Floats, alike: tuple[int, int] | None = None, steps: int = 200
+) -> float:
+    """Log-likelihood of z (row, d) under a mixture of independent normals, by expectation-maximisation from a start.
+
+    weights (component,); mean, scale (component, d). alike: two latents whose deviations have the same ratios in all
+    components.
+    """
+    weights, mean, variance = weights.copy(), mean.copy(), scale**2
+    floor = 1e-4 * z.var(0)
+    total = -np.inf
+    for _ in range(steps):
+        if alike is not None:
+            variance[:, alike] = _proportional(variance[:, alike], weights)
+        variance = np.maximum(variance, floor)
+        apart = z[:, None] - mean
+        each = np.log(weights) - 0.5 * (apart**2 / variance + np.log(2 * np.pi * variance)).sum(-1)
+        top = each.max(1, keepdims=True)
+        rows = top[:, 0] + np.log(np.exp(each - top).sum(1))
+        last, total = total, float(rows.sum())
+        if total - last < 1e-3:
+            break
+        share = np.exp(each - rows[:, None])
+        count = np.maximum(share.sum(0), 1e-6)
+        weights = count / count.sum()
+        mean = share.T @ z / count[:, None]
+        variance = np.stack([share[:, c] @ (z - mean[c]) ** 2 / count[c] for c in range(len(count))])
+    return total
+
+
+def _proportional(variance: Floats, weights: Floats) -> Floats:
+    """The nearest variances (component, 2), in likelihood, of the form one number a component times one a column."""
+    unit = np.sqrt((weights[:, None] * variance).sum(0))
+    for _ in range(20):
+        own = (variance / unit**2).mean(1)
+        unit = np.sqrt((weights[:, None] * variance / own[:, None]).sum(0))
+    return own[:, None] * unit**2
+
+
+def samples_differ(a: Floats, b: Floats) -> float:
+    """p that two samples (row, d) of one law differ as much: in one coordinate, or in the correlation of two.
+
+    Kolmogorov and Smirnov's test of each coordinate, Brown and Forsythe's of its spread, Fisher's of each correlation,
+    corrected for their number.
+    """
+    d = a.shape[1]
+    p = [float(stats.ks_2samp(a[:, k], b[:, k]).pvalue) for k in range(d)]
+    p += [float(v) for k in range(d) if np.isfinite(v := stats.levene(a[:, k], b[:, k], center="median").pvalue)]
+    if d > 1 and min(len(a), len(b)) > 3:
+        with np.errstate(all="ignore"):
+            apart = np.arctanh(np.clip(np.corrcoef(a.T), -1 + 1e-12, 1 - 1e-12))
+            apart = apart - np.arctanh(np.clip(np.corrcoef(b.T), -1 + 1e-12, 1 - 1e-12))
+        z = np.abs(apart[np.triu_indices(d, 1)]) / np.sqrt(1 / (len(a) - 3) + 1 / (len(b) - 3))
+        p += [float(v) for v in 2 * stats.norm.sf(z) if np.isfinite(v)]
+    return min(1.0, len(p) * min(p))
+
+
+def holm(p: list[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method: of all of them, that one true null is rejected."""
+    order = np.argsort(p)
+    out, so_far = np.zeros(len(p)), 0.0
+    for place, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p) - place) * p[i]))
+        out[i] = so_far
+    return [float(v) for v in out]

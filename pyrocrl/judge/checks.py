@@ -1,0 +1,355 @@
+"""What data and fit show of a claim's conditions (`CHECKS`) and a model's assumptions (`TESTS`), with uncertainty.
+
+A condition's check returns None where it holds, or a `Lack`. A test returns what it `Found`: a p-value of known law
+if the model is right. Programs name the tests that apply to them, and the assumptions that each puts to the test
+(`Program.checks`); `tests` runs them and corrects for their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+
+from pyrocrl.claims import conditions
+from pyrocrl.claims.card import CONDITIONS
+from pyrocrl.claims.conditions import Check, Lack, Situation
+from pyrocrl.data import Data
+from pyrocrl.exact import goodness
+from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.turns import drawing
+
+LEVEL = 0.001  # of all tests of a fit together
+SEEN = 0.05  # p from which an environment counts as unchanged
+TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
+SURE = 0.9  # probability from which something is decided
+MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
+EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
+ALIKE = 0.98  # correlation of two latents from which they are one
+HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
+
+
+@dataclass(frozen=True)
+class Found:
+    """p: the test's p-value, corrected for the number of tests; detail: what was seen; remedy: what to try."""
+
+    name: str
+    p: float
+    detail: str
+    remedy: str
+    tested: tuple[str, ...] = ()
+
+    @property
+    def fails(self) -> bool:
+        return self.p < LEVEL
+
+
+Test = Callable[[Fit, Data], Found | None]
+
+
+def tests(fit: Fit, data: Data) -> tuple[Found, ...]:
+    """What the program's own tests find, p-values corrected for their number (Holm)."""
+    found = []
+    for name, tested in fit.program.checks.items():
+        one = TESTS[name](fit, data)
+        if one is not None:
+            found.append((one, tested))
+    corrected = goodness.holm([one.p for one, _ in found])
+    return tuple(Found(o.name, p, o.detail, o.remedy, said) for (o, said), p in zip(found, corrected, strict=True))
+
+
+# -- conditions that show in a fit -----------------------------------------------------------------------------
+
+
+def situation(fit: Fit, data: Data) -> Situation:
+    """What a fit knows of its data: their targets where given, else those that the reference chain has inferred."""
+    program, names = fit.program, fit.names["latent"]
+    hit: np.ndarray | None = None
+    if data.targets is not None and program.target_mode != "unknown":
+        hit = data.target_matrix(len(names))
+    else:
+        with torch.no_grad():
+            found = fit.chains.chain(fit.reference).targets_matrix()
+        if found is not None:
+            hit = (found.cpu().numpy() > 0.5)[:, fit.alignments[fit.reference].permutation]
+    return Situation(data, names, hit, program.intervention_kind, program.mechanism_kind)
+
+
+def _of_data(check: Check) -> Callable[[Fit, Data], Lack | None]:
+    return lambda fit, data: check(situation(fit, data))
+
+
+def _interventions_show(fit: Fit, data: Data) -> Lack | None:
+    """Environments with targets against those without, by their latents."""
+    known = situation(fit, data)
+    if known.hit is None or not (free := known.present & (known.hit.sum(1) == 0)).any():
+        return None
+    z, env = _latents(fit, data)
+    if not (natural := free[env]).any():
+        return None
+    shown, said = np.zeros_like(known.hit), []
+    for e in np.flatnonzero(known.present & ~free):
+        p = goodness.samples_differ(z[env == e], z[natural])
+        shown[e] = known.hit[e] if p < SEEN else 0
+        if p >= SEEN:
+            said.append(f"{data.env_names[e]} (p = {p:.2g})")
+    least = np.minimum(known.hit.sum(0), 1)
+    short = [name for name, few in zip(fit.names["latent"], shown.sum(0) < least, strict=True) if few]
+    if not short:
+        return None
+    reason = f"{', '.join(said)} cannot be told from the observational rows, so nothing is seen to act on"
+    few = max(TELLING / np.bincount(env, minlength=len(known.hit))[known.present].min(), 0.0)
+    rows = float(data.rows * few) if few > 1 else 0.0  # fewer may hide an intervention
+    return Lack(f"{reason} {', '.join(short)}", "stronger interventions, or more rows of them", rows=rows)
+
+
+def _two_anchors(fit: Fit, data: Data) -> Lack | None:
+    """Two features that load on a latent alone, with the probability `SURE` together."""
+    mask, remedy = fit.mask(), "two features of its own for each latent"
+    if mask is None:
+        return Lack(f"no mask, so it cannot hold that {CONDITIONS['two_anchors']}", "a model with a mask")
+    present = mask > INCLUDED
+    used = present.any(0)
+    if not used.any():
+        return Lack("no latent is in use", "features that depend on latents")
+    alone = present & (present.sum(1) == 1)[:, None]
+    short = [fit.names["latent"][k] for k in np.flatnonzero(used) if alone[:, k].sum() < 2]
+    if not short:
+        return None
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    them, lack = ("it", "lacks") if len(short) == 1 else ("them", "lack")
+    return Lack(f"{', '.join(short[:3])}{more} {lack} two features that load on {them} alone", remedy)
+
+
+def _not_collinear(fit: Fit, data: Data) -> Lack | None:
+    used = np.flatnonzero(fit.in_use(fit.reference))
+    if len(used) < 2:
+        return None
+    z = _latents(fit, data, aligned=False)[0][:, used]
+    r = np.abs(np.corrcoef(z.T)) - np.eye(len(used))
+    if r.max() < ALIKE:
+        return None
+    places = fit.alignments[fit.reference].places[used]
+    a, b = (fit.names["latent"][int(places[k])] for k in divmod(int(r.argmax()), len(used)))
+    return Lack(f"{a} and {b} correlate {r.max():.3f}", "rows in which they differ")
+
+
+def _own_features(fit: Fit, data: Data) -> Lack | None:
+    """For any two latents a feature of the one that is not the other's: probable, by the mask."""
+    mask = fit.mask()
+    if mask is None:
+        return Lack(f"no mask, so it cannot hold that {CONDITIONS['own_features']}", "a model with a mask")
+    remedy = "features that depend on one of the two latents only"
+    for a, b in np.ndindex(mask.shape[1], mask.shape[1]):
+        if a == b:
+            continue
+        inside = float(np.prod(1 - mask[:, a] * (1 - mask[:, b])))  # that all features of a are features of b
+        if inside > 1 - SURE:
+            one, other = fit.names["latent"][a], fit.names["latent"][b]
+            said = f"all features of {one} are features of {other} (probability {inside:.2g})"
+            return Lack(said, remedy, rows=0.0 if inside > 0.5 else _times(data.rows, inside))
+    return None
+
+
+def _all_states(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        counts = fit.chains.chain(fit.reference).state_counts()
+    if counts is None:
+        return None
+    few = float(counts.min())
+    if few >= 5.0:
+        return None
+    return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
+
+
+def _components(fit: Fit, data: Data) -> Lack | None:
+    weights, _, _ = _mixture(fit)
+    used = int((weights > 0.01).sum())
+    return None if used >= 2 else Lack(f"{used} mixture component in use", "latents that fall into clusters")
+
+
+def _variance_ratios(fit: Fit, data: Data) -> Lack | None:
+    """For any two latents, the mixture against one in which components scale both alike (Kivva 2022), by BIC."""
+    weights, mean, scale = _mixture(fit)
+    z = _latents(fit, data, aligned=False)[0]
+    used = weights > 0.01
+    start = weights[used] / weights[used].sum(), mean[used], scale[used]
+    free = goodness.mixture_log_likelihood(z, *start)
+    names = fit.alignments[fit.reference].places
+    least, pair = np.inf, (0, 0)
+    for a in range(z.shape[1]):
+        for b in range(a):
+            alike = goodness.mixture_log_likelihood(z, *start, alike=(a, b))
+            gain = free - alike - 0.5 * (int(used.sum()) - 1) * np.log(len(z))
+            if gain < least:
+                least, pair = float(gain), (b, a)
+    if least > EVIDENT:
+        return None
+    one, other = (fit.names["latent"][int(names[k])] for k in pair)
+    said = f"the components' variances may have the same ratios for {one} and {other} ({least:+.1f} nats of evidence)"
+    return Lack(said, "clusters whose widths differ from latent to latent")
+
+
+def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(component,) weights, (component, latent) means and deviations of the reference chain's mixture."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).mixture()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
+    weights, mean, scale = (v.double().cpu().numpy() for v in found)
+    return weights, mean, scale
+
+
+def _non_gaussian(fit: Fit, data: Data) -> Lack | None:
+    """Excess kurtosis or skewness beyond four standard errors in all latents but one."""
+    z = fit.anchor[fit.reference]
+    z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
+    rows = len(z)
+    flat = np.abs((z**4).mean(0) - 3) < 4 * np.sqrt(24 / rows)
+    even = np.abs((z**3).mean(0)) < 4 * np.sqrt(6 / rows)
+    gaussian = [fit.names["latent"][k] for k in np.flatnonzero(flat & even)]
+    return Lack(f"{', '.join(gaussian)} look Gaussian", "latents that are not") if len(gaussian) > 1 else None
+
+
+def _held(fit: Fit, data: Data) -> Lack | None:
+    known = situation(fit, data)
+    if known.hit is None:
+        return None
+    z, env = _latents(fit, data)
+    moving = []
+    for e, k in np.argwhere(known.hit & known.present[:, None]):
+        share = float(z[env == e, k].std() / max(z[:, k].std(), 1e-12))
+        if share > HELD:
+            moving.append(f"{fit.names['latent'][k]} varies in {data.env_names[e]} ({share:.0%} of its deviation)")
+    return Lack("; ".join(moving), "interventions that hold their target") if moving else None
+
+
+def _nonlinear(fit: Fit, data: Data) -> Lack | None:
+    """Edges surely there whose direction is open, though neither direction's equation is seen to bend."""
+    graph = fit.graph()
+    with torch.no_grad():
+        gain = fit.chains.chain(fit.reference).nonlinearity()
+    if graph is None or gain is None:
+        return None
+    gain = gain.cpu().numpy()  # (parent, child)
+    turning = [(i, j) for i, j in open_directions(graph) if max(gain[i, j], gain[j, i]) < EVIDENT]
+    if not turning:
+        return None
+    names = fit.names["latent"]
+    pairs = ", ".join(f"{names[i]} - {names[j]}" for i, j in turning)
+    said = f"{pairs} may be turned: no equation between them is seen to bend, and no shift tells the direction"
+    return Lack(said, "shifts of one of the two, or mechanism='linear', which claims what is left")
+
+
+def open_directions(graph: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs that are joined with the probability `SURE` while each direction has more than 1 - `SURE`."""
+    nodes = range(len(graph))
+    return [
+        (i, j)
+        for i in nodes
+        for j in nodes
+        if i < j and graph[i, j] + graph[j, i] > SURE and min(graph[i, j], graph[j, i]) > 1 - SURE
+    ]
+
+
+def _times(rows: int, wrong: float) -> float:
+    """Rows after which something of this probability of being wrong is decided, its log odds growing with them."""
+    odds = np.log((1 - wrong) / max(wrong, 1e-12))
+    return float(rows * np.log(SURE / (1 - SURE)) / max(odds, 0.05))
+
+
+CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
+    **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
+    "interventions_show": _interventions_show,
+    "two_anchors": _two_anchors,
+    "not_collinear": _not_collinear,
+    "own_features": _own_features,
+    "all_states": _all_states,
+    "two_components": _components,
+    "distinct_variance_ratios": _variance_ratios,
+    "non_gaussian": _non_gaussian,
+    "held_at_constants": _held,
+    "nonlinear_equations": _nonlinear,
+}
+
+
+# -- tests of the fit against the data -------------------------------------------------------------------------
+
+
+def _moments(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of every environment's moments against the fitted equations."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found = program.implied()
+    if found is None:
+        return None
+    ratio = goodness.likelihood_ratio(found)
+    if ratio.freedom <= 0:
+        return None
+    worst = int(np.argmax(ratio.deviance / np.maximum(found.rows, 1)))
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    p = ratio.p
+    remedy = ""
+    if p < LEVEL:
+        detail += f", most in {data.env_names[worst]}"
+        others = program.rivals(("perfect", "shift", "variance"))
+        better = max(others, key=lambda kind: others[kind], default=None)
+        remedy = "targets that were listed otherwise, batches that go with environments, a nonlinear model"
+        if better is not None and others[better] > EVIDENT:
+            remedy = f"intervention={better!r}, which has {others[better]:.0f} nats more evidence; {remedy}"
+    return Found("likelihood ratio of environments' moments", p, detail, remedy)
+
+
+def _gaussian(fit: Fit, data: Data) -> Found | None:
+    """Mardia's skewness and kurtosis of the latents of every environment."""
+    if data.counts or fit.program.config.get("escapees"):
+        return None
+    z, env = _latents(fit, data, aligned=False)
+    found = goodness.mardia(z, env)
+    detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
+    remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
+    return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
+
+
+def _factors(fit: Fit, data: Data) -> Found | None:
+    """Whether the observational rows need more factors than the fit has latents."""
+    if data.counts or data.features > 60:
+        return None
+    known = situation(fit, data)
+    free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
+    x = fit.batch_of(data.rows_at(np.flatnonzero(free[data.env])[:MOST_ROWS])).x.double().cpu().numpy()
+    p = goodness.enough_factors(x, len(fit.names["latent"])) if len(x) > 2 else None
+    if p is None:
+        return None
+    detail = f"{len(fit.names['latent'])} factors for {data.features} features"
+    return Found("likelihood ratio of the number of factors", p, detail, "more latents; features without outliers")
+
+
+def _features(fit: Fit, data: Data) -> Found | None:
+    """Kolmogorov and Smirnov's test of every feature against its fitted law, corrected for their number."""
+    rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
+    with drawing(), torch.no_grad():
+        below = fit.chains.chain(fit.reference).cdf(fit.batch_of(data.rows_at(rows)))
+    if below is None:
+        return None
+    p = [float(stats.kstest(column, "uniform").pvalue) for column in below.double().cpu().numpy().T]
+    worst = int(np.argmin(p))
+    detail = f"least for {data.feature_names[worst]}"
+    remedy = "a transformation of the features; a look at outlying rows; more latents"
+    return Found("Kolmogorov-Smirnov test of features' fitted laws", min(1.0, min(p) * len(p)), detail, remedy)
+
+
+def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
+    rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
+    few = data.rows_at(rows)
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        z = program.latents(fit.batch_of(few)).double().cpu().numpy()
+    return fit.alignments[fit.reference].apply(z) if aligned else z, few.env
+
+
+TESTS: dict[str, Test] = {"moments": _moments, "gaussian": _gaussian, "factors": _factors, "features": _features}

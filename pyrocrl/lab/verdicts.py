@@ -1,0 +1,507 @@
+"""Are verdicts right? Small settings whose answer theory knows, half of them not identified or misspecified.
+
+    python -m pyrocrl.lab.verdicts --seeds 0:3 --json pyrocrl/models/results/verdicts.json
+
+Each `Case` draws data, fits one model and says which outcomes are right: what is identified must not be refused, and
+what is not must not be called identified. Of a misspecified case any outcome is right where the estimate is, and no
+outcome that lets it be read where it is not. Assumptions that no data can show are right where the verdict names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyrocrl import simulate, zoo
+from pyrocrl.claims.indeterminacy import differing_pairs, transitive_closure
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError
+from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.io import write_json
+from pyrocrl.judge.diagnose import HOLDS, ClaimVerdict, diagnose
+from pyrocrl.judge.metrics import mcc, reorder_graph
+from pyrocrl.lab.reproduce import parse_seeds, provenance
+
+UNDECIDED = "identified, undecided at this n"
+REFUSED = ("not identified", "contradicted", "not converged")
+GOOD = 0.95  # mcc from which latents are right
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting. kind: "identified", "small" (identified, yet of few rows: what is read has to be right), "open" (not
+    identified), "word" (not identified, unless for an assumption that no data can show, which `names` a part of) or
+    "misspecified".
+
+    open: what of an open case is not identified, the other claims being free. options: of the program; recipe: of the
+    fit.
+    """
+
+    name: str
+    model: str
+    kind: str
+    draw: Callable[[int], Data]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    open: tuple[str, ...] = ("latents", "mask", "graph")
+    names: str = "interventions"
+
+    def right(self, claim: ClaimVerdict, scores: Mapping[str, float]) -> bool:
+        """Whether this verdict is right, given the estimate's scores against the truth."""
+        if self.kind == "identified":
+            return claim.identified
+        if self.kind == "small":
+            read = claim.identified and well_estimated(claim.what, scores)
+            return read or claim.verdict in (UNDECIDED, "not converged")
+        if self.kind == "misspecified":
+            return not claim.identified or well_estimated(claim.what, scores)
+        if claim.what not in self.open:
+            return True
+        if self.kind == "word":
+            return not claim.identified or any(self.names in sentence for sentence in claim.given)
+        return claim.verdict in REFUSED
+
+
+def well_estimated(what: str, scores: Mapping[str, float]) -> bool:
+    """Whether an estimate may be read: of what is scored, latents of an mcc of `GOOD`, graphs without a wrong pair."""
+    return scores.get("mcc", 1.0) >= GOOD if what == "latents" else what != "graph" or not scores.get("wrong_pairs")
+
+
+# -- worlds ----------------------------------------------------------------------------------------------------
+
+
+def linear_world(
+    seed: int,
+    environments: Iterable[tuple[str, tuple[int, ...], str]],
+    latents: int = 3,
+    rows: int = 1000,
+    features: int = 10,
+    *,
+    bent: float = 0.0,
+    saturated: float = 0.0,
+    bad: float = 0.0,
+    offsets: float = 0.0,
+    noise: float = 0.1,
+    law: str = "gaussian",
+    told: Mapping[str, tuple[int, ...]] | None = None,
+) -> Data:
+    """x = G z + noise, z of linear equations on 0 -> 1 -> ... and 0 -> 2; environments are (name, targets, kind).
+
+    kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; saturated: x
+    through tanh; bad: share of rows with ten times the noise; offsets: deviation of a shift of x that every environment
+    has of its own; law: "gaussian" or "laplace" noise of z. told: targets as they are listed; None = the true ones.
+    """
+    rng = np.random.default_rng([14, seed])
+    weight = np.zeros((latents, latents))
+    for k in range(1, latents):
+        weight[k - 1, k] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.4)
+    if latents > 2:
+        weight[0, 2] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.4)
+    scale = rng.uniform(0.6, 1.2, latents)
+    mixing = rng.standard_normal((features, latents))
+    parts, labels, targets = [], [], {}
+    for name, hits, kind in [("control", (), "none"), *environments]:
+        w, s, level = weight.copy(), scale.copy(), np.zeros(latents)
+        for k in hits:
+            if kind == "perfect":
+                w[:, k] = 0.0
+            elif kind == "soft":
+                w[:, k] *= rng.uniform(-1.2, -0.4)
+            if kind in ("perfect", "variance", "soft"):
+                s[k] *= rng.uniform(1.8, 2.5)
+            if kind != "none" and kind != "variance":
+                level[k] = rng.choice([-1, 1]) * rng.uniform(1.0, 2.0)
+        z = np.zeros((rows, latents))
+        for k in range(latents):
+            e = rng.standard_normal(rows) if law == "gaussian" else rng.laplace(size=rows) / np.sqrt(2)
+            z[:, k] = (z + bent * z**2) @ w[:, k] + level[k] + s[k] * e
+        parts.append(z)
+        labels += [name] * rows
+        targets[name] = hits
+    z = np.concatenate(parts)
+    x = z @ mixing.T
+    x = np.tanh(saturated * x / x.std(0)) if saturated else x
+    x = x + noise * x.std(0) * rng.standard_normal(x.shape)
+    if bad:
+        wrong = rng.random(len(x)) < bad
+        x[wrong] += 10 * x.std(0) * rng.standard_normal((int(wrong.sum()), features))
+    if offsets:
+        own = offsets * x.std(0) * rng.standard_normal((len(targets), features))
+        x = x + np.repeat(own, rows, 0)
+    listed = targets if told is None else {"control": (), **told}
+    truth = {"z": z, "graph": (weight != 0).astype(int), "weight": weight}
+    return Data(x, labels, {k: v for k, v in listed.items() if v}, control="control", truth=truth, name="linear_world")
+
+
+def each(kind: str, latents: int = 3) -> list[tuple[str, tuple[int, ...], str]]:
+    """One intervention on every latent."""
+    return [(f"on_{k}", (k,), kind) for k in range(latents)]
+
+
+def confounded(seed: int, rows: int = 1000) -> Data:
+    """Three factors, of which the environments and the fit know two."""
+    data = linear_world(seed, [("on_0", (0,), "perfect"), ("on_1", (1,), "perfect")], rows=rows)
+    return Data(data.x, data.env_labels(), data.targets, control="control", truth={"z": data.truth["z"][:, :2]})
+
+
+def equations(seed: int, shifts: Sequence[int], rows: int = 500, bent: bool = False, hidden: bool = False) -> Data:
+    """Observed variables 0 -> 1 -> 2, an environment for each of `shifts`, which shifts that mechanism; linear, or
+    bent; hidden: something unobserved acts on 0 and 2."""
+    rng = np.random.default_rng([15, seed])
+    w = rng.choice([-1, 1], 2) * rng.uniform(0.7, 1.3, 2)
+    parts, labels = [], []
+    for e, k in enumerate([-1, *shifts]):
+        eps = rng.standard_normal((rows, 3)) * [1.0, 0.8, 0.8]
+        if k >= 0:
+            eps[:, k] = 2 * eps[:, k] + 2.0
+        if hidden:
+            u = rng.standard_normal(rows)
+            eps[:, 0] += u
+            eps[:, 2] += u
+        z0 = eps[:, 0]
+        z1 = (2 * np.sin(1.5 * z0) if bent else w[0] * z0) + eps[:, 1]
+        z2 = (2 * np.cos(1.5 * z1) if bent else w[1] * z1) + eps[:, 2]
+        parts.append(np.stack([z0, z1, z2], 1))
+        labels += [f"env_{e}"] * rows
+    x = np.concatenate(parts)
+    graph = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    return Data(x, labels, control="env_0", truth={"z": x, "graph": graph}, name="equations")
+
+
+def states(
+    seed: int, masks: Sequence[Sequence[int]], rows: int = 600, law: str = "gaussian", same: bool = False
+) -> Data:
+    """Two binary latents, 0 -> 1, and features of `masks`; an environment for each. same: the latents never differ."""
+    rng = np.random.default_rng([16, seed])
+    mask = np.asarray(masks)
+    parts, labels = [], []
+    for e, hit in enumerate((-1, 0, 1)):
+        a = rng.random(rows) < (0.3 if hit == 0 else 0.55)
+        b = rng.random(rows) < (0.4 if hit == 1 else np.where(a, 0.85, 0.2))
+        parts.append(np.stack([a, a if same else b], 1).astype(float))
+        labels += [["control", "env_0", "env_1"][e]] * rows
+    z = np.concatenate(parts)
+    x = rng.standard_normal((len(z), len(mask)))
+    if law == "skewed":
+        x = rng.exponential(size=x.shape) ** 1.5
+    for j, own in enumerate(mask):
+        level = 3.5 * rng.permutation(4) + rng.uniform(-0.3, 0.3, 4)
+        x[:, j] += level[(z @ (own * np.array([1, 2]))).astype(int)]
+    graph = np.array([[0, 1], [0, 0]])
+    return Data(x, labels, control="control", truth={"z": z, "mask": mask, "graph": graph}, name="states")
+
+
+def factors(seed: int, masks: Sequence[Sequence[int]], rows: int = 500, correlation: float = 0.3) -> Data:
+    """Gaussian factors behind the features of `masks`."""
+    rng = np.random.default_rng([17, seed])
+    mask = np.asarray(masks)
+    k = mask.shape[1]
+    cov = np.full((k, k), correlation) + (1 - correlation) * np.eye(k)
+    z = rng.multivariate_normal(np.zeros(k), cov, rows)
+    loadings = mask * rng.uniform(0.8, 1.6, mask.shape) * rng.choice([-1, 1], mask.shape)
+    return Data(z @ loadings.T + 0.4 * rng.standard_normal((rows, len(mask))), truth={"z": z, "mask": mask})
+
+
+def held(seed: int, environments: Sequence[tuple[int, ...]], rows: int = 300, moved: bool = False) -> Data:
+    """Two latents behind a polynomial, environments that hold some of them (moved: that only shift them)."""
+    rng = np.random.default_rng([18, seed])
+    z, labels = [], []
+    for e, hits in enumerate(environments):
+        own = rng.uniform(-1, 1, (rows, 2))
+        for k in hits:
+            own[:, k] = own[:, k] + 1.5 if moved else rng.uniform(-1, 1)
+        z.append(own)
+        labels += [f"env_{e}"] * rows
+    zs = np.concatenate(z)
+    terms = np.column_stack([zs, zs[:, 0] ** 2, zs[:, 0] * zs[:, 1], zs[:, 1] ** 2])
+    x = terms @ rng.standard_normal((5, 12))
+    targets = {f"env_{e}": tuple(hits) for e, hits in enumerate(environments) if hits}
+    return Data(x + 0.01 * rng.standard_normal(x.shape), labels, targets, truth={"z": zs}, name="held")
+
+
+def clusters(seed: int, scales: Sequence[Sequence[float]], rows: int = 1500) -> Data:
+    """Two latents of a mixture of components with these deviations (component, latent), mixed linearly."""
+    rng = np.random.default_rng([19, seed])
+    scale = np.asarray(scales)
+    mean = rng.uniform(-2, 2, scale.shape)
+    component = rng.integers(len(scale), size=rows)
+    z = mean[component] + scale[component] * rng.standard_normal((rows, 2))
+    x = z @ rng.standard_normal((2, 8)) + 0.03 * rng.standard_normal((rows, 8))
+    return Data(x, truth={"z": z}, name="clusters")
+
+
+def drawn(setting: str, **options: Any) -> Callable[[int], Data]:
+    return lambda seed: simulate.draw(setting, seed, **options)
+
+
+def world(*args: Any, **options: Any) -> Callable[[int], Data]:
+    return lambda seed: linear_world(seed, *args, **options)
+
+
+# -- cases -----------------------------------------------------------------------------------------------------
+
+FEW = {"chains": 2}
+LINEAR, SHIFTS, UNKNOWN = "linear_sem_lin", "mechanism_shift", "unknown_targets"
+HARD, SOFT, SHIFT, VARIANCE = each("perfect"), each("soft"), each("shift"), each("variance")
+APART = [[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]]
+WITHIN, ALL = [[1, 1]] * 3 + [[0, 1]] * 3, [[1, 1]] * 6
+STRAIGHT = {"mechanism": "linear"}
+
+
+def linear_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+        return Case(f"{LINEAR}: {name}", LINEAR, kind, draw, options, FEW)
+
+    null = [*HARD[:2], ("on_2", (2,), "none")]
+    pair = [("on_0_and_1", (0, 1), "perfect"), HARD[2]]
+    twice = [*HARD, ("again_0", (0,), "perfect"), ("again_1", (1,), "perfect")]
+    two_labels = [("on_0", (0,), "perfect"), ("on_1", (0,), "perfect"), ("on_2", (2,), "perfect")]
+    off_target = [("on_0", (0, 2), "perfect"), *HARD[1:]]
+    labels = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
+    return [
+        case("perfect", "identified", world(HARD)),
+        case("perfect, two latents", "identified", world(each("perfect", 2), 2)),
+        case("perfect, Squires et al.", "identified", drawn("squires2023_hard", latents=3, features=6, samples=1000)),
+        case("perfect, Varici et al.", "identified", drawn("varici2024_linear", latents=3, features=8, samples=2000)),
+        case("perfect, up to relabelling", "identified", world(HARD), targets="relabelled"),
+        case("perfect, targets unknown", "identified", world(HARD), targets="unknown"),
+        case("perfect, two environments on some", "identified", world(twice)),
+        case("soft", "identified", world(SOFT, rows=2000), intervention="soft"),
+        case("perfect, 50 rows", "small", world(HARD, rows=50)),
+        case("perfect, 100 rows", "small", world(HARD, rows=100)),
+        case("perfect, two latents, 50 rows", "small", world(each("perfect", 2), 2, rows=50)),
+        case(
+            "perfect, Squires et al., 100 rows", "small", drawn("squires2023_hard", latents=3, features=6, samples=100)
+        ),
+        case("one latent without intervention", "open", world(HARD[:2]), latents=3, incomplete=True),
+        case("two latents only together", "open", world(pair), incomplete=True),
+        case("an environment that changes nothing", "open", world(null)),
+        case("shifts", "open", world(SHIFT), intervention="shift"),
+        case("changes of variance", "open", world(VARIANCE), intervention="variance"),
+        case("shifts told as perfect", "word", world(SHIFT)),
+        case("changes of variance told as perfect", "word", world(VARIANCE)),
+        case("soft told as perfect", "word", world(SOFT)),
+        case("perfect told as shifts", "open", world(HARD), intervention="shift"),
+        case("quadratic equations", "misspecified", world(HARD, bent=0.5)),
+        case("saturated features", "misspecified", world(HARD, saturated=1.0)),
+        case("5 % bad rows", "misspecified", world(HARD, bad=0.05)),
+        case("batches that go with environments", "misspecified", world(HARD, offsets=1.0)),
+        case("two labels on one latent", "misspecified", world(two_labels, told=labels)),
+        case("an intervention that hits a second latent", "misspecified", world(off_target, told=labels)),
+        case("two of three factors", "misspecified", confounded),
+        case("Laplace noise", "misspecified", world(HARD, law="laplace")),
+    ]
+
+
+def shift_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+        return Case(f"{SHIFTS}: {name}", SHIFTS, kind, draw, {"inducing": 16, **options}, FEW)
+
+    every = (0, 1, 2)
+    return [
+        case("nonlinear, every mechanism shifts", "identified", lambda s: equations(s, every, bent=True)),
+        case("nonlinear, one shift", "identified", lambda s: equations(s, (0,), bent=True)),
+        case("linear, told so, every mechanism shifts", "identified", lambda s: equations(s, every), **STRAIGHT),
+        case("linear, told so, one shift", "identified", lambda s: equations(s, (0,)), **STRAIGHT),
+        case("nonlinear, 40 rows", "small", lambda s: equations(s, every, rows=40, bent=True)),
+        case("linear, told nonlinear, one shift in the first", "identified", lambda s: equations(s, (0,))),
+        case("linear, told nonlinear, one shift in the last", "open", lambda s: equations(s, (2,))),
+        case("linear, told nonlinear, no shift", "open", lambda s: equations(s, (-1,))),
+        case("linear, told nonlinear, two without shift", "open", lambda s: equations(s, (-1, -1))),
+        case(
+            "something unobserved",
+            "misspecified",
+            lambda s: equations(s, every, bent=True, hidden=True),
+        ),
+    ]
+
+
+def state_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **more: Any) -> Case:
+        return Case(f"{UNKNOWN}: {name}", UNKNOWN, kind, draw, {"latents": 2}, FEW, **more)
+
+    return [
+        case("features of their own", "identified", lambda s: states(s, APART)),
+        Case(f"{UNKNOWN}: Jiang & Aragam", UNKNOWN, "identified", drawn("jiang2023", latents=3, features=9), {}, FEW),
+        case("features of their own, 60 rows", "small", lambda s: states(s, APART, rows=60)),
+        case("latents that share all their features", "open", lambda s: states(s, ALL)),
+        case("features of one among the other's", "open", lambda s: states(s, WITHIN)),
+        case("latents that never differ", "open", lambda s: states(s, APART, same=True)),
+        case("skewed features", "misspecified", lambda s: states(s, APART, law="skewed")),
+    ]
+
+
+def factor_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+        given = {"latents": 2, "decoder": "linear", **options}
+        return Case(f"sparse_vae: {name}", "sparse_vae", kind, draw, given, FEW)
+
+    one = [[1, 0]] * 3 + [[1, 1]] * 3 + [[0, 1]]
+    return [
+        case("anchors", "identified", lambda s: factors(s, APART)),
+        case("anchors, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
+        case("no anchors", "open", lambda s: factors(s, ALL)),
+        case("one anchor", "open", lambda s: factors(s, one)),
+        case("no mask", "open", lambda s: factors(s, APART), sparse=False),
+    ]
+
+
+def held_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+        return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2})
+
+    unknown = {"targets": "unknown"}
+    return [
+        case("each held", "identified", lambda s: held(s, [(), (0,), (1,)])),
+        case("each held, targets unknown", "identified", lambda s: held(s, [(), (0,), (1,)]), **unknown),
+        case("no free environment", "open", lambda s: held(s, [(0,), (1,)])),
+        case("one never held", "open", lambda s: held(s, [(), (0,)]), **unknown),
+        case("only held together", "open", lambda s: held(s, [(), (0, 1)]), **unknown),
+        case("shifts", "misspecified", lambda s: held(s, [(), (0,), (1,)], moved=True)),
+    ]
+
+
+def mixture_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data]) -> Case:
+        options = {"latents": 2, "components": 3, "layers": 1, "starts": 4, "search_steps": 400}
+        return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, {"chains": 2, "epochs": 20})
+
+    widths = [[1.0, 0.3], [0.3, 1.0], [0.5, 0.5]]
+    return [
+        case("widths that differ", "identified", lambda s: clusters(s, widths)),
+        case("one width", "open", lambda s: clusters(s, [[0.5, 0.5]] * 3)),
+        case("one component", "open", lambda s: clusters(s, [[1.0, 1.0]])),
+    ]
+
+
+def score_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data]) -> Case:
+        return Case(f"score_crl: {name}", "score_crl", kind, draw, {}, {"chains": 2, "least_steps": 500})
+
+    return [
+        case("quadratic, 2,000 rows", "small", drawn("varici2024_quadratic", latents=3, features=6, samples=2000)),
+        case("soft told as hard", "word", world(SOFT)),
+    ]
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    every = (linear_cases, shift_cases, state_cases, factor_cases, held_cases, mixture_cases, score_cases)
+    return [case for some in every for case in some()]
+
+
+# -- runs ------------------------------------------------------------------------------------------------------
+
+
+def run_case(case: Case, seed: int) -> dict[str, Any]:
+    """Each claim's verdict and whether it is right, with the estimate's scores; a fit that fails is a row as well."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            data = case.draw(seed)
+            program = zoo.build(case.model, data, **case.options)
+            result = fit(program, data, seed=seed, device="cpu", progress=False, **case.recipe)
+        except (FitError, InputError) as error:
+            return {"seed": seed, "failed": str(error)}
+    return judged(case, seed, result, data)
+
+
+def judged(case: Case, seed: int, result: Fit, data: Data) -> dict[str, Any]:
+    """The row of a fit."""
+    scores = estimated(result, data)
+    claims = {}
+    for claim in diagnose(result, data).claims:
+        said = {"verdict": claim.verdict, "right": case.right(claim, scores), "reason": claim.reason}
+        claims[claim.what] = said | {"given": list(claim.given), "rows": claim.rows, "which": list(claim.which)}
+    return {"seed": seed, "claims": claims, "scores": scores, "seconds": result.meta["cpu_seconds"]}
+
+
+def estimated(result: Fit, data: Data) -> dict[str, float]:
+    """Latents' and graph's scores against the truth, where it is of as many latents."""
+    z = result.latents(data)
+    if z.shape != data.truth["z"].shape:
+        return {}
+    score, nodes = mcc(data.truth["z"], z, return_assignment=True)
+    out, graph = {"mcc": float(score)}, result.graph()
+    if graph is not None and "graph" in data.truth and min(nodes) >= 0:
+        found: Array = reorder_graph(graph, nodes)
+        true: Array = data.truth["graph"] > 0
+        if any(
+            "markov equivalence" in claim.up_to for claim in result.program.claims()
+        ):  # what it says: which are joined
+            found, true = np.triu(found + found.T), np.triu(true | true.T)
+        elif any("transitive closure" in claim.up_to for claim in result.program.claims()):
+            found, true = transitive_closure(found > 0.5), transitive_closure(true)
+        out["wrong_pairs"] = float(differing_pairs(found > 0.5, true))
+    return out
+
+
+def study(chosen: Sequence[Case], seeds: Sequence[int], path: str | Path | None = None) -> dict[str, Any]:
+    """All cases with all seeds, and the shares that are right; written to `path` after each case."""
+    table: dict[str, Any] = {"about": "verdicts", **provenance(), "summary": {}, "cases": []}
+    for case in chosen:
+        rows = [run_case(case, seed) for seed in seeds]
+        table["cases"].append({"name": case.name, "model": case.model, "kind": case.kind, "seeds": rows})
+        table["summary"] = summarise(table["cases"])
+        if path is not None:
+            write_json(table, path)
+        print(line(table["cases"][-1]), flush=True)
+    return table
+
+
+def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By kind and in all: verdicts, those that are right, and where a claim must not be called identified and is."""
+    out: dict[str, Any] = {}
+    wrong = []
+    for entry in entries:
+        for row in entry["seeds"]:
+            for what, claim in row.get("claims", {}).items():
+                for kind in (entry["kind"], "all"):
+                    known = out.setdefault(kind, {"verdicts": 0, "right": 0})
+                    known["verdicts"] += 1
+                    known["right"] += claim["right"]
+                if not claim["right"] and claim["verdict"] in HOLDS:
+                    wrong.append(f"{entry['name']}, seed {row['seed']}, {what}")
+    failed = [f"{entry['name']}, seed {row['seed']}" for entry in entries for row in entry["seeds"] if "failed" in row]
+    return {**out, "settings": len(entries), "unearned": wrong, "failed": failed}
+
+
+def line(entry: Mapping[str, Any]) -> str:
+    """A case in one line: of every seed the verdicts, those that are wrong in capitals."""
+    parts = []
+    for row in entry["seeds"]:
+        if "failed" in row:
+            parts.append(f"failed: {row['failed'][:60]}")
+            continue
+        said = [f"{w} {c['verdict'] if c['right'] else c['verdict'].upper()}" for w, c in row["claims"].items()]
+        score = " ".join(f"{name} {value:.2f}" for name, value in row["scores"].items())
+        parts.append(f"{', '.join(said)} ({score}; {row['seconds']:.0f} s)")
+    return f"{entry['name']} [{entry['kind']}]: " + " | ".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m pyrocrl.lab.verdicts", description=__doc__)
+    parser.add_argument("--seeds", default="0:3", help="0:3 (0 to 2), 3 or 0,2")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--json", default=None, help="where the results go")
+    told = parser.parse_args(arguments)
+    chosen = [case for case in cases() if told.only in case.name]
+    table = study(chosen, parse_seeds(told.seeds), told.json)
+    found = table["summary"].get("all", {"right": 0, "verdicts": 0})
+    print(f"{found['right']} of {found['verdicts']} verdicts right in {len(chosen)} settings")
+    for one in table["summary"]["unearned"]:
+        print(f"identified, and must not be: {one}")
+
+
+if __name__ == "__main__":
+    main()
