@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
     from .judge.reference import agreement, reference
+    from .lab.calibrate import calibrate
     from .lab.run import run
     from .program import Program, Recipe, Site
     from .show import export, plots, report
@@ -55,6 +56,7 @@ _HOMES = {
     "Site": "program",
     "agreement": "judge.reference",
     "build": "zoo",
+    "calibrate": "lab.calibrate",
     "choose": "judge.choose",
     "diagnose": "judge.diagnose",
     "evaluate": "judge.evaluate",
@@ -79,6 +81,7 @@ __all__ = [
     "Site",
     "agreement",
     "build",
+    "calibrate",
     "choose",
     "datasets",
     "diagnose",

@@ -612,6 +612,50 @@ def reproduce(
 
 
 @app.command()
+def calibrate(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model, fitted to data of its own story, or its file.")
+    ] = None,
+    around: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="In its place: data drawn from the posterior of this run.")
+    ] = None,
+    sets: Annotated[int, typer.Option(help="Data sets, a fit each.")] = 200,
+    rows: Annotated[
+        int | None, typer.Option(metavar="N", help="Rows of each environment.  [default: as many as there are]")
+    ] = None,
+    chains: Annotated[int | None, typer.Option(help="Independent fits of each.  [default: the model's]")] = None,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Results file, rewritten after every set; what it holds is kept."),
+    ] = None,
+) -> None:
+    """Ask whether intervals cover what they say: fit data whose truth is known, drawn from a model's own story."""
+    import pyrocrl
+    from pyrocrl import zoo
+
+    if (model is None) == (around is None):
+        reject("MODEL", "neither it nor --around" if model is None else "both it and --around", "one of them")
+
+    def tell(one: Any) -> None:
+        print(f"set {one['set']}: {one.get('failed') or str(one['seconds']) + ' s'}", file=sys.stderr, flush=True)
+
+    told: dict[str, Any] = {"sets": sets, "rows": rows, "chains": chains, "seed": seed}
+    if around is not None:
+        record = _read_record(around)
+        data = _read_data(_source_of_run(record, None, {}))
+        found = pyrocrl.load(around / CHECKPOINT, data)
+        found.check_own(RUN, record.get("fit"))
+        out = pyrocrl.calibrate(around=found, **told, path=json_file, on_set=tell)
+    else:
+        assert model is not None
+        out = pyrocrl.calibrate(*zoo.get(model).example(seed), **told, path=json_file, on_set=tell)
+    print(out)
+    if around is not None:
+        print("\n" + out.sentence())
+
+
+@app.command()
 def bench(threads: Annotated[int, typer.Option(help="Threads of the fits.")] = 2, as_json: Json = False) -> None:
     """Measure what chains and Pyro cost: ratios of times taken in one run."""
     from pyrocrl.lab import bench as benchmark

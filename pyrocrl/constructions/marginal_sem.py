@@ -155,8 +155,12 @@ class MarginalSEM(nn.Module):
         return Drawn(normal, self.drawn, self.settled, self._log_posterior, mean)
 
     def _log_posterior(self, tangent: Tensor) -> Tensor:
-        prior = directions.Directions(tangent, self.config["latents"]).log_prob(tangent)
-        return self._objective(self._unmixing(tangent)) + prior - self.log_density
+        """log q(tangent) of a settled chain: of the posterior, or of the mixture that stands in for it."""
+        rows, prior = self._unmixing(tangent), directions.Directions(tangent, self.config["latents"]).log_prob(tangent)
+        if self.config["latents"] <= SAMPLED:
+            return self._objective(rows) + prior - self.log_density
+        mixture = annealed.Maxima(self.charts, self.roots, self.log_weights.log_softmax(0))
+        return mixture.log_density(rows, wide=False) + prior
 
     def _unmixing(self, tangent: Tensor) -> Tensor:
         """M (latent, latent), its rows of length 1."""

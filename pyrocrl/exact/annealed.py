@@ -69,12 +69,15 @@ class Maxima(NamedTuple):
         u = torch.func.vmap(lambda chart: tangents(rows, chart))(self.chart)
         return torch.linalg.solve_triangular(self.root, u[..., None], upper=False).squeeze(-1)
 
-    def parts(self, rows: Tensor) -> Tensor:
-        """(maximum, 2) log densities of normal and t, weights included, at rows (d, d)."""
+    def parts(self, rows: Tensor, wide: bool = True) -> Tensor:
+        """(maximum, 2) log densities of normal and t, weights included, at rows (d, d); wide=False: (maximum, 1), of
+        the normals alone."""
         white = self.white(rows)
         size, square = white.shape[-1], white.square().sum(-1)
         volume = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + self.log_uniform(rows)
         normal = -0.5 * square - 0.5 * size * math.log(2 * math.pi)
+        if not wide:
+            return (normal + self.log_weight - volume)[:, None]
         far = torch.log1p(square / (FREEDOM * WIDE**2)) * (-0.5 * (FREEDOM + size))
         far = far + math.lgamma((FREEDOM + size) / 2) - math.lgamma(FREEDOM / 2)
         far = far - 0.5 * size * math.log(FREEDOM * math.pi) - size * math.log(WIDE)
@@ -87,9 +90,9 @@ class Maxima(NamedTuple):
         cosine = torch.einsum("mri,ri->mr", self.chart[:, :, 0], rows).square().clamp_min(1e-24)
         return (math.lgamma(d / 2) - d / 2 * math.log(math.pi) + d / 2 * cosine.log()).sum(-1)
 
-    def log_density(self, rows: Tensor) -> Tensor:
+    def log_density(self, rows: Tensor, wide: bool = True) -> Tensor:
         """Against uniform lines, at rows (d, d)."""
-        return self.parts(rows).flatten().logsumexp(0)
+        return self.parts(rows, wide).flatten().logsumexp(0)
 
     def sample(self, count: int, generator: torch.Generator, wide_share: float = WIDE_SHARE) -> Tensor:
         """(count, d, d) rows, at quantiles of the weights so that no maximum is missed."""

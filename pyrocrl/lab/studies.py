@@ -127,7 +127,7 @@ class BesideExact(Study):
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         from pyrocrl.judge.reference import departures, reference
 
-        return departures(result, reference(result, by="marginal", draws=1000))
+        return departures(result, reference(result, by="marginal", draws=600), draws=400)
 
 
 @dataclass(frozen=True)

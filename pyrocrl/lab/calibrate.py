@@ -1,0 +1,392 @@
+"""`calibrate`: data drawn from a program's own story, fitted, and the posteriors beside what they were drawn from.
+
+If fits are exact, the truth has every rank among its draws equally often, what has probability p comes true in a
+share p of the cases, and intervals cover what they say. Whatever departs from this is the fit's error: of guides, of
+maxima that were missed, of weights of chains. Estimates are first brought to the truth by the claim's group, for no
+theorem promises more.
+
+Talts et al. (2018), Validating Bayesian inference algorithms with simulation-based calibration, arXiv 1804.06788;
+Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators (TARP), ICML.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from scipy import stats
+
+from pyrocrl.claims.indeterminacy import Group
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.exact.linear_sem import Flat, ScaleFree
+from pyrocrl.infer import stories
+from pyrocrl.infer.chains import mix
+from pyrocrl.infer.checkpoint import fingerprint
+from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.io import write_json
+from pyrocrl.judge.metrics import expected_calibration_error
+from pyrocrl.lab.reproduce import format_table, provenance
+from pyrocrl.options import Bounds, Natural, Seed, Size, checked
+from pyrocrl.program import LATENT_DIMS, Program
+from pyrocrl.turns import drawing, reseed
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+DRAWS = 99  # of each posterior: the truth has one of 100 ranks among them
+NEW_ROWS = 4  # of each environment, not fitted, whose latents are looked at
+SKIPPED = ("unmixing",)  # one of many left inverses of the loadings: which one, depends on the features' units
+CELLS = {"mask": "mask", "graph": "graph", "targets": "targets_matrix"}
+STAND_INS = "variances log-normal about 1 with deviation .7 of their logarithms, levels N(0, 1)"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What many data sets say of a program's posteriors. Tables are made by `scalars` and `cells`, `str` prints them.
+
+    header: model, options, rows of each environment, where truths were drawn from, seed, versions. sets: for each data
+    set its seed and seconds; ranks of true values among their draws, in (0, 1), by site; [probability, truth] of cells
+    by name; `tarp`, for each new row, the share of draws of z nearer than the truth to a random point. Or why a fit
+    `failed`.
+    """
+
+    header: Mapping[str, Any]
+    sets: tuple[Mapping[str, Any], ...]
+
+    def ranks(self, name: str) -> np.ndarray:
+        """(set, entry) of a site, NaN where a set has none; `z`: (set, row and latent)."""
+        own = [np.asarray(one["ranks"].get(name, []), dtype=float) for one in self._done]
+        out = np.full((len(own), max((len(r) for r in own), default=0)), np.nan)
+        for place, r in enumerate(own):
+            out[place, : len(r)] = r
+        return out
+
+    def scalars(self) -> dict[str, dict[str, float]]:
+        """By site: how many values, coverage of central intervals at each of `LEVELS`, and `p`, the probability of
+        ranks no more uniform than these if fits were exact: Kolmogorov and Smirnov's over data sets, the least of all
+        entries times their number. Of z, whose rows share a fit, p is that of one row a data set."""
+        out = {}
+        for name in dict.fromkeys(key for one in self._done for key in one["ranks"]):
+            table = self.ranks(name)
+            u = table[np.isfinite(table)]
+            found = {"values": float(len(u))}
+            found |= {f"covered_{round(100 * v)}": float((np.abs(u - 0.5) <= v / 2).mean()) for v in LEVELS}
+            entries = [own for c in range(table.shape[1]) if len(own := table[np.isfinite(table[:, c]), c]) > 4]
+            if name == "z":
+                entries = entries[:1]
+            p = [float(stats.kstest(own, "uniform").pvalue) for own in entries]
+            out[name] = found | {"p": min(1.0, len(p) * min(p)) if p else float("nan")}
+        return out
+
+    def cells(self) -> dict[str, dict[str, float]]:
+        """By `mask`, `graph` and `targets`: how many cells, expected calibration error over all of them and over those
+        of probability .05 to .95 (`undecided` of them), and the Brier score."""
+        out = {}
+        for name in dict.fromkeys(key for one in self._done for key in one["cells"]):
+            p, hit = np.array([pair for one in self._done for pair in one["cells"].get(name, [])]).T
+            open_ = (p >= 0.05) & (p <= 0.95)
+            out[name] = {
+                "cells": float(len(p)),
+                "ece": expected_calibration_error(hit, p),
+                "undecided": float(open_.sum()),
+                "ece_undecided": expected_calibration_error(hit[open_], p[open_]) if open_.any() else float("nan"),
+                "brier": float(((p - hit) ** 2).mean()),
+            }
+        return out
+
+    def tarp(self) -> float:
+        """Largest difference between the share of rows whose z lies in a region of TARP's and the probability that
+        the posterior gives the region; NaN without z."""
+        f = np.sort(np.concatenate([np.asarray(one["tarp"], dtype=float) for one in self._done] or [np.zeros(0)]))
+        return float(np.abs(f - (np.arange(len(f)) + 0.5) / len(f)).max()) if len(f) else float("nan")
+
+    @property
+    def _done(self) -> list[Mapping[str, Any]]:
+        return [one for one in self.sets if "failed" not in one]
+
+    def summary(self) -> dict[str, Any]:
+        """All tables, and how many sets were fitted and failed."""
+        numbers = {"sets": len(self.sets), "failed": len(self.sets) - len(self._done), "tarp": self.tarp()}
+        return numbers | {"scalars": self.scalars(), "cells": self.cells()}
+
+    def curve(self, name: str, bins: int = 10) -> list[list[float]]:
+        """[mean probability, share that is true, cells] of each bin that has any: what `plots.calibration` draws."""
+        p, hit = np.array([pair for one in self._done for pair in one["cells"].get(name, [])]).T
+        place = np.minimum((p * bins).astype(int), bins - 1)
+        return [
+            [float(p[place == b].mean()), float(hit[place == b].mean()), int((place == b).sum())] for b in set(place)
+        ]
+
+    def plot(self, name: str) -> Any:
+        """The reliability curve of `mask`, `graph` or `targets`, a figure."""
+        from pyrocrl.show import plots
+
+        p, hit = np.array([pair for one in self._done for pair in one["cells"].get(name, [])]).T
+        return plots.calibration(p, hit)
+
+    def __str__(self) -> str:
+        done, head = self._done, self.header
+        lines = [
+            f"{head['model']}, {len(done)} data sets of {head['rows']} rows an environment, drawn from {head['from']}"
+        ]
+        lines += [f"{len(self.sets) - len(done)} fits failed"] if len(done) < len(self.sets) else []
+        shown = [f"{v:.0%}" for v in LEVELS]
+        if scalars := self.scalars():
+            rows = [
+                [n, int(s["values"]), *(s[f"covered_{round(100 * v)}"] for v in LEVELS), s["p"]]
+                for n, s in scalars.items()
+            ]
+            lines += ["", format_table(["intervals cover", "values", *shown, "p of ranks"], rows)]
+        if cells := self.cells():
+            whole = ("cells", "undecided")
+            names = ["cells", "ece", "undecided", "ece_undecided", "brier"]
+            rows = [[n, *(int(c[k]) if k in whole else c[k] for k in names)] for n, c in cells.items()]
+            lines += ["", format_table(["probabilities", "cells", "ECE", ".05-.95", "ECE there", "Brier"], rows)]
+        if np.isfinite(self.tarp()):
+            lines += ["", f"z as a whole (TARP): off by {self.tarp():.3f} at most"]
+        return "\n".join(lines)
+
+    def sentence(self) -> str:
+        """What 90 % intervals cover, in a line."""
+        scalars = self.scalars()
+        parts = [f"{scalars[n]['covered_90']:.0%} of {n}" for n in scalars]
+        where = "around your data" if self.header["from"] == "a fit" else "on data of the story"
+        return f"{where}, 90 % intervals cover " + (", ".join(parts) if parts else "nothing that is claimed")
+
+
+@checked
+def calibrate(
+    program: Program | None = None,
+    data: Data | None = None,
+    *,
+    around: Fit | None = None,
+    sets: Size = 200,
+    rows: Annotated[int, Bounds(4)] | None = None,
+    chains: Size | None = None,
+    seed: Seed = 0,
+    draws: Annotated[int, Bounds(9)] = DRAWS,
+    first: Natural = 0,
+    path: str | Path | None = None,
+    on_set: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Calibration:
+    """Draw parameters and data from a program's story `sets` times, fit each, and compare posteriors with the truth.
+
+    program, data: whose story, and rows that lend the data sets their environments, auxiliary columns, batches and size
+    factors; a fit to them gives what is no site of the story, such as a decoder's weights. Priors that are improper
+    have stand-ins (`STAND_INS`), so that the last bit of calibration is not to be had there. around: a fit in place of
+    both; truths are then draws of its posterior, so that it is asked about data like yours. rows: of each environment;
+    None = as many as there are. chains: of each fit; None = the recipe's. first: the first set's number. path: a
+    results file, written after every set; sets that it holds are not fitted again. on_set: called after each.
+
+    Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph and
+    inferred targets, the probability and the truth of each cell. Latents are aligned with the true ones first, by what
+    the claim leaves free; where latents mix, sites of latents that mixing leaves without meaning are left out. A fit
+    that fails is a row with its reason.
+
+    Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
+    """
+    if (program is None) == (around is None):
+        reject("program", "both it and `around`" if program else "neither it nor `around`", "one of them")
+    program, data = (program, data) if around is None else (around.program, data or around.data)
+    assert program is not None
+    if data is None:
+        reject(
+            "data", "None", "rows that lend their environments; of a fit read from a file, the Data it was fitted to"
+        )
+    header = {
+        "model": program.card.name,
+        "config": program.arguments,
+        "rows": rows,
+        "chains": chains,
+        "from": "the prior" if around is None else "a fit",
+        "fit": None if around is None else around.digest,
+        "template": fingerprint(data),
+        "draws": draws,
+        "seed": seed,
+    }
+    kept = _kept(path, header)
+    source = around
+    if source is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            source = fit(program, data, chains=1, seed=seed, device="cpu", progress=False)
+    head = header | provenance() | ({"stand_ins": STAND_INS} if around is None else {})
+    found = {one["set"]: one for one in kept}
+    for number in range(first, first + sets):
+        if number not in found:
+            found[number] = _one(source, data, rows, chains, draws, mix(seed, number, 61), around is not None)
+            found[number] = {"set": number, **found[number]}
+            if on_set is not None:
+                on_set(found[number])
+        if path is not None:
+            so_far = Calibration(head, tuple(found[k] for k in sorted(found)))
+            write_json({**head, "summary": so_far.summary(), "sets": list(so_far.sets)}, path)
+    return Calibration(head, tuple(found[k] for k in sorted(found)))
+
+
+def read(path: str | Path) -> Calibration:
+    """A results file of `calibrate`. Raises InputError for anything else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        sets = tuple(found.pop("sets"))
+        found.pop("summary")
+        assert isinstance(found["from"], str)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        reject("path", f"{str(path)!r}, which holds something else", "results of `pyrocrl calibrate`")
+    return Calibration(found, sets)
+
+
+def _kept(path: str | Path | None, header: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Sets that the file at `path` holds already."""
+    if path is None or not Path(path).exists():
+        return []
+    there = read(path)
+    for key, mine in json.loads(json.dumps(header)).items():
+        if there.header.get(key) != mine:
+            reject("path", f"results with another {key} in {str(path)!r}", "a new file, or the same command as before")
+    return list(there.sets)
+
+
+# -- one data set --------------------------------------------------------------------------------------------------
+
+
+class _Proper(Messenger):
+    """Draws of what has an improper prior from the stand-ins."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law = msg["fn"]
+        while hasattr(law, "base_dist"):
+            law = law.base_dist
+        if msg["value"] is None and isinstance(law, ScaleFree | Flat):
+            like = law.like if isinstance(law, ScaleFree) else law.log_height
+            noise = torch.randn(msg["fn"].batch_shape, dtype=like.dtype, device=like.device)
+            msg["value"], msg["done"] = (0.7 * noise).exp() if isinstance(law, ScaleFree) else noise, True
+
+
+def _one(
+    source: Fit, data: Data, rows: int | None, chains: int | None, draws: int, seed: int, around: bool
+) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    started = time.process_time()
+    whole, truth, fitted = _simulated(source, data, rows, rng, seed, around)
+    kept = whole.rows_at(np.flatnonzero(fitted))
+    program = type(source.program)(**source.program.arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            result = fit(program, kept, chains=chains, seed=seed % 2**31, device="cpu", progress=False)
+    except FitError as error:
+        return {"failed": str(error)}
+    found = _compared(result, whole, truth, fitted, draws, rng)
+    return {"seconds": round(time.process_time() - started, 2), **found}
+
+
+def _simulated(
+    source: Fit, data: Data, rows: int | None, rng: np.random.Generator, seed: int, around: bool
+) -> tuple[Data, dict[str, np.ndarray], np.ndarray]:
+    """A data set, the true values of the story's sites by name, and (row,) whether a row is to be fitted."""
+    coded = source.coded(data)
+    places, fitted = [], []
+    for env in range(len(coded.env_names)):
+        own = np.flatnonzero(coded.env == env)
+        many = len(own) if rows is None else rows
+        places += [rng.choice(own, many, replace=many > len(own)), rng.choice(own, NEW_ROWS)]
+        fitted += [np.ones(many, dtype=bool), np.zeros(NEW_ROWS, dtype=bool)]
+    at = np.concatenate(places)
+    template = coded.rows_at(at)
+    batch = source.batch_of(template).annealed()
+    with drawing(), torch.no_grad(), _Proper():
+        reseed(seed)
+        program = source.programs()[int(rng.choice(source.chains.count, p=source.weights))]
+        sites = stories.drawn(program, batch, local=False) if around else {}
+        trace = stories.told(program, batch.blank(), sites)
+        values = stories.values(trace) | {"x": trace.nodes["x"]["value"]}
+    told = {n: source.in_data_units(n, v.double().cpu().numpy()[None])[0] for n, v in values.items()}
+    x = told.pop("x")
+    data = Data(
+        x.round().astype(np.int64) if coded.counts else x,
+        template.env_labels(),
+        targets=coded.targets,
+        control=coded.control,
+        counts=coded.counts,
+        aux=template.aux,
+        size_factor=template.size_factor,
+        batch=None if coded.batch_names == ["all"] else np.array(coded.batch_names)[template.batch],
+        feature_names=coded.feature_names,
+        aux_names=coded.aux_names if template.aux is not None else None,
+        name="calibration",
+    )
+    return data, told, np.concatenate(fitted)
+
+
+def _compared(
+    result: Fit, data: Data, truth: Mapping[str, np.ndarray], fitted: np.ndarray, draws: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Ranks, cells and TARP of one fit, all in the order and units of the true latents."""
+    program = result.program
+    alignment = None
+    if "z" in truth and not program.reads_innovations:
+        group = program.group  # x is seen about its mean, so that every z has an origin of its own
+        group = group if group.mixes else Group.of((*program.latents_up_to, "shift"))
+        alignment = group.align(result.latents(data), truth["z"])
+
+    def brought(value: np.ndarray, name: str) -> np.ndarray | None:
+        """(draw, ...) values of the fit in the truth's order and units; None where they have no meaning."""
+        site = result._site(name)
+        axes: dict[int, Any] = {a + 1: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
+        if not axes:
+            return value
+        if 1 in axes.values() and not {"parent", "feature"} & set(site.dims):
+            return None  # levels, which depend on the origin of all latents
+        if alignment is None or (program.group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
+            return None
+        return alignment.act(value, axes)
+
+    new = np.flatnonzero(~fitted)
+    each = max(2, -(-2 * draws // result.chains.count))
+    tree = result.posterior(each, data.rows_at(new), predictive=False, thin=1, seed=int(rng.integers(2**31)))
+    share = np.repeat(result.weights / each, each)
+    pick = rng.choice(len(share), draws, p=share / share.sum(), replace=True)
+    ranks: dict[str, list[float]] = {}
+    tarp: list[float] = []
+    for name, variable in tree["posterior"].to_dataset().data_vars.items():
+        site = result._site(str(name))
+        if name not in truth or site.discrete or (name not in program.sites and name != "z"):
+            continue
+        if name in SKIPPED or ("data" in site.dims and name != "z"):
+            continue
+        value = variable.to_numpy().reshape(-1, *variable.shape[2:])[pick].astype(float)
+        known = truth[str(name)][new] if name == "z" else truth[str(name)]
+        aligned = brought(value, str(name))
+        if aligned is None or aligned.shape[1:] != known.shape:
+            continue
+        below = (aligned < known).sum(0) + rng.random(known.shape) * ((aligned == known).sum(0) + 1)
+        moves = aligned.std(0) > 0
+        ranks[str(name)] = np.round(below / (draws + 1), 4)[moves].ravel().tolist()
+        if name == "z":
+            spread = truth["z"].std(0) + 1e-12
+            point = truth["z"].mean(0) + spread * rng.standard_normal(known.shape)
+            far = (((known - point) / spread) ** 2).sum(-1)
+            tarp = np.round(((((aligned - point) / spread) ** 2).sum(-1) < far).mean(0), 4).tolist()
+    cells = {}
+    for name, read in CELLS.items():
+        chain = result.chain_values(read) if name in truth else None
+        if chain is None or (name == "targets" and program.target_mode in (None, "known")):
+            continue
+        p = np.clip(np.tensordot(result.weights, chain, 1), 0, 1)
+        aligned = brought(p[None], name)
+        if aligned is None or aligned.shape[1:] != truth[name].shape:
+            continue
+        use = ~np.eye(len(p), dtype=bool) if name == "graph" else np.ones(p.shape, dtype=bool)
+        cells[name] = [
+            [round(float(a), 4), int(b > 0.5)] for a, b in zip(aligned[0][use], truth[name][use], strict=True)
+        ]
+    return {"ranks": ranks, "cells": cells, "tarp": tarp}

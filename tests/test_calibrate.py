@@ -1,0 +1,110 @@
+"""`pyrocrl.calibrate`: what exact and too narrow posteriors look like in it, its file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyrocrl
+from pyrocrl import InputError, calibrate, cli, zoo
+from pyrocrl.lab.calibrate import LEVELS, Calibration, read
+
+HEAD = {"model": "m", "rows": 10, "from": "the prior"}
+
+
+def made(spread: float, sets: int = 400) -> Calibration:
+    """Truths N(0, 1) and posteriors N(0, spread^2); cells of probability p that come true so often, or for spread
+    below 1 less surely than that."""
+    rng = np.random.default_rng(0)
+    out = []
+    for number in range(sets):
+        truth, draws = rng.standard_normal((2, 1)), spread * rng.standard_normal((2, 99))
+        p = rng.random(5)
+        hit = rng.random(5) < (p if spread == 1 else 0.5 + 0.4 * (p - 0.5))
+        out.append(
+            {
+                "set": number,
+                "ranks": {"w": (((draws < truth).sum(1) + rng.random(2)) / 100).tolist()},
+                "cells": {"graph": [[float(a), int(b)] for a, b in zip(p, hit, strict=True)]},
+                "tarp": (rng.random(2) ** (1 if spread == 1 else 2)).tolist(),
+            }
+        )
+    return Calibration(HEAD, (*out, {"set": sets, "failed": "singular"}))
+
+
+def test_exact_posteriors_are_told_from_narrow_ones() -> None:
+    exact, narrow = made(1.0), made(0.5)
+    for level in LEVELS:
+        assert abs(exact.scalars()["w"][f"covered_{round(100 * level)}"] - level) < 0.04
+    assert narrow.scalars()["w"]["covered_90"] < 0.7
+    assert exact.scalars()["w"]["p"] > 0.01 > 1e-6 > narrow.scalars()["w"]["p"]
+    assert exact.cells()["graph"]["ece"] < 0.05 < 0.1 < narrow.cells()["graph"]["ece"]
+    assert exact.tarp() < 0.06 < 0.15 < narrow.tarp()
+    assert exact.summary()["failed"] == 1 and "1 fits failed" in str(exact)
+    assert sum(n for *_, n in exact.curve("graph")) == exact.cells()["graph"]["cells"] == 2000
+    assert exact.plot("graph").axes
+
+
+@cache
+def small() -> tuple[pyrocrl.Program, pyrocrl.Data]:
+    data = pyrocrl.simulate.draw("squires2023_hard", 0, latents=2, features=4, samples=60)
+    return pyrocrl.build("linear_sem_lin", data, latents=2), data
+
+
+def test_sets_are_fitted_once_and_go_on(tmp_path: Path) -> None:
+    program, data = small()
+    path, seen = tmp_path / "found.json", []
+    told = {"rows": 50, "chains": 1, "draws": 19, "path": path, "on_set": lambda one: seen.append(one["set"])}
+    first = calibrate(program, data, sets=1, **told)
+    both = calibrate(program, data, sets=2, **told)
+    assert seen == [0, 1] and both.sets[0] == json.loads(json.dumps(first.sets[0]))
+    assert str(read(path)) == str(both)
+    (one, _) = both.sets
+    assert len(one["ranks"]["z"]) == 2 * len(one["tarp"]) == 2 * 4 * 3  # four new rows of three environments
+    assert len(one["cells"]["graph"]) == 2 and {"weight", "loadings", "noise"} <= set(one["ranks"])
+    assert not {"intercept", "unmixing"} & set(one["ranks"])  # depend on origin and units
+    with pytest.raises(InputError, match="path: found results with another rows"):
+        calibrate(program, data, sets=1, **(told | {"rows": 60}))
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"path: found .* which holds something else"):
+        calibrate(program, data, sets=1, **told)
+
+
+def test_around_a_fit() -> None:
+    program, data = small()
+    fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    found = calibrate(around=fit, sets=1, chains=1, draws=19)
+    assert found.header["fit"] == fit.digest and "failed" not in found.sets[0]
+    assert found.sentence().startswith("around your data, 90 % intervals cover ")
+
+
+def test_what_is_refused(capsys: pytest.CaptureFixture) -> None:
+    program, data = small()
+    with pytest.raises(InputError, match="program: found neither it nor `around`"):
+        calibrate()
+    with pytest.raises(InputError, match="data: found None"):
+        calibrate(program)
+    with pytest.raises(InputError, match="sets: found 0"):
+        calibrate(program, data, sets=0)
+    with pytest.raises(InputError, match="rows: found 2"):
+        calibrate(program, data, rows=2)
+    assert cli.main(["calibrate"]) == 2
+    assert "MODEL: found neither it nor --around" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted({"sparse_vae", "do_polynomial", "mechanism_shift", "unknown_targets"}))
+def test_the_story_lends_data_that_can_be_fitted(name: str) -> None:
+    """A simulated set has the template's environments, and the truth's shapes are those of the posterior's sites."""
+    from pyrocrl.lab.calibrate import _simulated
+
+    program, data = zoo.get(name).example(0)
+    source = pyrocrl.fit(program, data, chains=1, epochs=1, seed=0, progress=False)
+    drawn, truth, fitted = _simulated(source, data, 20, np.random.default_rng(0), 0, False)
+    assert drawn.env_names == data.env_names and np.isfinite(drawn.x).all()
+    assert fitted.sum() == 20 * len(data.env_names) and len(truth["z"]) == drawn.rows
+    for site in program.sites.keys() & truth.keys():
+        assert np.isfinite(truth[site]).all()
