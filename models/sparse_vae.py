@@ -75,9 +75,12 @@ LARGEST = 4_000  # slopes and variances whose joint information is inverted
 
 
 class Effort(NamedTuple):
-    """start_rows: of each chain's subsample, for the starting mask. finish_rows, finish_draws: for the last gates."""
+    """start_rows: of each chain's subsample, for the starting mask. start_cells, least_start_rows: starts are read off
+    as many rows as have so many entries, and no fewer. finish_rows, finish_draws: for the last gates."""
 
     start_rows: int = 300
+    start_cells: float = 1e7
+    least_start_rows: int = 2_000
     finish_rows: int = 2_000
     finish_draws: int = 8
 
@@ -340,6 +343,7 @@ class SparseVAE(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
         observed, latents = self.observation, self.config["latents"]
+        data = data.some(EFFORT.start_cells, EFFORT.least_start_rows)
         batch = observed.start(data)
         if not self.counts:
             self.variance.loc.copy_(2.0 * observed.spread.log())

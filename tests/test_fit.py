@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
@@ -245,6 +248,29 @@ def test_small_fits_run_on_one_thread_and_leave_the_setting(
         assert (seen, torch.get_num_threads()) == ([threads], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_large_sparse_table_is_made_dense_by_batch_and_fits_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = simulate.draw("perturb_seq", seed=100, rows=300, features=20, latents=2)
+    data.x = scipy.sparse.csr_matrix(data.x)
+    program, dense = pyrocrl.build("sparse_vae", data, latents=2), []
+    monkeypatch.setattr(Data, "tensors", _noting(Data.tensors, dense))
+    options = {"epochs": 2, "chains": 2, "batch_size": 32, "progress": False}
+    whole = pyrocrl.fit(program, data, **options)
+    at_once = [dense.count(270), dense.count(32)]  # training rows, rows of a step
+    dense.clear()
+    monkeypatch.setattr(pyrocrl.infer.fit, "DENSE", 1000)
+    by_batch = pyrocrl.fit(program, data, **options)
+    assert [dense.count(270), dense.count(32)] == [at_once[0] - 1, 2 * (270 // 32) + 1]  # one to validate on
+    np.testing.assert_array_equal(by_batch.history, whole.history)
+
+
+def _noting(method: Callable[..., Batch], seen: list[int]) -> Callable[..., Batch]:
+    def noted(self: Data, *args: Any, **options: Any) -> Batch:
+        seen.append(self.rows)
+        return method(self, *args, **options)
+
+    return noted
 
 
 def test_seeds_do_not_collide() -> None:

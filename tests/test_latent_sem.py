@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrocrl import InputError, simulate
 from pyrocrl.claims.indeterminacy import is_acyclic
-from pyrocrl.constructions.affine import bend, unmix
+from pyrocrl.constructions.affine import bend, grouped_ridge, unmix
 from pyrocrl.exact.linear_sem import LinearSEM
 from pyrocrl.exact.orders import is_order_of
 from pyrocrl.judge.metrics import mcc
@@ -168,6 +168,17 @@ def test_a_free_decoder_absorbs_relu_links(kind: str) -> None:
     assert not perfect.absorbed
     perfect.start(*drawn(truth("perfect"), 500))
     assert float(perfect.graph()[0, 1]) > 0.9
+
+
+def test_coefficients_of_groups_are_those_of_one_large_design() -> None:
+    group, value, shared = torch.randint(0, 7, (300,)), torch.randn(300), torch.randn(300, 3)
+    own = torch.randn(300, 2) * (torch.rand(300, 1) > 0.3)
+    hot = torch.nn.functional.one_hot(group, 8).to(own)  # one group without rows
+    design = torch.cat([shared, (hot[:, :, None] * own[:, None]).flatten(1)], 1)
+    expected = torch.linalg.solve(design.mT @ design + 0.5 * torch.eye(design.shape[1]), design.mT @ value)
+    found, left = grouped_ridge(shared, own, group, 8, value, 0.5)
+    torch.testing.assert_close(found, expected[:3])
+    torch.testing.assert_close(left, value - design @ expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

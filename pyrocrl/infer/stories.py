@@ -114,6 +114,12 @@ def outside_rows(sites: Mapping[str, Tensor], trace: Any) -> Sites:
     return {name: value for name, value in sites.items() if name in trace.nodes and not is_local(trace.nodes[name])}
 
 
+def at_rows(sites: Mapping[str, Tensor], trace: Any, rows: Tensor) -> Sites:
+    """These sites, those of single rows at the positions `rows` alone."""
+    everywhere = outside_rows(sites, trace)
+    return {name: value if name in everywhere else value[rows] for name, value in sites.items()}
+
+
 def acting(latents: Mapping[int, float]) -> dict[str, Any]:
     """ChiRho's actions that set latents: the site z_<k> to a number; of a story that draws z at once, its column."""
 

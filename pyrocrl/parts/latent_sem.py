@@ -33,6 +33,7 @@ from pyrocrl.parts import escapees
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Site, check_between
 
+BLOCK = 4_096  # rows whose squares are held at once
 LEVEL = 2.0  # prior deviation of intercepts and shifts, in units of latents
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
@@ -248,16 +249,21 @@ class LatentSEM(nn.Module):
 
     def _set_moments(self, z: Tensor, env: Tensor, escaped: Tensor) -> None:
         values = torch.cat([z, self.link(z)], -1)
-        hot = torch.nn.functional.one_hot(env, self.environments).double()
-        group = torch.cat([hot * (1 - escaped)[:, None], hot * escaped[:, None]], -1)  # (rows, 2 env)
-        self.count.copy_(group.sum(0))
-        share = group / self.count.clamp_min(1e-9)
-        mean = share.mT @ values
-        for g in range(len(mean)):
-            apart = values - mean[g]
-            self.cov[g] = (share[:, g, None] * apart).mT @ apart
-        self.mean.copy_(mean)
-        rows = hot.sum(0)
+        envs, size = self.environments, values.shape[1]
+        centre = values.mean(0)
+        count, first = z.new_zeros(2 * envs), z.new_zeros(2 * envs, size)
+        second = z.new_zeros(2 * envs, size, size)
+        for part, code, share in zip(*(t.split(BLOCK) for t in (values - centre, env, escaped)), strict=True):
+            for group, weight in ((code, 1 - share), (code + envs, share)):
+                weighed = weight[:, None] * part
+                count.index_add_(0, group, weight)
+                first.index_add_(0, group, weighed)
+                second.index_add_(0, group, weighed[:, :, None] * part[:, None, :])
+        self.count.copy_(count)
+        mean = first / count.clamp_min(1e-9)[:, None]
+        self.cov.copy_(second / count.clamp_min(1e-9)[:, None, None] - mean[:, :, None] * mean[:, None, :])
+        self.mean.copy_(torch.where(count[:, None] > 0, mean + centre, mean))
+        rows = count[:envs] + count[envs:]
         rows[0] = 0.0  # observational rows are what the others vary about
         self.count.div_(1.0 + rows.repeat(2) * self.variation**2)
         empty = self.count < 1e-6
