@@ -29,6 +29,7 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -133,8 +134,8 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
     alone = len(compared) < 2
     if alone:  # chains may fall behind in what is not claimed
         best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
-        compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
-    agreement, words = _agreement(fit, claim, compared, numbers)
+        compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {}, data)[0]])
+    agreement, words = _agreement(fit, claim, compared, numbers, data)
     each: dict[str, float] = {}
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, compared)
@@ -157,13 +158,22 @@ def _judge(fit: Fit, data: Data, claim: Claim, ties: np.ndarray, seed: int) -> C
     return said("identified" if known else "not identified", reach + words)
 
 
-def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
+def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float], data: Data) -> tuple[bool, str]:
     """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
     if claim.what in ("mask", "graph", "targets"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
         pairs = [(a, b) for i, a in enumerate(compared) for b in compared[i + 1 :]]
+        if "interventional equivalence" in claim.up_to:  # of draws: its undirected edges have no probable direction
+            arcs = [classes.mean(0) for classes, _, _ in class_draws(fit, data)]
+            each = [
+                (arcs[a] * arcs[b]).sum() / max(arcs[a].sum(), arcs[b].sum(), 1e-9) for a in compared for b in compared
+            ]
+            least = float(min(each)) if max(arc.sum() for arc in arcs) > 0.01 else 1.0
+            numbers["overlap_least"] = least
+            words = f"draws of their graphs share {least:.0%} of their classes' edges at least ({OVERLAP:.0%} is asked)"
+            return least >= OVERLAP, words
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:
