@@ -1,6 +1,6 @@
 """Evidence of conjugate regressions on every subset of their candidates at once.
 
-    y = w' phi + s eps,   w ~ N(0, s^2),   1 / s^2 ~ Gamma(SHAPE, RATE)     (`regression`, ratio 1)
+    y = w' phi + s eps,   w ~ N(0, s^2),   1 / s^2 ~ Gamma(SHAPE, RATE)     as in `regression`
 
 One candidate after another is left out or swept out of the matrix of sums of products, so that 2^C regressions cost
 about as much as 2^C numbers, not 2^C factorisations (Furnival & Wilson 1974).
@@ -13,7 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyrocrl.exact.regression import RATE, SHAPE, regress
+from pyrocrl.exact.regression import regress
+
+SHAPE, RATE = 0.5, 0.01  # of the precision: noise from all of a standardised node's variance to a hundredth of it
 
 
 def log_evidence(moments: Tensor, count: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Linear equations of observed nodes under interventions: their evidence on every set of parents, their posterior.
 
-    z_k = b_k + w_k' z_parents + s_k eps,   b_k ~ N(0, (OFFSET s_k)^2),   w_kj ~ N(0, s_k^2),   1 / s_k^2 ~ Gamma
+    z_k = b_k + w_k' z_parents + s_k eps,   b_k ~ N(0, (OFFSET s_k)^2),   w_kj ~ N(0, (t_k s_k)^2),   1 / s_k^2 ~ Gamma
+
+t_k is one of SLABS, for noise may be all of a node's variance or a hundredth of it.
 
 In an environment that intervenes on k, k follows an equation of its own without parents ("perfect": its rows tell
 nothing of the others' equation) or with the same parents ("soft"), or the others' plus d_ek ~ N(0, (SHIFT s_k)^2)
@@ -19,12 +21,26 @@ from torch import Tensor
 from pyrocrl.exact import all_subsets, regression
 
 OFFSET, SHIFT = 3.0, 3.0  # deviation of a constant, and of a shift, in that of the noise
+SLABS = (1.0, 3.0, 10.0)  # t, deviation of a parent's weight
 
 
-def units(candidates: int, environments: int, kind: str, like: Tensor) -> Tensor:
-    """(basis,) prior deviations of a mechanism's weights, in that of its noise."""
-    more = [SHIFT] * environments if kind == "shift" else []
-    return torch.tensor([OFFSET, *[1.0] * candidates, *more], dtype=like.dtype, device=like.device)
+def units(slab: Tensor, candidates: int, environments: int, kind: str) -> Tensor:
+    """(node, basis) prior deviations of a mechanism's weights, in that of its noise; slab: (node,) t_k."""
+    one = torch.ones_like(slab)[:, None]
+    parts = [OFFSET * one, slab[:, None].expand(-1, candidates)]
+    return torch.cat([*parts, SHIFT * one.expand(-1, environments)] if kind == "shift" else parts, 1)
+
+
+def with_slab(own: Tensor, slab: Tensor) -> Tensor:
+    """`families` (..., env, column, column) whose candidates' weights have the prior deviation slab (...) s, as 1."""
+    scale = slab[..., None].expand(*slab.shape, own.shape[-1]).clone()
+    scale[..., 0], scale[..., -1] = 1.0, 1.0
+    return own * scale[..., None, :, None] * scale[..., None, None, :]
+
+
+def slabs(like: Tensor) -> Tensor:
+    """(slab,) their values."""
+    return torch.tensor(SLABS, dtype=like.dtype, device=like.device)
 
 
 def families(moments: Tensor, candidates: Tensor) -> Tensor:
@@ -87,26 +103,25 @@ def _pool(use: Tensor, own: Tensor) -> Tensor:
 def likely_targets(own: Tensor, count: Tensor, free: Tensor, most: int, kind: str) -> Tensor:
     """(node, most) the environments that most probably intervene on each node, of those that are `free` (env,) to.
 
-    By the evidence that an environment does against that none does, the smaller of that given all candidates and given
-    none: intervened parents show in the second, children in the first. own: (node, env, ...), `families`.
+    By the evidence of a law of its own against the shared one, parents left out: given parents and children, which
+    both tell of a node, an intervention on it may hardly show. own: (node, env, ...), `families`.
     """
-    hit = torch.cat([torch.zeros_like(count)[None], count.new_ones(len(count)).diag()])
-    gains = []
-    for used in (1.0, 0.0):
-        kept = torch.full_like(own[0, 0, 0], used)
-        kept[0] = kept[-1] = 1.0
-        found = log_evidence(own * kept[:, None] * kept, count, hit, kind, all_subsets.log_evidence_of_all)[..., 0]
-        gains.append(found[:, 1:] - found[:, :1])
-    gain = torch.where(free, torch.minimum(*gains), -torch.inf)
+    hit = torch.cat([torch.zeros_like(count)[None], torch.ones_like(count).diag()])
+    ends = [0, own.shape[-1] - 1]
+    found = log_evidence(own[..., ends, :][..., ends], count, hit, kind, all_subsets.log_evidence_of_all)[..., 0]
+    gain = torch.where(free, found[:, 1:] - found[:, :1], -torch.inf)
     return gain.topk(most, -1).indices.sort(-1).values
 
 
-def posterior(own: Tensor, count: Tensor, parents: Tensor, hit: Tensor, kind: str) -> regression.Conjugate:
+def posterior(
+    own: Tensor, count: Tensor, parents: Tensor, hit: Tensor, slab: Tensor, kind: str
+) -> regression.Conjugate:
     """(mechanism, node) posteriors of noise and of weights on (1, candidates), under shifts (1, candidates,
     environments), in the nodes' units; what no row tells has its prior.
 
-    own: (node, env, ...), `families`; parents: (node, candidate), hit: (env, node), both in {0, 1}.
+    own: (node, env, ...), `families`; parents: (node, candidate), hit: (env, node), both in {0, 1}; slab: (node,) t_k.
     """
+    own = with_slab(own, slab)
     one = torch.ones_like(parents[:, :1])
     inside = torch.cat([one, parents], 1)[None]  # (mechanism, node, basis)
     if kind == "shift":
@@ -125,9 +140,9 @@ def posterior(own: Tensor, count: Tensor, parents: Tensor, hit: Tensor, kind: st
     gram = pooled[..., :-1, :-1] * inside[..., :, None] * inside[..., None, :]
     cross = pooled[..., :-1, -1:] * inside[..., None]
     root, mean, rest = regression.regress(gram, cross, pooled[..., -1:, -1], torch.ones_like(rows))
-    unit = units(parents.shape[1], len(count), kind, mean)
-    shape = regression.SHAPE + 0.5 * rows
-    return regression.Conjugate(shape, regression.RATE + 0.5 * rest[..., 0], mean[..., 0] * unit, root / unit[:, None])
+    unit = units(slab, parents.shape[1], len(count), kind)
+    shape, rate = all_subsets.SHAPE + 0.5 * rows, all_subsets.RATE + 0.5 * rest[..., 0]
+    return regression.Conjugate(shape, rate, mean[..., 0] * unit, root / unit[..., None])
 
 
 def equations(

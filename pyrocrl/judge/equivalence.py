@@ -15,7 +15,7 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.options import Seed, Size, checked
 from pyrocrl.turns import drawing
 
-DRAWS = 40  # of each chain
+DRAWS = 25  # of each chain
 
 
 @checked

@@ -63,10 +63,10 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
         best = max((table.max(), which) for which, table in enumerate((add, remove, turn)))
         if best[0] <= 1e-9:
             break
-        j, k = np.unravel_index(int((add, remove, turn)[best[1]].argmax()), graph.shape)
+        j, k = divmod(int((add, remove, turn)[best[1]].argmax()), d)
         graph[j, k] = not graph[j, k]
-        refresh(int(k))
+        refresh(k)
         if best[1] == 2:
             graph[k, j] = True
-            refresh(int(j))
+            refresh(j)
     return graph

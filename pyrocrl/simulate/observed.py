@@ -26,7 +26,7 @@ def squires2020(
 ) -> Data:
     """Squires, Wang & Uhler (2020), "Permutation-based causal structure learning with unknown intervention targets".
 
-    z_k = w_k' z_parents + eps, eps ~ N(0, 1): graph Erdos-Renyi with `neighbours` expected a node, under a random order,
+    z_k = w_k' z_parents + eps, eps ~ N(0, 1): graph Erdos-Renyi with `neighbours` expected a node, random order,
     weights +-U(.25, 1). Each of `settings` environments intervenes on one node, each on another: 2 added to its mean
     ("shift"), or its equation replaced by N(2, 1) ("perfect"). x = z: everything is observed.
 
@@ -43,7 +43,7 @@ def squires2020(
     parts += [
         _rows(rng, samples, weight, np.ones(latents), np.array([k]), SHIFT, intervention == "perfect") for k in hit
     ]
-    targets = {f"target_{k}": (int(k),) for k in hit}
+    targets: dict[str, tuple[int, ...]] = {f"target_{k}": (int(k),) for k in hit}
     return _labelled("squires2020", parts, targets, graph, weight, told)
 
 
@@ -74,7 +74,7 @@ def hagele2023(
     weight = np.where(there, size + 0.5 * np.sign(size), 0.0)
     spread = np.full(latents, np.sqrt(0.1))
     parts = [_rows(rng, samples, weight, spread, np.zeros(0, dtype=int), 0.0, True)]
-    targets = {}
+    targets: dict[str, tuple[int, ...]] = {}
     for e in range(settings):
         hit = np.sort(rng.permutation(latents)[: rng.integers(1, 4)])
         parts.append(_rows(rng, rows, weight, spread, hit, SHIFT * rng.choice([-1.0, 1.0], len(hit)), True))
