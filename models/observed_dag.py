@@ -65,6 +65,7 @@ GIVEN = (
     "equations are linear with additive Gaussian noise",
     "independences are those that the graph asks for (faithfulness)",
 )
+SHARED = "the environments that share an equation are more than those that have any other one in common"
 COMPARED = ("observational_environment",)
 GATHERED = ("mean", "spread", "moments", "count", "candidates", "touching", "evidence", "touched")
 _GATHERED: WeakKeyDictionary[Data, dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
@@ -86,7 +87,8 @@ class ObservedDAG(Program):
         assumes=("latents are observed: x = z", *GIVEN[:2], "all environments have the same graph"),
         claims=(
             Claim("graph", ("interventional equivalence",), GIVEN),
-            Claim("targets", (), GIVEN, COMPARED, {"targets": "unknown"}),
+            Claim("targets", (), GIVEN, COMPARED, {"targets": "unknown", "reference": True}),
+            Claim("targets", (), (*GIVEN, SHARED), (), {"targets": "unknown", "reference": False}),
         ),
         references=(
             Reference(

@@ -313,9 +313,9 @@ def test_bad_data_are_refused() -> None:
     with pytest.raises(InputError, match="targets"):
         ObservedDAG.from_data(Data(x, ["a"] * 10 + ["b"] * 10, {"b": (3,)}))
     with pytest.raises(InputError, match="settings"):
-        simulate.draw("squires2020", 0, settings=11)
+        simulate.draw("squires2020", 0, settings=0)
     with pytest.raises(InputError, match="latents"):
-        simulate.draw("hagele2023", 0, latents=3)
+        simulate.draw("hagele2023", 0, latents=2)
     program, data = pyrocrl.build("vae", Data(x), latents=2), Data(x)
     fit = pyrocrl.fit(program, data, chains=1, epochs=1, progress=False)
     with pytest.raises(InputError, match="a model of a graph"):

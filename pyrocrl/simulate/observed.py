@@ -27,14 +27,14 @@ def squires2020(
     """Squires, Wang & Uhler (2020), "Permutation-based causal structure learning with unknown intervention targets".
 
     z_k = w_k' z_parents + eps, eps ~ N(0, 1): graph Erdos-Renyi with `neighbours` expected a node, random order,
-    weights +-U(.25, 1). Each of `settings` environments intervenes on one node, each on another: 2 added to its mean
-    ("shift"), or its equation replaced by N(2, 1) ("perfect"). x = z: everything is observed.
+    weights +-U(.25, 1). Each of `settings` environments, no more than nodes, intervenes on a node of its own: 2 added
+    to its mean ("shift"), or its equation replaced by N(2, 1) ("perfect"). x = z: everything is observed.
 
     samples: rows in the observational and in every other environment; told: whether the fit is given the targets.
     Truth: z, graph and weight (parent, child), targets.
     """
     check_whole("latents", latents, 2)
-    check_whole("settings", settings, 1, latents)
+    settings = min(settings, latents)
     rng = np.random.default_rng(seed)
     density = min(1.0, neighbours / (latents - 1))
     graph, weight = _weighted_graph(rng, latents, density, 0.25, 1.0)
@@ -64,7 +64,7 @@ def hagele2023(
 
     samples: observational rows. Truth: z, graph and weight (parent, child), targets, which the fit is not given.
     """
-    check_whole("latents", latents, 4)
+    check_whole("latents", latents, 3)
     rng = np.random.default_rng(seed)
     if graph == "scale_free":
         there = _scale_free(rng, latents)
