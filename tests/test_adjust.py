@@ -147,6 +147,7 @@ def test_no_model_passes_over_batches() -> None:
     """Those that do not read them refuse them, with what to do; without them they are built."""
     options: dict[str, Any] = {  # None: other columns or environments than these
         "mechanism_shift": {},
+        "observed_dag": {},
         "extrapolation": None,
         "causal_flow": None,
     }

@@ -18,7 +18,7 @@ import pyrocrl
 from pyrocrl import simulate, zoo
 from pyrocrl.lab.reproduce import run_seed, studies
 from pyrocrl.lab.screens import Screen
-from pyrocrl.lab.studies import Skeleton
+from pyrocrl.lab.studies import ObservedGraph, SignallingGraph, Skeleton
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()
@@ -47,6 +47,9 @@ def test_recovers_what_its_card_claims(name: str) -> None:
     if any("markov equivalence" in claim.up_to for claim in program.claims() if claim.what == "graph"):
         joined = Skeleton("example").score(fit, data)
         assert joined["joined_errors"] == 0 < joined["joined_errors_empty"]
+    elif any("interventional equivalence" in claim.up_to for claim in program.claims()):
+        scores = scores | ObservedGraph("example").score(fit, data)
+        assert scores["class_shd"] == 0 < scores["class_shd_empty"]
     elif "graph" in claimed:
         assert scores["shd"] <= 1 < scores["shd_empty"]
     if "targets" in claimed:
@@ -114,4 +117,5 @@ def test_results_hold_every_seed_of_every_study(name: str) -> None:
         assert len(entries) == 1, f"no results of {study.label}"
         assert [row["seed"] for row in entries[0]["seeds"]] == list(range(study.seeds))
         beside = {"varimax_entries"} if isinstance(study, Screen) else {"pca_mcc", "ica_mcc"}
+        beside = {"shd_empty"} if isinstance(study, ObservedGraph | SignallingGraph) else beside
         assert all(beside <= row["metrics"].keys() for row in entries[0]["seeds"])

@@ -29,6 +29,7 @@ from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, Found, open_directions, tests
+from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -183,6 +184,11 @@ class _Known:
     tests: tuple[Found, ...]
 
     @cached_property
+    def arcs(self) -> list[np.ndarray]:
+        """(parent, child) of each chain: probabilities that the class of the graph has an arc that way."""
+        return [classes.mean(0) for classes, _, _ in class_draws(self.fit, self.data)]
+
+    @cached_property
     def rivals(self) -> dict[str, float]:
         """Kinds of interventions that keep equations, against the kind told."""
         return self.fit.chains.chain(self.fit.reference).rivals(("shift", "variance"))
@@ -211,8 +217,8 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     compared = np.flatnonzero(ties)
     if alone:  # chains may fall behind in what is not claimed
         best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
-        compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
-    agree, words = _agreement(fit, claim, compared, numbers)
+        compared = np.array([c for c in every if c == best or _agreement(known, claim, np.array([best, c]), {})[0]])
+    agree, words = _agreement(known, claim, compared, numbers)
     each: dict[str, float] = {}
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, compared)
@@ -344,7 +350,7 @@ def _rows_to_tell(known: _Known, claim: Claim, compared: np.ndarray) -> float | 
     needed = []
     for i, a in enumerate(compared):
         for b in compared[i + 1 :]:
-            if not _agreement(fit, claim, np.array([a, b]), {})[0]:
+            if not _agreement(known, claim, np.array([a, b]), {})[0]:
                 s = float((fit.held_out[a] - fit.held_out[b]).std())
                 needed.append(2 * math.log(SURE / (1 - SURE)) / max(s, 1e-12) ** 2)
     if not needed or max(needed) > MOST_TIMES * rows:
@@ -367,6 +373,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     values = getattr(fit, claim.what)()
     if values is None:
         return (), 0.0
+    if by_class := "interventional equivalence" in claim.up_to:  # an edge that the class leaves open has arcs both ways
+        values = np.einsum("c,cpk->pk", fit.weights, np.stack(known.arcs))
     unsure = np.minimum(values, 1 - values) > 1 - SURE
     if claim.what == "mask":
         if np.minimum(values, 1 - values).sum() <= WRONG_ENTRIES * max(values.sum(), 1e-12):
@@ -387,7 +395,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     open_ = np.argwhere(unsure)
     if not len(open_):
         return (), 0.0
-    turning = {*open_directions(values)} if claim.what == "graph" and label == "{} -> {}" else set()
+    directed = claim.what == "graph" and label == "{} -> {}" and not by_class
+    turning = {*open_directions(values)} if directed else set()
     rows = []
     for i, j in open_:
         p, rate = float(values[i, j]), 1.0
@@ -408,13 +417,23 @@ def _same_closure(values: np.ndarray) -> bool:
     return bool((transitive_closure(values > SURE) == transitive_closure(values > 1 - SURE)).all())
 
 
-def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
+def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
     """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
+    fit = known.fit
     if claim.what in ("mask", "graph", "targets"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
         pairs = [(a, b) for i, a in enumerate(compared) for b in compared[i + 1 :]]
+        if "interventional equivalence" in claim.up_to:  # of draws: its undirected edges have no probable direction
+            arcs = known.arcs
+            each = [
+                (arcs[a] * arcs[b]).sum() / max(arcs[a].sum(), arcs[b].sum(), 1e-9) for a in compared for b in compared
+            ]
+            least = float(min(each)) if max(arc.sum() for arc in arcs) > 0.01 else 1.0
+            numbers["overlap_least"] = least
+            words = f"draws of their graphs share {least:.0%} of their classes' edges at least ({OVERLAP:.0%} is asked)"
+            return least >= OVERLAP, words
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:

@@ -20,7 +20,7 @@ BEFORE = {
     "varimax": "varimax factors",
     "other": "other model",
 }
-AFTER = {"empty": "empty", "full": "full", "cells": "weighted by cells"}
+AFTER = {"empty": "empty", "full": "full", "greedy": "greedy search by BIC", "cells": "weighted by cells"}
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
 DIGITS = 3
@@ -119,6 +119,24 @@ _TABLE = (
     Metric("weight_total", "True edges", None, None),
     Metric("shift_errors", "Changed mechanisms wrong", "smaller", None, figure=True, beside=("empty",)),
     Metric("shifts_exact", "Changed mechanisms all right", "larger", 2, worst=False),
+    Metric(
+        "class_shd",
+        "Pairs joined otherwise than in the true interventional class (SHD)",
+        "smaller",
+        None,
+        figure=True,
+        beside=("empty", "greedy"),
+        headline=True,
+    ),
+    Metric("expected_shd", "Edges wrong, mean over posterior graphs", "smaller", 2, figure=True, beside=("empty",)),
+    Metric("auprc", "Edges, area under the precision-recall curve", "larger", 2, figure=True, beside=("empty",)),
+    Metric("sure_right", "Edges of probability .9 or more that are there, share", "larger", 2, figure=True),
+    Metric("targets_found", "Targets found", "larger", None, figure=True),
+    Metric("targets_there", "Targets there are", None, None, figure=True),
+    Metric("targets_false", "Targets called that are none", "smaller", None, figure=True),
+    Metric("target_auprc", "Targets, area under the precision-recall curve", "larger", 2),
+    Metric("edges_right", "Edges called that are in the consensus network", "larger", None, True, ("greedy",)),
+    Metric("edges_wrong", "Edges called that are not", "smaller", None, True, ("greedy",)),
     Metric("joined_errors", "Joined latents wrong", "smaller", None, figure=True, beside=("empty",)),
     Metric("skeleton_exact", "Joined latents all right", "larger", 2, worst=False),
     # predictions, in standard deviations of features
