@@ -317,7 +317,7 @@ class CausalImputation(Program):
     studies = (
         Imputation("context_effects", {"measured": 0.6}),
         Imputation("context_effects", {"measured": 0.15}),
-        MeasuredEffects("l1000", {"fold": "10 within contexts"}),
+        MeasuredEffects("l1000", {"fold": "10 within contexts"}, seeds=10),
         MeasuredEffects("l1000", {"fold": "2 a context fitted"}),
     )
 
