@@ -155,6 +155,15 @@ _TABLE = (
     Metric("action_error_best", "... of the best of these", "smaller", worst=False),
     Metric("action_ratio", "Error of the mean over that of the best regression", "smaller", 2, figure=True),
     Metric("action_coverage", "True means inside 90 % intervals", None, 2, figure=True),
+    # effects never measured
+    Metric("effect_r", "Effects never measured, correlation", "larger", figure=True, headline=True),
+    Metric("effect_r2", "Effects never measured, R² a pair", "larger", figure=True, headline=True),
+    Metric("effect_cosine", "Effects never measured, cosine a pair", "larger", figure=True),
+    Metric("effect_coverage_90", "New effects inside 90 % intervals", None, figure=True),
+    Metric("effect_coverage_95", "New effects inside 95 % intervals", None, figure=True),
+    Metric("r_*", "Correlation of *", "larger", figure=True, worst=False),
+    Metric("r2_*", "R² a pair of *", "larger", figure=True, worst=False),
+    Metric("cosine_*", "Cosine a pair of *", "larger", figure=True, worst=False),
     # between fits
     Metric("agreement", "Correlation with another model's latents", "larger", 2, figure=True),
     Metric("graphs_differ", "Edges in which the other model's graph differs", "smaller", None, figure=True),

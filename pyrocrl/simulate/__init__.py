@@ -36,6 +36,7 @@ SETTINGS: dict[str, str] = {
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",
     "hagele2023": "observed",
+    "context_effects": "contexts",
 }
 
 
