@@ -17,7 +17,9 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import scipy.sparse
 import torch
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from pyrocrl.claims import conditions
 from pyrocrl.claims.card import CONDITIONS, Claim
@@ -38,6 +40,7 @@ AGREE_EACH = 0.9  # ... and of each latent, over pairs of chains: a mean hides a
 OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
 TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
+DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
 KHAT_ROWS = 100
 KHAT_DRAWS = 200
 
@@ -319,6 +322,9 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         mask = program.mask()
         if mask is not None and not (mask > INCLUDED).all():
             return None
+        loadings = program.loading_matrix()
+        if loadings is not None and (loadings[1] == 0).any():  # some are 0 by the story
+            return None
         model = traces(program, batch)[1]
         site = model.nodes.get("z")
         if site is None or site["value"].dim() != 2 or site["value"].shape[1] < 2:
@@ -362,6 +368,27 @@ def _two_anchors(fit: Fit, data: Data) -> str | None:
     more = f" and {len(short) - 3} more" if len(short) > 3 else ""
     them, lack = ("it", "lacks") if len(short) == 1 else ("them", "lack")
     return f"{', '.join(short[:3])}{more} {lack} two features that load on {them} alone"
+
+
+def _noise_told_apart(fit: Fit, data: Data) -> str | None:
+    """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
+    is left out, each latent can be matched with two features of its own."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).loading_matrix()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims loadings but has no `loading_matrix()`: means, deviations")
+    mean, sd = (value.cpu().numpy() for value in found)
+    there = np.abs(mean) > DIFFERS * sd
+    names = fit.names["latent"]
+    if short := [names[k] for k in np.flatnonzero(~there.diagonal())]:
+        return f"the feature that is to name {', '.join(short)} may not load on it"
+    for left_out in range(len(there)):
+        twice = np.repeat(np.delete(there, left_out, 0), 2, axis=1)
+        match = maximum_bipartite_matching(scipy.sparse.csr_matrix(twice), perm_type="row")
+        if (match < 0).any():
+            lacking = names[int(np.argmax(match < 0)) // 2]
+            return f"without {fit.names['feature'][left_out]} too few features load on {lacking} to tell it from noise"
+    return None
 
 
 def _components(fit: Fit, data: Data) -> str | None:
@@ -430,6 +457,7 @@ def _of_data(check: Check) -> Callable[[Fit, Data], str | None]:
 CHECKS: dict[str, Callable[[Fit, Data], str | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "two_anchors": _two_anchors,
+    "noise_told_apart": _noise_told_apart,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,

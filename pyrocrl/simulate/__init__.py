@@ -34,6 +34,7 @@ SETTINGS: dict[str, str] = {
     "varici2024_general": "scores",
     "ahuja2023": "ahuja",
     "saengkyongam2024": "saengkyongam",
+    "plt2010": "factors",
 }
 
 
