@@ -288,6 +288,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None
 
+    def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
+        """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
+        or None. Models whose claims need loadings that differ from 0 must have it."""
+        return None
+
     def graph(self) -> Tensor | None:
         """(parent, child) posterior edge probabilities, or None."""
         return None

@@ -603,6 +603,9 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
         mask = program.mask()
         if mask is not None and not (mask > INCLUDED).all():
             return None
+        loadings = program.loading_matrix()
+        if loadings is not None and (loadings[1] == 0).any():  # some are 0 by the story
+            return None
         model = traces(program, batch)[1]
         site = model.nodes.get("z")
         if site is None or site["value"].dim() != 2 or site["value"].shape[1] < 2:

@@ -20,7 +20,13 @@ BEFORE = {
     "varimax": "varimax factors",
     "other": "other model",
 }
-AFTER = {"empty": "empty", "full": "full", "greedy": "greedy search by BIC", "cells": "weighted by cells"}
+AFTER = {
+    "empty": "empty",
+    "full": "full",
+    "greedy": "greedy search by BIC",
+    "cells": "weighted by cells",
+    "ml": "of maximum likelihood",
+}
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
 DIGITS = 3
@@ -117,6 +123,9 @@ _TABLE = (
     Metric("weight_coverage", "True edge weights inside 90 % intervals", None, 2, figure=True),
     Metric("weight_covered", "True edge weights inside 90 % intervals, count", None, None),
     Metric("weight_total", "True edges", None, None),
+    Metric("loadings_coverage", "True loadings inside 90 % intervals", None, 2, figure=True, beside=("ml",)),
+    Metric("loadings_error", "Loadings, error", "smaller", figure=True, beside=("ml",)),
+    Metric("latents_coverage", "True latents inside 90 % intervals", None, 2, figure=True),
     Metric("shift_errors", "Changed mechanisms wrong", "smaller", None, figure=True, beside=("empty",)),
     Metric("shifts_exact", "Changed mechanisms all right", "larger", 2, worst=False),
     Metric(

@@ -285,6 +285,45 @@ class SignallingGraph(Study):
         return out
 
 
+class Loadings(Study):
+    """True loadings and latents inside their 90 % intervals; _ml: of the loadings' maximum of the likelihood in the
+    same triangle, with its expected information."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.exact.factor_analysis import Triangular
+        from pyrocrl.judge.metrics import interval_coverage
+
+        true, entry = data.truth["loadings"], np.tril(np.ones_like(data.truth["loadings"])) > 0
+        drawn = result.posterior(500, data, predictive=False)["posterior"].to_dataset().stack(sample=("chain", "draw"))
+        mine = drawn["loadings"].transpose("sample", "feature", "latent").to_numpy()
+        z = drawn["z"].transpose("sample", "data", "latent").to_numpy()
+        fitted = result.data
+        assert fitted is not None
+        x = torch.as_tensor(fitted.x - fitted.x.mean(0), dtype=torch.float64)
+        spread = x.std(0)
+        second = (x / spread).mT @ (x / spread) / len(x)
+        law = Triangular(second, len(x), entry.shape[1], 1.0, 0.0, flat=True)
+        start = torch.as_tensor(mine.mean(0)) / spread[:, None]
+        vector = torch.cat([start[law.j, law.k], (1 - start.square().sum(1)).clamp_min(0.05).log()])
+        vector[law.diagonal] = vector[law.diagonal].log()
+        mode, covariance = law.moments(vector, mode=True)
+        best, sd = law.split(mode)[0], torch.zeros_like(start)
+        sd[law.j, law.k] = covariance.diagonal()[: len(law.j)].sqrt()
+        sd.diagonal().mul_(best.diagonal())
+        likely, error = (best * spread[:, None]).numpy(), (sd * spread[:, None]).numpy()
+        inside = np.abs(likely - true)[entry] <= 1.645 * error[entry]
+        ours = {
+            "loadings_coverage": interval_coverage(true[entry], mine[:, entry]),
+            "latents_coverage": interval_coverage(data.truth["z"], z),
+            "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[entry].mean())),
+            "loadings_coverage_ml": float(inside.mean()),
+            "loadings_error_ml": float(np.sqrt(np.square(likely - true)[entry].mean())),
+        }
+        return super().score(result, data) | ours
+
+
 def readable(options: Mapping[str, Any]) -> str:
     """Options in words: "samples 20,000, pairs 0+1 0+3"."""
     return ", ".join(f"{name.replace('_', ' ')} {_words(value)}" for name, value in options.items())

@@ -37,6 +37,7 @@ SETTINGS: dict[str, str] = {
     "squires2020": "observed",
     "hagele2023": "observed",
     "context_effects": "contexts",
+    "plt2010": "factors",
 }
 
 
