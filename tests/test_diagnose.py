@@ -130,17 +130,17 @@ def test_a_mean_over_latents_hides_no_weak_one() -> None:
     names = {"latent": [f"latent_{k}" for k in range(20)]}
 
     def fit(second: np.ndarray) -> Any:
-        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None))
+        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
         held_out = torch.zeros(2, 5, dtype=torch.float64)
         return Fit(program, chains, [0, 1], held_out, np.zeros((1, 3)), names, {}, None, np.stack([z, second]))
 
     claim, chains = plain.program.claims()[0], np.arange(2)
     good, bad = fit(other), fit(weak)
     assert good.agreement.shape == (2, 2, 20) and np.allclose(good.agreement, 1)
-    assert _agreement(good, claim, chains, {})[0]
+    assert _agreement(SimpleNamespace(fit=good), claim, chains, {})[0]  # type: ignore[arg-type]
     assert np.allclose(bad.agreement[0, 0], 1) and np.allclose(bad.agreement[0, 1], bad.agreement[1, 0])
     lost = int(np.argmin(bad.agreement[0, 1]))
-    holds, words = _agreement(bad, claim, chains, {})
+    holds, words = _agreement(SimpleNamespace(fit=bad), claim, chains, {})  # type: ignore[arg-type]
     assert not holds and pairwise_agreement(bad)[0, 1] > 0.95  # on average
     assert f"latent_{lost} only 0." in words and words.count("only") == 1
 
@@ -150,7 +150,7 @@ def test_latents_that_neither_chain_uses_are_left_out_and_lost_ones_count() -> N
     z = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
     lost = z * [1, 0, 1]
     program = SimpleNamespace(group=rotated(False).program.group, latents_count=3)
-    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None))
+    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
     anchor = np.stack([z, z[:, [2, 0, 1]], lost])
     fit = Fit(program, chains, [0, 1, 2], torch.tensor([[1.0], [0], [0]]), np.zeros((1, 4)), {}, {}, None, anchor)
     assert np.allclose(fit.agreement[0, 1], [1, 1, np.nan], equal_nan=True)
@@ -291,7 +291,8 @@ def test_chains_agree_on_targets_if_they_name_the_same(last: float, agree: bool)
     asked = []
     fit = SimpleNamespace(chain_values=lambda name: asked.append(name) or np.stack([first, second]))
     numbers: dict[str, float] = {}
-    found = _agreement(fit, Claim("targets", ("permutation",)), np.arange(2), numbers)  # type: ignore[arg-type]
+    known: Any = SimpleNamespace(fit=fit)
+    found = _agreement(known, Claim("targets", ("permutation",)), np.arange(2), numbers)
     assert asked == ["targets_matrix"] and found[0] == agree and "of their probable targets" in found[1]
 
 
