@@ -46,6 +46,12 @@ class Found:
     tested: tuple[str, ...] = ()
 
     @property
+    def words(self) -> str:
+        """The test, its p-value and what was seen."""
+        p = f"p = {self.p:.2g}" if self.p >= 1e-300 else "p < 1e-300"
+        return f"{self.name}: {p}, {self.detail}"
+
+    @property
     def fails(self) -> bool:
         return self.p < LEVEL
 

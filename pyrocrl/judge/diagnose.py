@@ -232,7 +232,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     closed = [lack for lack in lacks if not lack.rows]
     if closed:
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)))
-    doubts = "; ".join(f"{test.name}: p = {test.p:.2g}, {test.detail}" for test in failed)
+    doubts = "; ".join(test.words for test in failed)
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
