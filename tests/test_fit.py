@@ -14,6 +14,7 @@ import pyro
 import pytest
 import scipy.sparse
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import pyrocrl
@@ -22,7 +23,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
-from pyrocrl.infer.fitted import _draw, stacking_weights
+from pyrocrl.infer.fitted import _draw, stacking_weights, weighed_once
 from pyrocrl.models.vae import VAE
 
 
@@ -318,3 +319,27 @@ def test_least_squares_is_bitwise_repeatable() -> None:
     for size in range(1, 40_000, 400):
         apart = torch.empty(size)  # moves what is allocated next
         assert torch.equal(least_squares(design.clone(), value.clone()), first), len(apart)
+
+
+def test_draws_that_arviz_sees_are_as_many_as_chains_weigh() -> None:
+    """Means of equally weighted draws are those of weighted chains; a fitted chain's draws stand together."""
+    draws = np.arange(3 * 40, dtype=float).reshape(3, 40)
+    weights = np.array([0.75, 0.25, 0.0])
+    coords = {"chain": np.arange(3), "draw": np.arange(40)}
+    tree = xr.DataTree.from_dict(
+        {
+            "posterior": xr.Dataset({"w": (("chain", "draw"), draws)}, coords),
+            "sample_stats": xr.Dataset({"lp": (("chain", "draw"), draws), "chain_weight": ("chain", weights)}, coords),
+            "constant_data": xr.Dataset({"env": ("data", ["a", "b"])}),
+        }
+    )
+    out = weighed_once(tree)
+    w = out["posterior"]["w"]
+    assert w.dims == ("chain", "draw") and w.shape == (3, 40)
+    assert [float((w < 40).mean()), float((w >= 80).mean())] == [0.75, 0.0]
+    assert abs(float(w.mean()) - weights @ draws.mean(1)) < 0.5
+    assert (np.diff(w.values.ravel()) >= 0).all() and np.unique(w).size == 70  # 40 of the first chain, 30 of the other
+    assert "chain_weight" not in out["sample_stats"] and "env" in out["constant_data"]
+    equal = tree["sample_stats"].to_dataset().assign(chain_weight=("chain", np.full(3, 1 / 3)))
+    tree["sample_stats"] = xr.DataTree(equal)
+    assert weighed_once(tree) is tree

@@ -689,8 +689,46 @@ def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
     return weights
 
 
+def weighed_once(tree: xr.DataTree) -> xr.DataTree:
+    """The tree with draws taken from its chains as often as the chains weigh, so that whoever gives every draw the same
+    weight says what `Fit.graph`, plots and reports say; a tree without `chain_weight`, or of equal ones, as it is.
+
+    A fitted chain's draws stand together, those taken twice side by side: r-hat then compares fitted chains where
+    several have weight, and effective sizes count no draw twice. What is of chains alone is left out.
+    """
+    stats = tree.get("sample_stats")
+    if stats is None or "chain_weight" not in stats:
+        return tree
+    weights = stats["chain_weight"].to_numpy()
+    chains, draws = stats.sizes["chain"], stats.sizes["draw"]
+    if np.allclose(weights, 1 / chains, atol=0.5 / (chains * draws)):
+        return tree
+    quantile = (np.arange(chains * draws) + 0.5) / (chains * draws)
+    chain = np.minimum(np.searchsorted(np.cumsum(weights), quantile), chains - 1)
+    count = np.bincount(chain, minlength=chains)
+    place = np.concatenate([np.arange(n) * draws // n for n in count if n])
+    pick = {
+        n: xr.DataArray(v.reshape(chains, draws), dims=("chain", "draw"))
+        for n, v in (("chain", chain), ("draw", place))
+    }
+    groups = {}
+    for name, group in tree.children.items():
+        own = group.to_dataset()
+        if {"chain", "draw"} <= set(own.dims):
+            own = own.drop_vars([n for n, v in own.data_vars.items() if not {"chain", "draw"} <= set(v.dims)])
+            coords = {n: own.coords[n] for n in ("chain", "draw") if n in own.coords}
+            own = own.drop_vars(coords).isel(pick).assign_coords(coords)
+            own = own.map(lambda v: v.transpose("chain", "draw", ...))
+        groups[str(name)] = own
+    out = xr.DataTree.from_dict(groups)
+    out.attrs |= tree.attrs
+    return out
+
+
 def to_arviz(tree: xr.DataTree) -> Any:
-    """The tree as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an `InferenceData`."""
+    """The tree, its draws `weighed_once`, as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an
+    `InferenceData`."""
+    tree = weighed_once(tree)
     with warnings.catch_warnings():  # 0.23 tells of its rewrite when it is imported
         warnings.simplefilter("ignore", FutureWarning)
         import arviz

@@ -51,6 +51,7 @@ TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
 MOST_TIMES = 100  # as many times the rows of the fit are said to decide, not more
 WRONG_ENTRIES = 0.05  # expected share of a mask's entries that are wrong, from which it is undecided
 KHAT_ROWS = 100
+RHAT_ROWS, RHAT_DRAWS = 40, 20
 KHAT_DRAWS = 200
 
 
@@ -221,7 +222,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     agree, words = _agreement(known, claim, compared, numbers)
     each: dict[str, float] = {}
     if claim.what == "latents":
-        numbers["rhat_max"] = rhat_after_alignment(fit, compared)
+        numbers["rhat_max"] = rhat_after_alignment(fit, known.data, compared)
         each = latents_agreement(fit, compared)
 
     def said(verdict: Outcome, reason: str, which: tuple[str, ...] = (), rows: float | None = None) -> ClaimVerdict:
@@ -509,20 +510,19 @@ def latents_agreement(fit: Fit, chains: np.ndarray) -> dict[str, float]:
     }
 
 
-def rhat_after_alignment(fit: Fit, chains: np.ndarray | None = None) -> float:
-    """Largest r-hat over latents of the aligned chains' posterior means against what lies within a chain.
-
-    Chains are compared on the same rows: between-chain variance of a row's aligned mean against the variance of
-    the latent over rows scaled as one draw, so that 1 means that the chains tell one story. `nan` for one chain.
+def rhat_after_alignment(fit: Fit, data: Data, chains: np.ndarray, seed: int = 0) -> float:
+    """Largest r-hat over latents, of aligned draws of z on the same rows (Gelman & Rubin 1992): the variance between
+    chains' means, less what so few draws leave, against that within chains, both averaged over rows. 1 = the chains
+    tell one posterior. `nan` for one chain, where latents mix, and for innovations, of which there are no draws.
     """
-    chains = np.arange(fit.chains.count) if chains is None else chains
-    if len(chains) < 2 or fit.program.group.mixes:
+    if len(chains) < 2 or fit.program.group.mixes or fit.program.reads_innovations:
         return float("nan")
-    aligned = np.stack([fit.alignments[c].apply(fit.anchor[c]) for c in chains])
+    rows = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, RHAT_ROWS)).astype(int)))
+    drawn = fit.posterior(RHAT_DRAWS, rows, predictive=False, thin=1, seed=seed)["posterior"]["z"].to_numpy()[chains]
     used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
-    between = aligned.var(0, ddof=1).mean(0)
-    within = aligned.var(1).mean(0)
-    rhat = np.sqrt(1.0 + between / np.maximum(within, 1e-12))
+    within = drawn.var(1, ddof=1).mean((0, 1))  # (latent,)
+    between = drawn.mean(1).var(0, ddof=1).mean(0) - within / RHAT_DRAWS
+    rhat = np.sqrt(1.0 + np.maximum(between, 0.0) / np.maximum(within, 1e-12))
     return float(rhat[used].max()) if used.any() else float("nan")
 
 
