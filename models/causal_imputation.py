@@ -15,9 +15,9 @@ the control, whose profiles are the contexts' levels:
 the second part of K between perturbed pairs alone, the first with `reference` alone. T_L is the neural tangent kernel
 of L = `depth` hidden layers, 1 at t = 1. near is the cosine of two contexts' control profiles about their mean over
 contexts. like is the cosine of two perturbations' signatures, which are profiles less the control of their context,
-averaged over contexts that have both, its mean over all perturbations counting as one context more; whatever was never
-measured is like itself alone. base_j is the control's mean, or 0; unit_j the deviation of signatures. These, near and
-like are taken from the rows before the fit and are constants of the story.
+averaged over contexts that have both, to which the cosine of their mean signatures counts as three contexts more;
+whatever was never measured is like itself alone. base_j is the control's mean, or 0; unit_j the deviation of
+signatures. These, near and like are taken from the rows before the fit and are constants of the story.
 
 `model` keeps block, log_amplitude and log_noise, and integrates the rest out exactly: one Cholesky factor of K between
 the pairs that were measured serves all features, and leaves Student's t for each. `recover` draws variances and then
@@ -61,6 +61,7 @@ MOST_PAIRS = 4_000  # profiles of all pairs are drawn together
 LEVEL, OWN, FLOOR = 100.0, 0.01, 0.01  # variance of levels; a pair's own share; least noise
 SITES: dict[str, Any] = {"block": slice(0, 4), "log_amplitude": 4, "log_noise": 5}  # of the guide, their places in it
 PRIOR = ((0.0, 0.0, 0.0, 0.0, 0.0, -1.5), (3.0, 3.0, 3.0, 3.0, 1.0, 1.5))  # their means and deviations
+LEAST = 4  # effects to learn from
 STEPS = 40  # of the start's optimiser
 
 
@@ -131,7 +132,7 @@ class CausalImputation(Program):
         batches: Annotated[int, Bounds(2, MOST_PAIRS), "contexts; read off the data"],
         measured: Annotated[int, Bounds(1, MOST_PAIRS), "how many pairs rows are of; read off the data"],
         reference: bool = True,
-        depth: Size = 3,
+        depth: Size = 5,
     ) -> None:
         """reference: whether environment 0 is the control. depth: hidden layers of the network.
 
@@ -273,7 +274,8 @@ class CausalImputation(Program):
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:
-        """Raises InputError for fewer than two contexts, and for contexts without rows of the control."""
+        """Raises InputError for fewer than two contexts, for contexts without rows of the control, and for fewer than
+        four effects."""
         if len(data.batch_names) < 2:
             reject("batch", "one context", "two or more (in the shell --batch COLUMN)")
         known = set(zip(data.batch.tolist(), data.env.tolist(), strict=True))
@@ -281,6 +283,8 @@ class CausalImputation(Program):
             lacks = [name for c, name in enumerate(data.batch_names) if (c, 0) not in known]
             if lacks:
                 reject("control", f"no row of {data.control!r} in context {lacks[0]!r}", "rows of it in every context")
+        if (found := sum(d > 0 or data.control is None for _, d in known)) < LEAST:
+            reject("data", f"{found} effects", f"{LEAST} pairs of a context and a perturbation at least")
         read = {"latents": data.features, "reference": data.control is not None, "measured": len(known)}
         return super().from_data(data, **(read | options))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from scipy.stats import t as student
@@ -32,6 +33,7 @@ DEGREES = (1, 2, 3)  # of polynomial baselines
 BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 ROWS = 1_000  # of simulated latents for each draw of the equations
+IMPUTED = ("contexts", "perturbations")  # arguments of `impute`
 Array = np.ndarray
 Draws = Annotated[int, Bounds(1, 1_000_000)]
 
@@ -249,31 +251,26 @@ def impute(
 
     A signature is a profile less the mean control profile of its context, where there is a control; sd and the interval
     of `level` are those of the next measurement. All rows of `data` are taken as known, those that the fit held out as
-    well; None = those of the fit. contexts, perturbations: names to predict for, None = all. measured: True = also
-    pairs that were measured, elsewhere NaN. Raises InputError for names that are not known, for data without a missing
-    pair, and for fits of models that impute nothing.
+    well; None = those of the fit. contexts, perturbations: names to predict for, None = all. measured: True = also for
+    pairs that were measured, which are NaN otherwise. Raises InputError for names that are not known, for data in which
+    no pair is missing, for contexts without rows of the control, and for fits of models that impute nothing.
     """
     program = fit.program
     if not program.imputes:
         reject("fit", f"a fit of {program.card.name}", "a model that imputes, such as causal_imputation")
     data = fit._data(data)
-    batch, envs = fit.batch_of(data), fit.names["env"]
-    first = int(data.control is not None)  # the control is no perturbation
+    batch, known = fit.batch_of(data), (fit.names["batch"], fit.names["env"])
+    first = int(fit.meta["control"] is not None)  # the control is no perturbation
     picked = []
-    for argument, names, known in (
-        ("contexts", contexts, fit.names["batch"]),
-        ("perturbations", perturbations, envs[first:]),
-    ):
+    for argument, names, allowed in zip(IMPUTED, (contexts, perturbations), (known[0], known[1][first:]), strict=True):
         for name in names or ():
-            one_of(argument, name, known)
-        picked.append(list(known if names is None else names))
-    count = np.zeros((len(fit.names["batch"]), len(envs)), dtype=int)
-    np.add.at(count, (data.batch, data.env), 1)
-    c, d = (
-        np.array([known.index(name) for name in names])
-        for names, known in zip(picked, (fit.names["batch"], envs), strict=True)
-    )
-    place = (c[:, None] * len(envs) + d).ravel()
+            one_of(argument, name, allowed)
+        picked.append(list(names or allowed))
+    c, d = (np.array([own.index(name) for name in names]) for own, names in zip(known, picked, strict=True))
+    count = rows_of_pairs(data)
+    if first and (bare := np.flatnonzero(count[:, 0] == 0)).size:
+        reject("data", f"no row of {known[1][0]!r} in context {known[0][bare[0]]!r}", "rows of it in every context")
+    place = (c[:, None] * len(known[1]) + d).ravel()
     wanted = np.full(len(place), True) if measured else count.ravel()[place] == 0
     if not wanted.any():
         reject("data", f"all {len(place)} pairs measured", "a pair of a context and a perturbation without a row")
@@ -288,10 +285,10 @@ def impute(
     centre = (weight * mean).sum(0)
     variance = (weight * (scale**2 * freedom / (freedom - 2) + np.square(mean - centre))).sum(0)
     if first:
-        x, rows = np.asarray(data.x, dtype=np.float64), data.control_rows
         control = np.zeros((len(count), data.features))
-        np.add.at(control, data.batch[rows], x[rows])
-        centre = centre - (control / count[:, :1])[place[wanted] // len(envs)]
+        rows = data.env == 0
+        np.add.at(control, data.batch[rows], batch.x.double().cpu().numpy()[rows])
+        centre = centre - (control / count[:, :1])[place[wanted] // len(known[1])]
     dims, shape = ("context", "perturbation", "feature"), (len(c), len(d), data.features)
     variables: dict[str, Any] = {"measured": (dims[:2], count[np.ix_(c, d)])}
     for name, value in {"mean": centre, "sd": np.sqrt(variance)}.items():
@@ -303,6 +300,26 @@ def impute(
     out = xr.Dataset(variables, coords=coords, attrs=attrs)
     half = reach(out, level)
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def imputed_frame(imputed: xr.Dataset) -> pd.DataFrame:
+    """What `impute` gave as a table of a row for each context, perturbation and feature that it predicts."""
+    names = ["mean", "sd", "low", "high"]
+    return imputed[names].to_dataframe().dropna().reset_index()[["context", "perturbation", "feature", *names]]
+
+
+def check_missing(data: Data, argument: str = "data") -> None:
+    """Raise InputError, about `argument`, where every pair of a context and a perturbation has a row."""
+    if rows_of_pairs(data).all():
+        found = f"all {len(data.batch_names)} x {len(data.env_names)} pairs of a context and an environment measured"
+        reject(argument, found, "a table in which some pair has no row")
+
+
+def rows_of_pairs(data: Data) -> Array:
+    """(batch, env) how many rows there are of each pair."""
+    count = np.zeros((len(data.batch_names), len(data.env_names)), dtype=int)
+    np.add.at(count, (data.batch, data.env), 1)
+    return count
 
 
 def reach(imputed: xr.Dataset, level: float) -> Array:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SHARED = 1.0  # contexts that the mean likeness of two perturbations counts for, beside those that have both
+SHARED = 3.0  # contexts that the cosine of two mean signatures counts for, beside those that have both
 LEAST = 1e-6  # eigenvalue of a likeness; of a column's deviation, that of its signatures
 
 
@@ -31,8 +31,8 @@ def gather(x: Tensor, place: Tensor, contexts: int, perturbations: int, control:
     level = x.new_zeros(contexts, x.shape[1]).index_copy_(0, c[is_control], mean[is_control])
     told = ~is_control & (torch.isin(c, c[is_control]) | (not control))  # perturbed, in a context with a control
     signature, c, d = (mean - level[c])[told], c[told], d[told]
-    unit = signature.std(0).clamp_min(LEAST * x.std(0))
-    spread = level.std(0).clamp_min(LEAST * x.std(0))
+    unit = signature.std(0, correction=0).clamp_min(LEAST * x.std(0, correction=0))
+    spread = level.std(0, correction=0).clamp_min(LEAST * x.std(0, correction=0))
     empty = size - len(at)
     return {
         "at": pad(at, (0, empty)),
@@ -48,16 +48,12 @@ def gather(x: Tensor, place: Tensor, contexts: int, perturbations: int, control:
 
 def response_likeness(signature: Tensor, c: Tensor, d: Tensor, perturbations: int) -> Tensor:
     """(perturbation, perturbation) mean cosine of two perturbations' signatures over contexts that have both, to which
-    their mean over all such cases counts as SHARED contexts more, made positive definite; signature: (pair, feature),
-    c and d: (pair,) codes."""
+    the cosine of their mean signatures counts as SHARED contexts more, made positive definite; signature: (pair,
+    feature), c and d: (pair,) codes."""
     same = (c[:, None] == c).to(signature.dtype)
     one = torch.nn.functional.one_hot(d, perturbations).to(signature.dtype)  # (pair, perturbation)
     total, shared = (one.mT @ (cases * same) @ one for cases in (cosines(signature), torch.ones_like(same)))
-    apart = ~torch.eye(perturbations, dtype=torch.bool, device=c.device)
-    usual = total[apart].sum() / shared[apart].sum().clamp_min(1.0)
-    found = ((total + SHARED * usual) / (shared + SHARED)).fill_diagonal_(1.0)
-    never = one.sum(0) == 0
-    found = torch.where((never[:, None] | never) & apart, 0.0, found)
+    found = ((total + SHARED * cosines(one.mT @ signature)) / (shared + SHARED)).fill_diagonal_(1.0)
     value, vector = torch.linalg.eigh(found)
     found = vector * value.clamp_min(LEAST) @ vector.mT
     size = found.diagonal().sqrt()

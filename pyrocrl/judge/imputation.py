@@ -14,11 +14,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pyrocrl import zoo
 from pyrocrl.data import Data
 from pyrocrl.exact.gp import ntk
 from pyrocrl.infer.fit import fit
+from pyrocrl.judge.evaluate import seen
 from pyrocrl.options import Bounds, Seed, checked
 from pyrocrl.predict import impute, reach
 
@@ -42,7 +44,7 @@ class Signatures:
     def of(cls, data: Data, level: Array | None = None) -> Signatures:
         """The mean signature of every pair of `data`, environments being perturbations and batches contexts; level:
         (context, feature) control profiles, None = these data's own."""
-        x, shape = np.asarray(data.x, dtype=np.float64), (len(data.batch_names), len(data.env_names))
+        x, shape = seen(data), (len(data.batch_names), len(data.env_names))
         level = levels(data) if level is None else level
         rows = ~data.control_rows
         place, at = np.unique(data.batch[rows] * shape[1] + data.env[rows], return_inverse=True)
@@ -73,7 +75,7 @@ class Signatures:
 
 def levels(data: Data) -> Array:
     """(context, feature) mean control profile of each batch; 0 where there is no control."""
-    x, rows = np.asarray(data.x, dtype=np.float64), data.control_rows
+    x, rows = seen(data), data.control_rows
     total = np.zeros((len(data.batch_names), data.features))
     np.add.at(total, data.batch[rows], x[rows])
     return total / np.maximum(np.bincount(data.batch[rows], minlength=len(total)), 1)[:, None]
@@ -259,23 +261,29 @@ def predicted(found: Any, train: Data, test: Data) -> Left:
 
 @checked
 def cross_validate(
-    data: Data, folds: Annotated[int, Bounds(2)] = 10, *, seed: Seed = 0, **options: Any
+    data: Data,
+    folds: Annotated[int, Bounds(2)] = 10,
+    *,
+    seed: Seed = 0,
+    device: str = "auto",
+    progress: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Every method on pairs of `data` that are left out in turn, the others known: a row for each with `method`, r, r2
     and cosine (see `scores`, over the pairs of all folds), and the model's coverage of 90 and 95 % intervals.
 
-    Each fold is of every context's pairs, at random by `seed`. options: of `causal_imputation`. Raises InputError for
-    data without two pairs in a context to leave one out of, and as the model does.
+    Each fold is of every context's pairs, at random by `seed`. progress: whether a bar is shown. options: of
+    `causal_imputation`. Raises InputError as the model does.
     """
     done = []
-    for out in left_out(data, folds, seed):
+    for out in tqdm(left_out(data, folds, seed), "folds", folds, disable=not progress):
         train, test = data.rows_at(~out), data.rows_at(out)
         if not out.any():
             continue
         program = zoo.build(MODEL, train, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of columns: told once, of all rows
-            found = fit(program, train, chains=1, seed=seed, device="cpu", progress=False)
+            found = fit(program, train, chains=1, seed=seed, device=device, progress=False)
         done.append(predicted(found, train, test))
     truth = np.concatenate([one.truth for one in done])
     rows: list[dict[str, Any]] = []
