@@ -400,17 +400,28 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     turning = {*open_directions(values)} if directed else set()
     rows = []
     for i, j in open_:
-        p, rate = float(values[i, j]), 1.0
+        p = float(values[i, j])
         if (min(i, j), max(i, j)) in turning:  # log odds of a direction grow with the rows, either way
             rate = abs(math.log(p / max(1 - p, 1e-9)))
             rows.append(known.data.rows * math.log(SURE / (1 - SURE)) / max(rate, 0.05))
-        elif p > 0.5:  # of what is there, log odds grow with the rows, less what the prior asks
-            asked = 0.5 * math.log(known.data.rows)
-            rows.append(known.data.rows * (math.log(SURE / (1 - SURE)) + asked) / (math.log(p / (1 - p)) + asked))
-        else:  # of what is not, with the logarithm of their root
-            rows.append(known.data.rows * (SURE / (1 - SURE) * p / (1 - p)) ** 2)
+        else:
+            rows.append(_rows_to_decide(p, known.data.rows))
     which = tuple(label.format(sides[0][i], sides[1][j]) + f" ({values[i, j]:.2f})" for i, j in open_)
     return which, max(rows)
+
+
+def _rows_to_decide(p: float, rows: int) -> float:
+    """Rows at which something of the probability p, of these rows, probably has one of `SURE` or 1 - `SURE`.
+
+    By Schwarz's criterion log odds are half of z^2 less half the logarithm of the rows. With r times the rows, z^2 of
+    what is there becomes r z^2, and that of what is not z^2 / r + 1 - 1 / r: chance wears off. p says which to expect.
+    """
+    logit, asked, times = math.log(p / (1 - p)), math.log(SURE / (1 - SURE)), np.geomspace(1, 1000, 500)
+    square = max(2 * logit + math.log(rows), 0.0)
+    later = square * times if p > 0.5 else square / times + 1 - 1 / times
+    odds = 0.5 * (later - np.log(rows * times))
+    enough = odds >= asked if p > 0.5 else odds <= -asked
+    return float(rows * (times[enough.argmax()] if enough.any() else times[-1]))
 
 
 def _same_closure(values: np.ndarray) -> bool:
