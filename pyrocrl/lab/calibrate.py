@@ -188,8 +188,9 @@ def calibrate(
 
     Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph and
     inferred targets, the probability and the truth of each cell. Latents are aligned with the true ones first, by what
-    the claim leaves free; where latents mix, sites of latents that mixing leaves without meaning are left out. A fit
-    that fails is a row with its reason.
+    the claim leaves free. Left out are sites of latents that have no meaning where latents mix, those that depend on
+    the origin of all latents (levels), and, of latents that are observed, whatever is in units of their columns, which
+    are each data set's own. A fit that fails is a row with its reason.
 
     Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
     """
@@ -333,6 +334,7 @@ def _compared(
     """Ranks, cells and TARP of one fit, all in the order and units of the true latents."""
     program = result.program
     alignment = None
+    observed = not program.group.free and result.units is not None  # latents are columns, in units of each data set
     if "z" in truth and not program.reads_innovations:
         group = program.group  # x is seen about its mean, so that every z has an origin of its own
         group = group if group.mixes else Group.of((*program.latents_up_to, "shift"))
@@ -344,6 +346,8 @@ def _compared(
         axes: dict[int, Any] = {a + 1: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
         if not axes:
             return value
+        if observed and not site.discrete:
+            return None
         if 1 in axes.values() and not {"parent", "feature"} & set(site.dims):
             return None  # levels, which depend on the origin of all latents
         if alignment is None or (program.group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
