@@ -129,14 +129,14 @@ class SparseVAE(Program):
     )
     recipe = Recipe(
         epochs=450,
-        most_steps=1800,
+        most_steps=2700,
         batch_size=100,
-        lr=1e-2,
+        lr=2e-2,
         lr_end=0.01,
         betas=(0.9, 0.99),
         kl_warmup=0.0,
         temperature=(1.0, 0.1),
-        temperature_span=0.2,
+        temperature_span=0.4,
         clip=5.0,
         patience=None,
     )

@@ -287,6 +287,21 @@ def test_predictive_draws_hold_no_rows_that_are_not_shown() -> None:
     assert x.shape == (80, 3) and x.flags.owndata
 
 
+def test_rows_are_thinned_where_all_draws_would_read_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = slope_data()
+    fit = pyrocrl.fit(Slope(3), data, epochs=1, chains=2, progress=False)
+    monkeypatch.setattr(pyrocrl.infer.fitted, "MOST_READ", 400 * 3 * 2 * 5 // 4)
+    monkeypatch.setattr(pyrocrl.infer.fitted, "MOST_PREDICTED", 50 * 3 * 2 * 5)
+    tree = fit.posterior(draws=5)
+    assert tree.attrs["thin"] == 4
+    np.testing.assert_array_equal(tree["log_likelihood"]["data"], np.arange(0, 400, 4))
+    np.testing.assert_array_equal(tree["posterior_predictive"]["data"], np.arange(0, 400, 8))
+    assert tree["constant_data"]["latent_mean"].shape == (400, 1)
+    own, known = tree["posterior_predictive"]["x"], tree["observed_data"]["x"].sel(data=np.arange(0, 400, 8))
+    mean = own.mean(("chain", "draw")).values
+    assert np.corrcoef(mean[:, 0], known.values[:, 0])[0, 1] > 0.5  # each row's own draws
+
+
 def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:
     rng = np.random.default_rng(0)
     good = rng.normal(size=300)

@@ -115,9 +115,12 @@ def outside_rows(sites: Mapping[str, Tensor], trace: Any) -> Sites:
 
 
 def at_rows(sites: Mapping[str, Tensor], trace: Any, rows: Tensor) -> Sites:
-    """These sites, those of single rows at the positions `rows` alone."""
-    everywhere = outside_rows(sites, trace)
-    return {name: value if name in everywhere else value[rows] for name, value in sites.items()}
+    """These sites, those of single rows at the positions `rows` alone; z may stand for columns of the trace."""
+
+    def local(name: str) -> bool:
+        return is_local(trace.nodes[name]) if name in trace.nodes else name == "z"
+
+    return {name: value[rows] if local(name) else value for name, value in sites.items()}
 
 
 def acting(latents: Mapping[int, float]) -> dict[str, Any]:
