@@ -11,6 +11,7 @@ from pyrocrl.options import Positive, Seed, Size
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
+MOST = 1000  # latents and environments, each of which solves as many equations as there are latents
 SHIFT = 2.0  # of the target's mean
 CUT_SD = 1.0  # noise of a target that is cut off from its parents
 
@@ -33,7 +34,7 @@ def squires2020(
     samples: rows in the observational and in every other environment; told: whether the fit is given the targets.
     Truth: z, graph and weight (parent, child), targets.
     """
-    check_whole("latents", latents, 2)
+    check_whole("latents", latents, 2, MOST)
     settings = min(settings, latents)
     rng = np.random.default_rng(seed)
     density = min(1.0, neighbours / (latents - 1))
@@ -64,7 +65,8 @@ def hagele2023(
 
     samples: observational rows. Truth: z, graph and weight (parent, child), targets, which the fit is not given.
     """
-    check_whole("latents", latents, 3)
+    check_whole("latents", latents, 3, MOST)
+    check_whole("settings", settings, 1, MOST)
     rng = np.random.default_rng(seed)
     if graph == "scale_free":
         there = _scale_free(rng, latents)
