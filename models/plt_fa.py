@@ -11,7 +11,7 @@ L L^T has the law of a full matrix of N(0, slab^2), so that the prior of the cov
 features (Leung & Drton 2016). Features are told about their means.
 
 The guide is exact for z given L and variances; these are jointly normal, those that are positive in their logarithm,
-about the means that they have with z summed out (`finish`, `exact.factor_analysis`).
+with the mean and covariance that they have with z summed out (`finish`, `exact.factor_analysis`).
 
 *Identified:* L and z exactly, given the order of features, if the K by K block at the top has no small diagonal and the
 noise can be told from the latents: whichever feature is left out, the others hold two disjoint sets of K that fix all
@@ -169,7 +169,8 @@ class PLTFA(Program):
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Loadings and variances with z summed out."""
-        self.joint.set(*self._law(data).moments(self.joint.loc.double()))
+        law = self._law(data)
+        self.joint.set(*law.walked(*law.moments(self.joint.loc.double()), generator))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[PLTFA, Data]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 STEPS = 200  # of scoring, most of which are not needed
 CLOSE = 1e-10  # relative gain at which the mode is reached
+LONGEST, WALKERS, WALK = 100, 200, 1200  # parameters up to which walkers mix in as many steps
 FEW = 200  # features up to which the mean is told from the mode
 
 
@@ -114,6 +115,30 @@ class FactorAnalysis:
         if len(self.gate) <= FEW and not mode:
             theta = theta + covariance @ self._skew(theta, covariance)
         return theta, covariance
+
+    def walked(self, mean: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the posterior itself, by Metropolis walkers from a normal approximation to it; that
+        approximation where a vector is longer than `LONGEST`."""
+        size = len(mean)
+        if size > LONGEST:
+            return mean, covariance
+        tril, density = torch.linalg.cholesky(covariance), torch.func.vmap(self.log_density)
+
+        def normal() -> Tensor:
+            return torch.randn(WALKERS, size, generator=generator, dtype=torch.float64).to(mean.device) @ tril.mT
+
+        at, kept = mean + normal(), []
+        value = density(at)
+        for step in range(WALK):
+            to = at + 2.0 / size**0.5 * normal()  # accepted one time in three (Roberts, Gelman & Gilks 1997)
+            new = density(to)
+            luck = torch.rand(WALKERS, generator=generator, dtype=torch.float64).to(mean.device).log()
+            taken = luck < new - value  # not where new is not a number
+            at, value = torch.where(taken[:, None], to, at), torch.where(taken, new, value)
+            if step >= WALK // 3 and step % 10 == 0:
+                kept.append(at)
+        drawn = torch.cat(kept)
+        return drawn.mean(0), torch.cov(drawn.mT)
 
     def posterior(self, slope: Tensor, log_variance: Tensor) -> Posterior:
         """Means, from a start (feature, latent), (feature,), and deviations there."""
