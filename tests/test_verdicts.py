@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -239,3 +240,14 @@ def test_the_command_writes_what_it_says(tmp_path: Any, capsys: pytest.CaptureFi
     table = json.loads((tmp_path / "v.json").read_text())
     assert table["summary"]["settings"] == 1 and "verdicts right in 1 settings" in capsys.readouterr().out
     assert pyrocrl.__version__ == table["versions"]["pyrocrl"]
+
+
+def test_committed_results_are_right_and_call_nothing_identified_that_the_data_refute() -> None:
+    path = Path(__file__).parent.parent / "models" / "results" / "verdicts.json"
+    table = json.loads(path.read_text())
+    assert table["summary"] == verdicts.summarise(table["cases"])
+    assert {entry["name"] for entry in table["cases"]} == set(CASES)
+    found = table["summary"]["all"]
+    assert found["right"] >= 0.95 * found["verdicts"]
+    kinds = {entry["name"]: entry["kind"] for entry in table["cases"]}
+    assert {kinds[one.split(", seed ")[0]] for one in table["summary"]["unearned"]} <= {"small"}
