@@ -25,6 +25,7 @@ from pyrocrl.judge.diagnose import (
     pairwise_agreement,
     pareto_khat,
     psis_khat,
+    rhat_after_alignment,
     rotation_freedom,
     tied_chains,
 )
@@ -130,7 +131,7 @@ def test_a_mean_over_latents_hides_no_weak_one() -> None:
     names = {"latent": [f"latent_{k}" for k in range(20)]}
 
     def fit(second: np.ndarray) -> Any:
-        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None))
+        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
         held_out = torch.zeros(2, 5, dtype=torch.float64)
         return Fit(program, chains, [0, 1], held_out, np.zeros((1, 3)), names, {}, None, np.stack([z, second]))
 
@@ -150,12 +151,37 @@ def test_latents_that_neither_chain_uses_are_left_out_and_lost_ones_count() -> N
     z = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
     lost = z * [1, 0, 1]
     program = SimpleNamespace(group=rotated(False).program.group, latents_count=3)
-    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None))
+    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
     anchor = np.stack([z, z[:, [2, 0, 1]], lost])
     fit = Fit(program, chains, [0, 1, 2], torch.tensor([[1.0], [0], [0]]), np.zeros((1, 4)), {}, {}, None, anchor)
     assert np.allclose(fit.agreement[0, 1], [1, 1, np.nan], equal_nan=True)
     assert np.allclose(np.sort(fit.agreement[0, 2]), [0, 1, np.nan], equal_nan=True)
     assert np.allclose(pairwise_agreement(fit), [[1, 1, 0.5], [1, 1, 0.5], [0.5, 0.5, 1]])
+
+
+def test_rhat_is_large_where_chains_lie_further_apart_than_their_draws() -> None:
+    rng = np.random.default_rng(0)
+    one = np.array([True, True])
+
+    def rhat(apart: float) -> float:
+        z = (
+            rng.normal(size=(40, 2))
+            + 0.1 * rng.normal(size=(2, 20, 40, 2))
+            + apart * np.array([0, 1]).reshape(2, 1, 1, 1)
+        )
+        tree = {"posterior": {"z": SimpleNamespace(to_numpy=lambda: z)}}
+        program = SimpleNamespace(group=rotated(False).program.group, reads_innovations=False)
+        fit = SimpleNamespace(
+            program=program,
+            posterior=lambda *_, **__: tree,
+            in_use=lambda chain: one,
+            reference=0,
+            alignments=[SimpleNamespace(permutation=np.arange(2))],
+        )
+        return rhat_after_alignment(fit, anchored(), np.arange(2))
+
+    assert rhat(0.0) < 1.05 < 1.5 < rhat(0.3)
+    assert rhat(0.03) < 1.1
 
 
 def test_sparse_vae_without_its_mask_is_the_rotation_again() -> None:
