@@ -25,6 +25,7 @@ from pyrocrl.judge.diagnose import (
     pairwise_agreement,
     pareto_khat,
     psis_khat,
+    rhat_after_alignment,
     rotation_freedom,
     tied_chains,
 )
@@ -156,6 +157,31 @@ def test_latents_that_neither_chain_uses_are_left_out_and_lost_ones_count() -> N
     assert np.allclose(fit.agreement[0, 1], [1, 1, np.nan], equal_nan=True)
     assert np.allclose(np.sort(fit.agreement[0, 2]), [0, 1, np.nan], equal_nan=True)
     assert np.allclose(pairwise_agreement(fit), [[1, 1, 0.5], [1, 1, 0.5], [0.5, 0.5, 1]])
+
+
+def test_rhat_is_large_where_chains_lie_further_apart_than_their_draws() -> None:
+    rng = np.random.default_rng(0)
+    one = np.array([True, True])
+
+    def rhat(apart: float) -> float:
+        z = (
+            rng.normal(size=(40, 2))
+            + 0.1 * rng.normal(size=(2, 20, 40, 2))
+            + apart * np.array([0, 1]).reshape(2, 1, 1, 1)
+        )
+        tree = {"posterior": {"z": SimpleNamespace(to_numpy=lambda: z)}}
+        program = SimpleNamespace(group=rotated(False).program.group, reads_innovations=False)
+        fit = SimpleNamespace(
+            program=program,
+            posterior=lambda *_, **__: tree,
+            in_use=lambda chain: one,
+            reference=0,
+            alignments=[SimpleNamespace(permutation=np.arange(2))],
+        )
+        return rhat_after_alignment(fit, anchored(), np.arange(2))
+
+    assert rhat(0.0) < 1.05 < 1.5 < rhat(0.3)
+    assert rhat(0.03) < 1.1
 
 
 def test_sparse_vae_without_its_mask_is_the_rotation_again() -> None:
