@@ -428,15 +428,14 @@ class ObservedDAG(Program):
 
     studies = (
         *(
-            ObservedGraph("squires2020", {"intervention": kind, "told": told}, {"intervention": kind}, 20, 0.05, False)
-            for kind in ("shift", "perfect")
-            for told in (True, False)
+            ObservedGraph("squires2020", {"intervention": kind, "told": told}, {"intervention": kind}, n, 0.05, False)
+            for kind, told, n in (("shift", True, 20), ("shift", False, 8), ("perfect", True, 8), ("perfect", False, 4))
         ),
         *(
-            ObservedGraph("squires2020", {"latents": 50, "told": told}, {"intervention": "shift"}, 4, 0.05, False)
+            ObservedGraph("squires2020", {"latents": 50, "told": told}, {"intervention": "shift"}, 2, 0.05, False)
             for told in (True, False)
         ),
-        ObservedGraph("hagele2023", {}, {}, 8, 0.05, False),
+        ObservedGraph("hagele2023", {}, {}, 4, 0.05, False),
         *(
             SignallingGraph("sachs2005", {"told": told}, {"intervention": kind, "targets": mode}, 1, 0.05, False)
             for told, kind, mode in ((True, "perfect", "known"), (False, "soft", "unknown"))
