@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .judge.evaluate import evaluate
     from .judge.reference import agreement, reference
     from .lab.run import run
+    from .predict import impute
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -59,6 +60,7 @@ _HOMES = {
     "diagnose": "judge.diagnose",
     "evaluate": "judge.evaluate",
     "fit": "infer.fit",
+    "impute": "predict",
     "load": "zoo",
     "reference": "judge.reference",
     "run": "lab.run",
@@ -85,6 +87,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "impute",
     "io",
     "load",
     "metrics",

@@ -149,6 +149,7 @@ def test_no_model_passes_over_batches() -> None:
         "mechanism_shift": {},
         "extrapolation": None,
         "causal_flow": None,
+        "causal_imputation": None,
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})
