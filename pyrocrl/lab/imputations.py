@@ -90,7 +90,7 @@ def table_of(results: Mapping[str, Any]) -> str:
     lines = [["r / R² / cosine", *heads], ["---"] * (1 + len(heads))]
     for name, title in METHODS.items():
         keys = [f"effect_{score}" if name == "causal_imputation" else f"{score}_{name}" for score in SCORES]
-        lines.append([title, *(" / ".join(f"{e['summary'][key]['mean']:.3f}" for key in keys) for e in entries])])
+        lines.append([title, *(" / ".join(f"{e['summary'][key]['mean']:.3f}" for key in keys) for e in entries)])
     covered = [[f"{e['summary'][f'effect_coverage_{level}']['mean']:.3f}" for level in (90, 95)] for e in entries]
     lines.append(["inside its 90 / 95 % intervals", *map(" / ".join, covered)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("-0.", "−0.")
