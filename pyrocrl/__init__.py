@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .judge.reference import agreement, reference
     from .lab.calibrate import calibrate
     from .lab.run import run
+    from .predict import impute
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -62,6 +63,7 @@ _HOMES = {
     "equivalence_class": "judge.equivalence",
     "evaluate": "judge.evaluate",
     "fit": "infer.fit",
+    "impute": "predict",
     "load": "zoo",
     "reference": "judge.reference",
     "run": "lab.run",
@@ -90,6 +92,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "impute",
     "io",
     "load",
     "metrics",

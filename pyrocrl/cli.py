@@ -612,8 +612,8 @@ def impute(
     _check_out(out, force, False)
     source = {"data": data, "seed": seed} | _told(env, control, None, counts, None, batch) | reading
     rows = _adjusted(_read_data(source))
-    predict.check_missing(rows, "--data")
     program = pyrocrl.build(kind, rows, **build)
+    predict.check_missing(rows, "--data")
     say = sys.stderr if as_json else sys.stdout
     with _writing(out, None):
         for path in (*IMPUTED, CROSS_VALIDATION, CHECKPOINT):

@@ -150,6 +150,7 @@ def test_no_model_passes_over_batches() -> None:
         "observed_dag": {},
         "extrapolation": None,
         "causal_flow": None,
+        "causal_imputation": None,
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})
