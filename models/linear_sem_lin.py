@@ -353,9 +353,8 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),
         *(
-            BesideExact("squires2023_hard", {"samples": 2 * n, "latents": k, "features": 2 * k}, seeds=40)
-            for k in (2, 3)
-            for n in (100, 300)
+            BesideExact("squires2023_hard", {"samples": 2 * n, "latents": 2, "features": 4}, seeds=seeds)
+            for n, seeds in ((100, 16), (300, 3))
         ),
         Escapees("perturb_seq", {"rows": 6000, "escapees": 0.25}, {"escapees": True}),
     )
