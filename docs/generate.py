@@ -156,9 +156,7 @@ def limits(name: str) -> list[str]:
     if low := worst("action_coverage", "mean"):
         out.append(f"90 % intervals of means under new actions cover {low[0]:.0%} at the least, in {low[1]}.")
     if low := worst("effect_r", "min"):
-        out.append(
-            f"Effects never measured correlate with their predictions at {low[0]:.3f} at the least, in {low[1]}."
-        )
+        out.append(f"The worst seed's predictions of effects never measured have r {low[0]:.3f}, in {low[1]}.")
     if low := worst("effect_coverage_90", "mean"):
         out.append(f"90 % intervals of new effects cover {low[0]:.0%} at the least, in {low[1]}.")
     if failed := sum(entry["summary"].get("failed", 0) for entry in entries):
