@@ -155,6 +155,10 @@ def limits(name: str) -> list[str]:
         out.append(f"90 % intervals of edge weights cover {low[0]:.0%} at the least, in {low[1]}.")
     if low := worst("action_coverage", "mean"):
         out.append(f"90 % intervals of means under new actions cover {low[0]:.0%} at the least, in {low[1]}.")
+    if low := worst("effect_r", "min"):
+        out.append(f"The worst seed's predictions of effects never measured have r {low[0]:.3f}, in {low[1]}.")
+    if low := worst("effect_coverage_90", "mean"):
+        out.append(f"90 % intervals of new effects cover {low[0]:.0%} at the least, in {low[1]}.")
     if failed := sum(entry["summary"].get("failed", 0) for entry in entries):
         out.append(f"{failed} fits failed.")
     rows = [row for entry in claimed for row in entry["seeds"] if row.get("verdict")]

@@ -170,9 +170,9 @@ _TABLE = (
     Metric("effect_cosine", "Effects never measured, cosine a pair", "larger", figure=True),
     Metric("effect_coverage_90", "New effects inside 90 % intervals", None, figure=True),
     Metric("effect_coverage_95", "New effects inside 95 % intervals", None, figure=True),
-    Metric("r_*", "Correlation of *", "larger", figure=True, worst=False),
+    Metric("r_*", "Correlation of *", "larger", worst=False),
     Metric("r2_*", "R² a pair of *", "larger", figure=True, worst=False),
-    Metric("cosine_*", "Cosine a pair of *", "larger", figure=True, worst=False),
+    Metric("cosine_*", "Cosine a pair of *", "larger", worst=False),
     # between fits
     Metric("agreement", "Correlation with another model's latents", "larger", 2, figure=True),
     Metric("graphs_differ", "Edges in which the other model's graph differs", "smaller", None, figure=True),
