@@ -161,9 +161,7 @@ def limits(name: str) -> list[str]:
     for what in dict.fromkeys(what for row in rows for what in row["verdict"]):
         said = [row["verdict"][what] for row in rows if what in row["verdict"]]
         if (sure := sum(one in ("identified", "identified if") for one in said)) < len(said):
-            out.append(
-                f"The verdict on the {what} is *identified*, given its assumptions, in {sure} of {len(said)} fits."
-            )
+            out.append(f"The verdict on the {what} is *identified* in {sure} of {len(said)} fits.")
     return out or ["No figures are committed."]
 
 

@@ -75,9 +75,12 @@ LARGEST = 4_000  # slopes and variances whose joint information is inverted
 
 
 class Effort(NamedTuple):
-    """start_rows: of each chain's subsample, for the starting mask. finish_rows, finish_draws: for the last gates."""
+    """start_rows: of each chain's subsample, for the starting mask. start_cells, least_start_rows: starts are read off
+    as many rows as have so many entries, and no fewer. finish_rows, finish_draws: for the last gates."""
 
     start_rows: int = 300
+    start_cells: float = 1e7
+    least_start_rows: int = 2_000
     finish_rows: int = 2_000
     finish_draws: int = 8
 
@@ -126,14 +129,14 @@ class SparseVAE(Program):
     )
     recipe = Recipe(
         epochs=450,
-        most_steps=1800,
+        most_steps=2700,
         batch_size=100,
-        lr=1e-2,
+        lr=2e-2,
         lr_end=0.01,
         betas=(0.9, 0.99),
         kl_warmup=0.0,
         temperature=(1.0, 0.1),
-        temperature_span=0.2,
+        temperature_span=0.4,
         clip=5.0,
         patience=None,
     )
@@ -340,6 +343,7 @@ class SparseVAE(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Columns' scales, and the mask's start from the anchors found in a subsample of the rows."""
         observed, latents = self.observation, self.config["latents"]
+        data = data.some(EFFORT.start_cells, EFFORT.least_start_rows)
         batch = observed.start(data)
         if not self.counts:
             self.variance.loc.copy_(2.0 * observed.spread.log())

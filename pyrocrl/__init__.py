@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .judge.reference import agreement, reference
     from .lab.calibrate import calibrate
     from .lab.run import run
+    from .predict import impute
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -59,8 +60,10 @@ _HOMES = {
     "calibrate": "lab.calibrate",
     "choose": "judge.choose",
     "diagnose": "judge.diagnose",
+    "equivalence_class": "judge.equivalence",
     "evaluate": "judge.evaluate",
     "fit": "infer.fit",
+    "impute": "predict",
     "load": "zoo",
     "reference": "judge.reference",
     "run": "lab.run",
@@ -85,9 +88,11 @@ __all__ = [
     "choose",
     "datasets",
     "diagnose",
+    "equivalence_class",
     "evaluate",
     "export",
     "fit",
+    "impute",
     "io",
     "load",
     "metrics",

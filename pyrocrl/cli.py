@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "scores.json"
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
 COMPARISON = "compare.json"
+IMPUTED, CROSS_VALIDATION = ("imputed.nc", "imputed.csv"), "cross_validation.json"
 HELD_OUT = 0.1  # of the rows, put aside by `compare`
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
@@ -574,6 +575,65 @@ def export(
         verdict = Verdict.from_dict(judged)
         exports.to_anndata(found, None, adata, verdict=verdict, tree=io.read_tree(run / POSTERIOR))
         print(exports.write_h5ad(adata, h5ad))
+
+
+@app.command()
+@_reading
+def impute(
+    reading: dict[str, Any],
+    data: Source,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: imputed.csv, imputed.nc, the fit.")],
+    env: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds perturbations.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds contexts.")] = None,
+    control: Control = None,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    folds: Annotated[
+        int, typer.Option(help="Parts of every context's pairs, left out in turn to compare methods; 0 = none.")
+    ] = 10,
+    seed: Seed = 0,
+    device: Device = "auto",
+    option: Options = None,
+    counts: Counts = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict effects never measured, of perturbations in contexts, beside other methods on measured ones left out."""
+    import pyrocrl
+    from pyrocrl import io, predict
+    from pyrocrl.judge.imputation import MODEL, cross_validate
+    from pyrocrl.options import Bounds, Share, conform
+
+    build = _options(option)
+    kind = _check_fit(MODEL, build, None, None, seed, device, None)
+    conform("--level", level, Share)
+    if folds != 0:
+        conform("--folds", folds, Annotated[int, Bounds(2)])
+    _check_out(out, force, False)
+    source = {"data": data, "seed": seed} | _told(env, control, None, counts, None, batch) | reading
+    rows = _adjusted(_read_data(source))
+    program = pyrocrl.build(kind, rows, **build)
+    predict.check_missing(rows, "--data")
+    say = sys.stderr if as_json else sys.stdout
+    with _writing(out, None):
+        for path in (*IMPUTED, CROSS_VALIDATION, CHECKPOINT):
+            (out / path).unlink(missing_ok=True)
+        print(rows, file=say)
+        found = pyrocrl.fit(program, rows, seed=seed, device=device, progress=not quiet, out=out)
+        table = predict.impute(found, level=level)
+        io.write_dataset(table, out / IMPUTED[0])
+        io.write_frame(predict.imputed_frame(table), out / IMPUTED[1])
+        scores = cross_validate(rows, folds, seed=seed, device=device, progress=not quiet, **build) if folds else []
+        io.write_json({"fit": found.digest, "folds": folds, "methods": scores}, out / CROSS_VALIDATION)
+    missing = int((table["measured"] == 0).sum())
+    if as_json:
+        _print_json({"missing": missing, "measured": int(table["measured"].size) - missing, "methods": scores})
+        return
+    if scores:
+        print(f"\nMeasured pairs, left out in {folds} parts:\n")
+        columns = list(scores[-1])
+        _print_table(columns, [[row.get(name) for name in columns] for row in scores])
+    print(f"\n{missing} of {table['measured'].size} pairs imputed: {out / IMPUTED[1]}, {out / IMPUTED[0]}")
 
 
 @app.command()

@@ -548,6 +548,11 @@ class Data:
 
     def rows_at(self, index: Array | slice) -> Data:
         """The rows at `index` (positions, booleans or a slice), with every environment's and batch's code kept."""
+        if isinstance(index, slice) and index == slice(None):  # no copies: x may be large
+            part = object.__new__(Data)
+            part.__dict__.update({k: v for k, v in self.__dict__.items() if k != "moments"})
+            part.truth = dict(self.truth)
+            return part
         if not isinstance(index, slice):
             index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         part = object.__new__(Data)
@@ -647,6 +652,11 @@ class Data:
         if not out.any():
             out[rng.integers(self.rows)] = True
         return out
+
+    def some(self, cells: float, least: int) -> Data:
+        """All rows, or rows spread evenly over them where x has more than `cells` entries; no fewer than `least`."""
+        most = max(least, int(cells // self.features))
+        return self if self.rows <= most else self.rows_at(np.linspace(0, self.rows - 1, most).astype(int))
 
     @cached_property
     def moments(self) -> Moments:

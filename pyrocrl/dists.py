@@ -86,6 +86,17 @@ class MultivariateNormal(dist.MultivariateNormal):
         return self.rsample(sample_shape).detach()
 
 
+class LogMultivariateNormal(dist.TransformedDistribution):
+    """exp of a `MultivariateNormal`."""
+
+    def __init__(self, base: MultivariateNormal) -> None:
+        super().__init__(base, [dist.transforms.ExpTransform()], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.base_dist.loc + 0.5 * self.base_dist.variance).exp()
+
+
 class Categorical(dist.Categorical):
     """`pyro.distributions.Categorical` whose draws can be vmapped."""
 

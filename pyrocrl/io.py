@@ -609,6 +609,16 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> Path:
     return write_bytes(memory.getvalue(), path)
 
 
+def write_dataset(table: xr.Dataset, path: str | Path) -> Path:
+    """Write a Dataset to netCDF 4, compressed, all or nothing; raises InputError where the path cannot be written."""
+    return write_tree(xr.DataTree(table), path)
+
+
+def write_frame(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table to .csv without its index, all or nothing; raises InputError where the path cannot be written."""
+    return write_bytes(table.to_csv(index=False, float_format="%.6g").encode(), path)
+
+
 def read_tree(path: str | Path) -> xr.DataTree:
     """Read what `write_tree` wrote, into memory, with the same coordinates and dtypes.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from scipy.stats import t as student
@@ -32,6 +33,7 @@ DEGREES = (1, 2, 3)  # of polynomial baselines
 BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 ROWS = 1_000  # of simulated latents for each draw of the equations
+IMPUTED = ("contexts", "perturbations")  # arguments of `impute`
 Array = np.ndarray
 Draws = Annotated[int, Bounds(1, 1_000_000)]
 
@@ -74,13 +76,13 @@ def predict_action(
         means.append(fit.in_data_units("x", torch.cat(parts).double().cpu().numpy()))
     chain = np.stack(means)
     mean, sd = chain.mean(0), chain.std(0, ddof=1)
-    reach = student.ppf(0.5 + level / 2, count - 1) * sd * np.sqrt(1 + 1 / count)
+    half = student.ppf(0.5 + level / 2, count - 1) * sd * np.sqrt(1 + 1 / count)
     dims = ("action_row", "feature")
     return xr.Dataset(
         {
             "mean": (dims, mean),
-            "low": (dims, mean - reach),
-            "high": (dims, mean + reach),
+            "low": (dims, mean - half),
+            "high": (dims, mean + half),
             "chain_mean": (("chain", *dims), chain),
         },
         coords={"feature": fit.names["feature"], "chain": kept},
@@ -232,3 +234,96 @@ def per_size(data: Data) -> np.ndarray:
     x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
     x = x.astype(np.float64)
     return x / data.size_factor[:, None] if data.counts and data.size_factor is not None else x
+
+
+@checked
+def impute(
+    fit: Fit,
+    data: Data | None = None,
+    *,
+    contexts: Sequence[str] | None = None,
+    perturbations: Sequence[str] | None = None,
+    measured: bool = False,
+    level: Share = 0.9,
+) -> xr.Dataset:
+    """Signatures of pairs of a context and a perturbation that were never measured: `mean`, `sd`, `low` and `high`
+    (context, perturbation, feature), and `measured` (context, perturbation), how many rows were there.
+
+    A signature is a profile less the mean control profile of its context, where there is a control; sd and the interval
+    of `level` are those of the next measurement. All rows of `data` are taken as known, those that the fit held out as
+    well; None = those of the fit. contexts, perturbations: names to predict for, None = all. measured: True = also for
+    pairs that were measured, which are NaN otherwise. Raises InputError for names that are not known, for data in which
+    no pair is missing, for contexts without rows of the control, and for fits of models that impute nothing.
+    """
+    program = fit.program
+    if not program.imputes:
+        reject("fit", f"a fit of {program.card.name}", "a model that imputes, such as causal_imputation")
+    data = fit._data(data)
+    batch, known = fit.batch_of(data), (fit.names["batch"], fit.names["env"])
+    first = int(fit.meta["control"] is not None)  # the control is no perturbation
+    picked = []
+    for argument, names, allowed in zip(IMPUTED, (contexts, perturbations), (known[0], known[1][first:]), strict=True):
+        for name in names or ():
+            one_of(argument, name, allowed)
+        picked.append(list(names or allowed))
+    c, d = (np.array([own.index(name) for name in names]) for own, names in zip(known, picked, strict=True))
+    count = rows_of_pairs(data)
+    if first and (bare := np.flatnonzero(count[:, 0] == 0)).size:
+        reject("data", f"no row of {known[1][0]!r} in context {known[0][bare[0]]!r}", "rows of it in every context")
+    place = (c[:, None] * len(known[1]) + d).ravel()
+    wanted = np.full(len(place), True) if measured else count.ravel()[place] == 0
+    if not wanted.any():
+        reject("data", f"all {len(place)} pairs measured", "a pair of a context and a perturbation without a row")
+    parts = []
+    with drawing(), torch.no_grad():
+        for one in fit.programs():
+            law = one.impute(batch, torch.as_tensor(place[wanted], device=batch.device))
+            parts.append([v.double().cpu().numpy() for v in law])
+    weight = fit.weights[:, None, None]
+    mean, scale = (np.stack([part[k] for part in parts]) for k in (0, 1))
+    freedom = float(parts[0][2])
+    centre = (weight * mean).sum(0)
+    variance = (weight * (scale**2 * freedom / (freedom - 2) + np.square(mean - centre))).sum(0)
+    if first:
+        control = np.zeros((len(count), data.features))
+        rows = data.env == 0
+        np.add.at(control, data.batch[rows], batch.x.double().cpu().numpy()[rows])
+        centre = centre - (control / count[:, :1])[place[wanted] // len(known[1])]
+    dims, shape = ("context", "perturbation", "feature"), (len(c), len(d), data.features)
+    variables: dict[str, Any] = {"measured": (dims[:2], count[np.ix_(c, d)])}
+    for name, value in {"mean": centre, "sd": np.sqrt(variance)}.items():
+        full = np.full((len(place), data.features), np.nan)
+        full[wanted] = value
+        variables[name] = (dims, full.reshape(shape))
+    coords = {"context": picked[0], "perturbation": picked[1], "feature": fit.names["feature"]}
+    attrs = {"level": float(level), "freedom": freedom, "fit": fit.digest}
+    out = xr.Dataset(variables, coords=coords, attrs=attrs)
+    half = reach(out, level)
+    return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def imputed_frame(imputed: xr.Dataset) -> pd.DataFrame:
+    """What `impute` gave as a table of a row for each context, perturbation and feature that it predicts."""
+    names = ["mean", "sd", "low", "high"]
+    return imputed[names].to_dataframe().dropna().reset_index()[["context", "perturbation", "feature", *names]]
+
+
+def check_missing(data: Data, argument: str = "data") -> None:
+    """Raise InputError, about `argument`, where every pair of a context and a perturbation has a row."""
+    if rows_of_pairs(data).all():
+        found = f"all {len(data.batch_names)} x {len(data.env_names)} pairs of a context and an environment measured"
+        reject(argument, found, "a table in which some pair has no row")
+
+
+def rows_of_pairs(data: Data) -> Array:
+    """(batch, env) how many rows there are of each pair."""
+    count = np.zeros((len(data.batch_names), len(data.env_names)), dtype=int)
+    np.add.at(count, (data.batch, data.env), 1)
+    return count
+
+
+def reach(imputed: xr.Dataset, level: float) -> Array:
+    """(context, perturbation, feature) half the length of the intervals of `level` of what `impute` gave."""
+    freedom = imputed.attrs["freedom"]
+    out: Array = student.ppf(0.5 + level / 2, freedom) * np.sqrt((freedom - 2) / freedom) * imputed["sd"].to_numpy()
+    return out

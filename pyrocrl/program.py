@@ -194,6 +194,7 @@ class Program(nn.Module, metaclass=_InTurn):
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
+    imputes: ClassVar[bool] = False  # whether it has `impute`: effects of environments in contexts, told as batches
     infers_targets: ClassVar[bool] = False  # True: targets that the data do not list are taken as unknown
     written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     arguments: dict[str, Any]  # what it was made with: another of its kind is made with the same
@@ -287,6 +288,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None
 
+    def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
+        """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
+        or None. Models whose claims need loadings that differ from 0 must have it."""
+        return None
+
     def graph(self) -> Tensor | None:
         """(parent, child) posterior edge probabilities, or None."""
         return None
@@ -346,6 +352,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """(rows, feature) mean of x under each row of `action` (rows, actions_count), averaged over `noise`
         (draws, latent), standard normal draws of what the action leaves open of the latents."""
         raise TypeError(f"{type(self).__name__} has no actions")
+
+    def impute(self, batch: Batch, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Student's law of a new row at each of these places (place,) of the grid of pairs, batch * environments +
+        environment, given all rows of `batch`: mean and scale (place, feature), degrees of freedom ()."""
+        raise TypeError(f"{type(self).__name__} imputes nothing")
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it

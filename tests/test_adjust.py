@@ -147,8 +147,10 @@ def test_no_model_passes_over_batches() -> None:
     """Those that do not read them refuse them, with what to do; without them they are built."""
     options: dict[str, Any] = {  # None: other columns or environments than these
         "mechanism_shift": {},
+        "observed_dag": {},
         "extrapolation": None,
         "causal_flow": None,
+        "causal_imputation": None,
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})

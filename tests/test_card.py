@@ -91,7 +91,7 @@ def test_cards_are_frozen_and_hashable():
     [
         (lambda: Claim("factors", ()), r"Claim.what: found 'factors'; allowed: graph, latents, .*"),
         (lambda: Claim("latents", ("permutations",)), r"did you mean 'permutation'"),
-        (lambda: Claim("graph", ("scale",)), r"Claim.up_to of graph: found 'scale'; allowed: exact, markov"),
+        (lambda: Claim("graph", ("scale",)), r"Claim.up_to of graph: found 'scale'; allowed: exact, interventional"),
         (lambda: Claim("graph", ("exact", "markov equivalence")), r"up_to of graph: .* allowed: one of"),
         (lambda: Claim("latents", ("linear", "elementwise")), r"linear and elementwise; allowed: .*combined"),
         (lambda: Claim("latents", "scale"), r"Claim.up_to: found 'scale' of type str; allowed: a tuple"),

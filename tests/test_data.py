@@ -92,3 +92,10 @@ def test_rows_take_the_codes_of_another_data_set_by_name() -> None:
         Data(x, env=list("abcabd")).coded_as(fitted.env_names)
     with pytest.raises(InputError, match="batch: found 'w', which was not fitted"):
         Data(x, batch=list("uvuvuw")).coded_as(None, fitted.batch_names)
+
+
+def test_some_rows_are_spread_over_all() -> None:
+    data = Data(np.random.default_rng(0).normal(size=(100, 4)))
+    assert data.some(400, 1) is data
+    np.testing.assert_array_equal(data.some(80, 1).x, data.x[np.linspace(0, 99, 20).astype(int)])
+    assert data.some(80, 30).rows == 30

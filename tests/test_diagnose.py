@@ -138,10 +138,10 @@ def test_a_mean_over_latents_hides_no_weak_one() -> None:
     claim, chains = plain.program.claims()[0], np.arange(2)
     good, bad = fit(other), fit(weak)
     assert good.agreement.shape == (2, 2, 20) and np.allclose(good.agreement, 1)
-    assert _agreement(good, claim, chains, {})[0]
+    assert _agreement(SimpleNamespace(fit=good), claim, chains, {})[0]  # type: ignore[arg-type]
     assert np.allclose(bad.agreement[0, 0], 1) and np.allclose(bad.agreement[0, 1], bad.agreement[1, 0])
     lost = int(np.argmin(bad.agreement[0, 1]))
-    holds, words = _agreement(bad, claim, chains, {})
+    holds, words = _agreement(SimpleNamespace(fit=bad), claim, chains, {})  # type: ignore[arg-type]
     assert not holds and pairwise_agreement(bad)[0, 1] > 0.95  # on average
     assert f"latent_{lost} only 0." in words and words.count("only") == 1
 
@@ -317,7 +317,8 @@ def test_chains_agree_on_targets_if_they_name_the_same(last: float, agree: bool)
     asked = []
     fit = SimpleNamespace(chain_values=lambda name: asked.append(name) or np.stack([first, second]))
     numbers: dict[str, float] = {}
-    found = _agreement(fit, Claim("targets", ("permutation",)), np.arange(2), numbers)  # type: ignore[arg-type]
+    known: Any = SimpleNamespace(fit=fit)
+    found = _agreement(known, Claim("targets", ("permutation",)), np.arange(2), numbers)
     assert asked == ["targets_matrix"] and found[0] == agree and "of their probable targets" in found[1]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocrl.exact.factor_analysis import FactorAnalysis
+from pyrocrl.exact.factor_analysis import FactorAnalysis, Triangular
 
 PRIOR = {
     "slab": torch.ones(6, 2).double(),
@@ -75,3 +75,29 @@ def test_means_and_deviations_are_those_of_importance_sampling(rows: int) -> Non
     apart, ratio = (mean - exact).abs() / exact_sd, sd / exact_sd
     assert (apart < 0.2).all(), apart
     assert ((ratio - 1).abs() < 0.1)[: len(made.j)].all() and ((ratio - 1).abs() < 0.3).all(), ratio  # small ones skew
+
+
+def test_a_triangle_is_found_and_walkers_widen_its_normal() -> None:
+    """Derivatives in logarithms of the diagonal; and the moments that walkers find are those of importance sampling."""
+    rng = np.random.default_rng(1)
+    loadings = np.tril(rng.normal(size=(7, 2)))
+    loadings[[0, 1], [0, 1]] = 0.8, 0.7
+    x = rng.normal(size=(150, 2)) @ loadings.T + 0.7 * rng.normal(size=(150, 7))
+    x = torch.as_tensor((x - x.mean(0)) / x.std(0))
+    law = Triangular(x.mT @ x / 150, 150, 2, 0.7, 0.1)
+    theta = torch.cat([torch.zeros(11), -0.5 * torch.ones(9)]).double().requires_grad_()
+    own = torch.autograd.grad(law.log_density(theta), theta)[0]
+    assert torch.allclose(own, law.scoring(theta.detach())[0], rtol=1e-9, atol=1e-9)
+    mean, covariance = law.moments(theta.detach())
+    assert (law.split(mean)[0].diagonal() > 0).all() and (law.split(mean)[0].triu(1) == 0).all()
+    walked, wide = law.walked(mean, covariance, torch.Generator().manual_seed(0))
+    tril, generator = torch.linalg.cholesky(1.2 * wide), torch.Generator().manual_seed(1)
+    noise = torch.randn(30_000, len(mean), generator=generator, dtype=torch.float64)
+    draws = walked + noise @ tril.mT
+    weight = (torch.func.vmap(law.log_density)(draws) + 0.5 * noise.square().sum(1)).softmax(0)
+    exact = weight @ draws
+    sd = (weight @ (draws - exact).square()).sqrt()
+    assert 1 / weight.square().sum() > 500
+    assert ((walked - exact) / sd).abs().max() < 0.15
+    ours, first = ((c.diagonal().sqrt() / sd - 1)[: len(law.j)] for c in (wide, covariance))
+    assert ours.abs().max() < 0.05 and ours.abs().mean() < 0.7 * first.abs().mean()

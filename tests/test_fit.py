@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
 import pytest
+import scipy.sparse
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -248,6 +251,29 @@ def test_small_fits_run_on_one_thread_and_leave_the_setting(
         torch.set_num_threads(before)
 
 
+def test_a_large_sparse_table_is_made_dense_by_batch_and_fits_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = simulate.draw("perturb_seq", seed=100, rows=300, features=20, latents=2)
+    data.x = scipy.sparse.csr_matrix(data.x)
+    program, dense = pyrocrl.build("sparse_vae", data, latents=2), []
+    monkeypatch.setattr(Data, "tensors", _noting(Data.tensors, dense))
+    options = {"epochs": 2, "chains": 2, "batch_size": 32, "progress": False}
+    whole = pyrocrl.fit(program, data, **options)
+    at_once = [dense.count(270), dense.count(32)]  # training rows, rows of a step
+    dense.clear()
+    monkeypatch.setattr(pyrocrl.infer.fit, "DENSE", 1000)
+    by_batch = pyrocrl.fit(program, data, **options)
+    assert [dense.count(270), dense.count(32)] == [at_once[0] - 1, 2 * (270 // 32) + 1]  # one to validate on
+    np.testing.assert_array_equal(by_batch.history, whole.history)
+
+
+def _noting(method: Callable[..., Batch], seen: list[int]) -> Callable[..., Batch]:
+    def noted(self: Data, *args: Any, **options: Any) -> Batch:
+        seen.append(self.rows)
+        return method(self, *args, **options)
+
+    return noted
+
+
 def test_seeds_do_not_collide() -> None:
     seen = {mix(seed, chain, stream) for seed in range(20) for chain in range(20) for stream in range(5)}
     assert len(seen) == 2000
@@ -259,6 +285,21 @@ def test_predictive_draws_hold_no_rows_that_are_not_shown() -> None:
         drawn = _draw(fit.programs()[0], fit.batch_of(slope_data()), slice(None, None, 5))
     x = drawn["posterior_predictive"]["x"]
     assert x.shape == (80, 3) and x.flags.owndata
+
+
+def test_rows_are_thinned_where_all_draws_would_read_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = slope_data()
+    fit = pyrocrl.fit(Slope(3), data, epochs=1, chains=2, progress=False)
+    monkeypatch.setattr(pyrocrl.infer.fitted, "MOST_READ", 400 * 3 * 2 * 5 // 4)
+    monkeypatch.setattr(pyrocrl.infer.fitted, "MOST_PREDICTED", 50 * 3 * 2 * 5)
+    tree = fit.posterior(draws=5)
+    assert tree.attrs["thin"] == 4
+    np.testing.assert_array_equal(tree["log_likelihood"]["data"], np.arange(0, 400, 4))
+    np.testing.assert_array_equal(tree["posterior_predictive"]["data"], np.arange(0, 400, 8))
+    assert tree["constant_data"]["latent_mean"].shape == (400, 1)
+    own, known = tree["posterior_predictive"]["x"], tree["observed_data"]["x"].sel(data=np.arange(0, 400, 8))
+    mean = own.mean(("chain", "draw")).values
+    assert np.corrcoef(mean[:, 0], known.values[:, 0])[0, 1] > 0.5  # each row's own draws
 
 
 def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:

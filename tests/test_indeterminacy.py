@@ -375,5 +375,5 @@ def test_graph_distances():
     assert graph_distance(chain, chain.T) == pytest.approx(2 / 3)  # each reversal once
     assert graph_distance(chain, chain.T, "markov equivalence") == 0.0
     assert graph_distance([[0]], [[0]]) == 0.0
-    assert set(GRAPH_GROUPS) == {"exact", "transitive closure", "markov equivalence"}
+    assert set(GRAPH_GROUPS) == {"exact", "transitive closure", "markov equivalence", "interventional equivalence"}
     assert graph_canonical(chain, "exact").dtype == bool

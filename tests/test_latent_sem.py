@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyrocrl import InputError, simulate
 from pyrocrl.claims.indeterminacy import is_acyclic
-from pyrocrl.constructions.affine import bend, unmix
+from pyrocrl.constructions.affine import bend, grouped_ridge, unmix
+from pyrocrl.exact import orders
 from pyrocrl.exact.linear_sem import LinearSEM
 from pyrocrl.exact.orders import is_order_of
 from pyrocrl.judge.metrics import mcc
@@ -168,6 +169,47 @@ def test_a_free_decoder_absorbs_relu_links(kind: str) -> None:
     assert not perfect.absorbed
     perfect.start(*drawn(truth("perfect"), 500))
     assert float(perfect.graph()[0, 1]) > 0.9
+
+
+def test_coefficients_of_groups_are_those_of_one_large_design() -> None:
+    group, value, shared = torch.randint(0, 7, (300,)), torch.randn(300), torch.randn(300, 3)
+    own = torch.randn(300, 2) * (torch.rand(300, 1) > 0.3)
+    hot = torch.nn.functional.one_hot(group, 8).to(own)  # one group without rows
+    design = torch.cat([shared, (hot[:, :, None] * own[:, None]).flatten(1)], 1)
+    expected = torch.linalg.solve(design.mT @ design + 0.5 * torch.eye(design.shape[1]), design.mT @ value)
+    found, left = grouped_ridge(shared, own, group, 8, value, 0.5)
+    torch.testing.assert_close(found, expected[:3])
+    torch.testing.assert_close(left, value - design @ expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_evidence_by_what_is_added_is_that_of_all_moments(kind: str) -> None:
+    """Differences between the targets of an environment, whatever those of the others."""
+    model = LatentSEM(D, 5, None, kind, "relu")  # type: ignore[arg-type]
+    z, env = drawn(truth(kind, target=[*TARGETS, [0, 0, 0]]), 200)
+    model.start(z, env)
+    model.own_log_scale.normal_(0.0, 0.3)
+    options = torch.eye(D + 1, D)
+
+    def whole(target: Tensor) -> float:
+        scores = model._scores(model._slices(target))
+        value = scores[:, 0].sum() if model.absorbed else orders.log_partition(scores)
+        for e, k in model._pairs(target) if kind in ("shift", "variance") else []:
+            value = value - 0.5 * model.count[e].log()
+            if kind == "variance":
+                value = value - model.count[e] * model.own_log_scale[e, k]
+        return float(value)
+
+    natural, own = model._added()
+    current = torch.tensor([D, 0, 1, 1, D])
+    for e in range(1, 5):
+        rest = type(natural)(*(torch.zeros_like(part[0]) for part in own))
+        for other in set(range(5)) - {e}:
+            rest = rest.moved(natural, own, other, int(current[other]), 1.0)
+        found = model._evidence(type(rest)(*(part[None] for part in rest)), natural, own, torch.tensor([e]))[0]
+        expected = [whole(options[torch.cat([current[:e], torch.tensor([k]), current[e + 1 :]])]) for k in range(D + 1)]
+        torch.testing.assert_close(found - found[D], torch.tensor(expected) - expected[D], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

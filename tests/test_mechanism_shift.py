@@ -184,8 +184,9 @@ def test_shifted_nodes_and_graph_are_found(reference: bool) -> None:
     np.testing.assert_array_equal(graph > 0.5, data.truth["graph"] > 0)
     assert truth.sum() == 4
     assert data.truth["graph"].sum() >= 2
-    verdict = pyrocrl.diagnose(fit, data)
-    assert verdict["targets"].verdict == "identified if"
+    claim = pyrocrl.diagnose(fit, data)["targets"]
+    open_ = bool(((targets > 0.1) & (targets < 0.9)).any())
+    assert claim.verdict == ("identified, undecided at this n" if open_ else "identified if"), str(claim)
     if reference:
         assert (targets[0] == 0).all()
 

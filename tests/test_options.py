@@ -21,6 +21,7 @@ DATA: dict[str, dict[str, Any]] = {
     "linear_sem_lin": {"name": "squires2023_hard", "samples": 200, "latents": 2, "features": 4},
     "linear_sem_nonlin": {"name": "buchholz2023_hard", "samples": 200, "latents": 2},
     "mechanism_shift": {"name": "mechanism_shift2024", "samples": 100, "latents": 2, "environments": 2, "shifts": 1},
+    "observed_dag": {"name": "squires2020", "samples": 20, "latents": 3, "settings": 1, "told": False},
     "sparse_vae": {"name": "moran2022", "rows": 200},
     "unknown_targets": {"name": "jiang2023", "samples": 300, "latents": 2, "features": 6},
 }
@@ -40,6 +41,8 @@ FELT = [
     ("linear_sem_nonlin", "correlation_error", 0.2),
     ("mechanism_shift", "change_log_odds", 1.0),
     ("mechanism_shift", "edge_log_odds", -3.0),
+    ("observed_dag", "neighbours", 0.5),
+    ("observed_dag", "target_probability", 0.5),
     ("sparse_vae", "slab", 0.01),
     ("unknown_targets", "mask_probability", 0.01),
     ("unknown_targets", "level_precision", 5.0),
@@ -92,7 +95,10 @@ def test_what_is_felt_is_the_option() -> None:
 BOUNDED = [(name, option) for name, option, _ in FELT if "log_odds" not in option]
 
 
-@pytest.mark.parametrize(("name", "option"), [*BOUNDED, ("mechanism_shift", "edge_sd"), ("discrepancy_vae", "slab")])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [*BOUNDED, ("mechanism_shift", "edge_sd"), ("observed_dag", "edge_sd"), ("discrepancy_vae", "slab")],
+)
 @pytest.mark.parametrize("value", [-1.0, "much"])
 def test_an_assumption_out_of_range_is_refused(name: str, option: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^{option}: found .*; allowed: a number"):

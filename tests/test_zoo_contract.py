@@ -164,6 +164,7 @@ def test_minibatch_objective_is_unbiased(name: str) -> None:
     batch = batch_of(program, data.rows_at(np.arange(rows)))
 
     def fixed_elbo(part: pyrocrl.Batch) -> float:
+        torch.manual_seed(0)  # rows' latents may be given what is drawn of the globals
         guide = pyro.poutine.trace(program.guide).get_trace(part)
         for site in guide.nodes.values():
             if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
@@ -385,7 +386,7 @@ def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
     if "weight" in drawn(name) and fit.program.config.get("mechanism", "linear") == "linear":
         effect = np.linalg.inv(np.eye(latents) - drawn(name)["weight"].values)[:, :, k]  # (chain, draw, latent)
         error = 5 * effect.std(1) * np.sqrt(1 / 300 + 1 / 60)
-        assert (np.abs(change.mean(1) - 5 * effect.mean(1)) <= 5 * error + 1e-3).all()
+        assert (np.abs(change.mean(1) - 5 * effect.mean(1)) <= 5 * error + 5e-3).all()
     with pytest.raises(pyrocrl.InputError, match="latent_99"):
         fit.do(data, {"latent_99": 0.0})
 

@@ -54,6 +54,7 @@ GRAPH_GROUPS: dict[str, str] = {
     "exact": "every edge is identified",
     "transitive closure": "which node is an ancestor of which is identified, direct edges are not",
     "markov equivalence": "skeleton and v-structures are identified (the completed partially directed graph)",
+    "interventional equivalence": "so are edges into and out of targets of interventions, and what follows from them",
 }
 
 
@@ -404,11 +405,30 @@ def cpdag(graph: ArrayLike) -> Bools:
         directed, loose = directed | new, loose & ~(new | new.T)
 
 
-def graph_canonical(graph: ArrayLike, group: str = "exact") -> Bools:
-    """What a graph group identifies of a graph (parent, child): itself, its closure or its CPDAG."""
+def interventional_cpdag(graph: ArrayLike, targets: ArrayLike) -> Bools:
+    """The partially directed graph of a DAG's interventional Markov equivalence class; undirected = both ways.
+
+    targets: (env, node) in {0, 1}, what each environment intervenes on, one of them observational. Two nodes stand for
+    each environment, parents of its targets and of nothing else: the CPDAG is then that of the class (Yang, Katcoff &
+    Uhler 2018, theorem 3.9; Hauser & Buehlmann 2012 of perfect interventions), the two of them apart from each other
+    so that their edges are directed.
+    """
+    dag = as_graph("graph", graph)
+    hit = np.unique(np.asarray(targets, dtype=bool).reshape(-1, len(dag)), axis=0)
+    hit = np.repeat(hit[hit.any(1)], 2, axis=0)
+    whole = np.zeros((len(dag) + len(hit),) * 2, dtype=bool)
+    whole[: len(dag), : len(dag)], whole[len(dag) :, : len(dag)] = dag, hit
+    return cpdag(whole)[: len(dag), : len(dag)]
+
+
+def graph_canonical(graph: ArrayLike, group: str = "exact", targets: ArrayLike = ()) -> Bools:
+    """What a graph group identifies of a graph (parent, child): itself, its closure or its CPDAG, which for
+    interventional equivalence depends on the targets (env, node)."""
     one_of("graph group", group, GRAPH_GROUPS)
     if group == "transitive closure":
         return transitive_closure(graph)
+    if group == "interventional equivalence":
+        return interventional_cpdag(graph, targets)
     return cpdag(graph) if group == "markov equivalence" else as_graph("graph", graph)
 
 

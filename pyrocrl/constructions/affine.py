@@ -168,7 +168,7 @@ def _changes(y: Tensor, env: Tensor, environments: int) -> Tensor:
 def _rows(env: Tensor, environments: int, rows: int, generator: torch.Generator) -> Tensor:
     """Positions of at most `rows` rows in all, as equal a number from each environment as there are."""
     share = max(2, rows // environments)
-    parts = [torch.nonzero(env == e).flatten().cpu() for e in range(environments)]
+    parts = torch.argsort(env.cpu(), stable=True).split(torch.bincount(env.cpu(), minlength=environments).tolist())
     picked = [p[torch.randperm(len(p), generator=generator)[:share]] for p in parts]
     return torch.cat(picked).to(env.device)
 
@@ -245,19 +245,14 @@ def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: 
 
     def regress(c: int, seen: list[int]) -> tuple[Tensor, Tensor]:
         """(coefficients of z[seen] (seen,), residual variance) of z_c."""
-        own = torch.nn.functional.one_hot(env, prior.environments).to(z) * (1 - natural[:, c, None])
-        parts = [z[:, seen], natural[:, c, None], own]
-        link = prior.link(z[:, seen])
-        if prior.intervention in ("shift", "variance"):
-            parts.append(link)
-        else:
-            parts.append(link * natural[:, c, None])
-            if prior.intervention == "soft":
-                parts.extend(link * own[:, e, None] for e in range(prior.environments) if own[:, e].any())
-        design = torch.cat(parts, 1)
-        ridge = RIDGE * len(z) * torch.eye(design.shape[1]).to(z)
-        found = torch.linalg.solve(design.mT @ design + ridge, design.mT @ z[:, c])
-        return found[: len(seen)], (z[:, c] - design @ found).square().mean()
+        free = natural[:, c, None]
+        link, own = prior.link(z[:, seen]), 1 - free  # a level of its own for each environment that acts on c
+        kept = prior.intervention in ("shift", "variance")
+        shared = torch.cat([z[:, seen], free, link if kept else link * free], 1)
+        if prior.intervention == "soft":  # and slopes
+            own = torch.cat([own, link * own], 1)
+        found, left = grouped_ridge(shared, own, env, prior.environments, z[:, c], RIDGE * len(z))
+        return found[: len(seen)], left.square().mean()
 
     for place, k in enumerate(nodes):
         if place:
@@ -277,6 +272,32 @@ def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: 
     out = _Affine(prior, matrix, shift)
     out.sem.start(z, env, order)
     return out
+
+
+def grouped_ridge(
+    shared: Tensor, own: Tensor, group: Tensor, groups: int, value: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """(coefficients of `shared`, residuals (rows,)) of a ridge regression of `value` (rows,) on `shared` (rows, m) and,
+    with coefficients of their own in each group of rows, on `own` (rows, q).
+
+    Linear in the number of groups: their coefficients are solved for first (Frisch & Waugh 1933).
+    """
+    both = torch.cat([shared, value[:, None]], 1).double()
+    mine = own.double()
+    eye = torch.eye(mine.shape[1]).to(mine)
+
+    def summed(left: Tensor, right: Tensor) -> Tensor:
+        out = left.new_zeros(groups, left.shape[1], right.shape[1])
+        return out.index_add_(0, group, left[:, :, None] * right[:, None, :])
+
+    cross = summed(mine, both)  # (group, q, m + 1)
+    solved = torch.linalg.solve(summed(mine, mine) + ridge * eye, cross)
+    rest = both.mT @ both - torch.einsum("gqa,gqb->ab", cross, solved)
+    rest, right = rest[:-1, :-1], rest[:-1, -1]
+    found = torch.linalg.solve(rest + ridge * torch.eye(len(rest)).to(rest), right)
+    of_group = solved[:, :, -1] - solved[:, :, :-1] @ found  # (group, q)
+    left = both[:, -1] - both[:, :-1] @ found - (mine * of_group[group]).sum(1)
+    return found.to(shared.dtype), left.to(shared.dtype)
 
 
 State = dict[str, Tensor]
@@ -410,8 +431,7 @@ def gaussian_factors(
 def bootstrap(env: Tensor, environments: int, generator: torch.Generator) -> Tensor:
     """Positions of rows, drawn with replacement within each environment."""
     parts = []
-    for e in range(environments):
-        rows = torch.nonzero(env == e).flatten().cpu()
+    for rows in torch.argsort(env.cpu(), stable=True).split(torch.bincount(env.cpu(), minlength=environments).tolist()):
         if len(rows):
             parts.append(rows[torch.randint(len(rows), (len(rows),), generator=generator)])
     return torch.cat(parts).to(env.device)

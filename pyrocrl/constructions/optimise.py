@@ -1,4 +1,4 @@
-"""Training of a construction's networks: Muon for matrices, Adam for the rest."""
+"""Training of a construction's networks: Muon for matrices, Adam for the rest; minima of few numbers."""
 
 from __future__ import annotations
 
@@ -93,3 +93,23 @@ def regress(
     seed = int(torch.randint(2**31, (), generator=generator))
     with drawing(seed):
         return minimise(network, loss, every, steps, rows, generator)
+
+
+# -- few numbers -------------------------------------------------------------------------------------------------
+
+
+def optimum(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """(where the smooth `loss` of a vector is least, near `start`; the Hessian there), by L-BFGS in float64."""
+    at = start.detach().clone().requires_grad_()
+    search = torch.optim.LBFGS([at], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-9)
+
+    def step() -> Tensor:
+        search.zero_grad()
+        value = loss(at)
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        search.step(step)
+        found = at.detach()
+        return found, torch.autograd.functional.hessian(loss, found)

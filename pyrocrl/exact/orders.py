@@ -118,10 +118,9 @@ def log_order_prior(d: int, prob: float) -> float:
     return d * (d - 1) / 2 * math.log(1 - prob) - math.lgamma(d + 1)
 
 
-def _sum_over_subsets(scores: Tensor) -> Tensor:
-    """Zeta transform: entry [k, S] becomes the log of the sum over all sets within S."""
-    d = scores.shape[-2]
-    for axis in range(d):
+def sum_over_subsets(scores: Tensor) -> Tensor:
+    """Zeta transform: entry [..., S] becomes the log of the sum over all sets within S."""
+    for axis in range(scores.shape[-1].bit_length() - 1):
         split = scores.reshape(*scores.shape[:-1], -1, 2, 2**axis)
         both = split.logsumexp(-2)  # not logaddexp: its second derivative is NaN far from balance
         scores = torch.stack([split[..., 0, :], both], -2).flatten(-3)
@@ -147,7 +146,7 @@ def order_tables(scores: Tensor, best: bool = False) -> OrderTables:
     """
     d = scores.shape[-2]
     table = _subsets(d, scores.device)
-    node = _sum_over_subsets(scores)
+    node = sum_over_subsets(scores)
     flat = node.flatten(-2)
     level = torch.zeros_like(flat[..., :1])
     levels = [level]

@@ -147,23 +147,24 @@ def acting_together(targets: Tensor, environments: Sequence[int]) -> tuple[Tenso
 class Targets(TorchDistribution):
     """Which environments have a mechanism of their own, independently for each node: event (env, node) in {0, 1}.
 
-    scores: (node, subset) log-probabilities up to a constant; differs: (subset, env) as `subsets` gives it.
+    scores: (node, subset) log-probabilities up to a constant; differs: (subset, env) as `subsets` gives it, or each
+    node's own (node, subset, env).
     """
 
     arg_constraints: dict = {}
     support = constraints.independent(constraints.boolean, 2)
 
     def __init__(self, scores: Tensor, differs: Tensor, validate_args: bool | None = None) -> None:
-        self.scores, self.differs = scores, differs
-        super().__init__(torch.Size(), torch.Size((differs.shape[1], len(scores))), validate_args=False)
+        self.scores, self.differs = scores, differs.expand(len(scores), *differs.shape[-2:])
+        super().__init__(torch.Size(), torch.Size((differs.shape[-1], len(scores))), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        return (self.scores.softmax(-1) @ self.differs).mT
+        return torch.einsum("ks,kse->ek", self.scores.softmax(-1), self.differs)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         chosen = categorical(self.scores.detach().expand(*sample_shape, *self.scores.shape))
-        return self.differs[chosen].mT
+        return self.differs[torch.arange(chosen.shape[-1], device=chosen.device), chosen].mT
 
     def log_prob(self, value: Tensor) -> Tensor:
         same = (value.mT[:, None] == self.differs).all(-1)  # (node, subset)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -40,6 +41,7 @@ CHECKPOINT = "checkpoint.safetensors"
 COMPLETION_LR = 0.03  # at least, of blocks that stand in for a guide's lines: log odds and logarithms have far to go
 SETTLING_ROWS = 2_000
 STATES = 3  # as many numbers as parameters: gradient and Adam's two moments
+DENSE = 64_000_000  # entries of x beyond which a sparse table stays sparse
 MANY = 1_000_000  # entries of x in a step of all chains from which threads may pay
 MEASURED = 1.0  # seconds of steps that show how long they take
 LONG = 10.0  # seconds of a fit that says how long it will take
@@ -229,7 +231,10 @@ class _Loop:
         self.cpu_started = time.process_time()
         self.seconds_before = self.cpu_before = 0.0
         rows = program.uses_rows
-        self.batch = self.train.tensors(device, recipe.dtype, rows=rows, moments=not rows)
+        self.sparse = rows and device.type == "cpu" and scipy.sparse.issparse(self.train.x) and self.train.x.nnz > 0
+        self.sparse = self.sparse and self.train.rows * self.train.features > DENSE
+        whole = self.train.rows_at(slice(0, 1)) if self.sparse else self.train  # in place of rows made dense by step
+        self.batch = whole.tensors(device, recipe.dtype, rows=rows, moments=not rows)
         self.held_batch = self.held.tensors(device, recipe.dtype).whole()
         self.made: list[Program] = []  # chains that have started
         self.before = 0  # epochs of the fit that goes on
@@ -290,8 +295,15 @@ class _Loop:
     def _sample_batch(self) -> Batch:
         if not self.program.uses_rows:
             return self.batch
-        few = torch.arange(min(len(self.batch), self.recipe.batch_size or 64), device=self.device)
-        return self.batch.take(few)
+        few = torch.arange(min(self.train.rows, self.recipe.batch_size or 64), device=self.device)
+        return self._take(few)
+
+    def _take(self, rows: Tensor) -> Batch:
+        """The training rows at these positions; of a large sparse table only they are made dense."""
+        if not self.sparse:
+            return self.batch.take(rows)
+        part = self.train.rows_at(rows.numpy()).tensors(self.device, self.recipe.dtype)
+        return dataclasses.replace(part, index=rows, total=self.train.rows)
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
@@ -325,7 +337,7 @@ class _Loop:
         reseed(mix(self.seed, self.before + self.epoch, 7))  # each epoch has its own stream: nothing to save at its end
         if self.generators:
             self._set_generators()
-        rows = len(self.batch)
+        rows = self.train.rows if self.program.uses_rows else 0
         size = rows if recipe.batch_size is None else min(recipe.batch_size, rows)
         if self.program.uses_rows:
             # whole minibatches only: a short last one would be a noisier step than the others
@@ -336,7 +348,7 @@ class _Loop:
         steps = self.steps
         for step in range(self.step, steps):
             at = (self.epoch + step / steps) / recipe.epochs
-            batch = self.batch if order is None else self.batch.take(order[step * size : (step + 1) * size])
+            batch = self.batch if order is None else self._take(order[step * size : (step + 1) * size])
             self._step(self._annealed(batch, at), at)
             self.step = step + 1
             if self.say is not None:
@@ -512,9 +524,10 @@ class _Loop:
     def _some_rows(self) -> Batch:
         """Training rows on which gates are settled, standing for all of them."""
         generator = torch.Generator().manual_seed(mix(self.seed, 25))
-        batch = self.batch if self.program.uses_rows else self.train.tensors(self.device, self.recipe.dtype)
-        pick = torch.randperm(len(batch), generator=generator)[:SETTLING_ROWS].to(self.device)
-        return self._annealed(batch.take(pick), 1.0)
+        pick = torch.randperm(self.train.rows, generator=generator)[:SETTLING_ROWS].to(self.device)
+        if self.program.uses_rows:
+            return self._annealed(self._take(pick), 1.0)
+        return self._annealed(self.train.tensors(self.device, self.recipe.dtype).take(pick), 1.0)
 
     def _save_starts(self, at_once: bool = False) -> None:
         """A checkpoint of the chains that have started, where starts take long: the others have not."""

@@ -29,6 +29,7 @@ from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
+MOST_READ = 4_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 READ_CELLS = 8_000_000  # entries of x read at once
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
@@ -261,17 +262,18 @@ class Fit:
         z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child) in {0,
         1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i, .) of
         each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what has a
-        data dimension; None = all rows unless z exceeds 1e8 numbers; constant_data then has the posterior means of all
-        rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in any case: its coordinate
-        tells which rows it holds, by the names of `data` or by position. sample_stats has the draws' `lp`, and of
-        chains `held_out`, `chain_weight` and `agreement` (chain, other_chain, latent). Sites that `Program.sites` does
-        not declare, such as an order, stand in each chain's own numbering and units of the latents; the attribute
-        `aligned` of such a variable is 0.
+        data dimension; None = all rows unless z exceeds 1e8 numbers, or x 4e9 over all draws; constant_data then has
+        the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in
+        any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
+        position. sample_stats has the draws' `lp`, and of chains `held_out`, `chain_weight` and `agreement` (chain,
+        other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand in each chain's own
+        numbering and units of the latents; the attribute `aligned` of such a variable is 0.
         """
         data = self._data(data)
         total = draws * self.chains.count
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
+            thin = max(thin, -(-data.rows * data.features * total // MOST_READ))
         rows = np.arange(0, data.rows, thin)
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
@@ -662,11 +664,11 @@ def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]
     host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(elbo(program, batch))}
     if shown is not None:
-        kept = stories.outside_rows(sites, trace) if program.new_rows else sites
-        new = stories.told(program, batch.blank(), kept).nodes["x"]["value"]
+        rows = torch.arange(len(batch), device=batch.device)[shown]
+        kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
+        new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
-        # a copy: a view of some rows would keep every draw of all rows in memory
-        out["posterior_predictive"] = {"x": new[shown].cpu().numpy().copy()}
+        out["posterior_predictive"] = {"x": new.cpu().numpy().copy()}
         likelihood = stories.log_likelihood(trace, sites) if known is None else known
         out["log_likelihood"] = {"x": likelihood.cpu().numpy()}
     return out

@@ -114,6 +114,15 @@ def outside_rows(sites: Mapping[str, Tensor], trace: Any) -> Sites:
     return {name: value for name, value in sites.items() if name in trace.nodes and not is_local(trace.nodes[name])}
 
 
+def at_rows(sites: Mapping[str, Tensor], trace: Any, rows: Tensor) -> Sites:
+    """These sites, those of single rows at the positions `rows` alone; z may stand for columns of the trace."""
+
+    def local(name: str) -> bool:
+        return is_local(trace.nodes[name]) if name in trace.nodes else name == "z"
+
+    return {name: value[rows] if local(name) else value for name, value in sites.items()}
+
+
 def acting(latents: Mapping[int, float]) -> dict[str, Any]:
     """ChiRho's actions that set latents: the site z_<k> to a number; of a story that draws z at once, its column."""
 

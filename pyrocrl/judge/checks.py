@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 import torch
 from scipy import stats
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from pyrocrl.claims import conditions
 from pyrocrl.claims.card import CONDITIONS
@@ -28,6 +30,7 @@ TELLING = 400  # rows of an environment from which an intervention worth the nam
 SURE = 0.9  # probability from which something is decided
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
+DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
@@ -41,6 +44,12 @@ class Found:
     detail: str
     remedy: str
     tested: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The test, its p-value and what was seen."""
+        p = f"p = {self.p:.2g}" if self.p >= 1e-300 else "p < 1e-300"
+        return f"{self.name}: {p}, {self.detail}"
 
     @property
     def fails(self) -> bool:
@@ -165,6 +174,28 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
 
 
+def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
+    """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
+    is left out, each latent can be matched with two features of its own."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).loading_matrix()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims loadings but has no `loading_matrix()`: means, deviations")
+    mean, sd = (value.cpu().numpy() for value in found)
+    there, names = np.abs(mean) > DIFFERS * sd, fit.names["latent"]
+    if short := [names[k] for k in np.flatnonzero(~there.diagonal())]:
+        said = f"the feature that is to name {', '.join(short)} may not load on it"
+        return Lack(said, "another order of the features, or more rows")
+    for left_out in range(len(there)):
+        twice = scipy.sparse.csr_matrix(np.repeat(np.delete(there, left_out, 0), 2, axis=1))
+        match = maximum_bipartite_matching(twice, perm_type="row")  # of each latent's two places, a feature
+        if (match < 0).any():
+            lacking, without = names[int(np.argmax(match < 0)) // 2], fit.names["feature"][left_out]
+            said = f"without {without} too few features load on {lacking} to tell it from noise"
+            return Lack(said, "more features of it, or fewer latents")
+    return None
+
+
 def _components(fit: Fit, data: Data) -> Lack | None:
     weights, _, _ = _mixture(fit)
     used = int((weights > 0.01).sum())
@@ -199,7 +230,7 @@ def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = fit.chains.chain(fit.reference).mixture()
     if found is None:
         raise TypeError(f"{fit.program.card.name} claims a mixture but has no `mixture()`: weights, means, scales")
-    weights, mean, scale = (v.double().cpu().numpy() for v in found)
+    weights, mean, scale = (v.detach().double().cpu().numpy() for v in found)
     return weights, mean, scale
 
 
@@ -268,6 +299,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "all_states": _all_states,
+    "noise_told_apart": _noise_told_apart,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,

@@ -29,6 +29,7 @@ from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, Found, open_directions, tests
+from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -184,6 +185,11 @@ class _Known:
     tests: tuple[Found, ...]
 
     @cached_property
+    def arcs(self) -> list[np.ndarray]:
+        """(parent, child) of each chain: probabilities that the class of the graph has an arc that way."""
+        return [classes.mean(0) for classes, _, _ in class_draws(self.fit, self.data)]
+
+    @cached_property
     def rivals(self) -> dict[str, float]:
         """Kinds of interventions that keep equations, against the kind told."""
         return self.fit.chains.chain(self.fit.reference).rivals(("shift", "variance"))
@@ -212,8 +218,8 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     compared = np.flatnonzero(ties)
     if alone:  # chains may fall behind in what is not claimed
         best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
-        compared = np.array([c for c in every if c == best or _agreement(fit, claim, np.array([best, c]), {})[0]])
-    agree, words = _agreement(fit, claim, compared, numbers)
+        compared = np.array([c for c in every if c == best or _agreement(known, claim, np.array([best, c]), {})[0]])
+    agree, words = _agreement(known, claim, compared, numbers)
     each: dict[str, float] = {}
     if claim.what == "latents":
         numbers["rhat_max"] = rhat_after_alignment(fit, known.data, compared)
@@ -227,7 +233,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     closed = [lack for lack in lacks if not lack.rows]
     if closed:
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)))
-    doubts = "; ".join(f"{test.name}: p = {test.p:.2g}, {test.detail}" for test in failed)
+    doubts = "; ".join(test.words for test in failed)
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
@@ -345,7 +351,7 @@ def _rows_to_tell(known: _Known, claim: Claim, compared: np.ndarray) -> float | 
     needed = []
     for i, a in enumerate(compared):
         for b in compared[i + 1 :]:
-            if not _agreement(fit, claim, np.array([a, b]), {})[0]:
+            if not _agreement(known, claim, np.array([a, b]), {})[0]:
                 s = float((fit.held_out[a] - fit.held_out[b]).std())
                 needed.append(2 * math.log(SURE / (1 - SURE)) / max(s, 1e-12) ** 2)
     if not needed or max(needed) > MOST_TIMES * rows:
@@ -368,6 +374,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     values = getattr(fit, claim.what)()
     if values is None:
         return (), 0.0
+    if by_class := "interventional equivalence" in claim.up_to:  # an edge that the class leaves open has arcs both ways
+        values = np.einsum("c,cpk->pk", fit.weights, np.stack(known.arcs))
     unsure = np.minimum(values, 1 - values) > 1 - SURE
     if claim.what == "mask":
         if np.minimum(values, 1 - values).sum() <= WRONG_ENTRIES * max(values.sum(), 1e-12):
@@ -388,20 +396,32 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     open_ = np.argwhere(unsure)
     if not len(open_):
         return (), 0.0
-    turning = {*open_directions(values)} if claim.what == "graph" and label == "{} -> {}" else set()
+    directed = claim.what == "graph" and label == "{} -> {}" and not by_class
+    turning = {*open_directions(values)} if directed else set()
     rows = []
     for i, j in open_:
-        p, rate = float(values[i, j]), 1.0
+        p = float(values[i, j])
         if (min(i, j), max(i, j)) in turning:  # log odds of a direction grow with the rows, either way
             rate = abs(math.log(p / max(1 - p, 1e-9)))
             rows.append(known.data.rows * math.log(SURE / (1 - SURE)) / max(rate, 0.05))
-        elif p > 0.5:  # of what is there, log odds grow with the rows, less what the prior asks
-            asked = 0.5 * math.log(known.data.rows)
-            rows.append(known.data.rows * (math.log(SURE / (1 - SURE)) + asked) / (math.log(p / (1 - p)) + asked))
-        else:  # of what is not, with the logarithm of their root
-            rows.append(known.data.rows * (SURE / (1 - SURE) * p / (1 - p)) ** 2)
+        else:
+            rows.append(_rows_to_decide(p, known.data.rows))
     which = tuple(label.format(sides[0][i], sides[1][j]) + f" ({values[i, j]:.2f})" for i, j in open_)
     return which, max(rows)
+
+
+def _rows_to_decide(p: float, rows: int) -> float:
+    """Rows at which something of the probability p, of these rows, probably has one of `SURE` or 1 - `SURE`.
+
+    By Schwarz's criterion log odds are half of z^2 less half the logarithm of the rows. With r times the rows, z^2 of
+    what is there becomes r z^2, and that of what is not z^2 / r + 1 - 1 / r: chance wears off. p says which to expect.
+    """
+    logit, asked, times = math.log(p / (1 - p)), math.log(SURE / (1 - SURE)), np.geomspace(1, 1000, 500)
+    square = max(2 * logit + math.log(rows), 0.0)
+    later = square * times if p > 0.5 else square / times + 1 - 1 / times
+    odds = 0.5 * (later - np.log(rows * times))
+    enough = odds >= asked if p > 0.5 else odds <= -asked
+    return float(rows * (times[enough.argmax()] if enough.any() else times[-1]))
 
 
 def _same_closure(values: np.ndarray) -> bool:
@@ -409,13 +429,23 @@ def _same_closure(values: np.ndarray) -> bool:
     return bool((transitive_closure(values > SURE) == transitive_closure(values > 1 - SURE)).all())
 
 
-def _agreement(fit: Fit, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
+def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
     """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
+    fit = known.fit
     if claim.what in ("mask", "graph", "targets"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
         pairs = [(a, b) for i, a in enumerate(compared) for b in compared[i + 1 :]]
+        if "interventional equivalence" in claim.up_to:  # of draws: its undirected edges have no probable direction
+            arcs = known.arcs
+            each = [
+                (arcs[a] * arcs[b]).sum() / max(arcs[a].sum(), arcs[b].sum(), 1e-9) for a in compared for b in compared
+            ]
+            least = float(min(each)) if max(arc.sum() for arc in arcs) > 0.01 else 1.0
+            numbers["overlap_least"] = least
+            words = f"draws of their graphs share {least:.0%} of their classes' edges at least ({OVERLAP:.0%} is asked)"
+            return least >= OVERLAP, words
         if claim.what == "graph" and "exact" not in claim.up_to:
             kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
             if kinds:
@@ -583,6 +613,9 @@ def rotation_freedom(fit: Fit, data: Data) -> str | None:
     with drawing(41), torch.no_grad():
         mask = program.mask()
         if mask is not None and not (mask > INCLUDED).all():
+            return None
+        loadings = program.loading_matrix()
+        if loadings is not None and (loadings[1] == 0).any():  # some are 0 by the story
             return None
         model = traces(program, batch)[1]
         site = model.nodes.get("z")

@@ -20,7 +20,13 @@ BEFORE = {
     "varimax": "varimax factors",
     "other": "other model",
 }
-AFTER = {"empty": "empty", "full": "full", "cells": "weighted by cells"}
+AFTER = {
+    "empty": "empty",
+    "full": "full",
+    "greedy": "greedy search by BIC",
+    "cells": "weighted by cells",
+    "ml": "of maximum likelihood",
+}
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
 DIGITS = 3
@@ -117,8 +123,29 @@ _TABLE = (
     Metric("weight_coverage", "True edge weights inside 90 % intervals", None, 2, figure=True),
     Metric("weight_covered", "True edge weights inside 90 % intervals, count", None, None),
     Metric("weight_total", "True edges", None, None),
+    Metric("loadings_coverage", "True loadings inside 90 % intervals", None, 2, figure=True, beside=("ml",)),
+    Metric("loadings_error", "Loadings, error", "smaller", figure=True, beside=("ml",)),
+    Metric("latents_coverage", "True latents inside 90 % intervals", None, 2, figure=True),
     Metric("shift_errors", "Changed mechanisms wrong", "smaller", None, figure=True, beside=("empty",)),
     Metric("shifts_exact", "Changed mechanisms all right", "larger", 2, worst=False),
+    Metric(
+        "class_shd",
+        "Pairs joined otherwise than in the true interventional class (SHD)",
+        "smaller",
+        None,
+        figure=True,
+        beside=("empty", "greedy"),
+        headline=True,
+    ),
+    Metric("expected_shd", "Edges wrong, mean over posterior graphs", "smaller", 2, figure=True, beside=("empty",)),
+    Metric("auprc", "Edges, area under the precision-recall curve", "larger", 2, figure=True, beside=("empty",)),
+    Metric("sure_right", "Edges of probability .9 or more that are there, share", "larger", 2, figure=True),
+    Metric("targets_found", "Targets found", "larger", None, figure=True),
+    Metric("targets_there", "Targets there are", None, None, figure=True),
+    Metric("targets_false", "Targets called that are none", "smaller", None, figure=True),
+    Metric("target_auprc", "Targets, area under the precision-recall curve", "larger", 2),
+    Metric("edges_right", "Edges called that are in the consensus network", "larger", None, True, ("greedy",)),
+    Metric("edges_wrong", "Edges called that are not", "smaller", None, True, ("greedy",)),
     Metric("joined_errors", "Joined latents wrong", "smaller", None, figure=True, beside=("empty",)),
     Metric("skeleton_exact", "Joined latents all right", "larger", 2, worst=False),
     # predictions, in standard deviations of features
@@ -137,6 +164,15 @@ _TABLE = (
     Metric("action_error_best", "... of the best of these", "smaller", worst=False),
     Metric("action_ratio", "Error of the mean over that of the best regression", "smaller", 2, figure=True),
     Metric("action_coverage", "True means inside 90 % intervals", None, 2, figure=True),
+    # effects never measured
+    Metric("effect_r", "Effects never measured, correlation", "larger", figure=True, headline=True),
+    Metric("effect_r2", "Effects never measured, R² a pair", "larger", figure=True, headline=True),
+    Metric("effect_cosine", "Effects never measured, cosine a pair", "larger", figure=True),
+    Metric("effect_coverage_90", "New effects inside 90 % intervals", None, figure=True),
+    Metric("effect_coverage_95", "New effects inside 95 % intervals", None, figure=True),
+    Metric("r_*", "Correlation of *", "larger", figure=True, worst=False),
+    Metric("r2_*", "R² a pair of *", "larger", figure=True, worst=False),
+    Metric("cosine_*", "Cosine a pair of *", "larger", figure=True, worst=False),
     # between fits
     Metric("agreement", "Correlation with another model's latents", "larger", 2, figure=True),
     Metric("graphs_differ", "Edges in which the other model's graph differs", "smaller", None, figure=True),

@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pyrocrl import simulate
+from pyrocrl import datasets, simulate
 from pyrocrl.data import Data
 
 if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+# edges of the consensus network of Sachs et al. (2005), and what their drugs act on
+SIGNALLING = (
+    "Raf>Mek Mek>Erk PLCg>PIP2 PLCg>PKC PIP2>PKC PIP3>PLCg PIP3>PIP2 PIP3>Akt PKC>Raf PKC>Mek PKC>Jnk PKC>P38 PKA>Raf "
+    "PKA>Mek PKA>Erk PKA>Akt PKA>Jnk PKA>P38"
+)
+DRUGS = {
+    "Akt inhibitor": "Akt",
+    "G06976": "PKC",
+    "psitectorigenin": "PIP2",
+    "U0126": "Mek",
+    "pma": "PKC",
+    "b2camp": "PKA",
+}
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,140 @@ class Skeleton(Study):
         graph = reorder_graph(graph, nodes)
         wrong = float(np.triu((graph + graph.T > 0.5) != (true | true.T)).sum())
         ours = {"joined_errors": wrong, "joined_errors_empty": float(true.sum()), "skeleton_exact": float(wrong == 0)}
+        return super().score(result, data) | ours
+
+
+@dataclass(frozen=True)
+class ObservedGraph(Study):
+    """A graph over observed variables up to what interventions tell, beside the empty graph and a greedy search.
+
+    class_shd: pairs of variables that the class (`equivalence_class`, an arc where its probability exceeds .5) joins
+    otherwise than the true one; expected_shd: mean over posterior graphs of the edges that are wrong, a reversed one
+    once; sure_right: share of true edges among those of probability .9 or more.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score
+
+        from pyrocrl.claims.indeterminacy import differing_pairs, interventional_cpdag
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.equivalence import class_draws
+        from pyrocrl.lab.greedy import search
+
+        assert result.data is not None
+        true, envs = data.truth["graph"] > 0, result.names["env"]
+        hit = np.zeros((len(envs), len(true)))
+        told: Any = data.truth["targets"]
+        for env, nodes in told.items():
+            hit[envs.index(env), list(nodes)] = 1
+        graph, wanted, off = result.graph(), interventional_cpdag(true, hit), ~np.eye(len(true), dtype=bool)
+        assert graph is not None
+        drawn = class_draws(result)
+        arcs = sum(w * classes.mean(0) for w, (classes, _, _) in zip(result.weights, drawn, strict=True)) > 0.5
+        expected = [w * np.mean([metrics.shd(true, g) for g in part[1]]) for w, part in zip(result.weights, drawn)]
+        found = interventional_cpdag(search(result.data, result.program.intervention_kind), hit)
+        out = {"held_out": float(result.weights @ result.scores)} | metrics.graph_scores(true, graph)
+        out |= {
+            "class_shd": float(differing_pairs(arcs, wanted)),
+            "class_shd_empty": float(differing_pairs(np.zeros_like(wanted), wanted)),
+            "class_shd_greedy": float(differing_pairs(found, wanted)),
+            "expected_shd": float(sum(expected)),
+            "expected_shd_empty": float(true.sum()),
+            "auprc": float(average_precision_score(true[off], graph[off])),
+            "auprc_empty": float(true[off].mean()),
+        }
+        if (sure := (graph >= 0.9)).any():
+            out["sure_right"] = float(true[sure].mean())
+        targets = result.targets()
+        if result.program.target_mode == "unknown" and targets is not None:
+            there = targets > 0.5
+            out |= {
+                "targets_found": float((there & (hit > 0)).sum()),
+                "targets_false": float((there & (hit == 0)).sum()),
+            }
+            out |= {
+                "targets_there": float(hit.sum()),
+                "target_auprc": float(average_precision_score(hit[1:].ravel(), targets[1:].ravel())),
+            }
+        return out
+
+
+@dataclass(frozen=True)
+class SignallingGraph(Study):
+    """Sachs et al. (2005), eleven proteins under inhibitors and activators of known targets: the edges that are called
+    at each probability, right or not, by the consensus network of that paper. No more is claimed of it: proteins act
+    on each other in cycles, cells are no Gaussian sample, and published graphs score about as the empty one does."""
+
+    simulated: ClassVar[bool] = False
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = datasets.load(self.setting)
+        labels, stimulus = data.env_labels(), np.asarray(data.batch_names)[data.batch]
+        classical = (stimulus != "cd3cd28icam2") | (labels == "control")
+        rows = classical & (labels != "LY294002")  # whose target is not measured
+        names = data.feature_names
+        graph = np.zeros((len(names), len(names)), dtype=int)
+        for edge in SIGNALLING.split():
+            graph[tuple(names.index(name) for name in edge.split(">"))] = 1
+        targets = {drug: (names.index(name),) for drug, name in DRUGS.items()}
+        kept = Data(data.x[rows], labels[rows], targets, control="control", feature_names=names, truth={"graph": graph})
+        return kept, kept
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.lab.greedy import search
+
+        graph, true = result.graph(), data.truth["graph"] > 0
+        assert graph is not None
+        off = ~np.eye(len(true), dtype=bool)
+        out = {"held_out": float(result.weights @ result.scores)} | metrics.graph_scores(true, graph)
+        out |= {"auprc": float(average_precision_score(true[off], graph[off])), "auprc_empty": float(true[off].mean())}
+        for name, found in {"": graph > 0.5, "_greedy": search(data)}.items():
+            out |= {
+                "edges_right" + name: float((found & true).sum()),
+                "edges_wrong" + name: float((found & ~true).sum()),
+            }
+        return out
+
+
+class Loadings(Study):
+    """True loadings and latents inside their 90 % intervals; _ml: of the loadings' maximum of the likelihood in the
+    same triangle, with its expected information."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.exact.factor_analysis import Triangular
+        from pyrocrl.judge.metrics import interval_coverage
+
+        true, entry = data.truth["loadings"], np.tril(np.ones_like(data.truth["loadings"])) > 0
+        drawn = result.posterior(500, data, predictive=False)["posterior"].to_dataset().stack(sample=("chain", "draw"))
+        mine = drawn["loadings"].transpose("sample", "feature", "latent").to_numpy()
+        z = drawn["z"].transpose("sample", "data", "latent").to_numpy()
+        fitted = result.data
+        assert fitted is not None
+        x = torch.as_tensor(fitted.x - fitted.x.mean(0), dtype=torch.float64)
+        spread = x.std(0)
+        second = (x / spread).mT @ (x / spread) / len(x)
+        law = Triangular(second, len(x), entry.shape[1], 1.0, 0.0, flat=True)
+        start = torch.as_tensor(mine.mean(0)) / spread[:, None]
+        vector = torch.cat([start[law.j, law.k], (1 - start.square().sum(1)).clamp_min(0.05).log()])
+        vector[law.diagonal] = vector[law.diagonal].log()
+        mode, covariance = law.moments(vector, mode=True)
+        best, sd = law.split(mode)[0], torch.zeros_like(start)
+        sd[law.j, law.k] = covariance.diagonal()[: len(law.j)].sqrt()
+        sd.diagonal().mul_(best.diagonal())
+        likely, error = (best * spread[:, None]).numpy(), (sd * spread[:, None]).numpy()
+        inside = np.abs(likely - true)[entry] <= 1.645 * error[entry]
+        ours = {
+            "loadings_coverage": interval_coverage(true[entry], mine[:, entry]),
+            "latents_coverage": interval_coverage(data.truth["z"], z),
+            "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[entry].mean())),
+            "loadings_coverage_ml": float(inside.mean()),
+            "loadings_error_ml": float(np.sqrt(np.square(likely - true)[entry].mean())),
+        }
         return super().score(result, data) | ours
 
 

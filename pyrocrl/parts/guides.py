@@ -6,12 +6,14 @@ Pyro's AutoGuides make theirs at the first call and share names between instance
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrocrl.dists import Gate, LogNormal, MultivariateNormal, Normal
+from pyrocrl.dists import Gate, LogMultivariateNormal, LogNormal, MultivariateNormal, Normal
 
 SURE = 12.0  # largest log odds of settled gates
 SETTLED = 0.101  # temperature from which gates stay as they are
@@ -127,3 +129,43 @@ class FullNormalBlock(nn.Module):
 
     def forward(self) -> MultivariateNormal:
         return MultivariateNormal(self.loc, scale_tril=self.scale_tril)
+
+
+class JointBlock(nn.Module):
+    """q of several vectors, jointly normal, the positive ones in their logarithm.
+
+    sizes, positive: of each. loc (sum of sizes,) and the Cholesky factor of the covariance are in that order; each
+    vector is drawn given those before it.
+    """
+
+    def __init__(self, sizes: Sequence[int], positive: Sequence[bool], scale: float = 0.05) -> None:
+        super().__init__()
+        self.sizes, self.positive = list(sizes), list(positive)
+        total = sum(sizes)
+        self.loc = nn.Parameter(torch.zeros(total))
+        self.raw_tril = nn.Parameter(math.log(scale) * torch.eye(total))  # logarithms on the diagonal
+
+    @property
+    def tril(self) -> Tensor:
+        """(total, total) Cholesky factor."""
+        return self.raw_tril.tril(-1) + torch.diag_embed(self.raw_tril.diagonal(dim1=-2, dim2=-1).exp())
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, covariance: Tensor) -> None:
+        """Set mean and covariance."""
+        tril = torch.linalg.cholesky(covariance)
+        self.loc.copy_(loc)
+        self.raw_tril.copy_(tril.tril(-1) + torch.diag_embed(tril.diagonal(dim1=-2, dim2=-1).log()))
+
+    def sample(self, *names: str) -> list[Tensor]:
+        """A `pyro.sample` for each vector, by name."""
+        tril, noise, out, start = self.tril, self.loc[:0], [], 0
+        for name, size, positive in zip(names, self.sizes, self.positive, strict=True):
+            part = slice(start, start + size)
+            law = MultivariateNormal(self.loc[part] + tril[part, :start] @ noise, scale_tril=tril[part, part])
+            value = pyro.sample(name, LogMultivariateNormal(law) if positive else law)
+            plain = value.log() if positive else value
+            white = torch.linalg.solve_triangular(tril[part, part], (plain - law.loc)[:, None], upper=False)[:, 0]
+            noise, start = torch.cat([noise, white]), start + size
+            out.append(value)
+        return out

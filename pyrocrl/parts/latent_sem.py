@@ -33,6 +33,7 @@ from pyrocrl.parts import escapees
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Site, check_between
 
+BLOCK = 4_096  # rows whose squares are held at once
 LEVEL = 2.0  # prior deviation of intercepts and shifts, in units of latents
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
@@ -47,6 +48,31 @@ class Equations(NamedTuple):
     weight: Tensor
     natural: Tensor
     everywhere: linear_sem.LinearSEM
+
+
+class _Added(NamedTuple):
+    """Sums over environments, (..., latent) or (..., latent, moments).
+
+    Where an environment leaves the latent's equation alone: rows, first and second moments about 0; elsewhere rows,
+    products about their mean and log scores.
+    """
+
+    count: Tensor
+    first: Tensor
+    second: Tensor
+    own_count: Tensor
+    within: Tensor
+    score: Tensor
+
+    def moved(self, natural: _Added, own: _Added, env: int, target: int, sign: float) -> _Added:
+        """With (sign 1) or without (-1) an environment that acts on `target`, or on none where that is the last."""
+        out = []
+        for part, left, hit in zip(self, natural, own, strict=True):
+            change = left[env].expand_as(part).clone()
+            if target < len(part):
+                change[target] = hit[env, target]
+            out.append(part + sign * change)
+        return _Added(*out)
 
 
 class LatentSEM(nn.Module):
@@ -248,16 +274,21 @@ class LatentSEM(nn.Module):
 
     def _set_moments(self, z: Tensor, env: Tensor, escaped: Tensor) -> None:
         values = torch.cat([z, self.link(z)], -1)
-        hot = torch.nn.functional.one_hot(env, self.environments).double()
-        group = torch.cat([hot * (1 - escaped)[:, None], hot * escaped[:, None]], -1)  # (rows, 2 env)
-        self.count.copy_(group.sum(0))
-        share = group / self.count.clamp_min(1e-9)
-        mean = share.mT @ values
-        for g in range(len(mean)):
-            apart = values - mean[g]
-            self.cov[g] = (share[:, g, None] * apart).mT @ apart
-        self.mean.copy_(mean)
-        rows = hot.sum(0)
+        envs, size = self.environments, values.shape[1]
+        centre = values.mean(0)
+        count, first = z.new_zeros(2 * envs), z.new_zeros(2 * envs, size)
+        second = z.new_zeros(2 * envs, size, size)
+        for part, code, share in zip(*(t.split(BLOCK) for t in (values - centre, env, escaped)), strict=True):
+            for group, weight in ((code, 1 - share), (code + envs, share)):
+                weighed = weight[:, None] * part
+                count.index_add_(0, group, weight)
+                first.index_add_(0, group, weighed)
+                second.index_add_(0, group, weighed[:, :, None] * part[:, None, :])
+        self.count.copy_(count)
+        mean = first / count.clamp_min(1e-9)[:, None]
+        self.cov.copy_(second / count.clamp_min(1e-9)[:, None, None] - mean[:, :, None] * mean[:, None, :])
+        self.mean.copy_(torch.where(count[:, None] > 0, mean + centre, mean))
+        rows = count[:envs] + count[envs:]
         rows[0] = 0.0  # observational rows are what the others vary about
         self.count.div_(1.0 + rows.repeat(2) * self.variation**2)
         empty = self.count < 1e-6
@@ -323,25 +354,98 @@ class LatentSEM(nn.Module):
 
     def _settle_targets(self, sweeps: int = 3) -> None:
         """Targets one environment at a time, given the others, by the evidence of all moments; from those of each
-        environment with the observational one alone."""
+        environment with the observational one alone. What an environment adds to the moments is put in and taken out,
+        so that the cost is linear in their number."""
         d, envs = self.latents, self.environments
-        options = torch.cat([torch.eye(d), torch.zeros(1, d)]).to(self.target)
         log_prior = self._target_log_prior().double()
-        current = torch.full((envs,), d)
-        table = torch.zeros(envs, d + 1, dtype=torch.float64)
+        natural, own = self._added()
+        table = torch.zeros(envs, d + 1, dtype=torch.float64, device=self.target_log_prob.device)
+        places = torch.arange(envs, device=table.device)
         table[0, d] = 1e3  # environment 0 is observational
-        groups = torch.arange(envs)
-        for sweep in range(sweeps):
-            before = current.clone()
+        for few in places[1:].split(max(1, BLOCK // (d * 2**d))):
+            alone = (part[0].expand(len(few), d, *part.shape[1:]) for part in natural)
+            table[few] = self._evidence(_Added(*alone), natural, own, few) + log_prior
+        current = table.argmax(-1)
+        for _ in range(sweeps - 1):
+            before, hit = current.clone(), torch.nn.functional.one_hot(current, d + 1)[:, :d].double()
+            rest = _Added(
+                *(
+                    torch.einsum("ek,e...->k...", 1 - hit, a) + torch.einsum("ek,ek...->k...", hit, b)
+                    for a, b in zip(natural, own, strict=True)
+                )
+            )
             for e in range(1, envs):
-                use = groups == groups if sweep else (groups == 0) | (groups == e)
-                for k in range(d + 1):
-                    target = options[torch.where(groups == e, k, current)]
-                    table[e, k] = self._evidence(target, use) + log_prior[k]
+                rest = rest.moved(natural, own, e, int(current[e]), -1.0)
+                others = _Added(*(part[None] for part in rest))
+                table[e] = self._evidence(others, natural, own, places[e : e + 1])[0] + log_prior
                 current[e] = int(table[e].argmax())
-            if sweep and bool((current == before).all()):
+                rest = rest.moved(natural, own, e, int(current[e]), 1.0)
+            if bool((current == before).all()):
                 break
         self.target_log_prob.copy_(table.log_softmax(-1))
+
+    def _added(self) -> tuple[_Added, _Added]:
+        """What each environment adds to every equation's moments: (env, ...) where it leaves the equation alone and
+        (env, latent, ...) where it acts on it."""
+        d, envs = self.latents, self.environments
+        count, mean, cov = (part[:envs].double() for part in (self.count, self.mean, self.cov))
+        acting = torch.where(count > 1.0, count, torch.zeros_like(count))  # others are left out
+        inside = acting[:, None, None] * cov
+        second = count[:, None, None] * (cov + mean[:, :, None] * mean[:, None, :])
+        width = 2**d if self.intervention == "soft" else 1
+        nothing = count.new_zeros(envs, width)
+        natural = _Added(count, count[:, None] * mean, second, 0 * count, 0 * cov, nothing)
+        out = _Added(*(torch.zeros_like(part)[:, None].repeat(1, d, *[1] * (part.dim() - 1)) for part in natural))
+        if self.intervention in ("shift", "variance"):
+            ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()  # (env, latent)
+            # each group's own mean has a prior of height 1 / (s sqrt(2 pi)); a variance ratio was divided out
+            score = -0.5 * torch.where(acting > 0, count.log(), 0.0)[:, None].expand(-1, d)
+            within = inside[:, None].expand(-1, d, -1, -1)
+            if self.intervention == "variance":
+                score = score - 0.5 * acting[:, None] * ratio
+                within = within / ratio.exp()[:, :, None, None]
+            count_in = acting[:, None].expand(-1, d)
+            return natural, out._replace(own_count=count_in, within=within, score=score[:, :, None])
+        nodes = torch.arange(d, device=count.device).repeat(envs)
+        chosen = self._columns(cov[:, None].expand(-1, d, -1, -1).flatten(0, 1), nodes)
+        many = acting[:, None].expand(-1, d).flatten()
+        if self.intervention == "soft":
+            score = linear_sem.regression_scores(chosen, many, nodes)
+        else:
+            alone = chosen.diagonal(dim1=1, dim2=2).gather(1, nodes[:, None])[:, 0]
+            score = linear_sem.regression_scores(alone[:, None, None], many, torch.zeros_like(nodes))[:, :1]
+        return natural, out._replace(score=score.unflatten(0, (envs, d)))
+
+    def _evidence(self, rest: _Added, natural: _Added, own: _Added, envs: Tensor) -> Tensor:
+        """(len(envs), latent + 1) log p(z | targets), up to a constant, for each target of these environments, or none;
+        graph and equations summed out. rest: (len(envs), latent, ...) the moments of the other environments."""
+        d = self.latents
+        left = _Added(*(r + a[envs][:, None] for r, a in zip(rest, natural, strict=True)))
+        hit = _Added(*(r + b[envs] for r, b in zip(rest, own, strict=True)))
+        both = _Added(*(torch.stack(pair).flatten(0, 2) for pair in zip(left, hit, strict=True)))
+        total = both.count.clamp_min(1.0)
+        mean = both.first / total[:, None]
+        cov, count = both.second / total[:, None, None] - mean[:, :, None] * mean[:, None, :], both.count
+        if self.intervention in ("shift", "variance"):  # one regression within all groups of a node
+            count = both.count + both.own_count
+            cov = (both.count[:, None, None] * cov + both.within) / count.clamp_min(1.0)[:, None, None]
+        nodes = torch.arange(d, device=cov.device).repeat(len(count) // d)
+        scores = linear_sem.regression_scores(self._columns(cov, nodes), count, nodes) + both.score
+        scores = (scores.unflatten(0, (2, -1, d)) + self._prior_scores().to(scores)).movedim(0, 1)  # (env, 2, d, 2^d)
+        pick = torch.eye(d + 1, d, dtype=torch.long, device=cov.device)  # (option, latent)
+        options = scores[:, pick, torch.arange(d)]  # (env, option, latent, 2^d)
+        return options[..., 0].sum(-1) if self.absorbed else orders.log_partition(options)
+
+    def _columns(self, cov: Tensor, node: Tensor) -> Tensor:
+        """(slice, d, d) covariances of phi of every latent, but z of the slice's own node."""
+        column, d = self._column(node), self.latents
+        across = cov.gather(1, column[:, :, None].expand(-1, -1, 2 * d))
+        return across.gather(2, column[:, None, :].expand(-1, d, -1))
+
+    def _column(self, node: Tensor) -> Tensor:
+        """(slice, d) places of phi of every latent, but of z of the slice's own node."""
+        column = torch.arange(self.latents, 2 * self.latents, device=node.device).repeat(len(node), 1)
+        return column.scatter_(1, node[:, None], node[:, None])
 
     # -- the posterior given the moments -----------------------------------------------------------------------
 
@@ -353,12 +457,12 @@ class LatentSEM(nn.Module):
         pairs = linear_sem.target_pairs(target.cpu())
         return [(e, k) for e, k in pairs if self.count[e] > 1.0] if bool(self.count.any()) else pairs
 
-    def _slices(self, target: Tensor, use: Tensor | None = None) -> linear_sem.Slices:
+    def _slices(self, target: Tensor) -> linear_sem.Slices:
         """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
-        count = self.count if use is None else self.count * use.repeat(2).to(self.count)
+        count = self.count
         whole = torch.cat([target, torch.zeros_like(target)]).to(self.count)
         environments = linear_sem.Environments(count, self.mean, self.cov, whole)
-        pairs = [(e, k) for e, k in self._pairs(target) if use is None or use[e]]
+        pairs = self._pairs(target)
         out = linear_sem.slices(environments, pairs)
         d = self.latents
         own = torch.tensor([k for _, k in pairs], dtype=torch.long, device=count.device)
@@ -372,32 +476,12 @@ class LatentSEM(nn.Module):
                 cov[k] = cov[k] + weight * self.cov[e]
             cov = cov / total.clamp_min(1.0)[:, None, None]
             out = linear_sem.Slices(out.node[:d], total, out.mean[:d], cov)
-        # columns of each slice: phi of every latent, but z of its own node
-        column = torch.arange(d, 2 * d, device=self.cov.device).repeat(len(out.node), 1)
-        column.scatter_(1, out.node[:, None], out.node[:, None])
-        cov = out.cov.gather(1, column[:, :, None].expand(-1, -1, 2 * d)).gather(
-            2, column[:, None, :].expand(-1, d, -1)
-        )
+        cov, column = self._columns(out.cov, out.node), self._column(out.node)
         return linear_sem.Slices(out.node, out.count, out.mean.gather(1, column), cov)
 
     def _scores(self, table: linear_sem.Slices) -> Tensor:
         eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
         return linear_sem.mechanism_scores(eye, table, self.edge_probability, self._conjugate())
-
-    def _evidence(self, target: Tensor, use: Tensor) -> float:
-        """log p(z | targets) of the environments in `use`, graph and equations summed out."""
-        table = self._slices(target, use)
-        scores = self._scores(table)
-        value = scores[:, 0].sum() if self.absorbed else orders.log_partition(scores)
-        if self.intervention in ("shift", "variance"):
-            # each group's own mean has a prior of height 1 / (s sqrt(2 pi)); a variance ratio was divided out
-            ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()
-            for e, k in self._pairs(target):
-                if use[e]:
-                    value = value - 0.5 * self.count[e].log()
-                    if self.intervention == "variance":
-                        value = value - 0.5 * self.count[e] * ratio[e, k]
-        return float(value)
 
     @torch.no_grad()
     def graph(self) -> Tensor:

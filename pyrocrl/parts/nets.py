@@ -81,8 +81,12 @@ class MaskedDecoder(nn.Module):
         self.intercept = nn.Parameter(torch.zeros(features))
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        shared = self.act(self.trunk(z.unsqueeze(-2) * mask))  # (rows, feature, hidden)
-        return (shared * self.head).sum(-1) + self.intercept
+        shared = (mask.unsqueeze(-2) * z).flatten(0, 1)  # (feature * rows, latent): long products, biases added in them
+        for layer in self.trunk:
+            linear = isinstance(layer, nn.Linear)
+            shared = torch.addmm(layer.bias, shared, layer.weight.mT) if linear else layer(shared)
+        shared = self.act(shared).unflatten(0, (len(mask), len(z)))
+        return (shared @ self.head.unsqueeze(-1)).squeeze(-1).mT + self.intercept
 
 
 class Residual(nn.Module):

@@ -34,6 +34,10 @@ SETTINGS: dict[str, str] = {
     "varici2024_general": "scores",
     "ahuja2023": "ahuja",
     "saengkyongam2024": "saengkyongam",
+    "squires2020": "observed",
+    "hagele2023": "observed",
+    "context_effects": "contexts",
+    "plt2010": "factors",
 }
 
 

@@ -1,0 +1,447 @@
+"""Graphs of observed variables from observational and interventional rows: linear Gaussian equations.
+
+    edge ~ N(log odds of `neighbours` a variable, edge_sd^2): log odds of an edge                    ()
+    order ~ uniform, graph[j, k] ~ Bernoulli(edge) if j precedes k                  (parent, child)
+    targets[e, k] ~ Bernoulli(target_probability), where unknown                    (env, latent)
+    slab_k ~ uniform: t_k is 1, 3 or 10                                             (latent,)
+    precision_mk = 1 / s_mk^2 ~ Gamma(.5, .01)                                      (mechanism, latent)
+    w_mkb ~ N(0, (u_kb s_mk)^2), u_k = 3, t_k, ..., t_k, 3, ..., 3                  (mechanism, latent, basis)
+    z_i,k ~ N(w_mk' phi_k(z_i, e_i), s_mk^2)                                        (data, latent)
+    x_i = z_i                                                                       (data, feature)
+
+phi_k are 1 and k's candidate parents, those that are none of its parents set to 0. An environment that intervenes on k
+has a mechanism m of its own for it, without parents ("perfect") or with them ("soft"); under "shift" all share one, and
+phi_k has an indicator of each environment that k is a target of. w and s are of standardised columns; `weight`,
+`offset` and `noise` tell the equations in the data's units. A `reference` environment is no target.
+
+`model` keeps `edge`, with a normal guide, and sums out the rest exactly: w and s by conjugacy, for all sets of parents
+at once, unknown targets over subsets of environments, graphs and orders by a dynamic program over subsets, up to 12
+variables. Above, or with orders="sampled", it keeps `order` too: its guide draws from a run of annealed sequential
+Monte Carlo that each chain begins with (`pyrocrl.exact.order_sampling`). `recover` draws the rest exactly.
+
+*Identified:* the graph up to interventional Markov equivalence: an edge's direction shows where an intervention has one
+of its ends as a target, or where v-structures force it. Latents are observed. Unknown targets are relative to the
+`reference` environment.
+
+Friedman & Koller (2003), Being Bayesian about network structure; Hauser & Buehlmann (2012) and Yang, Katcoff & Uhler
+(2018), interventional equivalence; Squires, Wang & Uhler (2020), unknown targets.
+
+*Differs from the paper in* being a posterior over graphs, targets and weights at once, where searches return the graph
+of the best score or of accepted tests.
+
+Longer than other models because orders are summed or sampled, targets known or not, and interventions of three kinds.
+
+*For a variant, copy this file and change* `_edge`: how many edges there are a priori, or `_joint`: what equations, see
+`pyrocrl.exact.interventions`, may look like.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.dists import Categorical, Law, Normal
+from pyrocrl.errors import reject
+from pyrocrl.exact import all_subsets, interventions, orders, sharing
+from pyrocrl.exact import order_sampling as sampling
+from pyrocrl.lab.studies import ObservedGraph, SignallingGraph
+from pyrocrl.options import Bounds, Positive, Share, Size
+from pyrocrl.program import TargetMatrix, checked_targets
+
+MOST = 1000  # variables
+SUMMED = 12  # variables up to which orders are summed over
+TOUCHING = 6  # environments a variable whose interventions on it are summed over, where targets are unknown
+
+GIVEN = (
+    "no unobserved variable acts on two observed ones",
+    "equations are linear with additive Gaussian noise",
+    "independences are those that the graph asks for (faithfulness)",
+)
+SHARED = "the environments that share an equation are more than those that have any other one in common"
+COMPARED = ("observational_environment",)
+GATHERED = ("mean", "spread", "moments", "count", "candidates", "touching", "evidence", "touched")
+_GATHERED: WeakKeyDictionary[Data, dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
+
+
+class ObservedDAG(Program):
+    card = ModelCard(
+        name="observed_dag",
+        title="Graphs of observed variables",
+        family="observed graphs",
+        summary="Posterior over graphs of measured variables, from observational rows and interventions that are "
+        "perfect, soft or shifts, targets known or not: sums over sets of parents are exact, up to hundreds of nodes.",
+        when=(
+            "the causal variables themselves are measured, their equations are about linear, and it is the graph, or "
+            "what interventions hit, that is asked for",
+            "the variables are latent, something unobserved acts on two of them, or equations are far from linear "
+            "(`mechanism_shift`)",
+        ),
+        assumes=("latents are observed: x = z", *GIVEN[:2], "all environments have the same graph"),
+        claims=(
+            Claim("graph", ("interventional equivalence",), GIVEN),
+            Claim("targets", (), GIVEN, COMPARED, {"targets": "unknown", "reference": True}),
+            Claim("targets", (), (*GIVEN, SHARED), (), {"targets": "unknown", "reference": False}),
+        ),
+        references=(
+            Reference(
+                "Friedman & Koller",
+                2003,
+                "Being Bayesian about network structure",
+                "Machine Learning",
+                "https://doi.org/10.1023/A:1020249912095",
+            ),
+            Reference(
+                "Hauser & Buehlmann",
+                2012,
+                "Characterization and greedy learning of interventional Markov equivalence classes",
+                "JMLR",
+                "https://jmlr.org/papers/v13/hauser12a.html",
+            ),
+            Reference(
+                "Yang, Katcoff & Uhler",
+                2018,
+                "Characterizing and learning equivalence classes of causal DAGs under interventions",
+                "ICML",
+                "https://arxiv.org/abs/1802.06310",
+            ),
+            Reference(
+                "Squires, Wang & Uhler",
+                2020,
+                "Permutation-based causal structure learning with unknown intervention targets",
+                "UAI",
+                "https://arxiv.org/abs/1910.09007",
+            ),
+        ),
+        differs=("a posterior over graphs, targets and weights in place of one graph",),
+        status="experimental",
+        targets=("known", "unknown"),
+        approximate="Orders of more than 12 variables are a sample, whose sum is estimated; parents are among each "
+        "variable's likeliest candidates, and unknown targets among its 6 likeliest environments.",
+    )
+    recipe = Recipe.unannealed(
+        epochs=60, batch_size=None, lr=0.1, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
+    )
+    uses_rows = False
+    new_rows = True
+    infers_targets = True
+    knows_interventions = True
+    sites = {
+        "z": Site(("data", "latent")),
+        "graph": Site(("parent", "child"), discrete=True),
+        "targets": Site(("env", "latent"), discrete=True),
+        "weight": Site(("parent", "child")),
+        "offset": Site(("env", "latent")),
+        "noise": Site(("env", "latent")),
+    }
+
+    def __init__(
+        self,
+        features: Annotated[int, Bounds(2, MOST), "columns of x, which are the latents; read off the data"],
+        latents: Annotated[int, Bounds(2, MOST), "as many as features"],
+        environments: Annotated[int, Bounds(1), "how many there are; read off the data"],
+        target_matrix: TargetMatrix | None = None,
+        targets: Annotated[Literal["known", "unknown"], "whether the targets of environments are given"] = "known",
+        intervention: Annotated[
+            Literal["perfect", "shift", "soft"], "what interventions do to their targets"
+        ] = "perfect",
+        reference: Annotated[bool, "whether environment 0 is no target, where targets are unknown"] = True,
+        orders: Literal["auto", "summed", "sampled"] = "auto",
+        candidates: Annotated[int, Bounds(1, 16), "parents that a variable may have, where orders are sampled"] = 13,
+        particles: Annotated[Size, "of a chain's run, where orders are sampled"] = 256,
+        neighbours: Annotated[Positive, "of a variable, expected a priori"] = 2.0,
+        edge_sd: Annotated[Positive, "prior deviation of the log odds of an edge"] = 1.0,
+        target_probability: Annotated[Share, "a priori, that an environment intervenes on a variable"] = 0.1,
+    ) -> None:
+        """orders: summed over, up to 12 variables, or sampled; "auto" sums where it can. target_matrix: (env, latent)
+        in {0, 1}; not read where targets are unknown.
+
+        Raises InputError unless latents = features, for more than 12 variables with orders="summed", and for a target
+        matrix of another shape or with other numbers than 0 and 1.
+        """
+        super().__init__()
+        if latents != features:
+            reject("latents", repr(latents), f"{features}, as many as features: the latents are observed")
+        if orders == "summed" and latents > SUMMED:
+            reject("orders", f"'summed' for {latents} variables", f"'sampled', for more than {SUMMED}")
+        self.sampled = orders == "sampled" or latents > SUMMED
+        self.unknown, d = targets == "unknown", latents
+        count = min(d - 1, candidates) if self.sampled else d - 1
+        hit = torch.zeros(environments, d, dtype=torch.double)
+        free = environments - int(reference or environments == 1) if self.unknown else 0
+        if not self.unknown and target_matrix is not None:
+            known = checked_targets(target_matrix, d, environments, least=0, observational=False)
+            hit = torch.as_tensor(known).double()
+        self.free_count = free
+        odds = min(neighbours / (d - 1), 0.5)
+        self.prior = (math.log(odds / (1.0 - odds)), edge_sd)
+        self.loc = nn.Parameter(torch.tensor(self.prior[0]))
+        self.log_scale = nn.Parameter(torch.tensor(-1.0))
+        self.register_buffers(
+            hit=hit,  # (env, latent) targets that are given
+            free=torch.arange(environments) >= environments - free,  # (env,) which may have unknown ones
+            mean=torch.zeros(d, dtype=torch.double),
+            spread=torch.ones(d, dtype=torch.double),
+            moments=torch.zeros(environments, 1 + d, 1 + d, dtype=torch.double),  # of (1, z), standardised
+            count=torch.zeros(environments, dtype=torch.double),
+            candidates=torch.zeros(d, count, dtype=torch.long),
+            evidence=torch.zeros(d, 2**count, dtype=torch.double),  # log p(rows of k | candidates that are parents)
+            touching=torch.zeros(d, min(free, TOUCHING), dtype=torch.long),  # environments that may intervene on k
+            touched=torch.zeros(d, 2**count, min(free, TOUCHING), dtype=torch.double),  # p(they do | parents)
+        )
+        if self.sampled:
+            self.register_buffer("orders", torch.arange(d).expand(particles, d).clone())  # (particle, latent)
+            self.register_buffer("log_density", torch.zeros(particles, dtype=torch.double))
+
+    # -- model and guide ---------------------------------------------------------------------------------------
+
+    def story(self, batch: Batch) -> None:
+        d, envs, kind = self.config["latents"], self.config["environments"], self.config["intervention"]
+        edge = pyro.sample("edge", self._edge())  # ()
+        order = pyro.sample("order", sampling.AnyOrder(edge.double(), d))  # (latent,)
+        with pyro.plate("parent", d, dim=-2), pyro.plate("child", d, dim=-1):
+            graph = pyro.sample("graph", dist.Bernoulli(edge.double().sigmoid() * orders.earlier(order)))
+        latent, targets = pyro.plate("latent", d, dim=-1), self.hit.double()
+        if self.unknown:
+            chance = self.config["target_probability"] * self.free.to(targets)
+            with pyro.plate("env", envs, dim=-2), latent:
+                targets = pyro.sample("targets", dist.Bernoulli(chance[:, None].expand(-1, d)))  # (env, latent)
+        else:
+            pyro.deterministic("targets", targets)
+        with latent:
+            slab = pyro.sample("slab", dist.Categorical(logits=targets.new_zeros(d, len(interventions.SLABS))))
+        size = interventions.slabs(targets)[slab]  # (latent,)
+        unit = interventions.units(size, self.candidates.shape[1], envs, kind)  # (latent, basis)
+        shape, rate = torch.full_like(size, all_subsets.SHAPE), torch.full_like(size, all_subsets.RATE)
+        with pyro.plate("mechanism", 1 if kind == "shift" else 1 + envs, dim=-2), latent:
+            precision = pyro.sample("precision", dist.Gamma(shape, rate))  # (mechanism, latent)
+            scale = unit * precision.rsqrt()[..., None]
+            w = pyro.sample("w", Normal(torch.zeros_like(scale), scale).to_event(1))  # (mechanism, latent, basis)
+        pyro.deterministic("weight", self._equations(graph, targets, w, precision, [])[1][0])  # (parent, child)
+        each = self._equations(graph, targets, w, precision, *([e] for e in range(envs)))
+        pyro.deterministic("offset", each[0])  # (env, latent)
+        pyro.deterministic("noise", each[2])  # (env, latent)
+        own, (offset, weight, noise) = self._acting(batch, graph, targets, w, precision)
+        with self.rows(batch):
+
+            def equation(k: int, z: Tensor) -> Normal:
+                return Normal(offset[own, k] + (z * weight[own, :, k]).sum(-1), noise[own, k])
+
+            z = self.along(order.tolist(), equation, w.new_zeros(len(batch), d), batch.x)  # (rows, latent)
+            pyro.sample("x", dist.Delta(z, event_dim=1), obs=batch.x)  # (rows, feature)
+
+    def model(self, batch: Batch) -> None:
+        edge = pyro.sample("edge", self._edge())
+        scores, d = self._scores(edge), self.config["latents"]
+        total = d * (d - 1) / 2 * torch.nn.functional.logsigmoid(-edge.double())  # of absent edges
+        if self.sampled:
+            order = pyro.sample("order", sampling.AnyOrder(edge.double(), d))
+            total = total + sampling.log_sum(scores, order, self.candidates)
+        else:
+            total = total + orders.log_partition(sampling.over_nodes(scores, self.candidates)) - math.lgamma(d + 1)
+        total = total - self.count.sum() * self.spread.log().sum()  # of standardising
+        pyro.sample("x", Law((), (len(batch), d), lambda _: total), obs=batch.x)  # all rows at once, by their moments
+
+    @torch.no_grad()
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        scores, kind = self._scores(kept["edge"]), self.config["intervention"]
+        order = kept.get("order")
+        if order is None:
+            order = pyro.sample("order", orders.Order(sampling.over_nodes(scores, self.candidates)))
+        graph = pyro.sample("graph", sampling.Graph(scores, order, self.candidates))  # (parent, child)
+        parents = graph.mT.gather(1, self.candidates).double()  # (latent, candidate)
+        inside = torch.cat([torch.ones_like(parents[:, :1]), parents, torch.ones_like(parents[:, :1])], 1)
+        own = interventions.families(self.moments.double(), self.candidates)
+        own = own * inside[:, None, :, None] * inside[:, None, None]  # absent parents are columns of zeros
+        score = self._joint(own, self._subsets(), all_subsets.log_evidence_of_all)[..., 0]  # (latent, slab, subset)
+        latent = pyro.plate("latent", len(parents), dim=-1)
+        with latent:
+            slab = pyro.sample("slab", Categorical(logits=score.logsumexp(-1)))  # (latent,)
+        targets, node = self.hit.double(), torch.arange(len(parents), device=graph.device)
+        if self.unknown:
+            targets = pyro.sample("targets", sharing.Targets(score[node, slab], self._subsets()[0]))  # (env, latent)
+        size = interventions.slabs(own)[slab]
+        known = interventions.posterior(own, self.count.double(), parents, targets, size, kind)
+        with pyro.plate("mechanism", len(known.rate), dim=-2), latent:
+            precision = pyro.sample("precision", known.precision())
+            pyro.sample("w", known.weights(precision))
+
+    def guide(self, batch: Batch) -> None:
+        pyro.sample("edge", Normal(self.loc, self.log_scale.exp()))
+        if self.sampled:
+            pyro.sample("order", sampling.SampledOrder(self.orders, self.log_density))
+
+    def _edge(self) -> Normal:
+        return Normal(*(torch.full_like(self.loc, value) for value in self.prior))
+
+    def _scores(self, edge: Tensor) -> Tensor:
+        """(latent, 2**candidates) log score of every set of parents."""
+        size = sampling.members(self.candidates.shape[1], self.evidence.device).sum(1)
+        return self.evidence.double() + edge.double() * size
+
+    def _joint(self, own: Tensor, subsets: tuple[Tensor, Tensor], evidence: Any = all_subsets.log_evidence) -> Tensor:
+        """(latent, slab, subset, set) log evidence and prior, of own (latent, env, ...); see `_subsets`."""
+        (hit, prior), count, kind = subsets, self.count.double(), self.config["intervention"]
+        found = [
+            interventions.log_evidence(interventions.with_slab(own, t.expand(len(own))), count, hit, kind, evidence)
+            for t in interventions.slabs(own)
+        ]
+        return torch.stack(found, 1) + prior[:, None, :, None] - math.log(len(found))
+
+    def _subsets(self) -> tuple[Tensor, Tensor]:
+        """(latent, subset, env) the environments that may intervene on each variable, as targets are given or all
+        subsets of `touching`; and their log prior (latent, subset)."""
+        if not self.unknown:
+            hit = self.hit.double().mT[:, None]
+            return hit, torch.zeros_like(hit[..., 0])
+        inside = sampling.members(self.touching.shape[1], self.hit.device)  # (subset, touching)
+        places = self.touching[:, None].expand(-1, len(inside), -1)
+        hit = inside.new_zeros(*places.shape[:2], len(self.hit)).scatter(2, places, inside.expand(places.shape))
+        chance, own = self.config["target_probability"], hit.sum(-1)
+        return hit, own * math.log(chance) + (self.free_count - own) * math.log1p(-chance)
+
+    def _equations(
+        self, graph: Tensor, targets: Tensor, w: Tensor, precision: Tensor, *together: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Constant (case, latent), weights (case, parent, child) and noise (case, latent), in the data's units, where
+        the environments of each case act together."""
+        acting = w.new_zeros(len(together), len(targets))
+        for case, envs in enumerate(together):
+            acting[case, envs] = 1.0
+        kind, (mean, spread) = self.config["intervention"], (self.mean.double(), self.spread.double())
+        offset, weight, s = interventions.equations(graph, targets, w, precision, acting, self.candidates, kind)
+        weight = weight * spread / spread[:, None]
+        return mean + spread * offset - mean @ weight, weight, spread * s
+
+    def _acting(self, batch: Batch, *drawn: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """(rows,) which of the equations each row follows, and these equations."""
+        if batch.together is not None:
+            return torch.zeros_like(batch.env), self._equations(*drawn, list(batch.together))
+        return batch.env, self._equations(*drawn, *([e] for e in range(len(self.hit))))
+
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        return batch.x
+
+    def _parent_sets(self) -> Tensor:
+        """(latent, 2**candidates) probability of every set of parents, at the guide's mean of the log odds."""
+
+        def log_graphs(scores: Tensor) -> Tensor:
+            if self.sampled:
+                return sampling.mean_log_sum(scores, self.orders, self.candidates)
+            return orders.log_partition(sampling.over_nodes(scores, self.candidates))
+
+        found: Tensor = torch.func.grad(log_graphs)(self._scores(self.loc).detach())
+        return found
+
+    def graph(self) -> Tensor:
+        """(parent, child) edge probabilities, at the guide's mean of the log odds."""
+        return sampling.edges_of(self._parent_sets(), self.candidates)
+
+    def targets_matrix(self) -> Tensor:
+        """(env, latent) probabilities that an environment intervenes on a variable, or the targets that are given."""
+        if not self.unknown:
+            return self.hit
+        chance = torch.einsum("ks,kst->kt", self._parent_sets(), self.touched.double())  # (latent, touching)
+        out = torch.zeros_like(self.hit.double().mT)
+        return out.scatter(1, self.touching, chance.clamp(0.0, 1.0)).mT
+
+    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
+        """(rows,) log p(x_i | graph, targets, weights, noise)."""
+        if "w" not in sites:
+            sites = sites | self.recovered(batch, sites)
+        targets = sites["targets"] if self.unknown else self.hit.double()
+        own, (offset, weight, noise) = self._acting(batch, sites["graph"], targets, sites["w"], sites["precision"])
+        x = batch.x.to(weight)
+        mean = torch.einsum("rp,epk->rek", x, weight)[torch.arange(len(x), device=own.device), own] + offset[own]
+        return Normal(mean, noise[own]).log_prob(x).sum(-1)
+
+    @property
+    def latents_up_to(self) -> tuple[str, ...]:
+        return ("exact",)
+
+    @property
+    def own_units(self) -> bool:
+        """x are the latents, told as they are; equations and priors are of standardised ones."""
+        return True
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_data(cls, data: Data, **options: Any) -> Program:
+        return super().from_data(data, **({"latents": data.features, "reference": data.control is not None} | options))
+
+    def initialise(self, data: Data, generator: torch.Generator) -> None:
+        """Candidates and all evidence, in closed form; then this chain's own run over orders."""
+        known = _GATHERED.setdefault(data, {})  # chains of a fit, which start one after another, gather the same
+        key = repr((self.config, self.evidence.dtype))
+        if key in known:
+            self.put(**known[key])
+        else:
+            self._gather(data)
+            known[key] = {name: getattr(self, name).clone() for name in GATHERED}
+        if self.sampled:
+            rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+            run = sampling.run(self.evidence.double(), self.candidates, self.prior, len(self.orders), rng)
+            self.put(orders=torch.as_tensor(run.order), log_density=torch.as_tensor(run.value - run.log_total))
+            self.loc.fill_(run.edge)
+        self.loc.add_(0.1 * torch.randn((), generator=generator))
+
+    def _gather(self, data: Data) -> None:
+        """Moments, candidates and the evidence of every set of parents."""
+        batch, kind = data.tensors(dtype=torch.float64), self.config["intervention"]
+        self.put(mean=batch.x.mean(0), spread=batch.x.std(0))
+        z = torch.cat([torch.ones(len(batch), 1), (batch.x - self.mean) / self.spread], 1).double()
+        for e in range(len(self.count)):
+            own = z[batch.env == e]
+            self.moments[e], self.count[e] = own.mT @ own, len(own)
+        moments, count = self.moments.double(), self.count.double()
+        free = self.free[:, None].expand(self.hit.shape).double()
+        told = interventions.parts(moments, count, free, "shift") if self.unknown else None
+        told = told or interventions.parts(moments, count, self.hit.double(), kind)
+        self.put(candidates=sampling.likely_parents(*told, self.candidates.shape[1]))
+        own = interventions.families(moments, self.candidates)
+        if self.unknown:
+            most = self.touching.shape[1]
+            self.put(touching=interventions.likely_targets(own, count, self.free, most, kind))
+        hit, prior = self._subsets()
+        for k in range(len(own)):  # one by one, for memory
+            joint = self._joint(own[k : k + 1], (hit[k : k + 1], prior[k : k + 1]))[0].logsumexp(0)  # (subset, set)
+            self.evidence[k] = joint.logsumexp(0)
+            self.touched[k] = joint.softmax(0).mT @ hit[k][:, self.touching[k]]
+
+    @classmethod
+    def example(cls, seed: int = 0) -> tuple[Program, Data]:
+        from pyrocrl.simulate import draw
+
+        data = draw("squires2020", seed=seed, samples=1000, latents=4, settings=2, intervention="perfect")
+        return cls.from_data(data), data
+
+    studies = (
+        *(
+            ObservedGraph("squires2020", {"intervention": kind, "told": told}, {"intervention": kind}, n, 0.05, False)
+            for kind, told, n in (("shift", True, 20), ("shift", False, 8), ("perfect", True, 8), ("perfect", False, 4))
+        ),
+        *(
+            ObservedGraph("squires2020", {"latents": 50, "told": told}, {"intervention": "shift"}, 2, 0.05, False)
+            for told in (True, False)
+        ),
+        ObservedGraph("hagele2023", {}, {}, 4, 0.05, False),
+        *(
+            SignallingGraph("sachs2005", {"told": told}, {"intervention": kind, "targets": mode}, 1, 0.05, False)
+            for told, kind, mode in ((True, "perfect", "known"), (False, "soft", "unknown"))
+        ),
+    )
+
+
+if __name__ == "__main__":
+    run(ObservedDAG)

@@ -1,0 +1,343 @@
+"""Graphs of more nodes than orders can be summed over: sets of parents summed exactly, orders sampled.
+
+Every node has a list of candidate parents, ``candidates[k]`` (candidate,) of its own; a *score table* has the shape
+(node, 2**candidates), entry ``[k, s]`` the log score of node k with the parents ``candidates[k][c]`` for the bits c of
+s. Given an order, parents are those candidates that come earlier; the sum over their sets is a look-up in the table of
+sums over subsets, by the set of earlier candidates (Friedman & Koller 2003).
+
+Orders are sampled by annealed sequential Monte Carlo (Del Moral, Doucet & Jasra 2006): particles start at uniform
+orders, what the rows say enters by steps, after each of which particles are resampled and every node in turn is moved
+to a place drawn from its exact conditional. That estimates the sum over all orders as well, so that one run is told
+from another that missed a mode.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyrocrl.dists import categorical
+from pyrocrl.exact import all_subsets, orders
+
+KEEP = 0.6  # share of the particles that a step of the annealing leaves effective
+CELLS = 2**24  # entries of the nodes' matrices that are swept at once
+
+
+# ---- candidates and their sets -------------------------------------------------------------------------------
+
+
+def likely_parents(moments: Tensor, use: Tensor, count: Tensor, most: int) -> Tensor:
+    """(node, candidate) the columns that enter first when a node is regressed on all others, by evidence; sorted.
+
+    moments: (part, 1 + node, 1 + node) sums of products of (1, nodes) over parts of the rows; use: (part, node) in
+    {0, 1}, which parts tell of a node's equation; count: (node,) their rows. Forward selection, by the evidence of
+    `all_subsets`; all others where there are no more than `most`.
+    """
+    d = use.shape[1]
+    if d - 1 <= most:
+        places = torch.arange(d - 1, device=use.device)
+        return places + (places >= torch.arange(d, device=use.device)[:, None])
+    step = max(1, CELLS // (d + 1) ** 2)
+    found = []
+    for nodes in torch.arange(d, device=use.device).split(step):
+        own = torch.einsum("pk,pab->kab", use[:, nodes], moments)
+        found.append(_forward(own, nodes + 1, count[nodes], most))
+    return torch.cat(found).sort(-1).values
+
+
+def _forward(left: Tensor, own: Tensor, count: Tensor, most: int) -> Tensor:
+    """(node, most) which other columns enter first, less 1: left (node, ...) has the node's in the place `own`."""
+    at = torch.arange(len(own), device=own.device)
+    left = left + torch.eye(left.shape[-1], dtype=left.dtype, device=left.device)
+    left[at, own, own] -= 1.0  # the node itself has no ridge
+    shape = all_subsets.SHAPE + 0.5 * count
+    free = torch.ones(left.shape[:2], dtype=torch.bool, device=left.device)
+    free[at, own], free[:, 0] = False, False
+    chosen, out = torch.zeros_like(own), []  # the intercept first
+    for _ in range(most):
+        row = left[at, chosen]  # (node, 1 + nodes)
+        left = left - row[:, :, None] * (row / row.gather(1, chosen[:, None]))[:, None, :]
+        pivot = left.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
+        square = pivot.gather(1, own[:, None])
+        rest = square - (left[at, own].square() / pivot).minimum(square)
+        gain = -0.5 * pivot.log() - shape[:, None] * (all_subsets.RATE + 0.5 * rest).log()
+        chosen = torch.where(free, gain, -torch.inf).argmax(1)
+        free[at, chosen] = False
+        out.append(chosen - 1)
+    return torch.stack(out, 1)
+
+
+def members(candidates: int, device: torch.device | str = "cpu") -> Tensor:
+    """(2**candidates, candidate) in {0, 1}: which candidates a set holds."""
+    sets = torch.arange(2**candidates, device=device)
+    return ((sets[:, None] >> torch.arange(candidates, device=device)) & 1).double()
+
+
+def over_nodes(scores: Tensor, candidates: Tensor) -> Tensor:
+    """(node, 2**nodes) the table that `orders` takes, where all other nodes are candidates."""
+    bits = orders.members(len(scores), scores.device)[:, candidates].long()  # (set, node, candidate)
+    own = (bits * 2 ** torch.arange(candidates.shape[1], device=scores.device)).sum(-1).mT
+    return scores.gather(1, own)
+
+
+def earlier_candidates(order: Tensor, candidates: Tensor) -> Tensor:
+    """(..., node) the set of each node's candidates that come before it in an order (..., node)."""
+    place = order.argsort(-1)
+    before = place[..., candidates] < place[..., None]  # (..., node, candidate)
+    return (before * 2 ** torch.arange(candidates.shape[1], device=order.device)).sum(-1)
+
+
+def log_sum(scores: Tensor, order: Tensor, candidates: Tensor) -> Tensor:
+    """() log of the sum over graphs that fit an order (node,) of exp(sum of scores)."""
+    return _allowed(scores, order, candidates).logsumexp(-1).sum()
+
+
+def mean_log_sum(scores: Tensor, order: Tensor, candidates: Tensor) -> Tensor:
+    """() mean of `log_sum` over orders (draw, node); its gradient is the probability of every set of parents."""
+    table = orders.sum_over_subsets(scores)
+    return table.gather(1, earlier_candidates(order, candidates).mT).sum(0).mean()
+
+
+def edges_of(sets: Tensor, candidates: Tensor) -> Tensor:
+    """(parent, child) edge probabilities from those of sets of parents (node, 2**candidates)."""
+    d, count = candidates.shape
+    inside = (sets @ members(count, sets.device).to(sets)).clamp(0.0, 1.0)  # (node, candidate)
+    return torch.zeros(d, d, dtype=sets.dtype, device=sets.device).scatter(1, candidates, inside).mT
+
+
+def _allowed(scores: Tensor, order: Tensor, candidates: Tensor) -> Tensor:
+    """(node, 2**candidates) scores of the sets of earlier candidates, -inf elsewhere."""
+    place = order.argsort(-1)
+    later = (place[candidates] > place[:, None]).double()  # (node, candidate)
+    outside = later @ members(candidates.shape[1], scores.device).mT > 0.5
+    return torch.where(outside, -torch.inf, scores)
+
+
+# ---- laws ----------------------------------------------------------------------------------------------------
+
+
+class AnyOrder(TorchDistribution):
+    """All orders of `count` nodes, equally probable. Event (node,), parents first."""
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, like: Tensor, count: int, validate_args: bool | None = None) -> None:
+        self.like = like
+        super().__init__(torch.Size(), torch.Size((count,)), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.rand(*sample_shape, *self.event_shape, device=self.like.device).argsort(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.like.new_full(value.shape[:-1], -math.lgamma(self.event_shape[0] + 1))
+
+
+class SampledOrder(TorchDistribution):
+    """Draws from a run's orders, whose log-density is known: orders (draw, node), log_density (draw,).
+
+    A law with more orders than were drawn: its density does not sum to 1 over those that are here.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, orders: Tensor, log_density: Tensor, validate_args: bool | None = None) -> None:
+        self.orders, self.log_density = orders, log_density
+        super().__init__(torch.Size(), orders.shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The most probable order: where one has to stand for all."""
+        return self.orders[self.log_density.argmax()]
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        uniform = torch.rand(sample_shape, device=self.orders.device)
+        return self.orders[(uniform * len(self.orders)).long().clamp_max(len(self.orders) - 1)]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        same = (value == self.orders).all(-1)
+        return torch.where(same, self.log_density, -torch.inf).amax(-1)
+
+
+class Graph(TorchDistribution):
+    """Graphs that fit an order, each node's parents among its candidates: p proportional to exp(scores).
+
+    scores: (node, 2**candidates); order: (node,). Event (parent, child) in {0, 1}.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(self, scores: Tensor, order: Tensor, candidates: Tensor, validate_args: bool | None = None) -> None:
+        self.scores, self.order, self.candidates = scores, order, candidates
+        d = len(scores)
+        super().__init__(torch.Size(), torch.Size((d, d)), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        chosen = categorical(_allowed(self.scores, self.order, self.candidates).detach())  # (node,)
+        count = self.candidates.shape[1]
+        bits = (chosen[:, None] >> torch.arange(count, device=chosen.device)) & 1
+        graph = torch.zeros(self.event_shape, dtype=self.scores.dtype, device=chosen.device)
+        return graph.scatter(1, self.candidates, bits.to(graph)).mT.expand(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        allowed = _allowed(self.scores, self.order, self.candidates)
+        own = allowed.gather(1, parents_among(value, self.candidates)[:, None])[:, 0]
+        others = value.sum() > value.mT.gather(1, self.candidates).sum()  # a parent that is no candidate
+        return torch.where(others, -torch.inf, (own - allowed.logsumexp(-1)).sum())
+
+
+def parents_among(graph: Tensor, candidates: Tensor) -> Tensor:
+    """(node,) the set of each node's parents, as a set of its candidates."""
+    inside = (graph.mT.gather(1, candidates) > 0.5).long()
+    return (inside * 2 ** torch.arange(candidates.shape[1], device=graph.device)).sum(-1)
+
+
+# ---- sampling orders -----------------------------------------------------------------------------------------
+
+
+TUNING = 32  # particles of the short run that sets the log odds of an edge
+TURNS = 5  # of setting them
+
+
+class Run(NamedTuple):
+    """Particles of a run, (particle, node) orders, their `log_sum` (particle,), and the log of its sum over orders.
+
+    edge: the log odds of an edge that the scores had.
+    """
+
+    order: np.ndarray
+    value: np.ndarray
+    log_total: float
+    edge: float = 0.0
+
+
+def run(
+    evidence: Tensor, candidates: Tensor, prior: tuple[float, float], particles: int, rng: np.random.Generator
+) -> Run:
+    """Orders given the log odds of an edge at their posterior mode, which EM finds along a short run.
+
+    evidence: (node, 2**candidates) log evidence of every set of parents; prior: mean and deviation of the log odds.
+    """
+    size, d = members(candidates.shape[1]).sum(1), len(candidates)
+    edge, order = prior[0], None
+    for _ in range(TURNS):
+        sampler = OrderSampler(evidence + edge * size, candidates)
+        order = sampler.run(TUNING, rng).order if order is None else sampler.sweep(order, 1.0, rng, 2)
+        edge = _log_odds(sampler.expected_edges(order), d * (d - 1) / 2, *prior)
+    sampler = OrderSampler(evidence + edge * size, candidates)
+    found = sampler.run(particles, rng)
+    order = sampler.sweep(found.order, 1.0, rng, TURNS)
+    return Run(order, sampler.values(order), found.log_total, edge)
+
+
+def _log_odds(count: float, most: float, mean: float, sd: float) -> float:
+    """Their posterior mode where `count` of `most` edges are there."""
+    x = mean
+    for _ in range(50):  # Newton, on a concave function
+        p = 1.0 / (1.0 + math.exp(-x))
+        x -= max(-1.0, min(1.0, (most * p - count + (x - mean) / sd**2) / (most * p * (1.0 - p) + 1.0 / sd**2)))
+    return x
+
+
+class OrderSampler:
+    """Orders with probability proportional to the product over nodes of the sums over sets of earlier candidates."""
+
+    def __init__(self, scores: Tensor, candidates: Tensor) -> None:
+        """scores: (node, 2**candidates); candidates: (node, candidate)."""
+        self.table = orders.sum_over_subsets(scores).numpy()
+        self.candidates = candidates.numpy()
+        d, count = self.candidates.shape
+        self.bits = 2 ** np.arange(count)
+        self.weight = np.zeros((d, d), dtype=np.int64)  # (node, other): the bit of the other among its candidates
+        np.put_along_axis(self.weight, self.candidates, np.broadcast_to(self.bits, (d, count)), 1)
+        self.suitors = [np.flatnonzero(self.weight[:, v]) for v in range(d)]  # whose candidate a node is
+
+    def values(self, order: np.ndarray) -> np.ndarray:
+        """(particle,) log of the sum over graphs that fit each order (particle, node)."""
+        place = np.argsort(order, 1)
+        before = place[:, self.candidates] < place[:, :, None]
+        return self.table[np.arange(len(self.table)), before @ self.bits].sum(1)
+
+    def move(self, order: np.ndarray, node: int, power: float, rng: np.random.Generator) -> np.ndarray:
+        """Each order with this node at a place drawn from its conditional, orders' probabilities to this power."""
+        count, d = order.shape
+        rest = order[order != node].reshape(count, d - 1)
+        place = np.empty((count, d), dtype=np.int64)
+        np.put_along_axis(place, rest, np.broadcast_to(np.arange(d - 1), rest.shape), 1)
+        place[:, node] = d  # behind all others: in no set of earlier candidates
+        own = np.zeros((count, d), dtype=np.int64)
+        np.cumsum(self.weight[node, rest], axis=1, out=own[:, 1:])
+        value = self.table[node, own]  # (particle, place)
+        suitors = self.suitors[node]
+        if suitors.size:
+            before = place[:, self.candidates[suitors]] < place[:, suitors, None]
+            without = before @ self.bits
+            gain = self.table[suitors, without + self.weight[suitors, node]] - self.table[suitors, without]
+            at = np.zeros((count, d))
+            np.put_along_axis(at, place[:, suitors], gain, 1)
+            value = value + np.cumsum(at[:, ::-1], 1)[:, ::-1]  # of those that come after the place
+        noisy = power * value - np.log(-np.log(rng.random((count, d))))
+        chosen = noisy.argmax(1)[:, None]
+        new = np.empty_like(order)
+        steps = np.arange(d - 1)
+        np.put_along_axis(new, np.broadcast_to(steps, rest.shape) + (steps >= chosen), rest, 1)
+        np.put_along_axis(new, chosen, node, 1)
+        return new
+
+    def sweep(self, order: np.ndarray, power: float, rng: np.random.Generator, times: int = 1) -> np.ndarray:
+        """Orders after every node has moved, in random turns."""
+        for _ in range(times):
+            for node in rng.permutation(order.shape[1]):
+                order = self.move(order, int(node), power, rng)
+        return order
+
+    def run(self, particles: int, rng: np.random.Generator) -> Run:
+        """Annealed from uniform orders to those that the table says."""
+        d = len(self.table)
+        order = np.argsort(rng.random((particles, d)), 1)
+        value, power, log_total = self.values(order), 0.0, math.lgamma(d + 1)
+        while power < 1.0:
+            step = _next_step(value, 1.0 - power)
+            log_weight = step * value
+            largest = log_weight.max()
+            weight = np.exp(log_weight - largest)
+            log_total += largest + math.log(weight.mean())
+            power = 1.0 if step >= 1.0 - power else power + step
+            start = (rng.random() + np.arange(particles)) / particles  # systematic resampling
+            kept = np.searchsorted(np.cumsum(weight) / weight.sum(), start).clip(max=particles - 1)
+            order = self.sweep(order[kept], power, rng)
+            value = self.values(order)
+        return Run(order, value, log_total)
+
+    def expected_edges(self, order: np.ndarray) -> float:
+        """Mean over orders of the number of edges, given that each is followed."""
+        place = np.argsort(order, 1)
+        before = place[:, self.candidates] < place[:, :, None]  # (particle, node, candidate)
+        mask = before @ self.bits
+        node = np.arange(len(self.table))
+        without = self.table[node[:, None], mask[:, :, None] & ~self.bits]
+        return float((1.0 - np.exp(without - self.table[node, mask][:, :, None])).sum() / len(order))
+
+
+def _next_step(value: np.ndarray, rest: float) -> float:
+    """The largest step of the power, `rest` at most, that leaves `KEEP` of the particles effective."""
+
+    def effective(step: float) -> float:
+        weight = np.exp(step * (value - value.max()))
+        return float(weight.sum() ** 2 / (weight**2).sum() / len(value))
+
+    if effective(rest) >= KEEP:
+        return rest
+    low, high = 0.0, rest
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if effective(middle) >= KEEP else (low, middle)
+    return max(low, 1e-9 * rest)

@@ -1,0 +1,127 @@
+"""Linear structural equations over observed variables, under interventions on a few of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from pyrocrl.data import Data
+from pyrocrl.options import Positive, Seed, Size
+from pyrocrl.program import check_whole
+from pyrocrl.simulate.linear_sem import _weighted_graph
+
+MOST = 1000  # latents and environments, each of which solves as many equations as there are latents
+SHIFT = 2.0  # of the target's mean
+CUT_SD = 1.0  # noise of a target that is cut off from its parents
+
+
+def squires2020(
+    seed: Seed = 0,
+    samples: Size = 1000,
+    latents: int = 10,
+    settings: Size = 5,
+    neighbours: Positive = 1.5,
+    intervention: Literal["shift", "perfect"] = "shift",
+    told: bool = True,
+) -> Data:
+    """Squires, Wang & Uhler (2020), "Permutation-based causal structure learning with unknown intervention targets".
+
+    z_k = w_k' z_parents + eps, eps ~ N(0, 1): graph Erdos-Renyi with `neighbours` expected a node, random order,
+    weights +-U(.25, 1). Each of `settings` environments, no more than nodes, intervenes on a node of its own: 2 added
+    to its mean ("shift"), or its equation replaced by N(2, 1) ("perfect"). x = z: everything is observed.
+
+    samples: rows in the observational and in every other environment; told: whether the fit is given the targets.
+    Truth: z, graph and weight (parent, child), targets.
+    """
+    check_whole("latents", latents, 2, MOST)
+    settings = min(settings, latents)
+    rng = np.random.default_rng(seed)
+    density = min(1.0, neighbours / (latents - 1))
+    graph, weight = _weighted_graph(rng, latents, density, 0.25, 1.0)
+    hit = rng.permutation(latents)[:settings]
+    parts = [_rows(rng, samples, weight, np.ones(latents), np.zeros(0, dtype=int), 0.0, False)]
+    parts += [
+        _rows(rng, samples, weight, np.ones(latents), np.array([k]), SHIFT, intervention == "perfect") for k in hit
+    ]
+    targets: dict[str, tuple[int, ...]] = {f"target_{k}": (int(k),) for k in hit}
+    return _labelled("squires2020", parts, targets, graph, weight, told)
+
+
+def hagele2023(
+    seed: Seed = 0,
+    samples: Size = 200,
+    latents: int = 20,
+    settings: Size = 10,
+    rows: Size = 20,
+    graph: Literal["scale_free", "erdos_renyi"] = "scale_free",
+) -> Data:
+    """Haegele et al. (2023), "BaCaDI: Bayesian causal discovery with unknown interventions": few rows.
+
+    Two edges a node, scale-free (each node is a child of two earlier ones, drawn by their degrees) or Erdos-Renyi;
+    weights N(0, 1) moved away from 0 by .5, noise variance .1. Each of `settings` environments of `rows` rows replaces
+    the equations of one to three nodes by N(+-2, 1). x = z. The paper's own draws of targets and of replaced equations
+    are not published with its text: these are ours.
+
+    samples: observational rows. Truth: z, graph and weight (parent, child), targets, which the fit is not given.
+    """
+    check_whole("latents", latents, 3, MOST)
+    check_whole("settings", settings, 1, MOST)
+    rng = np.random.default_rng(seed)
+    if graph == "scale_free":
+        there = _scale_free(rng, latents)
+    else:
+        there, _ = _weighted_graph(rng, latents, min(1.0, 4.0 / (latents - 1)), 0.5, 1.0)
+    size = rng.standard_normal(there.shape)
+    weight = np.where(there, size + 0.5 * np.sign(size), 0.0)
+    spread = np.full(latents, np.sqrt(0.1))
+    parts = [_rows(rng, samples, weight, spread, np.zeros(0, dtype=int), 0.0, True)]
+    targets: dict[str, tuple[int, ...]] = {}
+    for e in range(settings):
+        hit = np.sort(rng.permutation(latents)[: rng.integers(1, 4)])
+        parts.append(_rows(rng, rows, weight, spread, hit, SHIFT * rng.choice([-1.0, 1.0], len(hit)), True))
+        targets[f"setting_{e}"] = tuple(int(k) for k in hit)
+    return _labelled("hagele2023", parts, targets, there, weight, told=False)
+
+
+def _scale_free(rng: np.random.Generator, latents: int) -> np.ndarray:
+    """(parent, child) every node but the first two a child of two earlier ones, drawn by their degrees."""
+    graph = np.zeros((latents, latents), dtype=bool)
+    graph[0, 1] = True
+    for k in range(2, latents):
+        degree = (graph + graph.T)[:k, :k].sum(0).astype(float)
+        graph[rng.choice(k, 2, replace=False, p=degree / degree.sum()), k] = True
+    names = rng.permutation(latents)
+    return graph[np.ix_(names, names)]
+
+
+def _rows(
+    rng: np.random.Generator,
+    count: int,
+    weight: np.ndarray,
+    spread: np.ndarray,
+    hit: np.ndarray,
+    mean: np.ndarray | float,
+    replaced: bool,
+) -> np.ndarray:
+    """(rows, latent) of the equations, `mean` added to the targets `hit`, cut off from their parents or not."""
+    own, noise = weight.copy(), spread * rng.standard_normal((count, len(weight)))
+    if replaced and len(hit):
+        own[:, hit] = 0.0
+        noise[:, hit] *= CUT_SD / spread[hit]
+    noise[:, hit] += mean
+    return np.linalg.solve(np.eye(len(weight)) - own.T, noise.T).T
+
+
+def _labelled(
+    name: str,
+    parts: list[np.ndarray],
+    targets: dict[str, tuple[int, ...]],
+    graph: np.ndarray,
+    weight: np.ndarray,
+    told: bool,
+) -> Data:
+    z = np.concatenate(parts)
+    labels = np.repeat(["observational", *targets], [len(part) for part in parts])
+    truth = {"z": z, "graph": graph.astype(int), "weight": weight, "targets": targets}
+    return Data(z, labels, targets if told else None, truth=truth, name=name)
