@@ -435,7 +435,7 @@ class ObservedDAG(Program):
             ObservedGraph("squires2020", {"latents": 50, "told": told}, {"intervention": "shift"}, 2, 0.05, False)
             for told in (True, False)
         ),
-        ObservedGraph("hagele2023", {}, {}, 4, 0.05, False),
+        ObservedGraph("hagele2023", {}, {}, 3, 0.05, False),
         *(
             SignallingGraph("sachs2005", {"told": told}, {"intervention": kind, "targets": mode}, 1, 0.05, False)
             for told, kind, mode in ((True, "perfect", "known"), (False, "soft", "unknown"))
