@@ -239,7 +239,7 @@ def left_out(data: Data, folds: int, seed: int) -> Iterator[Array]:
 @dataclass(frozen=True)
 class Left:
     """What was predicted of signatures that were left out: truth (pair, feature), method -> guess (pair, feature), and
-    the share of entries inside the model's intervals, by their level."""
+    the share of rows' entries inside the model's intervals, by their level."""
 
     truth: Array
     guess: dict[str, Array]
@@ -251,11 +251,13 @@ def predicted(found: Any, train: Data, test: Data) -> Left:
     known, level = Signatures.of(train), levels(train)
     new = Signatures.of(test, level)
     table = impute(found, train, measured=True)
-    at = new.context, new.perturbation - (train.control is not None)
-    guess = {MODEL: table["mean"].to_numpy()[at]}
+    first = int(train.control is not None)
+    mean, rows = table["mean"].to_numpy(), ~test.control_rows
+    guess = {MODEL: mean[new.context, new.perturbation - first]}
     guess |= {name: rival(known, new.context, new.perturbation) for name, rival in RIVALS.items()}
-    apart = np.abs(new.y - guess[MODEL])
-    inside = {level: float((apart < reach(table, level)[at]).mean()) for level in LEVELS}
+    at = test.batch[rows], test.env[rows] - first  # of single rows: an interval is of one measurement
+    apart = np.abs(seen(test)[rows] - level[test.batch[rows]] - mean[at])
+    inside = {share: float((apart < reach(table, share)[at]).mean()) for share in LEVELS}
     return Left(new.y, guess, inside)
 
 
