@@ -28,8 +28,10 @@ def table(link: str = "models/{}.py") -> str:
     lines = ["| model | identifies | needs |", "|---|---|---|"]
     for name in built_in():
         card = get(name).card
-        claims = "; ".join(dict.fromkeys(claim.head() for claim in card.claims)) or "nothing: the baseline"
-        wanted = [f"environments; targets {' or '.join(card.targets)}"] if card.needs_env else []
+        nothing = "nothing: the baseline" if card.family == "baseline" else "nothing: it predicts"
+        claims = "; ".join(dict.fromkeys(claim.head() for claim in card.claims)) or nothing
+        targets = f"; targets {' or '.join(card.targets)}" if card.targets else ""
+        wanted = [f"environments{targets}"] if card.needs_env else []
         if not wanted and card.claims:
             wanted = [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
         trial = " *(experimental)*" if card.status == "experimental" else ""
