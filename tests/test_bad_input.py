@@ -245,7 +245,7 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "a rate of 0": (lambda: run(lr=0.0), "lr: found 0.0; allowed: a number above 0"),
     "no such argument of fit": (
         lambda: run(steps=3),
-        "steps: not an argument of fit (did you mean 'least_steps'?); allowed: batch_size, ",
+        "steps: not an argument of fit (did you mean 'most_steps'?); allowed: batch_size, ",
     ),
     "no such device": (
         lambda: run(device="cuda:99"),

@@ -129,7 +129,8 @@ def test_demo_shows_a_graph_beside_its_truth(tmp_path: Path, monkeypatch: pytest
     effect = next(line.split() for line in lines if line.startswith(f"latent_{i}  latent_{j}"))
     assert float(effect[2]) == pytest.approx(float(effect[-2]), abs=0.15)
     assert any(line.startswith(f"latent_{i}  gene_") for line in lines)
-    assert sum("IDENTIFIED - " in line for line in lines) == 4
+    said_of = [line.split(": ", 1)[1] for line in lines if line.startswith(("  latents: ", "  graph: ", "  mask: "))]
+    assert len(said_of) == 4 and all(line.startswith("IDENTIFIED") for line in said_of)
     assert sorted(p.name for p in out.iterdir()) == sorted([*cli.RESULTS, "sparse_vae"])
     assert "'Programmes': 'sparse_vae/report.html'" in (out / cli.REPORT).read_text()
     assert "'Graph and effects': '../report.html'" in (out / "sparse_vae" / cli.REPORT).read_text()
@@ -177,7 +178,7 @@ def test_commands_that_choose_prints_are_taken_by_fit(
     told = ["--data", str(table), "--env", "env", "--control", "observational", "--no-counts", "--latents", "3"]
     built: list[Program] = []
     monkeypatch.setattr(
-        cli, "_fit", lambda kind, rows, source, build, *_: built.append(pyrocrl.build(kind, rows, **build))
+        cli, "_fit", lambda kind, rows, source, build, *_, **__: built.append(pyrocrl.build(kind, rows, **build))
     )
     for more in ([], ["--targets", str(targets), "--targets", "relabelled", "--intervention", "soft", "--seed", "2"]):
         text = said(capsys, "choose", *told, *more)

@@ -47,7 +47,7 @@ def test_the_same_model_with_latents_in_another_order_agrees_with_itself(found: 
     assert pair.latents > 0.999
     assert pair.edges == 0 and pair.graph_up_to == "exact"
     assert set(pair.up_to.split(", ")) == {"permutation", "scale", "shift"}
-    np.testing.assert_allclose(found.graphs["known"], found.graphs["turned"], atol=0.02)
+    np.testing.assert_allclose(found.graphs["known"], found.graphs["turned"], atol=0.06)  # of 512 draws
     assert found.graphs["known"].max() > 0.9  # or there was nothing to put in order
 
 

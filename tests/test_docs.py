@@ -147,7 +147,7 @@ def test_limits_name_the_worst_seed(generate: ModuleType, monkeypatch: pytest.Mo
         "Not identified, and shown for comparison: `open`.",
         "The worst seed recovers the latents with an mcc of 0.700, in `hard`.",
         "The worst graph has 2 wrong pairs, in `hard`.",
-        "The verdict on the graph is *identified*, given its assumptions, in 3 of 4 fits.",
+        "The verdict on the graph is *identified* in 3 of 4 fits.",
     ]
 
 

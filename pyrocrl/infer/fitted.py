@@ -580,7 +580,8 @@ class Fit:
             reject("data", found, "rows without covariates, as in the fit, which adjusted for nothing")
         if self.program.config.get("likelihood") != "gaussian":
             data = data.sized_as(self.meta.get("size_factor"))
-        envs = self.names["env"] if self.program.card.needs_env and environments else None
+        reads = self.program.card.needs_env or "environments" in self.program.config
+        envs = self.names["env"] if reads and environments else None
         batches = self.names.get("batch") if "batches" in self.program.config else None
         if batches is not None and batches != data.batch_names and ["all"] in (batches, data.batch_names):
             words = {False: "none", True: "labels"}
