@@ -139,7 +139,9 @@ def test_all_graphs_of_two_latents_agree() -> None:
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable
     assert np.abs(edges - exact).max() < 0.08
-    assert agrees(agreement(fit, tree, SITES, draws=3000), slack=2)
+    table = agreement(fit, tree, SITES, draws=3000)  # few draws of few edges say little of deviations
+    assert (table["difference"].abs() < 0.2 + 2 * table["error"]).all()
+    assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=3000), slack=1)
 
 
 # -- the exact posterior over all graphs ------------------------------------------------------------------------------
