@@ -415,6 +415,12 @@ class SparseVAE(Program):
         loc, sd = (torch.where(gate, *pair) for pair in zip(found[:2], (self.slope.loc, self.slope.scale), strict=True))
         self.slope.set(loc, sd)
         self.variance.set(found.log_variance + unit.log(), found.log_variance_sd)
+        # and z as these leave it: of the slopes as they were the encoder's would be wrong
+        scaled = found.slope / found.log_variance.exp()[:, None]  # (feature, latent)
+        precision = found.slope.mT @ scaled + torch.linalg.inv(law.correlation)
+        covariance = torch.linalg.inv(precision)
+        tril = torch.linalg.cholesky(covariance) if self.encoder.full else torch.diag(precision.diagonal().rsqrt())
+        self.encoder.start(covariance @ scaled.mT, torch.zeros_like(precision[0]), tril, keep=0.0)
 
     def _told(self, z: Tensor, gate: Tensor, batch: Batch) -> Any:
         """Sites of the story, given z (rows, latent), gates (feature, latent) and medians of what else is drawn."""

@@ -302,6 +302,20 @@ def test_slopes_and_variances_of_a_sparse_decoder_are_those_of_a_gibbs_sampler(s
         assert np.abs(ratio - 1).max() < 0.15, ratio
 
 
+@torch.no_grad()
+def test_latents_of_a_sparse_decoder_go_with_its_slopes() -> None:
+    """They are set last, with z summed out: what the encoder knew of the trained ones is not their posterior."""
+    fit = sparse(1)
+    program, batch = _program(fit, None, fit.fitted_rows())
+    x = program.observation.inputs(batch).double()
+    gate = (program.mask() > 0.5).double()
+    slope, tril = gate * program.slope.loc.double(), program._correlation_tril().double()
+    variance = (program.variance.loc.double() - 2 * program.observation.spread.double().log()).exp()
+    across = slope @ tril @ tril.mT
+    exact = x @ torch.linalg.solve(across @ slope.mT + torch.diag(variance), across)
+    assert torch.allclose(program.latents(batch).double(), exact, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_sparse_decoder_given_its_mask() -> None:
     """NUTS agrees with a Gibbs sampler of the same equations, and the fit with NUTS."""
