@@ -78,6 +78,7 @@ class PLTFA(Program):
         differs=("a posterior about its mode in place of Gibbs sampling", "no sparsity of loadings"),
     )
     recipe = Recipe.unannealed(epochs=20, least_steps=100, batch_size=512, lr=0.01, dtype=torch.float64, chains=2)
+    checks = {"gaussian": (LAW,), "factors": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "slope": Site(("open",)),

@@ -344,3 +344,12 @@ def test_chains_behind_the_best_count_if_they_agree_on_what_is_claimed() -> None
     fit.anchor[behind > 0] = fit.anchor[behind > 0] @ np.linalg.qr(np.ones((3, 3)) + np.eye(3))[0]
     del fit.agreement
     assert pyrocrl.diagnose(fit, anchored())["latents"].verdict == "not converged"
+
+
+def test_too_few_latents_of_a_triangle_and_heavy_tails_are_contradicted() -> None:
+    data = pyrocrl.simulate.draw("plt2010", seed=100, rows=600, latents=3, features=10)
+    heavy = pyrocrl.Data(np.sinh(0.8 * data.x / data.x.std(0)))
+    for rows, latents, said in ((data, 3, "identified if"), (data, 2, "contradicted"), (heavy, 3, "contradicted")):
+        fit = pyrocrl.fit(pyrocrl.build("plt_fa", rows, latents=latents), rows, chains=2, seed=0, progress=False)
+        verdict = pyrocrl.diagnose(fit, rows)["latents"]
+        assert verdict.verdict == said, verdict.reason
