@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import pyrocrl
 from pyrocrl import zoo
 from pyrocrl.claims.card import CONDITIONS, TARGETS, Claim
-from pyrocrl.lab import reproduce, run
+from pyrocrl.lab import assumptions, reproduce, run
 from pyrocrl.program import Program
 from pyrocrl.show import story
 
@@ -29,12 +29,12 @@ INTRODUCTION = "Shapes stand in brackets, (rows, columns); what is refused raise
 
 
 def write(folder: Path) -> None:
-    """Write `models/`, `api/` and a copy of `tutorials/` under `folder`, anew."""
+    """Write `models/`, `api/`, `assumptions.md` and a copy of `tutorials/` under `folder`, anew."""
     for made in ("models", "api", "tutorials"):
         shutil.rmtree(folder / made, ignore_errors=True)
     shutil.copytree(folder.parent / "tutorials", folder / "tutorials", ignore=shutil.ignore_patterns(".*"))
     pages = {f"models/{name}": model_page(zoo.get(name)) for name in zoo.built_in()} | {"models/index": models_index()}
-    pages |= {f"api/{room}": page for room, page in api_pages().items()}
+    pages |= {f"api/{room}": page for room, page in api_pages().items()} | {"assumptions": assumptions.markdown()}
     for place, page in pages.items():
         path = folder / f"{place}.md"
         path.parent.mkdir(exist_ok=True)

@@ -210,13 +210,25 @@ def common(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="models, settings or datasets.")] = "models",
+    what: Annotated[
+        str, typer.Argument(metavar="[WHAT]", help="models, settings, datasets or assumptions.")
+    ] = "models",
+    assumptions: Annotated[bool, typer.Option("--assumptions", help="The same as WHAT = assumptions.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the models, the simulation settings or the data sets."""
+    """List the models, the simulation settings, the data sets, or which assumption buys which claim."""
     from pyrocrl import datasets, simulate, zoo
 
-    one_of("WHAT", what, ("models", "settings", "datasets"))
+    one_of("WHAT", what, ("models", "settings", "datasets", "assumptions"))
+    if assumptions or what == "assumptions":
+        from pyrocrl.lab.assumptions import table, text
+
+        found = table()
+        if as_json:
+            _print_json([one.to_dict() for one in found])
+        else:
+            print(text(found))
+        return
     if what == "models":
         cards = zoo.cards()
         if as_json:

@@ -13,11 +13,12 @@ import pytest
 from scipy import stats
 
 import pyrocrl
+from pyrocrl import zoo
 from pyrocrl.claims.card import CONDITIONS, IMPLIED, ON_WORD, OUTCOMES, Claim
 from pyrocrl.exact import goodness
 from pyrocrl.judge.checks import open_directions
 from pyrocrl.judge.diagnose import ClaimVerdict, Finding, Outcome, Verdict, _Known, _no_surer_than_latents, _undecided
-from pyrocrl.lab import verdicts
+from pyrocrl.lab import assumptions, verdicts
 from pyrocrl.show import report
 
 CASES = {case.name: case for case in verdicts.cases()}
@@ -125,6 +126,42 @@ def test_components_that_scale_alike_are_no_better_told_apart() -> None:
 def test_holm_corrects_for_the_number_of_tests() -> None:
     assert goodness.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert goodness.holm([]) == []
+
+
+# -- which assumption buys what --------------------------------------------------------------------------------
+
+# no setting of the suite breaks them: without, `fit` refuses, or `test_diagnose` holds a verdict
+ELSEWHERE = {
+    "more_features_than_latents",
+    "observational_environment",
+    "two_interventions_per_latent",
+    "enough_settings",
+    "not_collinear",
+}
+
+
+def test_what_a_setting_breaks_is_on_the_card_of_its_model() -> None:
+    for case in CASES.values():
+        card = zoo.get(case.model).card
+        words = {*card.assumes, *(text for claim in card.claims for text in (*claim.conditions, *claim.given))}
+        assert not case.breaks or case.breaks in words, case.name
+        assert bool(case.breaks) == (case.kind in ("open", "word", "misspecified")) or case.name.endswith("as shifts")
+
+
+def test_every_condition_is_broken_in_a_setting() -> None:
+    needed = {need for card in zoo.cards() for claim in card.claims for need in claim.conditions}
+    assert needed - {case.breaks for case in CASES.values()} == ELSEWHERE
+
+
+def test_the_table_of_assumptions_tells_where_they_break() -> None:
+    found = {(one.assumption, one.model): one for one in assumptions.table()}
+    one = found[CONDITIONS["one_intervention_per_latent"], "linear_sem_lin"]
+    assert one.broken["one latent without intervention"] == ("not identified",) and one.shown_by == "data and fit"
+    assert "latents up to permutation and scale" in one.claims
+    assert found[CONDITIONS["perfect_interventions"], "linear_sem_lin"].shown_by == "your word"
+    assert found["noise is Gaussian", "linear_sem_lin"].shown_by == "a test of the fit"
+    assert {model for _, model in found} == {card.name for card in zoo.cards() if card.claims}
+    assert all(part in assumptions.text(found.values()) for part in ("broken in: Laplace noise", "gmm_vae"))
 
 
 # -- how outcomes follow ---------------------------------------------------------------------------------------

@@ -22,14 +22,13 @@ from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
-from pyrocrl.infer.elbo import elbo
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.options import Bounds, Seed, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
-MOST_READ = 4_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
+MOST_READ = 1_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 READ_CELLS = 8_000_000  # entries of x read at once
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
@@ -262,12 +261,12 @@ class Fit:
         z (chain, draw, data, latent), mask (chain, draw, feature, latent) and graph (chain, draw, parent, child) in {0,
         1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i, .) of
         each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what has a
-        data dimension; None = all rows unless z exceeds 1e8 numbers, or x 4e9 over all draws; constant_data then has
+        data dimension; None = all rows unless z exceeds 1e8 numbers, or x 1e9 over all draws; constant_data then has
         the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in
         any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
-        position. sample_stats has the draws' `lp`, and of chains `held_out`, `chain_weight` and `agreement` (chain,
-        other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand in each chain's own
-        numbering and units of the latents; the attribute `aligned` of such a variable is 0.
+        position. sample_stats has `lp`, log p - log q of each draw, and of chains `held_out`, `chain_weight` and
+        `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand
+        in each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
         """
         data = self._data(data)
         total = draws * self.chains.count
@@ -660,10 +659,9 @@ def _read(program: Program, name: str) -> Tensor | None:
 def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
     """One posterior draw of one chain: sites, log p - log q and, unless `shown` is None, the rows' log-likelihood and
     a predictive draw of x in the rows `shown`."""
-    sites = stories.drawn(program, batch)
-    trace = stories.told(program, batch, sites)
+    sites, trace, lp = stories.drawn_and_told(program, batch)
     host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
-    out: dict[str, Any] = {"posterior": host, "lp": float(elbo(program, batch))}
+    out: dict[str, Any] = {"posterior": host, "lp": float(lp)}
     if shown is not None:
         rows = torch.arange(len(batch), device=batch.device)[shown]
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)

@@ -27,9 +27,24 @@ def drawn(program: Program, batch: Batch, *, local: bool = True) -> Sites:
 
     local: whether sites of single rows are among them.
     """
+    return {name: site["value"] for name, site in _drawn(program, batch) if local or not is_local(site)}
+
+
+def drawn_and_told(program: Program, batch: Batch) -> tuple[Sites, Any, Tensor]:
+    """A posterior draw, the story's trace with it, and log p - log q of it: the story's density against that of the
+    guide and of `recover` together, which is the objective where `recover` is exact."""
+    sites = _drawn(program, batch)
+    values = {name: site["value"] for name, site in sites}
+    trace = told(program, batch, values)
+    trace.compute_log_prob()
+    p = sum(site["log_prob_sum"] for _, site in sample_sites(trace))
+    q = sum((site["fn"].log_prob(site["value"]) * site["scale"]).sum() for _, site in sites)
+    return values, trace, p - q
+
+
+def _drawn(program: Program, batch: Batch) -> list[tuple[str, dict]]:
     kept = guide_trace(program, batch)
-    sites = [*sample_sites(kept), *_recovered(program, batch, latent_values(kept))]
-    return {name: site["value"] for name, site in sites if local or not is_local(site)}
+    return [*sample_sites(kept), *_recovered(program, batch, latent_values(kept))]
 
 
 def centre(program: Program, batch: Batch) -> Sites:

@@ -10,6 +10,7 @@ outcome that lets it be read where it is not. Assumptions that no data can show 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Case:
     "misspecified".
 
     open: what of an open case is not identified, the other claims being free. options: of the program; recipe: of the
-    fit.
+    fit. breaks: the assumption that does not hold: a key of `CONDITIONS`, or a sentence of the model's card.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     open: tuple[str, ...] = ("latents", "mask", "graph")
     names: str = "interventions"
+    breaks: str = ""
 
     def right(self, claim: ClaimVerdict, scores: Mapping[str, float]) -> bool:
         """Whether this verdict is right, given the estimate's scores against the truth."""
@@ -255,11 +257,14 @@ HARD, SOFT, SHIFT, VARIANCE = each("perfect"), each("soft"), each("shift"), each
 APART = [[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]]
 WITHIN, ALL = [[1, 1]] * 3 + [[0, 1]] * 3, [[1, 1]] * 6
 STRAIGHT = {"mechanism": "linear"}
+# of linear_sem_lin's card
+MIXED, ALONE = "x = W z", "an intervention changes the equations of its targets alone"
+EQUATIONS = "z follows a linear Gaussian structural equation model without cycles"
 
 
 def linear_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
-        return Case(f"{LINEAR}: {name}", LINEAR, kind, draw, options, FEW)
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
+        return Case(f"{LINEAR}: {name}", LINEAR, kind, draw, options, FEW, breaks=breaks)
 
     null = [*HARD[:2], ("on_2", (2,), "none")]
     pair = [("on_0_and_1", (0, 1), "perfect"), HARD[2]]
@@ -282,29 +287,41 @@ def linear_cases() -> list[Case]:
         case(
             "perfect, Squires et al., 100 rows", "small", drawn("squires2023_hard", latents=3, features=6, samples=100)
         ),
-        case("one latent without intervention", "open", world(HARD[:2]), latents=3, incomplete=True),
-        case("two latents only together", "open", world(pair), incomplete=True),
-        case("an environment that changes nothing", "open", world(null)),
-        case("shifts", "open", world(SHIFT), intervention="shift"),
-        case("changes of variance", "open", world(VARIANCE), intervention="variance"),
-        case("shifts told as perfect", "word", world(SHIFT)),
-        case("changes of variance told as perfect", "word", world(VARIANCE)),
-        case("soft told as perfect", "word", world(SOFT)),
+        case(
+            "one latent without intervention",
+            "open",
+            world(HARD[:2]),
+            latents=3,
+            incomplete=True,
+            breaks="one_intervention_per_latent",
+        ),
+        case("two latents only together", "open", world(pair), incomplete=True, breaks="separated_targets"),
+        case("an environment that changes nothing", "open", world(null), breaks="interventions_show"),
+        case("shifts", "open", world(SHIFT), intervention="shift", breaks="nonlinear_or_replaced"),
+        case("changes of variance", "open", world(VARIANCE), intervention="variance", breaks="nonlinear_or_replaced"),
+        case("shifts told as perfect", "word", world(SHIFT), breaks="perfect_interventions"),
+        case("changes of variance told as perfect", "word", world(VARIANCE), breaks="perfect_interventions"),
+        case("soft told as perfect", "word", world(SOFT), breaks="perfect_interventions"),
         case("perfect told as shifts", "open", world(HARD), intervention="shift"),
-        case("quadratic equations", "misspecified", world(HARD, bent=0.5)),
-        case("saturated features", "misspecified", world(HARD, saturated=1.0)),
-        case("5 % bad rows", "misspecified", world(HARD, bad=0.05)),
-        case("batches that go with environments", "misspecified", world(HARD, offsets=1.0)),
-        case("two labels on one latent", "misspecified", world(two_labels, told=labels)),
-        case("an intervention that hits a second latent", "misspecified", world(off_target, told=labels)),
-        case("two of three factors", "misspecified", confounded),
-        case("Laplace noise", "misspecified", world(HARD, law="laplace")),
+        case("quadratic equations", "misspecified", world(HARD, bent=0.5), breaks=EQUATIONS),
+        case("saturated features", "misspecified", world(HARD, saturated=1.0), breaks=MIXED),
+        case("5 % bad rows", "misspecified", world(HARD, bad=0.05), breaks=MIXED),
+        case("batches that go with environments", "misspecified", world(HARD, offsets=1.0), breaks=ALONE),
+        case(
+            "two labels on one latent",
+            "misspecified",
+            world(two_labels, told=labels),
+            breaks="one_intervention_per_latent",
+        ),
+        case("an intervention that hits a second latent", "misspecified", world(off_target, told=labels), breaks=ALONE),
+        case("two of three factors", "misspecified", confounded, breaks=MIXED),
+        case("Laplace noise", "misspecified", world(HARD, law="laplace"), breaks="noise is Gaussian"),
     ]
 
 
 def shift_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
-        return Case(f"{SHIFTS}: {name}", SHIFTS, kind, draw, {"inducing": 16, **options}, FEW)
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
+        return Case(f"{SHIFTS}: {name}", SHIFTS, kind, draw, {"inducing": 16, **options}, FEW, breaks=breaks)
 
     every = (0, 1, 2)
     return [
@@ -314,88 +331,133 @@ def shift_cases() -> list[Case]:
         case("linear, told so, one shift", "identified", lambda s: equations(s, (0,)), **STRAIGHT),
         case("nonlinear, 40 rows", "small", lambda s: equations(s, every, rows=40, bent=True)),
         case("linear, told nonlinear, one shift in the first", "identified", lambda s: equations(s, (0,))),
-        case("linear, told nonlinear, one shift in the last", "open", lambda s: equations(s, (2,))),
-        case("linear, told nonlinear, no shift", "open", lambda s: equations(s, (-1,))),
-        case("linear, told nonlinear, two without shift", "open", lambda s: equations(s, (-1, -1))),
+        case(
+            "linear, told nonlinear, one shift in the last",
+            "open",
+            lambda s: equations(s, (2,)),
+            breaks="nonlinear_equations",
+        ),
+        case("linear, told nonlinear, no shift", "open", lambda s: equations(s, (-1,)), breaks="nonlinear_equations"),
+        case(
+            "linear, told nonlinear, two without shift",
+            "open",
+            lambda s: equations(s, (-1, -1)),
+            breaks="nonlinear_equations",
+        ),
         case(
             "something unobserved",
             "misspecified",
             lambda s: equations(s, every, bent=True, hidden=True),
+            breaks="no unobserved variable acts on two observed ones",
         ),
     ]
 
 
 def state_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data], **more: Any) -> Case:
-        return Case(f"{UNKNOWN}: {name}", UNKNOWN, kind, draw, {"latents": 2}, FEW, **more)
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "") -> Case:
+        return Case(f"{UNKNOWN}: {name}", UNKNOWN, kind, draw, {"latents": 2}, FEW, breaks=breaks)
 
     return [
         case("features of their own", "identified", lambda s: states(s, APART)),
         Case(f"{UNKNOWN}: Jiang & Aragam", UNKNOWN, "identified", drawn("jiang2023", latents=3, features=9), {}, FEW),
         case("features of their own, 60 rows", "small", lambda s: states(s, APART, rows=60)),
-        case("latents that share all their features", "open", lambda s: states(s, ALL)),
-        case("features of one among the other's", "open", lambda s: states(s, WITHIN)),
-        case("latents that never differ", "open", lambda s: states(s, APART, same=True)),
-        case("skewed features", "misspecified", lambda s: states(s, APART, law="skewed")),
+        case("latents that share all their features", "open", lambda s: states(s, ALL), breaks="own_features"),
+        case("features of one among the other's", "open", lambda s: states(s, WITHIN), breaks="own_features"),
+        case("latents that never differ", "open", lambda s: states(s, APART, same=True), breaks="all_states"),
+        case(
+            "skewed features",
+            "misspecified",
+            lambda s: states(s, APART, law="skewed"),
+            breaks="features are Gaussian given the latents",
+        ),
     ]
 
 
 def factor_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
         given = {"latents": 2, "decoder": "linear", **options}
-        return Case(f"sparse_vae: {name}", "sparse_vae", kind, draw, given, FEW)
+        return Case(f"sparse_vae: {name}", "sparse_vae", kind, draw, given, FEW, breaks=breaks)
 
     one = [[1, 0]] * 3 + [[1, 1]] * 3 + [[0, 1]]
     return [
         case("anchors", "identified", lambda s: factors(s, APART)),
         case("anchors, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
-        case("no anchors", "open", lambda s: factors(s, ALL)),
-        case("one anchor", "open", lambda s: factors(s, one)),
-        case("no mask", "open", lambda s: factors(s, APART), sparse=False),
+        case("no anchors", "open", lambda s: factors(s, ALL), breaks="two_anchors"),
+        case("one anchor", "open", lambda s: factors(s, one), breaks="two_anchors"),
+        case(
+            "no mask", "open", lambda s: factors(s, APART), sparse=False, breaks="each feature depends on few latents"
+        ),
+    ]
+
+
+def triangular_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "") -> Case:
+        return Case(f"plt_fa: {name}", "plt_fa", kind, draw, {"latents": 2}, FEW, names="order", breaks=breaks)
+
+    whole, alone = [[1, 0], *[[1, 1]] * 7], [[1, 0], [1, 1], *[[1, 0]] * 6]
+    return [
+        case("features in order", "identified", lambda s: factors(s, whole, rows=1000, correlation=0.0)),
+        case("one feature of a latent", "open", lambda s: factors(s, alone, 1000, correlation=0.0), "noise_told_apart"),
+        case(
+            "no feature of the first latent alone",
+            "word",
+            lambda s: factors(s, [[1, 1]] * 8, 1000, correlation=0.0),
+            "feature k, in the order of the columns, depends on latents 1 to k alone and on latent k for certain",
+        ),
     ]
 
 
 def held_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
-        return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2})
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
+        return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2}, breaks=breaks)
 
     unknown = {"targets": "unknown"}
     return [
         case("each held", "identified", lambda s: held(s, [(), (0,), (1,)])),
         case("each held, targets unknown", "identified", lambda s: held(s, [(), (0,), (1,)]), **unknown),
-        case("no free environment", "open", lambda s: held(s, [(0,), (1,)])),
-        case("one never held", "open", lambda s: held(s, [(), (0,)]), **unknown),
-        case("only held together", "open", lambda s: held(s, [(), (0, 1)]), **unknown),
-        case("shifts", "misspecified", lambda s: held(s, [(), (0,), (1,)], moved=True)),
+        case("no free environment", "open", lambda s: held(s, [(0,), (1,)]), breaks="free_environment"),
+        case("one never held", "open", lambda s: held(s, [(), (0,)]), **unknown, breaks="one_intervention_per_latent"),
+        case("only held together", "open", lambda s: held(s, [(), (0, 1)]), **unknown, breaks="single_targets"),
+        case("shifts", "misspecified", lambda s: held(s, [(), (0,), (1,)], moved=True), breaks="held_at_constants"),
     ]
 
 
 def mixture_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data]) -> Case:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "") -> Case:
         options = {"latents": 2, "components": 3, "layers": 1, "starts": 4, "search_steps": 400}
-        return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, {"chains": 2, "epochs": 20})
+        return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, {"chains": 2, "epochs": 20}, breaks=breaks)
 
     widths = [[1.0, 0.3], [0.3, 1.0], [0.5, 0.5]]
     return [
         case("widths that differ", "identified", lambda s: clusters(s, widths)),
-        case("one width", "open", lambda s: clusters(s, [[0.5, 0.5]] * 3)),
-        case("one component", "open", lambda s: clusters(s, [[1.0, 1.0]])),
+        case("one width", "open", lambda s: clusters(s, [[0.5, 0.5]] * 3), breaks="distinct_variance_ratios"),
+        case("one component", "open", lambda s: clusters(s, [[1.0, 1.0]]), breaks="two_components"),
     ]
 
 
 def score_cases() -> list[Case]:
-    def case(name: str, kind: str, draw: Callable[[int], Data]) -> Case:
-        return Case(f"score_crl: {name}", "score_crl", kind, draw, {}, {"chains": 2, "least_steps": 500})
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "") -> Case:
+        recipe = {"chains": 2, "least_steps": 500}
+        return Case(f"score_crl: {name}", "score_crl", kind, draw, {}, recipe, breaks=breaks)
 
     return [
         case("quadratic, 2,000 rows", "small", drawn("varici2024_quadratic", latents=3, features=6, samples=2000)),
-        case("soft told as hard", "word", world(SOFT)),
+        case("soft told as hard", "word", world(SOFT), breaks="perfect_interventions"),
     ]
 
 
 def cases() -> list[Case]:
     """All of them."""
-    every = (linear_cases, shift_cases, state_cases, factor_cases, held_cases, mixture_cases, score_cases)
+    every = (
+        linear_cases,
+        shift_cases,
+        state_cases,
+        factor_cases,
+        triangular_cases,
+        held_cases,
+        mixture_cases,
+        score_cases,
+    )
     return [case for some in every for case in some()]
 
 
@@ -446,15 +508,27 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
 
 
 def study(chosen: Sequence[Case], seeds: Sequence[int], path: str | Path | None = None) -> dict[str, Any]:
-    """All cases with all seeds, and the shares that are right; written to `path` after each case."""
-    table: dict[str, Any] = {"about": "verdicts", **provenance(), "summary": {}, "cases": []}
+    """All cases with all seeds, and the shares that are right; written to `path` after each case, where rows of other
+    cases and seeds stay as they are, each with the commit that it is of."""
+    made = provenance()
+    known: dict[str, dict[int, dict[str, Any]]] = {}
+    if path is not None and Path(path).exists():
+        before = json.loads(Path(path).read_text(encoding="utf-8"))
+        for entry in before["cases"]:
+            known[entry["name"]] = {row["seed"]: {"commit": before["commit"]} | row for row in entry["seeds"]}
+    table: dict[str, Any] = {"about": "verdicts", **made, "summary": summarise([]), "cases": []}
     for case in chosen:
-        rows = [run_case(case, seed) for seed in seeds]
-        table["cases"].append({"name": case.name, "model": case.model, "kind": case.kind, "seeds": rows})
+        new = {seed: run_case(case, seed) | {"commit": made["commit"]} for seed in seeds}
+        known[case.name] = known.get(case.name, {}) | new
+        print(line({"name": case.name, "kind": case.kind, "seeds": list(new.values())}), flush=True)
+        table["cases"] = [
+            {"name": one.name, "model": one.model, "kind": one.kind, "seeds": [rows[seed] for seed in sorted(rows)]}
+            for one in cases()
+            if (rows := known.get(one.name))
+        ]
         table["summary"] = summarise(table["cases"])
         if path is not None:
             write_json(table, path)
-        print(line(table["cases"][-1]), flush=True)
     return table
 
 
@@ -496,9 +570,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", default=None, help="where the results go")
     told = parser.parse_args(arguments)
     chosen = [case for case in cases() if told.only in case.name]
+    if not chosen:
+        parser.error(f"--only {told.only!r}: no case is called so")
     table = study(chosen, parse_seeds(told.seeds), told.json)
     found = table["summary"].get("all", {"right": 0, "verdicts": 0})
-    print(f"{found['right']} of {found['verdicts']} verdicts right in {len(chosen)} settings")
+    print(f"{found['right']} of {found['verdicts']} verdicts right in {len(table['cases'])} settings")
     for one in table["summary"]["unearned"]:
         print(f"identified, and must not be: {one}")
 
