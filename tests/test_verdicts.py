@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -164,6 +163,13 @@ def test_the_table_of_assumptions_tells_where_they_break() -> None:
     assert all(part in assumptions.text(found.values()) for part in ("broken in: Laplace noise", "gmm_vae"))
 
 
+def test_the_suite_is_counted_on_the_site() -> None:
+    count = json.loads(assumptions.RESULTS.read_text())["summary"]
+    text = assumptions.markdown()
+    assert f"{count['all']['right']} of {count['all']['verdicts']} verdicts are right" in text
+    assert all(one.split(", seed ")[0] in text for one in count["unearned"])
+
+
 # -- how outcomes follow ---------------------------------------------------------------------------------------
 
 
@@ -280,8 +286,7 @@ def test_the_command_writes_what_it_says(tmp_path: Any, capsys: pytest.CaptureFi
 
 
 def test_committed_results_are_right_and_call_nothing_identified_that_the_data_refute() -> None:
-    path = Path(__file__).parent.parent / "models" / "results" / "verdicts.json"
-    table = json.loads(path.read_text())
+    table = json.loads(assumptions.RESULTS.read_text())
     assert table["summary"] == verdicts.summarise(table["cases"])
     assert {entry["name"] for entry in table["cases"]} == set(CASES)
     found = table["summary"]["all"]

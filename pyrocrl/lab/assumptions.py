@@ -106,6 +106,7 @@ def markdown() -> str:
         "are taken on *your word*, and a verdict that rests on them is *identified if*. Beside a model stand settings "
         "in which the assumption does not hold, and the verdict on the model's first claim there (`python -m "
         "pyrocrl.lab.verdicts`). In the shell: `pyrocrl list --assumptions`.",
+        suite(),
     ]
     found = table()
     for sentence in dict.fromkeys(one.assumption for one in found):
@@ -117,6 +118,31 @@ def markdown() -> str:
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts += [f"## {sentence[0].upper()}{sentence[1:]}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def suite() -> str:
+    """The committed verdicts in a paragraph: how many are right, of what is not identified too, and which are not."""
+    made = json.loads(RESULTS.read_text(encoding="utf-8"))
+    count, entries = made["summary"], made["cases"]
+    shown = ", ".join(
+        f"{sum(len(entry['seeds']) >= seeds for entry in entries)} with {seeds} seed{'s' * (seeds > 1)} or more"
+        for seeds in range(1, max(len(entry["seeds"]) for entry in entries) + 1)
+    )
+    bad = ("open", "word", "misspecified")
+    wrong = [
+        f"{entry['name']}, {what}: {claim['verdict']}"
+        for entry in entries
+        for row in entry["seeds"]
+        for what, claim in row.get("claims", {}).items()
+        if not claim["right"]
+    ]
+    each = "; ".join(f"{one} ({n} times)" if (n := wrong.count(one)) > 1 else one for one in dict.fromkeys(wrong))
+    return (
+        f"{len(entries)} settings ({shown}): {count['all']['right']} of {count['all']['verdicts']} verdicts are right; "
+        f"of what is not identified, is misspecified, or holds on one's word alone, "
+        f"{sum(count[kind]['right'] for kind in bad)} of {sum(count[kind]['verdicts'] for kind in bad)}. "
+        f"Wrong are: {each or 'none'}."
+    )
 
 
 def _said(outcomes: tuple[str, ...]) -> str:
