@@ -104,7 +104,11 @@ class SparseVAE(Program):
             "hardly any feature belongs to one latent alone, or a graph and the effects of interventions are wanted: "
             "environments are not looked at",
         ),
-        assumes=("each feature depends on few latents", "noise is independent between features"),
+        assumes=(
+            "each feature depends on few latents",
+            "noise is independent between features",
+            "latents are independent, unless `correlated`",
+        ),
         claims=(
             Claim("latents", ("permutation", "elementwise"), needs=NEEDS),
             Claim("mask", ("permutation",), needs=NEEDS),
@@ -206,6 +210,7 @@ class SparseVAE(Program):
         self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4)
         if self.linear:
             self.recipe = self.linear_recipe
+            self.checks = {"factors": ()}
             self.slope = NormalBlock(features, latents, scale=0.05, jitter=0.3)
             self.slab = (0.5 if self.counts else 1.0) if slab is None else slab
         else:

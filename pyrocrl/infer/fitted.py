@@ -292,8 +292,8 @@ class Fit:
                             collected[group].setdefault(name, []).append(value)
                 stats.append(np.array(lp) - len(batch) * self.log_volume)
                 for group, values in collected.items():
-                    for name, value in values.items():
-                        stack = np.stack(value)
+                    for name in list(values):
+                        stack = np.stack(values.pop(name))
                         if group == "log_likelihood":
                             stack = stack - self.log_volume
                         else:
@@ -303,7 +303,7 @@ class Fit:
         coords = self.coords(labels[rows], draws)
         tree = {
             g: self.dataset(
-                {n: np.stack(v) for n, v in values.items()},
+                {n: np.stack(values.pop(n)) for n in list(values)},  # what is stacked is not kept twice
                 coords | ({"data": labels[rows][shown]} if g == "posterior_predictive" else {}),
             )
             for g, values in groups.items()

@@ -347,12 +347,16 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
 
 
 def _factors(fit: Fit, data: Data) -> Found | None:
-    """Whether the observational rows need more factors than the fit has latents."""
+    """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
+    latents."""
     if data.counts or data.features > 60:
         return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
-    x = fit.batch_of(data.rows_at(np.flatnonzero(free[data.env])[:MOST_ROWS])).x.double().cpu().numpy()
+    rows = np.flatnonzero(free[data.env])[:MOST_ROWS]
+    x, batch = fit.batch_of(data.rows_at(rows)).x.double().cpu().numpy(), data.batch[rows]
+    for one in np.unique(batch):
+        x[batch == one] -= x[batch == one].mean(0)
     p = goodness.enough_factors(x, len(fit.names["latent"])) if len(x) > 2 else None
     if p is None:
         return None

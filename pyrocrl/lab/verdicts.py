@@ -74,8 +74,11 @@ class Case:
 
 
 def well_estimated(what: str, scores: Mapping[str, float]) -> bool:
-    """Whether an estimate may be read: of what is scored, latents of an mcc of `GOOD`, graphs without a wrong pair."""
-    return scores.get("mcc", 1.0) >= GOOD if what == "latents" else what != "graph" or not scores.get("wrong_pairs")
+    """Whether an estimate may be read: latents of an mcc of `GOOD` and as many as are true, masks of as many wrong
+    entries at most, graphs without a wrong pair; of the rest, where the latents may."""
+    if what == "mask":
+        return scores.get("wrong_entries", 1.0) <= 1 - GOOD
+    return not scores.get("wrong_pairs") if what == "graph" else scores.get("mcc", 0.0) >= GOOD
 
 
 # -- worlds ----------------------------------------------------------------------------------------------------
@@ -379,9 +382,20 @@ def factor_cases() -> list[Case]:
         return Case(f"sparse_vae: {name}", "sparse_vae", kind, draw, given, FEW, breaks=breaks)
 
     one = [[1, 0]] * 3 + [[1, 1]] * 3 + [[0, 1]]
+    three = [[1, 0, 0]] * 3 + [[0, 1, 0]] * 3 + [[0, 0, 1]] * 3
     return [
-        case("anchors", "identified", lambda s: factors(s, APART)),
+        case("anchors", "identified", lambda s: factors(s, APART, correlation=0.0)),
+        case("anchors, correlated latents", "identified", lambda s: factors(s, APART), correlated=True),
+        case(
+            "correlated latents told as independent",
+            "misspecified",
+            lambda s: factors(s, APART),
+            "latents are independent, unless `correlated`",
+        ),
         case("anchors, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
+        case(
+            "two of three factors", "misspecified", lambda s: factors(s, three), "noise is independent between features"
+        ),
         case("no anchors", "open", lambda s: factors(s, ALL), breaks="two_anchors"),
         case("one anchor", "open", lambda s: factors(s, one), breaks="two_anchors"),
         case(
@@ -488,7 +502,7 @@ def judged(case: Case, seed: int, result: Fit, data: Data) -> dict[str, Any]:
 
 
 def estimated(result: Fit, data: Data) -> dict[str, float]:
-    """Latents' and graph's scores against the truth, where it is of as many latents."""
+    """Latents', graph's and mask's scores against the truth, where it is of as many latents."""
     z = result.latents(data)
     if z.shape != data.truth["z"].shape:
         return {}
@@ -504,6 +518,9 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
         elif any("transitive closure" in claim.up_to for claim in result.program.claims()):
             found, true = transitive_closure(found > 0.5), transitive_closure(true)
         out["wrong_pairs"] = float(differing_pairs(found > 0.5, true))
+    mask = result.mask()
+    if mask is not None and "mask" in data.truth and min(nodes) >= 0:
+        out["wrong_entries"] = float(((mask[:, nodes] > 0.5) != (data.truth["mask"] > 0)).mean())
     return out
 
 
