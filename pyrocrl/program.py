@@ -189,7 +189,7 @@ class Program(nn.Module, metaclass=_InTurn):
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
     # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
     # that each puts to the test
-    checks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    checks: Mapping[str, tuple[str, ...]] = {}
     studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
