@@ -239,6 +239,42 @@ def clusters(seed: int, scales: Sequence[Sequence[float]], rows: int = 1500) -> 
     return Data(x, truth={"z": z}, name="clusters")
 
 
+def modulated(
+    seed: int,
+    environments: int = 8,
+    rows: int = 400,
+    law: str = "normal",
+    *,
+    together: bool = False,
+    same: bool = False,
+    levels: bool = False,
+    correlation: float = 0.0,
+) -> Data:
+    """Two latents of mean 0 whose scales differ between environments, through two layers into six columns.
+
+    together: one scale is a multiple of the other; same: environments are alike; levels: they move means as well;
+    correlation: of the latents within an environment.
+    """
+    rng = np.random.default_rng([20, seed])
+    scale = np.exp(rng.uniform(-1.0, 1.0, (environments, 2)))
+    if together:
+        scale[:, 1] = 1.5 * scale[:, 0]
+    if same:
+        scale[:] = scale[0]
+    level = rng.uniform(-2, 2, scale.shape) if levels else np.zeros_like(scale)
+    drawn = (
+        rng.laplace(size=(environments * rows, 2)) if law == "laplace" else rng.normal(size=(environments * rows, 2))
+    )
+    drawn[:, 1] = correlation * drawn[:, 0] + np.sqrt(1 - correlation**2) * drawn[:, 1]
+    z = np.repeat(level, rows, 0) + np.repeat(scale, rows, 0) * drawn
+    turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    h = 1.5 * z @ turn[:2] / z.std()
+    x = (np.tanh(h) + 0.3 * h) @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    x = x + 0.02 * rng.standard_normal(x.shape)
+    labels = np.repeat([f"env_{u}" for u in range(environments)], rows)
+    return Data(x, labels, truth={"z": z}, name="modulated")
+
+
 def drawn(setting: str, **options: Any) -> Callable[[int], Data]:
     return lambda seed: simulate.draw(setting, seed, **options)
 
@@ -393,9 +429,31 @@ def score_cases() -> list[Case]:
     ]
 
 
+def modulated_cases() -> list[Case]:
+    def case(name: str, kind: str, told: str = "scaled normal", **world: Any) -> Case:
+        options = {"latents": 2, "law": told, "width": 32, "steps": 1000}
+        return Case(f"ivae: {name}", "ivae", kind, lambda s: modulated(s, **world), options, FEW)
+
+    return [
+        case("scales that differ", "identified"),
+        case("Laplace, told so", "identified", "laplace", law="laplace"),
+        case("levels and scales that differ, told so", "identified", "normal", levels=True),
+        case("scales that differ, 50 rows", "small", rows=50),
+        case("scales that move together", "open", together=True),
+        case("environments that are alike", "open", same=True),
+        case("as many environments as latents", "open", environments=2),
+        case("scales that differ, told levels as well", "open", "normal"),
+        case("Laplace told normal", "misspecified", law="laplace"),
+        case("latents that correlate", "misspecified", correlation=0.6),
+        case("levels told as none", "misspecified", levels=True),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
+    every: tuple[Callable[[], list[Case]], ...]
     every = (linear_cases, shift_cases, state_cases, factor_cases, held_cases, mixture_cases, score_cases)
+    every = (*every, modulated_cases)
     return [case for some in every for case in some()]
 
 
