@@ -158,7 +158,7 @@ class IVAE(Program):
         root = (spread[..., None] * torch.linalg.inv_ex(tril).inverse.mT).double()
         precision = root @ root.mT + torch.eye(loc.shape[-1], dtype=root.dtype, device=loc.device)
         inverse = torch.linalg.inv_ex(torch.linalg.cholesky_ex(precision.flip(-1, -2)).L).inverse.to(loc)
-        return MultivariateNormal(mean, scale_tril=spread[..., None] * inverse.mT.flip(-1, -2))
+        return MultivariateNormal(mean, scale_tril=(spread[..., None] * inverse.mT.flip(-1, -2)).tril())
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class IVAE(Program):
         self.observation.raw_noise.copy_(noise.log())
         pick = torch.randint(len(x), (SLOPES,), generator=generator).to(x.device)
         slopes = (
-            torch.func.vmap(torch.func.jacfwd(self.decoder))(z[pick]) / noise[:, None]
+            torch.func.vmap(torch.func.jacrev(self.decoder))(z[pick]) / noise[:, None]
         )  # (some rows, feature, latent)
         precision = (slopes.mT @ slopes).mean(0).double()
         assert isinstance(self.encoder.mean, Residual)
