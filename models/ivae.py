@@ -45,6 +45,7 @@ from pyrocrl.program import Environments, Features, Latents, check_rows, check_s
 
 LAW = "latents are independent given the environment, of the law that is told"
 SLOPES = 1000  # rows at which the decoder's slopes are looked at, for the spread of z given x at the start
+LEAST = 1e-6  # precision of z given x at the start, where the decoder does not feel a latent
 
 
 class IVAE(Program):
@@ -101,7 +102,7 @@ class IVAE(Program):
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "level": Site(("env", "latent"), {"latent": "point"}),
-        "scale": Site(("env", "latent"), {"latent": 1}),
+        "scale": Site(("env", "latent"), {"latent": "spread"}),
     }
 
     def __init__(
@@ -189,10 +190,9 @@ class IVAE(Program):
         noise = (self.decoder(z) - x).std(0).clamp_min(1e-3)
         self.observation.raw_noise.copy_(noise.log())
         pick = torch.randint(len(x), (SLOPES,), generator=generator).to(x.device)
-        slopes = (
-            torch.func.vmap(torch.func.jacrev(self.decoder))(z[pick]) / noise[:, None]
-        )  # (some rows, feature, latent)
-        precision = (slopes.mT @ slopes).mean(0).double()
+        # (some rows, feature, latent) in units of the noise
+        slopes = torch.func.vmap(torch.func.jacrev(self.decoder))(z[pick]) / noise[:, None]
+        precision = (slopes.mT @ slopes).mean(0).double() + LEAST * torch.eye(z.shape[1]).to(z.device)
         assert isinstance(self.encoder.mean, Residual)
         self.encoder.mean.load_state_dict(found.encoder.state_dict())
         self.encoder.quieten(torch.linalg.cholesky(torch.linalg.inv(precision)).to(x))

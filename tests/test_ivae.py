@@ -126,6 +126,17 @@ def test_the_guide_is_the_exact_posterior_where_the_encoder_is(law: str) -> None
     torch.testing.assert_close(found.mean, (found.covariance_matrix @ both)[..., 0], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("law", ["scaled normal", "normal", "laplace"])
+def test_posteriors_of_scales_are_positive_whatever_the_signs_of_latents(law: str) -> None:
+    data = simulate.draw("khemakhem2020", segments=5, samples=40, latents=2, features=3)
+    program = pyrocrl.build("ivae", data, latents=2, law=law, width=8, steps=5)
+    fit = pyrocrl.fit(program, data, chains=4, epochs=1, progress=False)
+    found = fit.posterior(draws=5, predictive=False)["posterior"]
+    assert found["scale"].dims == ("chain", "draw", "env", "latent") and (found["scale"] > 0).all()
+    assert ("level" in found) == (law == "normal")
+    assert pyrocrl.diagnose(fit, data)["latents"].verdict != "identified"
+
+
 @pytest.mark.slow
 def test_environments_tell_latents_apart_unless_they_move_them_together() -> None:
     for world, said in (({}, "identified if"), ({"together": True}, "not identified"), ({"same": True}, None)):

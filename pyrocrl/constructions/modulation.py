@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from pyrocrl.constructions.contrastive import law_distance, slice_directions
 from pyrocrl.constructions.optimise import minimise
@@ -100,6 +100,9 @@ def construct(
         root = value[-latents:].clamp_min(1e-6 * float(value[-1])).sqrt()
         with torch.no_grad():
             found.encoder.near((turn @ (vector[:, -latents:] / root).mT).to(x))
+            if levels:
+                member = one_hot(env, environments).to(x)
+                found.level.copy_(member.mT @ found.encoder(x) / member.sum(0).clamp_min(1.0)[:, None])
         every = torch.arange(len(x), device=x.device)
         minimise(found, lambda pick, _: found.loss(x[pick], env[pick]), every, steps, min(BATCH, len(x)), generator)
     found.standardise()
