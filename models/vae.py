@@ -66,7 +66,7 @@ class VAE(Program):
     ) -> None:
         """hidden: units of each layer of encoder and decoder."""
         super().__init__()
-        check_sizes(features, latents)
+        check_sizes(features, latents, square=True)
         self.counts = likelihood == "negative_binomial"
         self.encoder = GaussianEncoder(features, latents, (hidden, hidden))
         self.decoder = MLP([latents, hidden, hidden, features])

@@ -53,6 +53,19 @@ class LogNormal(dist.LogNormal):
         return self.rsample(sample_shape).detach()
 
 
+class Laplace(dist.Laplace):
+    """`pyro.distributions.Laplace` whose draws can be vmapped."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device) - 0.5
+        away = -2 * uniform.abs()
+        return self.loc - self.scale * uniform.sign() * away.clamp_min(-1 + torch.finfo(away.dtype).eps).log1p()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
+
 class Gamma(dist.Gamma):
     """`pyro.distributions.Gamma` whose draws can be vmapped; they carry no gradient."""
 

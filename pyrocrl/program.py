@@ -316,6 +316,11 @@ class Program(nn.Module, metaclass=_InTurn):
         mixture of independent Gaussians, or None. Models whose claims need components must have it."""
         return None
 
+    def modulated_law(self) -> str | None:
+        """Law of a latent given its environment (a key of `exact.goodness.MODULATED`) where environments modulate it,
+        or None. Models whose claims need that they do must have it."""
+        return None
+
     def implied(self) -> Any:
         """Moments of the environments beside those that the fitted equations imply (`exact.goodness.Gaussians`), or
         None where these say nothing of the fit."""
@@ -683,12 +688,16 @@ def check_between(name: str, value: Any, low: float = 0.0, high: float = math.in
     options.conform(name, value, Annotated[float, Bounds(low, high)])
 
 
-def check_sizes(features: int, latents: int, least: int = 1) -> None:
-    """Raise InputError unless least <= latents < features (both whole numbers)."""
+def check_sizes(features: int, latents: int, least: int = 1, *, square: bool = False) -> None:
+    """Raise InputError unless least <= latents < features (both whole numbers), or latents = features if `square`."""
     check_whole("features", features, 2)
     check_whole("latents", latents, least)
-    if latents >= features:
-        reject("latents", str(latents), f"fewer than the {features} features")
+    if latents >= features + square:
+        reject(
+            "latents",
+            str(latents),
+            f"at most the {features} features" if square else f"fewer than the {features} features",
+        )
 
 
 def check_rows(data: Data, least: int, why: str = "") -> None:

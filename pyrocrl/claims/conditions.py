@@ -169,6 +169,19 @@ def _settings(s: Situation) -> Lack | None:
     return Lack(reason, f"an auxiliary variable with {need} values or more")
 
 
+def _environments(times: int) -> Check:
+    def check(s: Situation) -> Lack | None:
+        if s.latents is None:
+            return UNCOUNTED
+        found, most = int(s.present.sum()), times * len(s.latents)
+        if found > most:
+            return None
+        reason = f"{found} environment{'s' * (found != 1)} for {len(s.latents)} latents, more than {most} are needed"
+        return Lack(reason, f"more than {most} environments")
+
+    return check
+
+
 def _some(count: int, kind: str, more: bool = False) -> str:
     number = {1: "one", 2: "two"}[count]
     return " ".join([number, *["more"] * more, *[kind] * bool(kind), "interventions" if count > 1 else "intervention"])
@@ -184,5 +197,7 @@ CHECKS: dict[str, Check] = {
     "perfect_interventions": _perfect,
     "nonlinear_or_replaced": _nonlinear_or_replaced,
     "enough_settings": _settings,
+    "more_environments": _environments(1),
+    "twice_the_environments": _environments(2),
     "free_environment": _free,
 }

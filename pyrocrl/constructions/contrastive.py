@@ -150,6 +150,32 @@ def affine(environments: linear_sem.Environments, generator: torch.Generator) ->
 # -- latents -----------------------------------------------------------------------------------------------------
 
 
+def slice_directions(latents: int, slices: int, like: Tensor) -> Tensor:
+    """(latent, slices) random unit vectors, half of them with two non-zero coordinates at most."""
+    direction = torch.randn(latents, slices, device=like.device, dtype=like.dtype)
+    pairs = one_hot(torch.randint(latents, (2, slices // 2), device=like.device), latents).sum(0).clamp(max=1).mT
+    direction = torch.cat([direction[:, : slices // 2] * pairs, direction[:, slices // 2 :]], 1)
+    return direction / direction.norm(dim=0)
+
+
+def law_distance(along: Tensor, average: Tensor, direction: Tensor | None = None) -> Tensor:
+    """() squared difference of characteristic functions (Epps & Pulley 1983), of residuals along random directions and
+    of N(0, 1), averaged over these and over groups of rows.
+
+    along: (rows, slices); average: (group, rows), each group's weights. direction: (latent, slices), where residuals
+    are to be independent Laplace ones of scale 1 instead.
+    """
+    distance = along.new_zeros(())
+    for t in FREQUENCIES.tolist():
+        real, imaginary = average @ (t * along).cos(), average @ (t * along).sin()
+        law: Tensor | float = math.exp(-0.5 * t * t)
+        if direction is not None:
+            law = (1 / (1 + (t * direction).square())).prod(0)
+        gap = (real - law).square() + imaginary.square()
+        distance = distance + math.exp(-0.25 * t * t) * gap.mean()
+    return distance
+
+
 class Chart(nn.Module):
     """h (`encoder`) and its inverse (`decoder`), with a Gaussian law of its own for every class.
 
@@ -186,26 +212,16 @@ class Chart(nn.Module):
     def terms(self, x: Tensor, group: Tensor, slices: int) -> tuple[Tensor, Tensor, Tensor]:
         """(cross-entropy, distance of the residuals from N(0, I), squared error of the inputs decoded from h).
 
-        x: (rows, inputs) of the classes `group` (rows,).
-
-        The distance: over random directions v, half of them with two non-zero coordinates, the squared difference of
-        the characteristic functions of v'r and N(0, 1) (Epps & Pulley 1983), class by class.
+        x: (rows, inputs) of the classes `group` (rows,). The distance is `law_distance` along `slice_directions`, class
+        by class.
         """
         z = self.encoder(x)
         rows, latents = z.shape
         member = one_hot(group, len(self.share)).to(z)
         density, residuals = self.law(z, member)
         residual = residuals[group, torch.arange(rows, device=z.device)]
-        direction = torch.randn(latents, slices, device=z.device, dtype=z.dtype)
-        pairs = one_hot(torch.randint(latents, (2, slices // 2), device=z.device), latents).sum(0).clamp(max=1).mT
-        direction = torch.cat([direction[:, : slices // 2] * pairs, direction[:, slices // 2 :]], 1)
-        along = residual @ (direction / direction.norm(dim=0))
         average = member / member.sum(0).clamp_min(1.0)
-        distance = z.new_zeros(())
-        for t in FREQUENCIES.tolist():
-            real, imaginary = average.mT @ (t * along).cos(), average.mT @ (t * along).sin()
-            gap = (real - math.exp(-0.5 * t * t)).square() + imaginary.square()
-            distance = distance + math.exp(-0.25 * t * t) * gap.mean()
+        distance = law_distance(residual @ slice_directions(latents, slices, z), average.mT)
         return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
 
     def loss(self, x: Tensor, group: Tensor, slices: int) -> Tensor:

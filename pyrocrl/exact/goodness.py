@@ -7,13 +7,16 @@ apart one coordinate and one pair of them at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
+from scipy.linalg import eigh
 
 Floats = NDArray[np.float64]
+FEWEST = 10  # rows of a group whose law is estimated
 EXACT = 1e-8  # share of the variance below which a direction is rounding
 
 
@@ -245,6 +248,138 @@ def _proportional(variance: Floats, weights: Floats) -> Floats:
         own = (variance / unit**2).mean(1)
         unit = np.sqrt((weights[:, None] * variance / own[:, None]).sum(0))
     return own[:, None] * unit**2
+
+
+def _scaled_normal(z: Floats) -> tuple[Floats, Callable[[Floats], tuple[Floats, Floats]]]:
+    def natural(moment: Floats) -> tuple[Floats, Floats]:
+        return -0.5 / moment, np.diag(0.5 / moment**2)
+
+    return z**2, natural
+
+
+def _laplace(z: Floats) -> tuple[Floats, Callable[[Floats], tuple[Floats, Floats]]]:
+    def natural(moment: Floats) -> tuple[Floats, Floats]:
+        return -1 / moment, np.diag(1 / moment**2)
+
+    return np.abs(z), natural
+
+
+def _normal(z: Floats) -> tuple[Floats, Callable[[Floats], tuple[Floats, Floats]]]:
+    d = z.shape[1]
+
+    def natural(moment: Floats) -> tuple[Floats, Floats]:
+        mean, variance = moment[:d], moment[d:] - moment[:d] ** 2
+        slopes = np.block(
+            [
+                [np.diag(1 / variance + 2 * mean**2 / variance**2), np.diag(-mean / variance**2)],
+                [np.diag(-mean / variance**2), np.diag(0.5 / variance**2)],
+            ]
+        )
+        return np.concatenate([mean / variance, -0.5 / variance]), slopes
+
+    return np.hstack([z, z**2]), natural
+
+
+# law of independent latents given their environment -> z (row, d) to (statistics (row, s d), (their means to natural
+# parameters (s d,), the slopes of these (s d, s d)))
+MODULATED = {"scaled normal": _scaled_normal, "normal": _normal, "laplace": _laplace}
+
+
+class Modulation(NamedTuple):
+    """p: of natural parameters that are linearly dependent over environments; discrepancy: the statistic, chi-square
+    of `freedom` if they are; share: (d,) each latent's part in the combination that moves least, the largest 1."""
+
+    p: float
+    discrepancy: float
+    freedom: int
+    share: Floats
+
+
+def modulation(z: Floats, group: NDArray[np.int64], law: str) -> Modulation | None:
+    """Test that some combination a of natural parameters is the same in all groups, of z (row, d) of `law` in each.
+
+    The least over a of sum_u (a'n_u - b)^2 / a'V_u a, n_u the estimates in group u, V_u their covariance by the
+    statistics' own, b the weighted mean: chi-square of (groups - parameters) degrees of freedom where one such
+    combination exists (Anderson 1951; Cragg & Donald 1997). None where there are no more groups than parameters. Groups
+    of fewer than `FEWEST` rows are left out.
+    """
+    statistics, natural = MODULATED[law](z)
+    groups = [own for g in np.unique(group) if len(own := statistics[group == g]) >= FEWEST]
+    freedom = len(groups) - statistics.shape[1]
+    if freedom <= 0:
+        return None
+    values, covariances = [], []
+    for own in groups:
+        value, slopes = natural(own.mean(0))
+        values.append(value)
+        covariances.append(slopes @ np.atleast_2d(np.cov(own.T)) @ slopes.T / len(own))
+    unit = 1 / np.sqrt(np.mean([c.diagonal() for c in covariances], 0))
+    n, v = np.array(values) * unit, np.array(covariances) * unit[:, None] * unit
+
+    def discrepancy(a: Floats) -> tuple[float, Floats]:
+        spread = v @ a  # (group, parameter)
+        weight = 1 / (spread @ a)
+        along = n @ a
+        residual = along - weight @ along / weight.sum()
+        pull = residual * weight
+        return float(residual @ pull), 2 * (n.T @ pull - spread.T @ pull**2)
+
+    centred = n - n.mean(0)
+    starts = eigh(centred.T @ centred, v.mean(0))[1].T
+    found = [optimize.minimize(discrepancy, a, jac=True, method="L-BFGS-B") for a in starts]
+    best = min(found, key=lambda one: one.fun)
+    part = np.abs(best.x * n.std(0)).reshape(-1, z.shape[1]).max(0)
+    return Modulation(float(stats.chi2.sf(best.fun, freedom)), float(best.fun), freedom, part / part.max())
+
+
+class Departure(NamedTuple):
+    """p: that samples as far from the law are seen where it is within `TOLERANCE`; of each part."""
+
+    p: float
+    levels: float
+    correlations: float
+    law: float
+
+
+class Tolerance(NamedTuple):
+    """levels: mean square of groups' means, in their deviations; correlation: of two coordinates, or of their squares,
+    within groups; distance: Kolmogorov's, of one coordinate in units of its group's deviation."""
+
+    levels: float = 0.03
+    correlation: float = 0.15
+    distance: float = 0.03
+
+
+TOLERANCE = Tolerance()
+
+
+def departure(z: Floats, group: NDArray[np.int64], law: str) -> Departure:
+    """How far z (row, d) is from independent coordinates of `law` (a key of `MODULATED`) in each group (row,).
+
+    Means, where the law has none: their noncentral chi-square; correlations: Fisher's transform; the law of one
+    coordinate: the inequality of Dvoretzky, Kiefer, Wolfowitz & Massart, which no parameter is estimated for.
+    """
+    d, groups = z.shape[1], [own for g in np.unique(group) if len(own := z[group == g]) >= FEWEST]
+    if not groups:
+        return Departure(1.0, 1.0, 1.0, 1.0)
+    rows = sum(map(len, groups))
+    levels = 1.0
+    if law != "normal":
+        far = sum(len(own) * (own.mean(0) / own.std(0)) ** 2 for own in groups)  # (d,)
+        levels = min(1.0, d * float(stats.ncx2.sf(np.max(far), len(groups), TOLERANCE.levels * rows)))
+    mean = law == "normal"
+    unit = np.concatenate(
+        [(own - mean * own.mean(0)) / np.sqrt(((own - mean * own.mean(0)) ** 2).mean(0)) for own in groups]
+    )
+    correlations = 1.0
+    if d > 1:
+        r = max(np.abs(np.corrcoef(v.T) - np.eye(d)).max() for v in (unit, unit**2))
+        beyond = np.arctanh(min(r, 1 - 1e-12)) - np.arctanh(TOLERANCE.correlation)
+        correlations = min(1.0, 2 * d * (d - 1) * float(stats.norm.sf(beyond * np.sqrt(rows))))
+    known = stats.laplace(scale=0.5**0.5) if law == "laplace" else stats.norm
+    gap = max(float(stats.kstest(column, known.cdf).statistic) for column in unit.T) - TOLERANCE.distance
+    shape = min(1.0, 2 * d * float(np.exp(-2 * rows * max(gap, 0.0) ** 2)))
+    return Departure(min(1.0, 3 * min(levels, correlations, shape)), levels, correlations, shape)
 
 
 def samples_differ(a: Floats, b: Floats) -> float:

@@ -20,6 +20,7 @@ from pyrocrl.claims import conditions
 from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.claims.conditions import Check, Lack, Situation
 from pyrocrl.data import Data
+from pyrocrl.errors import InputError
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.turns import drawing
@@ -32,6 +33,7 @@ MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
 DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
 ALIKE = 0.98  # correlation of two latents from which they are one
+TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -245,6 +247,39 @@ def _non_gaussian(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"{', '.join(gaussian)} look Gaussian", "latents that are not") if len(gaussian) > 1 else None
 
 
+def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
+    """Natural parameters of the latents' laws against any that are linearly dependent over environments, by rows that
+    were not fitted: a network finds differences between environments in those that it is trained on."""
+    program = fit.chains.chain(fit.reference)
+    law = program.modulated_law()
+    if law is None:
+        raise TypeError(f"{program.card.name} claims modulated latents but has no `modulated_law()`")
+    z, env = _latents(fit, _unfitted(fit, data))
+    found = goodness.modulation(z, env, law)
+    remedy = "environments in which each latent's law differs in a way of its own"
+    if found is not None and found.p < LEVEL:
+        return None
+    least = np.bincount(data.env)[np.unique(data.env)].min()
+    rows = float(data.rows * TELLING / least) if least < TELLING else 0.0  # fewer may hide what environments do
+    if found is None:
+        said = (
+            f"fewer environments of {goodness.FEWEST} rows that were not fitted than natural parameters, and one more"
+        )
+        return Lack(said, remedy, rows=rows)
+    names = [name for name, part in zip(fit.names["latent"], found.share, strict=True) if part > TOGETHER]
+    moves = "may differ between environments in no way of its own" if len(names) == 1 else "may move together"
+    return Lack(f"the law of {', '.join(names)} {moves} (p = {found.p:.2g})", remedy, rows=rows)
+
+
+def _unfitted(fit: Fit, data: Data) -> Data:
+    """The rows that the fit held out, or all of them where it held out none or these are other rows."""
+    try:
+        fitted = fit.fitted_rows(data)
+    except InputError:
+        return data
+    return data.rows_at(np.setdiff1d(np.arange(data.rows), fitted)) if len(fitted) < data.rows else data
+
+
 def _held(fit: Fit, data: Data) -> Lack | None:
     known = situation(fit, data)
     if known.hit is None:
@@ -303,6 +338,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
+    "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
 }
@@ -378,6 +414,19 @@ def _features(fit: Fit, data: Data) -> Found | None:
     return Found("Kolmogorov-Smirnov test of features' fitted laws", min(1.0, min(p) * len(p)), detail, remedy)
 
 
+def _given_environment(fit: Fit, data: Data) -> Found | None:
+    """Whether latents given the environment are independent and of their law, on rows that were not fitted: within
+    `goodness.TOLERANCE` of it, for networks are not exact."""
+    program = fit.chains.chain(fit.reference)
+    law = program.modulated_law()
+    assert law is not None
+    z, env = _latents(fit, _unfitted(fit, data), aligned=False)
+    found = goodness.departure(z, env, law)
+    detail = f"levels p = {found.levels:.2g}, correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
+    other = 'law="normal", where environments have levels' if law == "scaled normal" else "another law"
+    return Found("departures of latents from their law given the environment", found.p, detail, other)
+
+
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -388,4 +437,10 @@ def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np
     return fit.alignments[fit.reference].apply(z) if aligned else z, few.env
 
 
-TESTS: dict[str, Test] = {"moments": _moments, "gaussian": _gaussian, "factors": _factors, "features": _features}
+TESTS: dict[str, Test] = {
+    "moments": _moments,
+    "gaussian": _gaussian,
+    "factors": _factors,
+    "features": _features,
+    "given_environment": _given_environment,
+}

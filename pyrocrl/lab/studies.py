@@ -134,6 +134,24 @@ class TwoModels(Study):
 
 
 @dataclass(frozen=True)
+class BesideVAE(Study):
+    """The latents of a plain VAE of as many on the same rows, `other_mcc`, after `epochs` passes: its loss is flat."""
+
+    epochs: int = 3
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge.metrics import mcc
+
+        assert result.data is not None
+        program = zoo.build("vae", result.data, latents=result.program.latents_count)
+        given: dict[str, Any] = {"seed": result.meta["seed"], "device": "cpu", "progress": False}
+        rival = fit(program, result.data, chains=1, epochs=self.epochs, **given)
+        return super().score(result, data) | {"other_mcc": mcc(data.truth["z"], rival.latents(data))}
+
+
+@dataclass(frozen=True)
 class BesideExact(Study):
     """How far edges and weights are from the exact posterior, see `judge.reference.departures`."""
 

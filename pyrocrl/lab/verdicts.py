@@ -244,6 +244,42 @@ def clusters(seed: int, scales: Sequence[Sequence[float]], rows: int = 1500) -> 
     return Data(x, truth={"z": z}, name="clusters")
 
 
+def modulated(
+    seed: int,
+    environments: int = 8,
+    rows: int = 400,
+    law: str = "normal",
+    *,
+    together: bool = False,
+    same: bool = False,
+    levels: bool = False,
+    correlation: float = 0.0,
+) -> Data:
+    """Two latents of mean 0 whose scales differ between environments, through two layers into six columns.
+
+    together: one scale is a multiple of the other; same: environments are alike; levels: they move means as well;
+    correlation: of the latents within an environment.
+    """
+    rng = np.random.default_rng([20, seed])
+    scale = np.exp(rng.uniform(-1.0, 1.0, (environments, 2)))
+    if together:
+        scale[:, 1] = 1.5 * scale[:, 0]
+    if same:
+        scale[:] = scale[0]
+    level = rng.uniform(-2, 2, scale.shape) if levels else np.zeros_like(scale)
+    drawn = (
+        rng.laplace(size=(environments * rows, 2)) if law == "laplace" else rng.normal(size=(environments * rows, 2))
+    )
+    drawn[:, 1] = correlation * drawn[:, 0] + np.sqrt(1 - correlation**2) * drawn[:, 1]
+    z = np.repeat(level, rows, 0) + np.repeat(scale, rows, 0) * drawn
+    turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    h = 1.5 * z @ turn[:2] / z.std()
+    x = (np.tanh(h) + 0.3 * h) @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    x = x + 0.02 * rng.standard_normal(x.shape)
+    labels = np.repeat([f"env_{u}" for u in range(environments)], rows)
+    return Data(x, labels, truth={"z": z}, name="modulated")
+
+
 def drawn(setting: str, **options: Any) -> Callable[[int], Data]:
     return lambda seed: simulate.draw(setting, seed, **options)
 
@@ -460,6 +496,34 @@ def score_cases() -> list[Case]:
     ]
 
 
+def modulated_cases() -> list[Case]:
+    def case(name: str, kind: str, told: str = "scaled normal", breaks: str = "", **world: Any) -> Case:
+        options = {"latents": 2, "law": told, "width": 32, "steps": 600}
+        return Case(f"ivae: {name}", "ivae", kind, lambda s: modulated(s, **world), options, FEW, breaks=breaks)
+
+    law = "latents are independent given the environment, of the law that is told"
+
+    return [
+        case("scales that differ", "identified"),
+        case("Laplace, told so", "identified", "laplace", law="laplace"),
+        case("levels and scales that differ, told so", "identified", "normal", levels=True),
+        case("scales that differ, 50 rows", "small", rows=50),
+        case("scales that move together", "open", together=True, breaks="modulated_apart"),
+        case("environments that are alike", "open", same=True, breaks="modulated_apart"),
+        case("as many environments as latents", "open", environments=2, breaks="more_environments"),
+        case("latents that correlate", "misspecified", correlation=0.6, breaks=law),
+        case("levels told as none", "misspecified", levels=True, breaks=law),
+        case(
+            "levels and scales, few environments",
+            "open",
+            "normal",
+            "twice_the_environments",
+            levels=True,
+            environments=4,
+        ),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     every = (
@@ -471,6 +535,7 @@ def cases() -> list[Case]:
         held_cases,
         mixture_cases,
         score_cases,
+        modulated_cases,
     )
     return [case for some in every for case in some()]
 

@@ -181,6 +181,11 @@ class TrilEncoder(nn.Module):
         assert linear is not None
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
+        self.quieten(tril, keep)
+
+    @torch.no_grad()
+    def quieten(self, tril: Tensor | None = None, keep: float = 0.1) -> None:
+        """q(z | x) is about N(mean(x), tril tril'), tril as it is where None."""
         self.net.quieten(keep)
         if tril is None:
             return
