@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .adjust import Adjustment
     from .claims.card import Claim, ModelCard, Reference
     from .data import Batch, Data
+    from .design import next_interventions
     from .errors import InputError
     from .infer.fit import FitError, fit
     from .infer.fitted import Fit, to_arviz
@@ -65,6 +66,7 @@ _HOMES = {
     "fit": "infer.fit",
     "impute": "predict",
     "load": "zoo",
+    "next_interventions": "design",
     "reference": "judge.reference",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
@@ -96,6 +98,7 @@ __all__ = [
     "io",
     "load",
     "metrics",
+    "next_interventions",
     "plots",
     "reference",
     "report",
