@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .adjust import Adjustment
     from .claims.card import Claim, ModelCard, Reference
     from .data import Batch, Data
-    from .design import next_interventions
     from .errors import InputError
     from .infer.fit import FitError, fit
     from .infer.fitted import Fit, to_arviz
     from .judge import metrics
     from .judge.choose import choose
+    from .judge.design import next_interventions
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
     from .judge.reference import agreement, reference
@@ -66,7 +66,7 @@ _HOMES = {
     "fit": "infer.fit",
     "impute": "predict",
     "load": "zoo",
-    "next_interventions": "design",
+    "next_interventions": "judge.design",
     "reference": "judge.reference",
     "run": "lab.run",
     "to_arviz": "infer.fitted",

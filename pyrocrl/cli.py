@@ -658,9 +658,7 @@ def next_(
         typer.Option(metavar="FILE", help="Candidates: a .csv of candidate,variable,amount.  [default: any shift]"),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="How many to try together.")] = 1,
-    acquisition: Annotated[
-        str, typer.Option(help="lookahead, civ, cv, maxv, mi, greedy, passive or random.")
-    ] = "lookahead",
+    acquisition: Annotated[str, typer.Option(help="civ, lookahead, cv, maxv, mi, greedy, passive or random.")] = "civ",
     kind: Annotated[str, typer.Option(help="What amounts of the pool are: shift or set.")] = "shift",
     norm: Annotated[float, typer.Option(help="The longest shift, without a pool.")] = 1.0,
     on: Annotated[
@@ -692,7 +690,8 @@ def next_(
 ) -> None:
     """Rank interventions to try next: by what they tell of how to reach a goal, and by how near they lead to it."""
     import pyrocrl
-    from pyrocrl import design, io
+    from pyrocrl import io
+    from pyrocrl.judge.design import design_frame
 
     if run is None and data is None:
         reject("RUN", "neither it nor --data", "one of them")
@@ -745,7 +744,7 @@ def next_(
         seed=seed,
         **given,
     )
-    table = design.design_frame(found)
+    table = design_frame(found)
     if csv is not None:
         io.write_frame(table, csv)
     if as_json:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "pyrocrl"
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
 GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
-FIT = {*PARTS, "infer", "simulate", "zoo", "predict", "design"}
+FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "turns": set(),
@@ -40,7 +40,6 @@ LAYERS: dict[str, set[str]] = {
     "simulate": PARTS - {"exact"},
     "zoo": {*PARTS, "infer", "models"},
     "predict": {*PARTS, "infer"},
-    "design": {*PARTS, "infer", "predict"},
     "judge": FIT,
     "show": {*FIT, "judge", "io"},
     "lab": {*FIT, "parts", "constructions", "judge", "show", "io", "datasets"},

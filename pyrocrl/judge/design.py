@@ -16,18 +16,20 @@ from pyrocrl.claims.indeterminacy import as_graph, is_acyclic
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject, shown
 from pyrocrl.exact import design
+from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
-from pyrocrl.infer.fitted import Fit, weighed_once
+from pyrocrl.infer.fitted import Fit
 from pyrocrl.options import Bounds, Positive, Seed, Share, Size, checked, conform
 from pyrocrl.predict import per_size
-from pyrocrl.turns import drawing
+from pyrocrl.turns import drawing, reseed
 
-Acquisition = Literal["lookahead", "civ", "cv", "maxv", "mi", "greedy", "passive", "random"]
+Acquisition = Literal["civ", "lookahead", "cv", "maxv", "mi", "greedy", "passive", "random"]
 WITHOUT_GOAL = ("mi", "passive", "random")
-STARTS, STEPS = 12, 30  # of the search over shifts
-SEARCHED = 48  # draws that it takes means over
+STARTS, STEPS = 8, 30  # of the search over shifts
+SEARCHED = 32  # draws that it takes means over
 KNOWN_UNITS = (3.0, 1.0)  # of a given graph: prior deviations of constants and weights, in that of the noise
 PRIOR = (0.5, 0.01)  # Gamma prior of its precisions, of standardised columns
+REACHES = 1e-12  # an effect, above it
 NOTHING = "nothing"  # the candidate that changes no equation
 DRAWS, GIVEN_DRAWS = 50, 400
 
@@ -39,7 +41,7 @@ def next_interventions(
     *,
     pool: Mapping[str, Any] | None = None,
     batch: Size = 1,
-    acquisition: Acquisition = "lookahead",
+    acquisition: Acquisition = "civ",
     kind: Literal["shift", "set"] = "shift",
     norm: Positive = 1.0,
     on: list[str] | None = None,
@@ -61,9 +63,10 @@ def next_interventions(
     those before. kind: whether amounts are added to the variables' equations, or what variables are set to. rows: that
     the experiment will have of each.
 
-    acquisition: what the choice minimises or maximises. "lookahead": what of the squared distance to the goal unknown
-    equations are expected to cost still, once the rows are known and the best is done. "civ", "cv": variance of the
-    shift that reaches the goal, integrated over shifts or summed (Zhang et al. 2023, see `pyrocrl.exact.design`).
+    acquisition: what the choice minimises or maximises. "civ", causal integrated variance (Zhang et al. 2023): of the
+    squared distance of shifts from the one that reaches the goal, integrated over all shifts; "cv": of that shift
+    itself; in both an equation counts as much as it probably acts on the goal. "lookahead": what of the squared
+    distance to the goal unknown equations are expected to cost still, once the rows are known and the best is done.
     "maxv": variance of the goal's variables under the candidate. "mi": information on the equations; needs no goal, nor
     do these: "passive", no intervention; "random", any. "greedy": the squared distance to the goal.
 
@@ -139,6 +142,8 @@ class Choice:
         reached = torch.where(self.there, self.goal, known.shifted(self.best).mean(0))
         self.u = torch.cat([torch.ones(1).to(reached), reached])
         self.reach = known.total[:, self.there].square().sum(1).mean(0)  # (node,) of a node on those of the goal
+        reaches = (known.total[:, self.there].abs() > REACHES).any(1)
+        self.counts = reaches.double().mean(0)  # (node,) how probably it acts on the goal
         self.needed = reached - known.mean @ self.u  # (node,) the shift that reaches the goal
 
     def shift(self, value: Tensor) -> design.Action:
@@ -161,10 +166,10 @@ class Choice:
         if self.acquisition == "lookahead":
             return self.left(found)
         if self.acquisition == "cv":
-            return d.sum(-1)
+            return (self.counts * d).sum(-1)
         if self.acquisition == "civ":  # the variance of (a_k - needed_k)^2, integrated over the sphere of shifts
             centre = self.needed.square() + now - d + self.norm**2 / len(d)
-            return (2 * d * (d + 2 * centre)).sum(-1)
+            return (self.counts * 2 * d * (d + 2 * centre)).sum(-1)
         if self.acquisition == "mi":
             return -found.information.sum(-1)
         if self.acquisition == "maxv":
@@ -309,25 +314,34 @@ def _actions(pool: Mapping[str, Any], names: list[str], batch: int, kind: str) -
 
 
 def _of_fit(fit: Fit, data: Data | None, draws: int, seed: int) -> tuple[design.Equations, list[str]]:
-    """Draws of a fit's equations where no environment intervenes, and the variables' names."""
+    """Draws of a fit's equations where no environment intervenes, chains by their weights, and the variables' names."""
     program, data = fit.program, fit._data(data)
-    if fit.graph() is None or "weight" not in program.sites or "noise" not in program.sites:
+    if fit.graph() is None or not {"weight", "noise"} <= program.sites.keys():
         found = f"a fit of {program.card.name}"
         reject("fit", found, "one of linear equations over a graph, such as observed_dag or linear_sem_lin")
     if program.reads_innovations:
         found = f"a fit of {program.card.name} under {program.intervention_kind} interventions"
         reject("fit", found, "one whose data hold the graph")
-    tree = weighed_once(fit.posterior(draws, data, thin=data.rows, predictive=False, seed=seed))
-    drawn = tree["posterior"].to_dataset().stack(sample=("chain", "draw")).transpose("sample", ...)
-    weight, noise = drawn["weight"].to_numpy(), drawn["noise"].to_numpy()
-    constant = drawn["offset" if "offset" in drawn else "intercept"].to_numpy()
-    told = program.targets_matrix()
-    hit = drawn["targets"].to_numpy() if "targets" in drawn else np.zeros_like(noise) if told is None else told.numpy()
-    first = (np.broadcast_to(hit, noise.shape) > 0.5).argmin(1)[:, None]  # an environment that leaves the node alone
-    own = [np.take_along_axis(v, first, 1)[:, 0] for v in (constant, noise)]
+    rng, chains = np.random.default_rng([seed, 97]), fit.chains.count
+    count = np.bincount(rng.choice(chains, draws * chains, p=fit.weights), minlength=chains)
+    row = fit.batch_of(data.rows_at(np.arange(1))).annealed().whole()
+    sites = ("weight", "offset" if "offset" in program.sites else "intercept", "noise", "targets")
+    drawn: list[list[np.ndarray]] = []
+    with drawing(), torch.no_grad():
+        for chain, own in enumerate(fit.programs()):
+            reseed(mix(seed, chain, 97))
+            told = own.targets_matrix()
+            for _ in range(count[chain]):
+                values = stories.values(stories.told(own, row.blank(), stories.drawn(own, row, local=False)))
+                values.setdefault("targets", torch.zeros_like(values["noise"]) if told is None else told)
+                weight, constant, noise, hit = (
+                    fit._align_site(values[name].double().cpu().numpy()[None], name, chain)[0] for name in sites
+                )
+                free = (hit > 0.5).argmin(0), np.arange(len(weight))  # an environment that leaves the variable alone
+                drawn.append([weight, constant[free], noise[free]])
     observed = program.latents_up_to == ("exact",) and program.latents_count == len(fit.names["feature"])
-    names = fit.names["feature" if observed else "latent"]
-    return design.Equations.of_draws(*(torch.as_tensor(v, dtype=torch.float64) for v in (weight, *own))), names
+    parts = [torch.as_tensor(np.stack(part)) for part in zip(*drawn, strict=True)]
+    return design.Equations.of_draws(*parts), fit.names["feature" if observed else "latent"]
 
 
 def _of_data(
