@@ -658,7 +658,9 @@ def next_(
         typer.Option(metavar="FILE", help="Candidates: a .csv of candidate,variable,amount.  [default: any shift]"),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="How many to try together.")] = 1,
-    acquisition: Annotated[str, typer.Option(help="civ, lookahead, cv, maxv, mi, greedy, passive or random.")] = "civ",
+    acquisition: Annotated[
+        str, typer.Option(help="civ, lookahead, cv, maxv, mi, splits, greedy, passive or random.")
+    ] = "civ",
     kind: Annotated[str, typer.Option(help="What amounts of the pool are: shift or set.")] = "shift",
     norm: Annotated[float, typer.Option(help="The longest shift, without a pool.")] = 1.0,
     on: Annotated[
@@ -704,7 +706,9 @@ def next_(
     if pool is not None:
         candidates: dict[str, dict[str, float]] = {}
         for label, name, amount in io.read_columns(pool, ("candidate", "variable", "amount"), "--pool"):
-            candidates.setdefault(label, {})[name] = _number("--pool", name, amount)
+            if name in candidates.setdefault(label, {}):
+                reject("--pool", f"{name!r} twice for {label!r}", "each variable of a candidate once")
+            candidates[label][name] = _number("--pool", name, amount)
         given["pool"] = candidates
     say = sys.stderr if as_json else sys.stdout
     if run is not None:

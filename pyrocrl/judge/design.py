@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,12 +20,13 @@ from pyrocrl.exact import design
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.fitted import Fit
+from pyrocrl.judge.equivalence import class_draws, splits
 from pyrocrl.options import Bounds, Positive, Seed, Share, Size, checked, conform
 from pyrocrl.predict import per_size
 from pyrocrl.turns import drawing, reseed
 
-Acquisition = Literal["civ", "lookahead", "cv", "maxv", "mi", "greedy", "passive", "random"]
-WITHOUT_GOAL = ("mi", "passive", "random")
+Acquisition = Literal["civ", "lookahead", "cv", "maxv", "mi", "splits", "greedy", "passive", "random"]
+WITHOUT_GOAL = ("mi", "splits", "passive", "random")
 STARTS, STEPS = 8, 30  # of the search over shifts
 SEARCHED = 32  # draws that it takes means over
 KNOWN_UNITS = (3.0, 1.0)  # of a given graph: prior deviations of constants and weights, in that of the noise
@@ -66,14 +68,15 @@ def next_interventions(
     acquisition: what the choice minimises or maximises. "civ", causal integrated variance (Zhang et al. 2023): of the
     squared distance of shifts from the one that reaches the goal, integrated over all shifts; "cv": of that shift
     itself; in both an equation counts as much as it probably acts on the goal. "lookahead": what of the squared
-    distance to the goal unknown equations are expected to cost still, once the rows are known and the best is done.
-    "maxv": variance of the goal's variables under the candidate. "mi": information on the equations; needs no goal, nor
-    do these: "passive", no intervention; "random", any. "greedy": the squared distance to the goal.
+    distance to the goal unknown equations are expected to cost still, once the rows are known and the best of all
+    shifts is done. "maxv": variance of the goal's variables under the candidate. "greedy": the squared distance to the
+    goal. These need no goal: "mi", information on the equations; "splits", edges that an intervention where a candidate
+    acts would direct (see `equivalence_class`); "passive", no intervention; "random", any.
 
     graph: (parent, child) in {0, 1}, over the data's columns. tried: environment -> {variable: amount}, the shifts of
     known size among the data's environments; of those with targets and without a size the targets' equations learn
-    nothing. data: the rows of a fit that was read from a file. draws: of each chain, of a
-    known graph in all; None = 50, or 400.
+    nothing. data: the rows of a fit that was read from a file. draws: of each chain, or of a
+    known graph; None = 50 or 400.
 
     Returns over (candidate,) `distance`, `low`, `high`: squared distance of the mean under it to the goal, in the
     squared units of the data, its mean and interval of `level` over draws; `left`: what "lookahead" minimises; `score`:
@@ -104,13 +107,19 @@ def next_interventions(
     if kind == "set" and pool is None:
         reject("kind", "'set' without a pool", "'shift', or a pool that says what variables are set to")
     actions = None if pool is None else _actions(pool, names, batch, kind)
+    directs = None
+    if acquisition == "splits":
+        if actions is None or isinstance(fit, Data):
+            reject("acquisition", "'splits' without a pool or a fit", "another, or a pool of candidates for a fit")
+        directs = partial(splits, fit, class_draws(fit, data, seed=seed))
     with drawing(seed), torch.no_grad():
-        choice = Choice(known, aim, torch.as_tensor(acting), norm, rows, acquisition, seed)
+        choice = Choice(known, aim, torch.as_tensor(acting), norm, rows, acquisition, seed, directs)
         found = choice.of_shifts(batch) if actions is None else choice.of_pool(actions, batch)
         beside = {NOTHING: torch.zeros_like(choice.best)}
         if actions is None and aim is not None:
             beside["best"] = choice.best
-        found += [choice.candidate(name, choice.shift(value)) for name, value in beside.items()]
+        others = [choice.candidate(name, choice.shift(value)) for name, value in beside.items()]
+        found += [replace(one, score=0.0) for one in others] if directs is not None else others
         return _table(found, choice, names, level)
 
 
@@ -118,7 +127,8 @@ class Choice:
     """Ranks actions on linear equations; see `next_interventions`.
 
     known: what is believed of the equations; goal: (node,), NaN where none is asked for, or None for none; acting:
-    (node,) what may be shifted. best: (node,) the shift of the least expected distance.
+    (node,) what may be shifted; directs: how many edges an intervention on some nodes would direct beside others, for
+    "splits". best: (node,) the shift of the least expected distance.
     """
 
     def __init__(
@@ -130,8 +140,10 @@ class Choice:
         rows: int,
         acquisition: str,
         seed: int = 0,
+        directs: Callable[..., float] | None = None,
     ) -> None:
         self.known, self.acting, self.norm, self.rows = known, acting, norm, rows
+        self.directs = directs
         self.acquisition, self.rng = acquisition, np.random.default_rng([seed, 83])
         self.best = known.weight.new_zeros(known.weight.shape[-1])
         self.goal = self.best
@@ -181,16 +193,29 @@ class Choice:
         found = design.outcome(known, action, self.rows, self.u)
         return Candidate(name, action, found, float(self.score(found, (known.root.mT @ self.u).square().sum(-1))))
 
+    def edges(self, action: design.Action, beside: list[Candidate]) -> float:
+        """How many edges an intervention on the nodes that an action changes would direct, its sign turned."""
+        assert self.directs is not None
+        on = [np.flatnonzero(a.held | (a.value != 0)).tolist() for a in (action, *(one.action for one in beside))]
+        return -self.directs(on[0], on[1:])
+
     def of_pool(self, pool: Mapping[str, design.Action], batch: int) -> list[Candidate]:
         """All candidates, the chosen first, each chosen for what it tells beside those before; then the others."""
         known, rest = self.known, {name: self.candidate(name, action) for name, action in pool.items()}
         out: list[Candidate] = []
+        if self.directs is not None:
+            rest = {name: replace(one, score=self.edges(one.action, [])) for name, one in rest.items()}
         while rest:
             ranked = list(rest)
             if self.acquisition == "random":
                 ranked = [ranked[place] for place in self.rng.permutation(len(ranked))]
             elif self.acquisition != "passive":
-                beside = {name: self.candidate(name, one.action, known).score for name, one in rest.items()}
+                beside = {
+                    name: self.candidate(name, one.action, known).score
+                    if self.directs is None
+                    else self.edges(one.action, out)
+                    for name, one in rest.items()
+                }
                 ranked.sort(key=lambda name: beside[name])
             if len(out) == batch or self.acquisition == "passive":
                 return out + [rest[name] for name in ranked]
@@ -256,7 +281,7 @@ class Candidate:
 
 def _table(found: list[Candidate], choice: Choice, names: list[str], level: float) -> xr.Dataset:
     """Of the candidates and of those that stand beside them."""
-    quantile, turned = [0.5 - level / 2, 0.5 + level / 2], choice.acquisition in ("mi", "maxv")
+    quantile, turned = [0.5 - level / 2, 0.5 + level / 2], choice.acquisition in ("mi", "maxv", "splits")
     rows: dict[str, list[Any]] = {n: [] for n in ("distance", "low", "high", "left", "score", "chosen", "action")}
     for one in found:
         distance = choice.distance(one.outcome.mean).numpy()

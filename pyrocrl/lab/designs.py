@@ -18,8 +18,9 @@ beside what was said of it before.
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,56 @@ def knockouts(path: str | Path | None = None) -> dict[str, Any]:
     return table
 
 
+TITLES = {
+    "civ": "`civ`: causal integrated variance",
+    "lookahead": "`lookahead`: expected distance left",
+    "cv": "`cv`: causal variance",
+    "maxv": "`maxv`: greatest variance",
+    "mi": "`mi`: information on the equations",
+    "greedy": "`greedy`: what looks best now",
+    "random": "`random`: any shift",
+    "passive": "`passive`: no shift",
+}
+
+
+def table_of(results: Mapping[str, Any]) -> str:
+    """The committed results of `study` as markdown, a line for each acquisition."""
+    runs = {(run["nodes"], run["acquisition"]): run for run in results["runs"]}
+    heads = [
+        f"{nodes} variables ({len(runs[nodes, ACQUISITIONS[0]]['seeds'])}): mean ± s.e., median" for nodes in SIZES
+    ]
+    lines = [["acquisition", *heads, f"seconds a choice of {SIZES[1]}"], ["---"] * 4]
+    for name in ACQUISITIONS:
+        each = [runs[nodes, name] for nodes in SIZES]
+        told = [f"{run['mean']:.3f} ± {run['standard_error']:.3f}, {run['median']:.3f}" for run in each]
+        lines.append([TITLES[name], *told, f"{each[1]['seconds']:.2f}"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def table_of_knockouts(results: Mapping[str, Any]) -> str:
+    """The committed results of `knockouts` as markdown, a line for each knock-out that was there first."""
+    lines = [["first", "apart before", "any other, mean", "by `mi`", "by `splits`", "the best"], ["---"] * 6]
+    for run in results["runs"]:
+        chosen = [f"{run[name]['gain']:.1f} ({run[name]['chosen']})" for name in ("mi", "splits")]
+        lines.append([run["start"], f"{run['distance']:.1f}", f"{run['random']:.1f}", *chosen, f"{run['best']:.1f}"])
+    mean = [f"**{results['mean'][name]:.1f}**" for name in ("random", "mi", "splits", "best")]
+    lines.append(["**mean**", f"**{np.mean([run['distance'] for run in results['runs']]):.1f}**", *mean])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("| -", "| −").replace("| −--", "| ---")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m pyrocrl.lab.designs", description=__doc__)
     parser.add_argument("--seeds", default="0:100", help="0:100 (0 to 99), 3 or 0,2")
     parser.add_argument("--knockouts", action="store_true", help="those of a screen in place of systems")
     parser.add_argument("--json", default=None, help="where the results go")
+    parser.add_argument("--tables", action="store_true", help="print the committed results")
     told = parser.parse_args(arguments)
+    if told.tables:
+        folder = Path(__file__).resolve().parent.parent / "models" / "results"
+        for name, table in {"interventions": table_of, "knockouts": table_of_knockouts}.items():
+            print(table(json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))) + "\n")
+        return
     if told.knockouts:
         knockouts(told.json)
     else:
