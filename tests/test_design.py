@@ -319,7 +319,7 @@ def test_bad_input_is_one_line(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_fits_without_equations_are_refused() -> None:
+def test_fits_without_linear_equations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, _ = fitted()
     with pytest.raises(InputError, match="graph: found one beside a fit"):
         pyrocrl.next_interventions(fit, {"feature_0": 1.0}, graph=np.zeros((4, 4)))
@@ -327,6 +327,9 @@ def test_fits_without_equations_are_refused() -> None:
     vae = pyrocrl.fit(program, TABLE, chains=1, epochs=1, progress=False)
     with pytest.raises(InputError, match="fit: found a fit of vae; allowed: one of linear equations over a graph"):
         pyrocrl.next_interventions(vae, {"latent_0": 1.0})
+    monkeypatch.setattr(type(fit.program), "mechanism_kind", "relu")
+    with pytest.raises(InputError, match="fit: found a fit of observed_dag with relu equations; allowed"):
+        pyrocrl.next_interventions(fit, {"feature_0": 1.0})
 
 
 # -- the shell --------------------------------------------------------------------------------------------------------

@@ -341,8 +341,9 @@ def _actions(pool: Mapping[str, Any], names: list[str], batch: int, kind: str) -
 def _of_fit(fit: Fit, data: Data | None, draws: int, seed: int) -> tuple[design.Equations, list[str]]:
     """Draws of a fit's equations where no environment intervenes, chains by their weights, and the variables' names."""
     program, data = fit.program, fit._data(data)
-    if fit.graph() is None or not {"weight", "noise"} <= program.sites.keys():
-        found = f"a fit of {program.card.name}"
+    linear = program.mechanism_kind == "linear"
+    if fit.graph() is None or not linear or not {"weight", "noise"} <= program.sites.keys():
+        found = f"a fit of {program.card.name}" + ("" if linear else f" with {program.mechanism_kind} equations")
         reject("fit", found, "one of linear equations over a graph, such as observed_dag or linear_sem_lin")
     if program.reads_innovations:
         found = f"a fit of {program.card.name} under {program.intervention_kind} interventions"
