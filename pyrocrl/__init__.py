@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .infer.fitted import Fit, to_arviz
     from .judge import metrics
     from .judge.choose import choose
+    from .judge.design import next_interventions
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
     from .judge.reference import agreement, reference
@@ -65,6 +66,7 @@ _HOMES = {
     "fit": "infer.fit",
     "impute": "predict",
     "load": "zoo",
+    "next_interventions": "judge.design",
     "reference": "judge.reference",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
@@ -96,6 +98,7 @@ __all__ = [
     "io",
     "load",
     "metrics",
+    "next_interventions",
     "plots",
     "reference",
     "report",

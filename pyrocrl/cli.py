@@ -648,6 +648,132 @@ def impute(
     print(f"\n{missing} of {table['measured'].size} pairs imputed: {out / IMPUTED[1]}, {out / IMPUTED[0]}")
 
 
+@app.command("next")
+@_reading
+def next_(
+    reading: dict[str, Any],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A folder that `pyrocrl fit` wrote; or else --data.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="As in `fit`, to fit observed_dag to or, with --graph, its equations alone."),
+    ] = None,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MEAN|FILE", help="A variable's mean to reach, may be repeated; or a .csv of variable,mean."
+        ),
+    ] = None,
+    pool: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Candidates: a .csv of candidate,variable,amount.  [default: any shift]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="How many to try together.")] = 1,
+    acquisition: Annotated[
+        str, typer.Option(help="civ, lookahead, cv, maxv, mi, splits, greedy, passive or random.")
+    ] = "civ",
+    kind: Annotated[str, typer.Option(help="What amounts of the pool are: shift or set.")] = "shift",
+    norm: Annotated[float, typer.Option(help="The longest shift, without a pool.")] = 1.0,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that may be shifted, may be repeated.  [default: all]"),
+    ] = None,
+    rows: Annotated[int, typer.Option(metavar="N", help="Rows that the experiment will have of each.")] = 100,
+    graph: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The graph, where it is known: a .csv of parent,child.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the table goes as well.")] = None,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    draws: Annotated[
+        int | None, typer.Option(help="Posterior draws per chain; of --graph in all.  [default: 50; 400]")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    intervention: Intervention = None,
+    option: Options = None,
+    env: Env = None,
+    control: Control = None,
+    targets: Told = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    model: OwnModel = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Rank interventions to try next: by what they tell of how to reach a goal, and by how near they lead to it."""
+    import pyrocrl
+    from pyrocrl import io
+    from pyrocrl.judge.design import design_frame
+
+    if run is None and data is None:
+        reject("RUN", "neither it nor --data", "one of them")
+    if csv is not None and (csv.suffix != ".csv" or (csv.exists() and not force)):
+        reject("--csv", f"{str(csv)!r}" + ", which exists" * csv.exists(), "a new file ending in .csv, or --force")
+    wanted = _goal(goal)
+    file, mode = _targets(targets)
+    told = env, control, file, counts, size_factor, None
+    given: dict[str, Any] = {}
+    if pool is not None:
+        candidates: dict[str, dict[str, float]] = {}
+        for label, name, amount in io.read_columns(pool, ("candidate", "variable", "amount"), "--pool"):
+            if name in candidates.setdefault(label, {}):
+                reject("--pool", f"{name!r} twice for {label!r}", "each variable of a candidate once")
+            candidates[label][name] = _number("--pool", name, amount)
+        given["pool"] = candidates
+    say = sys.stderr if as_json else sys.stdout
+    if run is not None:
+        for name, value in {"--graph": graph, "--intervention": intervention, "--option": option}.items():
+            if value is not None:
+                reject(name, f"{value} beside a RUN", "--data in place of RUN: a run has its own")
+        record = _read_record(run)
+        source = _data_of_run(record, data, reading, *told)
+        fitted: Any = pyrocrl.load(run / CHECKPOINT, source, model)
+        fitted.check_own(RUN, record.get("fit"))
+    else:
+        source = _adjusted(_read_data({"data": data, "seed": seed} | _told(*told) | reading))
+        print(source, file=say)
+        if graph is not None:
+            fitted, names = source, source.feature_names
+            matrix = [[0] * len(names) for _ in names]
+            for ends in io.read_columns(graph, ("parent", "child"), "--graph"):
+                parent, child = (names.index(one_of("--graph", name, names)) for name in ends)
+                matrix[parent][child] = 1
+            given["graph"] = matrix
+        else:
+            build = _options(option) | _assumed(None, mode, intervention, None)
+            kind_ = _check_fit("observed_dag", build, None, None, seed, device, draws)
+            program = pyrocrl.build(kind_, source, **build)
+            fitted = pyrocrl.fit(program, source, seed=seed, device=device, progress=not quiet)
+    found = pyrocrl.next_interventions(
+        fitted,
+        wanted,
+        batch=batch,
+        acquisition=acquisition,  # type: ignore[arg-type]
+        kind=kind,  # type: ignore[arg-type]
+        norm=norm,
+        on=on,
+        rows=rows,
+        level=level,
+        draws=draws,
+        seed=seed,
+        **given,
+    )
+    table = design_frame(found)
+    if csv is not None:
+        io.write_frame(table, csv)
+    if as_json:
+        _print_json(table.to_dict("records"))
+        return
+    lines = [
+        [None if value != value else f"{value:.4g}" if isinstance(value, float) else value for value in line]
+        for line in table.to_numpy(dtype=object).tolist()
+    ]
+    print()
+    _print_table(list(table.columns), lines)
+
+
 @app.command()
 def reproduce(
     model: ModelName,
@@ -1003,6 +1129,34 @@ def _targets(told: list[str] | None) -> tuple[Path | None, str | None]:
     if len(files) > 1 or len(words) > 1:
         reject("--targets", " and ".join(told or ()), "one word, one file, or one of each")
     return (Path(files[0]) if files else None), (words[0] if words else None)
+
+
+def _goal(told: list[str] | None) -> dict[str, float] | None:
+    """The means of --goal, given one by one or in a file."""
+    from pyrocrl.io import read_columns
+
+    if not told:
+        return None
+    if len(told) == 1 and "=" not in told[0]:
+        pairs: list[tuple[str, ...]] = read_columns(told[0], ("variable", "mean"), "--goal")
+    else:
+        for text in told:
+            if "=" not in text:
+                reject("--goal", repr(text), "NAME=MEAN, such as STAT1=0.5, or one file")
+        pairs = [tuple(text.rsplit("=", 1)) for text in told]
+    out: dict[str, float] = {}
+    for name, value in pairs:
+        if name in out:
+            reject("--goal", f"{name!r} twice", "each variable once")
+        out[name] = _number("--goal", name, value)
+    return out
+
+
+def _number(option: str, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        reject(option, f"{text!r} for {name!r}", "a number")
 
 
 def _assumed(

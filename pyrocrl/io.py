@@ -239,6 +239,26 @@ def _read_targets_file(path: Path) -> dict[str, Any]:
     return out
 
 
+def read_columns(path: str | Path, columns: Sequence[str], argument: str) -> list[tuple[str, ...]]:
+    """Lines of a .csv or .tsv file with just these columns, in any order, as texts. Raises InputError, about
+    `argument`."""
+    path = Path(path)
+    if path.suffix not in (".csv", ".tsv"):
+        reject(argument, repr(str(path)), f"a .csv or .tsv file with the columns {', '.join(columns)}")
+    lines = _text(path, argument).splitlines()
+    rows = [
+        [cell.strip() for cell in row] for row in csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+    ]
+    rows = [row for row in rows if any(row)]
+    if not rows or sorted(rows[0]) != sorted(columns):
+        reject(argument, f"{path}: {', '.join(rows[0]) if rows else 'nothing'}", f"the columns {', '.join(columns)}")
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            reject(argument, f"{path}: row {number + 1} has {len(row)} columns", ", ".join(columns))
+    places = [rows[0].index(name) for name in columns]
+    return [tuple(row[place] for place in places) for row in rows[1:]]
+
+
 def to_frame(data: Data) -> pd.DataFrame:
     """A table of the features with the environments' names in a last column `env`; its index has the rows' names."""
     x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import xarray as xr
@@ -29,10 +31,7 @@ def equivalence_class(fit: Fit, data: Data | None = None, *, draws: Size = DRAWS
     """
     drawn = class_draws(fit, data, draws, seed)
     each = np.stack([classes for classes, _, _ in drawn])  # (chain, draw, parent, child)
-    gains = np.zeros(each.shape[-1])
-    for weight, chain in zip(fit.weights, drawn, strict=True):
-        for old, graph, hit in zip(*chain, strict=True):
-            gains += weight / draws * np.array([_split(old, graph, hit, v) for v in range(len(graph))])
+    gains = np.array([splits(fit, drawn, [v]) for v in range(each.shape[-1])])
     both = each & np.swapaxes(each, -1, -2)
     names = fit.names["latent"]
     return xr.Dataset(
@@ -65,9 +64,29 @@ def class_draws(
     return out
 
 
-def _split(old: np.ndarray, graph: np.ndarray, hit: np.ndarray, node: int) -> float:
-    """How many undirected edges of a graph's class an intervention on this node directs."""
-    if not (old[node] & old[:, node]).any():
+def splits(
+    fit: Fit,
+    drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    nodes: list[int],
+    beside: Sequence[list[int]] = (),
+) -> float:
+    """How many undirected edges of the class an intervention on these nodes would direct, on average over draws (see
+    `class_draws`), where interventions `beside` are made as well."""
+    total = 0.0
+    for weight, chain in zip(fit.weights, drawn, strict=True):
+        for old, graph, hit in zip(*chain, strict=True):
+            rows = np.zeros((len(beside), len(graph)), dtype=bool)
+            for row, those in zip(rows, beside, strict=True):
+                row[those] = True
+            made = np.concatenate([hit, rows])
+            known = interventional_cpdag(graph, made) if len(beside) else old
+            total += weight / len(chain[0]) * _split(known, graph, made, nodes)
+    return total
+
+
+def _split(old: np.ndarray, graph: np.ndarray, hit: np.ndarray, nodes: list[int]) -> float:
+    """How many undirected edges of a graph's class an intervention on these nodes directs."""
+    if not (old[nodes] & old[:, nodes].T).any():
         return 0.0  # it directs edges of its own first
-    new = interventional_cpdag(graph, np.concatenate([hit, np.eye(len(graph), dtype=bool)[node : node + 1]]))
+    new = interventional_cpdag(graph, np.concatenate([hit, np.isin(np.arange(len(graph)), nodes)[None]]))
     return float((old & old.T).sum() - (new & new.T).sum()) / 2.0
