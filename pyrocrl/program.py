@@ -288,6 +288,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None
 
+    def pure(self) -> Tensor | None:
+        """(feature, latent) probabilities that a feature is pure: that a latent has all but a twentieth of its squared
+        loadings. Independent between features; or None. Models whose claims need pure features must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""

@@ -355,6 +355,22 @@ def factor_cases() -> list[Case]:
     ]
 
 
+def pure_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
+        return Case(f"anchor_fa: {name}", "anchor_fa", kind, draw, {"latents": 3, **options}, FEW)
+
+    single = [[1, 0], *[[1, 1]] * 5, [0, 1]]
+    wide = {"rows": 1000, "latents": 4, "features": 40, "loadings": "random"}
+    return [
+        case("two pure features", "identified", lambda s: factors(s, APART)),
+        case("two pure features, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
+        case("one pure feature", "open", lambda s: factors(s, single)),
+        case("no pure features", "open", lambda s: factors(s, ALL)),
+        case("one pure feature, four latents", "open", drawn("bing2020", pure=1, **wide), latents=6),
+        case("too few latents", "misspecified", drawn("bing2020", **wide), latents=3),
+    ]
+
+
 def held_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
         return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2})
@@ -395,7 +411,16 @@ def score_cases() -> list[Case]:
 
 def cases() -> list[Case]:
     """All of them."""
-    every = (linear_cases, shift_cases, state_cases, factor_cases, held_cases, mixture_cases, score_cases)
+    every = (
+        linear_cases,
+        shift_cases,
+        state_cases,
+        factor_cases,
+        pure_cases,
+        held_cases,
+        mixture_cases,
+        score_cases,
+    )
     return [case for some in every for case in some()]
 
 
