@@ -181,6 +181,17 @@ class AnchorFA(Program):
     def mask(self) -> Tensor:
         return RowPatterns(self.pattern, self.log_share).mean.clamp(0, 1)
 
+    @torch.no_grad()
+    def loading_matrix(self) -> tuple[Tensor, Tensor]:
+        """Means and deviations (feature, latent), gates included."""
+        mask, slope, sd = self.mask(), self.slope.loc, self.slope.scale
+        return mask * slope, (mask * sd.square() + mask * (1 - mask) * slope.square()).sqrt()
+
+    @torch.no_grad()
+    def latent_correlation(self) -> Tensor:
+        tril = self._correlation_tril()
+        return tril @ tril.mT
+
     def pure(self) -> Tensor:
         return self.alone
 

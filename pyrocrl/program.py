@@ -298,6 +298,10 @@ class Program(nn.Module, metaclass=_InTurn):
         or None. Models whose claims need loadings that differ from 0 must have it."""
         return None
 
+    def latent_correlation(self) -> Tensor | None:
+        """(latent, latent) correlations of the latents by the fitted law, or None where they have none."""
+        return None
+
     def graph(self) -> Tensor | None:
         """(parent, child) posterior edge probabilities, or None."""
         return None

@@ -14,6 +14,7 @@ each other. R moves by Metropolis steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,10 @@ RANK = 1e-9  # of the largest eigenvalue, below which a direction of X is roundi
 STEP = 1.7  # of a row of R's Cholesky factor, in units of its deviation given Z
 FEW = 1e-300
 PRUNED, FEW_FEATURES = 50, 5  # sweeps between prunings; features of a latent up to which it may be pruned
-IMPURE = 0.05  # share of its squared loadings that a pure feature may owe other latents
+IMPURE, SURELY = 0.05, 0.9  # share of its squared loadings that a pure feature may owe others, unless one is there
+FAR = 2.5  # deviations from which numbers differ
+AS_SHORT = 0.05  # growth of absolute loadings up to which other axes are about as good
+OBLIQUE = 0.5  # least share of a latent in one that replaces it
 UNSEEN = -30.0  # log share of a pattern that was not drawn
 RARE = 1e-6  # least share whose log odds are told
 START, LEAST = 0.05, 1e-3  # deviation of what was drawn once; of anything
@@ -49,7 +53,7 @@ class Summary(NamedTuple):
     slope, slope_sd (feature, latent), where open; log_variance, log_variance_sd (feature,). correlation (latent,
     latent), the mean, 0 with latents that are mostly out of use; covariance (feature, feature), the mean of
     L R L^T + diag(v). pure (feature, latent): how often all but `IMPURE` of a feature's squared loadings are the
-    latent's; where another loading is more often there than not, how often no other is. purity (2,), rate (2, latent):
+    latent's; where another loading is all but always there, how often no other is. purity (2,), rate (2, latent):
     means and deviations of log odds.
     """
 
@@ -116,8 +120,8 @@ def _pure(loadings: Floats) -> Floats:
     gate, square = loadings != 0, loadings**2
     nearly = (gate & (square >= (1 - IMPURE) * square.sum(-1, keepdims=True))).mean(0)
     alone = (gate & (gate.sum(-1, keepdims=True) == 1)).mean(0)
-    often = gate.mean(0) > 0.5
-    return np.where((often.sum(1, keepdims=True) - often) > 0, alone, nearly)
+    sure = gate.mean(0) > SURELY
+    return np.where((sure.sum(1, keepdims=True) - sure) > 0, alone, nearly)
 
 
 def _implied(state: State) -> Floats:
@@ -258,3 +262,33 @@ def _wishart(freedom: int, size: int, rng: np.random.Generator) -> Floats:
     tril = np.tril(rng.standard_normal((size, size)), -1)
     np.fill_diagonal(tril, np.sqrt(rng.chisquare(freedom - np.arange(size))))
     return tril @ tril.T
+
+
+def rival_axes(loadings: Floats, error: Floats, correlation: Floats) -> tuple[int, int, int] | None:
+    """Two other features that might as well be called pure, and the latent whose own they would replace, or None.
+
+    loadings, error: (feature, latent) and their deviations; correlation (latent, latent). Any features whose loadings
+    are proportional, up to error, may name a latent, which leaves them no others. They might as well where no more
+    loadings are beyond error then, and the sum of absolute loadings grows by no more than `AS_SHORT` of it.
+    """
+    size = np.linalg.norm(loadings, axis=1, keepdims=True)
+    kept = np.flatnonzero((size[:, 0] > FAR * error.max(1)) & ((np.abs(loadings) > FAR * error).sum(1) > 1))
+    direction, spread = loadings[kept] / size[kept], error[kept] / size[kept]
+    same = np.eye(loadings.shape[1])
+    few, short = _beyond(loadings, error, same), (1 + AS_SHORT) * np.abs(loadings).sum()
+    for a, b in combinations(range(len(kept)), 2):
+        alike = direction[b] * np.sign(direction[a] @ direction[b])
+        if (np.abs(direction[a] - alike) > FAR * np.hypot(spread[a], spread[b])).any():
+            continue
+        axis = direction[a] + alike
+        axis = axis / np.sqrt(axis @ correlation @ axis)  # a latent of unit variance
+        for k in np.flatnonzero(np.abs(axis) > OBLIQUE):
+            turn = np.linalg.inv(np.vstack([same[:k], axis, same[k + 1 :]]))
+            if np.abs(loadings @ turn).sum() <= short and _beyond(loadings, error, turn) <= few:
+                return int(kept[a]), int(kept[b]), int(k)
+    return None
+
+
+def _beyond(loadings: Floats, error: Floats, turn: Floats) -> int:
+    """How many loadings are beyond their error where latents are turned by this matrix."""
+    return int((np.abs(loadings @ turn) > FAR * np.sqrt(error**2 @ turn**2)).sum())

@@ -21,6 +21,7 @@ from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.claims.conditions import Check, Lack, Situation
 from pyrocrl.data import Data
 from pyrocrl.exact import goodness
+from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.turns import drawing
 
@@ -150,13 +151,34 @@ def _pure_features(fit: Fit, data: Data) -> Lack | None:
         few[fit.names["latent"][int(places[k])]] = none + one
     worst = max(few, key=few.__getitem__)
     if few[worst] <= 1 - SURE:
-        return None
+        return _others_as_pure(fit, used)
     short = [name for name, p in few.items() if p > 1 - SURE]
     more = f" and {len(short) - 3} more" if len(short) > 3 else ""
     rows = _times(data.rows, few[worst]) if few[worst] < SURE else 0.0  # surely not: no rows will help
     them = "it" if len(short) == 1 else "each of them"
     said = f"{', '.join(short[:3])}{more}: two features load on {them} alone with the probability {1 - few[worst]:.2g}"
     return Lack(said, "two features of its own for each latent", rows=rows)
+
+
+def _others_as_pure(fit: Fit, used: np.ndarray) -> Lack | None:
+    """Whether other features with proportional loadings might as well be called pure."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found, correlation = program.loading_matrix(), program.latent_correlation()
+    if found is None or correlation is None:
+        return None
+    loadings, error = (v.double().cpu().numpy()[:, used] for v in found)
+    error = np.maximum(error, np.median(error[loadings != 0]))  # that of what is 0 is not known
+    rival = rival_axes(loadings, error, correlation.double().cpu().numpy()[np.ix_(used, used)])
+    if rival is None:
+        return None
+    a, b, k = rival
+    name = fit.names["latent"][int(fit.alignments[fit.reference].places[used[k]])]
+    pair = f"{fit.names['feature'][a]} and {fit.names['feature'][b]}"
+    said = (
+        f"{pair}, of proportional loadings, might as well be those that load on one latent alone, in place of {name}'s"
+    )
+    return Lack(said, "sparser loadings, or more rows")
 
 
 def _not_collinear(fit: Fit, data: Data) -> Lack | None:

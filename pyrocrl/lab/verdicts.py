@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +367,7 @@ def pure_cases() -> list[Case]:
         case("one pure feature", "open", lambda s: factors(s, single)),
         case("no pure features", "open", lambda s: factors(s, ALL)),
         case("one pure feature, four latents", "open", drawn("bing2020", pure=1, **wide), latents=6),
+        replace(case("many features of both", "word", lambda s: factors(s, [[1, 1]] * 40)), names="proportional"),
         case("too few latents", "misspecified", drawn("bing2020", **wide), latents=3),
     ]
 
