@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -357,17 +357,18 @@ def factor_cases() -> list[Case]:
 
 def pure_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
-        return Case(f"anchor_fa: {name}", "anchor_fa", kind, draw, {"latents": 3, **options}, FEW)
+        given = {"latents": 3, **options}
+        return Case(f"anchor_fa: {name}", "anchor_fa", kind, draw, given, FEW, names="proportional")
 
     single = [[1, 0], *[[1, 1]] * 5, [0, 1]]
     wide = {"rows": 1000, "latents": 4, "features": 40, "loadings": "random"}
     return [
         case("two pure features", "identified", lambda s: factors(s, APART)),
         case("two pure features, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
-        case("one pure feature", "open", lambda s: factors(s, single)),
-        case("no pure features", "open", lambda s: factors(s, ALL)),
         case("one pure feature, four latents", "open", drawn("bing2020", pure=1, **wide), latents=6),
-        replace(case("many features of both", "word", lambda s: factors(s, [[1, 1]] * 40)), names="proportional"),
+        case("no pure features, four latents", "open", drawn("bing2020", pure=0, **wide), latents=6),
+        case("one pure feature, two latents", "word", lambda s: factors(s, single)),  # some are proportional by chance
+        case("many features of both", "word", lambda s: factors(s, [[1, 1]] * 40)),
         case("too few latents", "misspecified", drawn("bing2020", **wide), latents=3),
     ]
 
