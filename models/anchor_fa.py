@@ -18,9 +18,10 @@ guide has its margins: each feature's patterns of gates with their probabilities
 its mean; z given these is exact. A latent on which one feature alone loads is counted as that feature's noise.
 
 *Identified:* latents and loadings up to permutation, sign and scale, and K, if every latent has two pure features.
-Whatever rotation the loadings are seen in, pure features of one latent have proportional rows; that no others have is
-what data cannot show (Bing et al. 2020, theorem 1). With one pure feature a latent, or none, any features may be taken
-as pure: then no pairs are found.
+Whatever rotation the loadings are seen in, pure features of one latent have proportional rows (Bing et al. 2020,
+theorem 1). With one pure feature a latent, or none, any features may be taken as pure: then no pairs are found. That no
+others have proportional rows is what data can show in part: a pair that leaves as few and as small loadings refutes it.
+As pure counts a feature that owes other latents a twentieth of its squared loadings at most: less is not told from 0.
 
 Bing, Bunea, Ning & Wegkamp (2020), Adaptive estimation in structured factor models with applications to overlapping
 clustering.

@@ -13,7 +13,8 @@ import pyrocrl
 from pyrocrl import simulate
 from pyrocrl.constructions.pure_groups import factors_shown, pure_groups, varimax
 from pyrocrl.exact.gate_rows import PureOrSparse, RowPatterns
-from pyrocrl.exact.sparse_factors import RATE, SparseFactors, State, Summary, log_row_law
+from pyrocrl.exact.goodness import residual_correlation
+from pyrocrl.exact.sparse_factors import RATE, SparseFactors, State, Summary, log_row_law, rival_axes
 from pyrocrl.judge.metrics import mcc
 
 
@@ -117,6 +118,32 @@ def test_two_pure_features_a_latent_are_told_from_fewer(pure: int, verdict: str)
     assert found.verdict == verdict, found.reason
     assert int((fit.mask() > 0.5).any(0).sum()) == 4
     assert ("two features load on" in found.reason) == (pure < 2)
+
+
+def test_features_that_might_as_well_be_pure_are_found() -> None:
+    """Where all features load on both latents, some are proportional up to error, whichever are called pure."""
+    rng = np.random.default_rng(0)
+    sparse = np.kron(np.eye(2), np.ones((6, 1)))
+    sparse = np.concatenate([sparse, [[0.8, 0.9], [0.9, -0.7]]])
+    assert rival_axes(sparse, np.full_like(sparse, 0.04), np.eye(2)) is None
+    dense = rng.standard_normal((50, 2))
+    dense[:2, 1], dense[2:4, 0] = 0.0, 0.0
+    a, b, _ = rival_axes(dense, np.full_like(dense, 0.04), np.eye(2)) or (0, 0, 0)
+    assert min(a, b) > 3 and abs(np.linalg.det(dense[[a, b]])) < 0.2 * np.prod(np.linalg.norm(dense[[a, b]], axis=1))
+
+
+def test_the_largest_residual_correlation_has_a_valid_p_value() -> None:
+    rng = np.random.default_rng(0)
+    covariance = 0.5 * np.eye(8) + 0.5
+    p = [
+        residual_correlation(np.cov(rng.multivariate_normal(np.zeros(8), covariance, 300).T), covariance, 300)[0]
+        for _ in range(400)
+    ]
+    assert np.mean(np.array(p) < 0.05) < 0.08
+    other = covariance.copy()
+    other[2, 5] = other[5, 2] = 0.75
+    found, pair = residual_correlation(other, covariance, 300)
+    assert found < 0.01 and pair == (2, 5)
 
 
 def test_too_few_latents_contradict_it() -> None:
