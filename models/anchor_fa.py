@@ -252,8 +252,8 @@ class AnchorFA(Program):
     def example(cls, seed: int = 0) -> tuple[AnchorFA, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("bing2020", seed=seed, rows=500, latents=4, features=80, loadings="random")
-        return cls(features=data.features, latents=6), data
+        data = draw("bing2020", seed=seed, rows=500, latents=6, features=120)
+        return cls(features=data.features, latents=8), data
 
     studies = tuple(PureFeatures("bing2020", {"rows": rows}, {"latents": 20}) for rows in (600, 2000))
 
