@@ -110,6 +110,21 @@ class LogMultivariateNormal(dist.TransformedDistribution):
         return (self.base_dist.loc + 0.5 * self.base_dist.variance).exp()
 
 
+class LogitNormal(dist.TransformedDistribution):
+    """The logistic function of a `Normal`: numbers between 0 and 1."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(Normal(loc, scale), [dist.transforms.SigmoidTransform()], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LogitNormal:
+        return LogitNormal(self.base_dist.loc.expand(batch_shape), self.base_dist.scale.expand(batch_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """To three digits (MacKay 1992)."""
+        return torch.sigmoid(self.base_dist.loc / (1 + math.pi / 8 * self.base_dist.scale.square()).sqrt())
+
+
 class Categorical(dist.Categorical):
     """`pyro.distributions.Categorical` whose draws can be vmapped."""
 

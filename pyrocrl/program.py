@@ -288,9 +288,18 @@ class Program(nn.Module, metaclass=_InTurn):
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None
 
+    def pure(self) -> Tensor | None:
+        """(feature, latent) probabilities that a feature is pure: that a latent has all but a twentieth of its squared
+        loadings. Independent between features; or None. Models whose claims need pure features must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""
+        return None
+
+    def latent_correlation(self) -> Tensor | None:
+        """(latent, latent) correlations of the latents by the fitted law, or None where they have none."""
         return None
 
     def graph(self) -> Tensor | None:

@@ -47,6 +47,18 @@ def test_draws_carry_gradients_and_expand() -> None:
     assert dists.Gate(torch.zeros(2)).expand((5, 2)).rsample().shape == (5, 2)
 
 
+def test_a_logit_normal_has_its_density_and_about_its_mean() -> None:
+    place = torch.linspace(1e-4, 1 - 1e-4, 4001, dtype=torch.float64)
+    for loc, scale in ((-2.0, 0.7), (0.4, 2.0)):
+        law = dists.LogitNormal(torch.tensor(loc), torch.tensor(scale))
+        density = law.log_prob(place).exp()
+        assert float(torch.trapezoid(density, place)) == pytest.approx(1.0, abs=2e-3)
+        assert float(law.mean) == pytest.approx(float(torch.trapezoid(place * density, place)), abs=0.01)
+        torch.manual_seed(0)
+        draws = vmap(lambda a: dists.LogitNormal(a, torch.tensor(0.7)).rsample((DRAWS,)), randomness="different")
+        assert (draws(torch.tensor([loc, 0.0])).logit().mean(1) - torch.tensor([loc, 0.0])).abs().max() < 0.02
+
+
 def test_gate_is_hard_forward_and_relaxed_backward() -> None:
     logits = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
     torch.manual_seed(0)

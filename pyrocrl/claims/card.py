@@ -54,6 +54,7 @@ OUTCOMES: dict[str, str] = {
 CONDITIONS: dict[str, str] = {
     "more_features_than_latents": "there are more features than latents",
     "two_anchors": "every latent in use has two features that load on it alone",
+    "pure_features": "every latent in use has two features that load on it all but alone",
     "noise_told_apart": "without any one feature, the others hold two disjoint sets that fix all latents",
     "observational_environment": "one environment is observational",
     "one_intervention_per_latent": "every latent is the target of an environment",

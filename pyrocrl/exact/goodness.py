@@ -135,6 +135,17 @@ def likelihood_ratio(found: Gaussians) -> Ratio:
     return Ratio(deviance, freedom, p)
 
 
+def residual_correlation(cov: Floats, fitted: Floats, rows: float) -> tuple[float, tuple[int, int]]:
+    """p of the covariance of two features (feature, feature) that is furthest from the fitted one, corrected for the
+    number of pairs, and which. Each has the variance (s_ii s_jj + s_ij^2) / rows of a normal sample, less what
+    the fit took up, so that p is at least as large as it should be."""
+    scale = np.sqrt(np.outer(np.diag(fitted), np.diag(fitted)) + fitted**2)
+    apart = np.triu(np.abs(cov - fitted) / scale, 1) * np.sqrt(rows)
+    i, j = (int(place) for place in np.unravel_index(apart.argmax(), apart.shape))
+    pairs = len(cov) * (len(cov) - 1) / 2
+    return min(1.0, float(2 * stats.norm.sf(apart[i, j])) * pairs), (i, j)
+
+
 class Normality(NamedTuple):
     """p: that samples of a normal law are as far from it; skewness, kurtosis: p of each; excess: kurtosis over that of
     a normal law, less 1, in the mean over samples."""

@@ -22,6 +22,7 @@ from pyrocrl.claims.conditions import Check, Lack, Situation
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
 from pyrocrl.exact import goodness
+from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.turns import drawing
 
@@ -133,6 +134,53 @@ def _two_anchors(fit: Fit, data: Data) -> Lack | None:
     more = f" and {len(short) - 3} more" if len(short) > 3 else ""
     them, lack = ("it", "lacks") if len(short) == 1 else ("them", "lack")
     return Lack(f"{', '.join(short[:3])}{more} {lack} two features that load on {them} alone", remedy)
+
+
+def _pure_features(fit: Fit, data: Data) -> Lack | None:
+    """Two pure features of each latent in use, with the probability `SURE`."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).pure()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs pure features but has no `pure()`: (feature, latent)")
+    used, places = np.flatnonzero(fit.in_use(fit.reference)), fit.alignments[fit.reference].places
+    if not used.size:
+        return Lack("no latent is in use", "features that depend on latents")
+    few = {}
+    for k in used:
+        none, one = 1.0, 0.0  # probabilities of so many
+        for p in found[:, k].double().tolist():
+            none, one = none * (1 - p), one * (1 - p) + none * p
+        few[fit.names["latent"][int(places[k])]] = none + one
+    worst = max(few, key=few.__getitem__)
+    if few[worst] <= 1 - SURE:
+        return _others_as_pure(fit, used)
+    short = [name for name, p in few.items() if p > 1 - SURE]
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    rows = _times(data.rows, few[worst]) if few[worst] < SURE else 0.0  # surely not: no rows will help
+    them = "it" if len(short) == 1 else "each of them"
+    said = f"{', '.join(short[:3])}{more}: two features load on {them} alone with the probability {1 - few[worst]:.2g}"
+    return Lack(said, "two features of its own for each latent", rows=rows)
+
+
+def _others_as_pure(fit: Fit, used: np.ndarray) -> Lack | None:
+    """Whether other features with proportional loadings might as well be called pure."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found, correlation = program.loading_matrix(), program.latent_correlation()
+    if found is None or correlation is None:
+        return None
+    loadings, error = (v.double().cpu().numpy()[:, used] for v in found)
+    error = np.maximum(error, np.median(error[loadings != 0]))  # that of what is 0 is not known
+    rival = rival_axes(loadings, error, correlation.double().cpu().numpy()[np.ix_(used, used)])
+    if rival is None:
+        return None
+    a, b, k = rival
+    name = fit.names["latent"][int(fit.alignments[fit.reference].places[used[k]])]
+    pair = f"{fit.names['feature'][a]} and {fit.names['feature'][b]}"
+    said = (
+        f"{pair}, of proportional loadings, might as well be those that load on one latent alone, in place of {name}'s"
+    )
+    return Lack(said, "sparser loadings, or more rows")
 
 
 def _not_collinear(fit: Fit, data: Data) -> Lack | None:
@@ -331,6 +379,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
     "two_anchors": _two_anchors,
+    "pure_features": _pure_features,
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "all_states": _all_states,
@@ -376,7 +425,10 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
     if data.counts or fit.program.config.get("escapees"):
         return None
     z, env = _latents(fit, data, aligned=False)
-    found = goodness.mardia(z, env)
+    used = fit.in_use(fit.reference)
+    if not used.any():
+        return None
+    found = goodness.mardia(z[:, used], env)
     detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
     remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
     return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
@@ -398,6 +450,21 @@ def _factors(fit: Fit, data: Data) -> Found | None:
         return None
     detail = f"{len(fit.names['latent'])} factors for {data.features} features"
     return Found("likelihood ratio of the number of factors", p, detail, "more latents; features without outliers")
+
+
+def _residuals(fit: Fit, data: Data) -> Found | None:
+    """The largest correlation of two features that the fitted moments leave, corrected for the number of pairs."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).implied()
+    if found is None:
+        return None
+    p, worst = 1.0, (0, 0)
+    for rows, cov, fitted in zip(found.rows, found.cov, found.fitted_cov, strict=True):
+        one = goodness.residual_correlation(cov, fitted, rows)
+        p, worst = min((p, worst), one)
+    pair = " and ".join(data.feature_names[j] for j in worst)
+    remedy = "more latents; loadings that were shut; features that are copies of each other"
+    return Found("correlations that the latents leave", min(1.0, p * len(found.rows)), f"least for {pair}", remedy)
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -441,6 +508,7 @@ TESTS: dict[str, Test] = {
     "moments": _moments,
     "gaussian": _gaussian,
     "factors": _factors,
+    "residuals": _residuals,
     "features": _features,
     "given_environment": _given_environment,
 }

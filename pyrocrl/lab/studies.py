@@ -342,6 +342,50 @@ class Loadings(Study):
         return super().score(result, data) | ours
 
 
+class PureFeatures(Study):
+    """Latents, their number and the mask, beside varimax with the true number of latents: of factor analysis (varimax_)
+    and of principal components (pcavarimax_), where loadings of a quarter of their column's largest count.
+
+    mcc_oracle: of the posterior means at the true parameters, which no estimate exceeds but by chance; mask_ece:
+    calibration of inclusion probabilities, of the matched latents; count_exact: whether as many latents are in use.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import PCA, FactorAnalysis
+
+        from pyrocrl.constructions.pure_groups import varimax
+        from pyrocrl.judge import metrics
+
+        z, a, fitted, mask = data.truth["z"], data.truth["loadings"], result.data, result.mask()
+        assert fitted is not None and mask is not None
+        out = super().score(result, data)
+        _, match = metrics.mcc(z, result.latents(data), return_assignment=True)
+        matched = np.where(match >= 0, mask[:, match], 0.0)
+        used = (mask > 0.5).any(0)
+        out |= {
+            "mask_ece": metrics.expected_calibration_error(a != 0, matched),
+            "latents_found": float(used.sum()),
+            "latents_there": float(z.shape[1]),
+            "count_exact": float(used.sum() == z.shape[1]),
+        }
+        noise = (data.x - z @ a.T).var(0)
+        precision = np.linalg.inv(np.cov(z.T)) + (a / noise[:, None]).T @ a
+        out["mcc_oracle"] = metrics.mcc(z, data.x @ np.linalg.solve(precision, (a / noise[:, None]).T).T)
+        centre, spread = fitted.x.mean(0), fitted.x.std(0)
+        seen, new = (fitted.x - centre) / spread, (data.x - centre) / spread
+        factors = FactorAnalysis(z.shape[1], rotation="varimax", max_iter=500, random_state=0).fit(seen)
+        parts = PCA(z.shape[1], random_state=0).fit(seen)
+        turned = varimax(parts.components_.T * np.sqrt(parts.explained_variance_))
+        weights = np.linalg.pinv(turned).T
+        beside = {"varimax": (factors.components_.T, factors.transform(new)), "pcavarimax": (turned, new @ weights)}
+        for name, (loadings, scores) in beside.items():
+            value, match = metrics.mcc(z, scores, return_assignment=True)
+            large = np.abs(loadings) > 0.25 * np.abs(loadings).max(0)
+            out[f"{name}_mcc"] = float(value)
+            out[f"{name}_mask_f1"] = metrics.mask_scores(a != 0, large.astype(float), permutation=match)["f1"]
+        return out
+
+
 def readable(options: Mapping[str, Any]) -> str:
     """Options in words: "samples 20,000, pairs 0+1 0+3"."""
     return ", ".join(f"{name.replace('_', ' ')} {_words(value)}" for name, value in options.items())

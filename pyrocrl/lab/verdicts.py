@@ -457,6 +457,31 @@ def triangular_cases() -> list[Case]:
     ]
 
 
+def pure_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
+        given = {"latents": 3, **options}
+        return Case(f"anchor_fa: {name}", "anchor_fa", kind, draw, given, FEW, names="proportional", breaks=breaks)
+
+    proportional = "features with proportional loadings load on one latent alone"
+    single = [[1, 0], *[[1, 1]] * 5, [0, 1]]
+    wide = {"rows": 1000, "latents": 4, "features": 40, "loadings": "random"}
+    return [
+        case("two pure features", "identified", lambda s: factors(s, APART)),
+        case("two pure features, 60 rows", "small", lambda s: factors(s, APART, rows=60)),
+        case("one pure feature, four latents", "open", drawn("bing2020", pure=1, **wide), "pure_features", latents=6),
+        case("no pure features, four latents", "open", drawn("bing2020", pure=0, **wide), "pure_features", latents=6),
+        case("one pure feature, two latents", "word", lambda s: factors(s, single), proportional),  # some, by chance
+        case("many features of both", "word", lambda s: factors(s, [[1, 1]] * 40), proportional),
+        case(
+            "too few latents",
+            "misspecified",
+            drawn("bing2020", **wide),
+            "what features share is their latents",
+            latents=3,
+        ),
+    ]
+
+
 def held_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
         return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2}, breaks=breaks)
@@ -532,6 +557,7 @@ def cases() -> list[Case]:
         state_cases,
         factor_cases,
         triangular_cases,
+        pure_cases,
         held_cases,
         mixture_cases,
         score_cases,

@@ -39,6 +39,7 @@ SETTINGS: dict[str, str] = {
     "context_effects": "contexts",
     "plt2010": "factors",
     "khemakhem2020": "segments",
+    "bing2020": "factors",
 }
 
 

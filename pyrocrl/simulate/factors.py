@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
-from pyrocrl.options import Bounds, Seed, Size
+from pyrocrl.options import Bounds, Natural, Seed, Size
 
 
 def plt2010(
@@ -31,3 +31,41 @@ def plt2010(
     z = rng.standard_normal((rows, latents))
     x = z @ loadings.T + noise * rng.standard_normal((rows, features))
     return Data(x, truth={"z": z, "loadings": loadings}, name="plt2010")
+
+
+def bing2020(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 1000,
+    latents: Size = 10,
+    features: Annotated[int, Bounds(2)] = 200,
+    pure: Natural = 2,
+    loadings: Literal["equal", "random"] = "equal",
+) -> Data:
+    """Pure features of correlated latents among mixed ones, as in the simulations of Bing et al. (2020).
+
+        C_kk ~ U(2, 3),  C_kl = (-.3)^|k - l| min(C_kk, C_ll)          (latent, latent)
+        x = A z + e,  z ~ N(0, C),  e_j ~ N(0, v_j),  v_j ~ U(1, 3)     (data, feature)
+
+    Each latent has `pure` features with A_jk = 1 or -1. The others load on 2 to 4 latents, or as many as there are,
+    with 1 / q or -1 / q of q of them (loadings="equal", where several features may have proportional loadings), or with
+    numbers of random size, (.5 to 1.5) / q ("random"). Columns are in random order. Truth: z, mask, loadings. Raises
+    InputError where pure features are more than features.
+    """
+    if latents * pure > features:
+        reject("pure", pure, f"at most {features // latents}, for {features} features of {latents} latents")
+    rng = np.random.default_rng([2020, seed])
+    spread, apart = rng.uniform(2.0, 3.0, latents), np.subtract.outer(np.arange(latents), np.arange(latents))
+    covariance = (-0.3) ** np.abs(apart) * np.minimum.outer(spread, spread)
+    a = np.zeros((features, latents))
+    for j in range(features):
+        if j < latents * pure:
+            a[j, j // pure] = rng.choice([-1.0, 1.0])
+            continue
+        q = min(int(rng.integers(2, 5)), latents)
+        size = rng.uniform(0.5, 1.5, q) if loadings == "random" else np.ones(q)
+        a[j, rng.choice(latents, q, replace=False)] = rng.choice([-1.0, 1.0], q) * size / q
+    a = a[rng.permutation(features)]
+    noise = rng.uniform(1.0, 3.0, features) ** 0.5
+    z = rng.standard_normal((rows, latents)) @ np.linalg.cholesky(covariance).T
+    x = z @ a.T + noise * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "mask": (a != 0).astype(float), "loadings": a}, name="bing2020")
