@@ -50,7 +50,11 @@ def write(folder: Path) -> None:
 def models_index() -> str:
     """All models by family, with what they are and what they identify."""
     cards = [zoo.get(name).card for name in zoo.built_in()]
-    parts = ["# Models", "What each identifies, and what it needs for that, as its card says.", run.table("{}.md")]
+    parts = [
+        "# Models",
+        "What each identifies, and what it needs for that, as its card says.",
+        run.table("{}.md", whole=True),
+    ]
     for family in sorted({card.family for card in cards}, key=lambda f: (f == "baseline", f)):
         rows = [f"[{c.title}]({c.name}.md)\n: {c.summary}" for c in cards if c.family == family]
         parts += [f"## {family[0].upper()}{family[1:]}", *rows]

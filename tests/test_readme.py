@@ -30,9 +30,9 @@ def test_readme_is_a_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Pages made at build time, in docs/models and docs/api, are checked in `test_docs`."""
+    """Pages made at build time, assumptions.md and those in docs/models and docs/api, are checked in `test_docs`."""
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        made = page.parent.name == "docs" and target.startswith(("models/", "api/"))
+        made = page.parent.name == "docs" and target.startswith(("models/", "api/", "assumptions"))
         assert made or (page.parent / target).exists(), target
 
 

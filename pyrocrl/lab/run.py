@@ -23,14 +23,17 @@ def run(program: type[Program], seed: int = 0) -> Fit:
     return result
 
 
-def table(link: str = "models/{}.py") -> str:
-    """All models as a markdown table, made from their cards: README's, and that of the site. link: where names lead."""
+def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
+    """All models as a markdown table, made from their cards: README's, with the first claim on each thing, and that of
+    the site, with all and how targets may be told (whole). link: where names lead."""
     lines = ["| model | identifies | needs |", "|---|---|---|"]
     for name in built_in():
         card = get(name).card
         nothing = "nothing: the baseline" if card.family == "baseline" else "nothing: it predicts"
-        claims = "; ".join(dict.fromkeys(claim.head() for claim in card.claims)) or nothing
-        targets = f"; targets {' or '.join(card.targets)}" if card.targets else ""
+        first = {claim.what: claim.head() for claim in reversed(card.claims)}
+        heads = [claim.head() for claim in card.claims if whole or claim.head() == first[claim.what]]
+        claims = "; ".join(dict.fromkeys(heads)) or nothing
+        targets = f"; targets {' or '.join(card.targets)}" if whole and card.targets else ""
         wanted = [f"environments{targets}"] if card.needs_env else []
         if not wanted and card.claims:
             wanted = [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
