@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
-from scipy import stats
+from scipy import special, stats
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from pyrocrl.claims import conditions
@@ -28,9 +28,11 @@ LEVEL = 0.001  # of all tests of a fit together
 SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
+MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
 DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
+HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
@@ -174,16 +176,25 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
 
 
+def _loadings(fit: Fit) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(feature, latent) means and deviations of the reference chain's loadings on latents in use, and their names."""
+    program, used = fit.chains.chain(fit.reference), fit.in_use(fit.reference)
+    with torch.no_grad():
+        found = program.loading_matrix()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims loadings but has no `loading_matrix()`: means, deviations")
+    mean, sd = (value.cpu().numpy()[:, used] for value in found)
+    places = fit.alignments[fit.reference].places
+    return mean, sd, [fit.names["latent"][int(k)] for k in places[used]]
+
+
 def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
     """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
     is left out, each latent can be matched with two features of its own."""
-    with torch.no_grad():
-        found = fit.chains.chain(fit.reference).loading_matrix()
-    if found is None:
-        raise TypeError(f"{fit.program.card.name} claims loadings but has no `loading_matrix()`: means, deviations")
-    mean, sd = (value.cpu().numpy() for value in found)
-    there, names = np.abs(mean) > DIFFERS * sd, fit.names["latent"]
-    if short := [names[k] for k in np.flatnonzero(~there.diagonal())]:
+    mean, sd, names = _loadings(fit)
+    there = np.abs(mean) > DIFFERS * sd
+    named = "permutation" not in fit.program.group.free  # by the first features
+    if named and (short := [names[k] for k in np.flatnonzero(~there.diagonal())]):
         said = f"the feature that is to name {', '.join(short)} may not load on it"
         return Lack(said, "another order of the features, or more rows")
     for left_out in range(len(there)):
@@ -193,6 +204,47 @@ def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
             lacking, without = names[int(np.argmax(match < 0)) // 2], fit.names["feature"][left_out]
             said = f"without {without} too few features load on {lacking} to tell it from noise"
             return Lack(said, "more features of it, or fewer latents")
+    return None
+
+
+def _simple_structure(fit: Fit, data: Data) -> Lack | None:
+    """Reiersol (1950): for each latent k, loadings on the others of the features that do not load on k have full rank.
+
+    Any loadings can be rotated until one feature less than there are latents has none on k, and some more will look as
+    if they had none. How many, is binomial for loadings that are spread as those that are open, of which as many would
+    not be seen as are within `HIDDEN` deviations of 0: as improbable as `LEVEL`, whichever features the
+    rotation was chosen by, or it is undecided.
+    """
+    mean, sd, names = _loadings(fit)
+    mask = fit.mask()
+    if mask is None:
+        return Lack("no mask, so no feature is known not to load on a latent", "a model with a mask")
+    if not names:
+        return Lack("no latent is in use", "features that depend on latents")
+    reference = fit.alignments[fit.reference]
+    shut = mask[:, reference.places[fit.in_use(fit.reference)]] < 1 - SURE
+    features, latents = shut.shape
+    opened = np.abs(mean) > DIFFERS * sd
+    size, unsure = np.sqrt(np.square(mean[opened]).mean()), float(np.median(sd[opened]))
+    unseen = min(1.0, 2 * HIDDEN * unsure / (size * np.sqrt(2 * np.pi)))
+    remedy = "features that depend on other latents only"
+    for k in range(latents):
+        rows, others = shut[:, k], np.delete(mean, k, 1)
+        own = np.linalg.svd(others[rows], compute_uv=False) if latents > 1 and rows.any() else np.zeros(latents - 1)
+        noise = DIFFERS * unsure * (np.sqrt(rows.sum()) + np.sqrt(latents))
+        if rows.sum() < latents - 1 or (own < noise).any():
+            return Lack(f"features that surely do not load on {names[k]} fix too few of the others", remedy)
+        free = int(rows.sum()) - (latents - 1)
+        if latents > 1 and free < 1:
+            return Lack(f"a rotation may have made 0 the loadings on {names[k]} that are", remedy)
+        rotations = special.gammaln(features + 1) - special.gammaln(latents) - special.gammaln(features - latents + 2)
+        chance = stats.binom.logsf(free - 1, features - latents + 1, unseen) + rotations
+        if latents > 1 and chance > np.log(LEVEL):
+            said = (
+                f"loadings on {names[k]} may be 0 by a rotation of dense ones (p below {min(1.0, np.exp(chance)):.2g})"
+            )
+            times = np.exp(min(20.0, 2 * (chance - np.log(LEVEL)) / free))
+            return Lack(said, remedy, rows=data.rows * times)
     return None
 
 
@@ -300,6 +352,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "own_features": _own_features,
     "all_states": _all_states,
     "noise_told_apart": _noise_told_apart,
+    "simple_structure": _simple_structure,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
@@ -348,7 +401,7 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
 
 def _factors(fit: Fit, data: Data) -> Found | None:
     """Whether the observational rows need more factors than the fit has latents."""
-    if data.counts or data.features > 60:
+    if data.counts or data.features > MOST_FEATURES:
         return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)

@@ -18,6 +18,7 @@ BEFORE = {
     "ica": "ICA",
     "raw": "raw columns",
     "varimax": "varimax factors",
+    "rotated": "varimax components",
     "other": "other model",
 }
 AFTER = {
@@ -92,7 +93,7 @@ _TABLE = (
         "Correlation with the true latents (MCC)",
         "larger",
         figure=True,
-        beside=("start", "pca", "ica", "other"),
+        beside=("start", "pca", "ica", "other", "varimax", "rotated"),
         headline=True,
     ),
     Metric("mcc_spearman", "Rank correlation with the true latents", "larger"),
@@ -103,10 +104,13 @@ _TABLE = (
     Metric("dci_completeness", "Completeness (DCI)", "larger"),
     Metric("dci_informativeness", "Informativeness (DCI)", "larger"),
     # masks
-    Metric("mask_f1", "Mask F1", "larger", figure=True, headline=True),
+    Metric("mask_f1", "Mask F1", "larger", figure=True, beside=("varimax", "rotated", "ica"), headline=True),
     Metric("mask_precision", "Mask precision", "larger"),
     Metric("mask_recall", "Mask recall", "larger"),
     Metric("mask_hamming", "Mask entries wrong", "smaller", None),
+    Metric("pip_ece", "Inclusion probabilities, calibration error", "smaller", figure=True),
+    Metric("latents_found", "Latents in use", None, None, figure=True),
+    Metric("latents_exact", "Number of latents right", "larger", 2, figure=True, worst=False),
     Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),

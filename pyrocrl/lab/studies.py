@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
+DRAWN = 50  # of a chain
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
 SIGNALLING = (
     "Raf>Mek Mek>Erk PLCg>PIP2 PLCg>PKC PIP2>PKC PIP3>PLCg PIP3>PIP2 PIP3>Akt PKC>Raf PKC>Mek PKC>Jnk PKC>P38 PKA>Raf "
@@ -322,6 +324,72 @@ class Loadings(Study):
             "loadings_error_ml": float(np.sqrt(np.square(likely - true)[entry].mean())),
         }
         return super().score(result, data) | ours
+
+
+class SparseFactors(Study):
+    """Loadings, their mask and the number of latents, beside scikit-learn's factors, as many as there are: of factor
+    analysis with varimax, of principal components with varimax, and of FastICA.
+
+    latents_found: how many are in use, some feature's probability above .5. loadings_coverage: true loadings of the
+    true mask inside their 90 % intervals, per deviation of each latent in the rows of the fit. Baselines' masks: of
+    loadings beyond `SUPPORT` in the data's units, latents in their deviations.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+
+        fitted, z, mask, found = result.data, data.truth["z"], data.truth["mask"], result.mask()
+        assert fitted is not None and found is not None
+        _, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
+        matched = np.where(nodes >= 0, found[:, nodes], 0.0)
+        drawn = result.posterior(DRAWN, fitted, predictive=False)["posterior"].to_dataset()
+        parts = []
+        for name in ("loadings", "z"):
+            part = drawn[name].isel(latent=nodes).stack(sample=("chain", "draw"))
+            parts.append(part.transpose("sample", ...).to_numpy())
+        pick = np.random.default_rng(result.meta["seed"]).choice(
+            len(parts[0]), 4 * DRAWN, p=np.repeat(result.weights / DRAWN, DRAWN)
+        )
+        mine, truly = parts[0] * parts[1].std(1, keepdims=True), fitted.truth["z"]
+        mine = mine[pick] * np.sign((parts[1].mean(0) * truly).sum(0))
+        true, there = data.truth["loadings"] * truly.std(0), mask > 0
+        used = float((found > 0.5).any(0).sum())
+        ours = {
+            "latents_found": used,
+            "latents_exact": float(used == mask.shape[1]),
+            "pip_ece": metrics.expected_calibration_error(mask, matched),
+            "loadings_coverage": metrics.interval_coverage(true[there], mine[:, there]),
+            "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[there].mean())),
+        }
+        return super().score(result, data) | ours | _rotated_factors(fitted.x, data.x, z, mask)
+
+
+def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """mcc on new rows and mask_f1 of the baselines of `SparseFactors`, fitted to x (row, feature)."""
+    import warnings
+
+    from sklearn.decomposition import PCA, FactorAnalysis, FastICA
+
+    from pyrocrl.exact.rotations import varimax
+    from pyrocrl.judge import metrics
+
+    latents, out = mask.shape[1], {}
+    pca = PCA(latents).fit(x)
+    turn = varimax(pca.components_.T * np.sqrt(pca.explained_variance_)) / np.sqrt(pca.explained_variance_)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Gaussian factors FastICA does not converge
+        kinds = {
+            "varimax": FactorAnalysis(latents, rotation="varimax", random_state=0).fit(x).transform,
+            "rotated": lambda rows: pca.transform(rows) @ turn,
+            "ica": FastICA(latents, random_state=0, whiten="unit-variance").fit(x).transform,
+        }
+    for name, scores in kinds.items():
+        own = scores(x)
+        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
+        out[f"{name}_mcc"], nodes = metrics.mcc(z, scores(new), return_assignment=True)
+        found = (np.abs(loadings) > SUPPORT).astype(float)
+        out[f"{name}_mask_f1"] = metrics.mask_scores(mask, found, permutation=nodes)["f1"]
+    return out
 
 
 def readable(options: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ SETTINGS: dict[str, str] = {
     "hagele2023": "observed",
     "context_effects": "contexts",
     "plt2010": "factors",
+    "sparse_fa": "factors",
 }
 
 
