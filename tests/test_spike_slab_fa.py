@@ -10,7 +10,7 @@ import torch
 
 import pyrocrl
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
-from pyrocrl.exact.rotations import likely_factors, promax, sheared
+from pyrocrl.exact.rotations import likely_factors, promax, through_zeros
 from pyrocrl.exact.spike_slab import SHAPE, Sampler, buffet_log_prob
 from pyrocrl.judge import metrics
 from pyrocrl.simulate import draw
@@ -61,7 +61,7 @@ def test_sweeps_keep_the_prior_of_data_from_the_prior() -> None:
     rows, features, latents, slab, rate = 20, 5, 2, 0.7, 0.3
     law = BuffetColumns(torch.zeros(()), features, latents)
     sampler = Sampler(np.eye(features), rows, latents, slab, rate, 2.0, rng)
-    sampler.heated, sampler.settled, sampler.concentration = False, True, 1.0
+    sampler.heated, sampler.frozen, sampler.settled = False, False, True
 
     def prior() -> None:
         log_concentration = torch.as_tensor(rng.standard_normal())
@@ -101,23 +101,23 @@ def test_sweeps_keep_the_prior_of_data_from_the_prior() -> None:
     assert (np.abs(apart) < 4).all(), apart
 
 
-def test_shears_keep_the_covariance_and_empty_columns() -> None:
+def test_turns_to_the_zeros_that_a_rotation_hides() -> None:
     rng = np.random.default_rng(2)
-    loadings = np.zeros((12, 3))
-    for k in range(3):
-        loadings[4 * k : 4 * k + 5, k] = rng.uniform(0.5, 1.0, len(loadings[4 * k : 4 * k + 5]))
+    loadings = rng.uniform(0.5, 1.0, (24, 3)) * rng.choice([-1, 1], (24, 3))
+    loadings[np.arange(24), np.arange(24) % 3] = 0.0  # every feature on two of three: no anchors
     correlation = np.array([[1.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 1.0]])
-    wrong = loadings.copy()
-    wrong[:, 0] += 0.6 * loadings[:, 1]  # z_1 loses .6 z_0
-    turn = np.eye(3)
-    turn[1, 0] = -0.6
-    turned = turn @ correlation @ turn.T
+    turn = np.array([[1.0, 0.5, -0.3], [0.2, 1.0, 0.4], [-0.4, 0.1, 1.0]])
+    turned = np.linalg.inv(turn) @ correlation @ np.linalg.inv(turn).T
     unit = np.sqrt(np.diag(turned))
-    wrong, turned = wrong * unit, turned / unit / unit[:, None]
-    found, after = sheared(wrong, turned, np.full(12, 1e-6))
-    np.testing.assert_allclose(found @ after @ found.T, loadings @ correlation @ loadings.T, atol=1e-6)
-    np.testing.assert_array_equal(found != 0, loadings != 0)
+    hidden = loadings @ turn * unit
+    found, after = through_zeros(hidden, turned / unit / unit[:, None], np.full(24, 1e-4), rng)
+    np.testing.assert_allclose(found @ after @ found.T, loadings @ correlation @ loadings.T, atol=1e-3)
     np.testing.assert_allclose(np.diag(after), 1.0)
+    order = metrics.mcc(loadings, found, return_assignment=True)[1]
+    np.testing.assert_array_equal(found[:, order] != 0, loadings != 0)
+    np.testing.assert_allclose(np.abs(found[:, order]), np.abs(loadings), atol=1e-2)
+    again, _ = through_zeros(found, after, np.full(24, 1e-4), rng)
+    np.testing.assert_array_equal(again, found)
 
 
 def test_promax_of_likely_factors_finds_correlated_factors() -> None:

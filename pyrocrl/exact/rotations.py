@@ -1,7 +1,7 @@
 """Loadings of factor models from second moments: of maximum likelihood, then rotated until most of them are near 0.
 
 Kaiser's varimax (1958) and Hendrickson & White's promax (1964), of loadings at unit length (Kaiser's
-normalisation); then `sheared`, for what these leave: one latent's column with a multiple of another's in it.
+normalisation); then `through_zeros`, by the features that do not load on a latent (Reiersol 1950).
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 LEAST_NOISE = 5e-3  # of a standardised feature
 POWER = 4  # of promax's target
-FURTHEST = 3.0  # multiple of another column
+PLANES = 4_000  # through random features
+INSIDE = 4.0  # deviations
+INDEPENDENT = 0.25  # what is left of a direction of unit length, given those before it
+LEAST = 1e-4  # singular value of a turn, against its largest
 
 
 def likely_factors(second: Floats, factors: int, steps: int = 300) -> tuple[Floats, Floats]:
@@ -56,43 +59,49 @@ def promax(loadings: Floats) -> tuple[Floats, Floats]:
     return turned @ to, back @ back.T
 
 
-def sheared(loadings: Floats, correlation: Floats, small: Floats) -> tuple[Floats, Floats]:
-    """Loadings and correlations of the same covariance with fewer loadings that are not 0.
+def through_zeros(
+    loadings: Floats, correlation: Floats, noise: Floats, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Loadings and correlations of the same covariance, a latent being what features without it leave free.
 
-    A multiple t of column b joins column a while at least two more loadings vanish than come: then z_b loses t z_a, and
-    both have unit variance again. small: (feature,) below which, times 1 + |t|, a loading counts as 0, and is set to 0.
+    Where a latent is not loaded on by features that fix all others, these lie in a hyperplane (Reiersol 1950): of
+    `PLANES` hyperplanes, each through as many features at random as fix one, those with the most features in them are
+    taken that are independent, while they leave fewer loadings than there are; else nothing changes. noise: (feature,)
+    deviations of a loading on a latent of unit variance, given the others; below `INSIDE` of them it is set to 0.
     """
-    loadings, correlation = loadings.copy(), correlation.copy()
-    while (best := _best_shear(loadings, small)) is not None:
-        a, b, t = best
-        column = loadings[:, a] + t * loadings[:, b]
-        column[np.abs(column) < small * (1 + abs(t))] = 0.0
-        loadings[:, a] = column
-        shear = np.eye(len(correlation))
-        shear[b, a] = -t
-        correlation = shear @ correlation @ shear.T
-        unit = np.sqrt(correlation[b, b])
-        loadings[:, b] *= unit
-        correlation[b] /= unit
-        correlation[:, b] /= unit
-    return loadings, correlation
-
-
-def _best_shear(loadings: Floats, small: Floats) -> tuple[int, int, float] | None:
-    """(a, b, t) that leaves the fewest loadings, or None where none leaves two fewer."""
-    there = loadings != 0
-    used, most, best = np.flatnonzero(there.any(0)), 1, None
-    for a in used:
-        for b in used[used != a]:
-            rows = np.flatnonzero(there[:, a] | there[:, b])
-            both = rows[there[rows, a] & there[rows, b]]
-            t = -loadings[both, a] / loadings[both, b]
-            t = t[np.abs(t) < FURTHEST]
-            if len(t) < 2:
-                continue
-            after = np.abs(loadings[rows, a] + t[:, None] * loadings[rows, b])
-            gain = there[:, a].sum() - (after >= small[rows] * (1 + np.abs(t[:, None]))).sum(1)
-            i = int(gain.argmax())
-            if gain[i] > most:
-                most, best = int(gain[i]), (int(a), int(b), float(t[i]))
-    return best
+    latents = loadings.shape[1]
+    inverse = np.linalg.inv(correlation)
+    norm = np.linalg.norm(loadings, axis=1)
+    able = np.flatnonzero(norm > INSIDE * noise)
+    if latents < 2 or len(able) < latents:
+        return loadings, correlation
+    picks = able[np.argsort(rng.random((PLANES, len(able))), axis=1)[:, : latents - 1]]
+    normals = np.concatenate([np.linalg.svd(loadings[picks])[2][:, -1], np.eye(latents)])  # (plane, latent)
+    tril = np.linalg.cholesky(inverse)  # of a loading's variance, by latents
+    white = normals @ tril
+    length = np.linalg.norm(white, axis=1, keepdims=True)
+    inside = np.abs(normals @ loadings.T) < INSIDE * length * noise
+    inside[PLANES:] = loadings.T == 0
+    rest, chosen, zeros = white / length, [], []
+    for _ in range(latents):
+        count = np.where(np.linalg.norm(rest, axis=1) > INDEPENDENT, inside.sum(1), -1)
+        best = int(count.argmax())
+        normal, own = normals[best], inside[best]
+        if count[best] < latents - 1:
+            return loadings, correlation
+        for _ in range(2 if best < PLANES else 0):  # through all features in it
+            normal = np.linalg.eigh((loadings[own] / noise[own, None] ** 2).T @ loadings[own])[1][:, 0]
+            own = np.abs(loadings @ normal) < INSIDE * np.linalg.norm(normal @ tril) * noise
+        chosen.append(normal)
+        zeros.append(own)
+        along = np.linalg.qr((np.array(chosen) @ tril).T)[0][:, -1]
+        rest = rest - np.outer(rest @ along, along)
+    turn, shut = np.array(chosen).T, np.array(zeros).T  # (old latent, new latent), (feature, new latent)
+    if shut.sum() < (loadings == 0).sum() + 2 or np.linalg.cond(turn) > 1 / LEAST:
+        return loadings, correlation
+    back = np.linalg.inv(turn)
+    after = back @ correlation @ back.T
+    unit = np.sqrt(np.diag(after))
+    turned = loadings @ turn
+    turned[shut] = 0.0
+    return turned * unit, after / unit / unit[:, None]

@@ -10,9 +10,9 @@ columns is a normal matrix and the rest enters as a Wishart matrix. Then a colum
 being independent given z (Knowles & Ghahramani 2011), v is conjugate, R moves by parameter expansion (Liu & Daniels
 2006), together with the latents' scales, which hardly move otherwise.
 
-To find the mode with the fewest latents the first sweeps count fewer rows, and then latents are sheared
-(`rotations.sheared`) and left out on trial: where BIC prefers it, they stay without features. Draws are kept after
-that, of the others: a chain decides how many latents there are, it does not draw their number.
+To find the mode with the fewest latents the first sweeps count fewer rows, and then latents are turned to the most
+zeros (`rotations.through_zeros`) and left out on trial: where BIC prefers it, they stay without features. Draws are
+kept after that, of the others: a chain decides how many latents there are, it does not draw their number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import linalg, special
 from threadpoolctl import threadpool_limits
 
-from pyrocrl.exact.rotations import likely_factors, promax, sheared
+from pyrocrl.exact.rotations import likely_factors, promax, through_zeros
 
 Floats = NDArray[np.float64]
 SHAPE = 1.5  # of the variances' prior
@@ -37,13 +37,14 @@ GRID = np.linspace(-4.0, 4.0, 81)  # of the log concentration
 
 class Effort(NamedTuple):
     """heating, settling, sweeps: numbers of sweeps that count fewer rows, that are left out after them, and that are
-    kept. least_rows: that the first sweep counts. trial, trials: sweeps after a latent is left out on trial, and how
-    many latents are tried, the smallest first. draws: kept of the last sweeps. tries: of a column whose mask has not
-    one entry."""
+    kept. least_rows: that the first sweep counts. frozen: sweeps after a turn that leave the mask as it is. trial,
+    trials: sweeps after a latent is left out on trial, and how many latents are tried, the smallest first. draws: kept
+    of the last sweeps. tries: of a column whose mask has not one entry."""
 
     heating: int = 200
     settling: int = 100
     sweeps: int = 300
+    frozen: int = 30
     least_rows: int = 200
     trial: int = 16
     trials: int = 6
@@ -104,7 +105,8 @@ class Sampler:
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
         self.correlation = np.eye(self.latents)
         self.correlation[:factors, :factors] = _proper(correlation)
-        self.concentration, self.heated, self.settled = 1.0, False, False
+        self.concentration = 1.0
+        self.heated = self.settled = self.frozen = False
 
     def run(self, second: Floats, effort: Effort = EFFORT) -> Draws:
         """Draws of the posterior, from the start at `second`, which may be of other rows."""
@@ -116,11 +118,11 @@ class Sampler:
         for t in range(1, effort.heating + 1):
             self.sweep(max(min(self.rows, effort.least_rows), round(self.rows * (t / effort.heating) ** 2)))
         self.heated = True
-        self.shear()
+        self.turn(effort)
         self.leave_out(effort)
         for _ in range(effort.settling):
             self.sweep(self.rows)
-        self.shear()
+        self.turn(effort)
         self.leave_out(effort)
         self.settled, kept = True, []
         every = max(1, effort.sweeps // effort.draws)
@@ -176,7 +178,7 @@ class Sampler:
         precision = inner[k, k] / self.variance + self.slab**-2
         opened = special.expit(odds - 0.5 * np.log(precision * self.slab**2) + 0.5 * slope**2 / precision)
         mask = before
-        for tries in (1, EFFORT.tries):
+        for tries in () if self.frozen else (1, EFFORT.tries):
             drawn = self.rng.random((tries, self.features)) < opened
             fits = np.flatnonzero(drawn.sum(1) != 1)
             if len(fits):
@@ -218,12 +220,19 @@ class Sampler:
 
     # -- before draws are kept ---------------------------------------------------------------------------------
 
-    def shear(self) -> None:
+    def turn(self, effort: Effort) -> None:
         """Go to loadings of the same covariance, most of them 0."""
-        noise = 4.0 * np.sqrt(self.variance / self.rows)
-        self.loadings, correlation = sheared(self.loadings, self.correlation, noise)
-        self.correlation = _proper(correlation)
+        noise = np.sqrt(self.variance / self.rows)
+        used = np.flatnonzero((self.loadings != 0).any(0))
+        place = np.ix_(used, used)
+        loadings, correlation = through_zeros(self.loadings[:, used], self.correlation[place], noise, self.rng)
+        self.loadings, self.correlation = np.zeros_like(self.loadings), np.eye(self.latents)
+        self.loadings[:, used], self.correlation[place] = loadings, _proper(correlation)
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
+        self.frozen = True  # until all else has followed
+        for _ in range(effort.frozen):
+            self.sweep(self.rows)
+        self.frozen = False
 
     def leave_out(self, effort: Effort) -> None:
         """Leave out each of the smallest latents where the posterior is better without it, to second order."""

@@ -355,6 +355,23 @@ def factor_cases() -> list[Case]:
     ]
 
 
+def loading_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], **given: Any) -> Case:
+        return Case(f"spike_slab_fa: {name}", "spike_slab_fa", kind, draw, given, FEW)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        return drawn("sparse_fa", **{"rows": 2000, "features": 40, "latents": 4, "correlation": 0.3} | options)
+
+    return [
+        case("correlated factors", "identified", sparse(), latents=4),
+        case("correlated factors, seven offered", "identified", sparse(), latents=7),
+        case("two factors a feature", "identified", sparse(second=1.0, rows=4000), latents=4),
+        case("correlated factors, 60 rows", "small", sparse(rows=60), latents=4),
+        case("dense loadings", "open", lambda s: factors(s, [[1, 1, 1]] * 15, rows=2000), latents=3),
+        case("three of four factors", "open", sparse(), latents=3),
+    ]
+
+
 def held_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], **options: Any) -> Case:
         return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2})
@@ -395,7 +412,16 @@ def score_cases() -> list[Case]:
 
 def cases() -> list[Case]:
     """All of them."""
-    every = (linear_cases, shift_cases, state_cases, factor_cases, held_cases, mixture_cases, score_cases)
+    every = (
+        linear_cases,
+        shift_cases,
+        state_cases,
+        factor_cases,
+        loading_cases,
+        held_cases,
+        mixture_cases,
+        score_cases,
+    )
     return [case for some in every for case in some()]
 
 
