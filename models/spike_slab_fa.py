@@ -196,10 +196,11 @@ class SpikeSlabFA(Program):
         return cls(features=data.features, latents=5), data
 
     studies = (
-        *(SparseFactors("sparse_fa", {"correlation": c}, {"latents": 20}, 10, 0.1) for c in (0.0, 0.3)),
-        SparseFactors("sparse_fa", {"correlation": 0.3, "law": "gaussian"}, {"latents": 20}, 8, 0.1),
-        SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
+        SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 10, 0.1),
+        SparseFactors("sparse_fa", {}, {"latents": 20}, 8, 0.1),
         SparseFactors("sparse_fa", {"correlation": 0.3, "second": 1.0}, {"latents": 20}, 8, 0.1),
+        SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
+        SparseFactors("sparse_fa", {"correlation": 0.3, "law": "gaussian"}, {"latents": 20}, 8, 0.1),
     )
 
 
