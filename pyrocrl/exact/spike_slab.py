@@ -43,12 +43,12 @@ class Effort(NamedTuple):
 
     heating: int = 200
     settling: int = 100
-    sweeps: int = 300
+    sweeps: int = 400
     frozen: int = 30
     least_rows: int = 200
     trial: int = 16
     trials: int = 6
-    draws: int = 100
+    draws: int = 200
     tries: int = 500
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REACH = 2.0
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
-DRAWN = 25  # of a chain
+DRAWN = 200  # of a chain
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
 SIGNALLING = (
     "Raf>Mek Mek>Erk PLCg>PIP2 PLCg>PKC PIP2>PKC PIP3>PLCg PIP3>PIP2 PIP3>Akt PKC>Raf PKC>Mek PKC>Jnk PKC>P38 PKA>Raf "
@@ -342,16 +342,19 @@ class SparseFactors(Study):
         assert fitted is not None and found is not None
         score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
         matched = np.where(nodes >= 0, found[:, nodes], 0.0)
-        drawn = result.posterior(DRAWN, fitted, predictive=False)["posterior"].to_dataset()
-        parts = []
-        for name in ("loadings", "z"):
-            part = drawn[name].isel(latent=nodes).stack(sample=("chain", "draw"))
-            parts.append(part.transpose("sample", ...).to_numpy())
-        pick = np.random.default_rng(result.meta["seed"]).choice(
-            len(parts[0]), 4 * DRAWN, p=np.repeat(result.weights / DRAWN, DRAWN)
-        )
-        mine, truly = parts[0] * parts[1].std(1, keepdims=True), fitted.truth["z"]
-        mine = mine[pick] * np.sign((parts[1].mean(0) * truly).sum(0))
+        drawn = result.posterior(DRAWN, fitted, predictive=False, thin=fitted.rows)["posterior"].to_dataset()
+        drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
+        loadings, variance, correlation = (drawn[name].to_numpy() for name in ("loadings", "variance", "correlation"))
+        # deviations of z in these rows, given each draw
+        scaled = (loadings / variance[..., None]).swapaxes(1, 2)
+        covariance = np.linalg.inv(np.linalg.inv(correlation) + scaled @ loadings)
+        scores = covariance @ scaled
+        spread = np.einsum("skf,fg,skg->sk", scores, np.cov(fitted.x.T), scores, optimize=True)
+        spread = np.sqrt(spread + np.einsum("skk->sk", covariance))
+        truly = fitted.truth["z"]
+        sign = np.sign((result.latents(fitted)[:, nodes] * truly).sum(0))
+        mine = (loadings * spread[:, None])[..., nodes] * sign
+        low, high = metrics.weighted_quantiles(mine, np.repeat(result.weights / DRAWN, DRAWN), (0.05, 0.95))
         true, there = data.truth["loadings"] * truly.std(0), mask > 0
         used = float((found > 0.5).any(0).sum())
         return {
@@ -361,7 +364,7 @@ class SparseFactors(Study):
             "latents_found": used,
             "latents_exact": float(used == mask.shape[1]),
             "pip_ece": metrics.expected_calibration_error(mask, matched),
-            "loadings_coverage": metrics.interval_coverage(true[there], mine[:, there]),
+            "loadings_coverage": float(((low <= true) & (true <= high))[there].mean()),
             "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[there].mean())),
         } | _rotated_factors(fitted.x, data.x, z, mask)
 
