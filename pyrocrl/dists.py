@@ -132,6 +132,32 @@ class Categorical(dist.Categorical):
         return categorical(self.logits.detach().expand((*sample_shape, *self.logits.shape)))
 
 
+class AnyOf(TorchDistribution):
+    """An index below `count`, each as likely, drawn under vmap: 0 where one has to stand for all. like: a tensor of the
+    type and device that densities have."""
+
+    arg_constraints: dict = {}
+
+    def __init__(self, count: int, like: Tensor, validate_args: bool | None = None) -> None:
+        self.count, self.like = count, like
+        super().__init__(validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.integer_interval(0, self.count - 1)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros((), dtype=torch.long, device=self.like.device)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        uniform = torch.rand(sample_shape, device=self.like.device)
+        return (uniform * self.count).long().clamp_max(self.count - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.like.new_full(value.shape, -math.log(self.count))
+
+
 class Gate(TorchDistribution):
     """A Bernoulli in {0, 1} whose draws carry the gradient of a relaxed one (straight through).
 
@@ -193,6 +219,34 @@ class PseudoPrior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.gate * self.slab.log_prob(value) + (1 - self.gate) * self.pseudo.log_prob(value)
+
+
+class SpikeSlab(TorchDistribution):
+    """A slab where a gate is open, and 0 elsewhere; its density is the slab's where the gate is open.
+
+    gate, slab: of one shape.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real
+
+    def __init__(self, gate: Tensor, slab: Any, validate_args: bool | None = None) -> None:
+        self.gate, self.slab = gate, slab
+        super().__init__(gate.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeSlab:
+        return SpikeSlab(self.gate.expand(batch_shape), self.slab.expand(batch_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.gate * self.slab.mean
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.gate * self.slab.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        wrong = (self.gate < 0.5) & (value != 0)
+        return (self.gate * self.slab.log_prob(value)).masked_fill(wrong, -torch.inf)
 
 
 class Law(TorchDistribution):

@@ -56,6 +56,7 @@ CONDITIONS: dict[str, str] = {
     "two_anchors": "every latent in use has two features that load on it alone",
     "pure_features": "every latent in use has two features that load on it all but alone",
     "noise_told_apart": "without any one feature, the others hold two disjoint sets that fix all latents",
+    "simple_structure": "for each latent, features that do not load on it fix all others, more than chance gives",
     "observational_environment": "one environment is observational",
     "one_intervention_per_latent": "every latent is the target of an environment",
     "two_interventions_per_latent": "every latent is the target of two environments",

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrocrl.exact.rotations import varimax
+
 Floats = NDArray[np.float64]
 LEAST = 0.05  # variance of a feature's own, of 1
 NEAR, SHOWN = 6, 0.25  # features nearest to an axis; loadings that count, of the largest of their column
@@ -39,7 +41,7 @@ def factors_shown(correlation: Floats, rows: int) -> int:
 def pure_groups(correlation: Floats, latents: int) -> Start:
     """Latents at groups of features with proportional loadings, from a correlation matrix (feature, feature)."""
     loadings, variance = _factors(correlation, latents)
-    loadings = varimax(loadings)
+    loadings = loadings @ varimax(loadings, normalise=False)
     direction = loadings / np.maximum(np.linalg.norm(loadings, axis=1, keepdims=True), 1e-9)
     axes = np.eye(latents)
     for k in [*range(latents)] * PASSES:
@@ -73,16 +75,3 @@ def _factors(correlation: Floats, latents: int) -> tuple[Floats, Floats]:
         if done:
             break
     return loadings, variance
-
-
-def varimax(loadings: Floats, rounds: int = 500) -> Floats:
-    """(feature, latent) loadings, rotated to the largest variance of their squares in each column (Kaiser 1958)."""
-    turn, last = np.eye(loadings.shape[1]), 0.0
-    for _ in range(rounds):
-        turned = loadings @ turn
-        left, values, right = np.linalg.svd(loadings.T @ (turned**3 - turned * (turned**2).mean(0)))
-        turn = left @ right
-        if values.sum() < last * (1 + 1e-8):
-            break
-        last = values.sum()
-    return loadings @ turn

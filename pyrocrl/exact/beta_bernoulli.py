@@ -1,13 +1,16 @@
-"""Columns of gates whose rates are integrated out: gate_jk ~ Bernoulli(theta_k), theta_k ~ Beta(1, b)."""
+"""Columns of gates whose rates are integrated out: gate_jk ~ Bernoulli(theta_k), theta_k ~ Beta(1, b) or Beta(a, 1)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+
+TRIES = 64  # a column that has one entry has a probability below .37
 
 
 class BetaBernoulliColumns(TorchDistribution):
@@ -30,6 +33,41 @@ class BetaBernoulliColumns(TorchDistribution):
         count, features = value.sum(-2), self.event_shape[0]
         column = torch.lgamma(1 + count) + torch.lgamma(self.b + features - count) + self.b.log()
         return (column - torch.lgamma(1 + self.b + features)).sum(-1)
+
+
+class BuffetColumns(TorchDistribution):
+    """(feature, latent) gates of an Indian buffet with a finite number of dishes, none of them eaten by one alone.
+
+    m_jk ~ Bernoulli(theta_k), theta_k ~ Beta(exp(log_concentration) / latents, 1), integrated out (Griffiths &
+    Ghahramani 2011), given that no column has exactly one entry: as latents grow, a feature has about
+    exp(log_concentration) of them. log_concentration: ().
+    """
+
+    arg_constraints = {"log_concentration": constraints.real}
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(
+        self, log_concentration: Tensor, features: int, latents: int, validate_args: bool | None = None
+    ) -> None:
+        self.log_concentration = log_concentration
+        super().__init__(torch.Size(), torch.Size((features, latents)), validate_args=validate_args)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        like, (features, latents) = self.log_concentration, self.event_shape
+        tries = (TRIES, *sample_shape)
+        uniform = torch.rand(*tries, 1, latents, dtype=like.dtype, device=like.device)
+        theta = uniform ** (latents / like.exp())
+        drawn = torch.rand(*tries, features, latents, dtype=like.dtype, device=like.device) < theta
+        first = (drawn.sum(-2) != 1).to(torch.uint8).argmax(0)  # (..., latent) the first try that fits
+        return drawn.to(like.dtype).gather(0, first[None, ..., None, :].expand(1, *drawn.shape[1:]))[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        features, latents = self.event_shape
+        a, count = self.log_concentration.exp() / latents, value.sum(-2)
+        column = torch.lgamma(a + count) + torch.lgamma(1.0 + features - count) - torch.lgamma(a + 1 + features)
+        one = math.log(features) + torch.lgamma(a + 1) + math.lgamma(features) - torch.lgamma(a + 1 + features)
+        log_a = a.log()
+        return (column + log_a - (-torch.expm1(one + log_a)).log()).sum(-1)
 
 
 def log_odds_given_others(gate: Tensor, b: float) -> Tensor:

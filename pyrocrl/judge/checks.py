@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
-from scipy import stats
+from scipy import special, stats
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from pyrocrl.claims import conditions
@@ -30,9 +31,12 @@ LEVEL = 0.001  # of all tests of a fit together
 SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
+MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
 DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
+FAR = 100  # times the rows: what more of them would have to decide is open
+HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
@@ -224,26 +228,106 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
 
 
-def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
-    """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
-    is left out, each latent can be matched with two features of its own."""
+class Loadings(NamedTuple):
+    """Of the reference chain, on latents in use: mean, sd (feature, latent) of loadings, and whether each is surely
+    there, surely 0, and probably there, by the mask where there is one; names of the latents."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    there: np.ndarray
+    shut: np.ndarray
+    probable: np.ndarray
+    names: list[str]
+
+
+def _loadings(fit: Fit) -> Loadings:
+    program, used = fit.chains.chain(fit.reference), fit.in_use(fit.reference)
     with torch.no_grad():
-        found = fit.chains.chain(fit.reference).loading_matrix()
+        found, mask = program.loading_matrix(), program.mask()
     if found is None:
         raise TypeError(f"{fit.program.card.name} claims loadings but has no `loading_matrix()`: means, deviations")
-    mean, sd = (value.cpu().numpy() for value in found)
-    there, names = np.abs(mean) > DIFFERS * sd, fit.names["latent"]
-    if short := [names[k] for k in np.flatnonzero(~there.diagonal())]:
+    mean, sd = (value.cpu().numpy()[:, used] for value in found)
+    there = np.abs(mean) > DIFFERS * sd
+    pip = there.astype(float) if mask is None else mask.cpu().numpy()[:, used]
+    places = fit.alignments[fit.reference].places
+    names = [fit.names["latent"][int(k)] for k in places[used]]
+    return Loadings(mean, sd, there, pip < 1 - SURE, pip > INCLUDED, names)
+
+
+def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
+    """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
+    is left out, each latent can be matched with two features of its own. Undecided where that holds for the probable
+    ones."""
+    own = _loadings(fit)
+    named = "permutation" not in fit.program.group.free  # by the first features
+    if named and (short := [own.names[k] for k in np.flatnonzero(~own.there.diagonal())]):
         said = f"the feature that is to name {', '.join(short)} may not load on it"
         return Lack(said, "another order of the features, or more rows")
+    if (lacking := _unmatched(own.there)) is None:
+        return None
+    names = own.names[lacking[1]], fit.names["feature"][lacking[0]]
+    said = f"without {names[1]} too few features load on {names[0]} to tell it from noise"
+    rows = 0.0
+    if _unmatched(own.probable) is None:
+        there = own.probable & (own.mean != 0)
+        rows = data.rows * float(np.square(DIFFERS * own.sd[there] / own.mean[there]).max(initial=1.0))
+    return Lack(said, "more features of it, or fewer latents", rows=rows)
+
+
+def _unmatched(there: np.ndarray) -> tuple[int, int] | None:
+    """A feature without which a latent has not two features of its own, and that latent; None where all have."""
     for left_out in range(len(there)):
         twice = scipy.sparse.csr_matrix(np.repeat(np.delete(there, left_out, 0), 2, axis=1))
         match = maximum_bipartite_matching(twice, perm_type="row")  # of each latent's two places, a feature
         if (match < 0).any():
-            lacking, without = names[int(np.argmax(match < 0)) // 2], fit.names["feature"][left_out]
-            said = f"without {without} too few features load on {lacking} to tell it from noise"
-            return Lack(said, "more features of it, or fewer latents")
+            return left_out, int(np.argmax(match < 0)) // 2
     return None
+
+
+def _simple_structure(fit: Fit, data: Data) -> Lack | None:
+    """Reiersol (1950): for each latent k, loadings on the others of the features that do not load on k have full rank.
+
+    Any loadings can be rotated until one feature less than there are latents has none on k, and some more will look as
+    if they had none. How many, is binomial for loadings that are spread as those that are open, of which as many would
+    not be seen as are within `HIDDEN` deviations of 0: as improbable as `LEVEL`, whichever features the rotation was
+    chosen by, or it is undecided.
+    """
+    own = _loadings(fit)
+    if not own.names:
+        return Lack("no latent is in use", "features that depend on latents")
+    features, latents = own.mean.shape
+    if latents == 1:
+        return None
+    size, unsure = np.sqrt(np.square(own.mean[own.probable]).mean()), float(np.median(own.sd[own.probable]))
+    unseen = min(1.0, 2 * HIDDEN * unsure / (size * np.sqrt(2 * np.pi)))
+    remedy = "features that depend on other latents only"
+    undecided = None
+    for k, name in enumerate(own.names):
+        others = np.delete(own.mean, k, 1)
+        if not (_full_rank(others, ~own.probable[:, k], unsure)):
+            return Lack(f"features that do not load on {name} fix too few of the others", remedy)
+        free, probably = (int(zeros[:, k].sum()) - (latents - 1) for zeros in (own.shut, ~own.probable))
+        rotations = special.gammaln(features + 1) - special.gammaln(latents) - special.gammaln(features - latents + 2)
+        among = features - latents + 1
+        sure = free > 0 and _full_rank(others, own.shut[:, k], unsure)
+        chance = stats.binom.logsf(free - 1, among, unseen) + rotations if sure else 0.0
+        if chance > np.log(LEVEL):
+            said = f"loadings on {name} may be 0 by a rotation of dense ones (p below {np.exp(min(chance, 0.0)):.2g})"
+            # `unseen` falls with the root of the rows
+            short = stats.binom.logsf(probably - 1, among, unseen) + rotations - np.log(LEVEL)
+            times = float(np.exp(max(0.0, 2 * short / probably))) if probably > 0 else np.inf
+            if times > FAR:  # as many zeros as any loadings have
+                return Lack(said, remedy)
+            undecided = undecided or Lack(said, remedy, rows=data.rows * times)
+    return undecided
+
+
+def _full_rank(loadings: np.ndarray, rows: np.ndarray, unsure: float) -> bool:
+    """Whether these rows of the loadings have independent columns, beyond deviations `unsure` of their entries."""
+    if rows.sum() < loadings.shape[1]:
+        return False
+    noise = unsure * (np.sqrt(rows.sum()) + np.sqrt(loadings.shape[1]))
+    return bool(np.linalg.svd(loadings[rows], compute_uv=False)[-1] > noise)
 
 
 def _components(fit: Fit, data: Data) -> Lack | None:
@@ -384,6 +468,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "own_features": _own_features,
     "all_states": _all_states,
     "noise_told_apart": _noise_told_apart,
+    "simple_structure": _simple_structure,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
@@ -437,7 +522,7 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
 def _factors(fit: Fit, data: Data) -> Found | None:
     """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
     latents."""
-    if data.counts or data.features > 60:
+    if data.counts or data.features > MOST_FEATURES:
         return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)

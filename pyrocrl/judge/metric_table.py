@@ -105,7 +105,7 @@ _TABLE = (
     Metric("dci_completeness", "Completeness (DCI)", "larger"),
     Metric("dci_informativeness", "Informativeness (DCI)", "larger"),
     # masks
-    Metric("mask_f1", "Mask F1", "larger", figure=True, beside=("varimax", "pcavarimax"), headline=True),
+    Metric("mask_f1", "Mask F1", "larger", figure=True, beside=("varimax", "pcavarimax", "ica"), headline=True),
     Metric("mask_precision", "Mask precision", "larger"),
     Metric("mask_recall", "Mask recall", "larger"),
     Metric("mask_hamming", "Mask entries wrong", "smaller", None),

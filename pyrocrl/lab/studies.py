@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
+DRAWN = 200  # of a chain
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
 SIGNALLING = (
     "Raf>Mek Mek>Erk PLCg>PIP2 PLCg>PKC PIP2>PKC PIP3>PLCg PIP3>PIP2 PIP3>Akt PKC>Raf PKC>Mek PKC>Jnk PKC>P38 PKA>Raf "
@@ -353,7 +355,7 @@ class PureFeatures(Study):
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         from sklearn.decomposition import PCA, FactorAnalysis
 
-        from pyrocrl.constructions.pure_groups import varimax
+        from pyrocrl.exact.rotations import varimax
         from pyrocrl.judge import metrics
 
         z, a, fitted, mask = data.truth["z"], data.truth["loadings"], result.data, result.mask()
@@ -375,7 +377,8 @@ class PureFeatures(Study):
         seen, new = (fitted.x - centre) / spread, (data.x - centre) / spread
         factors = FactorAnalysis(z.shape[1], rotation="varimax", max_iter=500, random_state=0).fit(seen)
         parts = PCA(z.shape[1], random_state=0).fit(seen)
-        turned = varimax(parts.components_.T * np.sqrt(parts.explained_variance_))
+        turned = parts.components_.T * np.sqrt(parts.explained_variance_)
+        turned = turned @ varimax(turned, normalise=False)
         weights = np.linalg.pinv(turned).T
         beside = {"varimax": (factors.components_.T, factors.transform(new)), "pcavarimax": (turned, new @ weights)}
         for name, (loadings, scores) in beside.items():
@@ -384,6 +387,77 @@ class PureFeatures(Study):
             out[f"{name}_mcc"] = float(value)
             out[f"{name}_mask_f1"] = metrics.mask_scores(a != 0, large.astype(float), permutation=match)["f1"]
         return out
+
+
+class SparseFactors(Study):
+    """Loadings, their mask and the number of latents, beside scikit-learn's factors, as many as there are: of factor
+    analysis with varimax, of principal components with varimax, and of FastICA.
+
+    latents_found: how many are in use, some feature's probability above .5. loadings_coverage: true loadings of the
+    true mask inside their 90 % intervals, per deviation of each latent in the rows of the fit. Baselines' masks: of
+    loadings beyond `SUPPORT` in the data's units, latents in their deviations.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+
+        fitted, z, mask, found = result.data, data.truth["z"], data.truth["mask"], result.mask()
+        assert fitted is not None and found is not None
+        score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
+        matched = np.where(nodes >= 0, found[:, nodes], 0.0)
+        drawn = result.posterior(DRAWN, fitted, predictive=False, thin=fitted.rows)["posterior"].to_dataset()
+        drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
+        loadings, variance, correlation = (drawn[name].to_numpy() for name in ("loadings", "variance", "correlation"))
+        # deviations of z in these rows, given each draw
+        scaled = (loadings / variance[..., None]).swapaxes(1, 2)
+        covariance = np.linalg.inv(np.linalg.inv(correlation) + scaled @ loadings)
+        scores = covariance @ scaled
+        spread = np.einsum("skf,fg,skg->sk", scores, np.cov(fitted.x.T), scores, optimize=True)
+        spread = np.sqrt(spread + np.einsum("skk->sk", covariance))
+        truly = fitted.truth["z"]
+        sign = np.sign((result.latents(fitted)[:, nodes] * truly).sum(0))
+        mine = (loadings * spread[:, None])[..., nodes] * sign
+        low, high = metrics.weighted_quantiles(mine, np.repeat(result.weights / DRAWN, DRAWN), (0.05, 0.95))
+        true, there = data.truth["loadings"] * truly.std(0), mask > 0
+        used = float((found > 0.5).any(0).sum())
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": score,
+            "mask_f1": metrics.mask_scores(mask, found, permutation=nodes)["f1"],
+            "latents_found": used,
+            "count_exact": float(used == mask.shape[1]),
+            "mask_ece": metrics.expected_calibration_error(mask, matched),
+            "loadings_coverage": float(((low <= true) & (true <= high))[there].mean()),
+            "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[there].mean())),
+        } | _rotated_factors(fitted.x, data.x, z, mask)
+
+
+def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """mcc on new rows and mask_f1 of the baselines of `SparseFactors`, fitted to x (row, feature)."""
+    import warnings
+
+    from sklearn.decomposition import PCA, FactorAnalysis, FastICA
+
+    from pyrocrl.exact.rotations import varimax
+    from pyrocrl.judge import metrics
+
+    latents, out = mask.shape[1], {}
+    pca = PCA(latents).fit(x)
+    turn = varimax(pca.components_.T * np.sqrt(pca.explained_variance_)) / np.sqrt(pca.explained_variance_)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Gaussian factors FastICA does not converge
+        kinds = {
+            "varimax": FactorAnalysis(latents, rotation="varimax", random_state=0).fit(x).transform,
+            "pcavarimax": lambda rows: pca.transform(rows) @ turn,
+            "ica": FastICA(latents, random_state=0, whiten="unit-variance").fit(x).transform,
+        }
+    for name, scores in kinds.items():
+        own = scores(x)
+        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
+        out[f"{name}_mcc"], nodes = metrics.mcc(z, scores(new), return_assignment=True)
+        found = (np.abs(loadings) > SUPPORT).astype(float)
+        out[f"{name}_mask_f1"] = metrics.mask_scores(mask, found, permutation=nodes)["f1"]
+    return out
 
 
 def readable(options: Mapping[str, Any]) -> str:

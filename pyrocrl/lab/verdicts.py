@@ -482,6 +482,25 @@ def pure_cases() -> list[Case]:
     ]
 
 
+def loading_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **given: Any) -> Case:
+        return Case(f"spike_slab_fa: {name}", "spike_slab_fa", kind, draw, given, FEW, breaks=breaks)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        return drawn("sparse_fa", **{"rows": 2000, "features": 40, "latents": 4, "correlation": 0.3} | options)
+
+    return [
+        case("correlated factors", "identified", sparse(), latents=4),
+        case("correlated factors, seven offered", "identified", sparse(), latents=7),
+        case("two factors a feature", "identified", sparse(second=1.0, rows=4000), latents=4),
+        case("correlated factors, 60 rows", "small", sparse(rows=60), latents=4),
+        case(
+            "dense loadings", "open", lambda s: factors(s, [[1, 1, 1]] * 15, rows=2000), "simple_structure", latents=3
+        ),
+        case("three of four factors", "open", sparse(), "noise is independent", latents=3),
+    ]
+
+
 def held_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
         return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2}, breaks=breaks)
@@ -557,6 +576,7 @@ def cases() -> list[Case]:
         state_cases,
         factor_cases,
         triangular_cases,
+        loading_cases,
         pure_cases,
         held_cases,
         mixture_cases,

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrocrl.dists import Gate, LogMultivariateNormal, LogNormal, MultivariateNormal, Normal
+from pyrocrl.dists import AnyOf, Gate, LogMultivariateNormal, LogNormal, MultivariateNormal, Normal
 
 SURE = 12.0  # largest log odds of settled gates
 SETTLED = 0.101  # temperature from which gates stay as they are
@@ -168,4 +169,27 @@ class JointBlock(nn.Module):
             white = torch.linalg.solve_triangular(tril[part, part], (plain - law.loc)[:, None], upper=False)[:, 0]
             noise, start = torch.cat([noise, white]), start + size
             out.append(value)
+        return out
+
+
+class DrawnBlock(nn.Module):
+    """q of several sites that are drawn together: `count` draws of a sampler, each as likely.
+
+    shapes: of each site's event. The draws are buffers of the sites' names (count, *shape).
+    """
+
+    def __init__(self, count: int, **shapes: Sequence[int]) -> None:
+        super().__init__()
+        self.count, self.names = count, tuple(shapes)
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(count, *shape))
+
+    def sample(self) -> dict[str, Tensor]:
+        """A `pyro.sample` for each site, by name, and an auxiliary one, `draw`, of which draw it is."""
+        first: Tensor = getattr(self, self.names[0])
+        draw = pyro.sample("draw", AnyOf(self.count, first), infer={"is_auxiliary": True})
+        out = {}
+        for name in self.names:
+            value = getattr(self, name)[draw]
+            out[name] = pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
         return out

@@ -40,6 +40,7 @@ SETTINGS: dict[str, str] = {
     "plt2010": "factors",
     "khemakhem2020": "segments",
     "bing2020": "factors",
+    "sparse_fa": "factors",
 }
 
 
