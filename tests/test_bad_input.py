@@ -172,8 +172,8 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         "model: found 'sparse_vea' (did you mean 'sparse_vae'?); allowed: ",
     ),
     "as many latents as features": (
-        lambda: build(latents=7),
-        "latents: found 7; allowed: fewer than the 7 features",
+        lambda: build(latents=8),
+        "latents: found 8; allowed: at most the 7 features",
     ),
     "no latents": (lambda: build(latents=0), "latents: found 0; allowed: a whole number from 1 on"),
     "latents that are no number": (lambda: build(latents="two"), "latents: found 'two'; allowed: a whole number"),
@@ -474,8 +474,8 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["--env: found 'cond'; allowed: nothing: moran2022 brings its own"],
     ),
     "too many latents": (
-        [*GOOD[:6], "--latents", "7", *GOOD[8:]],
-        ["latents: found 7; allowed: fewer than the 7 features"],
+        [*GOOD[:6], "--latents", "8", *GOOD[8:]],
+        ["latents: found 8; allowed: at most the 7 features"],
     ),
     "no chains": ([*GOOD, "--chains", "0"], ["chains: found 0; allowed: a whole number from 1 on"]),
     "no draws": ([*GOOD, "--draws", "0"], ["--draws: found 0; allowed: a whole number from 1 on"]),
