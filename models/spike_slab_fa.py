@@ -22,7 +22,9 @@ sparsest that fit, if whichever feature is left out the others hold two disjoint
 told from latents: Anderson & Rubin 1956, theorem 5.1), and if for each latent the features that do not load on it fix
 all others, with more such features than any rotation has by chance (Reiersol 1950). Two anchors for each latent are
 enough for that (Bing et al. 2020), and not needed. Latents need not be Gaussian, but intervals of loadings take their
-scale to be that of Gaussian rows: of heavy tails, read loadings per deviation of z in these rows.
+scale to be that of Gaussian rows: of heavy tails, read loadings per deviation of z in these rows. The slab expects
+small loadings as well: where there are none, probabilities of the mask near one half are too high. A chain decides how
+many latents there are, by BIC; that chains agree on it is the evidence.
 
 Knowles & Ghahramani (2011), Nonparametric Bayesian sparse factor models; Reiersol (1950), On the identifiability of
 parameters in Thurstone's multiple factor analysis.
