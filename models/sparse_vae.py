@@ -102,7 +102,7 @@ class SparseVAE(Program):
         when=(
             "each feature depends on few latents, as genes do on programmes, whether or not there are interventions",
             "hardly any feature belongs to one latent alone, or a graph and the effects of interventions are wanted: "
-            "environments are not looked at",
+            "environments are not looked at; latents correlate and features are linear in them: then `spike_slab_fa`",
         ),
         assumes=(
             "each feature depends on few latents",
