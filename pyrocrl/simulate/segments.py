@@ -23,7 +23,7 @@ def khemakhem2020(
     samples: Annotated[int, Bounds(2)] = 1000,
     latents: Size = 5,
     features: Annotated[int, Bounds(2)] = 5,
-    layers: Annotated[int, Bounds(1)] = 3,
+    layers: Annotated[int, Bounds(1, 20)] = 3,
     noise: Annotated[float, Bounds(0, ends="[)")] = 0.0,
 ) -> Data:
     """Khemakhem et al. (2020), "Variational autoencoders and nonlinear ICA": the design of their simulations.
