@@ -112,7 +112,7 @@ class IVAE(Program):
         environments: Environments,
         law: Literal["scaled normal", "normal", "laplace"] = "scaled normal",
         width: Size = 64,
-        steps: Size = 3_000,
+        steps: Size = 4_000,
     ) -> None:
         """law: of a latent given its environment; "scaled normal" and "laplace" have mean 0 and a scale, "normal" has a
         mean as well. width: of networks' layers; steps: of the construction that starts a chain.
