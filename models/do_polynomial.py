@@ -110,6 +110,7 @@ class DoPolynomial(Program):
         "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
     infers_targets = True
+    checks = {"left": ()}
     recipe = Recipe.unannealed(epochs=8, least_steps=200, batch_size=512, lr=3e-4, lr_end=0.01, check_every=2, chains=4)
     sites = {
         "target": Site(("env",)),  # a position in the chain's own order of latents; the last is none

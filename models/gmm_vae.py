@@ -132,6 +132,7 @@ class GMMVAE(Program):
         ),
         status="stable",
     )
+    checks = {"left": ()}
     recipe = Recipe(
         epochs=40,
         batch_size=500,

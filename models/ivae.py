@@ -98,7 +98,7 @@ class IVAE(Program):
         needs_env=True,
     )
     recipe = Recipe.unannealed(epochs=6, least_steps=300, batch_size=500, lr=2e-3, held_out=0.2, chains=2)
-    checks = {"given_environment": (LAW,)}
+    checks = {"given_environment": (LAW,), "left": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "level": Site(("env", "latent"), {"latent": "point"}),

@@ -131,6 +131,7 @@ class SparseVAE(Program):
         likelihoods=("gaussian", "negative_binomial"),
         status="stable",
     )
+    checks = {"left": ()}
     recipe = Recipe(
         epochs=450,
         most_steps=2700,

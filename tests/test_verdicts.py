@@ -293,3 +293,18 @@ def test_committed_results_are_right_and_call_nothing_identified_that_the_data_r
     assert found["right"] >= 0.95 * found["verdicts"]
     kinds = {entry["name"]: entry["kind"] for entry in table["cases"]}
     assert {kinds[one.split(", seed ")[0]] for one in table["summary"]["unearned"]} <= {"small"}
+
+
+def test_what_latents_leave_is_noise_of_each_features_own_or_seen() -> None:
+    rng = np.random.default_rng(0)
+    group, own = np.repeat(np.arange(4), 500), 0.3 * rng.normal(size=(2000, 5))
+    p = [goodness.shared(0.3 * rng.normal(size=(2000, 5)), group, 0.0).p for _ in range(100)]
+    assert np.mean(np.array(p) < 0.05) < 0.12, "calibrated where nothing is tolerated"
+    assert goodness.shared(own, group, 0.03).p == 1.0
+    common = own + 0.4 * rng.normal(size=(2000, 1)) * np.array([1, 0, 1, 0, 0])
+    found = goodness.shared(common, group, 0.03)
+    assert found.p < 1e-6 and {found.column, found.other} == {0, 2} and found.group is None
+    wider = own * np.where((group == 2)[:, None] & (np.arange(5) == 3), 2.0, 1.0)
+    found = goodness.shared(wider, group, 0.03)
+    assert found.p < 1e-6 and (found.column, found.group, found.other) == (3, 2, None)
+    assert goodness.shared(own, np.zeros(2000, int), 0.03).p == 1.0, "one group"

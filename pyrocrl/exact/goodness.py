@@ -393,6 +393,42 @@ def departure(z: Floats, group: NDArray[np.int64], law: str) -> Departure:
     return Departure(min(1.0, 3 * min(levels, correlations, shape)), levels, correlations, shape)
 
 
+class Shared(NamedTuple):
+    """p: that no covariance and no change of a variance is beyond the tolerance (Bonferroni); the surest one: of which
+    column, with which other column or in which group (None where it is not that), and how large."""
+
+    p: float
+    column: int
+    other: int | None
+    group: int | None
+    size: float
+
+
+def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
+    """Whether columns of `left` (row, feature) covary, or vary more in one group of rows (row,) than in all, by more
+    than `tolerance`: noise of each feature's own does neither."""
+    rows, features = left.shape
+    left = left - left.mean(0)
+    square = left**2
+    cov = left.T @ left / rows
+    error = np.sqrt(np.maximum(square.T @ square / rows - cov**2, 1e-300) / rows)
+    beyond = (np.abs(cov) - tolerance) / error
+    np.fill_diagonal(beyond, -np.inf)
+    names = [g for g in np.unique(group) if (group == g).sum() > 2]
+    count = np.array([(group == g).sum() for g in names])
+    own = np.array([square[group == g].mean(0) for g in names])  # (group, feature)
+    sd = np.array([square[group == g].std(0) for g in names]) / np.sqrt(count)[:, None]
+    moved = (np.abs(own - cov.diagonal()) - tolerance) / np.maximum(sd, 1e-300)
+    tried = features * (features - 1) / 2 + (2 * moved.size if len(names) > 1 else 0)
+    place, other = (int(v) for v in np.unravel_index(int(beyond.argmax()), beyond.shape))
+    g, j = (int(v) for v in np.unravel_index(int(moved.argmax()), moved.shape))
+    if len(names) > 1 and moved[g, j] > beyond[place, other]:
+        p = tried * float(stats.norm.sf(moved[g, j]))
+        return Shared(min(1.0, p), j, None, int(names[g]), float(own[g, j] - cov[j, j]))
+    p = tried * float(stats.norm.sf(beyond[place, other]))
+    return Shared(min(1.0, p), place, other, None, float(cov[place, other]))
+
+
 def samples_differ(a: Floats, b: Floats) -> float:
     """p that two samples (row, d) of one law differ as much: in one coordinate, or in the correlation of two.
 

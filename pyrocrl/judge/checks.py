@@ -24,6 +24,7 @@ from pyrocrl.data import Data
 from pyrocrl.errors import InputError
 from pyrocrl.exact import goodness
 from pyrocrl.exact.sparse_factors import rival_axes
+from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.turns import drawing
 
@@ -39,6 +40,7 @@ FAR = 100  # times the rows: what more of them would have to decide is open
 HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
+SHARED = 0.03  # share of features' variances up to which a decoder may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -579,6 +581,27 @@ def _given_environment(fit: Fit, data: Data) -> Found | None:
     return Found("departures of latents from their law given the environment", found.p, detail, other)
 
 
+def _left(fit: Fit, data: Data) -> Found | None:
+    """Whether what a draw of their latents leaves of features is noise of each one's own, of one variance in all
+    environments, as it is where the model is right. Within `SHARED` of their variances, for networks are not exact."""
+    if data.counts:
+        return None
+    rows = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int)))
+    program = fit.chains.chain(fit.reference)
+    batch = fit.batch_of(rows).annealed()
+    with drawing(43), torch.no_grad():
+        left = batch.x - stories.expected(program, batch, stories.drawn(program, batch))
+    x, left = batch.x.double().cpu().numpy(), left.double().cpu().numpy()
+    found = goodness.shared(left / np.maximum(x.std(0), 1e-12), rows.env, SHARED)
+    name = data.feature_names[found.column]
+    if found.group is None:
+        assert found.other is not None
+        detail = f"{name} and {data.feature_names[found.other]} share {abs(found.size):.0%} of their variances"
+    else:
+        detail = f"that of {name} changes by {abs(found.size):.0%} of its variance in {data.env_names[found.group]}"
+    return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
+
+
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -596,4 +619,5 @@ TESTS: dict[str, Test] = {
     "residuals": _residuals,
     "features": _features,
     "given_environment": _given_environment,
+    "left": _left,
 }

@@ -234,13 +234,13 @@ def held(seed: int, environments: Sequence[tuple[int, ...]], rows: int = 300, mo
 
 
 def clusters(seed: int, scales: Sequence[Sequence[float]], rows: int = 1500) -> Data:
-    """Two latents of a mixture of components with these deviations (component, latent), mixed linearly."""
+    """Latents of a mixture of components with these deviations (component, latent), mixed linearly."""
     rng = np.random.default_rng([19, seed])
     scale = np.asarray(scales)
     mean = rng.uniform(-2, 2, scale.shape)
     component = rng.integers(len(scale), size=rows)
-    z = mean[component] + scale[component] * rng.standard_normal((rows, 2))
-    x = z @ rng.standard_normal((2, 8)) + 0.03 * rng.standard_normal((rows, 8))
+    z = mean[component] + scale[component] * rng.standard_normal((rows, scale.shape[1]))
+    x = z @ rng.standard_normal((scale.shape[1], 8)) + 0.03 * rng.standard_normal((rows, 8))
     return Data(x, truth={"z": z}, name="clusters")
 
 
@@ -254,26 +254,26 @@ def modulated(
     same: bool = False,
     levels: bool = False,
     correlation: float = 0.0,
+    latents: int = 2,
 ) -> Data:
-    """Two latents of mean 0 whose scales differ between environments, through two layers into six columns.
+    """Latents of mean 0 whose scales differ between environments, through two layers into six columns.
 
-    together: one scale is a multiple of the other; same: environments are alike; levels: they move means as well;
-    correlation: of the latents within an environment.
+    together: the second scale is a multiple of the first; same: environments are alike; levels: they move means as
+    well; correlation: of the first two within an environment.
     """
     rng = np.random.default_rng([20, seed])
-    scale = np.exp(rng.uniform(-1.0, 1.0, (environments, 2)))
+    scale = np.exp(rng.uniform(-1.0, 1.0, (environments, latents)))
     if together:
         scale[:, 1] = 1.5 * scale[:, 0]
     if same:
         scale[:] = scale[0]
     level = rng.uniform(-2, 2, scale.shape) if levels else np.zeros_like(scale)
-    drawn = (
-        rng.laplace(size=(environments * rows, 2)) if law == "laplace" else rng.normal(size=(environments * rows, 2))
-    )
+    size = environments * rows, latents
+    drawn = rng.laplace(size=size) if law == "laplace" else rng.normal(size=size)
     drawn[:, 1] = correlation * drawn[:, 0] + np.sqrt(1 - correlation**2) * drawn[:, 1]
     z = np.repeat(level, rows, 0) + np.repeat(scale, rows, 0) * drawn
     turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
-    h = 1.5 * z @ turn[:2] / z.std()
+    h = 1.5 * z @ turn[:latents] / z.std()
     x = (np.tanh(h) + 0.3 * h) @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
     x = x + 0.02 * rng.standard_normal(x.shape)
     labels = np.repeat([f"env_{u}" for u in range(environments)], rows)
@@ -522,9 +522,16 @@ def mixture_cases() -> list[Case]:
         return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, {"chains": 2, "epochs": 20}, breaks=breaks)
 
     widths = [[1.0, 0.3], [0.3, 1.0], [0.5, 0.5]]
+    wider = [[1.0, 0.3, 0.6], [0.3, 1.0, 0.9], [0.5, 0.5, 0.3]]
     return [
         case("widths that differ", "identified", lambda s: clusters(s, widths)),
         case("one width", "open", lambda s: clusters(s, [[0.5, 0.5]] * 3), breaks="distinct_variance_ratios"),
+        case(
+            "two of three latents",
+            "misspecified",
+            lambda s: clusters(s, wider),
+            "the decoder is injective and affine in pieces",
+        ),
         case("one component", "open", lambda s: clusters(s, [[1.0, 1.0]]), breaks="two_components"),
     ]
 
@@ -557,6 +564,7 @@ def modulated_cases() -> list[Case]:
         case("as many environments as latents", "open", environments=2, breaks="more_environments"),
         case("latents that correlate", "misspecified", correlation=0.6, breaks=law),
         case("levels told as none", "misspecified", levels=True, breaks=law),
+        case("two of four latents", "misspecified", latents=4, environments=12, breaks="the decoder is injective"),
         case(
             "levels and scales, few environments",
             "open",
