@@ -601,7 +601,7 @@ SHELL: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["rho: found 1.5; allowed: a correlation between -1 and 1"],
     ),
     "nothing of that name": (["show", "vea"], ["NAME: found 'vea' (did you mean 'vae'?); allowed: "]),
-    "list of what": (["list", "cards"], ["WHAT: found 'cards'; allowed: datasets, models, settings"]),
+    "list of what": (["list", "cards"], ["WHAT: found 'cards'; allowed: assumptions, datasets, models, settings"]),
     "seeds that are none": (["reproduce", "vae", "--seeds", "8:0"], ["seeds: found '8:0'; allowed: such as 0:8"]),
     "reproduce what": (["reproduce", "vae", "--setting", "x"], ["setting: found 'x'; allowed: moran2022"]),
     "no jobs": (["reproduce", "vae", "--jobs", "0"], ["jobs: found 0; allowed: a whole number from 1 on"]),
