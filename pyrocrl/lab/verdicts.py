@@ -24,7 +24,7 @@ from pyrocrl.claims.indeterminacy import differing_pairs, transitive_closure
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
 from pyrocrl.infer.fit import FitError, fit
-from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, ClaimVerdict, diagnose
 from pyrocrl.judge.metrics import mcc, reorder_graph
@@ -622,7 +622,10 @@ def judged(case: Case, seed: int, result: Fit, data: Data) -> dict[str, Any]:
 
 def estimated(result: Fit, data: Data) -> dict[str, float]:
     """Latents', graph's and mask's scores against the truth, where it is of as many latents."""
-    z = result.latents(data)
+    z, mask = result.latents(data), result.mask()
+    if mask is not None and result.graph() is None:  # more may be offered than are there
+        used = (mask > INCLUDED).any(0)
+        z, mask = z[:, used], mask[:, used]
     if z.shape != data.truth["z"].shape:
         return {}
     score, nodes = mcc(data.truth["z"], z, return_assignment=True)
@@ -637,7 +640,6 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
         elif any("transitive closure" in claim.up_to for claim in result.program.claims()):
             found, true = transitive_closure(found > 0.5), transitive_closure(true)
         out["wrong_pairs"] = float(differing_pairs(found > 0.5, true))
-    mask = result.mask()
     if mask is not None and "mask" in data.truth and min(nodes) >= 0:
         out["wrong_entries"] = float(((mask[:, nodes] > 0.5) != (data.truth["mask"] > 0)).mean())
     return out
