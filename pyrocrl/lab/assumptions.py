@@ -124,10 +124,8 @@ def suite() -> str:
     """The committed verdicts in a paragraph: how many are right, of what is not identified too, and which are not."""
     made = json.loads(RESULTS.read_text(encoding="utf-8"))
     count, entries = made["summary"], made["cases"]
-    shown = ", ".join(
-        f"{sum(len(entry['seeds']) >= seeds for entry in entries)} with {seeds} seed{'s' * (seeds > 1)} or more"
-        for seeds in range(1, max(len(entry["seeds"]) for entry in entries) + 1)
-    )
+    seeds = sorted({len(entry["seeds"]) for entry in entries})
+    shown = " or ".join(dict.fromkeys([str(seeds[0]), str(seeds[-1])]))
     bad = ("open", "word", "misspecified")
     wrong = [
         f"{entry['name']}, {what}: {claim['verdict']}"
@@ -136,12 +134,12 @@ def suite() -> str:
         for what, claim in row.get("claims", {}).items()
         if not claim["right"]
     ]
-    each = "; ".join(f"{one} ({n} times)" if (n := wrong.count(one)) > 1 else one for one in dict.fromkeys(wrong))
+    each = [f"- {one}" + (f" ({n} times)" if (n := wrong.count(one)) > 1 else "") for one in dict.fromkeys(wrong)]
     return (
-        f"{len(entries)} settings ({shown}): {count['all']['right']} of {count['all']['verdicts']} verdicts are right; "
+        f"{len(entries)} settings, {shown} seeds each: {count['all']['right']} of {count['all']['verdicts']} verdicts are right; "
         f"of what is not identified, is misspecified, or holds on one's word alone, "
         f"{sum(count[kind]['right'] for kind in bad)} of {sum(count[kind]['verdicts'] for kind in bad)}. "
-        f"Wrong are: {each or 'none'}."
+        "Wrong are:\n\n" + "\n".join(each or ["- none"])
     )
 
 
