@@ -136,8 +136,8 @@ def suite() -> str:
     ]
     each = [f"- {one}" + (f" ({n} times)" if (n := wrong.count(one)) > 1 else "") for one in dict.fromkeys(wrong)]
     return (
-        f"{len(entries)} settings, {shown} seeds each: {count['all']['right']} of {count['all']['verdicts']} verdicts are "
-        f"right; of what is not identified, is misspecified, or holds on one's word alone, "
+        f"{len(entries)} settings, {shown} seeds each: {count['all']['right']} of {count['all']['verdicts']} verdicts "
+        f"are right; of what is not identified, is misspecified, or holds on one's word alone, "
         f"{sum(count[kind]['right'] for kind in bad)} of {sum(count[kind]['verdicts'] for kind in bad)}. "
         "Wrong are:\n\n" + "\n".join(each or ["- none"])
     )
