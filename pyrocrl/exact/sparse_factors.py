@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrocrl.exact.spike_slab import wishart_root
+
 Floats = NDArray[np.float64]
 SHAPE, LKJ, RATE = 1.5, 2.0, 0.25
 RANK = 1e-9  # of the largest eigenvalue, below which a direction of X is rounding
@@ -197,7 +199,8 @@ class SparseFactors:
         covariance = 0.5 * (covariance + covariance.T)
         tril, rank = np.linalg.cholesky(covariance), self.root.shape[1]
         zu = covariance @ (scaled.T @ self.root) + tril @ rng.standard_normal((len(tril), rank))
-        return zu @ self.root.T, zu @ zu.T + tril @ _wishart(self.rows - rank, len(tril), rng) @ tril.T
+        rest = wishart_root(len(tril), max(self.rows - rank, 0), rng)
+        return zu @ self.root.T, zu @ zu.T + tril @ (rest @ rest.T) @ tril.T
 
     def _correlation(self, zz: Floats, now: Floats, rng: np.random.Generator) -> Floats:
         """R given Z^T Z: steps of one row at a time of its Cholesky factor, in gnomonic coordinates of the row."""
@@ -252,16 +255,6 @@ class SparseFactors:
         on, off = gate[~pure].sum(0), (1 - gate[~pure]).sum(0)
         purity = float(rng.beta(1.0 + pure.sum(), 1.0 + (~pure).sum()))
         return float(np.clip(purity, 1e-9, 1 - 1e-9)), np.clip(rng.beta(RATE / latents + on, 1.0 + off), 0, 1 - 1e-9)
-
-
-def _wishart(freedom: int, size: int, rng: np.random.Generator) -> Floats:
-    """A draw of the Wishart law of the identity, singular where freedom < size."""
-    if freedom < size:
-        few = rng.standard_normal((size, max(freedom, 0)))
-        return few @ few.T
-    tril = np.tril(rng.standard_normal((size, size)), -1)
-    np.fill_diagonal(tril, np.sqrt(rng.chisquare(freedom - np.arange(size))))
-    return tril @ tril.T
 
 
 def rival_axes(loadings: Floats, error: Floats, correlation: Floats) -> tuple[int, int, int] | None:

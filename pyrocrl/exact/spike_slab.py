@@ -73,6 +73,15 @@ def buffet_log_prob(log_concentration: Floats, count: NDArray[np.int64], feature
     return (own - np.log(-np.expm1(one))).sum(-1)
 
 
+def wishart_root(size: int, freedom: int, rng: np.random.Generator) -> Floats:
+    """W of `size` rows, W W^T a draw of the identity's Wishart law (Bartlett 1933), singular where freedom < size."""
+    if freedom < size:
+        return rng.standard_normal((size, freedom))
+    white = np.tril(rng.standard_normal((size, size)), -1)
+    white[np.diag_indices(size)] = np.sqrt(rng.chisquare(freedom - np.arange(size)))
+    return white
+
+
 def _proper(correlation: Floats) -> Floats:
     """These correlations, no direction of which has a variance of rounding alone."""
     return (1 - LEAST_VARIANCE) * correlation + LEAST_VARIANCE * np.eye(len(correlation))
@@ -158,13 +167,7 @@ class Sampler:
 
     def _wishart(self, tril: Floats, freedom: int) -> Floats:
         """A draw of Wishart(tril tril^T) of so many degrees of freedom."""
-        size = len(tril)
-        if freedom < size:
-            white = self.rng.standard_normal((size, freedom))
-        else:  # Bartlett (1933)
-            white = np.tril(self.rng.standard_normal((size, size)), -1)
-            white[np.diag_indices(size)] = np.sqrt(self.rng.chisquare(freedom - np.arange(size)))
-        white = tril @ white
+        white = tril @ wishart_root(len(tril), freedom, self.rng)
         return white @ white.T
 
     def move_column(self, k: int, cross: Floats, inner: Floats) -> None:
