@@ -189,6 +189,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     )
     infers_targets = True
     compares_with_control = True  # whatever is known of the targets
+    checks = {"left": ()}
     recipe = Recipe.unannealed(epochs=100, least_steps=3000, batch_size=500, lr=3e-3, chains=4)
     # rates and dispersions of rare genes have far to go, and every step costs as much as ten of floats
     count_recipe = replace(recipe, epochs=60, least_steps=1500, lr_scale={"observation": 5.0, "sem": 5.0})

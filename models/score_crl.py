@@ -161,6 +161,8 @@ class ScoreCRL(Program):
         check_sizes(features, latents)
         matrix = checked_targets(target_matrix, latents, least=1 if transform == "linear" else 2)
         self.general = transform == "general"
+        if not self.general:
+            self.checks = {"factors": ()}
         self.mechanisms = NetworkSEM(latents, matrix.tolist())
         if self.general:
             self.observation = Observation(features, noise=0.1)

@@ -544,6 +544,7 @@ def score_cases() -> list[Case]:
     return [
         case("quadratic, 2,000 rows", "small", drawn("varici2024_quadratic", latents=3, features=6, samples=2000)),
         case("soft told as hard", "word", world(SOFT), breaks="perfect_interventions"),
+        case("two of three factors", "misspecified", confounded, breaks="mixing is injective"),
     ]
 
 
