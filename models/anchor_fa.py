@@ -29,10 +29,10 @@ clustering.
 *Differs from the paper in* a posterior over pure groups, K and loadings in place of thresholds by cross-validation; the
 scale is that of unit variance of latents, not of loadings of pure features.
 
+Longer than other models because its guide holds patterns of gates with their probabilities, and reads them off draws.
+
 *For a variant, copy this file and change* `story`: the law of `gate`, of `slope` or of `variance`, and delete `finish`,
 which is made for these.
-
-Longer than other models because its guide holds patterns of gates with their probabilities, and reads them off draws.
 """
 
 from __future__ import annotations
