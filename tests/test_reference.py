@@ -16,7 +16,7 @@ import pyrocrl
 from pyrocrl import Data, Fit, InputError, agreement, reference, simulate, zoo
 from pyrocrl.exact import annealed, orders
 from pyrocrl.infer.chains import Chains
-from pyrocrl.judge.reference import _program, _Target, departures
+from pyrocrl.judge.reference import _program, _Target, _traced, departures
 
 SITES = ("weight", "intercept", "noise", "unmixing", "loadings")
 
@@ -102,6 +102,23 @@ def test_a_reference_follows_its_seed_and_leaves_the_callers_random_state_alone(
     assert reference(fit, chains=2, **options)["posterior"].sizes["chain"] == 2
 
 
+def test_a_recorded_density_is_the_density() -> None:
+    start = {"a": torch.tensor([1.0, 2.0], dtype=torch.double), "b": torch.tensor(0.5, dtype=torch.double)}
+
+    def smooth(white: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (white["a"] * white["b"]).square().sum()
+
+    def branching(white: dict[str, torch.Tensor]) -> torch.Tensor:
+        return smooth(white) if float(white["b"]) > 0 else -smooth(white)
+
+    recorded = _traced(smooth, start)
+    assert recorded is not smooth
+    other = {name: (value - 3.0).requires_grad_() for name, value in start.items()}
+    slopes = [torch.autograd.grad(own(other), list(other.values())) for own in (recorded, smooth)]
+    assert recorded(other) == smooth(other) and all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
+    assert _traced(branching, start) is branching  # one way of a fork would be another density elsewhere
+
+
 def test_joint_values_add_up_to_the_model() -> None:
     """Sum over the listed (order, graph) of story over the equations' conditional = the model, which knows no graph."""
     fit = linear(3, 100)
@@ -127,7 +144,7 @@ def test_joint_values_add_up_to_the_model() -> None:
 def test_the_example_agrees_given_a_graph() -> None:
     program, data = zoo.get("linear_sem_lin").example(0)
     fit = pyrocrl.fit(program, data, chains=2, seed=0, progress=False)
-    table = agreement(fit, reference(fit, given=graph_of(fit), draws=200, warmup=80), draws=3000)
+    table = agreement(fit, reference(fit, given=graph_of(fit), draws=200, warmup=80), draws=800)
     assert agrees(table.loc[list(SITES)], slack=1)
 
 
@@ -139,9 +156,9 @@ def test_all_graphs_of_two_latents_agree() -> None:
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable
     assert np.abs(edges - exact).max() < 0.08
-    table = agreement(fit, tree, SITES, draws=3000)  # few draws of few edges say little of deviations
+    table = agreement(fit, tree, SITES, draws=800)  # few draws of few edges say little of deviations
     assert (table["difference"].abs() < 0.2 + 2 * table["error"]).all()
-    assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=3000), slack=1)
+    assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=800), slack=1)
 
 
 # -- the exact posterior over all graphs ------------------------------------------------------------------------------
@@ -331,5 +348,5 @@ def test_a_sparse_decoder_given_its_mask() -> None:
         ratio = (own.std(0) / np.where(use, exact.std(0), 1.0))[use]
         assert np.abs(apart).max() < 0.35 and np.abs(apart.mean()) < 0.2, (name, apart)
         assert np.abs(ratio - 1).max() < 0.25, (name, ratio)
-    table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=2000)
+    table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=800)
     assert agrees(table, slack=1)

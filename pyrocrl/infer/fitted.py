@@ -277,42 +277,39 @@ class Fit:
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
-        groups: dict[str, dict[str, list]] = {g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")}
-        stats = []
+        groups: dict[str, dict[str, np.ndarray]] = {
+            g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")
+        }
+        stats = np.empty((self.chains.count, draws))
         with drawing(), torch.no_grad():
             for chain, program in enumerate(self.programs()):
                 reseed(mix(seed, self.meta["seed"], chain, 23))
-                lp = []
-                collected: dict[str, dict[str, list]] = {g: {} for g in groups}
-                for _ in range(draws):
+                own: dict[str, dict[str, np.ndarray]] = {g: {} for g in groups}
+                for draw in range(draws):
                     one = _draw(program, batch, shown if predictive else None)
-                    lp.append(one.pop("lp"))
+                    stats[chain, draw] = one.pop("lp") - len(batch) * self.log_volume
                     for group, values in one.items():
                         for name, value in values.items():
-                            collected[group].setdefault(name, []).append(value)
-                stats.append(np.array(lp) - len(batch) * self.log_volume)
-                for group, values in collected.items():
+                            _fill(own[group], name, draw, draws, self._compact(name, value))
+                for group, values in own.items():
                     for name in list(values):
-                        stack = np.stack(values.pop(name))
+                        stack = values.pop(name)
                         if group == "log_likelihood":
                             stack = stack - self.log_volume
                         else:
                             stack = self._align_site(self.in_data_units(name, stack), name, chain)
-                        groups[group].setdefault(name, []).append(stack)
+                        _fill(groups[group], name, chain, self.chains.count, self._compact(name, stack))
         labels = data.row_labels()
         coords = self.coords(labels[rows], draws)
         tree = {
-            g: self.dataset(
-                {n: np.stack(values.pop(n)) for n in list(values)},  # what is stacked is not kept twice
-                coords | ({"data": labels[rows][shown]} if g == "posterior_predictive" else {}),
-            )
+            g: self.dataset(values, coords | ({"data": labels[rows][shown]} if g == "posterior_predictive" else {}))
             for g, values in groups.items()
         }
         if not predictive:
             del tree["posterior_predictive"], tree["log_likelihood"]
         tree["sample_stats"] = xr.Dataset(
             {
-                "lp": (("chain", "draw"), np.asarray(stats)),
+                "lp": (("chain", "draw"), stats),
                 "held_out": (("chain",), self.scores),
                 "chain_weight": (("chain",), self.weights),
                 "agreement": (("chain", "other_chain", "latent"), self.agreement),
@@ -620,6 +617,10 @@ class Fit:
             return value
         return self.alignments[chain].act(value, axes)
 
+    def _compact(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Values of a site, those of a discrete one in a byte each."""
+        return value.astype(np.int8, copy=False) if self._site(name).discrete else value
+
     def _site(self, name: str) -> Site:
         return self.program.sites.get(name, Z if name == "z" else Site(()))
 
@@ -641,9 +642,8 @@ class Fit:
                 dims = ("data",)
             if len(dims) != value.ndim - 2:
                 dims = tuple(f"{name}_dim_{i}" for i in range(value.ndim - 2))
-            kind = value.astype(np.int8) if self._site(name).discrete else value
             own = {} if name in {"x", "row", "z"} | self.program.sites.keys() else {"aligned": 0}
-            variables[name] = (("chain", "draw", *dims), kind, own)
+            variables[name] = (("chain", "draw", *dims), self._compact(name, value), own)
         used = {d for dims, *_ in variables.values() for d in dims}
         return xr.Dataset(variables, coords={k: v for k, v in coords.items() if k in used})
 
@@ -667,10 +667,17 @@ def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
         new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
-        out["posterior_predictive"] = {"x": new.cpu().numpy().copy()}
+        out["posterior_predictive"] = {"x": new.cpu().numpy()}
         likelihood = stories.log_likelihood(trace, sites) if known is None else known
         out["log_likelihood"] = {"x": likelihood.cpu().numpy()}
     return out
+
+
+def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, value: np.ndarray) -> None:
+    """Put `value` where it stays, so that nothing is held twice: array `name` of as many `places` alike."""
+    if place == 0:
+        arrays[name] = np.empty((places, *value.shape), value.dtype)
+    arrays[name][place] = value
 
 
 def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
