@@ -63,7 +63,7 @@ class Fit:
         self.data, self.units = data, units
         if anchor is None:
             assert data is not None
-            rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, ANCHOR_ROWS)).astype(int))
+            rows = data.spread(ANCHOR_ROWS)
             anchor = self.chain_latents(data.rows_at(rows))
         self.anchor = anchor
 
@@ -273,7 +273,7 @@ class Fit:
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
             thin = max(thin, -(-data.rows * data.features * total // MOST_READ))
-        rows = np.arange(0, data.rows, thin)
+        rows = np.arange(0, data.rows, thin) if data.pair is None else data.spread(-(-data.rows // thin))
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
@@ -329,6 +329,8 @@ class Fit:
             constant["row_env"] = (("row",), data.env_labels())
         if data.size_factor is not None:
             constant["size_factor"] = ("data", data.size_factor[rows])
+        if data.pair is not None:
+            constant |= {"pair": ("data", data.pair_labels()[rows]), "after": ("data", data.after[rows].astype(int))}
         known = {k: coords[k] for k in ("data", "latent")} | ({"row": labels} if thin > 1 else {})
         tree["constant_data"] = xr.Dataset(constant, coords=known)
         out = xr.DataTree.from_dict(tree)
