@@ -94,6 +94,7 @@ def fit(
     program.check(data)
     program.check_control(data)
     program.check_batches(data)
+    program.check_pairs(data)
     data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT

@@ -220,6 +220,18 @@ class Fit:
         """(env, latent) probabilities that an environment intervenes on a latent, where the model infers them."""
         return self._average(Program.targets_matrix)
 
+    def row_targets(self, data: Data | None = None) -> np.ndarray | None:
+        """(data, latent + 1) probabilities that a latent, or in the last column none, was changed between the row
+        before and this one, averaged over the aligned chains by their weights; None where the model infers none."""
+        batch = self.batch_of(self._data(data))
+        with drawing(), torch.no_grad():
+            own = [v.double().cpu().numpy() for p in self.programs() if (v := p.row_targets(batch)) is not None]
+        if len(own) < self.chains.count:
+            return None
+        aligned = [a.act(v[:, :-1], {-1: 0}) for a, v in zip(self.alignments, own, strict=True)]
+        latents = np.einsum("c,cdl->dl", self.weights, np.stack(aligned))
+        return np.concatenate([latents, 1.0 - latents.sum(1, keepdims=True)], 1).clip(0.0, 1.0)
+
     def chain_values(self, name: str) -> np.ndarray | None:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
