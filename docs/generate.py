@@ -80,6 +80,7 @@ def model_page(program: type[Program]) -> str:
     facts = [f"`{card.name}`", card.family, card.status, f"likelihoods: {', '.join(card.likelihoods)}"]
     facts.append(f"{card.values} latents")
     facts.append("needs environments" if card.needs_env else "needs no environments")
+    facts += ["needs pairs of rows"] * card.needs_pairs
     parts = [f"# {card.title}", " · ".join(facts), f"**{card.summary}**"]
     if card.when:
         use, avoid = card.when

@@ -133,6 +133,16 @@ Batch = Annotated[
 ]
 # how a file is read: arguments of `io.read` that every command with --data has (see `_reading`)
 READING = {
+    "pair": Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column that holds pairs: two rows each, before and after.")
+    ],
+    "step": Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Which row of a pair is before: numbers, or before and after.  [default: the one that comes first]",
+        ),
+    ],
     "adjust": Annotated[
         list[str] | None,
         typer.Option(

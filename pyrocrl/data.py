@@ -21,7 +21,7 @@ import torch
 
 from pyrocrl import arrays
 from pyrocrl.errors import reject
-from pyrocrl.labels import check_texts, row_labels, stripped
+from pyrocrl.labels import check_texts, row_labels, row_pairs, stripped
 
 Array = np.ndarray
 # what a control is called, in lower-case letters and digits and without a last "control"
@@ -31,7 +31,8 @@ CONTROLS = {
     *("dmso", "vehicle", "pbs", "placebo", "sham"),
 }
 MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
-TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations")
+TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations", "row_target")
+TRUTH_BY_ROW = ("z", "innovations", "component", "row_target")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Batch:
 
     x: (rows, feature), in the `units` of its `Data`; env, group: (rows,) integer codes of environment and technical
     batch; aux: (rows, aux); size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total`
-    rows.
+    rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -90,6 +91,7 @@ class Batch:
     total: int
     group: torch.Tensor
     aux: torch.Tensor | None = None
+    pair: torch.Tensor | None = None
     moments: Moments | None = None
     kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
     temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
@@ -111,9 +113,27 @@ class Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
         pick: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[rows]
-            for name in ("x", "env", "size_factor", "index", "group", "aux")
+            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair")
         }
         return dataclasses.replace(self, **pick)
+
+    def before(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows,) position in this batch of the row before, of rows after one that is here, and of others their own;
+        (rows,) whether a row is after one that is here."""
+        own = torch.arange(len(self), device=self.device)
+        if self.pair is None or not len(self):
+            return own, torch.zeros_like(own, dtype=torch.bool)
+        known, order = self.pair.sort()
+        place = torch.searchsorted(known, self.pair - 1).clamp_max(len(self) - 1)
+        found = (known[place] == self.pair - 1) & (self.pair % 2 == 1)
+        return torch.where(found, order[place], own), found
+
+    def parts(self, rows: int) -> Iterator[torch.Tensor]:
+        """Positions of all rows in parts of about `rows`, both rows of a pair in one part."""
+        own = torch.arange(len(self), device=self.device)
+        yield from (own if self.pair is None else self.pair.argsort()).split(
+            rows + (rows % 2 if self.pair is not None else 0)
+        )
 
     def whole(self) -> Batch:
         """The same rows as a data set of their own (total = rows), as for a held-out objective."""
@@ -210,12 +230,20 @@ class Data:
         rows over all features; 1 or "none" = all rows alike.
     batch: (data,) labels of technical batches. covariates: a table or a mapping of names to (data,) numbers or texts,
         such as age and day, or an array (data, covariate): no model reads them, `pyrocrl.Adjustment` takes them out of
-        the features. feature_names: (feature,) unique names; None = the table's, else
+        the features.
+    pair: (data,) labels of pairs, of two rows each: one before something happened and one after. step: (data,) numbers,
+        or "before" and "after", of which a pair's row before has the lower; None = that is the row that comes first.
+    feature_names: (feature,) unique names; None = the table's, else
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
-        component (data,).
+        component (data,), row_target (data,): the latent that was changed between the row before and this one, -1 for
+        none and for rows before.
+
+    `pair_names` are the pairs' labels, `pair` (data,) the code of each row's, or None, and `after` (data,) whether it
+    is the row after. Rows of a pair stay together where rows are split, held out or drawn; a row that is chosen without
+    its partner (`rows_at`) stands alone.
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
@@ -238,6 +266,8 @@ class Data:
         aux: Any = None,
         size_factor: Any = None,
         batch: Any = None,
+        pair: Any = None,
+        step: Any = None,
         covariates: Any = None,
         feature_names: Sequence[str] | None = None,
         aux_names: Sequence[str] | None = None,
@@ -247,6 +277,7 @@ class Data:
     ) -> None:
         self.name = name
         along = {"env": env, "size_factor": size_factor, "batch": batch, "aux": aux, "covariates": covariates}
+        along |= {"pair": pair, "step": step}
         for argument, values in along.items():
             _check_order(argument, values, x)
         index, named = index_of(x), columns_of(x) if feature_names is None else feature_names
@@ -267,6 +298,7 @@ class Data:
         self.control = self._find_control(labels) if control is None else self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
         self.batch_names, self.batch = self._code(batch, "batch")
+        self.pair_names, self.pair, self.after = self._check_pairs(pair, step)
         self.covariates = self._check_covariates(covariates)
         self.size_factor, self.size_rule = self._check_size_factor(size_factor)
         self.aux = self._check_aux(aux)
@@ -416,6 +448,17 @@ class Data:
         names, codes = np.unique(row_labels(values, argument, self.rows), return_inverse=True)
         return [str(n) for n in names], codes.astype(np.int64)
 
+    def _check_pairs(self, pair: Any, step: Any) -> tuple[list[str], Array | None, Array]:
+        """Names of pairs, the code of each row's, and whether it is the one after."""
+        if pair is None:
+            if step is not None:
+                reject("step", "steps without pair", "None, or pair as well: the labels of pairs of rows")
+            return [], None, np.zeros(self.rows, dtype=bool)
+        found = row_pairs(pair, step, self.rows)
+        if step is None:
+            self.assumed["step"] = "the first row of a pair is before"
+        return found.names, found.code, found.after
+
     def _check_size_factor(self, size_factor: Any) -> tuple[Array | None, str | None]:
         """Size factors, and where they are from."""
         if size_factor is None:
@@ -487,7 +530,7 @@ class Data:
             if key not in TRUTH_KEYS:
                 reject("truth", f"{key!r}", f"any of {', '.join(TRUTH_KEYS)}")
             out[key] = value if key == "targets" else arrays.dense(value, f"truth[{key!r}]")
-        for key in ("z", "innovations", "component"):
+        for key in TRUTH_BY_ROW:
             if key in out and out[key].shape[0] != self.rows:
                 reject(f"truth[{key!r}]", f"{out[key].shape[0]} rows", f"one per row of x, {self.rows}")
         for key in ("mask", "loadings"):
@@ -505,16 +548,33 @@ class Data:
 
     def __repr__(self) -> str:
         kind = "counts" if self.counts else "floats"
+        pairs = "" if self.pair is None else f"; {int((self.partner[self.after] >= 0).sum())} pairs"
         known = "unknown" if self.targets is None else f"{len(self.targets)} listed"
         return (
             f"Data({self.name}: {self.rows} rows x {self.features} features, {kind}; "
-            f"{len(self.env_names)} environments, targets {known}; truth: {', '.join(self.truth) or 'none'}"
+            f"{len(self.env_names)} environments, targets {known}{pairs}; truth: {', '.join(self.truth) or 'none'}"
             f"{'; assumed unless told: ' * bool(self.assumed)}{', '.join(f'{k}={v}' for k, v in self.assumed.items())})"
         )
 
     @property
     def rows(self) -> int:
         return int(self.x.shape[0])
+
+    @property
+    def partner(self) -> Array:
+        """(data,) position of the other row of each row's pair; -1 where there is none."""
+        if self.pair is None:
+            return np.full(self.rows, -1)
+        own = 2 * self.pair + self.after
+        order = np.argsort(own, kind="stable")
+        place = order[np.minimum(np.searchsorted(own[order], own ^ 1), self.rows - 1)]
+        return np.where(own[place] == own ^ 1, place, -1)
+
+    def pair_labels(self) -> Array:
+        """(data,) the name of every row's pair. Needs pairs."""
+        if self.pair is None:
+            reject("pair", "None", "labels of pairs of rows")
+        return np.asarray(self.pair_names)[self.pair]
 
     @property
     def features(self) -> int:
@@ -560,9 +620,10 @@ class Data:
         part.x, part.env, part.batch = self.x[index], self.env[index], self.batch[index]
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
+        part.pair, part.after = None if self.pair is None else self.pair[index], self.after[index]
         part.row_names = None if self.row_names is None else self.row_names[index]
         part.covariates = {name: values[index] for name, values in self.covariates.items()}
-        part.truth = {k: v[index] if k in ("z", "innovations", "component") else v for k, v in self.truth.items()}
+        part.truth = {k: v[index] if k in TRUTH_BY_ROW else v for k, v in self.truth.items()}
         return part
 
     def in_units(self, units: Units | None) -> Data:
@@ -638,11 +699,13 @@ class Data:
     def held_out(self, fraction: float, seed: int, *, by_env: bool = True) -> np.ndarray:
         """(row,) whether a row is among the `fraction` held out, of each environment or regardless of them.
 
-        At least one row of each environment is not.
+        At least one row of each environment is not. Of a pair both rows are or neither, by the environments of both.
         """
         if not 0 < fraction < 1:
             reject("fraction", fraction, "a number strictly between 0 and 1")
         rng = np.random.default_rng(seed)
+        if self.pair is not None:
+            return self._pairs_held_out(fraction, rng, by_env)
         out = np.zeros(self.rows, dtype=bool)
         parts = range(len(self.env_names)) if by_env else [None]
         for e in parts:
@@ -653,10 +716,36 @@ class Data:
             out[rng.integers(self.rows)] = True
         return out
 
+    def _pairs_held_out(self, fraction: float, rng: np.random.Generator, by_env: bool) -> np.ndarray:
+        assert self.pair is not None
+        codes, first = np.unique(self.pair, return_index=True)
+        last = self.rows - 1 - np.unique(self.pair[::-1], return_index=True)[1]
+        if len(codes) < 2:
+            reject("pair", "one pair", "two or more, of which one can be held out")
+        low, high = np.sort([self.env[first], self.env[last]], axis=0)
+        kinds = low * len(self.env_names) + high if by_env else np.zeros(len(codes), dtype=int)
+        chosen = np.zeros(len(codes), dtype=bool)
+        for kind in np.unique(kinds):
+            own = np.flatnonzero(kinds == kind)
+            chosen[rng.permutation(own)[: min(round(fraction * own.size), own.size - 1)]] = True
+        if not chosen.any():
+            chosen[rng.integers(len(codes))] = True
+        return np.isin(self.pair, codes[chosen])
+
+    def spread(self, most: int) -> Array:
+        """Positions of about `most` rows, spread evenly over all of them, in their order; of a pair both or neither."""
+        if self.rows <= most:
+            return np.arange(self.rows)
+        if self.pair is None:
+            return np.unique(np.linspace(0, self.rows - 1, most).astype(int))
+        codes = pd.unique(self.pair)  # as they come
+        chosen = codes[np.unique(np.linspace(0, len(codes) - 1, max(1, most // 2)).astype(int))]
+        return np.flatnonzero(np.isin(self.pair, chosen))
+
     def some(self, cells: float, least: int) -> Data:
         """All rows, or rows spread evenly over them where x has more than `cells` entries; no fewer than `least`."""
         most = max(least, int(cells // self.features))
-        return self if self.rows <= most else self.rows_at(np.linspace(0, self.rows - 1, most).astype(int))
+        return self if self.rows <= most else self.rows_at(self.spread(most))
 
     @cached_property
     def moments(self) -> Moments:
@@ -711,6 +800,7 @@ class Data:
             total=self.rows,
             group=send(self.batch, torch.long),
             aux=None if self.aux is None else send(self.aux, dtype),
+            pair=None if self.pair is None else send(2 * self.pair + self.after, torch.long),
             moments=self.moments.to(device) if moments else None,
             kl_weight=torch.ones((), device=device),
             temperature=torch.full((), 0.1, device=device),

@@ -54,18 +54,21 @@ def from_frame(
     *,
     size_factor: str | None = None,
     batch: str | None = None,
+    pair: str | None = None,
+    step: str | None = None,
     adjust: str | Sequence[str] = (),
     name: str = "data",
 ) -> Data:
     """A `Data` from a table of one row per sample; every column not named here is a feature.
 
-    env, size_factor, batch: names of columns; adjust: those of covariates. control, counts: as in `Data`. size_factor
-    of counts: None = the first column of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" =
-    all rows alike. targets: a mapping environment -> latents or the path of a targets file. Raises InputError for
-    unknown columns and names the columns that are not numbers.
+    env, size_factor, batch, pair, step: names of columns; adjust: those of covariates. control, counts: as in `Data`.
+    size_factor of counts: None = the first column of `LIBRARY_SIZES` (these are no features), or else the sums of rows;
+    "none" = all rows alike. targets: a mapping environment -> latents or the path of a targets file. Raises InputError
+    for unknown columns and names the columns that are not numbers.
     """
     columns, adjust = [str(c) for c in df.columns], _several(adjust)
     named = {"env": env, "size_factor": None if size_factor == "none" else size_factor, "batch": batch}
+    named |= {"pair": pair, "step": step}
     for argument, column in [*named.items(), *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r}", f"one of {_some(columns)}")
@@ -96,6 +99,8 @@ def from_frame(
         counts=counts,
         size_factor=sizes,
         batch=None if batch is None else table[batch].to_numpy(),
+        pair=None if pair is None else table[pair].to_numpy(),
+        step=None if step is None else table[step].to_numpy(),
         covariates=table[adjust] if adjust else None,
         feature_names=list(genes.columns),
         row_names=list(table.index),
@@ -126,6 +131,8 @@ def from_anndata(
     layer: str | None = None,
     *,
     batch: str | None = None,
+    pair: str | None = None,
+    step: str | None = None,
     adjust: str | Sequence[str] = (),
     targets: Targets = None,
     counts: bool | None = None,
@@ -133,8 +140,8 @@ def from_anndata(
 ) -> Data:
     """A `Data` from an AnnData, in memory or backed: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
-    layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch:
-    columns of `adata.obs`, or None; adjust: those of covariates. control: as in `Data`; size_factor: as in
+    layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch,
+    pair, step: columns of `adata.obs`, or None; adjust: those of covariates. control: as in `Data`; size_factor: as in
     `from_frame`. counts: None = whether x
     holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
     error, as everywhere. Raises InputError for unknown columns, labels and layers.
@@ -144,6 +151,7 @@ def from_anndata(
             reject("adata", f"a {type(adata).__name__}", "an anndata.AnnData")
     columns, adjust = [str(c) for c in adata.obs.columns], _several(adjust)
     named = [("env", env), ("size_factor", None if size_factor == "none" else size_factor), ("batch", batch)]
+    named += [("pair", pair), ("step", step)]
     for argument, column in [*named, *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
@@ -159,6 +167,8 @@ def from_anndata(
         counts=whole or counts,
         size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
+        pair=None if pair is None else adata.obs[pair].to_numpy(dtype=object),
+        step=None if step is None else adata.obs[step].to_numpy(dtype=object),
         covariates=adata.obs[adjust] if adjust else None,
         feature_names=names,
         row_names=list(adata.obs_names),
@@ -260,17 +270,26 @@ def read_columns(path: str | Path, columns: Sequence[str], argument: str) -> lis
 
 
 def to_frame(data: Data) -> pd.DataFrame:
-    """A table of the features with the environments' names in a last column `env`; its index has the rows' names."""
+    """A table of the features with the environments' names in a last column `env`, and those of pairs and their steps
+    in `pair` and `step`; its index has the rows' names."""
     x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)
-    return pd.DataFrame(x, data.row_labels(), data.feature_names).assign(env=data.env_labels())
+    table = pd.DataFrame(x, data.row_labels(), data.feature_names)
+    return table.assign(env=data.env_labels(), **_pair_columns(data))
+
+
+def _pair_columns(data: Data) -> dict[str, np.ndarray]:
+    """Columns `pair` and `step` as they are read; none without pairs."""
+    if data.pair is None:
+        return {}
+    return {"pair": data.pair_labels(), "step": np.where(data.after, "after", "before")}
 
 
 def to_anndata(data: Data) -> Any:
-    """An AnnData with environments, batches and size factors in `obs`; what is known of z in `obsm["truth_z"]`."""
+    """An AnnData with environments, batches, pairs and sizes in `obs`; what is known of z in `obsm["truth_z"]`."""
     anndata = _bio("anndata", "an AnnData")
     names = data.row_labels().astype(str)
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
-    obs = obs.assign(**data.covariates)
+    obs = obs.assign(**_pair_columns(data), **data.covariates)
     if data.size_factor is not None:
         obs[LIBRARY_SIZES[0]] = data.size_factor
     var = pd.DataFrame(index=pd.Index(data.feature_names))
@@ -290,6 +309,8 @@ def read(
     *,
     size_factor: str | None = None,
     batch: str | None = None,
+    pair: str | None = None,
+    step: str | None = None,
     adjust: str | Sequence[str] = (),
     layer: str | None = None,
     where: str | Sequence[str] = (),
@@ -300,9 +321,9 @@ def read(
 ) -> Data:
     """Read a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file; arguments as in `from_frame` and `from_anndata`.
 
-    .npz: arrays x and, if wanted, env, size_factor, batch, aux, feature_names, aux_names, row_names, targets (a JSON
-    text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a header holds the
-    names of the rows, as the index of a parquet file and `obs_names` do.
+    .npz: arrays x and, if wanted, env, size_factor, batch, pair, step, aux, feature_names, aux_names, row_names,
+    targets (a JSON text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a
+    header holds the names of the rows, as the index of a parquet file and `obs_names` do.
 
     layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
     condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
@@ -330,7 +351,8 @@ def read(
     pick = Pick(_several(where), _several(drop), env, control, combine)
     found = read_targets(targets)
     name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
-    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "adjust": adjust, "name": name}
+    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "pair": pair, "step": step}
+    more |= {"adjust": adjust, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
@@ -352,7 +374,7 @@ def read(
     _, table, found = pick.rows(table, found)
     if index is not None:
         table = table.set_index(column_of(table, index, "index"))
-    told = (env, size_factor, batch, *_several(adjust))
+    told = (env, size_factor, batch, pair, step, *_several(adjust))
     columns = pick.columns(list(table), lambda: [c not in told and table[c].nunique(dropna=False) < 2 for c in table])
     return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
 
@@ -414,6 +436,7 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["row_names"] = data.row_names
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
+    arrays |= _pair_columns(data)
     arrays |= {COVARIATE + name: values for name, values in data.covariates.items()}
     for key, value in data.truth.items():
         arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
@@ -431,6 +454,8 @@ def _read_npz(
     *,
     size_factor: str | None,
     batch: str | None,
+    pair: str | None,
+    step: str | None,
     adjust: str | Sequence[str],
     name: str,
     pick: Pick,
@@ -442,10 +467,11 @@ def _read_npz(
             arrays = {"x": scipy.sparse.load_npz(path)}
     if size_factor == "none":
         arrays["size_factor"], size_factor = np.asarray("none"), None
-    columns = {"env": env or "env", "size_factor": size_factor or "size_factor", "batch": batch or "batch"}
-    for argument, (given, column) in zip(columns, zip((env, size_factor, batch), columns.values()), strict=True):
-        if given is not None and column not in arrays:
-            reject(argument, f"no array {column!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+    told = {"env": env, "size_factor": size_factor, "batch": batch, "pair": pair, "step": step}
+    columns = {argument: given or argument for argument, given in told.items()}
+    for argument, given in told.items():
+        if given is not None and given not in arrays:
+            reject(argument, f"no array {given!r} in {path.name}", f"one of {_some(sorted(arrays))}")
     covariates = {key.removeprefix(COVARIATE): key for key in arrays if key.startswith(COVARIATE)}
     for one in _several(adjust):
         if one not in arrays and one not in covariates:
@@ -481,6 +507,8 @@ def _read_npz(
         aux=arrays.get("aux"),
         size_factor=arrays.get(columns["size_factor"]),
         batch=arrays.get(columns.get("batch", "")),
+        pair=arrays.get(columns["pair"]),
+        step=arrays.get(columns["step"]),
         covariates={name: arrays[key] for name, key in covariates.items()} or None,
         truth=truth,
         name=name,

@@ -1,11 +1,12 @@
-"""Labels of environments and batches as users hold them, made plain: texts, none missing, no spaces around them."""
+"""Labels of environments, batches and pairs as users hold them, made plain: texts, none missing, no spaces around
+them."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from pyrocrl.errors import reject
 
 MISSING = ("", "nan", "NaN", "NaT", "<NA>")  # what pandas and numpy make of a missing label in an array of texts
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # netCDF and UTF-8 have no place for these
+STEPS = {"before": 0.0, "pre": 0.0, "after": 1.0, "post": 1.0}  # words for the two rows of a pair
 
 
 def row_labels(values: Any, argument: str, rows: int) -> np.ndarray:
@@ -48,6 +50,65 @@ def row_labels(values: Any, argument: str, rows: int) -> np.ndarray:
         reject(argument, found_labels, "a label for every row")
     check_texts(texts, argument)
     return np.asarray(stripped(texts, argument))[codes]
+
+
+class Pairs(NamedTuple):
+    """names (pair,) in the order in which they appear; of each row code (data,) of its pair, and whether it is the one
+    after, (data,)."""
+
+    names: list[str]
+    code: np.ndarray
+    after: np.ndarray
+
+
+def row_pairs(pair: Any, step: Any, rows: int) -> Pairs:
+    """Pairs of rows by their labels `pair` (data,), the row before and the one after.
+
+    step: (data,) numbers, or "before" and "after": the lower one of a pair is before; None = the one that comes first.
+    Raises InputError as `row_labels` does, for a pair of one row or of more than two, and for one whose rows have the
+    same step.
+    """
+    codes, names = pd.factorize(row_labels(pair, "pair", rows))
+    count = np.bincount(codes)
+    if (wrong := np.flatnonzero(count != 2)).size:
+        k, more = wrong[0], f" (and {wrong.size - 1} more pairs)" * (wrong.size > 1)
+        where = (
+            f"at row {np.argmax(codes == k)}" if count[k] == 1 else f"the third at row {np.flatnonzero(codes == k)[2]}"
+        )
+        what = "one row, without a partner" if count[k] == 1 else f"{count[k]} rows"
+        reject("pair", f"pair {str(names[k])!r} of {what}, {where}{more}", "two rows of each pair: before and after")
+    order = np.argsort(codes, kind="stable").reshape(-1, 2)  # of each pair, the row that comes first
+    if step is not None:
+        level = _steps(step, rows)
+        if (same := np.flatnonzero(level[order[:, 0]] == level[order[:, 1]])).size:
+            first, second = order[same[0]]
+            found = f"the same step for both rows of pair {str(names[same[0]])!r}, {first} and {second}"
+            reject("step", found, "a lower one for the row before than for the row after")
+        order = np.where((level[order[:, 0]] < level[order[:, 1]])[:, None], order, order[:, ::-1])
+    after = np.zeros(rows, dtype=bool)
+    after[order[:, 1]] = True
+    return Pairs([str(name) for name in names], codes.astype(np.int64), after)
+
+
+def _steps(step: Any, rows: int) -> np.ndarray:
+    """(data,) numbers that tell which row of a pair comes first."""
+    texts = row_labels(step, "step", rows)
+    found, codes = np.unique(texts, return_inverse=True)
+    levels = [_level(str(text)) for text in found]
+    odd = [str(text) for text, level in zip(found, levels, strict=True) if level is None]
+    if odd:
+        reject("step", repr(odd[0]), "finite numbers, or before and after")
+    return np.asarray(levels, dtype=np.float64)[codes]
+
+
+def _level(text: str) -> float | None:
+    if text.casefold() in STEPS:
+        return STEPS[text.casefold()]
+    try:
+        value = float({"True": "1", "False": "0"}.get(text, text))
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
 
 
 def stripped(texts: Iterable[str], argument: str) -> list[str]:

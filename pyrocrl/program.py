@@ -151,6 +151,19 @@ class Site:
     unit: int = 0
 
 
+@dataclass(frozen=True)
+class Partners:
+    """Of the rows after whose partners are here, (pair, latent) all: `below`, the distribution function of each
+    latent's noise given the row before and all other latents; `changed`, the probability that it was changed, as the
+    others say; `moved`, the size of its difference in units of the noise that is not shared; `before`, its noise in the
+    row before."""
+
+    below: Tensor
+    changed: Tensor
+    moved: Tensor
+    before: Tensor
+
+
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -309,6 +322,16 @@ class Program(nn.Module, metaclass=_InTurn):
     def targets_matrix(self) -> Tensor | None:
         """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
+
+    def row_targets(self, batch: Batch) -> Tensor | None:
+        """(rows, latent + 1) posterior probabilities that a latent, or in the last column none, was changed between the
+        row before and this one, or None."""
+        return None
+
+    def partners(self, batch: Batch) -> Partners:
+        """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
+        partners differ must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of pairs")
 
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
@@ -537,6 +560,13 @@ class Program(nn.Module, metaclass=_InTurn):
             found = f"{_some(list(data.covariates))}, which {self.card.name} does not read"
             reject("covariates", found, f"none{', or ' + taken if taken else ''}")
 
+    def check_pairs(self, data: Data) -> None:
+        """Raise InputError for rows without partners, where it needs those."""
+        if self.card.needs_pairs and data.pair is None:
+            reject(
+                "pair", "None", f"labels of pairs of rows, which {self.card.name} needs (in the shell --pair COLUMN)"
+            )
+
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
         if not self.compares_with_control or data.control is not None:
@@ -586,6 +616,7 @@ class Program(nn.Module, metaclass=_InTurn):
             reject("env", "one environment", "two or more")
         program.check_control(data)
         program.check_batches(data)
+        program.check_pairs(data)
         return program
 
     @classmethod

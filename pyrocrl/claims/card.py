@@ -77,6 +77,7 @@ CONDITIONS: dict[str, str] = {
     "not_collinear": "latents are not perfectly correlated",
     "own_features": "no latent's features are all among another's",
     "all_states": "all combinations of states occur",
+    "changed_in_pairs": "every latent is the one that changed in some pairs",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none
@@ -212,6 +213,7 @@ class ModelCard:
     settings: tuple[str, ...] = ()
     status: Status = "experimental"
     needs_env: bool = False
+    needs_pairs: bool = False
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
@@ -247,6 +249,8 @@ class ModelCard:
         facts.append(f"{self.values} latents")
         if self.needs_env:
             facts.append("needs environments")
+        if self.needs_pairs:
+            facts.append("needs pairs of rows")
         if self.targets:
             facts.append(f"targets: {', '.join(self.targets)}")
         claims = [claim.sentence() for claim in self.claims] or ["Nothing: this model makes no claim."]

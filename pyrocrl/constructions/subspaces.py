@@ -58,10 +58,11 @@ class Frame(NamedTuple):
 
 def frame(x: Tensor, observational: Tensor, latents: int, floor: float) -> Frame:
     """The principal subspace of rows x (rows, feature); observational: (rows,) bool, the rows about whose mean y is
-    white; floor: the least variance off the subspace, as a share of the largest."""
+    white; floor: the least variance off the subspace, as a share of the largest. Where there is nothing off it, tau is
+    1, which then means nothing."""
     natural = x[observational]
     found = principal(torch.cov(x.mT), lambda matrix: torch.cov((natural @ matrix.mT).mT), latents)
-    free = found.value[: x.shape[1] - latents].clamp_min(0).mean()
+    free = found.value[: x.shape[1] - latents].clamp_min(0).mean() if latents < x.shape[1] else found.value.new_ones(())
     tau = torch.maximum(free, floor * found.value[-1]).sqrt()
     return Frame(found.project, found.lift, found.log_jacobian, natural.mean(0), tau)
 

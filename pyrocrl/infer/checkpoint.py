@@ -83,6 +83,8 @@ def fingerprint(data: Data) -> str:
     x = x.toarray() if scipy.sparse.issparse(x) else np.asarray(x)
     out.update(np.ascontiguousarray(x, dtype=np.float64).tobytes())
     out.update(np.ascontiguousarray(data.env[rows]).tobytes())
+    if data.pair is not None:
+        out.update(np.ascontiguousarray(2 * data.pair[rows] + data.after[rows]).tobytes())
     return out.hexdigest()
 
 

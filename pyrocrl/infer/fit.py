@@ -94,6 +94,7 @@ def fit(
     program.check(data)
     program.check_control(data)
     program.check_batches(data)
+    program.check_pairs(data)
     data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT
@@ -343,6 +344,11 @@ class _Loop:
             # whole minibatches only: a short last one would be a noisier step than the others
             generator = torch.Generator().manual_seed(mix(self.seed, self.before + self.epoch, 11))
             order = torch.randperm(rows, generator=generator).to(self.device)
+            if self.train.pair is not None:  # partners side by side, and so in one minibatch
+                pair = np.unique(2 * self.train.pair + self.train.after, return_inverse=True)[1]
+                own = torch.as_tensor(pair, device=self.device)
+                order = (2 * order[own // 2] + own % 2).argsort()
+                size -= size % 2 * (size > 1)
         else:
             order = None
         steps = self.steps

@@ -63,7 +63,7 @@ class Fit:
         self.data, self.units = data, units
         if anchor is None:
             assert data is not None
-            rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, ANCHOR_ROWS)).astype(int))
+            rows = data.spread(ANCHOR_ROWS)
             anchor = self.chain_latents(data.rows_at(rows))
         self.anchor = anchor
 
@@ -220,6 +220,18 @@ class Fit:
         """(env, latent) probabilities that an environment intervenes on a latent, where the model infers them."""
         return self._average(Program.targets_matrix)
 
+    def row_targets(self, data: Data | None = None) -> np.ndarray | None:
+        """(data, latent + 1) probabilities that a latent, or in the last column none, was changed between the row
+        before and this one, averaged over the aligned chains by their weights; None where the model infers none."""
+        batch = self.batch_of(self._data(data))
+        with drawing(), torch.no_grad():
+            own = [v.double().cpu().numpy() for p in self.programs() if (v := p.row_targets(batch)) is not None]
+        if len(own) < self.chains.count:
+            return None
+        aligned = [a.act(v[:, :-1], {-1: 0}) for a, v in zip(self.alignments, own, strict=True)]
+        latents = np.einsum("c,cdl->dl", self.weights, np.stack(aligned))
+        return np.concatenate([latents, 1.0 - latents.sum(1, keepdims=True)], 1).clip(0.0, 1.0)
+
     def chain_values(self, name: str) -> np.ndarray | None:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
@@ -273,7 +285,7 @@ class Fit:
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
             thin = max(thin, -(-data.rows * data.features * total // MOST_READ))
-        rows = np.arange(0, data.rows, thin)
+        rows = np.arange(0, data.rows, thin) if data.pair is None else data.spread(-(-data.rows // thin))
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
@@ -326,6 +338,8 @@ class Fit:
             constant["row_env"] = (("row",), data.env_labels())
         if data.size_factor is not None:
             constant["size_factor"] = ("data", data.size_factor[rows])
+        if data.pair is not None:
+            constant |= {"pair": ("data", data.pair_labels()[rows]), "after": ("data", data.after[rows].astype(int))}
         known = {k: coords[k] for k in ("data", "latent")} | ({"row": labels} if thin > 1 else {})
         tree["constant_data"] = xr.Dataset(constant, coords=known)
         out = xr.DataTree.from_dict(tree)

@@ -20,7 +20,7 @@ HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
 def held_out_rows(program: Program, data: Data, fraction: float, seed: int) -> np.ndarray:
     """(row,) whether a fit keeps a row out: `fraction` of them, of each environment where the program knows those.
 
-    A model that does not look at environments must not have its rows chosen by them either.
+    A model that does not look at environments must not have its rows chosen by them either. Pairs stay together.
     """
     return data.held_out(min(fraction, HELD_OUT_ROWS / data.rows), seed, by_env=program.card.needs_env)
 
@@ -47,7 +47,9 @@ def row_objectives(chains: Chains, batch: Batch, seed: int) -> Tensor:
     step = max(1, EVAL_CELLS // (batch.x.shape[1] * chains.count))
     out = []
     with drawing(seed), torch.no_grad():
-        for start in range(0, len(batch), step):
-            part = batch.take(torch.arange(start, min(start + step, len(batch)), device=batch.device))
+        places = []
+        for rows in batch.parts(step):
+            part = batch.take(rows)
             out.append(torch.stack([chains.map(row_objective, part).double() for _ in range(HELD_OUT_DRAWS)]).mean(0))
-    return torch.cat(out, 1)
+            places.append(rows)
+    return torch.cat(out, 1)[:, torch.cat(places).argsort()]

@@ -33,6 +33,11 @@ SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
 MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
+PAIRED_ROWS = 10_000  # rows of pairs that a test of their differences looks at
+MIN_PAIRS = 20  # that it needs
+PROBABLY = 0.45  # probability below which a latent probably did not change in a pair
+EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
+UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
 DIFFERS = 2.0  # deviations from which a loading is taken to differ from 0
@@ -41,6 +46,7 @@ HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
+CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -461,6 +467,25 @@ def _times(rows: int, wrong: float) -> float:
     return float(rows * np.log(SURE / (1 - SURE)) / max(odds, 0.05))
 
 
+def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
+    """Whether every latent changes, and in as many pairs as tell it from its parents: the posterior leaves at most
+    `UNTOLD` of its variance open."""
+    chance = fit.row_targets(data)
+    if chance is None:
+        raise TypeError(f"{fit.program.card.name} claims pairs but has no `row_targets()`")
+    names, count = fit.names["latent"], chance[data.after, :-1].sum(0)
+    rows = data.rows_at(data.spread(TOLD_ROWS))
+    sd = fit.latents_sd(rows)
+    assert sd is not None
+    open_ = np.square(sd).mean(0) / np.maximum(fit.latents(rows).var(0), 1e-12)
+    few = np.flatnonzero((count < 2) | (open_ > UNTOLD))
+    if not few.size:
+        return None
+    said = ", ".join(f"{names[k]} changes in {count[k]:.0f} pairs" for k in few)
+    remedy = f"pairs in which {', '.join(names[k] for k in few)} changes"
+    return Lack(said, remedy, rows=0.0 if count.min() < 2 else data.rows * float(open_.max()) / UNTOLD)
+
+
 CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
@@ -477,6 +502,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
+    "changed_in_pairs": _changed_in_pairs,
 }
 
 
@@ -528,7 +554,7 @@ def _factors(fit: Fit, data: Data) -> Found | None:
         return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
-    rows = np.flatnonzero(free[data.env])[:MOST_ROWS]
+    rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
     x, batch = fit.batch_of(data.rows_at(rows)).x.double().cpu().numpy(), data.batch[rows]
     for one in np.unique(batch):
         x[batch == one] -= x[batch == one].mean(0)
@@ -602,6 +628,45 @@ def _left(fit: Fit, data: Data) -> Found | None:
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
 
 
+def _differences(fit: Fit, data: Data) -> Found | None:
+    """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
+    own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
+    other latents' changes; of any two their rank correlation; corrected for their number. Where they do not differ at
+    all, that is so."""
+    batch = fit.batch_of(data.rows_at(data.spread(PAIRED_ROWS)))
+    with drawing(), torch.no_grad():
+        found = fit.chains.chain(fit.reference).partners(batch)
+    below, changed, moved, before = (
+        v.double().cpu().numpy() for v in (found.below, found.changed, found.moved, found.before)
+    )
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    p: dict[str, float] = {}
+    clearly = [np.abs(below[changed[:, k] < CLEAR, k] - 0.5) for k in range(len(names))]
+    exact = np.array([len(own) >= MIN_PAIRS and (own < EXACT).all() for own in clearly])
+    for k, name in enumerate(names):
+        kept = changed[:, k] < PROBABLY
+        if exact[k] or len(kept) < 2 * MIN_PAIRS:
+            continue
+        if kept.sum() < MIN_PAIRS:  # though there are many pairs
+            p[f"{name}, which may have changed in all pairs"] = 0.0
+            continue
+        own, others = below[kept, k], np.delete(moved[kept], k, 1).max(1)
+        p[f"the law of {name}"] = stats.kstest(own, "uniform").pvalue
+        p[f"{name} and its noise before"] = stats.spearmanr(own, before[kept, k]).pvalue
+        p[f"{name} and the size of other changes"] = stats.spearmanr(np.abs(own - 0.5), others).pvalue
+        for m in range(k):
+            clear = (changed[:, [k, m]] < CLEAR).all(1)
+            if not exact[m] and clear.sum() >= MIN_PAIRS:
+                p[f"{names[m]} and {name}"] = stats.spearmanr(below[clear, k], below[clear, m]).pvalue
+    if not p:
+        return Found("differences of latents that did not change", 1.0, "there are none", "") if exact.all() else None
+    worst = min(p, key=lambda one: p[one])
+    remedy = "more latents; a nonlinear mixing; pairs in which one latent changes at a time, without noise of features"
+    return Found(
+        "differences of latents that did not change", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy
+    )
+
+
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -620,4 +685,5 @@ TESTS: dict[str, Test] = {
     "features": _features,
     "given_environment": _given_environment,
     "left": _left,
+    "differences": _differences,
 }

@@ -528,7 +528,7 @@ def rhat_after_alignment(fit: Fit, data: Data, chains: np.ndarray, seed: int = 0
     """
     if len(chains) < 2 or fit.program.group.mixes or fit.program.reads_innovations:
         return float("nan")
-    rows = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, RHAT_ROWS)).astype(int)))
+    rows = data.rows_at(data.spread(RHAT_ROWS))
     drawn = fit.posterior(RHAT_DRAWS, rows, predictive=False, thin=1, seed=seed)["posterior"]["z"].to_numpy()[chains]
     used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
     within = drawn.var(1, ddof=1).mean((0, 1))  # (latent,)
@@ -541,8 +541,7 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     """PSIS k-hat of the reference chain's guide (Yao 2018), for up to 100 rows' local latents or, for a model
     whose latents are integrated out, for its global sites: the median and the share above .7."""
     program = fit.chains.chain(fit.reference)
-    rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, KHAT_ROWS)).astype(int))
-    few = data.rows_at(rows) if program.uses_rows else data
+    few = data.rows_at(data.spread(KHAT_ROWS)) if program.uses_rows else data
     batch = fit.batch_of(few).annealed()
     out = []
     with drawing(mix(seed, 37)), torch.no_grad():

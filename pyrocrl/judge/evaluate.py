@@ -31,8 +31,8 @@ def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
     and graph are matched then. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right, ... each with
     its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 % interval,
     weight_covered of weight_total. targets_right: share of environments whose target, where it is not given, is the
-    true one. mse: mean squared error of the mean of x given the posterior-mean latents. Raises InputError where nothing
-    is known or shapes disagree.
+    true one; changes_right: of pairs of rows. mse: mean squared error of the mean of x given the posterior-mean
+    latents. Raises InputError where nothing is known or shapes disagree.
     """
     if not data.truth:
         reject("data", "no truth", "simulated data with truth (z, mask, graph, ...)")
@@ -69,6 +69,10 @@ def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
             covered = _weights_covered(fit, data, nodes, seed)
             out |= {"weight_covered": float(covered), "weight_total": float(total)}
             out["weight_coverage"] = covered / total if total else math.nan
+    changed = fit.row_targets(data) if "row_target" in truth and data.pair is not None else None
+    if changed is not None:
+        nodes = assignment if assignment is not None else np.arange(changed.shape[1] - 1)
+        out |= _changes_right(truth["row_target"][data.after].astype(int), changed[data.after], nodes)
     targets = fit.targets()
     if "targets" in truth and targets is not None and fit.program.target_mode != "known":
         nodes = assignment if assignment is not None else np.arange(targets.shape[1])
@@ -116,6 +120,14 @@ def _targets_right(truth: Any, probs: np.ndarray, envs: Sequence[str], nodes: np
         "targets_right": float(np.mean(right)),
         "targets_right_empty": float(np.mean(one_for_all, axis=1).max()),
     }
+
+
+def _changes_right(truth: np.ndarray, chance: np.ndarray, nodes: np.ndarray) -> dict[str, float]:
+    """Share of pairs whose most probable change, of a latent or of none, is the true one (pair,), -1 for none; and of
+    calling all by the most frequent one."""
+    called, place = chance.argmax(1), np.append(nodes, chance.shape[1] - 1)  # of true latents, and none
+    frequent = np.bincount(truth + 1).max() / len(truth)
+    return {"changes_right": float((called == place[truth]).mean()), "changes_right_empty": float(frequent)}
 
 
 def seen(data: Data) -> np.ndarray:

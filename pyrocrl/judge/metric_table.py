@@ -116,6 +116,7 @@ _TABLE = (
     Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
+    Metric("changes_right", "Pairs whose changed latent is right", "larger", 3, True, ("empty",), True),
     Metric("shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "empty"), headline=True),
     Metric("edge_tv", "Edge probabilities, total variation from exact", "smaller", figure=True),
     Metric("weight_sd_ratio", "Deviations of weights against exact", figure=True),

@@ -280,6 +280,22 @@ def modulated(
     return Data(x, labels, truth={"z": z}, name="modulated")
 
 
+def paired(seed: int, how: str = "", rows: int = 2000, **options: Any) -> Data:
+    """Pairs of rows, of which a latent changed between. how: "bent", x through a cubic; "exchanged", partners are those
+    of other pairs; "hidden", two of the latents are known."""
+    size = {"pairs": rows // 2, "latents": 3, "features": 6, "unshared": 0.02}
+    data = simulate.draw("brehmer2022_linear", seed, **size | options)
+    rng = np.random.default_rng([21, seed])
+    x, known = data.x / data.x.std(0), 2 if how == "hidden" else data.truth["z"].shape[1]
+    if how == "bent":
+        x = x + 0.3 * x**3
+    pair = np.array(data.pair)
+    if how == "exchanged":
+        pair[data.after] = rng.permutation(pair[data.after])
+    truth = {"z": data.truth["z"][:, :known], "graph": data.truth["graph"][:known, :known]}
+    return Data(x, pair=pair, step=data.after, truth=truth, name="paired")
+
+
 def drawn(setting: str, **options: Any) -> Callable[[int], Data]:
     return lambda seed: simulate.draw(setting, seed, **options)
 
@@ -577,6 +593,30 @@ def modulated_cases() -> list[Case]:
     ]
 
 
+def pair_cases() -> list[Case]:
+    model = "weakly_supervised_pairs"
+
+    def case(name: str, kind: str, breaks: str = "", how: str = "", **options: Any) -> Case:
+        return Case(f"{model}: {name}", model, kind, lambda seed: paired(seed, how, **options), {}, FEW, breaks=breaks)
+
+    alone, shared = (
+        "between a pair's rows one latent, or none, is cut from its parents and drawn anew",
+        "noise of all other latents is the same in both rows, but for a small part",
+    )
+    return [
+        case("one latent changes", "identified", rows=12_000),
+        case("noise without a part of its own", "identified", rows=12_000, unshared=0.0),
+        case("50 pairs", "small", rows=100),
+        case("a latent that never changes", "open", "changed_in_pairs", never=1),
+        case("a changed latent keeps its equation", "word", "perfect_interventions", kept=1.0),
+        case("two latents change in every pair", "misspecified", alone, together=2),
+        case("noise of features in every row", "misspecified", shared, measurement=0.2),
+        case("partners of other pairs", "misspecified", shared, "exchanged"),
+        case("features bent", "misspecified", "x is linear in the latents", "bent"),
+        case("two of three latents", "misspecified", "x is linear in the latents", "hidden"),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     every = (
@@ -591,6 +631,7 @@ def cases() -> list[Case]:
         mixture_cases,
         score_cases,
         modulated_cases,
+        pair_cases,
     )
     return [case for some in every for case in some()]
 
