@@ -293,6 +293,11 @@ class Program(nn.Module, metaclass=_InTurn):
         loadings. Independent between features; or None. Models whose claims need pure features must have it."""
         return None
 
+    def clusters_margin(self) -> Tensor | None:
+        """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
+        or None. Models whose claims need clusters that are apart must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""

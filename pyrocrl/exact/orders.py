@@ -181,14 +181,14 @@ def best_order(scores: Tensor) -> Tensor:
     return order
 
 
-def sample_dags(scores: Tensor) -> tuple[Tensor, Tensor]:
+def sample_dags(scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """One exact draw of (order, graph) for each batch entry of the table.
 
     (..., d, 2**d) -> order (..., d), parents first, and graph (..., parent, child) bool, acyclic by
-    construction. Randomness is torch's global generator through `torch.rand` (safe under vmap).
+    construction. Randomness is the generator's, or torch's global one: through `torch.rand`, safe under vmap.
     """
     tables = order_tables(scores)
-    order, parents = _walk_back(tables, categorical)
+    order, parents = _walk_back(tables, lambda logits: categorical(logits, generator))
     return order, _place(parents, order)
 
 

@@ -189,6 +189,39 @@ def _others_as_pure(fit: Fit, used: np.ndarray) -> Lack | None:
     return Lack(said, "sparser loadings, or more rows")
 
 
+def _pure_children(fit: Fit, data: Data) -> Lack | None:
+    """Three features of each latent in use, or two and another latent that it depends on, with the probability `SURE`:
+    of two alone any loadings of one product fit as well."""
+    mask, graph = fit.mask(), fit.graph()
+    if mask is None or graph is None:
+        raise TypeError(f"{fit.program.card.name} needs features of latents that depend on others: mask and graph")
+    names, used = fit.names["latent"], np.flatnonzero((mask > INCLUDED).any(0))
+    if not used.size:
+        return Lack("no latent is in use", "features that depend on latents")
+    alone = 1 - (graph + graph.T).max(0)  # of depending on no other
+    for k in used:
+        most = np.sort(mask[:, k])[::-1]
+        two, three = float(most[:2].prod()), float(most[:3].prod()) if len(most) > 2 else 0.0
+        wrong = 1 - max(three, two * (1 - float(alone[k])))
+        if wrong > 1 - SURE:
+            said = f"{names[k]} has two features of its own and depends on no other latent"
+            said = said if two > SURE else f"{names[k]} has fewer than two features of its own"
+            rows = _times(data.rows, wrong) if wrong < SURE else 0.0
+            return Lack(f"{said} (probability {wrong:.2g})", "three features of its own for each latent", rows=rows)
+    return None
+
+
+def _clusters_apart(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        margin = fit.chains.chain(fit.reference).clusters_margin()
+    if margin is None:
+        raise TypeError(f"{fit.program.card.name} needs clusters that are apart but has no `clusters_margin()`")
+    if float(margin) > EVIDENT:
+        return None
+    said = f"clusters with two merged or one split fit as well ({-float(margin):+.1f} nats of evidence)"
+    return Lack(said, "more features of each latent, or more rows", rows=2.0 * data.rows)
+
+
 def _not_collinear(fit: Fit, data: Data) -> Lack | None:
     used = np.flatnonzero(fit.in_use(fit.reference))
     if len(used) < 2:
@@ -466,6 +499,8 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "interventions_show": _interventions_show,
     "two_anchors": _two_anchors,
     "pure_features": _pure_features,
+    "pure_children": _pure_children,
+    "clusters_apart": _clusters_apart,
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "all_states": _all_states,
@@ -554,6 +589,18 @@ def _residuals(fit: Fit, data: Data) -> Found | None:
     return Found("correlations that the latents leave", min(1.0, p * len(found.rows)), f"least for {pair}", remedy)
 
 
+def _clusters(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of the covariance that clusters imply, correlations of latents free. Where noise and
+    latents' innovations are independent it holds of any law of these (Browne & Shapiro 1988)."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).implied()
+    if found is None or (ratio := goodness.likelihood_ratio(found)).freedom <= 0:
+        return None
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    remedy = "more latents; without the features that depend on two latents or on each other"
+    return Found("likelihood ratio of clusters of features", ratio.p, detail, remedy)
+
+
 def _features(fit: Fit, data: Data) -> Found | None:
     """Kolmogorov and Smirnov's test of every feature against its fitted law, corrected for their number."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -617,6 +664,7 @@ TESTS: dict[str, Test] = {
     "gaussian": _gaussian,
     "factors": _factors,
     "residuals": _residuals,
+    "clusters": _clusters,
     "features": _features,
     "given_environment": _given_environment,
     "left": _left,

@@ -210,6 +210,53 @@ class Skeleton(Study):
         return super().score(result, data) | ours
 
 
+class MeasuredGraph(Skeleton):
+    """Clusters of features and the graph of their latents, up to directions, and what is said of these.
+
+    clusters_exact: whether features are together exactly as they truly are; both_exact: and the latents joined so.
+    direction: mean over true edges that are found of the probability that they have the true direction, given that they
+    are there. varimax_clusters_exact: of the largest loadings of varimax factors, as many as there are;
+    joined_errors_greedy: of a greedy search by BIC over means of the true clusters' features.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import FactorAnalysis
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.lab.greedy import search
+
+        fitted, mask, graph = result.data, result.mask(), result.graph()
+        assert fitted is not None and mask is not None and graph is not None
+        own, true = data.truth["mask"].argmax(1), data.truth["graph"] > 0
+        together = own[:, None] == own
+        found = (mask > 0.5).astype(int)
+        out = super().score(result, data)
+        exact = bool(((found @ found.T > 0) == together).all())
+        _, nodes = metrics.mcc(data.truth["z"], result.latents(data), return_assignment=True)
+        graph = metrics.reorder_graph(graph, nodes)
+        joined = np.where(true, graph + graph.T, 0.0)
+        seen = joined > 0.5
+        x = (fitted.x - fitted.x.mean(0)) / fitted.x.std(0)
+        factors = FactorAnalysis(true.shape[0], rotation="varimax", max_iter=500, random_state=0).fit(x)
+        largest = np.abs(factors.components_).argmax(0)
+        means = (x * np.sign(data.truth["loadings"].sum(1))) @ (own[:, None] == np.arange(len(true)))
+        skeleton = search(Data(means))
+        wrong = np.triu((skeleton | skeleton.T) != (true | true.T)).sum()
+        return (
+            out
+            | {
+                "clusters_exact": float(exact),
+                "varimax_clusters_exact": float(((largest[:, None] == largest) == together).all()),
+                "both_exact": float(exact and out["skeleton_exact"] > 0),
+                "joined_errors_greedy": float(wrong),
+                "latents_found": float(found.any(0).sum()),
+                "latents_there": float(len(true)),
+                "count_exact": float(found.any(0).sum() == len(true)),
+            }
+            | ({"direction": float((graph[seen] / joined[seen]).mean())} if seen.any() else {})
+        )
+
+
 @dataclass(frozen=True)
 class ObservedGraph(Study):
     """A graph over observed variables up to what interventions tell, beside the empty graph and a greedy search.

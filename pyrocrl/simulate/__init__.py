@@ -41,6 +41,7 @@ SETTINGS: dict[str, str] = {
     "khemakhem2020": "segments",
     "bing2020": "factors",
     "sparse_fa": "factors",
+    "silva2006": "measurement",
 }
 
 
