@@ -293,6 +293,11 @@ class Program(nn.Module, metaclass=_InTurn):
         loadings. Independent between features; or None. Models whose claims need pure features must have it."""
         return None
 
+    def non_gaussian(self) -> Tensor | None:
+        """(latent,) probabilities that a latent's innovation, what parents do not give of it, is not normal, or None.
+        Models whose claims need innovations to tell directions must have it."""
+        return None
+
     def clusters_margin(self) -> Tensor | None:
         """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
         or None. Models whose claims need clusters that are apart must have it."""

@@ -57,6 +57,7 @@ CONDITIONS: dict[str, str] = {
     "pure_features": "every latent in use has two features that load on it all but alone",
     "pure_children": "every latent in use has three features of its own, or two if it depends on another",
     "clusters_apart": "no two latents fit as well as one, nor one as two",
+    "directions_shown": "v-structures or innovations that are not Gaussian tell all directions",
     "noise_told_apart": "without any one feature, the others hold two disjoint sets that fix all latents",
     "simple_structure": "for each latent, features that do not load on it fix all others, more than chance gives",
     "observational_environment": "one environment is observational",

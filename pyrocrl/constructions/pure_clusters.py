@@ -48,7 +48,7 @@ def pure_clusters(second: Floats, rows: int, latents: int, rate: float, start: F
         tried = [law.improved(law.fit(labels)) for labels in law.others(best, latents)]
         new = max(tried, key=lambda one: one.bic, default=best)
         if new.bic <= best.bic + ENOUGH:
-            best = law.fit(best.cluster, best, *LAST)
+            best = law.fit(best.cluster, None, *LAST)
             others = [best.bic - one.bic for one in tried if not _alike(one.cluster, best.cluster)]
             return best._replace(margin=min(others, default=np.inf))
         best = new
@@ -61,9 +61,9 @@ def _alike(one: Ints, other: Ints) -> bool:
 
 
 def _relabelled(cluster: Ints) -> Ints:
-    """Clusters of two features or more as 0, 1, ...; features of others depend on no latent."""
+    """Clusters of two features or more as 0, 1, ..., by their first; features of others depend on no latent."""
     out, count = np.full(len(cluster), NONE), 0
-    for k in np.unique(cluster[cluster != NONE]):
+    for k in dict.fromkeys(cluster[cluster != NONE].tolist()):
         own = cluster == k
         if own.sum() > 1:
             out[own] = count
@@ -179,8 +179,9 @@ class _Search:
                 vector = np.linalg.eigh(apart[np.ix_(members, members)] * np.outer(*2 * [np.sign(now.slope[members])]))
                 part = vector[1][:, -1] > 0
                 if 1 < part.sum() < len(members) - 1:
-                    out.append(cluster.copy())
-                    out[-1][members[part]] = count
+                    split = cluster.copy()
+                    split[members[part]] = count
+                    out.append(_relabelled(split))
         return out
 
 

@@ -37,7 +37,7 @@ NONE = -1  # cluster of features that depend on no latent
 SIZE = 0.25  # of the Wishart law: weights have twice the deviation of the noise, a priori
 GRID = np.linspace(-5.0, 4.0, 91)  # of log odds of an edge
 STEP = 0.3  # of the logarithm of a latent's unit
-BURN, KEPT = 40, 120  # sweeps
+BURN, KEPT = 30, 100  # sweeps
 
 
 class Measured(NamedTuple):

@@ -162,6 +162,18 @@ def log_partition(scores: Tensor) -> Tensor:
     return order_tables(scores).prefix[..., -1]
 
 
+def only(graph: Tensor) -> Tensor:
+    """(node, 2**node) scores that allow one graph (parent, child) alone: 0 of its own parents, -inf of others."""
+    shape = (len(graph), 2 ** len(graph))
+    closed = torch.full(shape, -torch.inf, dtype=torch.float64, device=graph.device)
+    return closed.scatter(1, parent_sets(graph)[:, None], 0.0)
+
+
+def log_orders(graph: Tensor) -> Tensor:
+    """() logarithm of the number of orders that a graph (parent, child) fits."""
+    return log_partition(only(graph))
+
+
 def parent_set_probabilities(scores: Tensor) -> Tensor:
     """Posterior (..., d, 2**d) of every node's parent set: the gradient of `log_partition`."""
     grad: Tensor = torch.func.grad(lambda s: log_partition(s).sum())(scores)

@@ -477,6 +477,24 @@ def _nonlinear(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "shifts of one of the two, or mechanism='linear', which claims what is left")
 
 
+def _directions_shown(fit: Fit, data: Data) -> Lack | None:
+    """Edges surely there whose direction is open, of latents whose innovations may both be normal."""
+    graph = fit.graph()
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).non_gaussian()
+    if graph is None or found is None:
+        raise TypeError(f"{fit.program.card.name} needs innovations that tell directions but has no `non_gaussian()`")
+    mixed = np.zeros(len(graph))
+    places = fit.alignments[fit.reference].places
+    mixed[places[places >= 0]] = found.double().cpu().numpy()[places >= 0]
+    names = fit.names["latent"]
+    turning = [f"{names[i]} - {names[j]}" for i, j in open_directions(graph) if max(mixed[i], mixed[j]) < SURE]
+    if not turning:
+        return None
+    said = f"{', '.join(turning)} may be turned: innovations of both may be Gaussian, and no v-structure tells"
+    return Lack(said, "innovations='gaussian', which claims what is left, or more rows")
+
+
 def open_directions(graph: np.ndarray) -> list[tuple[int, int]]:
     """Pairs that are joined with the probability `SURE` while each direction has more than 1 - `SURE`."""
     nodes = range(len(graph))
@@ -512,6 +530,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
+    "directions_shown": _directions_shown,
 }
 
 

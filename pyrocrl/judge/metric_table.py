@@ -166,6 +166,7 @@ _TABLE = (
     ),
     Metric("both_exact", "Clusters and joined latents all right", "larger", 2, figure=True, worst=False),
     Metric("direction", "Probability of the true direction of an edge", None, 2, figure=True),
+    Metric("direction_least", "... of the least probable one", None, 2),
     # predictions, in standard deviations of features
     Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
     Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),

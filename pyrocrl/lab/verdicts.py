@@ -549,7 +549,10 @@ def cluster_cases() -> list[Case]:
         open: Sequence[str] = ("graph",),
         **given: Any,
     ) -> Case:
-        told, names = {"latents": 5, **given}, "two features of its own" if kind == "word" else "interventions"
+        told, names = (
+            {"latents": 5, "innovations": "gaussian", **given},
+            "two features of its own" if kind == "word" else "interventions",
+        )
         names = breaks if kind == "word" and breaks else names
         return Case(f"{CLUSTERS}: {name}", CLUSTERS, kind, draw, told, FEW, tuple(open), names, breaks)
 
@@ -561,6 +564,9 @@ def cluster_cases() -> list[Case]:
         case("two features each", "identified", lambda s: measured(s, (2, 2, 2))),
         case("Laplace", "identified", drawn("silva2006", law="laplace", rows=4000)),
         case("uniform", "identified", drawn("silva2006", law="uniform", rows=4000)),
+        case("Laplace, directions", "identified", drawn("silva2006", law="laplace", rows=4000), innovations="any"),
+        case("uniform, directions", "identified", drawn("silva2006", law="uniform", rows=4000), innovations="any"),
+        case("Gaussian, directions", "open", measured, "directions_shown", innovations="any"),
         case("three features each, 60 rows", "small", lambda s: measured(s, rows=60)),
         case(
             "two features each, latents apart",
