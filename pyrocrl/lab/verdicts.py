@@ -226,12 +226,13 @@ def measured(
     paired: bool = False,
     hidden: bool = False,
     cancelling: bool = False,
+    heavy: bool = False,
 ) -> Data:
     """Latents 0 -> 1 -> 2 with so many features of their own each.
 
     apart: no latent depends on another; mixed: a feature of the first depends on the last as well; paired: features of
     the first and the last share noise; hidden: something acts on the first and the last, and nothing on the second;
-    cancelling: the first acts on the last against what it does by way of the second.
+    cancelling: the first acts on the last against what it does by way of the second; heavy: noise is large and Laplace.
     """
     rng = np.random.default_rng([21, seed])
     d = len(own)
@@ -246,6 +247,8 @@ def measured(
     mask = np.repeat(np.eye(d), own, axis=0)
     loadings = mask * (rng.uniform(0.8, 1.5, len(mask)) * rng.choice([-1, 1], len(mask)))[:, None]
     noise = 0.6 * rng.standard_normal((rows, len(mask)))
+    if heavy:
+        noise = rng.laplace(size=noise.shape)
     if mixed:
         loadings[0, -1] = mask[0, -1] = 1.0
     if paired:
@@ -578,6 +581,13 @@ def cluster_cases() -> list[Case]:
         case("one feature alone of the last latent", "word", lambda s: measured(s, (3, 3, 1)), own, every),
         case("something unobserved", "word", lambda s: measured(s, hidden=True), equations),
         case("ways that cancel", "word", lambda s: measured(s, cancelling=True), faithful),
+        case(
+            "heavy noise, directions",
+            "word",
+            lambda s: measured(s, heavy=True),
+            "noise of features is Gaussian",
+            innovations="any",
+        ),
         case("a feature of two latents", "misspecified", lambda s: measured(s, mixed=True), pure),
         case("two features that share noise", "misspecified", lambda s: measured(s, paired=True), pure),
         case("two of three latents", "misspecified", measured, pure, latents=2),
