@@ -27,9 +27,10 @@ def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
     return torch.randn(distribution._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
 
 
-def categorical(logits: Tensor) -> Tensor:
+def categorical(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """An index (...) along the last dimension, drawn with the probabilities softmax(logits), by Gumbel's trick."""
-    uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
+    drawn = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+    uniform = drawn.clamp_min(torch.finfo(logits.dtype).tiny)
     return (logits - (-uniform.log()).log()).argmax(-1)
 
 

@@ -306,6 +306,16 @@ class Program(nn.Module, metaclass=_InTurn):
         loadings. Independent between features; or None. Models whose claims need pure features must have it."""
         return None
 
+    def non_gaussian(self) -> Tensor | None:
+        """(latent,) probabilities that a latent's innovation, what parents do not give of it, is not normal, or None.
+        Models whose claims need innovations to tell directions must have it."""
+        return None
+
+    def clusters_margin(self) -> Tensor | None:
+        """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
+        or None. Models whose claims need clusters that are apart must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""

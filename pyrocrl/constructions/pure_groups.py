@@ -40,7 +40,7 @@ def factors_shown(correlation: Floats, rows: int) -> int:
 
 def pure_groups(correlation: Floats, latents: int) -> Start:
     """Latents at groups of features with proportional loadings, from a correlation matrix (feature, feature)."""
-    loadings, variance = _factors(correlation, latents)
+    loadings, variance = principal_factors(correlation, latents)
     loadings = loadings @ varimax(loadings, normalise=False)
     direction = loadings / np.maximum(np.linalg.norm(loadings, axis=1, keepdims=True), 1e-9)
     axes = np.eye(latents)
@@ -63,7 +63,7 @@ def _length(loadings: Floats, axes: Floats) -> float:
     return float(np.abs(loadings @ np.linalg.inv(axes)).sum()) if np.linalg.cond(axes) < STEEP else np.inf
 
 
-def _factors(correlation: Floats, latents: int) -> tuple[Floats, Floats]:
+def principal_factors(correlation: Floats, latents: int) -> tuple[Floats, Floats]:
     """Loadings and variances of features' own, by principal factors of the weighted correlations, iterated."""
     variance = 0.5 * np.ones(len(correlation))
     for _ in range(ROUNDS):

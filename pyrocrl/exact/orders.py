@@ -162,6 +162,18 @@ def log_partition(scores: Tensor) -> Tensor:
     return order_tables(scores).prefix[..., -1]
 
 
+def only(graph: Tensor) -> Tensor:
+    """(node, 2**node) scores that allow one graph (parent, child) alone: 0 of its own parents, -inf of others."""
+    shape = (len(graph), 2 ** len(graph))
+    closed = torch.full(shape, -torch.inf, dtype=torch.float64, device=graph.device)
+    return closed.scatter(1, parent_sets(graph)[:, None], 0.0)
+
+
+def log_orders(graph: Tensor) -> Tensor:
+    """() logarithm of the number of orders that a graph (parent, child) fits."""
+    return log_partition(only(graph))
+
+
 def parent_set_probabilities(scores: Tensor) -> Tensor:
     """Posterior (..., d, 2**d) of every node's parent set: the gradient of `log_partition`."""
     grad: Tensor = torch.func.grad(lambda s: log_partition(s).sum())(scores)
@@ -181,14 +193,14 @@ def best_order(scores: Tensor) -> Tensor:
     return order
 
 
-def sample_dags(scores: Tensor) -> tuple[Tensor, Tensor]:
+def sample_dags(scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """One exact draw of (order, graph) for each batch entry of the table.
 
     (..., d, 2**d) -> order (..., d), parents first, and graph (..., parent, child) bool, acyclic by
-    construction. Randomness is torch's global generator through `torch.rand` (safe under vmap).
+    construction. Randomness is the generator's, or torch's global one: through `torch.rand`, safe under vmap.
     """
     tables = order_tables(scores)
-    order, parents = _walk_back(tables, categorical)
+    order, parents = _walk_back(tables, lambda logits: categorical(logits, generator))
     return order, _place(parents, order)
 
 

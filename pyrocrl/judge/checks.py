@@ -195,6 +195,39 @@ def _others_as_pure(fit: Fit, used: np.ndarray) -> Lack | None:
     return Lack(said, "sparser loadings, or more rows")
 
 
+def _pure_children(fit: Fit, data: Data) -> Lack | None:
+    """Three features of each latent in use, or two and another latent that it depends on, with the probability `SURE`:
+    of two alone any loadings of one product fit as well."""
+    mask, graph = fit.mask(), fit.graph()
+    if mask is None or graph is None:
+        raise TypeError(f"{fit.program.card.name} needs features of latents that depend on others: mask and graph")
+    names, used = fit.names["latent"], np.flatnonzero((mask > INCLUDED).any(0))
+    if not used.size:
+        return Lack("no latent is in use", "features that depend on latents")
+    alone = 1 - (graph + graph.T).max(0)  # of depending on no other
+    for k in used:
+        most = np.sort(mask[:, k])[::-1]
+        two, three = float(most[:2].prod()), float(most[:3].prod()) if len(most) > 2 else 0.0
+        wrong = 1 - max(three, two * (1 - float(alone[k])))
+        if wrong > 1 - SURE:
+            said = f"{names[k]} has two features of its own and depends on no other latent"
+            said = said if two > SURE else f"{names[k]} has fewer than two features of its own"
+            rows = _times(data.rows, wrong) if wrong < SURE else 0.0
+            return Lack(f"{said} (probability {wrong:.2g})", "three features of its own for each latent", rows=rows)
+    return None
+
+
+def _clusters_apart(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        margin = fit.chains.chain(fit.reference).clusters_margin()
+    if margin is None:
+        raise TypeError(f"{fit.program.card.name} needs clusters that are apart but has no `clusters_margin()`")
+    if float(margin) > EVIDENT:
+        return None
+    said = f"clusters with two merged or one split fit as well ({-float(margin):+.1f} nats of evidence)"
+    return Lack(said, "more features of each latent, or more rows", rows=2.0 * data.rows)
+
+
 def _not_collinear(fit: Fit, data: Data) -> Lack | None:
     used = np.flatnonzero(fit.in_use(fit.reference))
     if len(used) < 2:
@@ -450,6 +483,24 @@ def _nonlinear(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "shifts of one of the two, or mechanism='linear', which claims what is left")
 
 
+def _directions_shown(fit: Fit, data: Data) -> Lack | None:
+    """Edges surely there whose direction is open, of latents whose innovations may both be normal."""
+    graph = fit.graph()
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).non_gaussian()
+    if graph is None or found is None:
+        raise TypeError(f"{fit.program.card.name} needs innovations that tell directions but has no `non_gaussian()`")
+    mixed = np.zeros(len(graph))
+    places = fit.alignments[fit.reference].places
+    mixed[places[places >= 0]] = found.double().cpu().numpy()[places >= 0]
+    names = fit.names["latent"]
+    turning = [f"{names[i]} - {names[j]}" for i, j in open_directions(graph) if max(mixed[i], mixed[j]) < SURE]
+    if not turning:
+        return None
+    said = f"{', '.join(turning)} may be turned: innovations of both may be Gaussian, and no v-structure tells"
+    return Lack(said, "innovations='gaussian', which claims what is left, or more rows")
+
+
 def open_directions(graph: np.ndarray) -> list[tuple[int, int]]:
     """Pairs that are joined with the probability `SURE` while each direction has more than 1 - `SURE`."""
     nodes = range(len(graph))
@@ -491,6 +542,8 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "interventions_show": _interventions_show,
     "two_anchors": _two_anchors,
     "pure_features": _pure_features,
+    "pure_children": _pure_children,
+    "clusters_apart": _clusters_apart,
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "all_states": _all_states,
@@ -503,7 +556,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
     "changed_in_pairs": _changed_in_pairs,
-}
+    "directions_shown": _directions_shown,}
 
 
 # -- tests of the fit against the data -------------------------------------------------------------------------
@@ -578,6 +631,18 @@ def _residuals(fit: Fit, data: Data) -> Found | None:
     pair = " and ".join(data.feature_names[j] for j in worst)
     remedy = "more latents; loadings that were shut; features that are copies of each other"
     return Found("correlations that the latents leave", min(1.0, p * len(found.rows)), f"least for {pair}", remedy)
+
+
+def _clusters(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of the covariance that clusters imply, correlations of latents free. Where noise and
+    latents' innovations are independent it holds of any law of these (Browne & Shapiro 1988)."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).implied()
+    if found is None or (ratio := goodness.likelihood_ratio(found)).freedom <= 0:
+        return None
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    remedy = "more latents; without the features that depend on two latents or on each other"
+    return Found("likelihood ratio of clusters of features", ratio.p, detail, remedy)
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -682,6 +747,7 @@ TESTS: dict[str, Test] = {
     "gaussian": _gaussian,
     "factors": _factors,
     "residuals": _residuals,
+    "clusters": _clusters,
     "features": _features,
     "given_environment": _given_environment,
     "left": _left,

@@ -211,6 +211,61 @@ class Skeleton(Study):
 
 
 @dataclass(frozen=True)
+class MeasuredGraph(Study):
+    """Clusters of features and the graph of their latents, up to directions, and what is said of these.
+
+    clusters_exact: whether features are together exactly as they truly are; both_exact: and the latents joined so.
+    direction: mean over true edges that are found of the probability that they have the true direction, given that they
+    are there. varimax_clusters_exact: of the largest loadings of varimax factors, as many as there are;
+    joined_errors_greedy: of a greedy search by BIC over means of the true clusters' features.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import FactorAnalysis
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.lab.greedy import search
+
+        fitted, mask, graph = result.data, result.mask(), result.graph()
+        assert fitted is not None and mask is not None and graph is not None
+        own, true, latents = data.truth["mask"].argmax(1), data.truth["graph"] > 0, data.truth["z"].shape[1]
+        together, found = own[:, None] == own, (mask > 0.5).astype(int)
+        exact = bool(((found @ found.T > 0) == together).all())
+        score, nodes = metrics.mcc(data.truth["z"], result.latents(data), return_assignment=True)
+        graph = metrics.reorder_graph(graph, nodes)
+        joined = graph + graph.T
+        wrong = float(np.triu((joined > 0.5) != (true | true.T)).sum())
+        seen = true & (joined > 0.5)
+        x = (fitted.x - fitted.x.mean(0)) / fitted.x.std(0)
+        factors = FactorAnalysis(latents, rotation="varimax", max_iter=500, random_state=0).fit(x)
+        largest = np.abs(factors.components_).argmax(0)
+        means = (x * np.sign(data.truth["loadings"].sum(1))) @ (own[:, None] == np.arange(latents))
+        skeleton = search(Data(means))
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "varimax_mcc": metrics.mcc(
+                data.truth["z"], factors.transform((data.x - fitted.x.mean(0)) / fitted.x.std(0))
+            ),
+            "mask_f1": metrics.mask_scores(data.truth["mask"], mask, permutation=nodes)["f1"],
+            "joined_errors": wrong,
+            "joined_errors_empty": float(true.sum()),
+            "joined_errors_greedy": float(np.triu((skeleton | skeleton.T) != (true | true.T)).sum()),
+            "skeleton_exact": float(wrong == 0),
+            "clusters_exact": float(exact),
+            "varimax_clusters_exact": float(((largest[:, None] == largest) == together).all()),
+            "both_exact": float(exact and wrong == 0),
+            "latents_found": float(found.any(0).sum()),
+            "latents_there": float(latents),
+            "count_exact": float(found.any(0).sum() == latents),
+        }
+        if seen.any():
+            each = graph[seen] / joined[seen]
+            out |= {"direction": float(each.mean()), "direction_least": float(each.min())}
+        return out
+
+
+@dataclass(frozen=True)
 class ObservedGraph(Study):
     """A graph over observed variables up to what interventions tell, beside the empty graph and a greedy search.
 

@@ -216,6 +216,47 @@ def factors(seed: int, masks: Sequence[Sequence[int]], rows: int = 500, correlat
     return Data(z @ loadings.T + 0.4 * rng.standard_normal((rows, len(mask))), truth={"z": z, "mask": mask})
 
 
+def measured(
+    seed: int,
+    own: Sequence[int] = (3, 3, 3),
+    rows: int = 4000,
+    *,
+    apart: bool = False,
+    mixed: bool = False,
+    paired: bool = False,
+    hidden: bool = False,
+    cancelling: bool = False,
+    heavy: bool = False,
+) -> Data:
+    """Latents 0 -> 1 -> 2 with so many features of their own each.
+
+    apart: no latent depends on another; mixed: a feature of the first depends on the last as well; paired: features of
+    the first and the last share noise; hidden: something acts on the first and the last, and nothing on the second;
+    cancelling: the first acts on the last against what it does by way of the second; heavy: noise is large and Laplace.
+    """
+    rng = np.random.default_rng([21, seed])
+    d = len(own)
+    weight = np.zeros((d, d)) if apart else np.diag(rng.choice([-1, 1], d - 1) * rng.uniform(0.7, 1.2, d - 1), 1)
+    e = rng.standard_normal((rows, d))
+    if hidden:
+        weight[:] = 0.0
+        e[:, [0, -1]] += 1.2 * rng.standard_normal((rows, 1))
+    if cancelling:
+        weight[0, -1] = -weight[0, 1] * weight[1, -1]
+    z = e @ np.linalg.inv(np.eye(d) - weight)
+    mask = np.repeat(np.eye(d), own, axis=0)
+    loadings = mask * (rng.uniform(0.8, 1.5, len(mask)) * rng.choice([-1, 1], len(mask)))[:, None]
+    noise = 0.6 * rng.standard_normal((rows, len(mask)))
+    if heavy:
+        noise = rng.laplace(size=noise.shape)
+    if mixed:
+        loadings[0, -1] = mask[0, -1] = 1.0
+    if paired:
+        noise[:, [0, -1]] += 0.6 * rng.standard_normal((rows, 1))
+    truth = {"z": z, "mask": mask, "graph": (weight != 0).astype(int)}
+    return Data(z @ loadings.T + noise, truth=truth, name="measured")
+
+
 def held(seed: int, environments: Sequence[tuple[int, ...]], rows: int = 300, moved: bool = False) -> Data:
     """Two latents behind a polynomial, environments that hold some of them (moved: that only shift them)."""
     rng = np.random.default_rng([18, seed])
@@ -308,6 +349,7 @@ def world(*args: Any, **options: Any) -> Callable[[int], Data]:
 
 FEW = {"chains": 2}
 LINEAR, SHIFTS, UNKNOWN = "linear_sem_lin", "mechanism_shift", "unknown_targets"
+CLUSTERS = "linear_latent_sem"
 HARD, SOFT, SHIFT, VARIANCE = each("perfect"), each("soft"), each("shift"), each("variance")
 APART = [[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]]
 WITHIN, ALL = [[1, 1]] * 3 + [[0, 1]] * 3, [[1, 1]] * 6
@@ -517,6 +559,57 @@ def loading_cases() -> list[Case]:
     ]
 
 
+def cluster_cases() -> list[Case]:
+    def case(
+        name: str,
+        kind: str,
+        draw: Callable[[int], Data],
+        breaks: str = "",
+        open: Sequence[str] = ("graph",),
+        **given: Any,
+    ) -> Case:
+        told, names = (
+            {"latents": 5, "innovations": "gaussian", **given},
+            "two features of its own" if kind == "word" else "interventions",
+        )
+        names = breaks if kind == "word" and breaks else names
+        return Case(f"{CLUSTERS}: {name}", CLUSTERS, kind, draw, told, FEW, tuple(open), names, breaks)
+
+    pure, own = "each feature depends linearly on one latent alone", "every latent has two features of its own"
+    equations = "latents follow linear equations without cycles, and nothing unobserved acts on two of them"
+    faithful, every = "independences are those that the graph asks for (faithfulness)", ("latents", "mask", "graph")
+    return [
+        case("three features each", "identified", measured),
+        case("two features each", "identified", lambda s: measured(s, (2, 2, 2))),
+        case("Laplace", "identified", drawn("silva2006", law="laplace", rows=4000)),
+        case("uniform", "identified", drawn("silva2006", law="uniform", rows=4000)),
+        case("Laplace, directions", "identified", drawn("silva2006", law="laplace", rows=4000), innovations="any"),
+        case("uniform, directions", "identified", drawn("silva2006", law="uniform", rows=4000), innovations="any"),
+        case("Gaussian, directions", "open", measured, "directions_shown", innovations="any"),
+        case("three features each, 60 rows", "small", lambda s: measured(s, rows=60)),
+        case(
+            "two features each, latents apart",
+            "open",
+            lambda s: measured(s, (2, 2, 2), apart=True),
+            "pure_children",
+            every,
+        ),
+        case("one feature alone of the last latent", "word", lambda s: measured(s, (3, 3, 1)), own, every),
+        case("something unobserved", "word", lambda s: measured(s, hidden=True), equations),
+        case("ways that cancel", "word", lambda s: measured(s, cancelling=True), faithful),
+        case(
+            "heavy noise, directions",
+            "word",
+            lambda s: measured(s, heavy=True),
+            "noise of features is Gaussian",
+            innovations="any",
+        ),
+        case("a feature of two latents", "misspecified", lambda s: measured(s, mixed=True), pure),
+        case("two features that share noise", "misspecified", lambda s: measured(s, paired=True), pure),
+        case("two of three latents", "misspecified", measured, pure, latents=2),
+    ]
+
+
 def held_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
         return Case(f"do_polynomial: {name}", "do_polynomial", kind, draw, options, {"chains": 2}, breaks=breaks)
@@ -627,6 +720,7 @@ def cases() -> list[Case]:
         triangular_cases,
         loading_cases,
         pure_cases,
+        cluster_cases,
         held_cases,
         mixture_cases,
         score_cases,
@@ -664,14 +758,16 @@ def judged(case: Case, seed: int, result: Fit, data: Data) -> dict[str, Any]:
 
 def estimated(result: Fit, data: Data) -> dict[str, float]:
     """Latents', graph's and mask's scores against the truth, where it is of as many latents."""
-    z, mask = result.latents(data), result.mask()
-    if mask is not None and result.graph() is None:  # more may be offered than are there
+    z, mask, graph = result.latents(data), result.mask(), result.graph()
+    if mask is not None and (
+        graph is None or z.shape[1] > data.truth["z"].shape[1]
+    ):  # more may be offered than are there
         used = (mask > INCLUDED).any(0)
-        z, mask = z[:, used], mask[:, used]
+        z, mask, graph = z[:, used], mask[:, used], None if graph is None else graph[np.ix_(used, used)]
     if z.shape != data.truth["z"].shape:
         return {}
     score, nodes = mcc(data.truth["z"], z, return_assignment=True)
-    out, graph = {"mcc": float(score)}, result.graph()
+    out = {"mcc": float(score)}
     if graph is not None and "graph" in data.truth and min(nodes) >= 0:
         found: Array = reorder_graph(graph, nodes)
         true: Array = data.truth["graph"] > 0

@@ -1,12 +1,14 @@
-"""Binary latents measured by features of their own, under interventions whose targets are not told."""
+"""Latents measured by features of their own: binary ones under interventions, and ones of linear equations."""
 
 from __future__ import annotations
+
+from typing import Annotated, Literal
 
 import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
-from pyrocrl.options import Seed
+from pyrocrl.options import Bounds, Positive, Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -83,3 +85,46 @@ def _states(
             probability = np.full(rows, rng.uniform(0.3, 0.7))
         z[:, k] = rng.random(rows) < probability
     return z
+
+
+def silva2006(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 1000,
+    latents: Annotated[int, Bounds(2)] = 3,
+    children: Annotated[int, Bounds(1)] = 3,
+    graph: Literal["chain", "random"] = "chain",
+    law: Literal["gaussian", "laplace", "uniform"] = "gaussian",
+    noise: Positive = 0.3,
+) -> Data:
+    """Latents of linear equations, each with features of its own, as Silva et al. (2006) have it.
+
+        z_k = sum_j w_jk z_j + e_k,  |w_jk| ~ U(.5, 1.5) of random sign, scaled to unit variance      (data, latent)
+        x_j = l_j z_c(j) + noise u_j,  |l_j| ~ U(.8, 1.5) of random sign                              (data, feature)
+
+    e and u are of unit variance before scaling, all of the `law`. Latents are a chain or of a random graph in which
+    half of the pairs are joined, in random order; each has `children` features, in random order as well. Truth: z,
+    mask, loadings, graph, weight.
+    """
+    rng = np.random.default_rng([2006, seed])
+    order = rng.permutation(latents)
+    any_two = np.triu(rng.random((latents, latents)) < 0.5, 1).astype(float)
+    upper = np.eye(latents, k=1) if graph == "chain" else any_two
+    weight = np.zeros((latents, latents))
+    weight[np.ix_(order, order)] = upper * rng.uniform(0.5, 1.5, upper.shape) * rng.choice([-1, 1], upper.shape)
+
+    def drawn(*shape: int) -> np.ndarray:
+        if law == "gaussian":
+            return rng.standard_normal(shape)
+        return rng.laplace(size=shape) / 2**0.5 if law == "laplace" else rng.uniform(-(3**0.5), 3**0.5, shape)
+
+    total = np.linalg.inv(np.eye(latents) - weight)  # (from, to)
+    covariance = total.T @ total
+    unit = np.sqrt(np.diag(covariance))
+    z = drawn(rows, latents) @ total / unit
+    own = rng.permutation(np.repeat(np.arange(latents), children))
+    mask = (own[:, None] == np.arange(latents)).astype(int)
+    loadings = mask * (rng.uniform(0.8, 1.5, len(own)) * rng.choice([-1, 1], len(own)))[:, None]
+    x = z @ loadings.T + noise * drawn(rows, len(own))
+    truth = {"z": z, "mask": mask, "loadings": loadings, "graph": (weight != 0).astype(int)}
+    truth["weight"] = weight * unit[:, None] / unit
+    return Data(x, truth=truth, name="silva2006")
