@@ -120,7 +120,7 @@ class CausalImputation(Program):
     sites = {
         "z": Site(("data", "latent")),
         "block": Site(("block",)),
-        "variance": Site(("feature",)),
+        "variance": Site(("feature",), own=True),
         "profile": Site(("feature", "pair")),
     }
 

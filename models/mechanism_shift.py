@@ -138,13 +138,13 @@ class MechanismShift(Program):
         "z": Site(("data", "latent")),
         "graph": Site(("parent", "child"), discrete=True),
         "targets": Site(("env", "latent"), discrete=True),
-        "coefficients": Site(("env", "latent", "basis")),
-        "noise": Site(("env", "latent")),
-        "base_coefficients": Site(("latent", "basis")),
-        "base_noise": Site(("latent",)),
-        "width": Site(("latent",)),
-        "precision": Site(("mechanism", "latent")),
-        "w": Site(("mechanism", "latent", "basis")),
+        "coefficients": Site(("env", "latent", "basis"), own=True),
+        "noise": Site(("env", "latent"), own=True),
+        "base_coefficients": Site(("latent", "basis"), own=True),
+        "base_noise": Site(("latent",), own=True),
+        "width": Site(("latent",), own=True),
+        "precision": Site(("mechanism", "latent"), own=True),
+        "w": Site(("mechanism", "latent", "basis"), own=True),
     }
 
     def __init__(

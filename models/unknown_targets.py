@@ -132,7 +132,7 @@ class UnknownTargets(Program):
         "mask": Site(("feature", "latent"), discrete=True),
         "graph": Site(("parent", "child"), discrete=True),
         "targets": Site(("env", "latent"), discrete=True),
-        "precision": Site(("feature",)),
+        "precision": Site(("feature",), own=True),
     }
 
     def __init__(

@@ -142,13 +142,15 @@ class Site:
     scales: how its latent, parent and child dimensions change with the latents' units, in the words of
     `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
     left out = 0, only reordered. unit: the power of the features' units in which a site of features is, 1 for loadings;
-    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued.
+    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued. own: in units or a
+    basis that each fit chooses for itself, so that values of two fits are not comparable.
     """
 
     dims: tuple[str, ...]
     scales: Mapping[str, How] = field(default_factory=dict)
     discrete: bool = False
     unit: int = 0
+    own: bool = False
 
 
 LATENT_DIMS = ("latent", "parent", "child")
