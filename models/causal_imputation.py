@@ -117,10 +117,11 @@ class CausalImputation(Program):
     )
     uses_rows = False
     imputes = True
+    constants = ("unit", "near", "like")
     sites = {
         "z": Site(("data", "latent")),
         "block": Site(("block",)),
-        "variance": Site(("feature",), own=True),
+        "variance": Site(("feature",)),
         "profile": Site(("feature", "pair")),
     }
 

@@ -127,12 +127,13 @@ class UnknownTargets(Program):
     new_rows = True
     knows_interventions = True
     checks = {"features": GIVEN}
+    constants = ("mean", "spread")
     sites = {  # the others are in each chain's own order of latents and coding of states
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),
         "graph": Site(("parent", "child"), discrete=True),
         "targets": Site(("env", "latent"), discrete=True),
-        "precision": Site(("feature",), own=True),
+        "precision": Site(("feature",)),
     }
 
     def __init__(

@@ -142,15 +142,13 @@ class Site:
     scales: how its latent, parent and child dimensions change with the latents' units, in the words of
     `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
     left out = 0, only reordered. unit: the power of the features' units in which a site of features is, 1 for loadings;
-    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued. own: in units or a
-    basis that each fit chooses for itself, so that values of two fits are not comparable.
+    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued.
     """
 
     dims: tuple[str, ...]
     scales: Mapping[str, How] = field(default_factory=dict)
     discrete: bool = False
     unit: int = 0
-    own: bool = False
 
 
 LATENT_DIMS = ("latent", "parent", "child")
@@ -188,6 +186,9 @@ class Program(nn.Module, metaclass=_InTurn):
     card: ClassVar[ModelCard]
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
+    # buffers, constants of its story, that a start takes from the rows: units, inducing points
+    constants: ClassVar[tuple[str, ...]] = ()
+    has_constants: bool = False  # True: a start leaves them as they are (`with_constants_of`)
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
     # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
     # that each puts to the test
@@ -408,9 +409,17 @@ class Program(nn.Module, metaclass=_InTurn):
 
     @torch.no_grad()
     def put(self, **values: Tensor) -> None:
-        """Copy each of these values into the parameter or buffer of that name."""
+        """Copy each of these values into the parameter or buffer of that name, but not into constants that it has."""
         for name, value in values.items():
-            getattr(self, name).copy_(value)
+            if not (self.has_constants and name in self.constants):
+                getattr(self, name).copy_(value)
+
+    def with_constants_of(self, other: Program) -> Program:
+        """Itself, the story's constants being those of another of its kind, whatever rows it starts from: then both
+        tell the same story, and what they say of it is in the same units."""
+        self.put(**{name: getattr(other, name) for name in self.constants})
+        self.has_constants = True
+        return self
 
     @classmethod
     def options(cls) -> dict[str, Option]:
@@ -430,7 +439,7 @@ class Program(nn.Module, metaclass=_InTurn):
         one = type(self)(**self.arguments)
         if self.completion is not None:
             one.complete_with(self.completion.fresh())
-        return one
+        return one.with_constants_of(self) if self.has_constants else one
 
     @property
     def completion(self) -> Any:

@@ -104,7 +104,7 @@ def test_the_story_lends_data_that_can_be_fitted(name: str) -> None:
 
     program, data = zoo.get(name).example(0)
     source = pyrocrl.fit(program, data, chains=1, epochs=1, seed=0, progress=False)
-    drawn, truth, fitted = _simulated(source, data, 20, np.random.default_rng(0), 0, False)
+    drawn, truth, fitted, _ = _simulated(source, data, 20, np.random.default_rng(0), 0, False)
     assert drawn.env_names == data.env_names and np.isfinite(drawn.x).all()
     assert fitted.sum() == 20 * len(data.env_names) and len(truth["z"]) == drawn.rows
     for site in program.sites.keys() & truth.keys():

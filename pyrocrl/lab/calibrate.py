@@ -211,9 +211,9 @@ def calibrate(
     Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph, inferred
     targets and latents that are states, the probability and the truth of each cell; and the verdict on each claim. The
     truth and every draw are aligned with the fit's latents first, by what the claim leaves free (an affine map where
-    none is made). Fits see x in the story's own units, to which its priors belong. Left out are sites of latents that
-    have no meaning where latents mix, slopes whose gates may be shut, codes, and what is in units or a basis that each
-    fit chooses (`Site.own`). A fit that fails is a row with its reason.
+    none is made). Fits see x in the story's own units and have its constants, to which its priors belong. Left out are
+    sites of latents that have no meaning where latents mix, slopes whose gates may be shut, and codes. A fit that fails
+    is a row with its reason.
 
     Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
     """
@@ -301,9 +301,9 @@ def _one(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     started = time.process_time()
-    whole, truth, fitted = _simulated(source, data, rows, rng, seed, around)
+    whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
     kept = whole.rows_at(np.flatnonzero(fitted))
-    program = type(source.program)(**source.program.arguments)
+    program = teller.fresh().with_constants_of(teller)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -317,8 +317,9 @@ def _one(
 
 def _simulated(
     source: Fit, data: Data, rows: int | None, rng: np.random.Generator, seed: int, around: bool
-) -> tuple[Data, dict[str, np.ndarray], np.ndarray]:
-    """A data set, the true values of the story's sites by name, and (row,) whether a row is to be fitted."""
+) -> tuple[Data, dict[str, np.ndarray], np.ndarray, Program]:
+    """A data set, the true values of the story's sites by name, (row,) whether a row is to be fitted, and the program
+    that told it."""
     coded = source.coded(data)
     places, fitted = [], []
     for env in range(len(coded.env_names)):
@@ -351,7 +352,7 @@ def _simulated(
         aux_names=coded.aux_names if template.aux is not None else None,
         name="calibration",
     )
-    return data.in_units(source.units), told, np.concatenate(fitted)
+    return data.in_units(source.units), told, np.concatenate(fitted), program
 
 
 def _has_density(node: Mapping[str, Any]) -> bool:
@@ -398,7 +399,7 @@ def _compared(
     tarp: list[float] = []
     for name, values in drawn.items():
         site = result._site(name)
-        if name not in truth or site.discrete or site.own or (name not in program.sites and name != "z"):
+        if name not in truth or site.discrete or (name not in program.sites and name != "z"):
             continue
         if name in SKIPPED or ("data" in site.dims and name != "z") or values.shape[1:] != truth[name].shape:
             continue
