@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import pyrocrl
 from pyrocrl import zoo
 from pyrocrl.claims.card import CONDITIONS, TARGETS, Claim
-from pyrocrl.lab import assumptions, reproduce, run
+from pyrocrl.lab import assumptions, calibrations, reproduce, run
 from pyrocrl.program import Program
 from pyrocrl.show import story
 
@@ -105,6 +105,9 @@ def model_page(program: type[Program]) -> str:
         parts += ["[How to read a verdict](../how_to_read_a_verdict.md) says how what is *checked* is checked."]
     parts += ["## Figures", reproduce.figures_of(card.name) or "None are committed."]
     parts += ["Means over all seeds, the worst seed in brackets; [what the columns mean](../figures.md)."]
+    if found := calibrations.findings(card.name):
+        told = "What [`calibrate`](../calibrated.md) found, of data sets drawn from its story."
+        parts += ["## Calibrated?", told, found]
     parts += ["## Limits", _list(limits(card.name))]
     if card.differs:
         parts += ["It differs from its paper in this:", _list(card.differs)]

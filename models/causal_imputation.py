@@ -117,6 +117,7 @@ class CausalImputation(Program):
     )
     uses_rows = False
     imputes = True
+    constants = ("unit", "near", "like")
     sites = {
         "z": Site(("data", "latent")),
         "block": Site(("block",)),

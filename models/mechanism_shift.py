@@ -131,6 +131,7 @@ class MechanismShift(Program):
     recipe = Recipe.unannealed(
         epochs=150, batch_size=None, lr=0.05, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
     )
+    constants = ("mean", "spread", "centre")
     uses_rows = False
     new_rows = True
     knows_interventions = True
@@ -364,7 +365,7 @@ class MechanismShift(Program):
         check_rows(data, 2)
         likely = self.count.double().reciprocal()[batch.env]  # evenly from all environments
         some = z[torch.multinomial(likely, min(CANDIDATES, len(z)), generator=generator)]
-        self.centre.copy_(regression.spread_out(some, len(self.centre)))
+        self.put(centre=regression.spread_out(some, len(self.centre)))
         for s, mask in enumerate(orders.members(z.shape[1]).double()):
             for i, width in enumerate(self.widths):
                 values = torch.cat([self._basis(z, mask, torch.tensor(width)), z], -1)

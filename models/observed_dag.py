@@ -129,6 +129,7 @@ class ObservedDAG(Program):
     recipe = Recipe.unannealed(
         epochs=60, batch_size=None, lr=0.1, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
     )
+    constants = ("mean", "spread")
     uses_rows = False
     new_rows = True
     infers_targets = True

@@ -127,6 +127,7 @@ class UnknownTargets(Program):
     new_rows = True
     knows_interventions = True
     checks = {"features": GIVEN}
+    constants = ("mean", "spread")
     sites = {  # the others are in each chain's own order of latents and coding of states
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),

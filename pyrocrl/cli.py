@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -827,6 +827,9 @@ def calibrate(
     around: Annotated[
         Path | None, typer.Option(metavar="RUN", help="In its place: data drawn from the posterior of this run.")
     ] = None,
+    truths: Annotated[
+        Literal["prior", "fit"], typer.Option(help="Of MODEL: from its prior, or from a fit to the model's example.")
+    ] = "prior",
     sets: Annotated[int, typer.Option(help="Data sets, a fit each.")] = 200,
     rows: Annotated[
         int | None, typer.Option(metavar="N", help="Rows of each environment.  [default: as many as there are]")
@@ -857,7 +860,12 @@ def calibrate(
         out = pyrocrl.calibrate(around=found, **told, path=json_file, on_set=tell)
     else:
         assert model is not None
-        out = pyrocrl.calibrate(*zoo.get(model).example(seed), **told, path=json_file, on_set=tell)
+        program, data = zoo.get(model).example(seed)
+        if truths == "fit":
+            found = pyrocrl.fit(program, data, seed=seed, device="cpu", progress=False)
+            out = pyrocrl.calibrate(around=found, **told, path=json_file, on_set=tell)
+        else:
+            out = pyrocrl.calibrate(program, data, **told, path=json_file, on_set=tell)
     print(out)
     if around is not None:
         print("\n" + out.sentence())

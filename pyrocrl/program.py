@@ -199,6 +199,9 @@ class Program(nn.Module, metaclass=_InTurn):
     card: ClassVar[ModelCard]
     recipe: Recipe = Recipe()
     sites: ClassVar[Mapping[str, Site]] = {}
+    # buffers, constants of its story, that a start takes from the rows: units, inducing points
+    constants: ClassVar[tuple[str, ...]] = ()
+    has_constants: bool = False  # True: a start leaves them as they are (`with_constants_of`)
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
     # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
     # that each puts to the test
@@ -439,9 +442,17 @@ class Program(nn.Module, metaclass=_InTurn):
 
     @torch.no_grad()
     def put(self, **values: Tensor) -> None:
-        """Copy each of these values into the parameter or buffer of that name."""
+        """Copy each of these values into the parameter or buffer of that name, but not into constants that it has."""
         for name, value in values.items():
-            getattr(self, name).copy_(value)
+            if not (self.has_constants and name in self.constants):
+                getattr(self, name).copy_(value)
+
+    def with_constants_of(self, other: Program) -> Program:
+        """Itself, the story's constants being those of another of its kind, whatever rows it starts from: then both
+        tell the same story, and what they say of it is in the same units."""
+        self.put(**{name: getattr(other, name) for name in self.constants})
+        self.has_constants = True
+        return self
 
     @classmethod
     def options(cls) -> dict[str, Option]:
@@ -461,7 +472,7 @@ class Program(nn.Module, metaclass=_InTurn):
         one = type(self)(**self.arguments)
         if self.completion is not None:
             one.complete_with(self.completion.fresh())
-        return one
+        return one.with_constants_of(self) if self.has_constants else one
 
     @property
     def completion(self) -> Any:

@@ -16,10 +16,15 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize(("page", "holds"), [("README.md", "graph up to"), ("docs/figures.md", "cauca")])
+@pytest.mark.parametrize(
+    ("page", "holds"),
+    [("README.md", "graph up to"), ("docs/figures.md", "cauca"), ("docs/calibrated.md", "`plt_fa`")],
+)
 def test_the_tables_are_made_from_cards_and_results(page: str, holds: str) -> None:
     text = (ROOT / page).read_text()
-    assert reproduce.fill(text) == text, "run: python -m pyrocrl.lab.reproduce README.md docs/figures.md"
+    assert reproduce.fill(text) == text, (
+        "run: python -m pyrocrl.lab.reproduce README.md docs/figures.md docs/calibrated.md"
+    )
     assert reproduce.fill(text.replace(holds, "")) == text
 
 

@@ -14,6 +14,7 @@ import torch
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, Program, zoo
 from pyrocrl.constructions import affine
+from pyrocrl.data import Units
 from pyrocrl.infer.units import units_of
 
 MODELS = zoo.names()
@@ -130,6 +131,14 @@ def test_programs_see_the_same_numbers_whatever_units_and_origin(far: float) -> 
     for other in seen[1:]:
         np.testing.assert_allclose(other[0], seen[0][0], atol=max(1e-12, 4e-16 * far * 3))
         np.testing.assert_allclose(other[1], seen[0][1], atol=max(1e-12, 4e-16 * far * 9))
+
+
+def test_rows_that_come_in_units_keep_them() -> None:
+    """So that data of a story are fitted in the units that its priors are in."""
+    program, data = zoo.get("vae")(4, 2), Data(np.random.default_rng(0).standard_normal((30, 4)))
+    told = Units(np.arange(4.0), np.full(4, 3.0))
+    assert units_of(program, data.in_units(told)) is told
+    assert units_of(program, data) is not told
 
 
 def test_counts_and_latents_that_are_features_keep_their_units() -> None:

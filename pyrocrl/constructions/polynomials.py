@@ -251,7 +251,8 @@ def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:
     for k in reversed(range(d)):
         rest = [j for j in range(d) if j != k]
         deviance = torch.linalg.slogdet(seen[rest][:, rest]).logabsdet + d - 1
-        deviance = deviance + floor[k, k].log() + seen[k, k] / floor[k, k]
+        spread = seen[k, k].clamp_max(2 * floor[k, k])  # as of any latent that varies no more than one that is held
+        deviance = deviance + spread.log() + seen[k, k] / spread
         size = 0.5 * (d - 1) * (d + 2) + 1
         out.append(-0.5 * rows * deviance - 0.5 * size * math.log(rows))
     return torch.stack(out[::-1])

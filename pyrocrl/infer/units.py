@@ -21,7 +21,8 @@ NAMED = 4  # columns that a message names
 
 
 def units_of(program: Program, data: Data) -> Units | None:
-    """Mean and deviation of every column of the rows to fit; None for a program that takes x as it is.
+    """Mean and deviation of every column of the rows to fit, or units that they come in (`Data.in_units`); None for a
+    program that takes x as it is.
 
     Warns of columns that one row dominates, that copy another in other units, or that vary by little more than they are
     rounded. Raises InputError for data that nothing can be fitted to (`Data.check_fit`), or a spread beyond floats.
@@ -29,6 +30,8 @@ def units_of(program: Program, data: Data) -> Units | None:
     low, high = data.check_fit()
     if program.own_units:
         return None
+    if data.units is not None:
+        return data.units
     with np.errstate(over="ignore", under="ignore"):
         reach = (high - low) / 2
         within = Units(low + reach, reach)  # from -1 to 1, whose squares neither over- nor underflow

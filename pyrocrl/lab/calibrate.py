@@ -2,8 +2,8 @@
 
 If fits are exact, the truth has every rank among its draws equally often, what has probability p comes true in a
 share p of the cases, and intervals cover what they say. Whatever departs from this is the fit's error: of guides, of
-maxima that were missed, of weights of chains. Estimates are first brought to the truth by the claim's group, for no
-theorem promises more.
+maxima that were missed, of weights of chains. The truth is first brought to the fit by the claim's group, as draws are,
+for no theorem promises more.
 
 Talts et al. (2018), Validating Bayesian inference algorithms with simulation-based calibration, arXiv 1804.06788;
 Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators (TARP), ICML.
@@ -15,7 +15,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +24,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from scipy import stats
 
-from pyrocrl.claims.indeterminacy import Group
+from pyrocrl.claims.indeterminacy import Alignment, Group
 from pyrocrl.data import Data
+from pyrocrl.dists import PseudoPrior
 from pyrocrl.errors import reject
 from pyrocrl.exact.linear_sem import Flat, ScaleFree
 from pyrocrl.infer import stories
@@ -34,6 +35,7 @@ from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.fit import FitError, fit
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
+from pyrocrl.judge.diagnose import HOLDS, diagnose
 from pyrocrl.judge.metrics import expected_calibration_error
 from pyrocrl.lab.reproduce import format_table, provenance
 from pyrocrl.options import Bounds, Natural, Seed, Size, checked
@@ -41,20 +43,24 @@ from pyrocrl.program import LATENT_DIMS, Program
 from pyrocrl.turns import drawing, reseed
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+STANDS = {*HOLDS, "identified, undecided at this n"}  # verdicts beside which a posterior is to be believed
 DRAWS = 99  # of each posterior: the truth has one of 100 ranks among them
 NEW_ROWS = 4  # of each environment, not fitted, whose latents are looked at
 SKIPPED = ("unmixing",)  # one of many left inverses of the loadings: which one, depends on the features' units
+ROUNDED = 1e-5  # of a value: draws that differ by less are one, of a latent that the row determines
 CELLS = {"mask": "mask", "graph": "graph", "targets": "targets_matrix"}
 STAND_INS = "variances log-normal about 1 with deviation .7 of their logarithms, levels N(0, 1)"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What many data sets say of a program's posteriors. Tables are made by `scalars` and `cells`, `str` prints them.
+    """What many data sets say of a program's posteriors. Tables are made by `scalars` and `cells`, `str` prints them;
+    those of sets whose verdict holds by themselves (`held`).
 
     header: model, options, rows of each environment, where truths were drawn from, seed, versions. sets: for each data
-    set its seed and seconds; ranks of true values among their draws, in (0, 1), by site; [probability, truth] of cells
-    by name; `tarp`, for each new row, the share of draws of z nearer than the truth to a random point. Or why a fit
+    set its number and seconds; the verdict on each claim; ranks of true values among their draws, in (0, 1), by site;
+    [probability, truth] of cells by name; `tarp`, for each new row, the share of draws of z nearer than the truth to a
+    random point. Or why a fit
     `failed`.
     """
 
@@ -112,10 +118,18 @@ class Calibration:
     def _done(self) -> list[Mapping[str, Any]]:
         return [one for one in self.sets if "failed" not in one]
 
+    def held(self) -> Calibration:
+        """Of the sets whose verdict lets every claim stand. It is read off the data alone, as posteriors are, so that
+        exact ones are calibrated among these as well."""
+        sets = (one for one in self._done if STANDS.issuperset(one.get("verdicts", {}).values()))
+        return replace(self, sets=tuple(sets))
+
     def summary(self) -> dict[str, Any]:
-        """All tables, and how many sets were fitted and failed."""
-        numbers = {"sets": len(self.sets), "failed": len(self.sets) - len(self._done), "tarp": self.tarp()}
-        return numbers | {"scalars": self.scalars(), "cells": self.cells()}
+        """All tables, and how many sets were fitted and failed; `held`: the same of sets whose verdict holds."""
+        numbers: dict[str, Any] = {"sets": len(self.sets), "failed": len(self.sets) - len(self._done)}
+        numbers |= {"tarp": self.tarp(), "scalars": self.scalars(), "cells": self.cells()}
+        held = self.held()
+        return numbers | ({"held": held.summary()} if len(held.sets) < len(self.sets) else {})
 
     def curve(self, name: str, bins: int = 10) -> list[list[float]]:
         """[mean probability, share that is true, cells] of each bin that has any: what `plots.calibration` draws."""
@@ -133,12 +147,20 @@ class Calibration:
         return plots.calibration(p, hit)
 
     def __str__(self) -> str:
-        done, head = self._done, self.header
+        done, held, head = self._done, self.held(), self.header
         lines = [
             f"{head['model']}, {len(done)} data sets of {head['rows']} rows an environment, drawn from {head['from']}"
         ]
         lines += [f"{len(self.sets) - len(done)} fits failed"] if len(done) < len(self.sets) else []
-        shown = [f"{v:.0%}" for v in LEVELS]
+        lines += self._tables()
+        if 0 < len(held.sets) < len(done):
+            lines += ["", f"of these the {len(held.sets)} whose verdict holds", *held._tables()]
+        elif not held.sets:
+            lines += ["", "no verdict holds"]
+        return "\n".join(lines)
+
+    def _tables(self) -> list[str]:
+        lines, shown = [], [f"{v:.0%}" for v in LEVELS]
         if scalars := self.scalars():
             rows = [
                 [n, int(s["values"]), *(s[f"covered_{round(100 * v)}"] for v in LEVELS), s["p"]]
@@ -152,7 +174,7 @@ class Calibration:
             lines += ["", format_table(["probabilities", "cells", "ECE", ".05-.95", "ECE there", "Brier"], rows)]
         if np.isfinite(self.tarp()):
             lines += ["", f"z as a whole (TARP): off by {self.tarp():.3f} at most"]
-        return "\n".join(lines)
+        return lines
 
     def sentence(self) -> str:
         """What 90 % intervals cover, in a line."""
@@ -186,11 +208,12 @@ def calibrate(
     None = as many as there are. chains: of each fit; None = the recipe's. first: the first set's number. path: a
     results file, written after every set; sets that it holds are not fitted again. on_set: called after each.
 
-    Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph and
-    inferred targets, the probability and the truth of each cell. Latents are aligned with the true ones first, by what
-    the claim leaves free. Left out are sites of latents that have no meaning where latents mix, those that depend on
-    the origin of all latents (levels), and, of latents that are observed, whatever is in units of their columns, which
-    are each data set's own. A fit that fails is a row with its reason.
+    Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph, inferred
+    targets and latents that are states, the probability and the truth of each cell; and the verdict on each claim. The
+    truth and every draw are aligned with the fit's latents first, by what the claim leaves free (an affine map where
+    none is made). Fits see x in the story's own units and have its constants, to which its priors belong. Left out are
+    sites of latents that have no meaning where latents mix, slopes whose gates may be shut, and codes. A fit that fails
+    is a row with its reason.
 
     Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
     """
@@ -229,7 +252,8 @@ def calibrate(
                 on_set(found[number])
         if path is not None:
             so_far = Calibration(head, tuple(found[k] for k in sorted(found)))
-            write_json({**head, "summary": so_far.summary(), "sets": list(so_far.sets)}, path)
+            tables = so_far.summary() if number == first + sets - 1 else {}
+            write_json({**head, "summary": tables, "sets": list(so_far.sets)}, path)
     return Calibration(head, tuple(found[k] for k in sorted(found)))
 
 
@@ -277,23 +301,25 @@ def _one(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     started = time.process_time()
-    whole, truth, fitted = _simulated(source, data, rows, rng, seed, around)
+    whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
     kept = whole.rows_at(np.flatnonzero(fitted))
-    program = type(source.program)(**source.program.arguments)
+    program = teller.fresh().with_constants_of(teller)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             result = fit(program, kept, chains=chains, seed=seed % 2**31, device="cpu", progress=False)
+            verdicts = {claim.what: claim.verdict for claim in diagnose(result, kept).claims}
     except FitError as error:
         return {"failed": str(error)}
     found = _compared(result, whole, truth, fitted, draws, rng)
-    return {"seconds": round(time.process_time() - started, 2), **found}
+    return {"seconds": round(time.process_time() - started, 2), "verdicts": verdicts, **found}
 
 
 def _simulated(
     source: Fit, data: Data, rows: int | None, rng: np.random.Generator, seed: int, around: bool
-) -> tuple[Data, dict[str, np.ndarray], np.ndarray]:
-    """A data set, the true values of the story's sites by name, and (row,) whether a row is to be fitted."""
+) -> tuple[Data, dict[str, np.ndarray], np.ndarray, Program]:
+    """A data set, the true values of the story's sites by name, (row,) whether a row is to be fitted, and the program
+    that told it."""
     coded = source.coded(data)
     places, fitted = [], []
     for env in range(len(coded.env_names)):
@@ -312,6 +338,7 @@ def _simulated(
         values = stories.values(trace) | {"x": trace.nodes["x"]["value"]}
     told = {n: source.in_data_units(n, v.double().cpu().numpy()[None])[0] for n, v in values.items()}
     x = told.pop("x")
+    told = {n: v for n, v in told.items() if n in CELLS or n == "z" or _has_density(trace.nodes[n])}
     data = Data(
         x.round().astype(np.int64) if coded.counts else x,
         template.env_labels(),
@@ -325,72 +352,87 @@ def _simulated(
         aux_names=coded.aux_names if template.aux is not None else None,
         name="calibration",
     )
-    return data, told, np.concatenate(fitted)
+    return data.in_units(source.units), told, np.concatenate(fitted), program
+
+
+def _has_density(node: Mapping[str, Any]) -> bool:
+    """Whether ranks of a site's values mean something: not of codes, nor of slopes whose gates may be shut."""
+    law = node["fn"]
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return not isinstance(law, PseudoPrior) and not law.support.is_discrete
 
 
 def _compared(
     result: Fit, data: Data, truth: Mapping[str, np.ndarray], fitted: np.ndarray, draws: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Ranks, cells and TARP of one fit, all in the order and units of the true latents."""
-    program = result.program
-    alignment = None
-    observed = not program.group.free and result.units is not None  # latents are columns, in units of each data set
+    """Ranks, cells and TARP of one fit, all in the order and units of its own latents.
+
+    The truth is brought to the fit's latents as every draw is: where the posterior is exact they are exchangeable, and
+    nothing of the truth's units is lent to the fit.
+    """
+    program, new = result.program, np.flatnonzero(~fitted)
+    claimed = any(claim.what == "latents" for claim in program.claims())
+    group = program.group if claimed or not program.group.free else Group.of("affine")
+    count = rng.multinomial(draws, result.weights)  # of each chain
+    tree = result.posterior(int(count.max()), data, predictive=False, thin=1, seed=int(rng.integers(2**31)))
+    drawn = {
+        str(name): np.concatenate([v.to_numpy()[chain, :many] for chain, many in enumerate(count)]).astype(float)
+        for name, v in tree["posterior"].to_dataset().data_vars.items()
+    }
+    reference, alignments = result.latents(data), None
     if "z" in truth and not program.reads_innovations:
-        group = program.group  # x is seen about its mean, so that every z has an origin of its own
-        group = group if group.mixes else Group.of((*program.latents_up_to, "shift"))
-        alignment = group.align(result.latents(data), truth["z"])
+        alignments = [group.align(z, reference) for z in (truth["z"], *drawn["z"])]
 
-    def brought(value: np.ndarray, name: str) -> np.ndarray | None:
-        """(draw, ...) values of the fit in the truth's order and units; None where they have no meaning."""
+    def brought(name: str, values: np.ndarray, by: list[Alignment] | None) -> np.ndarray | None:
+        """Values (draw, ...) by these alignments; None where they have no meaning."""
         site = result._site(name)
-        axes: dict[int, Any] = {a + 1: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
+        axes: dict[int, Any] = {a: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
         if not axes:
-            return value
-        if observed and not site.discrete:
+            return values
+        if by is None or (group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
             return None
-        if 1 in axes.values() and not {"parent", "feature"} & set(site.dims):
-            return None  # levels, which depend on the origin of all latents
-        if alignment is None or (program.group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
-            return None
-        return alignment.act(value, axes)
+        return np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
 
-    new = np.flatnonzero(~fitted)
-    each = max(2, -(-2 * draws // result.chains.count))
-    tree = result.posterior(each, data.rows_at(new), predictive=False, thin=1, seed=int(rng.integers(2**31)))
-    share = np.repeat(result.weights / each, each)
-    pick = rng.choice(len(share), draws, p=share / share.sum(), replace=True)
     ranks: dict[str, list[float]] = {}
+    cells: dict[str, list[list[float]]] = {}
     tarp: list[float] = []
-    for name, variable in tree["posterior"].to_dataset().data_vars.items():
-        site = result._site(str(name))
+    for name, values in drawn.items():
+        site = result._site(name)
         if name not in truth or site.discrete or (name not in program.sites and name != "z"):
             continue
-        if name in SKIPPED or ("data" in site.dims and name != "z"):
+        if name in SKIPPED or ("data" in site.dims and name != "z") or values.shape[1:] != truth[name].shape:
             continue
-        value = variable.to_numpy().reshape(-1, *variable.shape[2:])[pick].astype(float)
-        known = truth[str(name)][new] if name == "z" else truth[str(name)]
-        aligned = brought(value, str(name))
-        if aligned is None or aligned.shape[1:] != known.shape:
+        if name == "z" and np.isin(truth["z"], (0.0, 1.0)).all():  # states, of which the group may swap the names
+            named = [a.act(z - 0.5, {-1: 1}) > 0 for a, z in zip(alignments or (), (truth["z"], *values), strict=False)]
+            cells["z"] = _pairs(np.mean(named[1:], 0)[new], named[0][new]) if named else []
             continue
+        both = brought(name, np.stack([truth[name], *values]), alignments)
+        if both is None:
+            continue
+        known, aligned = (both[0][new], both[1:, new]) if name == "z" else (both[0], both[1:])
         below = (aligned < known).sum(0) + rng.random(known.shape) * ((aligned == known).sum(0) + 1)
-        moves = aligned.std(0) > 0
-        ranks[str(name)] = np.round(below / (draws + 1), 4)[moves].ravel().tolist()
-        if name == "z":
-            spread = truth["z"].std(0) + 1e-12
-            point = truth["z"].mean(0) + spread * rng.standard_normal(known.shape)
+        moves = np.ptp(both, axis=0) > ROUNDED * (1e-9 + np.abs(both).max(0))
+        moves = moves[new] if name == "z" else moves
+        ranks[name] = np.round(below / (draws + 1), 4)[moves].ravel().tolist()
+        if name == "z" and moves.any():
+            spread = reference.std(0) + 1e-12
+            point = reference.mean(0) + spread * rng.standard_normal(known.shape)
             far = (((known - point) / spread) ** 2).sum(-1)
             tarp = np.round(((((aligned - point) / spread) ** 2).sum(-1) < far).mean(0), 4).tolist()
-    cells = {}
     for name, read in CELLS.items():
         chain = result.chain_values(read) if name in truth else None
-        if chain is None or (name == "targets" and program.target_mode in (None, "known")):
+        if chain is None or (name == "targets" and program.target_mode == "known"):
             continue
         p = np.clip(np.tensordot(result.weights, chain, 1), 0, 1)
-        aligned = brought(p[None], name)
-        if aligned is None or aligned.shape[1:] != truth[name].shape:
+        goal = brought(name, truth[name][None], alignments and alignments[:1])
+        if goal is None or goal.shape[1:] != p.shape:
             continue
         use = ~np.eye(len(p), dtype=bool) if name == "graph" else np.ones(p.shape, dtype=bool)
-        cells[name] = [
-            [round(float(a), 4), int(b > 0.5)] for a, b in zip(aligned[0][use], truth[name][use], strict=True)
-        ]
-    return {"ranks": ranks, "cells": cells, "tarp": tarp}
+        cells[name] = _pairs(p[use], goal[0][use])
+    return {"ranks": {k: v for k, v in ranks.items() if v}, "cells": cells, "tarp": tarp}
+
+
+def _pairs(p: np.ndarray, truth: np.ndarray) -> list[list[float]]:
+    """[probability, truth] of each cell."""
+    return [[round(float(a), 4), int(b > 0.5)] for a, b in zip(p.ravel(), truth.ravel(), strict=True)]

@@ -34,7 +34,7 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.judge.metric_table import ARROWS, in_order, read, score_rows
 from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
-from pyrocrl.lab import run
+from pyrocrl.lab import calibrations, run
 from pyrocrl.lab.studies import Study, readable
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing
@@ -375,15 +375,23 @@ def _tables() -> list[dict[str, Any]]:
     return [table for table in found if "studies" in table]
 
 
-MARKED = re.compile(r"(<!-- (models|figures|calibration)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (models|figures|calibration|calibrated)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL
+)
 
 
 def fill(page: str) -> str:
-    """A page's text with tables between their markers: `models`, `figures`, `figures NAME` and `calibration`.
+    """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
+    results) and `calibrated` (what `calibrate` found).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
-    texts: dict[str, Callable[[], str]] = {"models": run.table, "figures": figures, "calibration": calibration_text}
+    texts: dict[str, Callable[[], str]] = {
+        "models": run.table,
+        "figures": figures,
+        "calibration": calibration_text,
+        "calibrated": calibrations.table,
+    }
 
     def filled(found: re.Match[str]) -> str:
         start, kind, name, end = found.groups()

@@ -1,0 +1,96 @@
+"""What `calibrate` found of the zoo: the committed results as tables, and where stable models fall short of the law.
+
+The law: where the verdict lets the claims stand, 90 % intervals of weights, loadings and latents cover 85 to 95 %, and
+probabilities of edges, mask entries, targets and states have an expected calibration error of .05 at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyrocrl.errors import one_of
+from pyrocrl.zoo import names
+
+COVERED = (0.85, 0.95)  # of 90 % intervals
+ECE = 0.05
+SCALARS, CELLS = ("weight", "loadings", "z"), ("graph", "mask", "targets", "z")
+FOLDER = Path(__file__).resolve().parents[1] / "models" / "results" / "calibration"
+
+# by model and what falls short, the reason in a sentence; a shortfall that is none any more is to be taken out
+SHORT: Mapping[str, Mapping[str, str]] = {}
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    """The committed results of a model, by rows; empty where there are none. Raises InputError for an unknown name."""
+    one_of("name", name, names())
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob(f"{name}_*.json")]
+    return sorted((one for one in found if one["model"] == name), key=lambda one: one["rows"] or 0)
+
+
+def held(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The summary of the sets whose verdict holds; of all where there is none."""
+    found: Mapping[str, Any] = result["summary"].get("held", {})
+    return found if found.get("sets") else result["summary"]
+
+
+def shortfalls(result: Mapping[str, Any], *, every: bool = False) -> dict[str, float]:
+    """What of a result falls short of the law, and the figure: `z` and the like of intervals, `graph ECE` of cells.
+
+    every: of all sites, not of those alone that the law is about.
+    """
+    found, low, high = held(result), *COVERED
+    covered = {n: s["covered_90"] for n, s in found["scalars"].items() if every or n in SCALARS}
+    errors = {f"{n} ECE": s["ece"] for n, s in found["cells"].items()}
+    return {n: v for n, v in covered.items() if not low <= round(v, 2) <= high} | {
+        n: v for n, v in errors.items() if round(v, 2) > ECE
+    }
+
+
+def table() -> str:
+    """All committed results as markdown, a line each; where verdicts differ, the figure of all sets in brackets."""
+    return _lines(result for name in names() for result in results(name))
+
+
+def findings(name: str) -> str:
+    """A model's results as markdown: its lines of the table, other sites, and what falls short and why. Empty without
+    results."""
+    found = results(name)
+    if not found:
+        return ""
+    parts = [_lines(found)]
+    for result in found:
+        scalars = held(result)["scalars"]
+        more = [f"{s['covered_90']:.2f} of {n}" for n, s in scalars.items() if n not in SCALARS]
+        if more:
+            parts.append(f"With {_rows(result)}, 90 % intervals cover also {', '.join(more)}.")
+    parts += [f"Short of the law: {what}. {why}" for what, why in SHORT.get(name, {}).items()]
+    return "\n\n".join(parts)
+
+
+def _lines(found: Iterator[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
+    heads = ["model", "rows an environment", "truths", "sets", "verdict holds"]
+    heads += [f"{name} covered" for name in SCALARS] + [f"{name} ECE" for name in CELLS]
+    lines = [heads, ["---"] * len(heads)]
+    for result in found:
+        whole, best = result["summary"], held(result)
+        done = whole["sets"] - whole["failed"]
+        stands = whole.get("held", {"sets": done})["sets"]
+        line = [f"`{result['model']}`", str(result["rows"] or "as given"), result["from"].removeprefix("the ")]
+        line += [str(whole["sets"]) + (f", {whole['failed']} failed" if whole["failed"] else ""), str(stands)]
+        line += [_cell(best["scalars"], whole["scalars"], name, "covered_90") for name in SCALARS]
+        line += [_cell(best["cells"], whole["cells"], name, "ece") for name in CELLS]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(best: Mapping[str, Any], whole: Mapping[str, Any], name: str, key: str) -> str:
+    """The figure of the sets whose verdict holds, that of all in brackets where it is another."""
+    shown = [f"{summary[name][key]:.2f}".removeprefix("0") for summary in (best, whole) if name in summary]
+    return "" if not shown else shown[0] if len(set(shown)) == 1 else f"{shown[0]} ({shown[-1]})"
+
+
+def _rows(result: Mapping[str, Any]) -> str:
+    return f"{result['rows']} rows an environment" if result["rows"] else "as many rows as the example has"
