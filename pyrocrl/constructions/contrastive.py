@@ -167,7 +167,7 @@ def law_distance(along: Tensor, average: Tensor, direction: Tensor | None = None
     along: (rows, slices); average: (group, rows), each group's weights. direction: (latent, slices), where residuals
     are to be independent Laplace ones of scale 1 instead.
     """
-    real, imaginary, _ = Waves.apply(along, average)  # (frequency, group, slices)
+    real, imaginary = Waves.apply(along, average)  # (frequency, group, slices)
     t = FREQUENCIES.to(along)[:, None]
     law = (-0.5 * t.square()).exp()
     if direction is not None:
@@ -177,12 +177,12 @@ def law_distance(along: Tensor, average: Tensor, direction: Tensor | None = None
 
 
 class Waves(torch.autograd.Function):
-    """Averages (frequency, ..., group, slices) of cos(t a) and of sin(t a), for t in `FREQUENCIES`, of a (..., rows,
-    slices) by weights (..., group, rows). The first frequency's waves give all others, their multiples', by products;
-    those are kept for the gradient, of a alone."""
+    """Averages (2, frequency, group, slices) of cos(t a) and sin(t a), for t in `FREQUENCIES`, of a (rows, slices) by
+    weights (group, rows). The first frequency's waves give all others, its multiples', by products; those are kept for
+    the gradient, of a alone: less than half the time of autograd's."""
 
     @staticmethod
-    def forward(along: Tensor, average: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, along: Tensor, average: Tensor) -> Tensor:
         first = along * FREQUENCIES[0].item()
         wave = along.new_empty(2, len(FREQUENCIES), *along.shape)
         torch.cos(first, out=wave[0, 0])
@@ -194,29 +194,15 @@ class Waves(torch.autograd.Function):
                 wave[:, k] -= wave[:, k - 2]
             else:
                 wave[0, k] -= 1.0
-        real, imaginary = average @ wave
-        return real, imaginary, wave
+        ctx.save_for_backward(average, wave)
+        return average @ wave
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[1], output[2])
-
-    @staticmethod
-    def backward(ctx: Any, real: Tensor, imaginary: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         average, wave = ctx.saved_tensors
-        t = FREQUENCIES.to(wave).view(-1, *[1] * (real.dim() - 1))
-        along = (average.mT @ (t * imaginary)).mul_(wave[0])
-        return along.addcmul_(average.mT @ (t * real), wave[1], value=-1).sum(0), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], along: Tensor, average: Tensor) -> Any:
-        parts = (
-            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-            for value, dim in zip((along, average), in_dims, strict=True)
-        )
-        return Waves.apply(*parts), (1, 1, 2)
+        real, imaginary = gradient * FREQUENCIES.to(wave)[:, None, None]
+        along = (average.mT @ imaginary).mul_(wave[0])
+        return along.addcmul_(average.mT @ real, wave[1], value=-1).sum(0), None
 
 
 class Chart(nn.Module):

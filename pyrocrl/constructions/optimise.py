@@ -116,15 +116,18 @@ def descend(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tens
     search = torch.optim.LBFGS(
         [at], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-9
     )
+    with torch.no_grad():
+        first = loss(at)
+    wall = 1e3 + 10 * first.abs()  # in place of what is not finite, which the line search cannot take
 
     def step() -> Tensor:
-        search.zero_grad()
         value = loss(at)
-        value.backward()
-        return value
+        finite = bool(torch.isfinite(value))
+        at.grad = torch.autograd.grad(value, at)[0] if finite else torch.zeros_like(at)
+        return value if finite else wall
 
     with torch.enable_grad():
-        first = search.step(step)
+        search.step(step)
     with torch.no_grad():
         found = at.detach()
         return found if loss(found) <= first else start.detach()
