@@ -63,6 +63,40 @@ def test_orthogonalised_brings_singular_values_near_one(shape: tuple[int, int]) 
     assert values.max() < 1.3
 
 
+def test_matrices_step_together_as_they_would_alone() -> None:
+    stack = torch.randn(3, 20, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = torch.stack([optimise.orthogonalised(matrix) for matrix in stack])
+    torch.testing.assert_close(optimise.orthogonalised(stack), alone)
+
+
+@pytest.mark.parametrize("laplace", [False, True])
+def test_law_distance_is_that_of_characteristic_functions_and_so_is_its_gradient(laplace: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    along = (2 * torch.randn(60, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    average = torch.rand(3, 60, generator=generator, dtype=torch.float64) / 60
+    direction = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+
+    def distance(along: torch.Tensor) -> torch.Tensor:
+        return contrastive.law_distance(along, average, direction if laplace else None)
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for t in contrastive.FREQUENCIES.double():
+        law = (1 / (1 + (t * direction).square())).prod(0) if laplace else (-0.5 * t * t).exp()
+        gap = (average.to(torch.complex128) @ (1j * t * along).exp() - law).abs().square()
+        expected = expected + (-0.25 * t * t).exp() * gap.mean()
+    torch.testing.assert_close(distance(along), expected, rtol=1e-6, atol=0)
+    assert torch.autograd.gradcheck(distance, along)
+
+
+def test_descent_ends_where_the_loss_is_least_and_never_above_its_start() -> None:
+    target = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    found = optimise.descend(lambda at: (at - target).cosh().sum(), torch.zeros_like(target), 100)
+    torch.testing.assert_close(found, target, atol=1e-5, rtol=0)
+    start = torch.full((2,), 2.0, dtype=torch.float64)
+    lost = optimise.descend(lambda at: torch.where(at > 1.9, at, torch.nan).sum(), start, 100)
+    assert 3.8 < lost.sum() < 4.0, "a cliff ends it, not the search"
+
+
 def identity() -> Residual:
     """The map from 3 numbers to themselves."""
     net = Residual(3, 3, 8).double()
@@ -161,7 +195,7 @@ def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.Mon
             torch.nn.init.normal_(self.encoder.linear.weight)
         states.append({name: value.clone() for name, value in self.encoder.state_dict().items()})
 
-    monkeypatch.setattr(Chart, "train_on", lambda *_: None)
+    monkeypatch.setattr(Chart, "train_on", lambda *_, **__: None)
     monkeypatch.setattr(Contrast, "train_on", train_on)
     target = torch.cat([torch.zeros(1, 3), HIT.float()])
     encoder, _ = contrastive.construct(z, group, target, width=8, steps=4, generator=torch.Generator().manual_seed(0))

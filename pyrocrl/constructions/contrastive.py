@@ -28,14 +28,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from pyrocrl.constructions import directions
-from pyrocrl.constructions.optimise import LR, minimise
+from pyrocrl.constructions.optimise import LR, descend, minimise
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.parts.nets import Residual
@@ -43,7 +43,8 @@ from pyrocrl.turns import drawing
 
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
-CHEAP = 6  # latents, up to which several starts of the affine map are climbed to the end: a step costs d^3 2^d
+CHEAP = 6  # latents, up to which several starts of the affine map are climbed: a step costs d^2 2^d
+CLIMB = 200  # steps of it
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
 SLICES = 32  # directions along which residuals are compared with a normal law in a step
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
@@ -81,8 +82,9 @@ def laws(equations: Equations, hit: Tensor) -> tuple[Tensor, Tensor]:
 def log_det_change(weight: Tensor, hit: Tensor) -> Tensor:
     """(..., class) log det of I - w with the targets' parents cut, minus that of I - w: 0 without cycles."""
     eye = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
-    cut = weight[..., None, :, :] * (1 - hit)[:, None, :]
-    return torch.linalg.slogdet(eye - cut).logabsdet - torch.linalg.slogdet(eye - weight).logabsdet[..., None]
+    kept = torch.cat([torch.ones_like(hit[:1]), 1 - hit])
+    log_det = torch.linalg.slogdet(eye - weight[..., None, :, :] * kept[:, None, :]).logabsdet
+    return log_det[..., 1:] - log_det[..., :1]
 
 
 def fitted(environments: linear_sem.Environments) -> Equations:
@@ -141,10 +143,10 @@ def affine(environments: linear_sem.Environments, generator: torch.Generator) ->
     own = torch.linalg.inv(root)
     own = own / own.norm(dim=-1, keepdim=True)
     candidates = torch.cat([directions.candidate_rows(white, generator), own[:, None]], 1)
-    rivals, most = (2, 60) if len(root) <= CHEAP else (0, 10)
-    rows = directions.choose_rows(candidates, objective, rivals, generator)
-    best = directions.climb(objective, rows, most=most)[0]
-    return best.chart[:, 0] @ root, best.value
+    starts = directions.choose_rows(candidates, objective, 2 if len(root) <= CHEAP else 0, generator)
+    found = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
+    rows, value = max(((rows, objective(rows)) for rows in found), key=lambda pair: float(pair[1]))
+    return rows / rows.norm(dim=-1, keepdim=True) @ root, value
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
@@ -165,15 +167,42 @@ def law_distance(along: Tensor, average: Tensor, direction: Tensor | None = None
     along: (rows, slices); average: (group, rows), each group's weights. direction: (latent, slices), where residuals
     are to be independent Laplace ones of scale 1 instead.
     """
-    distance = along.new_zeros(())
-    for t in FREQUENCIES.tolist():
-        real, imaginary = average @ (t * along).cos(), average @ (t * along).sin()
-        law: Tensor | float = math.exp(-0.5 * t * t)
-        if direction is not None:
-            law = (1 / (1 + (t * direction).square())).prod(0)
-        gap = (real - law).square() + imaginary.square()
-        distance = distance + math.exp(-0.25 * t * t) * gap.mean()
-    return distance
+    real, imaginary = Waves.apply(along, average)  # (frequency, group, slices)
+    t = FREQUENCIES.to(along)[:, None]
+    law = (-0.5 * t.square()).exp()
+    if direction is not None:
+        law = (1 / (1 + (t[:, None] * direction).square())).prod(1)  # (frequency, slices)
+    gap = (real - law[:, None]).square() + imaginary.square()
+    return gap.mean((1, 2)) @ (-0.25 * t[:, 0].square()).exp()
+
+
+class Waves(torch.autograd.Function):
+    """Averages (2, frequency, group, slices) of cos(t a) and sin(t a), for t in `FREQUENCIES`, of a (rows, slices) by
+    weights (group, rows). The first frequency's waves give all others, its multiples', by products; those are kept for
+    the gradient, of a alone: less than half the time of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, along: Tensor, average: Tensor) -> Tensor:
+        first = along * FREQUENCIES[0].item()
+        wave = along.new_empty(2, len(FREQUENCIES), *along.shape)
+        torch.cos(first, out=wave[0, 0])
+        torch.sin(first, out=wave[1, 0])
+        twice = 2 * wave[0, 0]
+        for k in range(1, len(FREQUENCIES)):
+            torch.mul(twice, wave[:, k - 1], out=wave[:, k])
+            if k > 1:
+                wave[:, k] -= wave[:, k - 2]
+            else:
+                wave[0, k] -= 1.0
+        ctx.save_for_backward(average, wave)
+        return average @ wave
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        average, wave = ctx.saved_tensors
+        real, imaginary = gradient * FREQUENCIES.to(wave)[:, None, None]
+        along = (average.mT @ imaginary).mul_(wave[0])
+        return along.addcmul_(average.mT @ real, wave[1], value=-1).sum(0), None
 
 
 class Chart(nn.Module):
@@ -193,17 +222,28 @@ class Chart(nn.Module):
         self.register_buffer("share", share.log())
 
     def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities (rows, class) but for constants, and the residuals (class, rows, latent), N(0, I) in their own
-        class. z: (rows, latent); member: (rows, class) one-hot."""
+        """Log densities (rows, class) but for constants, and residuals (rows, latent), N(0, I), under each row's own.
+
+        z: (rows, latent); member: (rows, class) one-hot. Densities are linear in z and its products, so that all
+        classes are two long matrix products.
+        """
+        classes, latents = member.shape[1], z.shape[1]
+        each = torch.eye(classes).to(z).repeat_interleave(latents, 0)  # (class * latent, class)
+        own = torch.eye(latents).to(z).repeat(classes, 1)  # (class * latent, latent)
+        member_of = member @ each.mT  # (rows, class * latent)
         count = member.sum(0)
+        z = z - z.mean(0)  # or squares would lose digits
         mean = member.mT @ z / count.clamp_min(1.0)[:, None]  # (class, latent)
-        apart = z - mean[:, None]  # (class, rows, latent)
-        scatter = (member.mT[:, None] * apart.mT) @ apart  # (class, latent, latent)
-        shared = scatter.sum(0) / len(z) + 1e-6 * torch.eye(z.shape[1]).to(z)
+        scatter = ((z @ own.mT * member_of).mT @ z).unflatten(0, mean.shape)  # (class, latent, latent)
+        scatter = scatter - count[:, None, None] * mean[:, :, None] * mean[:, None]
+        eye = torch.eye(latents).to(z)
+        shared = scatter.sum(0) / len(z) + 1e-6 * eye
         root = torch.linalg.cholesky((scatter + PSEUDO_ROWS * shared) / (count + PSEUDO_ROWS)[:, None, None])
-        residual = apart @ torch.linalg.inv(root).mT
+        white = torch.linalg.solve_triangular(root, eye, upper=False)
+        centre = (white @ mean[..., None]).flatten()
+        residual = torch.addmm(-centre, z, white.flatten(0, 1).mT)  # (rows, class * latent)
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * residual.square().sum(-1).mT - log_det, residual
+        return -0.5 * (residual.square() @ each) - log_det, (member_of * residual) @ own
 
     def penalty(self) -> Tensor:
         """Minus the log prior of the law's parameters."""
@@ -216,10 +256,9 @@ class Chart(nn.Module):
         by class.
         """
         z = self.encoder(x)
-        rows, latents = z.shape
+        latents = z.shape[1]
         member = one_hot(group, len(self.share)).to(z)
-        density, residuals = self.law(z, member)
-        residual = residuals[group, torch.arange(rows, device=z.device)]
+        density, residual = self.law(z, member)
         average = member / member.sum(0).clamp_min(1.0)
         distance = law_distance(residual @ slice_directions(latents, slices, z), average.mT)
         return cross_entropy(density + self.share, group), distance, mse_loss(self.decoder(z), x)
@@ -282,24 +321,30 @@ class Contrast(Chart):
         return SPARSITY * (unit / NEGLIGIBLE).square().log1p().sum()
 
     def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        equations = self.equations()
-        natural = (z - equations.intercept - z @ equations.weight) / equations.log_scale.exp()  # (rows, latent)
-        own = (z - equations.own_intercept[:, None]) / equations.own_log_scale.exp()[:, None]  # (class - 1, rows, ..)
-        change = 0.5 * (natural.square() - own.square()) + (equations.log_scale - equations.own_log_scale)[:, None]
-        odds = (self.hit[:, None] * change).sum(-1).mT + log_det_change(equations.weight, self.hit)
-        residual = torch.cat([natural[None], torch.where(self.hit[:, None] > 0, own, natural)])
+        weight, intercept, log_scale, own_intercept, own_log_scale = self.equations()
+        natural = (z - intercept - z @ weight) * (-log_scale).exp()  # (rows, latent)
+        precision = self.hit * (-2 * own_log_scale).exp()  # (class - 1, latent)
+        linear = precision * own_intercept
+        own = z.square() @ precision.mT - 2 * z @ linear.mT + (linear * own_intercept).sum(-1)
+        change = (self.hit * (log_scale - own_log_scale)).sum(-1) + log_det_change(weight, self.hit)
+        odds = 0.5 * (natural.square() @ self.hit.mT - own) + change  # (rows, class - 1)
+        acting = member[:, 1:] @ self.hit  # (rows, latent)
+        level, scale = (member[:, 1:] @ (self.hit * part) for part in (own_intercept, (-own_log_scale).exp()))
+        residual = torch.where(acting > 0, (z - level) * scale, natural)
         return torch.cat([torch.zeros_like(odds[:, :1]), odds], 1), residual
 
 
 class Plan(NamedTuple):
-    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
-    optimisation, from one round to the next. pretrain: steps of the first step, in those of each later one. kept: one
+    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. heat: of the rates of
+    optimisation, the highest that still helps: half the steps are then enough. cooling: of them, from one round to the
+    next. pretrain: steps of the first step, in those of each later one. kept: one
     row in this many is kept out, to tell whether a round helped, by residuals along last_slices directions. regressed:
     rows, at most, of the regressions that tell which classes share a latent."""
 
     layers: int = 3
     rounds: int = 5
     normality: float = Contrast.normality
+    heat: float = 4.0
     cooling: float = 1.0
     pretrain: float = 0.25
     kept: int = 10
@@ -369,9 +414,10 @@ def _construct(
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
     first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
-    minimise(first, error, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
+    batch, pretrain = chart.batch * len(share), max(1, int(plan.pretrain * steps))
+    minimise(first, error, rows, pretrain, batch, generator, heat=plan.heat)
     if not hypotheses:
-        chart.train_on(x, group, rows, steps, generator)
+        chart.train_on(x, group, rows, steps, generator, heat=plan.heat)
     best, least = copy.deepcopy(encoder), math.inf
     for turn in range(plan.rounds):
         with torch.no_grad():
@@ -383,7 +429,7 @@ def _construct(
             equations = fitted(moments(encoder(x), group, target))
         contrast = Contrast(encoder, decoder, share, hit, equations)
         contrast.normality = plan.normality
-        contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
+        contrast.train_on(x, group, rows, steps, generator, heat=plan.heat * plan.cooling**turn)
         with torch.no_grad():
             reached = float(contrast.loss(x[kept], group[kept], plan.last_slices))
         if not reached < least:
@@ -426,7 +472,7 @@ def paired_start(
     def loss(pick: Tensor, _: float) -> Tensor:
         return cross_entropy(encoder(x[pick]), group[pick])
 
-    minimise(encoder, loss, rows, steps, BATCH * classes, generator)
+    minimise(encoder, loss, rows, steps, BATCH * classes, generator, heat=plan.heat)
     with torch.no_grad():
         logits = encoder(x[rows[: plan.regressed]]).double()
         odds = logits[:, 1:] - logits[:, :1]

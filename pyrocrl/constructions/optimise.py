@@ -18,13 +18,18 @@ ROWS = 1024  # a step, of a regression
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U V' of matrix = U S V', by five Newton-Schulz steps (Jordan et al. 2024, "Muon")."""
-    out = matrix / (matrix.norm() + 1e-7)
-    out = out.mT if len(out) > out.shape[1] else out
+    """About U V' of each matrix (..., rows, columns) = U S V', by five Newton-Schulz steps (Jordan et al. 2024,
+    "Muon")."""
+    out = matrix / (torch.linalg.matrix_norm(matrix, keepdim=True) + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    out = out.mT if tall else out
+    stack = out.flatten(0, -3) if out.dim() > 2 else out[None]
     for _ in range(5):
-        gram = out @ out.mT
-        out = 3.4445 * out + (-4.7750 * gram + 2.0315 * gram @ gram) @ out
-    return out.mT if len(matrix) > matrix.shape[1] else out
+        gram = stack @ stack.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        stack = torch.baddbmm(stack, gram, stack, beta=3.4445)
+    out = stack.view(out.shape)
+    return out.mT if tall else out
 
 
 def minimise(
@@ -43,10 +48,15 @@ def minimise(
     these networks.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() == 2 and min(p.shape) >= 16]
-    others = [p for p in parameters if not any(p is q for q in matrices)]
-    momentum = [torch.zeros_like(p) for p in matrices]
-    adam = torch.optim.Adam(others)
+    of_shape: dict[torch.Size, list[nn.Parameter]] = {}  # matrices of one shape step together
+    for parameter in parameters:
+        if parameter.dim() == 2 and min(parameter.shape) >= 16:
+            of_shape.setdefault(parameter.shape, []).append(parameter)
+    matrices = list(of_shape.values())
+    ordered = [p for group in matrices for p in group]
+    others = [p for p in parameters if not any(p is q for q in ordered)]
+    momentum = [torch.zeros_like(torch.stack(group)) for group in matrices]
+    adam = torch.optim.Adam(others, fused=True)
     order = rows[:0]
     with torch.enable_grad():
         for step in range(steps):
@@ -54,16 +64,18 @@ def minimise(
             if len(order) < batch:
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]])
             pick, order = order[:batch], order[batch:]
-            gradients = torch.autograd.grad(loss(pick, step / steps), [*matrices, *others])
+            gradients = iter(torch.autograd.grad(loss(pick, step / steps), [*ordered, *others]))
+            for group, mean in zip(matrices, momentum, strict=True):
+                gradient = torch.stack([next(gradients) for _ in group])
+                mean.lerp_(gradient, 0.05)
+                shape = max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5
+                along = orthogonalised(gradient.lerp_(mean, 0.95))
+                for parameter, step_along in zip(group, along, strict=True):
+                    parameter.data.add_(step_along, alpha=-MUON_LR * rate * shape)
             adam.param_groups[0]["lr"] = lr * rate
-            for parameter, gradient in zip(others, gradients[len(matrices) :], strict=True):
+            for parameter, gradient in zip(others, gradients, strict=True):
                 parameter.grad = gradient
             adam.step()
-            for parameter, gradient, mean in zip(matrices, gradients, momentum, strict=False):
-                mean.lerp_(gradient, 0.05)
-                shape = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
-                step_along = orthogonalised(gradient.lerp(mean, 0.95))
-                parameter.data.add_(step_along, alpha=-MUON_LR * rate * shape)
     for parameter in others:
         parameter.grad = None
 
@@ -98,18 +110,31 @@ def regress(
 # -- few numbers -------------------------------------------------------------------------------------------------
 
 
-def optimum(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """(where the smooth `loss` of a vector is least, near `start`; the Hessian there), by L-BFGS in float64."""
+def descend(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
+    """Where the smooth `loss` is least near `start`, of any shape: L-BFGS in float64. `start` where nothing is less."""
     at = start.detach().clone().requires_grad_()
-    search = torch.optim.LBFGS([at], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-9)
+    search = torch.optim.LBFGS(
+        [at], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-9
+    )
+    with torch.no_grad():
+        first = loss(at)
+    wall = 1e3 + 10 * first.abs()  # in place of what is not finite, which the line search cannot take
 
     def step() -> Tensor:
-        search.zero_grad()
         value = loss(at)
-        value.backward()
-        return value
+        finite = bool(torch.isfinite(value))
+        at.grad = torch.autograd.grad(value, at)[0] if finite else torch.zeros_like(at)
+        return value if finite else wall
 
     with torch.enable_grad():
         search.step(step)
+    with torch.no_grad():
         found = at.detach()
+        return found if loss(found) <= first else start.detach()
+
+
+def optimum(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """(where the smooth `loss` of a vector is least, near `start`; the Hessian there), see `descend`."""
+    found = descend(loss, start, steps)
+    with torch.enable_grad():
         return found, torch.autograd.functional.hessian(loss, found)
