@@ -556,7 +556,8 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
     "changed_in_pairs": _changed_in_pairs,
-    "directions_shown": _directions_shown,}
+    "directions_shown": _directions_shown,
+}
 
 
 # -- tests of the fit against the data -------------------------------------------------------------------------

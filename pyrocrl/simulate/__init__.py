@@ -42,7 +42,8 @@ SETTINGS: dict[str, str] = {
     "bing2020": "factors",
     "sparse_fa": "factors",
     "brehmer2022_linear": "brehmer",
-    "silva2006": "measurement",}
+    "silva2006": "measurement",
+}
 
 
 def names() -> list[str]:
