@@ -31,7 +31,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact.linear_sem import Flat, ScaleFree
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
-from pyrocrl.infer.checkpoint import fingerprint
+from pyrocrl.infer.checkpoint import digest, fingerprint
 from pyrocrl.infer.fit import FitError, fit
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
@@ -231,7 +231,7 @@ def calibrate(
         "rows": rows,
         "chains": chains,
         "from": "the prior" if around is None else "a fit",
-        "fit": None if around is None else around.digest,
+        "fit": None if around is None else digest(around.chains.params, {}),  # the same when fitted again
         "template": fingerprint(data),
         "draws": draws,
         "seed": seed,

@@ -20,7 +20,31 @@ SCALARS, CELLS = ("weight", "loadings", "z"), ("graph", "mask", "targets", "z")
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "results" / "calibration"
 
 # by model and what falls short, the reason in a sentence; a shortfall that is none any more is to be taken out
-SHORT: Mapping[str, Mapping[str, str]] = {}
+POINT = "is a point estimate, whose error does not reach z."
+SURPLUS = (
+    "The verdict holds in two sets, of whose latents one has no feature or a single one: chains agree on a split of "
+    "another feature's noise in its place, and masks, targets and graphs take the states that are expected for known."
+)
+SHORT: Mapping[str, Mapping[str, str]] = {
+    "linear_sem_lin": {"graph ECE": "At 100 rows: of 48 cells exact probabilities would show .10 on average."},
+    "ivae": {"z": f"The encoder's mean {POINT}", "scale": "The encoder's mean is a point estimate."},
+    "sparse_vae": {"variance": "One set of seven values."},
+    "anchor_fa": {
+        "rate": "Shares of features below 1e-6 are told as that.",
+        "variance": "Two sets, whose values tell little from chance.",
+    },
+    "gmm_vae": {"z": f"Two sets, of 16 values in all, tell little from chance; the mixing {POINT}"},
+    "linear_sem_nonlin": {"not measured": "A fit takes minutes."},
+    "do_polynomial": {"z": f"The mixing, and with it the axes that interventions hold, {POINT}"},
+    "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
+    "unknown_targets": {
+        "precision": SURPLUS,
+        "z ECE": SURPLUS,
+        "mask ECE": SURPLUS,
+        "graph ECE": SURPLUS,
+        "targets ECE": SURPLUS,
+    },
+}
 
 
 def results(name: str) -> list[dict[str, Any]]:
@@ -55,12 +79,10 @@ def table() -> str:
 
 
 def findings(name: str) -> str:
-    """A model's results as markdown: its lines of the table, other sites, and what falls short and why. Empty without
-    results."""
+    """A model's results as markdown: its lines of the table, other sites, and what falls short and why. Empty where
+    there is nothing to tell."""
     found = results(name)
-    if not found:
-        return ""
-    parts = [_lines(found)]
+    parts = [_lines(found)] if found else []
     for result in found:
         scalars = held(result)["scalars"]
         more = [f"{s['covered_90']:.2f} of {n}" for n, s in scalars.items() if n not in SCALARS]
