@@ -19,6 +19,7 @@ from pyrocrl.constructions import lines
 from pyrocrl.exact import all_subsets, paired_sem
 from pyrocrl.judge.metrics import mcc
 from pyrocrl.models.weakly_supervised_pairs import WeaklySupervisedPairs
+from pyrocrl.show import export
 
 SETTING = "brehmer2022_linear"
 
@@ -169,6 +170,19 @@ def test_latents_graph_and_changes_are_found_whatever_the_rows_order() -> None:
     assert "interventions replace their targets' mechanisms" in verdict["latents"].given
     alone = fit.row_targets(data.rows_at(~data.after))
     assert alone is not None and (alone[:, 3] == 1.0).all()
+
+
+def test_what_changed_is_exported_row_by_row() -> None:
+    fit, data = fitted(unshared=0.02)
+    few = data.rows_at(data.spread(60))
+    table, chance = export.to_frame(fit, few, draws=2), fit.row_targets(few)
+    assert chance is not None
+    called = np.array([*fit.names["latent"], "none"])[chance.argmax(1)]
+    assert table["changed"].tolist() == np.where(few.after, called, "").tolist()
+    np.testing.assert_allclose(table["changed_p"][few.after], chance[few.after].max(1))
+    adata = export.to_anndata(fit, few, draws=2)
+    assert adata.obs["pyrocrl_changed"].tolist() == table["changed"].tolist()
+    assert adata.obsm["X_pyrocrl_sd"].shape == (60, 3)
 
 
 @pytest.mark.parametrize(
