@@ -328,9 +328,6 @@ class WeaklySupervisedPairs(Program):
         Study("brehmer2022_linear", {"features": 5}),
         Study("brehmer2022_linear", {"unshared": 0.1}),
         Study("brehmer2022_linear", {"measurement": 0.05}),
-        Study("brehmer2022_linear", {"pairs": 1_000}),
-        Study("brehmer2022_linear", {"latents": 15, "features": 30}),
-        Study("brehmer2022_linear", {"pairs": 100_000, "latents": 30, "features": 30}, seeds=2),
     )
 
 
