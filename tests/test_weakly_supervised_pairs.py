@@ -19,6 +19,7 @@ from pyrocrl.constructions import lines
 from pyrocrl.exact import all_subsets, paired_sem
 from pyrocrl.judge.metrics import mcc
 from pyrocrl.models.weakly_supervised_pairs import WeaklySupervisedPairs
+from pyrocrl.show import export
 
 SETTING = "brehmer2022_linear"
 
@@ -91,7 +92,7 @@ def test_two_latents_graphs_and_weights_are_those_of_their_evidence() -> None:
             log_p[name] += float(each)
     weight = np.exp(np.array(list(log_p.values())) - max(log_p.values()))
     torch.manual_seed(0)
-    found = paired_sem.draw(moments.expand(4000, -1, -1, -1), 0.5, slab, np.random.default_rng(0))
+    found = paired_sem.draw(moments.expand(2000, -1, -1, -1), 0.5, slab)
     edge = found.graph.double().mean(0)
     assert float(edge[0, 1]) == pytest.approx(weight[1] / weight.sum(), abs=0.04)
     assert float(edge[1, 0]) == pytest.approx(weight[2] / weight.sum(), abs=0.04)
@@ -120,7 +121,7 @@ def test_equations_of_a_chain_are_drawn_with_all_that_tells_of_them() -> None:
             own = np.column_stack([np.ones(150), z @ (np.eye(4) - true.numpy())])
             parts.append(own.T @ own)
         torch.manual_seed(seed)
-        found = paired_sem.draw(torch.as_tensor(np.stack(parts)).expand(200, -1, -1, -1), 0.5, 1.0, rng)
+        found = paired_sem.draw(torch.as_tensor(np.stack(parts)).expand(200, -1, -1, -1), 0.5, 1.0)
         edges = found.graph.double().mean(0) > 0.5
         right.append(bool((edges == (true > 0)).all()))
         scores.append(((found.weight.mean(0) - true) / found.weight.std(0))[true > 0])
@@ -169,6 +170,19 @@ def test_latents_graph_and_changes_are_found_whatever_the_rows_order() -> None:
     assert "interventions replace their targets' mechanisms" in verdict["latents"].given
     alone = fit.row_targets(data.rows_at(~data.after))
     assert alone is not None and (alone[:, 3] == 1.0).all()
+
+
+def test_what_changed_is_exported_row_by_row() -> None:
+    fit, data = fitted(unshared=0.02)
+    few = data.rows_at(data.spread(60))
+    table, chance = export.to_frame(fit, few, draws=2), fit.row_targets(few)
+    assert chance is not None
+    called = np.array([*fit.names["latent"], "none"])[chance.argmax(1)]
+    assert table["changed"].tolist() == np.where(few.after, called, "").tolist()
+    np.testing.assert_allclose(table["changed_p"][few.after], chance[few.after].max(1))
+    adata = export.to_anndata(fit, few, draws=2)
+    assert adata.obs["pyrocrl_changed"].tolist() == table["changed"].tolist()
+    assert adata.obsm["X_pyrocrl_sd"].shape == (60, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@
     eps'_k = z'_k - sum_j w_jk z'_j
 
 So w_.k is minus the slopes of the regression of eps'_k on its parents, over the pairs in which k was changed. Where
-parents have parents, z'_j is a sum of eps' that rests on weights too: sets of parents are scored with the others'
-weights at their posterior means; given orders and graphs that are drawn by these scores, weights are drawn by Gibbs
-sampling, each column given all others, exactly.
+parents have parents, z'_j is a sum of eps' that rests on weights too, so that the weights into all latents depend on
+each other. Given all others, those into one are a linear Gaussian regression in which every changed descendant has a
+part: edges and weights are drawn by Gibbs sampling, in many runs at once. Two latents that are neighbours in the order,
+and not joined, change places.
 """
 
 from __future__ import annotations
@@ -14,23 +15,19 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocrl.dists import Gamma
-from pyrocrl.exact import all_subsets, order_sampling, orders
 from pyrocrl.exact.all_subsets import RATE, SHAPE
 from pyrocrl.exact.regression import regress
 
 LEVEL = 3.0  # prior deviation of own_level, in units of own_scale
-SUMMED = 8  # latents up to which orders are drawn from their exact sums
-CANDIDATES = 11  # parents that a latent may have where there are more latents than that
-PARTICLES = 256
-TURNS = 3  # of scoring sets of parents
-SWEEPS = 10  # of Gibbs sampling, in each
+RUNS = 50  # of the sampler at once
+BURN, APART = 20, 5  # sweeps before the first draws, and between one draw of a run and the next
+CLEAR, NEWTON = 2.0, 30  # deviations from 0 of weights with which runs start; steps to them
 
 
 class Following(TorchDistribution):
@@ -72,129 +69,141 @@ def log_normal(value: Tensor, scale: Tensor) -> Tensor:
 
 class Equations(NamedTuple):
     """Draws: order (draw, latent), graph and weight (draw, parent, child), precision and own_level (draw, latent) of
-    latents that were changed; total (draw, latent, latent) T of z = T eps."""
+    latents that were changed."""
 
     order: Tensor
     graph: Tensor
     weight: Tensor
     precision: Tensor
     own_level: Tensor
-    total: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """(draw, latent, latent) T of z = T eps."""
+        eye = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype)
+        return torch.linalg.inv(eye - self.weight.mT)
 
 
-def draw(moments: Tensor, edge_probability: float, slab: float, rng: np.random.Generator) -> Equations:
+def draw(moments: Tensor, edge_probability: float, slab: float) -> Equations:
     """Draws of order, graph and equations. moments: (draw, latent, 1 + latent, 1 + latent), for each draw of the noise
     and each latent, sums of products of (1, eps') over the pairs in which it was changed.
 
     edge_probability: given an order; slab: prior deviation of a weight, in units of own_scale. Uses torch's own
-    generator beside `rng`.
+    generator.
     """
-    mean = moments.mean(0)
-    d, draws = mean.shape[0], moments.shape[0]
     odds = math.log(edge_probability / (1 - edge_probability))
-    total = _regressed(mean)
-    for _ in range(TURNS):
-        own = _designs(mean, total)
-        count = own[:, 0, 0]
-        node = torch.arange(d)
-        candidates = order_sampling.likely_parents(own, torch.eye(d, dtype=own.dtype), count, CANDIDATES)
-        column = torch.cat([torch.zeros(d, 1, dtype=torch.long), 1 + candidates, 1 + node[:, None]], 1)
-        some = own[node[:, None, None], column[:, :, None], column[:, None, :]]
-        unit = torch.full((some.shape[1],), slab, dtype=own.dtype)
-        unit[0], unit[-1] = LEVEL, 1.0
-        evidence = all_subsets.log_evidence(some * unit * unit[:, None], count)  # (latent, set)
-        order, graph = _graphs(evidence, candidates, odds, draws, rng)
-        found = _swept(_started(order, graph, moments, slab), moments, slab)
-        total = found.total.mean(0)
-    return found
+    parts = moments.split(RUNS)
+    state, out = _started(moments.mean(0), len(parts[0]), slab), []
+    for place, part in enumerate(parts):
+        state = Equations(*(value[: len(part)].clone() for value in state))
+        for _ in range(APART if place else BURN):
+            state = _swept(state, part, odds, slab)
+        out.append(state)
+    return Equations(*(torch.cat(values) for values in zip(*out, strict=True)))
 
 
-def _regressed(mean: Tensor) -> Tensor:
-    """(latent, latent) T of z = T eps by regression of each eps'_k on all others, no graph taken for granted."""
+def _started(mean: Tensor, runs: int, slab: float) -> Equations:
+    """Edges whose weights differ from 0 by `CLEAR` deviations where every latent has all before it as parents, in the
+    order in which latents depend least on those that are left; weights at their most probable values."""
     d = len(mean)
-    out = torch.eye(d, dtype=mean.dtype)
+    eye = torch.eye(d, dtype=mean.dtype)
+    total = eye.clone()  # by the regression of each eps'_k on all others
     for k in range(d):
-        others = [0, *(1 + j for j in range(d) if j != k)]
-        slope = regress(mean[k][others][:, others], mean[k][others, 1 + k][:, None], mean[k, 1 + k, 1 + k], out[0, 0])[
-            1
-        ]
-        out[k, [j for j in range(d) if j != k]] = -slope[1:, 0]
-    return out
+        rest = [0, *(1 + j for j in range(d) if j != k)]
+        square = mean[k, 1 + k, 1 + k]
+        slope = regress(mean[k][rest][:, rest], mean[k][rest, 1 + k, None], square[None], torch.ones_like(square))[1]
+        total[k, [j for j in range(d) if j != k]] = -slope[1:, 0]
+    order: list[int] = []
+    while len(order) < d:
+        left = [k for k in range(d) if k not in order]
+        order.append(min(left, key=lambda k: float(total[k, left].square().sum())))
+    rank = torch.tensor(order).argsort()
+    graph = (rank[:, None] < rank).to(mean)  # (parent, child)
+    weight = graph * (eye - torch.linalg.inv(torch.where(graph.mT > 0, total, eye))).mT
+    weight, deviation = _most_probable(mean, graph, weight, slab)
+    graph = (weight.abs() > CLEAR * deviation).to(mean)
+    weight, _ = _most_probable(mean, graph, weight * graph, slab)
+    moved = torch.linalg.inv(eye - weight.mT)
+    first, second = _changed(moved[None], mean[None])
+    count = mean[:, 0, 0].clamp_min(1.0)
+    own_level = first[0] / count
+    precision = (SHAPE + 0.5 * count) / (RATE + 0.5 * (second[0] - count * own_level.square()).clamp_min(0.0))
+    return Equations(*(v.expand(runs, *v.shape) for v in (torch.tensor(order), graph, weight, precision, own_level)))
 
 
-def _designs(mean: Tensor, total: Tensor) -> Tensor:
-    """(latent, 1 + latent, 1 + latent) the same of (1, z'), of the latent itself eps'."""
-    d = len(mean)
-    rows = torch.block_diag(torch.ones(1, 1, dtype=mean.dtype), total).repeat(d, 1, 1)
-    node = torch.arange(d)
-    rows[node, :, 1 + node] = 0.0  # the noise of a latent is in none of its parents
-    rows[node, 1 + node] = 0.0
-    rows[node, 1 + node, 1 + node] = 1.0
-    return rows @ mean @ rows.mT
+def _most_probable(mean: Tensor, graph: Tensor, weight: Tensor, slab: float) -> tuple[Tensor, Tensor]:
+    """Weights (parent, child) of most probability given edges, levels and precisions maximised out; their deviations
+    by the curvature there; Newton's method."""
+    parent, child = torch.nonzero(graph, as_tuple=True)
+    if not len(parent):
+        return weight, torch.ones_like(weight)
+    eye, count = torch.eye(len(graph), dtype=mean.dtype), mean[:, 0, 0]
+
+    def log_density(value: Tensor) -> Tensor:
+        total = torch.linalg.inv(eye - torch.zeros_like(eye).index_put((child, parent), value))
+        first, second = _changed(total[None], mean[None])
+        square = second[0] - first[0].square() / count.clamp_min(1.0)
+        return -((SHAPE + 0.5 * count) * (RATE + 0.5 * square).log()).sum() - 0.5 * value.square().sum() / slab**2
+
+    value = weight[parent, child]
+    for _ in range(NEWTON):
+        curvature, axes = torch.linalg.eigh(-torch.func.jacrev(torch.func.grad(log_density))(value))
+        along = axes.mT @ torch.func.grad(log_density)(value)
+        step, now = axes @ (along / curvature.clamp_min(1.0)), log_density(value)
+        size = next((t for t in (1.0, 0.5, 0.25, 0.1, 0.01) if log_density(value + t * step) >= now), 0.0)
+        value = value + size * step
+        if float(along @ (along / curvature.clamp_min(1.0))) < 1e-6:
+            break
+    sd = (axes.square() / curvature.clamp_min(1.0)).sum(1).sqrt()
+    put = torch.zeros_like(weight)
+    return put.index_put((parent, child), value), torch.ones_like(weight).index_put((parent, child), sd)
 
 
-def _graphs(
-    evidence: Tensor, candidates: Tensor, odds: float, draws: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Orders (draw, latent) and graphs (draw, parent, child) by these scores."""
-    scores = evidence + odds * order_sampling.members(candidates.shape[1]).sum(1)
-    if len(evidence) <= SUMMED:
-        table = order_sampling.over_nodes(scores, candidates)
-        order, graph = orders.sample_dags(table.expand(draws, *table.shape))
-        return order, graph.to(scores)
-    run = order_sampling.OrderSampler(scores, candidates).run(PARTICLES, rng)
-    order = torch.as_tensor(run.order[rng.integers(len(run.order), size=draws)])
-    return order, torch.stack([order_sampling.Graph(scores, one, candidates).sample() for one in order])
+def _changed(total: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """(draw, latent) sums of z'_k, and of their squares, over the pairs in which k was changed."""
+    first = torch.einsum("sta,sta->st", total, moments[:, :, 1:, 0])
+    return first, torch.einsum("sta,stab,stb->st", total, moments[:, :, 1:, 1:], total)
 
 
-def _started(order: Tensor, graph: Tensor, moments: Tensor, slab: float) -> Equations:
-    """Given graphs, weights at their posterior means given those of earlier latents."""
-    draws, d = order.shape
-    at, one = torch.arange(draws), moments.new_ones(draws)
-    total = torch.eye(d, dtype=moments.dtype).repeat(draws, 1, 1)
-    weight, precision = torch.zeros_like(total), moments.new_ones(draws, d)
-    own_level = torch.zeros_like(precision)
-    for k in order.T:
-        rows = torch.zeros(draws, d + 1, d + 1, dtype=moments.dtype)  # (1, parents) from (1, eps')
-        rows[:, 0, 0] = LEVEL
-        rows[:, 1:, 1:] = slab * graph[at, :, k, None] * total
-        own = moments[at, k]
-        cross = rows @ own[at, :, 1 + k, None]
-        _, mean, left = regress(rows @ own @ rows.mT, cross, own[at, 1 + k, 1 + k, None], one)
-        precision[at, k] = (SHAPE + 0.5 * own[:, 0, 0]) / (RATE + 0.5 * left[:, 0])
-        own_level[at, k] = LEVEL * mean[:, 0, 0]
-        weight[at, :, k] = -slab * mean[:, 1:, 0] * graph[at, :, k]
-        total[at, k] = total[at, k] + torch.einsum("sj,sjl->sl", weight[at, :, k], total)
-    return Equations(order, graph, weight, precision, own_level, total)
-
-
-def _swept(start: Equations, moments: Tensor, slab: float) -> Equations:
-    """Gibbs sampling given graphs: the weights into each latent, which all changed descendants tell of, then levels and
-    precisions."""
-    graph, weight, precision, own_level = start.graph, start.weight.clone(), start.precision, start.own_level
-    draws, d = precision.shape
-    eye = torch.eye(d, dtype=moments.dtype)
-    size = graph.sum(1)
-    for _ in range(SWEEPS):
-        for k in range(d):
-            total = torch.linalg.inv(eye - weight.mT)
-            through = total[:, :, k]  # (draw, latent): what a unit of latent k adds to each
-            without = total - through[:, :, None] * (total[:, k, None] - eye[k])  # T_t with w_.k = 0
-            rest = torch.cat([-own_level[..., None], without], -1)  # (draw, latent, 1 + latent)
-            told = torch.einsum("st,stab->sab", through.square() * precision, moments)
-            lean = torch.einsum("st,stab,stb->sa", through * precision, moments, rest)
-            rows = graph[:, :, k, None] * total  # z' of parents, from eps'
-            own = rows @ told[:, 1:, 1:] @ rows.mT + precision[:, k, None, None] / slab**2 * eye
-            root = torch.linalg.cholesky(own)
-            mean = -torch.cholesky_solve((rows @ lean[:, 1:, None]), root)
-            noise = torch.linalg.solve_triangular(root.mT, torch.randn(draws, d, 1, dtype=own.dtype), upper=True)
-            weight[:, :, k] = graph[:, :, k] * (mean + noise)[..., 0]
+def _swept(state: Equations, moments: Tensor, odds: float, slab: float) -> Equations:
+    """A sweep: orders, then edges and weights into each latent, then levels and precisions."""
+    order, graph, weight, precision, own_level = state
+    runs, d = precision.shape
+    at, eye = torch.arange(runs), torch.eye(d, dtype=moments.dtype)
+    for place in torch.randperm(d - 1).tolist():
+        first, second = order[:, place].clone(), order[:, place + 1].clone()
+        swap = (graph[at, first, second] < 0.5) & (torch.rand(runs) < 0.5)
+        order[:, place], order[:, place + 1] = torch.where(swap, second, first), torch.where(swap, first, second)
+    rank = order.argsort(1)
+    for k in torch.randperm(d).tolist():
         total = torch.linalg.inv(eye - weight.mT)
-        count = moments[:, :, 0, 0]
-        first = torch.einsum("sta,sta->st", total, moments[:, :, 1:, 0])
-        second = torch.einsum("sta,stab,stb->st", total, moments[:, :, 1:, 1:], total)
-        shrunk = count + LEVEL**-2
-        own_level = first / shrunk + (precision * shrunk).rsqrt() * torch.randn(draws, d, dtype=first.dtype)
-        square = second - 2 * own_level * first + shrunk * own_level.square() + weight.square().sum(1) / slab**2
-        precision = Gamma(SHAPE + 0.5 * (count + 1 + size), RATE + 0.5 * square.clamp_min(0.0)).sample()
-    return Equations(start.order, graph, weight, precision, own_level, total)
+        through = total[:, :, k]  # (run, latent): what a unit of latent k adds to each
+        without = total - through[:, :, None] * (total[:, k, None] - eye[k])  # T_t with w_.k = 0
+        rest = torch.cat([-own_level[..., None], without], -1)  # (run, latent, 1 + latent)
+        told = torch.einsum("st,stab->sab", through.square() * precision, moments)[:, 1:, 1:]
+        lean = torch.einsum("st,stab,stb->sa", through * precision, moments, rest)[:, 1:]
+        earlier = rank < rank[:, k, None]  # (run, parent)
+        rows = earlier[:, :, None] * total  # z' of those that may be parents, from eps'
+        curvature, slope = rows @ told @ rows.mT, -(rows @ lean[..., None])[..., 0]
+        prior = precision[:, k] / slab**2
+        column = weight[:, :, k].clone()
+        for j in torch.randperm(d).tolist():
+            known = curvature[:, j, j] + prior
+            mean = (slope[:, j] - (curvature[:, j] * column).sum(1) + curvature[:, j, j] * column[:, j]) / known
+            gain = odds + 0.5 * (prior / known).log() + 0.5 * mean.square() * known
+            there = earlier[:, j] & (torch.rand(runs, dtype=gain.dtype) < gain.sigmoid())
+            column[:, j] = there * (mean + known.rsqrt() * torch.randn(runs, dtype=gain.dtype))
+            graph[:, j, k] = there.to(graph)
+        use = graph[:, :, k]
+        root = torch.linalg.cholesky(use[:, :, None] * use[:, None] * curvature + prior[:, None, None] * eye)
+        mean = torch.cholesky_solve((use * slope)[..., None], root)
+        noise = torch.linalg.solve_triangular(root.mT, torch.randn(runs, d, 1, dtype=mean.dtype), upper=True)
+        weight[:, :, k] = use * (mean + noise)[..., 0]  # all at once, given the edges
+    total = torch.linalg.inv(eye - weight.mT)
+    count = moments[:, :, 0, 0]
+    first, second = _changed(total, moments)
+    shrunk = count + LEVEL**-2
+    own_level = first / shrunk + (precision * shrunk).rsqrt() * torch.randn(runs, d, dtype=first.dtype)
+    square = second - 2 * own_level * first + shrunk * own_level.square() + weight.square().sum(1) / slab**2
+    law = Gamma(SHAPE + 0.5 * (count + 1 + graph.sum(1)), RATE + 0.5 * square.clamp_min(0.0))
+    return Equations(order, graph, weight, law.sample(), own_level)

@@ -728,9 +728,8 @@ def _differences(fit: Fit, data: Data) -> Found | None:
         return Found("differences of latents that did not change", 1.0, "there are none", "") if exact.all() else None
     worst = min(p, key=lambda one: p[one])
     remedy = "more latents; a nonlinear mixing; pairs in which one latent changes at a time, without noise of features"
-    return Found(
-        "differences of latents that did not change", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy
-    )
+    least = min(1.0, float(p[worst]) * len(p))
+    return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
 
 
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 An AnnData gets, with NaN for rows and features of its own that the fit's data do not have:
 
     obsm["X_pyrocrl"], obsm["X_pyrocrl_sd"]          (obs, latent) posterior mean and standard deviation
+    obs["pyrocrl_changed"]                           the latent that changed since the row before, of rows after
     varm["pyrocrl_mask"], varm["pyrocrl_loadings"]   (var, latent) inclusion probabilities, signed loadings
     uns["pyrocrl"]   names of latents, graph (parent, child) and targets (env, latent) as probabilities, verdict, run
 
@@ -34,13 +35,22 @@ KEY = "pyrocrl"
 def to_frame(fit: Fit, data: Data | None = None, *, draws: int = 20) -> pd.DataFrame:
     """A table of latents: posterior mean and, as `<latent>_sd`, standard deviation; its index has the rows' names.
 
+    Of rows after, where the model says what changed since the row before: `changed`, the most probable latent or
+    "none", and `changed_p`, its probability.
+
     data: any rows with the fit's features; None = the rows of the fit. draws: of each chain, for standard deviations.
     """
     data = fit._data(data)
     names = fit.names["latent"]
     table = pd.DataFrame(fit.latents(data), data.row_labels(), names)
     sd = fit.latents_sd(data, draws=draws)
-    return table if sd is None else table.join(pd.DataFrame(sd, table.index, [f"{name}_sd" for name in names]))
+    if sd is not None:
+        table = table.join(pd.DataFrame(sd, table.index, [f"{name}_sd" for name in names]))
+    if (chance := fit.row_targets(data)) is not None:
+        called = np.asarray([*names, "none"])[chance.argmax(1)]
+        found = {"changed": np.where(data.after, called, ""), "changed_p": np.where(data.after, chance.max(1), np.nan)}
+        table = table.assign(**found)
+    return table
 
 
 def to_anndata(
@@ -64,8 +74,11 @@ def to_anndata(
     features = _places("var_names", adata.var_names, np.asarray(data.feature_names), data.features)
     table, latents = to_frame(fit, data, draws=draws), fit.names["latent"]
     adata.obsm[f"X_{KEY}"] = _spread(table[latents].to_numpy(), rows, adata.n_obs)
-    if table.shape[1] > len(latents):
-        adata.obsm[f"X_{KEY}_sd"] = _spread(table.iloc[:, len(latents) :].to_numpy(), rows, adata.n_obs)
+    if set(sds := [f"{name}_sd" for name in latents]) <= set(table):
+        adata.obsm[f"X_{KEY}_sd"] = _spread(table[sds].to_numpy(), rows, adata.n_obs)
+    if "changed" in table:
+        changed = pd.Series(table["changed"].to_numpy(), adata.obs_names[rows]).reindex(adata.obs_names, fill_value="")
+        adata.obs[f"{KEY}_changed"] = changed.to_numpy(dtype=str)
     uns: dict[str, Any] = {"latents": np.asarray(latents), "run": json.dumps(_run(fit))}
     if (mask := fit.mask()) is not None:
         adata.varm[f"{KEY}_mask"] = _spread(mask, features, adata.n_vars)
