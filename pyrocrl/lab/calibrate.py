@@ -321,14 +321,10 @@ def _simulated(
     """A data set, the true values of the story's sites by name, (row,) whether a row is to be fitted, and the program
     that told it."""
     coded = source.coded(data)
-    places, fitted = [], []
-    for env in range(len(coded.env_names)):
-        own = np.flatnonzero(coded.env == env)
-        many = len(own) if rows is None else rows
-        places += [rng.choice(own, many, replace=many > len(own)), rng.choice(own, NEW_ROWS)]
-        fitted += [np.ones(many, dtype=bool), np.zeros(NEW_ROWS, dtype=bool)]
-    at = np.concatenate(places)
+    at, fitted = _drawn_rows(coded, rows, rng)
     template = coded.rows_at(at)
+    if coded.pair is not None:  # drawn twice, a pair is two pairs
+        template.pair = np.arange(len(at)) // 2
     batch = source.batch_of(template).annealed()
     with drawing(), torch.no_grad(), _Proper():
         reseed(seed)
@@ -348,11 +344,30 @@ def _simulated(
         aux=template.aux,
         size_factor=template.size_factor,
         batch=None if coded.batch_names == ["all"] else np.array(coded.batch_names)[template.batch],
+        pair=template.pair,
+        step=None if template.pair is None else template.after.astype(int),
         feature_names=coded.feature_names,
         aux_names=coded.aux_names if template.aux is not None else None,
         name="calibration",
     )
-    return data.in_units(source.units), told, np.concatenate(fitted), program
+    return data.in_units(source.units), told, fitted, program
+
+
+def _drawn_rows(data: Data, rows: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(row,) positions drawn from each environment, `rows` or as many as it has and a few more, and whether a row is to
+    be fitted. Of pairs both rows, side by side, by the environment of the one before."""
+    partner, size = data.partner, 1 if data.pair is None else 2
+    first = np.ones(data.rows, dtype=bool) if data.pair is None else ~data.after & (partner >= 0)
+    places, fitted = [], []
+    for env in range(len(data.env_names)):
+        own = np.flatnonzero((data.env == env) & first)
+        if not own.size:  # rows after alone
+            continue
+        many = own.size if rows is None else max(1, rows // size)
+        places += [rng.choice(own, many, replace=many > len(own)), rng.choice(own, NEW_ROWS // size)]
+        fitted += [np.ones(many, dtype=bool), np.zeros(NEW_ROWS // size, dtype=bool)]
+    at, use = np.concatenate(places), np.concatenate(fitted)
+    return (at, use) if size == 1 else (np.stack([at, partner[at]], 1).ravel(), np.repeat(use, 2))
 
 
 def _has_density(node: Mapping[str, Any]) -> bool:
