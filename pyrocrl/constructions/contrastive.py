@@ -224,8 +224,8 @@ class Chart(nn.Module):
     def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """Log densities (rows, class) but for constants, and residuals (rows, latent), N(0, I), under each row's own.
 
-        z: (rows, latent); member: (rows, class) one-hot. Densities are linear in z and its products, so that all
-        classes are two long matrix products.
+        z: (rows, latent); member: (rows, class) one-hot. Classes lie side by side in columns (class * latent), so that
+        all are one long matrix product.
         """
         classes, latents = member.shape[1], z.shape[1]
         each = torch.eye(classes).to(z).repeat_interleave(latents, 0)  # (class * latent, class)
