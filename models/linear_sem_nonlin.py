@@ -131,7 +131,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         batches: Batches = 1,
         escapees: bool = False,
         width: Size = 64,
-        steps: Size = 200,
+        steps: Size = 400,
         correlation_error: Share = 0.06,
         spike: Positive = 0.02,
         escape_alpha: Positive = 1.0,
@@ -229,7 +229,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         batch = data.tensors(dtype=self.unmixing.dtype)
         x, z = self.observation.inputs(batch), self.latents(batch)
         eta = x * self.observation.spread if self.observation.counts else x
-        optimise.regress(self.decoder, z, eta, self.config["steps"], generator, noise=FIRST_SPREAD)
+        optimise.regress(self.decoder, z, eta, max(1, self.config["steps"] // 2), generator, noise=FIRST_SPREAD)
         if not self.observation.counts:
             residual = (x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE)
             self.observation.raw_noise.copy_(residual.log())

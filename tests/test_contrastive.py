@@ -195,7 +195,7 @@ def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.Mon
             torch.nn.init.normal_(self.encoder.linear.weight)
         states.append({name: value.clone() for name, value in self.encoder.state_dict().items()})
 
-    monkeypatch.setattr(Chart, "train_on", lambda *_, **__: None)
+    monkeypatch.setattr(Chart, "train_on", lambda *_: None)
     monkeypatch.setattr(Contrast, "train_on", train_on)
     target = torch.cat([torch.zeros(1, 3), HIT.float()])
     encoder, _ = contrastive.construct(z, group, target, width=8, steps=4, generator=torch.Generator().manual_seed(0))

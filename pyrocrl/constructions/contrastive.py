@@ -224,8 +224,8 @@ class Chart(nn.Module):
     def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """Log densities (rows, class) but for constants, and residuals (rows, latent), N(0, I), under each row's own.
 
-        z: (rows, latent); member: (rows, class) one-hot. Densities are linear in z and its products, so that all
-        classes are two long matrix products.
+        z: (rows, latent); member: (rows, class) one-hot. Classes lie side by side in columns (class * latent), so that
+        all are one long matrix product.
         """
         classes, latents = member.shape[1], z.shape[1]
         each = torch.eye(classes).to(z).repeat_interleave(latents, 0)  # (class * latent, class)
@@ -335,16 +335,14 @@ class Contrast(Chart):
 
 
 class Plan(NamedTuple):
-    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. heat: of the rates of
-    optimisation, the highest that still helps: half the steps are then enough. cooling: of them, from one round to the
-    next. pretrain: steps of the first step, in those of each later one. kept: one
+    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
+    optimisation, from one round to the next. pretrain: steps of the first step, in those of each later one. kept: one
     row in this many is kept out, to tell whether a round helped, by residuals along last_slices directions. regressed:
     rows, at most, of the regressions that tell which classes share a latent."""
 
     layers: int = 3
     rounds: int = 5
     normality: float = Contrast.normality
-    heat: float = 4.0
     cooling: float = 1.0
     pretrain: float = 0.25
     kept: int = 10
@@ -414,10 +412,9 @@ def _construct(
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
     first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
-    batch, pretrain = chart.batch * len(share), max(1, int(plan.pretrain * steps))
-    minimise(first, error, rows, pretrain, batch, generator, heat=plan.heat)
+    minimise(first, error, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
     if not hypotheses:
-        chart.train_on(x, group, rows, steps, generator, heat=plan.heat)
+        chart.train_on(x, group, rows, steps, generator)
     best, least = copy.deepcopy(encoder), math.inf
     for turn in range(plan.rounds):
         with torch.no_grad():
@@ -429,7 +426,7 @@ def _construct(
             equations = fitted(moments(encoder(x), group, target))
         contrast = Contrast(encoder, decoder, share, hit, equations)
         contrast.normality = plan.normality
-        contrast.train_on(x, group, rows, steps, generator, heat=plan.heat * plan.cooling**turn)
+        contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
         with torch.no_grad():
             reached = float(contrast.loss(x[kept], group[kept], plan.last_slices))
         if not reached < least:
@@ -472,7 +469,7 @@ def paired_start(
     def loss(pick: Tensor, _: float) -> Tensor:
         return cross_entropy(encoder(x[pick]), group[pick])
 
-    minimise(encoder, loss, rows, steps, BATCH * classes, generator, heat=plan.heat)
+    minimise(encoder, loss, rows, steps, BATCH * classes, generator)
     with torch.no_grad():
         logits = encoder(x[rows[: plan.regressed]]).double()
         odds = logits[:, 1:] - logits[:, :1]

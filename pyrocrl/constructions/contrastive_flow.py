@@ -15,7 +15,7 @@ from pyrocrl.parts.nets import Residual
 from pyrocrl.turns import drawing
 
 # steps on normality are noisy, and rows are enough not to need it
-PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, heat=1.0, cooling=0.4)
+PLAN = contrastive.Plan(LAYERS, rounds=3, normality=0.1, cooling=0.4)
 
 
 class Effort(NamedTuple):
