@@ -155,6 +155,7 @@ class _Scores:
 
         return lost, placed
 
+    @torch.enable_grad()
     def _maximum(self, graph: Bools, weight: Floats, noise: Floats, mixed: Floats, form: Floats) -> _Maximum:
         """Found from here."""
         lost, placed = self._lost(graph, mixed, form)
@@ -168,8 +169,9 @@ class _Scores:
         first = np.concatenate([weight[graph], np.log(noise), form[mixed > 0].ravel()])
         best = optimize.minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
         at = torch.as_tensor(best.x)
-        return _Maximum(-float(best.fun), at, mixed, *(part.numpy() for part in placed(at)))
+        return _Maximum(-float(best.fun), at, mixed, *(part.detach().numpy() for part in placed(at)))
 
+    @torch.enable_grad()
     def _log_evidence(self, graph: Bools, found: _Maximum) -> float:
         """By Laplace's method about this maximum, weights and log noise of flat priors."""
         lost, _ = self._lost(graph, found.mixed, found.form)
