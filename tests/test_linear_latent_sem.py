@@ -172,6 +172,7 @@ def test_latents_that_may_be_one_are_undecided() -> None:
     assert lack is not None and lack.rows > 500 and "merged or one split" in lack.reason
 
 
+@torch.no_grad()  # as chains start
 def turned(law: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Posterior edges, shares of mixtures and true edges of two latents, in the order of the clusters."""
     data = simulate.draw("silva2006", seed=seed, rows=600, latents=2, law=law, noise=0.3)

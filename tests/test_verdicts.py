@@ -136,6 +136,7 @@ ELSEWHERE = {
     "two_interventions_per_latent",
     "enough_settings",
     "not_collinear",
+    "clusters_apart",  # in `test_linear_latent_sem`
 }
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import optimize
 from torch import Tensor
 
 from pyrocrl.claims.indeterminacy import cpdag
@@ -28,7 +30,7 @@ Bools = NDArray[np.bool_]
 FORM = 3  # numbers that a mixture has
 MOST = 6  # latents in use whose mixtures are looked at
 NEAR, FAR = 2.0, 40.0  # Jarque and Bera's statistic of what surely is normal, and surely is not
-FEW = 0.02  # share of draws of a class from which it is looked at
+FEW = 0.05  # share of draws of a class from which it is looked at
 CURVED = 0.1  # least curvature: the prior's, of forms, is 1
 STEPS = 60  # of the optimiser
 APART, RATIO = 3.0, 1.5  # units of forms: of a standard normal prior
@@ -56,6 +58,17 @@ class _Fitted(NamedTuple):
 
     gain: float
     mixed: Floats
+    form: Floats
+
+
+class _Maximum(NamedTuple):
+    """Of the log posterior: where it is, as a vector and in parts."""
+
+    log_posterior: float
+    at: Tensor
+    mixed: Floats
+    weight: Floats
+    noise: Floats
     form: Floats
 
 
@@ -100,14 +113,16 @@ class _Scores:
             return _Fitted(0.0, mixed, form)
         normal = self._maximum(graph, weight, noise, np.zeros_like(mixed), form)
         now = self._maximum(graph, weight, noise, mixed, form)
-        while (open_ := np.flatnonzero((mixed > 0) & (far < FAR))).size:
-            fewer = [mixed * (np.arange(len(mixed)) != k) for k in open_]
-            tried = [(one, self._maximum(graph, *now[1:3], one, now[3])) for one in fewer]
-            without, best = max(tried, key=lambda one: one[1][0])
-            if now[0] > best[0]:
+        evidence = self._log_evidence(graph, now)
+        while (open_ := np.flatnonzero((now.mixed > 0) & (far < FAR))).size:
+            fewer = [now.mixed * (np.arange(len(mixed)) != k) for k in open_]
+            tried = [self._maximum(graph, now.weight, now.noise, one, now.form) for one in fewer]
+            best = max(tried, key=lambda one: one.log_posterior)
+            without = self._log_evidence(graph, best)
+            if evidence > without:
                 break
-            mixed, now = without, best
-        return _Fitted(now[0] - normal[0], mixed, now[3])
+            now, evidence = best, without
+        return _Fitted(evidence - self._log_evidence(graph, normal), now.mixed, now.form)
 
     def _normal(self, graph: Bools) -> tuple[Floats, Floats]:
         """Weights and noise by regressions of z's covariance."""
@@ -122,41 +137,48 @@ class _Scores:
             noise[k] = math.sqrt(max(covariance[k, k] - weight[parents, k] @ covariance[parents, k], 0.02))
         return weight, noise
 
-    def _maximum(
-        self, graph: Bools, weight: Floats, noise: Floats, mixed: Floats, form: Floats
-    ) -> tuple[float, Floats, Floats, Floats]:
-        """Log evidence by Laplace's method about the maximum that is found from here, weights and log noise of flat
-        priors; weight, noise and form there."""
-        edges, on = torch.as_tensor(graph), torch.as_tensor(mixed)
-        free, start = on.bool(), torch.as_tensor(form)
-        there, sizes = int(graph.sum()), (int(graph.sum()), self.latents, FORM * int(mixed.sum()))
-        first = torch.as_tensor(np.concatenate([weight[graph], np.log(noise), form[mixed > 0].ravel()]))
+    def _lost(
+        self, graph: Bools, mixed: Floats, form: Floats
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+        """Minus the log posterior of a vector (weights, log noise, forms of mixtures), and these in their places."""
+        edges, on, start = torch.as_tensor(graph), torch.as_tensor(mixed), torch.as_tensor(form)
+        sizes = (int(graph.sum()), self.latents, FORM * int(mixed.sum()))
 
         def placed(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             w, s, own = at.split(sizes)
-            placed_w = torch.zeros(graph.shape, dtype=at.dtype).masked_scatter(edges, w)
-            return placed_w, s.exp(), start.index_put((free,), own.reshape(-1, FORM))
+            weight = torch.zeros(graph.shape, dtype=at.dtype).index_put(tuple(edges.nonzero().mT), w)
+            return weight, s.exp(), start.index_put((on.nonzero()[:, 0],), own.reshape(-1, FORM))
 
         def lost(at: Tensor) -> Tensor:
-            w, s, form = placed(at)
-            return 0.5 * at[there + self.latents :].square().sum() - self.log_likelihood(w, s, on, form)
+            weight, noise, form = placed(at)
+            return 0.5 * at[sum(sizes[:2]) :].square().sum() - self.log_likelihood(weight, noise, on, form)
 
-        at = first.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS([at], max_iter=STEPS, line_search_fn="strong_wolfe")
+        return lost, placed
 
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            value = lost(at)
-            value.backward()
-            return value
+    @torch.enable_grad()
+    def _maximum(self, graph: Bools, weight: Floats, noise: Floats, mixed: Floats, form: Floats) -> _Maximum:
+        """Found from here."""
+        lost, placed = self._lost(graph, mixed, form)
 
-        optimiser.step(closure)
-        at = at.detach()
-        curvature = torch.linalg.eigvalsh(torch.autograd.functional.hessian(lost, at)).clamp_min(CURVED)
+        def value_and_slope(at: Floats) -> tuple[float, Floats]:
+            free = torch.tensor(at, requires_grad=True)
+            value = lost(free)
+            (slope,) = torch.autograd.grad(value, free)
+            return value.item(), slope.numpy()
+
+        first = np.concatenate([weight[graph], np.log(noise), form[mixed > 0].ravel()])
+        best = optimize.minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+        at = torch.as_tensor(best.x)
+        return _Maximum(-float(best.fun), at, mixed, *(part.detach().numpy() for part in placed(at)))
+
+    @torch.enable_grad()
+    def _log_evidence(self, graph: Bools, found: _Maximum) -> float:
+        """By Laplace's method about this maximum, weights and log noise of flat priors."""
+        lost, _ = self._lost(graph, found.mixed, found.form)
+        curvature = torch.autograd.functional.hessian(lost, found.at, vectorize=True)
+        values = torch.linalg.eigvalsh(curvature).clamp_min(CURVED)
         # two forms, with their parts swapped, are one law; 2 pi of the prior of forms and of their integral cancel
-        value = float(-lost(at) - 0.5 * curvature.log().sum()) + float(mixed.sum()) * math.log(2)
-        w, s, found = placed(at)
-        return value, w.numpy(), s.numpy(), found.numpy()
+        return found.log_posterior - 0.5 * float(values.log().sum()) + float(found.mixed.sum()) * math.log(2)
 
 
 class Directed(NamedTuple):
@@ -178,38 +200,29 @@ class Directions:
     def turn(self, draws: Draws, rng: np.random.Generator, generator: torch.Generator) -> Directed:
         """Draws of normal innovations, turned to those of mixtures where rows prefer these.
 
-        A class of graphs keeps the probability that it has in `draws`, times the mean over its graphs, each as probable
-        as it has orders, of exp(gain); its graphs have theirs in that proportion. Weights of a turned graph are those
-        of the same correlations. Classes of few draws are left out. Draws stay as they are where more than `MOST`
-        latents have features.
+        A class of graphs keeps the probability that it has in `draws`, so that which latents are joined rests on
+        moments alone; its graphs are as probable as the numbers of their orders times exp(gain). Weights of a turned
+        graph are those of the same correlations. Classes of few draws stay as they are, and all do where more than
+        `MOST` latents have features.
         """
         count, latents = draws.precision.shape
         u, scores = self.scores.latents, self.scores
         mixed, form = np.zeros((count, latents)), rng.standard_normal((count, latents, FORM))
         if not 1 < u <= MOST:
             return Directed(draws, mixed, form)
+        out = Draws(*(part.copy() for part in draws))
         classes: dict[bytes, list[int]] = {}
         for i, graph in enumerate(draws.graph[:, :u, :u] > 0):
             classes.setdefault(cpdag(graph).tobytes(), []).append(i)
-        log_share, choices = [], []
         for own in classes.values():
-            if len(own) < FEW * count:
+            found = _climbed(draws.graph[own[0], :u, :u] > 0, scores) if len(own) >= FEW * count else []
+            if len(found) < 2 and not (found and scores.of(found[0]).mixed.any()):
                 continue
-            found = _climbed(draws.graph[own[0], :u, :u] > 0, scores)
-            prior = np.array([float(log_orders(torch.as_tensor(graph))) for graph in found])
-            odds = prior + [scores.of(graph).gain for graph in found]
-            total = np.logaddexp.reduce(odds)
-            log_share.append(math.log(len(own)) + total - np.logaddexp.reduce(prior))
-            choices.append((own, found, np.exp(odds - total)))
-        share = np.exp(np.array(log_share) - max(log_share))
-        out = Draws(*(np.empty_like(part) for part in draws))
-        for i in range(count):
-            own, found, each = choices[int(rng.choice(len(choices), p=share / share.sum()))]
-            at = int(rng.choice(own))
-            for new, old in zip(out, draws, strict=True):
-                new[i] = old[at]
-            fitted = scores.of(graph := found[int(rng.choice(len(found), p=each))])
-            if fitted.mixed.any():
+            odds = np.array([float(log_orders(torch.as_tensor(one))) + scores.of(one).gain for one in found])
+            each = np.exp(odds - np.logaddexp.reduce(odds))
+            for i in own:
+                graph = found[int(rng.choice(len(found), p=each))]
+                fitted = scores.of(graph)
                 _turn(out, i, graph, generator)
                 mixed[i, :u] = fitted.mixed
                 form[i, :u] = np.where(fitted.mixed[:, None] > 0, fitted.form, form[i, :u])
