@@ -29,8 +29,8 @@ looks like none. With invariant=True mechanisms that are not targeted are the fi
 laws tell directions and targets that dependence does not.
 
 *Identified:* latents up to permutation, sign and shift (which state is called 1) and mask up to permutation, if no
-latent's features are all among another's and all states occur; the graph up to Markov equivalence (claimed, though
-targets often tell more), and with invariant=True exactly, if every latent is a target.
+latent's features are all among another's, all states occur and features tell them; the graph up to Markov equivalence
+(claimed, though targets often tell more), and with invariant=True exactly, if every latent is a target.
 
 Jiang & Aragam (2023), Learning nonparametric latent causal graphs with unknown interventions.
 
@@ -67,7 +67,7 @@ PRIORS = ("level_precision", "noise_shape", "noise_rate", "equivalent_sample_siz
 
 GIVEN = ("features are Gaussian given the latents",)
 FAITHFUL = "latents are independent only where the graph says so"
-SEEN = ("more_features_than_latents", "own_features", "all_states")
+SEEN = ("more_features_than_latents", "own_features", "all_states", "states_told")
 NEEDS = (*SEEN, "observational_environment")
 
 

@@ -80,6 +80,7 @@ CONDITIONS: dict[str, str] = {
     "not_collinear": "latents are not perfectly correlated",
     "own_features": "no latent's features are all among another's",
     "all_states": "all combinations of states occur",
+    "states_told": "features tell which state each latent is in",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }

@@ -37,6 +37,7 @@ PAIRED_ROWS = 10_000  # rows of pairs that a test of their differences looks at
 MIN_PAIRS = 20  # that it needs
 PROBABLY = 0.45  # probability below which a latent probably did not change in a pair
 EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
+UNTOLD_STATES = 0.3  # share of a guess's errors about a latent's state that may be left
 UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
@@ -267,6 +268,20 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     if few >= 5.0:
         return None
     return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
+
+
+def _states_told(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows show which state each latent is in. A state that no feature tells is invented by halving the noise
+    of some feature, which by masks looks like a feature of its own."""
+    chance = fit.chain_latents(data)[fit.reference]  # (row, latent) probabilities
+    wrong, guessed = np.minimum(chance, 1 - chance).mean(0), np.minimum(chance.mean(0), 1 - chance.mean(0))
+    share = wrong / np.maximum(guessed, 1e-12)
+    if share.max() < UNTOLD_STATES:
+        return None
+    worst = int(share.argmax())
+    name = fit.names["latent"][int(fit.alignments[fit.reference].places[worst])]
+    said = f"rows show the state of {name} little better than a guess ({share[worst]:.2f} of its errors are left)"
+    return Lack(said, f"fewer latents, or features that depend on {name} more strongly")
 
 
 class Loadings(NamedTuple):
@@ -547,6 +562,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "all_states": _all_states,
+    "states_told": _states_told,
     "noise_told_apart": _noise_told_apart,
     "simple_structure": _simple_structure,
     "two_components": _components,

@@ -461,6 +461,7 @@ def state_cases() -> list[Case]:
         case("latents that share all their features", "open", lambda s: states(s, ALL), breaks="own_features"),
         case("features of one among the other's", "open", lambda s: states(s, WITHIN), breaks="own_features"),
         case("latents that never differ", "open", lambda s: states(s, APART, same=True), breaks="all_states"),
+        case("a latent without features", "open", lambda s: states(s, [[1, 0]] * 6), breaks="states_told"),
         case(
             "skewed features",
             "misspecified",
