@@ -112,7 +112,7 @@ class Bent(Chart):
     def law(self, z: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         envs = [torch.full_like(member[:, 0], e, dtype=torch.long) for e in range(member.shape[1])]
         density = torch.stack([self.sem.log_prob(z, env) for env in envs], -1)
-        return density, torch.stack([self.sem.residuals(z, env) for env in envs])
+        return density, self.sem.residuals(z, member.argmax(1))
 
 
 def bend(

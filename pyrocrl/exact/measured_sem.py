@@ -69,7 +69,7 @@ def one_hot(cluster: Ints, latents: int) -> Floats:
     return (cluster[:, None] == np.arange(latents)).astype(float)
 
 
-class Draws(NamedTuple):
+class MeasuredDraws(NamedTuple):
     """mask, loadings (draw, feature, latent); variance (draw, feature); order (draw, latent); graph, slope (draw,
     parent, child); precision (draw, latent); edge (draw,)."""
 
@@ -125,14 +125,14 @@ class Sampler:
         self.weight, self.precision = np.zeros((u, u)), np.ones(u)  # w, p
         self.inverse, self.unit = np.linalg.inv(start.correlation), np.ones(u)  # correlations of z; deviations of y
 
-    def run(self, latents: int) -> Draws:
+    def run(self, latents: int) -> MeasuredDraws:
         """Draws with as many latents as are offered: those without features have the law of the prior."""
         kept = []
         for sweep in range(BURN + KEPT):
             self.sweep()
             if sweep >= BURN:
                 kept.append(self.drawn(latents))
-        return Draws(*(np.array(part) for part in zip(*kept, strict=True)))
+        return MeasuredDraws(*(np.array(part) for part in zip(*kept, strict=True)))
 
     def drawn(self, latents: int) -> tuple[Floats, ...]:
         u, rng = self.count, self.rng

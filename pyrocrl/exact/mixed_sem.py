@@ -22,7 +22,7 @@ from scipy import optimize
 from torch import Tensor
 
 from pyrocrl.claims.indeterminacy import cpdag
-from pyrocrl.exact.measured_sem import Draws, Measured, one_hot
+from pyrocrl.exact.measured_sem import Measured, MeasuredDraws, one_hot
 from pyrocrl.exact.orders import log_orders, only, sample_dags
 
 Floats = NDArray[np.float64]
@@ -184,7 +184,7 @@ class _Scores:
 class Directed(NamedTuple):
     """Draws with graphs of mixtures, and of each draw mixed (draw, latent) and form (draw, latent, 3)."""
 
-    draws: Draws
+    draws: MeasuredDraws
     mixed: Floats
     form: Floats
 
@@ -197,7 +197,7 @@ class Directions:
         information = (loadings**2 / start.variance[:, None]).sum(0)
         self.scores = _Scores(x @ (loadings / start.variance[:, None]) / information, 1 / information)
 
-    def turn(self, draws: Draws, rng: np.random.Generator, generator: torch.Generator) -> Directed:
+    def turn(self, draws: MeasuredDraws, rng: np.random.Generator, generator: torch.Generator) -> Directed:
         """Draws of normal innovations, turned to those of mixtures where rows prefer these.
 
         A class of graphs keeps the probability that it has in `draws`, so that which latents are joined rests on
@@ -210,7 +210,7 @@ class Directions:
         mixed, form = np.zeros((count, latents)), rng.standard_normal((count, latents, FORM))
         if not 1 < u <= MOST:
             return Directed(draws, mixed, form)
-        out = Draws(*(part.copy() for part in draws))
+        out = MeasuredDraws(*(part.copy() for part in draws))
         classes: dict[bytes, list[int]] = {}
         for i, graph in enumerate(draws.graph[:, :u, :u] > 0):
             classes.setdefault(cpdag(graph).tobytes(), []).append(i)
@@ -229,7 +229,7 @@ class Directions:
         return Directed(out, mixed, form)
 
 
-def _turn(draws: Draws, i: int, graph: Bools, generator: torch.Generator) -> None:
+def _turn(draws: MeasuredDraws, i: int, graph: Bools, generator: torch.Generator) -> None:
     """Make draw i one of this graph over the latents in use: of the same covariance, which an equivalent graph has."""
     u = len(graph)
     slope, precision = draws.slope[i, :u, :u], draws.precision[i, :u]
