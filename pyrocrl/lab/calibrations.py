@@ -21,10 +21,6 @@ FOLDER = Path(__file__).resolve().parents[1] / "models" / "results" / "calibrati
 
 # by model and what falls short, the reason in a sentence; a shortfall that is none any more is to be taken out
 POINT = "is a point estimate, whose error does not reach z."
-SURPLUS = (
-    "The verdict holds in two sets, of whose latents one has no feature or a single one: chains agree on a split of "
-    "another feature's noise in its place, and masks, targets and graphs take the states that are expected for known."
-)
 SHORT: Mapping[str, Mapping[str, str]] = {
     "linear_sem_lin": {"graph ECE": "At 100 rows: of 48 cells exact probabilities would show .10 on average."},
     "ivae": {"z": f"The encoder's mean {POINT}", "scale": "The encoder's mean is a point estimate."},
@@ -38,11 +34,8 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "do_polynomial": {"z": f"The mixing, and with it the axes that interventions hold, {POINT}"},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
     "unknown_targets": {
-        "precision": SURPLUS,
-        "z ECE": SURPLUS,
-        "mask ECE": SURPLUS,
-        "graph ECE": SURPLUS,
-        "targets ECE": SURPLUS,
+        "graph ECE": "Of 48 cells exact probabilities would show .10 on average.",
+        "targets ECE": "Of 96 cells exact probabilities would show .08 on average.",
     },
 }
 
