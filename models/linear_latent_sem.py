@@ -1,17 +1,17 @@
 """Linear equations among latents with features of their own: clusters of features tell latents, and these a graph.
 
-    edge ~ N(log odds of edge_probability, 1): log odds of an edge                                     ()
-    mask: a partition of the features, each as probable, into sets of two or more, one a latent, and
-          features of no latent                                                                        (feature, latent)
-    loadings_jk ~ N(0, slab^2) where mask_jk is 1, 0 elsewhere                                         (feature, latent)
-    variance_j ~ InverseGamma(1.5, rate)                                                               (feature,)
-    order ~ uniform, graph[b, k] ~ Bernoulli(edge) if b precedes k and both have features              (parent, child)
-    precision_k ~ Gamma((3 + parents of k) / 2, 1/8)                                                   (latent,)
-    slope_bk ~ N(0, 4 / precision_k) where graph[b, k] is 1, 0 elsewhere                               (parent, child)
-    mixed_k ~ Bernoulli(1/2), or 0 with innovations="gaussian"; form_kl ~ N(0, 1)                      (latent, 3)
-    z_k = sum_b weight_bk z_b + noise_k e_k                                                            (data, latent)
-    e_k ~ a mixture of two normals, told by form_k, where mixed_k is 1, N(0, 1) elsewhere
-    x_i ~ N(loadings z_i, diag(variance))                                                              (data, feature)
+    edge ~ N(log odds of edge_probability, 1): log odds of an edge                    ()
+    mask: a partition of the features, each as probable, into sets of two or more,    (feature, latent)
+          one a latent, and features of no latent
+    loadings_jk ~ N(0, slab^2) where mask_jk is 1, 0 elsewhere                        (feature, latent)
+    variance_j ~ InverseGamma(1.5, rate)                                              (feature,)
+    order ~ uniform;  graph[b, k] ~ Bernoulli(edge) if b precedes k, features of both (parent, child)
+    precision_k ~ Gamma((3 + parents of k) / 2, 1/8)                                  (latent,)
+    slope_bk ~ N(0, 4 / precision_k) where graph[b, k] is 1, 0 elsewhere              (parent, child)
+    mixed_k ~ Bernoulli(1/2), or 0 with innovations="gaussian"; form_kl ~ N(0, 1)     (latent, 3)
+    z_k = sum_b weight_bk z_b + noise_k e_k                                           (data, latent)
+    e_k ~ a mixture of two normals, told by form_k, where mixed_k is 1, else N(0, 1)
+    x_i ~ N(loadings z_i, diag(variance))                                             (data, feature)
 
 weight and noise are those of the equations y_k = sum_b slope_bk y_b + e_k / sqrt(precision_k), with z_k = y_k over its
 deviation. Equivalent graphs have the same evidence by this law of slopes and precisions (Geiger & Heckerman 2002): what
