@@ -16,7 +16,7 @@ from pyrocrl import simulate
 from pyrocrl.constructions.pure_clusters import LAST, _Search, pure_clusters
 from pyrocrl.exact import goodness
 from pyrocrl.exact.gate_rows import Partitions
-from pyrocrl.exact.measured_sem import NONE, SIZE, Draws, Measured, Sampler, family_scores, one_hot
+from pyrocrl.exact.measured_sem import NONE, SIZE, Measured, MeasuredDraws, Sampler, family_scores, one_hot
 from pyrocrl.exact.mixed_sem import Directions, _Scores, _turn, components
 from pyrocrl.exact.orders import is_order_of, parent_sets
 from pyrocrl.judge.checks import CHECKS
@@ -203,7 +203,7 @@ def test_turned_draws_imply_the_same_correlations() -> None:
     chain = np.eye(3, k=1)
     slope, precision = chain * rng.standard_normal((3, 3)), rng.gamma(2, size=3)
     parts = (np.zeros((1, 4, 3)), np.zeros((1, 4, 3)), np.ones((1, 4)), np.arange(3.0)[None])
-    draws = Draws(*parts, chain[None].copy(), slope[None].copy(), precision[None].copy(), np.zeros(1))
+    draws = MeasuredDraws(*parts, chain[None].copy(), slope[None].copy(), precision[None].copy(), np.zeros(1))
     _turn(draws, 0, chain.T > 0, torch.Generator().manual_seed(0))
     old, new = (
         np.linalg.inv((np.eye(3) - w) * p @ (np.eye(3) - w).T)
