@@ -34,7 +34,7 @@ MODELS = zoo.names()
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-LESS = {"steps": 40, "search_steps": 60, "starts": 2}  # the laws hold for starts that are far from good, too
+LESS = {"steps": 100, "search_steps": 60, "starts": 2}  # the laws hold for starts that are far from good, too
 
 
 def example(name: str, seed: int = 0) -> tuple[Program, Data]:
@@ -417,7 +417,7 @@ def test_verdict_covers_every_claim(name: str) -> None:
 
 
 # charts of this short fit that its decoder does not invert: z as simulated are not those that are read
-ROUGH = {"causal_flow", "linear_sem_nonlin", "extrapolation", "ivae"}
+ROUGH = {"causal_flow", "linear_sem_nonlin", "extrapolation"}
 
 
 @every_model

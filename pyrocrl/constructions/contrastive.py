@@ -179,7 +179,7 @@ def law_distance(along: Tensor, average: Tensor, direction: Tensor | None = None
 class Waves(torch.autograd.Function):
     """Averages (2, frequency, group, slices) of cos(t a) and sin(t a), for t in `FREQUENCIES`, of a (rows, slices) by
     weights (group, rows). The first frequency's waves give all others, its multiples', by products; those are kept for
-    the gradient, of a alone: less than half the time of autograd's."""
+    the gradient, of a alone."""
 
     @staticmethod
     def forward(ctx: Any, along: Tensor, average: Tensor) -> Tensor:

@@ -390,8 +390,8 @@ class _Target:
 
 
 def _traced(potential: Callable[[Sites], Tensor], start: Sites) -> Callable[[Sites], Tensor]:
-    """The potential and its gradient recorded at `start` and replayed without Python, a fifth of the time; the
-    potential itself where what it computes depends on values, which the recorder refuses."""
+    """The potential and its gradient recorded at `start` and replayed without Python; the potential itself where what
+    it computes depends on values, which the recorder refuses."""
     names = tuple(start)
 
     def both(*values: Tensor) -> tuple[Tensor, ...]:
