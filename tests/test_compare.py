@@ -89,7 +89,7 @@ def test_bad_arguments_are_refused(fits: dict[str, pyrocrl.Fit], parts: tuple[py
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "three.npz"
-    pyrocrl.io.write(simulate.draw("squires2023_hard", seed=102, samples=200, latents=3, features=6), path)
+    pyrocrl.io.write(simulate.draw("squires2023_hard", seed=102, samples=200, latents=2, features=4), path)
     return path
 
 
@@ -98,17 +98,17 @@ def test_the_command_leaves_a_page_and_a_folder_per_model(
 ) -> None:
     out = tmp_path / "out"
     told = ["compare", "linear_sem_lin", "vae", "--data", str(file), "--out", str(out), "--chains", "2", "--quiet"]
-    told += ["--epochs", "1", "--option", "vae.hidden=8", "--latents", "3"]
+    told += ["--epochs", "1", "--option", "vae.hidden=8", "--latents", "2"]
     assert main([*told, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [m["name"] for m in shown["models"]] == ["linear_sem_lin", "vae"]
     assert json.loads((out / "compare.json").read_text()) == shown
     for model in ("linear_sem_lin", "vae"):
         assert (out / model / "report.html").exists()
-    assert json.loads((out / "vae" / "run.json").read_text())["build"] == {"latents": 3, "hidden": 8}
+    assert json.loads((out / "vae" / "run.json").read_text())["build"] == {"latents": 2, "hidden": 8}
     # the rows that were put aside stay aside when a run is read again
     record = json.loads((out / "vae" / "run.json").read_text())
-    assert record["rows"] == 720 and shown["rows"] == 80
+    assert record["rows"] == 540 and shown["rows"] == 60
     assert main(["report", str(out / "vae")]) == 0
     assert main(told) == 2 and "holds files" in capsys.readouterr().err
     (out / "vae" / "checkpoint.safetensors").unlink()

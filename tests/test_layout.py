@@ -15,12 +15,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists"}
+GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists", "recorded"}
 PARTS = {*GROUND, "data", "claims", "exact", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "turns": set(),
+    "recorded": {"turns"},
     "files": {"errors"},
     "arrays": {"errors"},
     "labels": {"errors"},

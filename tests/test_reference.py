@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, agreement, reference, simulate, zoo
+from pyrocrl import Data, Fit, InputError, agreement, reference, simulate
 from pyrocrl.exact import annealed, orders
 from pyrocrl.infer.chains import Chains
-from pyrocrl.judge.reference import _program, _Target, _traced, departures
+from pyrocrl.judge.reference import _program, _recorded, _Target, departures
 
 SITES = ("weight", "intercept", "noise", "unmixing", "loadings")
 
@@ -96,27 +96,28 @@ def test_a_reference_follows_its_seed_and_leaves_the_callers_random_state_alone(
     torch.manual_seed(5)
     state = torch.get_rng_state()
     options = {"given": graph_of(fit), "draws": 4, "warmup": 4}
-    first, again, other = (reference(fit, seed=seed, **options)["posterior"]["tangent"].values for seed in (0, 0, 1))
+    first, again = (reference(fit, seed=0, **options)["posterior"]["tangent"].values for _ in range(2))
+    other = reference(fit, chains=2, seed=1, **options)["posterior"]["tangent"].values
     assert torch.equal(state, torch.get_rng_state())
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert reference(fit, chains=2, **options)["posterior"].sizes["chain"] == 2
+    assert np.array_equal(first, again) and not np.array_equal(first, other[:1])
+    assert len(other) == 2 and not np.array_equal(other[0], other[1])
 
 
 def test_a_recorded_density_is_the_density() -> None:
-    start = {"a": torch.tensor([1.0, 2.0], dtype=torch.double), "b": torch.tensor(0.5, dtype=torch.double)}
-
     def smooth(white: dict[str, torch.Tensor]) -> torch.Tensor:
         return (white["a"] * white["b"]).square().sum()
 
     def branching(white: dict[str, torch.Tensor]) -> torch.Tensor:
-        return smooth(white) if float(white["b"]) > 0 else -smooth(white)
+        return smooth(white) if float(white["b"].detach()) > 0 else -smooth(white)
 
-    recorded = _traced(smooth, start)
-    assert recorded is not smooth
-    other = {name: (value - 3.0).requires_grad_() for name, value in start.items()}
-    slopes = [torch.autograd.grad(own(other), list(other.values())) for own in (recorded, smooth)]
-    assert recorded(other) == smooth(other) and all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
-    assert _traced(branching, start) is branching  # one way of a fork would be another density elsewhere
+    for density in (smooth, branching):
+        own = _recorded(density, ("a", "b"))
+        for b in (0.5, 1.5, 2.5, 3.5, -1.0):
+            at = {"a": torch.tensor([1.0, 2.0]) + b, "b": torch.tensor(b)}
+            at = {name: value.double().requires_grad_() for name, value in at.items()}
+            found, expected = own(at), density(at)
+            slopes = [torch.autograd.grad(value, list(at.values())) for value in (found, expected)]
+            assert found == expected and all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
 
 
 def test_joint_values_add_up_to_the_model() -> None:
@@ -138,14 +139,6 @@ def test_joint_values_add_up_to_the_model() -> None:
         model = pyro.poutine.condition(target.program.model, data={"tangent": tangent})
         total = pyro.poutine.trace(model).get_trace(batch).log_prob_sum()
     assert float(torch.stack(parts).logsumexp(0)) == pytest.approx(float(total), abs=1e-7)
-
-
-@pytest.mark.slow
-def test_the_example_agrees_given_a_graph() -> None:
-    program, data = zoo.get("linear_sem_lin").example(0)
-    fit = pyrocrl.fit(program, data, chains=2, seed=0, progress=False)
-    table = agreement(fit, reference(fit, given=graph_of(fit), draws=200, warmup=80), draws=800)
-    assert agrees(table.loc[list(SITES)], slack=1)
 
 
 @pytest.mark.slow
@@ -300,7 +293,7 @@ def gibbs(fit: Fit, gate: np.ndarray, draws: int, seed: int = 0) -> tuple[np.nda
     return np.stack(slopes), fit.in_data_units("variance", np.stack(variances))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_slopes_and_variances_of_a_sparse_decoder_are_those_of_a_gibbs_sampler(seed: int) -> None:
     """Given the mask: means within .2 deviations, deviations within 15 %; the guide's own, whatever its gates say."""
     fit = sparse(seed)

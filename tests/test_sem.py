@@ -307,20 +307,19 @@ def test_setting_is_as_published(name: str) -> None:
 
 @pytest.mark.slow
 def test_linear_sem_lin_recovers_and_its_cost_does_not_depend_on_the_rows() -> None:
-    for seed in (200, 201):
-        data = draw("squires2023_hard", seed=seed, samples=2500)
-        fit = pyrocrl.fit(pyrocrl.build("linear_sem_lin", data, latents=5), data, chains=4, progress=False)
-        scores = pyrocrl.evaluate(fit, data)
-        assert scores["mcc"] >= 0.995
-        assert scores["shd"] <= 1
-        assert scores["shd"] < scores["shd_empty"]
-        tree = fit.posterior(draws=20, thin=500)
-        drawn = tree["posterior"]["graph"].to_numpy().reshape(-1, 5, 5)
-        assert all(is_acyclic(g) for g in drawn)
-        names = [p for p, _ in fit.program.named_parameters()] + [b for b, _ in fit.program.named_buffers()]
-        sizes = {n: v.numel() for n, v in fit.program.state_dict().items()}
-        assert set(sizes) == set(names)
-        assert max(v for k, v in sizes.items() if k != "drawn") < 2000  # no tensor grows with the rows
+    data = draw("squires2023_hard", seed=200, samples=2500)
+    fit = pyrocrl.fit(pyrocrl.build("linear_sem_lin", data, latents=5), data, chains=2, progress=False)
+    scores = pyrocrl.evaluate(fit, data)
+    assert scores["mcc"] >= 0.995
+    assert scores["shd"] <= 1
+    assert scores["shd"] < scores["shd_empty"]
+    tree = fit.posterior(draws=20, thin=500)
+    drawn = tree["posterior"]["graph"].to_numpy().reshape(-1, 5, 5)
+    assert all(is_acyclic(g) for g in drawn)
+    names = [p for p, _ in fit.program.named_parameters()] + [b for b, _ in fit.program.named_buffers()]
+    sizes = {n: v.numel() for n, v in fit.program.state_dict().items()}
+    assert set(sizes) == set(names)
+    assert max(v for k, v in sizes.items() if k != "drawn") < 2000  # no tensor grows with the rows
 
 
 @pytest.mark.parametrize(

@@ -110,17 +110,16 @@ class Chains:
         function: Callable[[Program, Batch], Any],
         batch: Batch,
         randomness: str = "different",
-        params: State | None = None,
+        state: State | None = None,
     ) -> Any:
         """`function(program, batch)` of every chain, stacked; vmapped, or one after another as the fallback.
 
         A chain in which a matrix cannot be inverted is NaN, and `singular`; raises LinAlgError where all are.
-        params: other stacked parameters than the chains' own, such as views that carry gradients.
+        state: other stacked parameters and buffers than the chains' own, such as views that carry gradients.
         """
-        params = self.params if params is None else params
+        state = {**self.params, **self.buffers} if state is None else state
 
-        def one(params: State, buffers: State) -> Any:
-            state = {**params, **buffers}
+        def one(state: State) -> Any:
             try:
                 for place, leaf, name, _ in self.slots:
                     place[leaf] = state[name]
@@ -130,11 +129,11 @@ class Chains:
                     place[leaf] = empty
 
         if self.count == 1:  # vmap over one chain only costs
-            alone = one(*({k: v.squeeze(0) for k, v in part.items()} for part in (params, self.buffers)))
+            alone = one({k: v.squeeze(0) for k, v in state.items()})
             return tree_map(lambda value: value.unsqueeze(0), alone)
         if self.batched:
             try:
-                return vmap(one, randomness=randomness)(params, self.buffers)
+                return vmap(one, randomness=randomness)(state)
             except SINGULAR:
                 pass  # one after another shows of which chains
             except RuntimeError as error:
@@ -148,7 +147,7 @@ class Chains:
         results: dict[int, Any] = {}
         for c in range(self.count):
             try:
-                results[c] = one({k: v[c] for k, v in params.items()}, {k: v[c] for k, v in self.buffers.items()})
+                results[c] = one({k: v[c] for k, v in state.items()})
             except SINGULAR:
                 self.singular.add(c)
                 if len(self.singular) == self.count:

@@ -27,9 +27,10 @@ from pyrocrl.files import held
 from pyrocrl.infer import checkpoint
 from pyrocrl.infer.chains import SINGULAR, Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.completion import Completion
-from pyrocrl.infer.elbo import elbo, validate
+from pyrocrl.infer.elbo import validate
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
+from pyrocrl.infer.objective import Objective
 from pyrocrl.infer.origin import origin, refuse_other_text
 from pyrocrl.infer.units import units_of
 from pyrocrl.options import Seed, Size, check_memory, checked, known_names
@@ -256,6 +257,7 @@ class _Loop:
             raise
         self.flats = self._flatten()
         self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
+        self.objective = Objective(self.chains, [flat for _, flat in self.flats], self.recipe.epochs * self.steps)
         self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
         self._retire_singular()
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
@@ -367,7 +369,9 @@ class _Loop:
     def _say_how_long(self) -> None:
         """Say once how long the steps will take, as soon as a second of them shows it, unless it is short."""
         now, done = time.perf_counter(), self.epoch * self.steps + self.step
-        if self.clock is None:  # the first step pays for what is made once
+        if not self.objective.settled:  # the first steps pay for what is made once
+            return
+        if self.clock is None:
             self.clock = (now, done)
         elif self.say is not None and now - self.clock[0] > MEASURED:
             left = (now - self.clock[0]) / (done - self.clock[1]) * (self.recipe.epochs * self.steps - done)
@@ -403,12 +407,8 @@ class _Loop:
         recipe = self.recipe
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr_at(at) * group["scale"]
-        params = dict(self.chains.params)
-        for _, flat in self.flats:
-            params |= flat.views()
-        value = self.chains.map(_negative_elbo, batch, params=params)
-        gradients = list(torch.autograd.grad(value.sum(), [flat.value for _, flat in self.flats]))
-        self.alive &= torch.isfinite(value.detach())
+        value, *gradients = self.objective(batch)
+        self.alive &= torch.isfinite(value)
         norm = clip_by_chain(gradients, recipe.clip, self.alive)
         self.alive &= torch.isfinite(norm)
         for (_, flat), gradient in zip(self.flats, gradients, strict=True):
@@ -639,11 +639,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _negative_elbo(program: Program, batch: Batch) -> Tensor:
-    """Per row, so that learning rates and clipping do not depend on the size of the data."""
-    return -elbo(program, batch) / batch.total
 
 
 def _plain(value: Any) -> Any:

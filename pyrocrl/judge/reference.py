@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to, constraints
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrocrl.data import Batch, Data
 from pyrocrl.dists import categorical
@@ -37,6 +35,7 @@ from pyrocrl.infer.elbo import is_local, sample_sites
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.stories import Sites
 from pyrocrl.program import Program, check_whole
+from pyrocrl.recorded import WORTH, Recorded
 from pyrocrl.turns import drawing
 
 MOST_VALUES = 256  # joint values of discrete sites that are summed over, at the cost of a story each
@@ -368,7 +367,7 @@ class _Target:
     def run(self, draws: int, warmup: int) -> _Run:
         """One chain."""
         start = self._white(self._start())
-        kernel = NUTS(potential_fn=_traced(self.potential, start), target_accept_prob=TARGET_ACCEPT)
+        kernel = NUTS(potential_fn=_recorded(self.potential, tuple(start)), target_accept_prob=TARGET_ACCEPT)
         mcmc = MCMC(kernel, draws, warmup, initial_params=start, disable_progbar=True)
         mcmc.run()
         white = mcmc.get_samples()
@@ -389,28 +388,21 @@ class _Target:
         return _Run({name: np.stack(value) for name, value in collected.items()}, shared, np.array(lp), diverging)
 
 
-def _traced(potential: Callable[[Sites], Tensor], start: Sites) -> Callable[[Sites], Tensor]:
-    """The potential and its gradient recorded at `start` and replayed without Python; the potential itself where what
-    it computes depends on values, which the recorder refuses."""
-    names = tuple(start)
+def _recorded(potential: Callable[[Sites], Tensor], names: Sequence[str]) -> Callable[[Sites], Tensor]:
+    """The potential, computed with its gradient and, after the first calls, without Python."""
 
     def both(*values: Tensor) -> tuple[Tensor, ...]:
         values = tuple(value.detach().requires_grad_() for value in values)
-        out = potential(dict(zip(names, values, strict=True)))
-        return out.detach(), *torch.autograd.grad(out, values)
+        with torch.enable_grad():
+            out = potential(dict(zip(names, values, strict=True)))
+            return out.detach(), *torch.autograd.grad(out, values)
 
-    try:
-        with pyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit has no successor that needs no compiler
-            example = tuple(start.values())
-            replay = torch.jit.trace(make_fx(both)(*example), example, check_trace=False)
-    except RuntimeError:
-        return potential
+    replayed = Recorded(both, WORTH)
 
     class Replay(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *values: Tensor) -> Tensor:
-            value, *gradient = replay(*values)
+            value, *gradient = replayed(*values)
             ctx.save_for_backward(*gradient)
             return value
 
