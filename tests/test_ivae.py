@@ -141,6 +141,6 @@ def test_posteriors_of_scales_are_positive_whatever_the_signs_of_latents(law: st
 def test_environments_tell_latents_apart_unless_they_move_them_together() -> None:
     for world, said in (({}, "identified if"), ({"together": True}, "not identified"), ({"same": True}, None)):
         data = modulated(3, **world)
-        fit = pyrocrl.fit(pyrocrl.build("ivae", data, latents=2, width=32, steps=600), data, chains=2, progress=False)
+        fit = pyrocrl.fit(pyrocrl.build("ivae", data, latents=2, width=32, steps=300), data, chains=2, progress=False)
         verdict = pyrocrl.diagnose(fit, data)["latents"]
         assert verdict.verdict == said or (not verdict.identified and said != "identified if"), verdict.reason
