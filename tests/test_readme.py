@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 @pytest.mark.parametrize(
     ("page", "holds"),
-    [("README.md", "graph up to"), ("docs/figures.md", "cauca"), ("docs/calibrated.md", "`plt_fa`")],
+    [("README.md", "graph (permutation)"), ("docs/figures.md", "cauca"), ("docs/calibrated.md", "`plt_fa`")],
 )
 def test_the_tables_are_made_from_cards_and_results(page: str, holds: str) -> None:
     text = (ROOT / page).read_text()

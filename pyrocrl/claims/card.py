@@ -187,6 +187,11 @@ class Claim:
         names = [name for name in self.up_to if name != "exact"]
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 
+    def brief(self) -> str:
+        """The same in short: "latents (permutation, sign, scale)"."""
+        names = [name for name in self.up_to if name != "exact"]
+        return f"{self.what} ({', '.join(names)})" if names else f"{self.what} exactly"
+
     def sentence(self) -> str:
         """The claim in words: "latents up to permutation, sign and scale, where `decoder` is linear, if ...; ..."."""
         conditions = "; ".join([*self.given, *(CONDITIONS[need] for need in self.needs)])

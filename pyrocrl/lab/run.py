@@ -24,19 +24,24 @@ def run(program: type[Program], seed: int = 0) -> Fit:
 
 
 def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
-    """All models as a markdown table, made from their cards: README's, with the first claim on each thing, and that of
-    the site, with all and how targets may be told (whole). link: where names lead."""
-    lines = ["| model | identifies | needs |", "|---|---|---|"]
+    """All models as a markdown table, made from their cards: README's, with the first claim on each thing, what it
+    leaves open in brackets, and the first need; and that of the site, with all and how targets may be told (whole).
+    link: where names lead."""
+    lines = [
+        f"| model († experimental) | identifies{'' if whole else ' (up to)'} | needs{'' if whole else ', above all'} |",
+        "|---|---|---|",
+    ]
     for name in built_in():
         card = get(name).card
         nothing = "nothing: the baseline" if card.family == "baseline" else "nothing: it predicts"
-        first = {claim.what: claim.head() for claim in reversed(card.claims)}
-        heads = [claim.head() for claim in card.claims if whole or claim.head() == first[claim.what]]
+        first = {claim.what: claim for claim in reversed(card.claims)}
+        heads = [claim.head() for claim in card.claims] if whole else [first[c.what].brief() for c in card.claims]
         claims = "; ".join(dict.fromkeys(heads)) or nothing
         targets = f"; targets {' or '.join(card.targets)}" if whole and card.targets else ""
         wanted = [f"environments{targets}"] if card.needs_env else []
         if not wanted and card.claims:
             wanted = [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
-        trial = " *(experimental)*" if card.status == "experimental" else ""
+            wanted = wanted if whole else wanted[:1]
+        trial = "†" if card.status == "experimental" else ""
         lines.append(f"| [`{name}`]({link.format(name)}){trial} | {claims} | {'; '.join(wanted) or '–'} |")
     return "\n".join(lines)
