@@ -45,6 +45,7 @@ from typing import Annotated, Any
 import pyro
 import torch
 from pyro.distributions import StudentT
+from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
@@ -247,6 +248,32 @@ class CausalImputation(Program):
         all rows of `batch`: mean and scale (place, feature), degrees of freedom ()."""
         self.gather(batch)
         return self._new_row(places, *(self.loc[own] for own in SITES.values()))
+
+    @torch.no_grad()
+    def draw_profiles(self, batch: Batch, places: Tensor, draws: int) -> Tensor:
+        """(draw, feature, place) profiles at these places of the grid, drawn jointly given all rows of `batch`, at the
+        guide's mean. Errors of features go together as much as what the kernel leaves of the rows does (Ledoit & Wolf
+        2004): with one matrix between features for profiles and noise the means are the same."""
+        self.gather(batch)
+        block, log_amplitude, log_noise = (self.loc[own] for own in SITES.values())
+        known = self._known(block, log_amplitude, log_noise)
+        prior, cross = (self._kernel(block, log_amplitude, places, to) for to in (places, self.at))
+        field = known.field(prior, cross, torch.ones_like(known.rate), self.base.double())
+        left = self._signatures(known, block, log_amplitude)  # (pair, feature)
+        together = torch.as_tensor(ledoit_wolf(left.cpu().numpy(), assume_centered=True)[0]).to(left)
+        size = together.diagonal().sqrt()
+        mixed = torch.linalg.cholesky(together / (size[:, None] * size))
+        noise = mixed @ torch.randn(draws, *field.mean.shape).to(left) @ field.root.mT
+        return field.mean + known.variance().sample((draws,)).sqrt()[..., None] * noise
+
+    def _signatures(self, known: gp.Known, block: Tensor, log_amplitude: Tensor) -> Tensor:
+        """(pair, feature) posterior means of the signatures that were measured, in units of features' deviations."""
+        count, first = self.config["environments"], int(self.config["reference"])
+        at = self.at[known.there]
+        at = at[at % count >= first]
+        to = [self._kernel(block, log_amplitude, places, self.at) for places in (at, at - at % count)]
+        mean, level = (known.row(cross.new_ones(len(cross)), cross)[0] for cross in to)
+        return (mean - first * level) / (known.rate / known.shape).sqrt()
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | profile, variance, noise), or of a new row given those that were gathered."""
