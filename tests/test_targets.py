@@ -450,4 +450,4 @@ def test_the_committed_figures() -> None:
 def test_pages_show_the_committed_results() -> None:
     for name in ("figures", "what_a_disease_acts_through"):
         page = (ROOT / "docs" / f"{name}.md").read_text()
-        assert lab.tables_of(results()) in page and reproduce.fill(page) == page
+        assert lab.tables_of(results()) in page and reproduce.fill(page) == page, "run: python -m pyrocrl.lab.reproduce"
