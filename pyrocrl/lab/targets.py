@@ -6,8 +6,8 @@ A planted tree: a network of 200 genes grown by preferential attachment, two edg
 genes that grows from a first one by any edge of any of its genes. Rows are linear equations along this tree, away from
 the first gene, weights +-U(.5, 1), noise N(0, 1), all other genes N(0, 1) alone. The disease adds 1.5 to the first
 gene's equation, with either sign, and .6 to 1.5 to those of ten genes outside: of the twenty genes of the largest
-effects about half are the tree's, and of the tree's genes those far from the first are shifted little. Costs were chosen
-on other seeds. In one setting half of the edges of the network that is given are wrong.
+effects about half are the tree's, and of the tree's genes those far from the first are shifted little. Costs were
+chosen on other seeds. In one setting half of the edges of the network that is given are wrong.
 
 Drugs are those of `context_effects`: in each context a disease is made whose true effects are those of one of its drugs
 turned round, and as much of something else. What is asked is which drugs have a correlation below -.3 with it.
@@ -58,8 +58,8 @@ class PlantedTree:
 
     @classmethod
     def draw(cls, seed: int, samples: int, rewired: float = 0.0, genes: int = GENES) -> PlantedTree:
-        """samples: rows of either state; rewired: share of the network's edges that are swapped after all else is drawn,
-        every gene keeping as many."""
+        """samples: rows of either state; rewired: share of the network's edges that are swapped after all else is
+        drawn, every gene keeping as many."""
         rng = np.random.default_rng([seed, 29])
         network = nx.barabasi_albert_graph(genes, 2, seed=int(rng.integers(2**31)))
         inside, weight = [int(rng.integers(genes))], np.zeros((genes, genes))
@@ -106,8 +106,7 @@ def run_planted(seed: int, samples: int, rewired: float = 0.0) -> dict[str, Any]
     """Precision and recall of every method, and every probability beside what is true; of the tree alone where the
     network is rewired."""
     planted, started = PlantedTree.draw(seed, samples, rewired), time.process_time()
-    effort = {"graphs": 0} if rewired else {}
-    found = discover_targets(planted.data, planted.edges, seed=seed, device="cpu", **effort)
+    found = discover_targets(planted.data, planted.edges, graphs=0 if rewired else 20, seed=seed, device="cpu")
     seconds = time.process_time() - started
     at = [int(name.removeprefix("gene_")) for name in found["gene"].values]
     module, often = planted.module[at], found["frequency"].to_numpy()
