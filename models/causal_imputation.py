@@ -45,7 +45,6 @@ from typing import Annotated, Any
 import pyro
 import torch
 from pyro.distributions import StudentT
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
@@ -63,6 +62,7 @@ LEVEL, OWN, FLOOR = 100.0, 0.01, 0.01  # variance of levels; a pair's own share;
 SITES: dict[str, Any] = {"block": slice(0, 4), "log_amplitude": 4, "log_noise": 5}  # of the guide, their places in it
 PRIOR = ((0.0, 0.0, 0.0, 0.0, 0.0, -1.5), (3.0, 3.0, 3.0, 3.0, 1.0, 1.5))  # their means and deviations
 LEAST = 4  # effects to learn from
+EDGE = 1e-6  # of correlations, from singular
 STEPS = 40  # of the start's optimiser
 
 
@@ -252,8 +252,11 @@ class CausalImputation(Program):
     @torch.no_grad()
     def draw_profiles(self, batch: Batch, places: Tensor, draws: int) -> Tensor:
         """(draw, feature, place) profiles at these places of the grid, drawn jointly given all rows of `batch`, at the
-        guide's mean. Errors of features go together as much as what the kernel leaves of the rows does (Ledoit & Wolf
-        2004): with one matrix between features for profiles and noise the means are the same."""
+        guide's mean. Errors of features go together as signatures that were measured do (correlations of their means,
+        shrunk as in Ledoit & Wolf 2004), which leaves the means as they are. In the story features are apart, and what
+        is summed over them, such as a correlation, would be too sure."""
+        from sklearn.covariance import ledoit_wolf
+
         self.gather(batch)
         block, log_amplitude, log_noise = (self.loc[own] for own in SITES.values())
         known = self._known(block, log_amplitude, log_noise)
@@ -262,7 +265,8 @@ class CausalImputation(Program):
         left = self._signatures(known, block, log_amplitude)  # (pair, feature)
         together = torch.as_tensor(ledoit_wolf(left.cpu().numpy(), assume_centered=True)[0]).to(left)
         size = together.diagonal().sqrt()
-        mixed = torch.linalg.cholesky(together / (size[:, None] * size))
+        together = together / (size[:, None] * size) + EDGE * torch.eye(len(size)).to(left)
+        mixed = torch.linalg.cholesky(together / (1 + EDGE))
         noise = mixed @ torch.randn(draws, *field.mean.shape).to(left) @ field.root.mT
         return field.mean + known.variance().sample((draws,)).sqrt()[..., None] * noise
 

@@ -194,10 +194,11 @@ def reversing_drugs(
 
     fit: of `causal_imputation`, whose perturbations are drugs; its profiles are drawn jointly for all pairs of context
     and drug, measured or not. disease: `Data` of ill and healthy rows, or gene -> effect, or gene -> (effect, standard
-    error); true effects are drawn given these, under a share of genes that the disease shifts. data: the rows of a fit
-    that was read from a file. state: the environment that is ill; None = the only one beside the control. drugs,
-    contexts: names, None = all; correlations are averaged over contexts. threshold: a correlation below its negative
-    reverses. draws: in all. partial: whether genes of one side may be missing on the other.
+    error). Correlations are those of true effects: drawn within their errors, over the deviation that is left when
+    errors are taken off. data: the rows of a fit that was read from a file. state: the environment that is ill; None =
+    the only one beside the control. drugs, contexts: names, None = all; correlations are averaged over contexts.
+    threshold: a correlation below its negative reverses. draws: in all. partial: whether genes of one side may be
+    missing on the other.
 
     Returns over (drug,) `correlation`, `low`, `high`: over genes of drug and disease, mean and interval of `level`;
     `reverses`: probability that it is below -threshold; `best`: that it is the lowest of these drugs; `measured`: rows
@@ -205,8 +206,8 @@ def reversing_drugs(
     the disease shifts it.
 
     Nothing is identified: an effect never measured is predicted from drugs and contexts alike, and a correlation of
-    signatures is no effect on the disease. Genes' errors are independent in the model, so that intervals of
-    correlations are too short where a pair's errors go together.
+    signatures is no effect on the disease. A disease is taken to be unlike any drug a priori, so that correlations of
+    drugs never measured are drawn towards 0.
 
     Raises InputError for fits of models that impute nothing, names that are not known, drugs without a row in any
     context, effects that are not finite, and genes that the two sides do not share.
@@ -219,12 +220,10 @@ def reversing_drugs(
     for argument, names, allowed in (("contexts", contexts, known[0]), ("drugs", drugs, known[1][first:])):
         for name in names or ():
             one_of(argument, name, allowed)
-        picked.append(list(names or allowed))
+        picked.append(list(dict.fromkeys(names or allowed)))
     c, d = (np.array([own.index(name) for name in names]) for own, names in zip(known, picked, strict=True))
     if (nowhere := np.flatnonzero(count[:, d].sum(0) == 0)).size:
-        reject(
-            "drugs", f"no row of {picked[1][nowhere[0]]!r} in any context", "drugs that were measured in one or more"
-        )
+        reject("drugs", f"no row of {picked[1][nowhere[0]]!r} in any context", "drugs measured in one or more")
     genes = _shared(fit.names["feature"], signature.genes, partial)
     if len(genes) < COMMON:
         reject("disease", f"{len(genes)} gene(s) of the drugs' columns", f"{COMMON} or more")

@@ -196,7 +196,7 @@ def calibrated(pairs: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def study(seeds: Sequence[int], path: str | Path | None = None) -> dict[str, Any]:
-    """PlantedTree trees at every number of rows, and drugs; written to `path` after each."""
+    """Planted trees at every number of rows, and drugs; written to `path` after each."""
     table: dict[str, Any] = {"about": "targets", **provenance(), "planted": [], "drugs": {}}
     for samples, rewired in SETTINGS:
         entry: dict[str, Any] = {"samples": samples, "rewired": rewired, "seeds": []}
@@ -208,13 +208,7 @@ def study(seeds: Sequence[int], path: str | Path | None = None) -> dict[str, Any
                 for name in ("frequency", "edge", "edge_frequency", "acts")
                 if any(row.get(name) for row in entry["seeds"])
             }
-            scores = {name: value for name, value in entry["seeds"][-1]["scores"].items()}
-            print(
-                samples,
-                seed,
-                {k: (round(v["precision"], 2), round(v["recall"], 2)) for k, v in scores.items()},
-                flush=True,
-            )
+            print(samples, rewired, seed, entry["seeds"][-1]["scores"]["frequent"], flush=True)
             if path is not None:
                 write_json(table, path)
     rows = [run_drugs(seed) for seed in seeds]
@@ -284,7 +278,9 @@ def tables_of(results: Mapping[str, Any]) -> str:
     """The committed results as markdown: methods on planted trees, means over seeds and all seeds; probabilities beside
     what is true; errors of drugs' correlations."""
     entries = results["planted"]
-    titles = [f"{e['samples']} rows" + ", half of the edges wrong" * bool(e["rewired"]) for e in entries]
+    titles = [
+        f"{e['samples']} rows of either state" + ", half of the edges wrong" * bool(e["rewired"]) for e in entries
+    ]
     heads = [f"{title} ({len(e['seeds'])} seeds)" for title, e in zip(titles, entries, strict=True)]
     lines = [["precision / recall (genes)", *heads], ["---"] * (1 + len(heads))]
     for name, title in NAMES.items():
