@@ -25,7 +25,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from networkx.algorithms.approximation import steiner_tree as tree_of_terminals
+from networkx.algorithms import approximation
 from sklearn.metrics import average_precision_score
 
 from pyrocrl import simulate, zoo
@@ -98,7 +98,7 @@ def baselines(network: nx.Graph, t: Array) -> dict[str, Array]:
         for other, path in nx.single_source_shortest_path(network, one).items():
             if other in top:
                 out["paths"][path] = True
-    out["steiner"][list(tree_of_terminals(network, top.tolist()))] = True
+    out["steiner"][list(approximation.steiner_tree(network, top.tolist()))] = True
     return out
 
 
