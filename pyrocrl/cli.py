@@ -841,7 +841,11 @@ def discover(
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.judge import targets
+    from pyrocrl.options import Fraction, Share, conform
 
+    _check_fit("causal_imputation", {}, None, None, seed, device, draws)
+    conform("--level", level, Share)
+    conform("--threshold", threshold, Fraction)
     if (data is None) == (signature is None):
         reject("--data", "neither it nor --signature" if data is None else "it and --signature", "one of them")
     _check_out(out, force, False)
@@ -863,22 +867,24 @@ def discover(
         rows = _read_data({"data": drugs, "seed": seed} | _told(drug, vehicle, None, counts, None, context))
         if len(rows.batch_names) < 2:
             reject("--context", "one context", "a column of --drugs with two or more")
+        for name in within or ():
+            one_of("--within", name, rows.batch_names)
+        genes = targets.DiseaseSignature.of(disease, state, errors=False).genes
+        targets.shared_genes(rows.feature_names, genes, partial)
         ranks = pyrocrl.build("causal_imputation", rows)
     say = sys.stderr if as_json else sys.stdout
     with _writing(out, None):
         for path in DISCOVERED:
             (out / path).unlink(missing_ok=True)
-        ranked = None
-        if ranks is not None:
-            fitted = pyrocrl.fit(ranks, rows, seed=seed, device=device, progress=not quiet)
-            told = {"state": state, "contexts": within, "threshold": threshold, "level": level}
-            ranked = pyrocrl.reversing_drugs(fitted, disease, draws=draws, partial=partial, seed=seed, **told)
         found = pyrocrl.discover_targets(disease, edges, progress=not quiet, **given)
         frames = {"genes": targets.genes_frame(found), "links": targets.links_frame(found)}
         if "edge" in found:
             frames["edges"] = targets.edges_frame(found)
         io.write_dataset(found, out / DISCOVERED[0])
-        if ranked is not None:
+        if ranks is not None:
+            fitted = pyrocrl.fit(ranks, rows, seed=seed, device=device, progress=not quiet)
+            told = {"state": state, "contexts": within, "threshold": threshold, "level": level}
+            ranked = pyrocrl.reversing_drugs(fitted, disease, draws=draws, partial=partial, seed=seed, **told)
             frames["drugs"] = targets.drugs_frame(ranked, found)
             io.write_dataset(ranked, out / DISCOVERED[-1])
         for name, frame in frames.items():

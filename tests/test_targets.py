@@ -386,6 +386,18 @@ SHELL = {
         "--context: found one context; allowed: a column of --drugs with two or more",
         *("--drugs", "@/one.csv", "--drug", "drug", "--vehicle", "control"),
     ),
+    "another context": (
+        [],
+        "--within: found 'HeLa'; allowed: context_0",
+        *("--drugs", "@/drugs.csv", "--drug", "drug", "--context", "cell", "--vehicle", "control", "--within", "HeLa"),
+    ),
+    "other genes": (
+        ["--data", "--env", "--control"],
+        "disease: found 29 gene(s) missing, such as 'feature_1'; allowed: the genes of the other side",
+        *("--drugs", "@/drugs.csv", "--drug", "drug", "--context", "cell", "--vehicle", "control"),
+        *("--signature", "@/gene.csv"),
+    ),
+    "a level of two": ([], "--level: found 2.0; allowed: a number strictly between 0 and 1", "--level", "2"),
     "an empty network": (["--network"], "network: found no edges", "--network", "@/none.csv"),
     "a loop": (["--network"], "network: found a cycle of one edge, from 'feature_1'", "--network", "@/loop.csv"),
     "an unknown gene": (["--network"], "such as 'TP53'; allowed: the columns' genes", "--network", "@/odd.csv"),
@@ -413,6 +425,7 @@ def test_the_shell_says_one_line(case: str, tmp_path: Path, capsys: Capture) -> 
     }
     texts |= {"words": "gene,other,cost\nfeature_0,feature_1,dear", "below": "gene,other,cost\nfeature_0,feature_1,-1"}
     texts |= {"prizes": "gene,prize\nfeature_0,-2", "twice": "gene,prize\nfeature_0,1\nfeature_0,2"}
+    texts |= {"gene": "gene,effect,error\nfeature_0,2,1"}
     texts |= {"nan": "gene,effect,error\nfeature_0,nan,1"}
     for name, text in texts.items():
         (tmp_path / f"{name}.csv").write_text(text + "\n")

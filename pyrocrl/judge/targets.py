@@ -224,9 +224,7 @@ def reversing_drugs(
     c, d = (np.array([own.index(name) for name in names]) for own, names in zip(known, picked, strict=True))
     if (nowhere := np.flatnonzero(count[:, d].sum(0) == 0)).size:
         reject("drugs", f"no row of {picked[1][nowhere[0]]!r} in any context", "drugs measured in one or more")
-    genes = _shared(fit.names["feature"], signature.genes, partial)
-    if len(genes) < COMMON:
-        reject("disease", f"{len(genes)} gene(s) of the drugs' columns", f"{COMMON} or more")
+    genes = shared_genes(fit.names["feature"], signature.genes, partial)
     own, theirs = ([names.index(g) for g in genes] for names in (fit.names["feature"], signature.genes))
     ill = DiseaseSignature(genes, signature.effect[theirs], signature.error[theirs])
     told = ill.error > 0
@@ -269,14 +267,19 @@ def _correlations(drug: Array, disease: Array, length: float) -> Array:
     return np.clip(covariance / np.maximum(drug.std(0) * length, 1e-300), -1.0, 1.0)
 
 
-def _shared(first: Sequence[str], second: Sequence[str], partial: bool) -> list[str]:
-    """Genes of both, as the drugs' columns have them."""
-    for side, names, others in (("disease", first, second), ("drugs", second, first)):
+def shared_genes(drugs: Sequence[str], disease: Sequence[str], partial: bool) -> list[str]:
+    """Genes of both, as the drugs' columns have them. Raises InputError for fewer than three, and for genes of one side
+    alone unless `partial`."""
+    for side, names, others in (("disease", drugs, disease), ("drugs", disease, drugs)):
         lacks = sorted(set(names) - set(others))
         if lacks and not partial:
             found = f"{len(lacks)} gene(s) missing, such as {lacks[0]!r}"
             reject(side, found, "the genes of the other side, or partial=True (in the shell --partial)")
-    return [name for name in first if name in set(second)]
+    both = set(disease)
+    genes = [name for name in drugs if name in both]
+    if len(genes) < COMMON:
+        reject("disease", f"{len(genes)} gene(s) of the drugs' columns", f"{COMMON} or more")
+    return genes
 
 
 # -- the module ------------------------------------------------------------------------------------------------------
