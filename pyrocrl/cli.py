@@ -890,7 +890,8 @@ def discover(
         for name, frame in frames.items():
             io.write_frame(frame, out / f"{name}.csv")
     if as_json:
-        _print_json({name: frame.to_dict("records") for name, frame in frames.items()})
+        verdict = {"verdict": found.attrs["verdict"].split("\n")}
+        _print_json({name: frame.to_dict("records") for name, frame in frames.items()} | verdict)
         return
     often = frames["genes"][frames["genes"]["frequency"] >= least]
     shown = {"Genes": often, "Edges": frames.get("edges"), "Drugs": frames.get("drugs")}
@@ -899,7 +900,7 @@ def discover(
             lines = table.head(SHOWN).astype(object).where(table.head(SHOWN).notna(), None).to_numpy().tolist()
             print(f"\n{title}, {len(lines)} of {len(table)}:\n", file=say)
             _print_table(list(table.columns), lines)
-    print(f"\n{', '.join(str(out / f'{name}.csv') for name in frames)}", file=say)
+    print(f"\n{found.attrs['verdict']}\n\n{', '.join(str(out / f'{name}.csv') for name in frames)}", file=say)
 
 
 def _by_gene(rows: Sequence[tuple[str, ...]], option: str) -> dict[str, Any]:

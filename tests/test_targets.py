@@ -196,6 +196,9 @@ def test_a_graph_on_the_module_says_where_the_disease_acts() -> None:
     assert edge.loc["first", "middle"] > 0.9 and edge.loc["middle", "last"] > 0.7
     assert found["acts"].to_series().drop("first").max() < 0.1 < 0.9 < found["acts"].sel(child="first")
     assert found["edge_frequency"].sel(parent="first", child="middle") == 1
+    tree, graph, acts = found.attrs["verdict"].split("\n")
+    assert tree.startswith("tree: NOT IDENTIFIED") and graph.startswith("graph: ") and acts.startswith("targets: ")
+    assert "latent_" not in graph + acts
     genes, edges = targets.genes_frame(found), targets.edges_frame(found)
     assert set(genes["gene"]) == set(names) and genes["frequency"].is_monotonic_decreasing
     assert set(zip(edges["parent"][:2], edges["child"][:2])) == {("first", "middle"), ("middle", "last")}
@@ -375,6 +378,7 @@ def test_discover_writes_tables(tmp_path: Path, capsys: Capture) -> None:
     told = ["discover", "--signature", str(tmp_path / "signature.csv"), "--network", str(tmp_path / "net.csv")]
     assert cli.main([*told, "--out", str(tmp_path / "more"), "--subsamples", "10", "--json", "--quiet"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == [targets.TREE]
     assert {row["gene"] for row in found["genes"][:4]} == set(genes["gene"][:4]) and "edges" not in found
 
 

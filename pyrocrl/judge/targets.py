@@ -18,6 +18,7 @@ Meinshausen & Buehlmann (2010), "Stability selection". Prizes here are evidence,
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from pyrocrl.exact.steiner import steiner_tree
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.fit import fit as fit_program
 from pyrocrl.infer.fitted import Fit
+from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.options import Bounds, Deviation, Fraction, Natural, Positive, Seed, Share, Size, checked, conform
 from pyrocrl.predict import per_size, rows_of_pairs
 from pyrocrl.turns import drawing, reseed
@@ -50,6 +52,9 @@ BLOCK = 20  # draws of profiles at a time
 RELIABLE = 0.05  # least share of a signature's variance that is no error
 COMMON = 3  # genes that a correlation needs
 GRAPH = "observed_dag"
+TREE = (
+    "tree: NOT IDENTIFIED: genes are in it by association and by the network; a frequency is how often, in other rows"
+)
 Array = np.ndarray
 
 
@@ -326,7 +331,8 @@ def discover_targets(
     `tree`: whether it is in the tree of all rows, `frequency`: share of subsamples in whose tree it is; over (link,),
     the network's edges `one` - `other`, `link_frequency`; and with a graph, over the module's genes, `edge` (parent,
     child): probability, and `edge_frequency`: share of subsamples that give it one half or more; `acts` (child,):
-    probability that the disease acts on the gene itself, not only through the others.
+    probability that the disease acts on the gene itself, not only through the others. The attribute `verdict`: a line
+    of what is identified for the tree, and by `diagnose` for the graph and for where the disease acts.
 
     What is identified: of the tree nothing. A frequency is how often it comes out in other rows, which on planted trees
     agrees with how often it is right (`docs/what_a_disease_acts_through.md`), where genes that the disease shifts are
@@ -373,14 +379,22 @@ def discover_targets(
         name: (("gene",), np.where(there, value[place], np.nan)) for name, value in shown_t.items()
     }
     variables |= {name: (("gene",), v) for name, v in {"prize": prize, "tree": chosen.astype(int)}.items()}
+    verdict = [TREE]
     variables |= {"frequency": (("gene",), often.clip(0, 1)), "link_frequency": (("link",), links.clip(0, 1))}
     one, other = (np.array(net.genes)[net.ends[:, k]] for k in (0, 1))
     coords: dict[str, Any] = {"gene": net.genes, "one": (("link",), one), "other": (("link",), other)}
     module = [g for g, f, own in zip(net.genes, often, there, strict=True) if own and f >= least]
     if graphs and signature.x is not None and len(module) > 1:
-        variables |= _graph(signature, module, graphs, seed, device, progress)
+        values, said = _graph(signature, module, graphs, seed, device, progress)
+        variables, verdict = variables | values, verdict + said
         coords |= {"parent": module, "child": module}
-    attrs = {"subsamples": subsamples, "least": float(least), "share": shifts.share, "slab": shifts.slab}
+    attrs = {
+        "verdict": "\n".join(verdict),
+        "subsamples": subsamples,
+        "least": float(least),
+        "share": shifts.share,
+        "slab": shifts.slab,
+    }
     return xr.Dataset(variables, coords=coords, attrs=attrs | {"cost": float(cost), "carried": float(carried)})
 
 
@@ -452,31 +466,35 @@ def _prizes(prizes: Mapping[str, Any] | None, genes: list[str]) -> Array:
 
 def _graph(
     signature: DiseaseSignature, module: list[str], graphs: int, seed: int, device: str, progress: bool
-) -> dict[str, Any]:
-    """`edge`, `edge_frequency` and `acts` of the module's genes."""
+) -> tuple[dict[str, Any], list[str]]:
+    """`edge`, `edge_frequency` and `acts` of the module's genes; and the verdicts on graph and targets, in words."""
     assert signature.x is not None and signature.ill is not None
     columns = [signature.genes.index(gene) for gene in module]
     x, state = signature.x[:, columns], np.where(signature.ill, "ill", "healthy")
 
-    def fitted(rows: Array, seed: int, **effort: Any) -> tuple[Array, Array]:
+    def fitted(rows: Array, seed: int, **effort: Any) -> tuple[Fit, Array]:
         data = Data(x[rows], state[rows], control="healthy", counts=False, feature_names=module)
         build = effort.pop("build", {})
         program = zoo.build(GRAPH, data, targets="unknown", intervention="shift", **build)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of columns: told once, of all rows
             found = fit_program(program, data, seed=seed, device=device, progress=False, **effort)
-        graph, targets = found.graph(), found.targets()
-        assert graph is not None and targets is not None
-        return graph, targets[found.names["env"].index("ill")]
+        graph = found.graph()
+        assert graph is not None
+        return found, graph
 
-    edge, acts = fitted(np.full(len(x), True), seed)
+    found, edge = fitted(np.full(len(x), True), seed)
+    targets = found.targets()
+    assert targets is not None
+    acts = targets[found.names["env"].index("ill")]
+    said = [re.sub(r"latent_(\d+)", lambda k: module[int(k[1])], str(one)) for one in diagnose(found, seed=seed).claims]
     rng, often = np.random.default_rng([seed, 139]), np.zeros_like(edge)
     for turn in tqdm(range(graphs), "graphs", disable=not progress):
         rows = signature.half(rng)[1]
         assert rows is not None
-        often += (fitted(rows, mix(seed, turn, 139), chains=1, epochs=EPOCHS, build=QUICK)[0] >= 0.5) / graphs
+        often += (fitted(rows, mix(seed, turn, 139), chains=1, epochs=EPOCHS, build=QUICK)[1] >= 0.5) / graphs
     dims = ("parent", "child")
-    return {"edge": (dims, edge), "edge_frequency": (dims, often.clip(0, 1)), "acts": (("child",), acts)}
+    return {"edge": (dims, edge), "edge_frequency": (dims, often.clip(0, 1)), "acts": (("child",), acts)}, said
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def run_planted(seed: int, samples: int, rewired: float = 0.0) -> dict[str, Any]
         "shifted": float(average_precision_score(module, found["shifted"].to_numpy())),
     }
     row["frequency"] = [[round(float(f), 4), int(m)] for f, m in zip(often, module, strict=True)]
+    row["verdict"] = found.attrs["verdict"].split("\n")
     if "edge" in found:
         inside = [int(name.removeprefix("gene_")) for name in found["parent"].values]
         true, off = planted.graph[np.ix_(inside, inside)], ~np.eye(len(inside), dtype=bool)
