@@ -62,6 +62,7 @@ LEVEL, OWN, FLOOR = 100.0, 0.01, 0.01  # variance of levels; a pair's own share;
 SITES: dict[str, Any] = {"block": slice(0, 4), "log_amplitude": 4, "log_noise": 5}  # of the guide, their places in it
 PRIOR = ((0.0, 0.0, 0.0, 0.0, 0.0, -1.5), (3.0, 3.0, 3.0, 3.0, 1.0, 1.5))  # their means and deviations
 LEAST = 4  # effects to learn from
+EDGE = 1e-6  # of correlations, from singular
 STEPS = 40  # of the start's optimiser
 
 
@@ -247,6 +248,36 @@ class CausalImputation(Program):
         all rows of `batch`: mean and scale (place, feature), degrees of freedom ()."""
         self.gather(batch)
         return self._new_row(places, *(self.loc[own] for own in SITES.values()))
+
+    @torch.no_grad()
+    def draw_profiles(self, batch: Batch, places: Tensor, draws: int) -> Tensor:
+        """(draw, feature, place) profiles at these places of the grid, drawn jointly given all rows of `batch`, at the
+        guide's mean. Errors of features go together as signatures that were measured do (correlations of their means,
+        shrunk as in Ledoit & Wolf 2004), which leaves the means as they are. In the story features are apart, and what
+        is summed over them, such as a correlation, would be too sure."""
+        from sklearn.covariance import ledoit_wolf
+
+        self.gather(batch)
+        block, log_amplitude, log_noise = (self.loc[own] for own in SITES.values())
+        known = self._known(block, log_amplitude, log_noise)
+        prior, cross = (self._kernel(block, log_amplitude, places, to) for to in (places, self.at))
+        field = known.field(prior, cross, torch.ones_like(known.rate), self.base.double())
+        left = self._signatures(known, block, log_amplitude)  # (pair, feature)
+        together = torch.as_tensor(ledoit_wolf(left.cpu().numpy(), assume_centered=True)[0]).to(left)
+        size = together.diagonal().sqrt()
+        together = together / (size[:, None] * size) + EDGE * torch.eye(len(size)).to(left)
+        mixed = torch.linalg.cholesky(together / (1 + EDGE))
+        noise = mixed @ torch.randn(draws, *field.mean.shape).to(left) @ field.root.mT
+        return field.mean + known.variance().sample((draws,)).sqrt()[..., None] * noise
+
+    def _signatures(self, known: gp.Known, block: Tensor, log_amplitude: Tensor) -> Tensor:
+        """(pair, feature) posterior means of the signatures that were measured, in units of features' deviations."""
+        count, first = self.config["environments"], int(self.config["reference"])
+        at = self.at[known.there]
+        at = at[at % count >= first]
+        to = [self._kernel(block, log_amplitude, places, self.at) for places in (at, at - at % count)]
+        mean, level = (known.row(cross.new_ones(len(cross)), cross)[0] for cross in to)
+        return (mean - first * level) / (known.rate / known.shape).sqrt()
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | profile, variance, noise), or of a new row given those that were gathered."""

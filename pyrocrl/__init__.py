@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
     from .judge.reference import agreement, reference
+    from .judge.targets import discover_targets, reversing_drugs
     from .lab.calibrate import calibrate
     from .lab.run import run
     from .predict import impute
@@ -61,6 +62,7 @@ _HOMES = {
     "calibrate": "lab.calibrate",
     "choose": "judge.choose",
     "diagnose": "judge.diagnose",
+    "discover_targets": "judge.targets",
     "equivalence_class": "judge.equivalence",
     "evaluate": "judge.evaluate",
     "fit": "infer.fit",
@@ -68,6 +70,7 @@ _HOMES = {
     "load": "zoo",
     "next_interventions": "judge.design",
     "reference": "judge.reference",
+    "reversing_drugs": "judge.targets",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
 }
@@ -90,6 +93,7 @@ __all__ = [
     "choose",
     "datasets",
     "diagnose",
+    "discover_targets",
     "equivalence_class",
     "evaluate",
     "export",
@@ -102,6 +106,7 @@ __all__ = [
     "plots",
     "reference",
     "report",
+    "reversing_drugs",
     "run",
     "simulate",
     "to_arviz",

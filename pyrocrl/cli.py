@@ -37,6 +37,7 @@ CHECKPOINT, POSTERIOR, SCORES = "checkpoint.safetensors", "posterior.nc", "score
 VERDICT, REPORT, RUN = "verdict.json", "report.html", "run.json"
 COMPARISON = "compare.json"
 IMPUTED, CROSS_VALIDATION = ("imputed.nc", "imputed.csv"), "cross_validation.json"
+DISCOVERED = ("targets.nc", "genes.csv", "links.csv", "edges.csv", "drugs.csv", "drugs.nc")
 HELD_OUT = 0.1  # of the rows, put aside by `compare`
 RESULTS = (CHECKPOINT, POSTERIOR, SCORES, VERDICT, REPORT, RUN)
 KEPT_ROWS, KEPT_NUMBERS = 1_000, 20_000_000  # posterior.nc thins rows to about the one, draws to about the other
@@ -47,6 +48,7 @@ DEMO: dict[str, tuple[str, dict[str, Any], int | None, int | None]] = {
     "linear_sem_lin": ("Graph and effects", {}, None, None),
     "sparse_vae": ("Programmes", {"latents": 6}, 4, None),
 }
+SHOWN = 20  # lines of a table that `discover` prints
 DEMO_DRAWS = 10  # of the posterior, per chain
 
 
@@ -782,6 +784,134 @@ def next_(
     ]
     print()
     _print_table(list(table.columns), lines)
+
+
+@app.command()
+@_reading
+def discover(
+    reading: dict[str, Any],
+    network: Annotated[
+        Path, typer.Option(metavar="FILE", help="Edges between genes: a .csv of gene,other or gene,other,cost.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: genes.csv, links.csv, edges.csv, ...")],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Rows of ill and healthy, as in `fit`; or else --signature.")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the disease does: a .csv of gene,effect,error.")
+    ] = None,
+    env: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds the state of rows.")] = None,
+    control: Annotated[str | None, typer.Option(metavar="LABEL", help="Healthy rows.  [default: as in `fit`]")] = None,
+    state: Annotated[str | None, typer.Option(metavar="LABEL", help="Ill rows.  [default: all others]")] = None,
+    prizes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What is known of genes besides: a .csv of gene,prize, in nats.")
+    ] = None,
+    cost: Annotated[float, typer.Option(help="Of an edge, in nats.")] = 0.8,
+    hubs: Annotated[float, typer.Option(help="How much more an edge between genes of many edges costs.")] = 0.5,
+    carried: Annotated[float, typer.Option(help="Share of the module's genes that the disease shifts.")] = 0.7,
+    subsamples: Annotated[int, typer.Option(help="Halves of the rows that the tree is found on.")] = 100,
+    least: Annotated[float, typer.Option(help="Frequency from which a gene is in the graph.")] = 0.2,
+    graphs: Annotated[int, typer.Option(help="Halves that the graph is found on; 0 = no graph.")] = 20,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Genes of the network may have no column, and columns no gene.")
+    ] = False,
+    drugs: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Profiles of drugs in contexts, to rank by the signature.")
+    ] = None,
+    drug: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of --drugs: the column that holds drugs.")] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of --drugs: the column that holds contexts.")
+    ] = None,
+    vehicle: Annotated[str | None, typer.Option(metavar="LABEL", help="Of --drugs: the drug that is none.")] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A context to rank drugs in, may be repeated.  [default: all]"),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="A drug reverses below minus this correlation.")] = 0.3,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    draws: Annotated[int, typer.Option(help="Of drugs' signatures.")] = 200,
+    seed: Seed = 0,
+    device: Device = "auto",
+    counts: Counts = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find genes that a disease acts through: a tree of a network, a causal graph on it, and drugs that reverse it."""
+    import pyrocrl
+    from pyrocrl import io
+    from pyrocrl.judge import targets
+    from pyrocrl.options import Fraction, Share, conform
+
+    _check_fit("causal_imputation", {}, None, None, seed, device, draws)
+    conform("--level", level, Share)
+    conform("--threshold", threshold, Fraction)
+    if (data is None) == (signature is None):
+        reject("--data", "neither it nor --signature" if data is None else "it and --signature", "one of them")
+    _check_out(out, force, False)
+    edges = [
+        (*edge[:2], *(_number("--network", "-".join(edge[:2]), text) for text in edge[2:]))
+        for edge in io.read_columns(network, ("gene", "other"), "--network", ("cost",))
+    ]
+    given: dict[str, Any] = {"state": state, "cost": cost, "hubs": hubs, "carried": carried, "least": least}
+    given |= {"subsamples": subsamples, "graphs": graphs, "partial": partial, "seed": seed, "device": device}
+    if prizes is not None:
+        given["prizes"] = _by_gene(io.read_columns(prizes, ("gene", "prize"), "--prizes"), "--prizes")
+    if signature is not None:
+        disease: Any = _by_gene(io.read_columns(signature, ("gene", "effect", "error"), "--signature"), "--signature")
+    else:
+        told = _told(env, control, None, counts, None, None)
+        disease = _adjusted(_read_data({"data": data, "seed": seed} | told | reading))
+    ranks = None
+    if drugs is not None:
+        rows = _read_data({"data": drugs, "seed": seed} | _told(drug, vehicle, None, counts, None, context))
+        if len(rows.batch_names) < 2:
+            reject("--context", "one context", "a column of --drugs with two or more")
+        for name in within or ():
+            one_of("--within", name, rows.batch_names)
+        genes = targets.DiseaseSignature.of(disease, state, errors=False).genes
+        targets.shared_genes(rows.feature_names, genes, partial)
+        ranks = pyrocrl.build("causal_imputation", rows)
+    say = sys.stderr if as_json else sys.stdout
+    with _writing(out, None):
+        for path in DISCOVERED:
+            (out / path).unlink(missing_ok=True)
+        found = pyrocrl.discover_targets(disease, edges, progress=not quiet, **given)
+        frames = {"genes": targets.genes_frame(found), "links": targets.links_frame(found)}
+        if "edge" in found:
+            frames["edges"] = targets.edges_frame(found)
+        io.write_dataset(found, out / DISCOVERED[0])
+        if ranks is not None:
+            fitted = pyrocrl.fit(ranks, rows, seed=seed, device=device, progress=not quiet)
+            told = {"state": state, "contexts": within, "threshold": threshold, "level": level}
+            ranked = pyrocrl.reversing_drugs(fitted, disease, draws=draws, partial=partial, seed=seed, **told)
+            frames["drugs"] = targets.drugs_frame(ranked, found)
+            io.write_dataset(ranked, out / DISCOVERED[-1])
+        for name, frame in frames.items():
+            io.write_frame(frame, out / f"{name}.csv")
+    if as_json:
+        verdict = {"verdict": found.attrs["verdict"].split("\n")}
+        _print_json({name: frame.to_dict("records") for name, frame in frames.items()} | verdict)
+        return
+    often = frames["genes"][frames["genes"]["frequency"] >= least]
+    shown = {"Genes": often, "Edges": frames.get("edges"), "Drugs": frames.get("drugs")}
+    for title, table in shown.items():
+        if table is not None:
+            lines = table.head(SHOWN).astype(object).where(table.head(SHOWN).notna(), None).to_numpy().tolist()
+            print(f"\n{title}, {len(lines)} of {len(table)}:\n", file=say)
+            _print_table(list(table.columns), lines)
+    print(f"\n{found.attrs['verdict']}\n\n{', '.join(str(out / f'{name}.csv') for name in frames)}", file=say)
+
+
+def _by_gene(rows: Sequence[tuple[str, ...]], option: str) -> dict[str, Any]:
+    """gene -> its number, or its numbers, of a table's lines."""
+    out: dict[str, Any] = {}
+    for gene, *texts in rows:
+        if gene in out:
+            reject(option, f"{gene!r} twice", "each gene once")
+        values = tuple(_number(option, gene, text) for text in texts)
+        out[gene] = values if len(values) > 1 else values[0]
+    return out
 
 
 @app.command()

@@ -249,9 +249,11 @@ def _read_targets_file(path: Path) -> dict[str, Any]:
     return out
 
 
-def read_columns(path: str | Path, columns: Sequence[str], argument: str) -> list[tuple[str, ...]]:
-    """Lines of a .csv or .tsv file with just these columns, in any order, as texts. Raises InputError, about
-    `argument`."""
+def read_columns(
+    path: str | Path, columns: Sequence[str], argument: str, optional: Sequence[str] = ()
+) -> list[tuple[str, ...]]:
+    """Lines of a .csv or .tsv file with just these columns, in any order, as texts; those of `optional` come after
+    the others, where it has them all. Raises InputError, about `argument`."""
     path = Path(path)
     if path.suffix not in (".csv", ".tsv"):
         reject(argument, repr(str(path)), f"a .csv or .tsv file with the columns {', '.join(columns)}")
@@ -260,6 +262,8 @@ def read_columns(path: str | Path, columns: Sequence[str], argument: str) -> lis
         [cell.strip() for cell in row] for row in csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
     ]
     rows = [row for row in rows if any(row)]
+    if rows and optional and sorted(rows[0]) == sorted([*columns, *optional]):
+        columns = [*columns, *optional]
     if not rows or sorted(rows[0]) != sorted(columns):
         reject(argument, f"{path}: {', '.join(rows[0]) if rows else 'nothing'}", f"the columns {', '.join(columns)}")
     for number, row in enumerate(rows):

@@ -408,6 +408,11 @@ class Program(nn.Module, metaclass=_InTurn):
         environment, given all rows of `batch`: mean and scale (place, feature), degrees of freedom ()."""
         raise TypeError(f"{type(self).__name__} imputes nothing")
 
+    def draw_profiles(self, batch: Batch, places: Tensor, draws: int) -> Tensor:
+        """(draw, feature, place) profiles at these places (place,) of the grid of pairs, drawn jointly given all
+        rows of `batch`."""
+        raise TypeError(f"{type(self).__name__} imputes nothing")
+
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it
         is in every other case."""

@@ -375,14 +375,20 @@ def _tables() -> list[dict[str, Any]]:
     return [table for table in found if "studies" in table]
 
 
+def _targets() -> str:
+    from pyrocrl.lab import targets  # which knows this file
+
+    return targets.tables()
+
+
 MARKED = re.compile(
-    r"(<!-- (models|figures|calibration|calibrated)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL
+    r"(<!-- (models|figures|calibration|calibrated|targets)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL
 )
 
 
 def fill(page: str) -> str:
     """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
-    results) and `calibrated` (what `calibrate` found).
+    results), `calibrated` (what `calibrate` found) and `targets` (what `pyrocrl.lab.targets` found).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
@@ -391,6 +397,7 @@ def fill(page: str) -> str:
         "figures": figures,
         "calibration": calibration_text,
         "calibrated": calibrations.table,
+        "targets": _targets,
     }
 
     def filled(found: re.Match[str]) -> str:
