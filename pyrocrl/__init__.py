@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .judge.design import next_interventions
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
+    from .judge.memory import alignment, attractors
     from .judge.reference import agreement, reference
     from .lab.calibrate import calibrate
     from .lab.run import run
@@ -57,6 +58,8 @@ _HOMES = {
     "Reference": "claims.card",
     "Site": "program",
     "agreement": "judge.reference",
+    "alignment": "judge.memory",
+    "attractors": "judge.memory",
     "build": "zoo",
     "calibrate": "lab.calibrate",
     "choose": "judge.choose",
@@ -85,6 +88,8 @@ __all__ = [
     "Reference",
     "Site",
     "agreement",
+    "alignment",
+    "attractors",
     "build",
     "calibrate",
     "choose",
