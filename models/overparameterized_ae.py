@@ -189,7 +189,7 @@ class OverparameterizedAE(Program):
         StoredRows("stored_rows", {"net": "leaky ReLU, biases"}, {"activation": "leaky_relu"}),
         StoredRows("stored_rows", {"net": "leaky ReLU, no biases"}, PLAIN),
         StoredRows("stored_rows", {"net": "tanh, biases", "rows": 40}),
-        Contexts("context_effects", {"net": "tanh, biases"}),
+        Contexts("context_effects", {"net": "tanh, biases"}, WIDE),
         MeasuredContexts("l1000", {"net": "tanh, biases"}, WIDE, seeds=3),
         MeasuredContexts("l1000", {"net": "tanh, biases", "noise": 0.5}, WIDE | {"noise": 0.5}, seeds=3),
         MeasuredContexts("l1000", {"net": "leaky ReLU, no biases"}, WIDE | PLAIN, seeds=3),

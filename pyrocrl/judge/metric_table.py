@@ -196,7 +196,7 @@ _TABLE = (
     Metric("cosine_*", "Cosine a pair of *", "larger", worst=False),
     # rows that are stored, signatures across contexts
     Metric("contracting", "Rows of spectral radius below 1, worst chain", "larger", None, figure=True, headline=True),
-    Metric("stored", "Rows to store", None, None, figure=True),
+    Metric("stored", "Rows looked at", None, None, figure=True),
     Metric("radius", "Largest spectral radius at a row", "smaller", 2, figure=True),
     Metric("recalled_*", "Rows recalled from noise of * deviations, worst chain", "larger", None, figure=True),
     Metric("stored_error", "Largest error of a stored row", "smaller", 6),

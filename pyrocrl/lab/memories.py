@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 BELOW = 1 - 1e-6  # a radius of 1 comes out on either side
+FEW = 10  # rows of a real data set at which the Jacobian is looked at
 OF_THE_NET = ("net", "noise")  # options that name what the study builds
 
 
@@ -36,14 +37,7 @@ class StoredRows(Study):
         from pyrocrl.judge.memory import attractors
 
         found = attractors(result, data, seed=result.meta["seed"])
-        recalled = found["recalled"].sum("data").min("chain")
-        return {
-            "radius": float(found["radius"].max()),
-            "contracting": float((found["radius"] < BELOW).sum("data").min()),
-            "stored": float(data.rows),
-            "stored_error": float(found["error"].max()),
-            "elsewhere": float(1 - found["basin"].sum("data").mean()),
-        } | {f"recalled_{noise:g}": float(recalled.sel(noise=noise)) for noise in found["noise"].to_numpy()}
+        return memory_scores(found) | {"elsewhere": float(1 - found["basin"].sum("data").mean())}
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         return {}
@@ -62,13 +56,31 @@ class Contexts(StoredRows):
 
 @dataclass(frozen=True)
 class MeasuredContexts(Contexts):
-    """Those of a real data set, whatever the options."""
+    """Those of a real data set, whatever the options; and how a few rows are remembered."""
 
     simulated: ClassVar[bool] = False
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge.memory import attractors
+
+        few = data.rows_at(data.spread(FEW))
+        remembered = memory_scores(attractors(result, few, noise=[0.1], starts=0, seed=result.meta["seed"]))
+        return super().score(result, data) | remembered
 
     def draw(self, seed: int) -> tuple[Data, Data]:
         data = datasets.load(self.setting)
         return data, data
+
+
+def memory_scores(found: xr.Dataset) -> dict[str, float]:
+    """Of `judge.memory.attractors`, the worst chain's."""
+    recalled = found["recalled"].sum("data").min("chain")
+    return {
+        "radius": float(found["radius"].max()),
+        "contracting": float((found["radius"] < BELOW).sum("data").min()),
+        "stored": float(found.sizes["data"]),
+        "stored_error": float(found["error"].max()),
+    } | {f"recalled_{noise:g}": float(recalled.sel(noise=noise)) for noise in found["noise"].to_numpy()}
 
 
 def alignment_scores(found: xr.Dataset) -> dict[str, float]:
