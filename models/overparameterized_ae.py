@@ -16,6 +16,10 @@ f(a x) = a f(x) for a > 0, so that f'(x) x = f(x) = x: 1 is an eigenvalue at eve
 `pyrocrl.alignment` compares signatures of perturbations across contexts, told as `batch`, in x, in its principal
 components and in z.
 
+In the studies tanh contracts at stored rows, and leaky ReLUs do not, with biases either. Alignment gains little: in the
+L1000 table z finds a drug in another cell type somewhat more often than x or its principal components do, but less
+often than these with variance 1, and |cosine| falls, of two drugs as of one; in `context_effects` z gains nothing.
+
 *Identified:* nothing. z may be permuted, latents may share their work, and f is pinned down at the stored rows alone:
 that chains agree there says nothing of latents or of other rows, and q(z | x) is a posterior at stored rows at best.
 Cosines of signatures in z are one net's; their spread is that of the chains.
@@ -190,9 +194,9 @@ class OverparameterizedAE(Program):
         StoredRows("stored_rows", {"net": "leaky ReLU, no biases"}, PLAIN),
         StoredRows("stored_rows", {"net": "tanh, biases", "rows": 40}),
         Contexts("context_effects", {"net": "tanh, biases"}, WIDE),
-        MeasuredContexts("l1000", {"net": "tanh, biases"}, WIDE, seeds=3),
-        MeasuredContexts("l1000", {"net": "tanh, biases", "noise": 0.5}, WIDE | {"noise": 0.5}, seeds=3),
-        MeasuredContexts("l1000", {"net": "leaky ReLU, no biases"}, WIDE | PLAIN, seeds=3),
+        MeasuredContexts("l1000", {"net": "tanh, biases"}, WIDE, seeds=1),
+        MeasuredContexts("l1000", {"net": "tanh, biases", "noise": 0.5}, WIDE | {"noise": 0.5}, seeds=1),
+        MeasuredContexts("l1000", {"net": "leaky ReLU, no biases"}, WIDE | PLAIN, seeds=1),
     )
 
 

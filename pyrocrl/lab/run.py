@@ -29,7 +29,7 @@ def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
     lines = ["| model | identifies | needs |", "|---|---|---|"]
     for name in built_in():
         card = get(name).card
-        nothing = "nothing: the baseline" if card.family == "baseline" else "nothing: it predicts"
+        nothing = "nothing: the baseline" if card.family == "baseline" else "nothing"
         first = {claim.what: claim.head() for claim in reversed(card.claims)}
         heads = [claim.head() for claim in card.claims if whole or claim.head() == first[claim.what]]
         claims = "; ".join(dict.fromkeys(heads)) or nothing
