@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .judge.design import next_interventions
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
+    from .judge.memory import alignment, attractors
     from .judge.reference import agreement, reference
     from .judge.targets import discover_targets, reversing_drugs
     from .lab.calibrate import calibrate
@@ -58,6 +59,8 @@ _HOMES = {
     "Reference": "claims.card",
     "Site": "program",
     "agreement": "judge.reference",
+    "alignment": "judge.memory",
+    "attractors": "judge.memory",
     "build": "zoo",
     "calibrate": "lab.calibrate",
     "choose": "judge.choose",
@@ -88,6 +91,8 @@ __all__ = [
     "Reference",
     "Site",
     "agreement",
+    "alignment",
+    "attractors",
     "build",
     "calibrate",
     "choose",

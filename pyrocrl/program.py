@@ -27,7 +27,7 @@ from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data, _some, customary_controls
 from pyrocrl.errors import one_of, reject
-from pyrocrl.options import Bounds, Fraction, Natural, Option, Positive, Share, Size
+from pyrocrl.options import Bounds, Fraction, Natural, Option, Positive, Size
 from pyrocrl.turns import turn
 
 # options that several models have, and what they mean
@@ -70,10 +70,10 @@ class Recipe:
     start with a key. kl_warmup: fraction of the epochs over which the KL weight rises from 0 to 1. temperature: of
     relaxed gates, from first to second, geometrically over `temperature_span` of the epochs. clip: largest gradient
     norm of a chain. held_out: fraction of the rows kept for the held-out objective, looked at every `check_every`
-    epochs; a fit ends when no chain has improved for `patience` epochs (None = never early). keep: a chain's "best"
-    state by the held-out objective once annealing is over, or its "last", for priors that are still at work when
-    prediction no longer gains. chains: how many. A program whose options ask for another recipe sets `self.recipe` in
-    `__init__`.
+    epochs; 0, for models that store rows: none, and all rows are looked at. A fit ends when no chain has improved for
+    `patience` epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is
+    over, or its "last", for priors that are still at work when prediction no longer gains. chains: how many. A program
+    whose options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
     epochs: Size = 200
@@ -89,7 +89,7 @@ class Recipe:
     temperature: tuple[Positive, Positive] = (1.0, 0.1)
     temperature_span: Fraction = 0.6
     clip: Positive = 100.0
-    held_out: Share = 0.1
+    held_out: Annotated[float, Bounds(0, 1, "[)")] = 0.1
     check_every: Size = 5
     patience: Size | None = 60
     keep: Literal["best", "last"] = "best"
@@ -211,6 +211,7 @@ class Program(nn.Module, metaclass=_InTurn):
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
     imputes: ClassVar[bool] = False  # whether it has `impute`: effects of environments in contexts, told as batches
+    auto_encodes: ClassVar[bool] = False  # whether it has `auto_encode`: a map of rows to rows
     infers_targets: ClassVar[bool] = False  # True: targets that the data do not list are taken as unknown
     written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     arguments: dict[str, Any]  # what it was made with: another of its kind is made with the same
@@ -412,6 +413,10 @@ class Program(nn.Module, metaclass=_InTurn):
         """(draw, feature, place) profiles at these places (place,) of the grid of pairs, drawn jointly given all
         rows of `batch`."""
         raise TypeError(f"{type(self).__name__} imputes nothing")
+
+    def auto_encode(self, x: Tensor) -> Tensor:
+        """What becomes of rows x (.., feature), in the program's units, on their way through latents."""
+        raise TypeError(f"{type(self).__name__} is no auto-encoder")
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it

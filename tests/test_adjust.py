@@ -152,6 +152,7 @@ def test_no_model_passes_over_batches() -> None:
         "causal_flow": None,
         "causal_imputation": None,
         "weakly_supervised_pairs": None,
+        "overparameterized_ae": None,  # batches are contexts
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})

@@ -269,6 +269,10 @@ def test_agreement_is_that_of_the_tree_best_chain_first(tree):
         if k != 3:
             np.testing.assert_allclose(sorted(across), sorted([r[0, 1, k], r[0, 2, k], r[1, 2, k]]))
         assert (np.abs(down - k) < 0.2).all()
+    agreement[..., 2] = np.nan  # which has a use in the means of all chains, in no pair of them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.agreement(noisy)
     with pytest.raises(InputError, match="no agreement in sample_stats"):
         plots.agreement(
             xr.DataTree.from_dict({"posterior": tree["posterior"].to_dataset(), "sample_stats": xr.Dataset()})

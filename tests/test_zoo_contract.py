@@ -419,8 +419,9 @@ def test_verdict_covers_every_claim(name: str) -> None:
     assert json.loads(json.dumps(verdict.to_dict()))["model"] == name
 
 
-# charts of this short fit that its decoder does not invert: z as simulated are not those that are read
-ROUGH = {"causal_flow", "linear_sem_nonlin", "extrapolation"}
+# charts of this short fit that its decoder does not invert, or that have more latents than features: z as simulated are
+# not those that are read
+ROUGH = {"causal_flow", "linear_sem_nonlin", "extrapolation", "overparameterized_ae"}
 
 
 @every_model

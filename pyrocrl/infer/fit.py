@@ -226,7 +226,8 @@ class _Loop:
         self.units = units_of(program, data)
         self.origin = origin(type(program))
         out = held_out_rows(program, data, recipe.held_out, seed)
-        self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, out))
+        held = out if out.any() else ~out  # chains are compared on all rows where none is kept for that
+        self.train, self.held = (data.in_units(self.units).rows_at(rows) for rows in (~out, held))
         epochs, self.steps = recipe.length(steps_per_epoch(program, recipe, self.train.rows))
         self.recipe = dataclasses.replace(recipe, epochs=epochs)
         self.started = self.saved = time.perf_counter()

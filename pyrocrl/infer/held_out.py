@@ -20,8 +20,11 @@ HELD_OUT_ROWS = 20_000  # more rows would not sharpen the choice between chains
 def held_out_rows(program: Program, data: Data, fraction: float, seed: int) -> np.ndarray:
     """(row,) whether a fit keeps a row out: `fraction` of them, of each environment where the program knows those.
 
-    A model that does not look at environments must not have its rows chosen by them either. Pairs stay together.
+    A model that does not look at environments must not have its rows chosen by them either. Pairs stay together. None
+    where the fraction is 0.
     """
+    if not fraction:
+        return np.zeros(data.rows, dtype=bool)
     return data.held_out(min(fraction, HELD_OUT_ROWS / data.rows), seed, by_env=program.card.needs_env)
 
 

@@ -19,6 +19,7 @@ BEFORE = {
     "raw": "raw columns",
     "varimax": "varimax factors",
     "pcavarimax": "PCA, varimax",
+    "white": "PCA, whitened",
     "other": "other model",
 }
 AFTER = {
@@ -193,6 +194,28 @@ _TABLE = (
     Metric("r_*", "Correlation of *", "larger", worst=False),
     Metric("r2_*", "R² a pair of *", "larger", figure=True, worst=False),
     Metric("cosine_*", "Cosine a pair of *", "larger", worst=False),
+    # rows that are stored, signatures across contexts
+    Metric("contracting", "Rows of spectral radius below 1, worst chain", "larger", None, figure=True, headline=True),
+    Metric("stored", "Rows looked at", None, None, figure=True),
+    Metric("radius", "Largest spectral radius at a row", "smaller", 2, figure=True),
+    Metric("recalled_*", "Rows recalled from noise of * deviations, worst chain", "larger", None, figure=True),
+    Metric("stored_error", "Largest error of a stored row", "smaller", 6),
+    Metric("elsewhere", "Random starts that end at no row, share", None, 2, figure=True),
+    Metric(
+        "retrieval",
+        "Perturbation found in another context",
+        "larger",
+        figure=True,
+        beside=("raw", "pca", "white"),
+        headline=True,
+    ),
+    Metric("retrieval_blind", "... blindly", None, figure=True),
+    Metric("retrieval_sd", "... deviation over chains", None, figure=True),
+    Metric("abs_cosine", "|cosine| of its signatures in two contexts", None, 2, True, ("raw", "pca", "white")),
+    Metric("abs_cosine_different", "|cosine| of two perturbations' ones", None, 2, True, ("raw", "pca", "white")),
+    Metric("acute", "Its signatures at an acute angle", "larger", 2, True, ("raw", "pca", "white")),
+    Metric("sign_kept", "Sign of their cosine in x kept", None, 2, figure=True),
+    Metric("components", "Principal components", None, None),
     # between fits
     Metric("agreement", "Correlation with another model's latents", "larger", 2, figure=True),
     Metric("graphs_differ", "Edges in which the other model's graph differs", "smaller", None, figure=True),

@@ -33,7 +33,7 @@ def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
     ]
     for name in built_in():
         card = get(name).card
-        nothing = "nothing: the baseline" if card.family == "baseline" else "nothing: it predicts"
+        nothing = "nothing: the baseline" if card.family == "baseline" else "nothing"
         first = {claim.what: claim for claim in reversed(card.claims)}
         heads = [claim.head() for claim in card.claims] if whole else [first[c.what].brief() for c in card.claims]
         claims = "; ".join(dict.fromkeys(heads)) or nothing

@@ -524,9 +524,10 @@ def agreement(tree: xr.DataTree) -> Figure:
     jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(first))
     for k in range(len(names)):
         colour = BLUE if used[k] else GREY
-        right.scatter(r[first, second, k], k + jitter, s=9, color=colour, alpha=0.45, linewidth=0)
-        if len(first) and used[k]:
-            middle = np.nanmean(r[first, second, k])
+        pairs = r[first, second, k]
+        right.scatter(pairs, k + jitter, s=9, color=colour, alpha=0.45, linewidth=0)
+        if used[k] and np.isfinite(pairs).any():
+            middle = np.nanmean(pairs)
             right.plot([middle, middle], [k - 0.3, k + 0.3], color=colour, lw=1.8)
     if not used.all():
         for tick, live in zip(right.get_yticklabels(), used, strict=True):
