@@ -552,6 +552,12 @@ class Program(nn.Module, metaclass=_InTurn):
             reject("data", f"{data.features} features", f"the program's {features}")
         if self.config.get("likelihood") == "negative_binomial" and not data.counts:
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
+        self.check_views(data)
+        views = self.config.get("views")
+        if views is not None and data.view_labels().tolist() != views:
+            reject(
+                "view", "other views than the program's", f"{_some(list(dict.fromkeys(views)))}, of the same features"
+            )
         latents, told = self.config.get("latents"), self.target_mode != "unknown"
         matrix = self.config.get("target_matrix") if told else None
         envs = self.config.get("environments") if matrix is None else len(matrix)
@@ -588,6 +594,17 @@ class Program(nn.Module, metaclass=_InTurn):
                 "pair", "None", f"labels of pairs of rows, which {self.card.name} needs (in the shell --pair COLUMN)"
             )
 
+    @classmethod
+    def check_views(cls, data: Data) -> None:
+        """Raise InputError for data without views, where it needs them, and for rows that lack one, unless it can read
+        those."""
+        name = cls.card.name
+        if cls.card.needs_views and data.view is None:
+            reject("view", "None", f"views of the features, which {name} needs (in the shell --view)")
+        if data.gaps and not cls.card.reads_gaps:
+            few = data.rows - int(data.present.all(1).sum())
+            reject("view", f"{few} rows that lack a view, which {name} does not read", "rows that have every view")
+
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
         if not self.compares_with_control or data.control is not None:
@@ -617,6 +634,8 @@ class Program(nn.Module, metaclass=_InTurn):
         filled: dict[str, Any] = {}
         if "features" in known:
             filled["features"] = data.features
+        if "views" in known and data.view is not None:
+            filled["views"] = data.view_labels().tolist()
         if "environments" in known:
             filled["environments"] = len(data.env_names)
         if "batches" in known:
@@ -632,6 +651,7 @@ class Program(nn.Module, metaclass=_InTurn):
         elif "target_matrix" in known and data.targets is not None:
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
+        cls.check_views(data)
         program = cls(**(filled | options))
         if cls.card.needs_env and len(np.unique(data.env)) < 2:
             reject("env", "one environment", "two or more")
