@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .judge.reference import agreement, reference
     from .lab.calibrate import calibrate
     from .lab.run import run
-    from .predict import impute
+    from .predict import impute, translate
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -70,6 +70,7 @@ _HOMES = {
     "reference": "judge.reference",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
+    "translate": "predict",
 }
 __all__ = [
     "Adjustment",
@@ -105,6 +106,7 @@ __all__ = [
     "run",
     "simulate",
     "to_arviz",
+    "translate",
 ]
 
 

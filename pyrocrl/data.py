@@ -31,8 +31,19 @@ CONTROLS = {
     *("dmso", "vehicle", "pbs", "placebo", "sham"),
 }
 MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
-TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations", "row_target")
-TRUTH_BY_ROW = ("z", "innovations", "component", "row_target")
+TRUTH_KEYS = (
+    "z",
+    "mask",
+    "loadings",
+    "graph",
+    "weight",
+    "targets",
+    "component",
+    "innovations",
+    "row_target",
+    "private",
+)
+TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private")
 
 
 @dataclass(frozen=True)
@@ -243,7 +254,7 @@ class Data:
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
         component (data,), row_target (data,): the latent that was changed between the row before and this one, -1 for
-        none and for rows before.
+        none and for rows before, private (data, any): latents of single views.
 
     `pair_names` are the pairs' labels, `pair` (data,) the code of each row's, or None, and `after` (data,) whether it
     is the row after. Rows of a pair stay together where rows are split, held out or drawn; a row that is chosen without

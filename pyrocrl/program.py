@@ -164,6 +164,17 @@ class Partners:
     before: Tensor
 
 
+@dataclass(frozen=True)
+class Ties:
+    """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
+
+    tied: Tensor
+    alone: Tensor
+    chance: Tensor
+    within: Tensor
+    factors: int
+
+
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -345,6 +356,20 @@ class Program(nn.Module, metaclass=_InTurn):
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
         partners differ must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of pairs")
+
+    def translate(self, batch: Batch, view: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and deviation (rows, feature of the view) of a new measurement of this view given all others that each
+        row has, and the mean (rows, latent) of the shared latents given these. Models of views must have it."""
+        raise TypeError(f"{type(self).__name__} has no views")
+
+    def ties(self) -> Ties:
+        """What ties the views. Models whose claims need that they are tied must have it."""
+        raise TypeError(f"{type(self).__name__} has no views")
+
+    def misfit(self, batch: Batch) -> Any:
+        """Deviance of these rows' moments from those of the fitted law, and its degrees of freedom
+        (`exact.shared_factors.Misfit`), or None where they say nothing of the fit."""
+        return None
 
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in

@@ -43,6 +43,7 @@ SETTINGS: dict[str, str] = {
     "sparse_fa": "factors",
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
+    "shared_private": "views",
 }
 
 
