@@ -169,7 +169,8 @@ class Ties:
     """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
 
     tied: Tensor
-    alone: Tensor
+    shown: Tensor
+    common: Tensor
     chance: Tensor
     within: Tensor
     factors: int
@@ -305,6 +306,10 @@ class Program(nn.Module, metaclass=_InTurn):
     def latents(self, batch: Batch) -> Tensor:
         """(rows, latent) posterior mean of the latents."""
         raise TypeError(f"{type(self).__name__} has no latents read-out")
+
+    def beside(self, batch: Batch) -> dict[str, Tensor]:
+        """Posterior means of sites of rows beside z, by name."""
+        return {}
 
     @property
     def reads_innovations(self) -> bool:

@@ -9,7 +9,7 @@ loads on the private latents of its own view.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from scipy import optimize
 from torch import Tensor
 
 SHAPE = 1.5  # of the variances' inverse gamma law
-STEPS, LEAST, CLOSE = 400, 15, 1e-8  # of the search, at most and at least, and the relative gain at which it ends
+STEPS, LEAST, CLOSE = 400, 15, 1e-7  # of the search, at most and at least, and the relative gain at which it ends
+SAME = 0.9  # share from which a factor is the same in two views
 EFFORT = 4e9  # products that a search may take, beyond its least steps
 
 
@@ -64,13 +65,16 @@ def groups(x: Tensor, present: Tensor, view: Tensor, env: Tensor, environments: 
 
 class Ties(NamedTuple):
     """tied (latent,), ascending: of every direction of the shared latents, how many rows' worth ties the view that is
-    tied least. alone (view, latent), ascending: how much precision a row's view adds to its shared latents, whose prior
-    has 1, private ones summed out. chance (view,): about as much as loadings fitted to noise add. within (view,): the
-    largest squared cosine of loadings of shared latents with the span of the private ones, per deviation of the noise.
+    tied least. shown (view,): the share of a shared latent's variance that a view alone shows, of the direction of
+    which it shows least, private latents summed out. common (view,): that times the share that another view shows of
+    it, the squared correlation of the two; chance (view,): the largest that noise alone would have, by the features and
+    the rows that have both (Johnstone 2001), and 0 without such rows. within (view,): the largest squared cosine of
+    loadings of shared latents with the span of the private ones, per deviation of the noise.
     """
 
     tied: Tensor
-    alone: Tensor
+    shown: Tensor
+    common: Tensor
     chance: Tensor
     within: Tensor
 
@@ -141,27 +145,43 @@ class SharedFactors:
 
     def ties(self, p: Parameters) -> Ties:
         """What ties the views at these parameters: rows with two views or more, and levels of environments."""
-        tied, alone, chance, within = [], [], [], []
+        eye = torch.eye(p.shared.shape[1]).to(p.shared)
+        tied, within, told, size = [], [], [], []
         for v in range(self.views):
             having = [g for g in self.groups if bool(g.present[v])]
-            pairs = sum(g.total for g in having if int(g.present.sum()) > 1)
-            evidence = pairs * torch.eye(p.shared.shape[1]).to(p.shared)
+            evidence = sum(g.total for g in having if int(g.present.sum()) > 1) * eye
             if self.anchors:
                 here = sum(g.rows for g in having)
                 there = sum(g.rows for g in self.groups if int(g.present.sum()) > int(g.present[v]))
                 weight = torch.minimum(here, there)
-                apart = p.level - weight @ p.level / weight.sum()
+                apart = p.level - weight @ p.level / weight.sum().clamp_min(1.0)
                 evidence = evidence + (weight[:, None] * apart).mT @ apart
             tied.append(torch.linalg.eigvalsh(evidence))
             mine = self.view == v
-            w, b, variance = p.shared[mine], p.own[mine], p.variance[mine, None]
-            inner = torch.linalg.inv(torch.eye(b.shape[1]).to(b) + b.mT @ (b / variance))
-            across = w.mT @ (b / variance)
-            alone.append(torch.linalg.eigvalsh(w.mT @ (w / variance) - across @ inner @ across.mT))
-            chance.append(float(mine.sum()) / max(1, sum(g.total for g in having)))
-            axes, plane = (torch.linalg.qr(value / variance.sqrt()).Q for value in (w, b))
-            within.append(torch.linalg.svdvals(plane.mT @ axes)[0].square())
-        return Ties(torch.stack(tied).amin(0), torch.stack(alone), p.offset.new_tensor(chance), torch.stack(within))
+            scale = p.variance[mine, None].sqrt()
+            w, b = p.shared[mine] / scale, p.own[mine] / scale
+            inner = torch.linalg.inv(torch.eye(b.shape[1]).to(b) + b.mT @ b)
+            told.append(w.mT @ w - w.mT @ b @ inner @ b.mT @ w)
+            size.append(float(mine.sum()))
+            within.append(torch.linalg.svdvals(torch.linalg.qr(b).Q.mT @ torch.linalg.qr(w).Q)[0].square())
+        shown, common, chance = [], [], []
+        for v in range(self.views):
+            value, vector = torch.linalg.eigh(told[v])
+            axis, share = vector[:, 0], value[0] / (1 + value[0])
+            best: tuple[float, float] | None = None
+            for k in range(self.views):
+                pairs = sum(g.total for g in self.groups if bool(g.present[v]) and bool(g.present[k]))
+                if k != v and pairs:
+                    other = 1 - axis @ torch.linalg.inv(eye + told[k]) @ axis
+                    noise = ((size[v] / pairs) ** 0.5 + (size[k] / pairs) ** 0.5) ** 2
+                    found = float(share * other), noise
+                    best = found if best is None or found[0] - noise > best[0] - best[1] else best
+            shown.append(float(share))
+            common.append(best[0] if best else 0.0)
+            chance.append(best[1] if best else 0.0)
+        shares = (p.offset.new_tensor(one) for one in (shown, common, chance))
+        first, second, third = shares
+        return Ties(torch.stack(tied).amin(0), first, second, third, torch.stack(within))
 
     def deviations(self, p: Parameters) -> Parameters:
         """Deviations of the parameters given the others, latents as the rows show them: what is not summed up of
@@ -249,41 +269,24 @@ def started(
 
     Of each view Bartlett's scores of its latents + private factors are f = R (z, private) + noise, R a rotation: the
     covariance of two views' scores over rows that have both is A_v A_w^T, with orthonormal columns, and means of
-    environments are A_v level. Where scores correlate less, A_v has as much of them, and private latents the rest.
-    normal: draws (a, b) of standard normal numbers, which stand where neither tells.
+    environments are A_v level. Where scores correlate less, views are alike and not the same: shared latents have as
+    much of the view's factor, and private ones the rest, for which there are then fewer factors. normal: draws (a, b)
+    of standard normal numbers, which stand where neither tells.
     """
-    alone = [_view_alone(law, v, latents + private) for v in range(law.views)]
-    size = law.views * (latents + private)
-    tie = law.groups[0].mean.new_zeros(law.views, latents + private, law.views, latents + private)
-    weight = tie.new_zeros(law.views, law.views)
     means = [_means(law, v, environments) for v in range(law.views)]
-    for v in range(law.views):
-        for w in range(v):
-            for g in law.groups:
-                if bool(g.present[v]) and bool(g.present[w]):
-                    a, b = (g.within[:, law.view[g.columns] == k] @ alone[k].scores for k in (v, w))
-                    tie[v, :, w] += a.mT @ b
-                    weight[v, w] += g.total
-            tie[v, :, w] += normal(latents + private, latents + private)  # a row's worth, where nothing tells
-            if law.anchors:
-                a, b = ((means[k] - means[k].mean(0)) @ alone[k].scores for k in (v, w))
-                tie[v, :, w] += law.rows / environments * a.mT @ b
-            tie[w, :, v] = tie[v, :, w].mT
-    axes = torch.linalg.eigh(tie.reshape(size, size))[1][:, -latents:].reshape(law.views, -1, latents)
-    axes = axes / axes.square().sum(1, keepdim=True).sqrt().clamp_min(1e-9)
-    features = len(law.view)
-    level, ones = tie.new_zeros(environments, latents), tie.new_ones(features)
-    out = Parameters(tie.new_zeros(features, latents), tie.new_zeros(features, private), ones, ones.clone(), level)
-    for v, one in enumerate(alone):
-        mine = law.view == v
-        u, _, w = torch.linalg.svd(axes[v], full_matrices=False)
-        axis = u @ w  # (factor, latent), orthonormal
-        share = tie.new_ones(latents)
-        for k in range(law.views):
-            pairs = weight[max(v, k), min(v, k)]
-            if pairs > 0:  # how much of scores' variance the views share
-                share = torch.minimum(share, (axis * (tie[v, :, k] / pairs @ axes[k])).sum(0).clamp(0.05, 1.0))
-        shared = one.loadings @ axis
+    factors = latents + private
+    while True:
+        alone = [_view_alone(law, v, factors) for v in range(law.views)]
+        axes, shares = _axes(law, alone, means, latents, normal)
+        same = int((shares.amin(0) > SAME).sum())  # of which no part is private
+        if factors == max(latents, private + same) or factors < latents + private:
+            break
+        factors = max(latents, private + same)
+    features, like = len(law.view), law.groups[0].mean
+    level, ones = like.new_zeros(environments, latents), like.new_ones(features)
+    out = Parameters(like.new_zeros(features, latents), like.new_zeros(features, private), ones, ones.clone(), level)
+    for v, (one, axis, share) in enumerate(zip(alone, axes, shares, strict=True)):
+        mine, shared = law.view == v, one.loadings @ axis
         out.shared[mine], out.offset[mine], out.variance[mine] = shared * share.sqrt(), one.offset, one.variance
         scale = one.variance.sqrt()[:, None]
         rest = torch.cat([one.loadings - shared @ axis.mT, shared * (1 - share).sqrt()], 1) / scale
@@ -291,6 +294,48 @@ def started(
         out.own[mine] = left[:, :private] * value[:private] * scale
         level = level + (means[v] - means[v][:1]) @ one.scores @ axis / law.views
     return out._replace(level=level if law.anchors else 0.0 * level)
+
+
+def _axes(
+    law: SharedFactors,
+    alone: Sequence[_Alone],
+    means: Sequence[Tensor],
+    latents: int,
+    normal: Callable[[int, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """(view, factor, latent) orthonormal axes of the shared latents among the factors of each view, and (view, latent)
+    how much of these axes' variance the views share."""
+    factors = alone[0].loadings.shape[1]
+    tie = means[0].new_zeros(law.views, factors, law.views, factors)
+    pairs = torch.zeros(law.views, law.views)
+    for v in range(law.views):
+        for w in range(v):
+            for g in law.groups:
+                if bool(g.present[v]) and bool(g.present[w]):
+                    a, b = (g.within[:, law.view[g.columns] == k] @ alone[k].scores for k in (v, w))
+                    tie[v, :, w] += a.mT @ b
+                    pairs[v, w] += g.total
+            pairs[w, v] = pairs[v, w]
+            tie[w, :, v] = tie[v, :, w].mT
+    whole = tie.clone()
+    for v in range(law.views):
+        for w in range(v):
+            whole[v, :, w] += normal(factors, factors)  # a row's worth, where nothing tells
+            if law.anchors:
+                a, b = ((means[k] - means[k].mean(0)) @ alone[k].scores for k in (v, w))
+                whole[v, :, w] += law.rows / len(means[0]) * a.mT @ b
+            whole[w, :, v] = whole[v, :, w].mT
+    size = law.views * factors
+    axes = torch.linalg.eigh(whole.reshape(size, size))[1][:, -latents:].reshape(law.views, factors, latents)
+    u, _, w = torch.linalg.svd(axes, full_matrices=False)
+    axes, shares = u @ w, tie.new_ones(law.views, latents)
+    for v in range(law.views):
+        for k in range(law.views):
+            if count := float(pairs[v, k]):
+                noise = min(4.0 * factors / count, 0.9)  # the largest squared correlation that noise has
+                square = (axes[v] * (tie[v, :, k] / count @ axes[k])).sum(0).clamp(0.0, 1.0).square()
+                shares[v] = torch.minimum(shares[v], ((square - noise) / (1 - noise)).clamp(0.01, 1.0).sqrt())
+    return axes, shares
 
 
 class _Alone(NamedTuple):

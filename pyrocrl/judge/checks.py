@@ -49,7 +49,8 @@ TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
-SHOWS, BY_CHANCE = 0.1, 4.0  # share of a shared latent's variance that a view shows; ... and times what noise would
+SHOWS = 0.1  # least share of a shared latent's variance that a view shows
+BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -554,13 +555,18 @@ def _views_tied(fit: Fit, data: Data) -> Lack | None:
 def _shared_in_views(fit: Fit, data: Data) -> Lack | None:
     """Whether every view alone tells something of every direction of the shared latents, and more than noise would."""
     found = fit.chains.chain(fit.reference).ties()
-    least, chance = found.alone[:, 0].double().cpu().numpy(), found.chance.double().cpu().numpy()
-    floor = np.maximum(SHOWS / (1 - SHOWS), BY_CHANCE * chance)
-    if (least >= floor).all():
+    shown, common, chance = (v.double().cpu().numpy() for v in (found.shown, found.common, found.chance))
+    noise = (chance >= 1) | (common * (1 - chance) < BY_CHANCE * chance * (1 - common))  # odds against odds
+    if not noise.any() and shown.min() >= SHOWS:
         return None
-    v = int((least / floor).argmin())
-    said = f"view {data.view_names[v]!r} tells {least[v] / (1 + least[v]):.1%} of a shared latent's variance"
-    return Lack(f"{said}, no more than noise might" if least[v] < BY_CHANCE * chance[v] else said, "fewer latents")
+    v = int(np.argmax(noise)) if noise.any() else int(shown.argmin())
+    said = f"view {data.view_names[v]!r} shows {shown[v]:.1%} of a shared latent's variance"
+    said += f", {common[v]:.2g} of it in common with another, where noise may have {chance[v]:.2g}" if noise[v] else ""
+    rows = 0.0
+    if noise[v] and common[v] > 0.5:  # noise falls with the rows, and what is there stays
+        odds = common[v] / max(1 - common[v], 1e-9) / BY_CHANCE
+        rows = data.rows * float(chance[v] * (1 + odds) / odds)
+    return Lack(said, "fewer latents, or more rows" if noise[v] else "fewer latents", rows=rows)
 
 
 def _private_apart(fit: Fit, data: Data) -> Lack | None:

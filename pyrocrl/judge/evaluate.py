@@ -148,7 +148,7 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
     errors = []
     with drawing(0), torch.no_grad():
         for program in fit.programs():
-            sites = stories.centre(program, batch) | {"z": program.latents(batch)}
+            sites = stories.centre(program, batch) | {"z": program.latents(batch)} | program.beside(batch)
             square = (stories.expected(program, batch, sites) - batch.x).square().double().cpu().numpy()
             gap = square.mean(0) if data.view is None else _over_present(square, data)
             errors.append((gap * (1.0 if fit.units is None else fit.units.scale**2)).mean())
