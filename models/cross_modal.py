@@ -369,8 +369,9 @@ class CrossModal(Program):
     studies = (
         Translation("shared_private", {}),
         Translation("shared_private", {"paired": 0.1}),
-        Translation("shared_private", {"paired": 0.0, "labels": 5}, {"anchors": True}),
-        MeasuredViews("scicar_a549", {"rows": "paired"}, {"latents": 10, "private": 60}, seeds=3),
+        Translation("shared_private", {"paired": 0.0, "labels": 5, "rows": 4000}, {"anchors": True}),
+        Translation("shared_private", {"paired": 0.0}, identified=False),
+        MeasuredViews("scicar_a549", {"rows": "paired"}, {"latents": 20, "private": 60}, seeds=3),
         MeasuredViews("scicar_a549", {"rows": "not paired"}, {"latents": 2, "private": 30, "anchors": True}, seeds=3),
     )
 

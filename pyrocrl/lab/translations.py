@@ -104,8 +104,8 @@ def matched(result: Fit, data: Data) -> dict[str, float]:
 
 
 def canonical(fitted: Data, data: Data, latents: int) -> dict[str, float]:
-    """Principal components of each view, then canonical correlations, of the rows that have both; nothing where fewer
-    than twice as many rows do."""
+    """Principal components of each view, then canonical correlations, of the rows that have both, each variate times
+    its correlation; nothing where fewer than four times as many rows do as there are latents."""
     from sklearn.decomposition import PCA
 
     from pyrocrl.judge import metrics
@@ -129,11 +129,11 @@ def canonical(fitted: Data, data: Data, latents: int) -> dict[str, float]:
         columns.append(mine)
     u, r, w = np.linalg.svd(scores[0].T @ scores[1] / len(scores[0]))
     axes, r = (u[:, :latents], w[:latents].T), r[:latents]
-    means = [score @ axis for score, axis in zip(new, axes, strict=True)]
+    means = [score @ axis * r for score, axis in zip(new, axes, strict=True)]  # as far as the other view tells them
     errors = []
     for v in (0, 1):
         basis, centre, sd = bases[v]
-        guess = (means[1 - v] * r) @ axes[v].T @ basis
+        guess = means[1 - v] @ axes[v].T @ basis
         errors.append(np.square(guess - (data.x[:, columns[v]] - centre) / sd).mean())
     return {
         "cca_translation_error": float(np.sqrt(np.mean(errors))),
