@@ -16,12 +16,14 @@ nothing else. Other fits do not read labels.
 mode (`exact.shared_factors`), which starts from factor analysis of each view, rotated until views agree. Deviations are
 those given a rotation of the latents.
 
-*Identified:* z up to a rotation, and so within the linear maps of the claim, if the factors of each view are those of
-factor analysis (2 (latents + private) + 1 features a view; Anderson & Rubin 1956), every shared latent is seen in two
-views, and views are tied. Scores of a view are then a rotation of (z, private), and what ties views is the product of
-the shared parts of two rotations: rows with both views tell it all; environments tell it if their levels span all
-shared latents, one more of them than these at least, and if they do not move private latents. Without either any
-rotation of the latents of one view against those of the other fits as well. Private latents are claimed up to nothing.
+*Identified:* z up to a rotation, and so within the linear maps of the claim, if factor analysis tells the noise of each
+view (2 (latents + private) + 1 features; Anderson & Rubin 1956), loadings of shared latents are outside the span of the
+private ones, every view shows every shared latent, and views are tied. Scores of a view are then a rotation of
+(z, private), and what ties views is the product of the shared parts of two rotations: rows with both views tell it all;
+environments tell it if their levels span all shared latents, for which there is one more of them at least, and if they
+do not move private latents. Without either any rotation of the latents of one view against those of the other fits as
+well; where views are alike and not the same, so does any share of what they have in common in z. Private latents are
+told apart from z, and nothing is claimed of them one by one.
 
 Klami, Virtanen & Kaski (2013), Bayesian canonical correlation analysis; Yang, Belyaeva, Venkatachalapathy, Damodaran,
 Katcoff, Radhakrishnan, Shivashankar & Uhler (2021), Multi-domain translation between single-cell imaging and sequencing
