@@ -365,7 +365,7 @@ class CrossModal(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("shared_private", seed, rows=240, latents=2, private=1, features=32, paired=0.8, noise=0.5)
+        data = draw("shared_private", seed, rows=240, latents=2, private=1, features=24, paired=0.8, noise=0.4)
         return cls.from_data(data, private=1), data
 
     studies = (
