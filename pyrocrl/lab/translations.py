@@ -76,21 +76,24 @@ class MeasuredViews(Translation):
 
 def matched(result: Fit, data: Data) -> dict[str, float]:
     """How the first two views of new rows are told from each other: `foscttm` and `match_10`, of means of the shared
-    latents given either view alone; `translation_error`, root mean square in deviations of the features, and
-    `translation_coverage` of 90 % intervals, over both directions; with `cca_` and `chance_` beside."""
+    latents given either view alone and no label, which both would share; `translation_error`, root mean square in
+    deviations of the features, and `translation_coverage` of 90 % intervals, over both directions; with `cca_` and
+    `chance_` beside."""
     from pyrocrl.judge import metrics
     from pyrocrl.predict import translate
 
     fitted = result.data
     assert fitted is not None and data.view is not None and fitted.view is not None
     spread = np.nanstd(fitted.x, 0)
+    blind = data.rows_at(slice(None))
+    blind.env = np.zeros_like(data.env)
     errors, inside, means = [], [], []
     for view in data.view_names[:2]:
         told = translate(result, data, view)
         x = data.x[:, data.view_labels() == view]
         errors.append(np.square((told["mean"].to_numpy() - x) / spread[data.view_labels() == view]).mean())
         inside.append(((told["low"].to_numpy() <= x) & (x <= told["high"].to_numpy())).mean())
-        means.append(told["z"].to_numpy())
+        means.append(translate(result, blind, view)["z"].to_numpy())
     out = {
         "translation_error": float(np.sqrt(np.mean(errors))),
         "translation_coverage": float(np.mean(inside)),
