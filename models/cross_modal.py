@@ -335,9 +335,7 @@ class CrossModal(Program):
 
     @torch.no_grad()
     def misfit(self, batch: Batch) -> Misfit | None:
-        law = self._law(batch)
-        mode = Parameters(*(value.double() for value in self._mode()))
-        return shared_factors.misfit(law, law.climbed(mode, 50)) if law.tells_covariance else None
+        return shared_factors.misfit(self._law(batch), Parameters(*(value.double() for value in self._mode())))
 
     @torch.no_grad()
     def initialise(self, data: Data, generator: torch.Generator) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 SHAPE = 1.5  # of the variances' inverse gamma law
 STEPS, LEAST, CLOSE = 400, 15, 1e-7  # of the search, at most and at least, and the relative gain at which it ends
+AGAIN = 150  # ... of the search from a mode that is near
 SAME = 0.9  # share from which a factor is the same in two views
 EFFORT = 4e9  # products that a search may take, beyond its least steps
 
@@ -230,17 +231,19 @@ class Misfit(NamedTuple):
 
 
 def misfit(law: SharedFactors, p: Parameters) -> Misfit | None:
-    """Likelihood ratio of the fitted moments against means free in every environment and a covariance free for all rows
-    with the same views, with Bartlett's factor (Lawley & Maxwell 1971, chapter 4); None where no rows tell a
-    covariance."""
+    """Likelihood ratio of moments, fitted anew from p, against means free in every environment and a covariance free
+    for all rows with the same views, with Bartlett's factor (Lawley & Maxwell 1971, chapter 4): over groups with twice
+    as many rows as features; None where there are none."""
+    kept = [g for g in law.groups if g.total - int((g.rows > 0).sum()) >= 2 * len(g.columns)]
+    if not kept:
+        return None
+    law = SharedFactors(kept, law.view, anchors=law.anchors, slab=law.slab, rate=law.rate)
+    p = law.climbed(p, AGAIN)
     loadings, deviance, freedom = law.stacked(p), 0.0, 0.0
     latents, private = p.shared.shape[1], p.own.shape[1]
-    covered = torch.zeros(len(p.offset), dtype=torch.bool)
-    for g in law.groups:
+    for g in kept:
         size, there = len(g.columns), int((g.rows > 0).sum())
         degrees = g.total - there
-        if degrees < 2 * size:
-            continue
         own = loadings[g.columns]
         fitted = own @ own.mT + torch.diag(p.variance[g.columns])
         cov = g.within.mT @ g.within / degrees
@@ -251,14 +254,33 @@ def misfit(law: SharedFactors, p: Parameters) -> Misfit | None:
         factor = degrees - (2 * size + 5) / 6 - 2 * (latents + private * int(g.present.sum())) / 3
         deviance += float(factor * gap + (g.rows * ((about @ inverse) * about).sum(1)).sum())
         freedom += size * (size + 1) / 2 + size * there
-        covered[g.columns] = True
-    if not covered.any():
-        return None
-    features = int(covered.sum())
-    views = len(law.view[covered].unique())
-    freedom -= features * (latents + private + 2) - latents * (latents - 1) / 2 - views * private * (private - 1) / 2
+    present = torch.stack([g.present for g in kept])
+    features = int(present.any(0)[law.view].sum())
+    freedom -= features * (latents + private + 2)
     freedom -= (len(p.level) - 1) * latents if law.anchors else 0.0
+    freedom += _turns(present, latents, private, min(len(p.level) - 1, latents) if law.anchors else 0)
     return Misfit(deviance, freedom) if freedom > 0 else None
+
+
+def _turns(present: Tensor, latents: int, private: int, moved: int) -> float:
+    """Dimensions of the rotations of latents that change no moments of rows with these views (group, view), where
+    environments move `moved` directions of the shared latents: of views seen together one rotation of the shared
+    latents and one of the private ones of each; of a view seen alone, one of all its latents but those directions."""
+
+    def size(k: int) -> float:
+        return k * (k - 1) / 2
+
+    left, total = set(present.any(0).nonzero()[:, 0].tolist()), size(latents) - size(latents - moved)
+    while left:
+        together = {left.pop()}
+        for _ in range(present.shape[1]):  # as far as shared rows reach
+            together |= {
+                v for row in present.tolist() if any(row[v] for v in together) for v, is_ in enumerate(row) if is_
+            }
+        left -= together
+        alone = len(together) == 1
+        total += size(latents + private - moved) if alone else len(together) * size(private) + size(latents - moved)
+    return total
 
 
 def started(
