@@ -82,7 +82,7 @@ CONDITIONS: dict[str, str] = {
     "all_states": "all combinations of states occur",
     "states_told": "features tell which state each latent is in",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
-    "views_tied": "rows that have several views, or labels that move every shared latent, tie the views",
+    "views_tied": "rows with several views, or labels of the shared latents, tie the views",
     "shared_in_views": "every view shows every shared latent",
     "private_apart": "no private latent has the loadings of a shared one",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
