@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .judge.targets import discover_targets, reversing_drugs
     from .lab.calibrate import calibrate
     from .lab.run import run
-    from .predict import impute
+    from .predict import impute, translate
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -76,6 +76,7 @@ _HOMES = {
     "reversing_drugs": "judge.targets",
     "run": "lab.run",
     "to_arviz": "infer.fitted",
+    "translate": "predict",
 }
 __all__ = [
     "Adjustment",
@@ -115,6 +116,7 @@ __all__ = [
     "run",
     "simulate",
     "to_arviz",
+    "translate",
 ]
 
 

@@ -145,6 +145,14 @@ READING = {
             help="Which row of a pair is before: numbers, or before and after.  [default: the one that comes first]",
         ),
     ],
+    "view": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the names of a view's features begin with, such as rna_; repeated for each view. Of an AnnData "
+            "also a column of var, of a .h5mu a modality, or MODALITY/LAYER.",
+        ),
+    ],
     "adjust": Annotated[
         list[str] | None,
         typer.Option(

@@ -21,7 +21,7 @@ import torch
 
 from pyrocrl import arrays
 from pyrocrl.errors import reject
-from pyrocrl.labels import check_texts, row_labels, row_pairs, stripped
+from pyrocrl.labels import check_texts, feature_views, row_labels, row_pairs, stripped
 
 Array = np.ndarray
 # what a control is called, in lower-case letters and digits and without a last "control"
@@ -31,8 +31,19 @@ CONTROLS = {
     *("dmso", "vehicle", "pbs", "placebo", "sham"),
 }
 MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
-TRUTH_KEYS = ("z", "mask", "loadings", "graph", "weight", "targets", "component", "innovations", "row_target")
-TRUTH_BY_ROW = ("z", "innovations", "component", "row_target")
+TRUTH_KEYS = (
+    "z",
+    "mask",
+    "loadings",
+    "graph",
+    "weight",
+    "targets",
+    "component",
+    "innovations",
+    "row_target",
+    "private",
+)
+TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private")
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Batch:
     x: (rows, feature), in the `units` of its `Data`; env, group: (rows,) integer codes of environment and technical
     batch; aux: (rows, aux); size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total`
     rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
+    present: (rows, view) whether the row has that view, x being 0 where not; None without views.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -92,6 +104,7 @@ class Batch:
     group: torch.Tensor
     aux: torch.Tensor | None = None
     pair: torch.Tensor | None = None
+    present: torch.Tensor | None = None
     moments: Moments | None = None
     kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
     temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
@@ -113,7 +126,7 @@ class Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
         pick: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[rows]
-            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair")
+            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "present")
         }
         return dataclasses.replace(self, **pick)
 
@@ -233,17 +246,21 @@ class Data:
         the features.
     pair: (data,) labels of pairs, of two rows each: one before something happened and one after. step: (data,) numbers,
         or "before" and "after", of which a pair's row before has the lower; None = that is the row that comes first.
+    view: views of the features, such as RNA and ATAC: (feature,) names, or a mapping of views to names of their
+        features; two or more. A row may lack whole views: x is NaN there.
     feature_names: (feature,) unique names; None = the table's, else
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
         component (data,), row_target (data,): the latent that was changed between the row before and this one, -1 for
-        none and for rows before.
+        none and for rows before, private (data, any): latents of single views.
 
     `pair_names` are the pairs' labels, `pair` (data,) the code of each row's, or None, and `after` (data,) whether it
     is the row after. Rows of a pair stay together where rows are split, held out or drawn; a row that is chosen without
-    its partner (`rows_at`) stands alone.
+    its partner (`rows_at`) stands alone. `view_names` are the views in the order of their first features, `view`
+    (feature,) the code of each feature's, or None, and `present` (data, view) whether a row has it; a share of the rows
+    is held out of those with the same views.
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
@@ -268,6 +285,7 @@ class Data:
         batch: Any = None,
         pair: Any = None,
         step: Any = None,
+        view: Any = None,
         covariates: Any = None,
         feature_names: Sequence[str] | None = None,
         aux_names: Sequence[str] | None = None,
@@ -287,6 +305,11 @@ class Data:
         rows, features = self.x.shape
         self.feature_names = _checked_names("feature_names", named, features, "feature", "column of x")
         check_texts([name], "name")
+        self.view_names: list[str] = []
+        self.view: Array | None = None
+        if view is not None:
+            self.view_names, self.view = feature_views(view, self.feature_names)
+        self.present = np.ones((rows, len(self.view_names)), dtype=bool)
         self._check_x()
         self.row_names = self._check_row_names(index if row_names is None else row_names)
         self.assumed: dict[str, str] = {}
@@ -322,19 +345,36 @@ class Data:
                 for row, column in np.argwhere(np.isinf(block))[:1]:
                     found = f"{block[row, column]} at row {start + row}, in {self.feature_names[column]!r}"
                     reject("x", found, "finite numbers")
+                for v in range(len(self.view_names)):
+                    own = np.flatnonzero(self.view == v)
+                    absent = missing[:, own].all(1)
+                    missing[np.ix_(absent, own)] = False
+                    self.present[start : start + len(block), v] = ~absent
+                if not missing.any():
+                    continue
                 first = start + int(missing.any(1).argmax()) if first < 0 else first
                 gaps += missing.sum(0)
         if gaps.any():
             self._reject_gaps(gaps, first)
+        if self.view is not None:
+            if (bare := np.flatnonzero(~self.present.any(1))).size:
+                reject("x", f"row {bare[0]} without any view", "one view or more in every row")
+            self._check_view_rows()
+
+    def _check_view_rows(self) -> None:
+        for name, count in zip(self.view_names, self.present.sum(0), strict=True):
+            if not count:
+                reject("view", f"view {name!r} without rows", "a row or more that has it")
 
     def check_fit(self) -> tuple[Array, Array]:
         """Least and largest value (feature,) of each column. Raises InputError for rows that nothing can be fitted to:
         fewer than two, or a feature that does not vary."""
         if self.rows < 2:
             reject("x", f"{self.rows} row", "at least 2 rows to fit to")
+        self._check_view_rows()
         low, high = np.full(self.features, np.inf), np.full(self.features, -np.inf)
-        for _, block in self.blocks():
-            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
+        for _, block in self.blocks():  # NaN of views that a row lacks is passed over
+            low, high = np.fmin(low, np.fmin.reduce(block, 0)), np.fmax(high, np.fmax.reduce(block, 0))
         constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
         if constant:
             found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
@@ -342,7 +382,7 @@ class Data:
         return low, high
 
     def _reject_gaps(self, gaps: Array, first: int) -> None:
-        """No model sums missing values of x out: say how many there are, where, and what helps."""
+        """No model sums single missing values of x out: say how many there are, where, and what helps."""
         total, columns = int(gaps.sum()), np.flatnonzero(gaps)
         worst = columns[np.argsort(-gaps[columns], kind="stable")]
         where = ", ".join(f"{self.feature_names[j]!r} ({gaps[j]})" for j in worst[:3])
@@ -351,7 +391,8 @@ class Data:
             "x",
             f"{total} missing value{'s' * (total > 1)} in {len(columns)} of {len(gaps)} features, the first at row "
             f"{first}: {where}{more}",
-            "finite numbers: fill gaps in, or leave out these features (in files: drop) or rows (where)",
+            "finite numbers: fill gaps in, or leave out these features (in files: drop) or rows (where)"
+            + ("; a row may lack a whole view" if self.view is not None else ""),
         )
 
     def _are_counts(self) -> bool:
@@ -367,7 +408,7 @@ class Data:
 
     def _check_counts(self) -> None:
         for start, block in _blocks(self.x):
-            bad = np.argwhere((block < 0) | (block != np.round(block)))
+            bad = np.argwhere((block < 0) | ((block != np.round(block)) & ~np.isnan(block)))
             if bad.size:
                 row, column = bad[0]
                 found = f"{block[row, column]:g} at row {start + row}, column {column}"
@@ -481,6 +522,8 @@ class Data:
         """(data,) size factors by the rule "sums" or "none"."""
         if rule == "none":
             return np.ones(self.rows)
+        if self.gaps:
+            reject("size_factor", "None, with rows that lack a view", "one number per row, or 1")
         sums = np.asarray(self.x.sum(1, dtype=np.float64)).reshape(self.rows)
         if (empty := np.flatnonzero(sums == 0)).size:
             more = f" and in {empty.size - 1} more" * (empty.size > 1)
@@ -549,6 +592,9 @@ class Data:
     def __repr__(self) -> str:
         kind = "counts" if self.counts else "floats"
         pairs = "" if self.pair is None else f"; {int((self.partner[self.after] >= 0).sum())} pairs"
+        if self.view is not None:
+            seen = (f"{n!r} in {c} rows" for n, c in zip(self.view_names, self.present.sum(0), strict=True))
+            pairs += f"; views {', '.join(seen)}"
         known = "unknown" if self.targets is None else f"{len(self.targets)} listed"
         return (
             f"Data({self.name}: {self.rows} rows x {self.features} features, {kind}; "
@@ -559,6 +605,22 @@ class Data:
     @property
     def rows(self) -> int:
         return int(self.x.shape[0])
+
+    @property
+    def gaps(self) -> bool:
+        """Whether some row lacks a view: x is NaN there."""
+        return not self.present.all()
+
+    @property
+    def measured(self) -> Array:
+        """(feature,) rows that have each feature."""
+        return np.full(self.features, self.rows) if self.view is None else self.present.sum(0)[self.view]
+
+    def view_labels(self) -> Array:
+        """(feature,) the name of every feature's view. Needs views."""
+        if self.view is None:
+            reject("view", "None", "names of the features' views")
+        return np.asarray(self.view_names)[self.view]
 
     @property
     def partner(self) -> Array:
@@ -621,6 +683,7 @@ class Data:
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
         part.pair, part.after = None if self.pair is None else self.pair[index], self.after[index]
+        part.present = self.present[index]
         part.row_names = None if self.row_names is None else self.row_names[index]
         part.covariates = {name: values[index] for name, values in self.covariates.items()}
         part.truth = {k: v[index] if k in TRUTH_BY_ROW else v for k, v in self.truth.items()}
@@ -664,6 +727,9 @@ class Data:
         if feature_names is not None and list(feature_names) != self.feature_names:
             order = places("feature_names", self.feature_names, feature_names)
             part.x, part.feature_names = self.x[:, order], list(feature_names)
+            if self.view is not None:
+                part.view_names, part.view = feature_views(self.view_labels()[order], part.feature_names)
+                part.present = self.present[:, [self.view_names.index(name) for name in part.view_names]]
             part.truth |= {k: part.truth[k][order] for k in ("mask", "loadings") if k in part.truth}
         if aux_names is not None and list(aux_names) != self.aux_names:
             order = places("aux", self.aux_names, aux_names, "aux")
@@ -700,6 +766,7 @@ class Data:
         """(row,) whether a row is among the `fraction` held out, of each environment or regardless of them.
 
         At least one row of each environment is not. Of a pair both rows are or neither, by the environments of both.
+        Where rows lack views, those with the same ones are taken alike.
         """
         if not 0 < fraction < 1:
             reject("fraction", fraction, "a number strictly between 0 and 1")
@@ -707,9 +774,12 @@ class Data:
         if self.pair is not None:
             return self._pairs_held_out(fraction, rng, by_env)
         out = np.zeros(self.rows, dtype=bool)
-        parts = range(len(self.env_names)) if by_env else [None]
-        for e in parts:
-            rows = np.arange(self.rows) if e is None else np.flatnonzero(self.env == e)
+        kinds, count = (self.env, len(self.env_names)) if by_env else (np.zeros(self.rows, dtype=np.int64), 1)
+        if self.gaps:
+            same = np.unique(self.present, axis=0, return_inverse=True)[1].reshape(-1)
+            kinds, count = kinds + count * same, count * (1 + int(same.max()))
+        for kind in range(count):
+            rows = np.flatnonzero(kinds == kind)
             take = min(round(fraction * rows.size), rows.size - 1)
             out[rng.permutation(rows)[: max(take, 0)]] = True
         if not out.any():
@@ -790,7 +860,8 @@ class Data:
 
         x = torch.empty(n, self.features, dtype=dtype)
         for start, block in _blocks(self.x[:n]):
-            x[start : start + len(block)] = torch.from_numpy(self._in_units(block))
+            values = self._in_units(block)
+            x[start : start + len(block)] = torch.from_numpy(np.nan_to_num(values) if self.gaps else values)
         size = np.ones(n) if self.size_factor is None else self.size_factor
         return Batch(
             x=x.to(device),
@@ -801,6 +872,7 @@ class Data:
             group=send(self.batch, torch.long),
             aux=None if self.aux is None else send(self.aux, dtype),
             pair=None if self.pair is None else send(2 * self.pair + self.after, torch.long),
+            present=None if self.view is None else send(self.present, torch.bool),
             moments=self.moments.to(device) if moments else None,
             kl_weight=torch.ones((), device=device),
             temperature=torch.full((), 0.1, device=device),

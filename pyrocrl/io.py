@@ -30,6 +30,7 @@ from pyrocrl.errors import InputError, reject
 from pyrocrl.files import replacing, write_bytes
 from pyrocrl.pick import Pick, column_of
 
+Views = Mapping[str, Sequence[str]] | str | Sequence[str] | None
 Targets = Mapping[Any, int | Sequence[int]] | str | Path | None
 SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".h5ad", ".zarr", ".h5mu")
 ANNDATA = (".h5ad", ".zarr", ".h5mu")
@@ -56,15 +57,17 @@ def from_frame(
     batch: str | None = None,
     pair: str | None = None,
     step: str | None = None,
+    view: Views = None,
     adjust: str | Sequence[str] = (),
     name: str = "data",
 ) -> Data:
     """A `Data` from a table of one row per sample; every column not named here is a feature.
 
-    env, size_factor, batch, pair, step: names of columns; adjust: those of covariates. control, counts: as in `Data`.
-    size_factor of counts: None = the first column of `LIBRARY_SIZES` (these are no features), or else the sums of rows;
-    "none" = all rows alike. targets: a mapping environment -> latents or the path of a targets file. Raises InputError
-    for unknown columns and names the columns that are not numbers.
+    view: a mapping of views to their columns, or what the names of columns of each view begin with, such as ["rna_",
+    "atac_"], after which views are called. env, size_factor, batch, pair, step: names of columns; adjust: those of
+    covariates. control, counts: as in `Data`. size_factor of counts: None = the first column of `LIBRARY_SIZES` (these
+    are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping environment -> latents or
+    the path of a targets file. Raises InputError for unknown columns and names the columns that are not numbers.
     """
     columns, adjust = [str(c) for c in df.columns], _several(adjust)
     named = {"env": env, "size_factor": None if size_factor == "none" else size_factor, "batch": batch}
@@ -101,6 +104,7 @@ def from_frame(
         batch=None if batch is None else table[batch].to_numpy(),
         pair=None if pair is None else table[pair].to_numpy(),
         step=None if step is None else table[step].to_numpy(),
+        view=_views(view, list(genes.columns)),
         covariates=table[adjust] if adjust else None,
         feature_names=list(genes.columns),
         row_names=list(table.index),
@@ -108,6 +112,72 @@ def from_frame(
     )
     data.assumed |= assumed
     return data
+
+
+def _views(view: Views, features: Sequence[str]) -> Any:
+    """Views as `Data` takes them: a mapping as it is, beginnings of names as the views' names of all features."""
+    if view is None or isinstance(view, Mapping):
+        return view
+    starts = sorted(_several(view), key=len, reverse=True)  # the longest first: "rna_nuclear_" before "rna_"
+    out = []
+    for feature in features:
+        start = next((s for s in starts if s and feature.startswith(s)), None)
+        if start is None:
+            reject("view", f"feature {feature!r}", f"names that begin with one of {_some(starts)}")
+        out.append(start.rstrip("_:.-/| ") or start)
+    if unused := [s for s in starts if not any(feature.startswith(s) for feature in features)]:
+        reject(
+            "view", f"{unused[0]!r}, with which no feature begins", f"beginnings of names such as {_some(features, 3)}"
+        )
+    return out
+
+
+def from_views(
+    views: Mapping[str, pd.DataFrame],
+    env: Any = None,
+    *,
+    counts: bool | None = None,
+    size_factor: Any = None,
+    name: str = "data",
+    **known: Any,
+) -> Data:
+    """A `Data` from a table for each view, whose rows are those that any table has, known by their indices: a row that
+    is in some tables only lacks the other views.
+
+    env, size_factor: one label or number for each row, as a pandas series with the rows' names. known: other
+    arguments of `Data` that do not run along rows. A feature that several tables have is called VIEW:FEATURE. Raises
+    InputError for fewer than two tables, for a table without rows, for rows that are twice in one, and for labels that
+    lack a row.
+    """
+    if len(views) < 2:
+        reject("views", f"{len(views)} table{'s' * (len(views) != 1)}", "a table for each of two views or more")
+    tables, order = {}, []
+    for view, table in views.items():
+        if not isinstance(table, pd.DataFrame):
+            reject("views", f"a {type(table).__name__} for view {str(view)!r}", "pandas tables, with names of rows")
+        if table.empty:
+            reject("views", f"view {str(view)!r} without rows", "tables that hold rows and columns")
+        if not table.index.is_unique:
+            twice = table.index[table.index.duplicated()][0]
+            reject("views", f"row {str(twice)!r} more than once in view {str(view)!r}", "each row once in a table")
+        tables[str(view)] = table.set_axis([str(c) for c in table.columns], axis=1)
+        order += list(table.index)
+    shared = pd.Series([c for table in tables.values() for c in table.columns]).value_counts()
+    for view, table in tables.items():
+        tables[view] = table.rename(columns={c: f"{view}:{c}" for c in table.columns if shared[c] > 1})
+    rows = pd.Index(pd.unique(pd.Series(order, dtype=object)))
+    whole = pd.concat([table.reindex(rows) for table in tables.values()], axis=1)
+    along = {}
+    for argument, values in (("env", env), ("size_factor", size_factor)):
+        if isinstance(values, pd.Series):
+            if lacks := [row for row in rows if row not in values.index]:
+                reject(argument, f"nothing for row {str(lacks[0])!r}", "one for each row of any table")
+            values = values.loc[rows].to_numpy()
+        elif values is not None and np.ndim(values) > 0:
+            reject(argument, f"a {type(values).__name__}", "a pandas series with the names of rows, or None")
+        along[argument] = values
+    members = {view: list(table.columns) for view, table in tables.items()}
+    return Data(whole.astype(_common_dtype(whole)), view=members, counts=counts, name=name, **along, **known)
 
 
 def _several(columns: str | Sequence[str]) -> list[str]:
@@ -133,6 +203,7 @@ def from_anndata(
     batch: str | None = None,
     pair: str | None = None,
     step: str | None = None,
+    view: str | Views = None,
     adjust: str | Sequence[str] = (),
     targets: Targets = None,
     counts: bool | None = None,
@@ -141,10 +212,10 @@ def from_anndata(
     """A `Data` from an AnnData, in memory or backed: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
     layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch,
-    pair, step: columns of `adata.obs`, or None; adjust: those of covariates. control: as in `Data`; size_factor: as in
-    `from_frame`. counts: None = whether x
-    holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
-    error, as everywhere. Raises InputError for unknown columns, labels and layers.
+    pair, step: columns of `adata.obs`, or None; view: a column of `adata.var`, or as in `from_frame`; adjust: columns
+    of covariates. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x holds whole numbers
+    from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an error, as everywhere.
+    Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
         if not hasattr(adata, attribute):
@@ -169,6 +240,7 @@ def from_anndata(
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
         pair=None if pair is None else adata.obs[pair].to_numpy(dtype=object),
         step=None if step is None else adata.obs[step].to_numpy(dtype=object),
+        view=_views_of(adata, view, layer, names),
         covariates=adata.obs[adjust] if adjust else None,
         feature_names=names,
         row_names=list(adata.obs_names),
@@ -176,6 +248,18 @@ def from_anndata(
     )
     data.assumed |= assumed | ({"counts": "True (whole numbers)"} if whole else {})
     return data
+
+
+def _views_of(adata: Any, view: Views, layer: str | None, names: list[str]) -> Any:
+    """Views by a column of `var`, or else by the names of features."""
+    [column] = [None] if view is None or isinstance(view, Mapping) or len(_several(view)) != 1 else _several(view)
+    var = getattr(adata, "var", None)
+    if column is None or var is None:
+        return _views(view, names)
+    if column not in var.columns:
+        columns = _some([str(c) for c in var.columns]) or "none"
+        reject("view", f"no column {column!r} in var", f"one of its columns ({columns}), or two beginnings of names")
+    return var.loc[names, column].to_numpy(dtype=object)
 
 
 def _layer(adata: Any, layer: str | None) -> tuple[Any, list[str]]:
@@ -289,14 +373,15 @@ def _pair_columns(data: Data) -> dict[str, np.ndarray]:
 
 
 def to_anndata(data: Data) -> Any:
-    """An AnnData with environments, batches, pairs and sizes in `obs`; what is known of z in `obsm["truth_z"]`."""
+    """An AnnData with environments, batches, pairs and sizes in `obs`, views in `var`; what is known of z in
+    `obsm["truth_z"]`."""
     anndata = _bio("anndata", "an AnnData")
     names = data.row_labels().astype(str)
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
     obs = obs.assign(**_pair_columns(data), **data.covariates)
     if data.size_factor is not None:
         obs[LIBRARY_SIZES[0]] = data.size_factor
-    var = pd.DataFrame(index=pd.Index(data.feature_names))
+    var = pd.DataFrame({} if data.view is None else {"view": data.view_labels()}, index=pd.Index(data.feature_names))
     obsm = {"truth_z": data.truth["z"]} if "z" in data.truth else None
     return anndata.AnnData(data.x, obs=obs, var=var, obsm=obsm)
 
@@ -315,6 +400,7 @@ def read(
     batch: str | None = None,
     pair: str | None = None,
     step: str | None = None,
+    view: Views = None,
     adjust: str | Sequence[str] = (),
     layer: str | None = None,
     where: str | Sequence[str] = (),
@@ -325,18 +411,19 @@ def read(
 ) -> Data:
     """Read a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file; arguments as in `from_frame` and `from_anndata`.
 
-    .npz: arrays x and, if wanted, env, size_factor, batch, pair, step, aux, feature_names, aux_names, row_names,
+    .npz: arrays x and, if wanted, env, size_factor, batch, pair, step, view, aux, feature_names, aux_names, row_names,
     targets (a JSON text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a
     header holds the names of the rows, as the index of a parquet file and `obs_names` do.
 
-    layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER". where: which rows to keep, one
-    condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or "guide in ['A', 'B']" on the
-    columns of a table, of `obs` or the arrays of a .npz; a missing value is ''. Targets of environments that lose all
-    rows are left out too. drop: columns, of an AnnData features, to leave out; "constant" for all that do not vary in
-    the rows that are kept. index: the column that holds the rows' names. sep: what separates the columns of a table,
-    one character or "tab"; None = what its header has. combine: what stands between the parts of labels of
-    combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control is "ctrl", and a combination without targets
-    of its own has those of its parts.
+    view: as in `from_frame` and `from_anndata`; of a .h5mu two modalities or more, each MODALITY or MODALITY/LAYER,
+    whose rows are those of any of them. layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER".
+    where: which rows to keep, one condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or
+    "guide in ['A', 'B']" on the columns of a table, of `obs` or the arrays of a .npz; a missing value is ''. Targets of
+    environments that lose all rows are left out too. drop: columns, of an AnnData features, to leave out; "constant"
+    for all that do not vary in the rows that are kept. index: the column that holds the rows' names. sep: what
+    separates the columns of a table, one character or "tab"; None = what its header has. combine: what stands between
+    the parts of labels of combinations: with "+", "B+A" is "A+B", "A+ctrl" is "A" where control is "ctrl", and a
+    combination without targets of its own has those of its parts.
 
     Raises InputError for files that are missing, damaged or of another kind, for conditions that no row meets, and for
     columns that are not there.
@@ -356,11 +443,12 @@ def read(
     found = read_targets(targets)
     name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
     more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "pair": pair, "step": step}
-    more |= {"adjust": adjust, "name": name}
+    more |= {"adjust": adjust, "view": view or None, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
-        adata = _read_anndata(path, kind, layer)
+        adata = _read_anndata(path, kind, layer, _several(view) if view and not isinstance(view, Mapping) else [])
+        more["view"] = "view" if kind == ".h5mu" and view else more["view"]
         keep, obs, found = pick.rows(adata.obs, found)
         if index is not None:
             obs = obs.set_index(column_of(obs, index, "index"))
@@ -383,19 +471,40 @@ def read(
     return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
 
 
-def _read_anndata(path: Path, kind: str, layer: str | None) -> Any:
-    """An AnnData whose X is the layer, in memory."""
+def _read_anndata(path: Path, kind: str, layer: str | None, views: Sequence[str]) -> Any:
+    """An AnnData whose X is the layer, in memory; of a MuData those of several `views` side by side, the modality in
+    the column `view` of var."""
     anndata = _bio("anndata", path.name)
     if kind == ".zarr":
         _bio("zarr", path.name)
     with _damaged(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if kind == ".h5mu" and views:
+            return _side_by_side(anndata, path, views, layer)
         if kind == ".h5mu":
             adata, layer = _read_modality(path, layer)
         else:
             adata = anndata.read_h5ad(path) if kind == ".h5ad" else anndata.read_zarr(path)
         x, names = _layer(adata, layer)
-        return anndata.AnnData(x, obs=adata.obs, var=pd.DataFrame(index=pd.Index(names, dtype=object)))
+        var = adata.var if len(adata.var) == len(names) else pd.DataFrame(index=pd.Index(names, dtype=object))
+        return anndata.AnnData(x, obs=adata.obs, var=var)
+
+
+def _side_by_side(anndata: Any, path: Path, views: Sequence[str], layer: str | None) -> Any:
+    """An AnnData of several modalities of a MuData: NaN where one lacks a row."""
+    if layer is not None:
+        reject("layer", f"{layer!r} with view", "None: view='MODALITY/LAYER' names a layer")
+    tables, obs = {}, None
+    for one in views:
+        adata, rest = _read_modality(path, one)
+        x, names = _layer(adata, rest)
+        view = one.partition("/")[0]
+        tables[view] = pd.DataFrame(x.toarray() if scipy.sparse.issparse(x) else x, adata.obs_names, names)
+        obs = adata.obs if obs is None else obs.combine_first(adata.obs)
+    data = from_views(tables)
+    assert obs is not None and data.row_names is not None
+    var = pd.DataFrame({"view": data.view_labels()}, index=pd.Index(data.feature_names, dtype=object))
+    return anndata.AnnData(np.asarray(data.x), obs=obs.loc[data.row_names], var=var)
 
 
 def _read_modality(path: Path, layer: str | None) -> tuple[Any, str | None]:
@@ -441,6 +550,7 @@ def write(data: Data, path: str | Path) -> Path:
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
     arrays |= _pair_columns(data)
+    arrays |= {} if data.view is None else {"view": data.view_labels()}
     arrays |= {COVARIATE + name: values for name, values in data.covariates.items()}
     for key, value in data.truth.items():
         arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
@@ -460,6 +570,7 @@ def _read_npz(
     batch: str | None,
     pair: str | None,
     step: str | None,
+    view: Views,
     adjust: str | Sequence[str],
     name: str,
     pick: Pick,
@@ -491,7 +602,9 @@ def _read_npz(
         key.removeprefix("truth_"): arrays.pop(key) for key in list(arrays) if key.startswith("truth_")
     }
     names = ("feature_names", "aux_names", "row_names")
-    known = {"x", "aux", *names, "targets", "control", "counts", *columns.values(), *covariates.values()}
+    features = [str(f) for f in arrays["feature_names"]] if "feature_names" in arrays else []
+    views = _views(view, features) if view is not None else arrays.get("view")
+    known = {"x", "aux", "view", *names, "targets", "control", "counts", *columns.values(), *covariates.values()}
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"
@@ -513,6 +626,7 @@ def _read_npz(
         batch=arrays.get(columns.get("batch", "")),
         pair=arrays.get(columns["pair"]),
         step=arrays.get(columns["step"]),
+        view=views,
         covariates={name: arrays[key] for name, key in covariates.items()} or None,
         truth=truth,
         name=name,

@@ -1,11 +1,11 @@
-"""Labels of environments, batches and pairs as users hold them, made plain: texts, none missing, no spaces around
-them."""
+"""Labels of environments, batches, pairs and views as users hold them, made plain: texts, none missing, no spaces
+around them."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,43 @@ def row_pairs(pair: Any, step: Any, rows: int) -> Pairs:
     after = np.zeros(rows, dtype=bool)
     after[order[:, 1]] = True
     return Pairs([str(name) for name in names], codes.astype(np.int64), after)
+
+
+def feature_views(view: Any, features: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Names of views in the order of their first features, and the code (feature,) of each feature's.
+
+    view: (feature,) names, or a mapping of views to names of their features. Raises InputError for a view without a
+    name or without features, for features that are unknown, in two views or in none, and for fewer than two views.
+    """
+    labels: list[Any] = [None] * len(features)
+    if isinstance(view, Mapping):
+        place = {name: j for j, name in enumerate(features)}
+        for label, members in view.items():
+            own = [members] if isinstance(members, str) else list(members)
+            if not own:
+                reject("view", f"view {str(label)!r} without features", "one feature or more in every view")
+            for name in map(str, own):
+                if name not in place:
+                    reject("view", f"unknown feature {name!r} in view {str(label)!r}", "names of columns of x")
+                if labels[place[name]] not in (None, label):
+                    said = f"feature {name!r} in two views, {str(labels[place[name]])!r} and {str(label)!r}"
+                    reject("view", said, "one view for every feature")
+                labels[place[name]] = label
+    else:
+        if np.ndim(view) != 1 or len(view) != len(features):
+            found = f"shape {np.shape(view)}"
+            reject("view", found, f"one name per column of x, shape ({len(features)},), or a mapping of views")
+        labels = list(view)
+    texts = [None if label is None else _text(label, "view") for label in labels]
+    for name, text in zip(features, texts, strict=True):
+        if text is None or text.strip() in MISSING:
+            reject("view", f"no view, or one without a name, for feature {name!r}", "the name of every feature's view")
+    named = stripped([text for text in texts if text is not None], "view")
+    check_texts(named, "view")
+    codes, names = pd.factorize(np.asarray(named, dtype=object))
+    if len(names) < 2:
+        reject("view", f"one view, {str(names[0])!r}", "two views or more, or None")
+    return [str(name) for name in names], codes.astype(np.int64)
 
 
 def _steps(step: Any, rows: int) -> np.ndarray:

@@ -25,8 +25,17 @@ CONDITION = re.compile(rf"\s*(?:{NAME})\s*(==|!=|\bnot\s+in\b|(?<=\s)in\b)\s*(.*
 VALUE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^\s'",]+(?:\s+[^\s'",]+)*))\s*""")
 CONSTANT = "constant"  # stands for all features that do not vary
 # arrays of a .npz with an entry for each row of x, or for each of its columns
-BY_ROW = ("x", "aux", "row_names", "truth_z", "truth_innovations", "truth_component", "truth_row_target")
-BY_FEATURE = ("feature_names", "truth_mask", "truth_loadings")
+BY_ROW = (
+    "x",
+    "aux",
+    "row_names",
+    "truth_z",
+    "truth_innovations",
+    "truth_component",
+    "truth_row_target",
+    "truth_private",
+)
+BY_FEATURE = ("feature_names", "view", "truth_mask", "truth_loadings")
 Targets = dict[str, tuple[int, ...]] | None
 
 

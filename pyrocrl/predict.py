@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -234,6 +235,52 @@ def per_size(data: Data) -> np.ndarray:
     x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
     x = x.astype(np.float64)
     return x / data.size_factor[:, None] if data.counts and data.size_factor is not None else x
+
+
+@checked
+def translate(fit: Fit, data: Data, to: str, *, level: Share = 0.9) -> xr.Dataset:
+    """A view of each row told from all other views that it has: `mean`, `sd`, `low` and `high` (data, feature) of a new
+    measurement, with the interval of `level`, and `z` (data, latent), the mean of the shared latents given these views.
+
+    to: the view; what rows hold of it is not looked at, so that it may be compared. Chains are averaged by their
+    weights. Raises InputError for a view that is not there, for rows that have no other one, and for fits of models
+    without views.
+    """
+    if not fit.program.card.needs_views:
+        reject("fit", f"a fit of {fit.program.card.name}", "a model of views, such as cross_modal")
+    data = fit.coded(data)
+    fit.program.check(data)
+    place = data.view_names.index(one_of("to", to, data.view_names))
+    others = np.delete(data.present, place, 1).any(1)
+    if not others.all():
+        reject("data", f"row {data.row_labels()[int((~others).argmax())]!r} without another view", "rows that have one")
+    with drawing(), torch.no_grad():
+        each = [[v.double().cpu().numpy() for v in p.translate(fit.batch_of(data), place)] for p in fit.programs()]
+    weight = fit.weights[:, None, None]
+    mean, sd = (np.stack([one[k] for one in each]) for k in (0, 1))
+    z = sum(w * a.apply(one[2]) for w, a, one in zip(fit.weights, fit.alignments, each, strict=True))
+    centre = (weight * mean).sum(0)
+    spread = np.sqrt((weight * (sd**2 + (mean - centre) ** 2)).sum(0))
+    columns = np.flatnonzero(data.view == place)
+    scale, shift = (1.0, 0.0) if fit.units is None else (fit.units.scale[columns], fit.units.centre[columns])
+    centre, spread = centre * scale + shift, spread * scale
+    half = norm.ppf(0.5 + level / 2) * spread
+    dims = ("data", "feature")
+    return xr.Dataset(
+        {
+            "mean": (dims, centre),
+            "sd": (dims, spread),
+            "low": (dims, centre - half),
+            "high": (dims, centre + half),
+            "z": (("data", "latent"), z),
+        },
+        coords={
+            "data": data.row_labels(),
+            "feature": [fit.names["feature"][j] for j in columns],
+            "latent": fit.names["latent"],
+        },
+        attrs={"level": float(level), "view": to},
+    )
 
 
 @checked

@@ -164,6 +164,18 @@ class Partners:
     before: Tensor
 
 
+@dataclass(frozen=True)
+class Ties:
+    """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
+
+    tied: Tensor
+    shown: Tensor
+    common: Tensor
+    chance: Tensor
+    within: Tensor
+    factors: int
+
+
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -296,6 +308,10 @@ class Program(nn.Module, metaclass=_InTurn):
         """(rows, latent) posterior mean of the latents."""
         raise TypeError(f"{type(self).__name__} has no latents read-out")
 
+    def beside(self, batch: Batch) -> dict[str, Tensor]:
+        """Posterior means of sites of rows beside z, by name."""
+        return {}
+
     @property
     def reads_innovations(self) -> bool:
         """Whether `latents` are innovations, latents less what parents give: where equations are not identified."""
@@ -346,6 +362,20 @@ class Program(nn.Module, metaclass=_InTurn):
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
         partners differ must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of pairs")
+
+    def translate(self, batch: Batch, view: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and deviation (rows, feature of the view) of a new measurement of this view given all others that each
+        row has, and the mean (rows, latent) of the shared latents given these. Models of views must have it."""
+        raise TypeError(f"{type(self).__name__} has no views")
+
+    def ties(self) -> Ties:
+        """What ties the views. Models whose claims need that they are tied must have it."""
+        raise TypeError(f"{type(self).__name__} has no views")
+
+    def misfit(self, batch: Batch) -> Any:
+        """Deviance of these rows' moments from those of the fitted law, and its degrees of freedom
+        (`exact.shared_factors.Misfit`), or None where they say nothing of the fit."""
+        return None
 
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
@@ -562,6 +592,12 @@ class Program(nn.Module, metaclass=_InTurn):
             reject("data", f"{data.features} features", f"the program's {features}")
         if self.config.get("likelihood") == "negative_binomial" and not data.counts:
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
+        self.check_views(data)
+        views = self.config.get("views")
+        if views is not None and data.view_labels().tolist() != views:
+            reject(
+                "view", "other views than the program's", f"{_some(list(dict.fromkeys(views)))}, of the same features"
+            )
         latents, told = self.config.get("latents"), self.target_mode != "unknown"
         matrix = self.config.get("target_matrix") if told else None
         envs = self.config.get("environments") if matrix is None else len(matrix)
@@ -598,6 +634,17 @@ class Program(nn.Module, metaclass=_InTurn):
                 "pair", "None", f"labels of pairs of rows, which {self.card.name} needs (in the shell --pair COLUMN)"
             )
 
+    @classmethod
+    def check_views(cls, data: Data) -> None:
+        """Raise InputError for data without views, where it needs them, and for rows that lack one, unless it can read
+        those."""
+        name = cls.card.name
+        if cls.card.needs_views and data.view is None:
+            reject("view", "None", f"views of the features, which {name} needs (in the shell --view)")
+        if data.gaps and not cls.card.reads_gaps:
+            few = data.rows - int(data.present.all(1).sum())
+            reject("view", f"{few} rows that lack a view, which {name} does not read", "rows that have every view")
+
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
         if not self.compares_with_control or data.control is not None:
@@ -627,6 +674,8 @@ class Program(nn.Module, metaclass=_InTurn):
         filled: dict[str, Any] = {}
         if "features" in known:
             filled["features"] = data.features
+        if "views" in known and data.view is not None:
+            filled["views"] = data.view_labels().tolist()
         if "environments" in known:
             filled["environments"] = len(data.env_names)
         if "batches" in known:
@@ -642,6 +691,7 @@ class Program(nn.Module, metaclass=_InTurn):
         elif "target_matrix" in known and data.targets is not None:
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
+        cls.check_views(data)
         program = cls(**(filled | options))
         if cls.card.needs_env and len(np.unique(data.env)) < 2:
             reject("env", "one environment", "two or more")

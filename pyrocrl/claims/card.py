@@ -82,6 +82,9 @@ CONDITIONS: dict[str, str] = {
     "all_states": "all combinations of states occur",
     "states_told": "features tell which state each latent is in",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
+    "views_tied": "rows with several views, or labels of the shared latents, tie the views",
+    "shared_in_views": "every view shows every shared latent",
+    "private_apart": "no private latent has the loadings of a shared one",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none
@@ -207,6 +210,7 @@ class ModelCard:
     `TARGETS`) of telling which latents the environments intervene on, `values` (a key of `VALUES`) what latents are.
     `settings` names published simulation settings
     with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
+    reads_gaps: rows may lack whole views; models that do not say so are refused such rows.
     `approximate` says in a sentence what of the story is plugged in or approximate in what is fitted, and why.
     """
 
@@ -223,6 +227,8 @@ class ModelCard:
     status: Status = "experimental"
     needs_env: bool = False
     needs_pairs: bool = False
+    needs_views: bool = False
+    reads_gaps: bool = False
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
@@ -260,6 +266,10 @@ class ModelCard:
             facts.append("needs environments")
         if self.needs_pairs:
             facts.append("needs pairs of rows")
+        if self.needs_views:
+            facts.append("needs views")
+        if self.reads_gaps:
+            facts.append("rows may lack views")
         if self.targets:
             facts.append(f"targets: {', '.join(self.targets)}")
         claims = [claim.sentence() for claim in self.claims] or ["Nothing: this model makes no claim."]

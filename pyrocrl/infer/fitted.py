@@ -328,8 +328,11 @@ class Fit:
             },
             coords={k: coords[k] for k in ("chain", "draw")} | {"latent": self.names["latent"]},
         )
+        observed = self.in_data_units("x", batch.x.cpu().numpy())
+        if data.view is not None and data.gaps:
+            observed = np.where(data.present[rows][:, data.view], observed, np.nan)
         tree["observed_data"] = xr.Dataset(
-            {"x": (("data", "feature"), self.in_data_units("x", batch.x.cpu().numpy()), {"counts": int(data.counts)})},
+            {"x": (("data", "feature"), observed, {"counts": int(data.counts)})},
             coords={k: coords[k] for k in ("data", "feature")},
         )
         constant: dict[str, Any] = {"env": ("data", data.env_labels()[rows])}

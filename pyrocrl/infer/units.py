@@ -37,14 +37,16 @@ def units_of(program: Program, data: Data) -> Units | None:
         within = Units(low + reach, reach)  # from -1 to 1, whose squares neither over- nor underflow
     if (bad := ~(np.isfinite(reach) & (reach > np.finfo(np.float64).tiny))).any():
         reject("x", f"a spread beyond floats in {_named(data, bad)}", "deviations from 1e-300 to 1e300")
-    mean = sum(within.standard(block).sum(0) for _, block in data.blocks()) / data.rows
+    # rows that lack a view say nothing of its columns
+    known = np.nan_to_num if data.gaps else np.asarray
+    mean = sum(known(within.standard(block)).sum(0) for _, block in data.blocks()) / data.measured
     total, probes = np.zeros(data.features), np.zeros((2, data.features))
     rng = np.random.default_rng(0)
     for _, block in data.blocks():
-        apart = within.standard(block) - mean
+        apart = known(within.standard(block) - mean)
         total += np.square(apart).sum(0)
         probes += rng.standard_normal((2, len(block))) @ apart
-    units = Units(within.restore(mean), reach * np.sqrt(total / data.rows))
+    units = Units(within.restore(mean), reach * np.sqrt(total / data.measured))
     most = np.square(1.0 + np.abs(mean))  # the row that is furthest out
     _warn(data, "one row with over half of the variance", most > DOMINATED * total)
     _warn(data, "a copy of another column in other units", _copies(probes / np.sqrt(total)))

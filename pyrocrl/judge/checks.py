@@ -48,6 +48,9 @@ ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
+TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
+SHOWS = 0.1  # least share of a shared latent's variance that a view shows
+BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -533,6 +536,49 @@ def _times(rows: int, wrong: float) -> float:
     return float(rows * np.log(SURE / (1 - SURE)) / max(odds, 0.05))
 
 
+def _views_tied(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows with several views or levels of environments tie every direction of the shared latents."""
+    found = fit.chains.chain(fit.reference).ties()
+    tied = found.tied.double().cpu().numpy()
+    if fit.program.config["anchors"]:  # what noise of the levels adds to the least of them
+        tied = np.maximum(tied - (np.sqrt(len(data.env_names)) + np.sqrt(len(tied))) ** 2, 0.0)
+    needed = float(TIED * found.factors)
+    if tied.min() >= needed:
+        return None
+    open_ = int((tied < needed).sum())
+    said = f"{open_} of {len(tied)} directions of the shared latents rest on {tied.min():.0f} rows' worth of ties"
+    remedy = "rows with several views, or anchors=True with more labels than shared latents"
+    rows = data.rows * needed / tied.min() if tied.min() > 1 else 0.0
+    return Lack(f"{said}, of {needed:.0f} that are asked", remedy, rows=rows)
+
+
+def _shared_in_views(fit: Fit, data: Data) -> Lack | None:
+    """Whether every view alone tells something of every direction of the shared latents, and more than noise would."""
+    found = fit.chains.chain(fit.reference).ties()
+    shown, common, chance = (v.double().cpu().numpy() for v in (found.shown, found.common, found.chance))
+    noise = (chance >= 1) | (common * (1 - chance) < BY_CHANCE * chance * (1 - common))  # odds against odds
+    if not noise.any() and shown.min() >= SHOWS:
+        return None
+    v = int(np.argmax(noise)) if noise.any() else int(shown.argmin())
+    said = f"view {data.view_names[v]!r} shows {shown[v]:.1%} of a shared latent's variance"
+    said += f", {common[v]:.2g} of it in common with another, where noise may have {chance[v]:.2g}" if noise[v] else ""
+    rows = 0.0
+    if noise[v] and common[v] > 0.5:  # noise falls with the rows, and what is there stays
+        odds = common[v] / max(1 - common[v], 1e-9) / BY_CHANCE
+        rows = data.rows * float(chance[v] * (1 + odds) / odds)
+    return Lack(said, "fewer latents, or more rows" if noise[v] else "fewer latents", rows=rows)
+
+
+def _private_apart(fit: Fit, data: Data) -> Lack | None:
+    """Whether the loadings of shared latents are outside the span of the private ones: else views are alike and not the
+    same there, and how much of what they share is in either is open."""
+    within = fit.chains.chain(fit.reference).ties().within.double().cpu().numpy()
+    if within.max() < ALIKE:
+        return None
+    said = f"a shared latent of view {data.view_names[int(within.argmax())]!r} has loadings of its private ones"
+    return Lack(f"{said} ({within.max():.1%} of them)", "fewer private latents, or fewer shared ones")
+
+
 def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
     """Whether every latent changes, and in as many pairs as tell it from its parents: the posterior leaves at most
     `UNTOLD` of its variance open."""
@@ -573,6 +619,9 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "nonlinear_equations": _nonlinear,
     "changed_in_pairs": _changed_in_pairs,
     "directions_shown": _directions_shown,
+    "views_tied": _views_tied,
+    "shared_in_views": _shared_in_views,
+    "private_apart": _private_apart,
 }
 
 
@@ -611,6 +660,9 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
     used = fit.in_use(fit.reference)
     if not used.any():
         return None
+    if data.gaps:  # means shrink by what a row lacks
+        rows = np.unique(np.linspace(0, data.rows - 1, len(env)).astype(int))
+        env = env + (1 + env.max()) * np.unique(data.present[rows], axis=0, return_inverse=True)[1].reshape(-1)
     found = goodness.mardia(z[:, used], env)
     detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
     remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
@@ -660,6 +712,19 @@ def _clusters(fit: Fit, data: Data) -> Found | None:
     detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
     remedy = "more latents; without the features that depend on two latents or on each other"
     return Found("likelihood ratio of clusters of features", ratio.p, detail, remedy)
+
+
+def _views(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of the moments of rows with the same views against those of shared and private latents."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    with drawing():
+        found = fit.chains.chain(fit.reference).misfit(batch)
+    if found is None:
+        return None
+    p = float(stats.chi2.sf(found.deviance, found.freedom))
+    detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom"
+    remedy = "more shared or private latents; a transformation of the features; anchors=False, or labels of one kind"
+    return Found("likelihood ratio of the views' moments", p, detail, remedy)
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -768,4 +833,5 @@ TESTS: dict[str, Test] = {
     "given_environment": _given_environment,
     "left": _left,
     "differences": _differences,
+    "views": _views,
 }

@@ -131,8 +131,11 @@ def _changes_right(truth: np.ndarray, chance: np.ndarray, nodes: np.ndarray) -> 
 
 
 def seen(data: Data) -> np.ndarray:
-    """(data, feature) dense x as baselines see it: counts as log(1 + x / s), s the size factor over its mean."""
+    """(data, feature) dense x as baselines see it: counts as log(1 + x / s), s the size factor over its mean; means of
+    columns where a row lacks a view."""
     x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
+    if data.gaps:
+        x = np.where(np.isnan(x), np.nanmean(x, 0), x)
     if not data.counts:
         return x.astype(np.float64)
     size = np.ones(data.rows) if data.size_factor is None else data.size_factor / data.size_factor.mean()
@@ -145,10 +148,18 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
     errors = []
     with drawing(0), torch.no_grad():
         for program in fit.programs():
-            sites = stories.centre(program, batch) | {"z": program.latents(batch)}
-            gap = (stories.expected(program, batch, sites) - batch.x).square().mean(0).double().cpu().numpy()
+            sites = stories.centre(program, batch) | {"z": program.latents(batch)} | program.beside(batch)
+            square = (stories.expected(program, batch, sites) - batch.x).square().double().cpu().numpy()
+            gap = square.mean(0) if data.view is None else _over_present(square, data)
             errors.append((gap * (1.0 if fit.units is None else fit.units.scale**2)).mean())
     return float(fit.weights @ errors)
+
+
+def _over_present(values: np.ndarray, data: Data) -> np.ndarray:
+    """(feature,) means over the rows that have the feature's view."""
+    there = data.present[:, data.view]
+    mean: np.ndarray = (values * there).sum(0) / np.maximum(there.sum(0), 1)
+    return mean
 
 
 def _weights_covered(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> int:

@@ -20,6 +20,8 @@ BEFORE = {
     "varimax": "varimax factors",
     "pcavarimax": "PCA, varimax",
     "white": "PCA, whitened",
+    "cca": "PCA, then CCA",
+    "chance": "chance",
     "other": "other model",
 }
 AFTER = {
@@ -100,11 +102,17 @@ _TABLE = (
     ),
     Metric("mcc_spearman", "Rank correlation with the true latents", "larger"),
     Metric("innovations_mcc", "Correlation with the true innovations (MCC)", "larger", figure=True),
-    Metric("r2", "R², true latents from the estimates", "larger", figure=True, headline=True),
+    Metric("r2", "R², true latents from the estimates", "larger", figure=True, beside=("cca",), headline=True),
+    Metric("private_r2", "R², private latents of views from the shared estimates", "smaller", figure=True),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),
     Metric("dci_completeness", "Completeness (DCI)", "larger"),
     Metric("dci_informativeness", "Informativeness (DCI)", "larger"),
+    # views
+    Metric("foscttm", "Rows nearer than the match in the other view", "smaller", 3, True, ("cca", "chance"), True),
+    Metric("match_10", "Match among the 10 nearest rows", "larger", 3, True, ("cca", "chance"), True),
+    Metric("translation_error", "Error of a view told from another", "smaller", 3, True, ("cca", "chance")),
+    Metric("translation_coverage", "Views inside 90 % intervals", None, figure=True),
     # masks
     Metric("mask_f1", "Mask F1", "larger", figure=True, beside=("varimax", "pcavarimax", "ica"), headline=True),
     Metric("mask_precision", "Mask precision", "larger"),

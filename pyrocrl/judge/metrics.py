@@ -348,6 +348,26 @@ def expected_calibration_error(outcomes: ArrayLike, probs: ArrayLike, bins: int 
     return float(np.abs(np.bincount(place, hit - p, minlength=bins)).sum() / len(p))
 
 
+def foscttm(a: ArrayLike, b: ArrayLike) -> float:
+    """Fraction of samples closer than the true match, of the same rows in two views (data, latent), by Euclidean
+    distance, in both directions: 0 best, .5 chance (Liu et al. 2019)."""
+    nearer = _nearer(a, b)
+    return float(np.mean([each.mean() for each in nearer]) / max(1, len(nearer[0]) - 1))
+
+
+def match_at(a: ArrayLike, b: ArrayLike, k: int = 10) -> float:
+    """Share of the rows of two views (data, latent) whose true match is among the k nearest, in both directions."""
+    return float(np.mean([(each < k).mean() for each in _nearer(a, b)]))
+
+
+def _nearer(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    """(data,) twice: of each row, how many rows of the other view are nearer than its match."""
+    a, b = _rows_alike(a, b, ("a", "b"))
+    apart = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    own = apart.diagonal()
+    return (apart < own[:, None]).sum(1), (apart < own).sum(0)
+
+
 def interval_coverage(truth: ArrayLike, draws: ArrayLike, level: float = 0.9) -> float:
     """Share of true values (...) inside the central interval of their draws (draw, ...), ends included."""
     value, sample = floats(truth, "truth"), floats(draws, "draws")

@@ -334,6 +334,8 @@ def _simulated(
         values = stories.values(trace) | {"x": trace.nodes["x"]["value"]}
     told = {n: source.in_data_units(n, v.double().cpu().numpy()[None])[0] for n, v in values.items()}
     x = told.pop("x")
+    if template.view is not None and template.gaps:
+        x = np.where(template.present[:, template.view], x, np.nan)
     told = {n: v for n, v in told.items() if n in CELLS or n == "z" or _has_density(trace.nodes[n])}
     data = Data(
         x.round().astype(np.int64) if coded.counts else x,
@@ -346,6 +348,7 @@ def _simulated(
         batch=None if coded.batch_names == ["all"] else np.array(coded.batch_names)[template.batch],
         pair=template.pair,
         step=None if template.pair is None else template.after.astype(int),
+        view=None if template.view is None else template.view_labels(),
         feature_names=coded.feature_names,
         aux_names=coded.aux_names if template.aux is not None else None,
         name="calibration",

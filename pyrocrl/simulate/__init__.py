@@ -44,6 +44,7 @@ SETTINGS: dict[str, str] = {
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
     "stored_rows": "memories",
+    "shared_private": "views",
 }
 
 
