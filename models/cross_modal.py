@@ -32,6 +32,9 @@ data using autoencoders.
 *Differs from the paper in* linear maps and a likelihood in place of autoencoders and a discriminator; labels are
 anchors of levels in place of a classifier's targets; the numbers of shared and private latents are given.
 
+Longer than other models because rows may lack views and labels may tie them, and z and private latents are summed out
+of any of these.
+
 *For a variant, copy this file and change* `story`: the law of `loadings`, of `own` or of `z`; delete `initialise`,
 which is made for these.
 """
