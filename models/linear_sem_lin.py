@@ -66,7 +66,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Reference, Site, run
-from pyrocrl.constructions import directions
+from pyrocrl.constructions import directions, many_latents
 from pyrocrl.constructions.linear_rows import LinearRows
 from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
@@ -91,6 +91,7 @@ from pyrocrl.program import (
 )
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
+MOST = 100  # latents
 NEEDS = (
     "observational_environment",
     "one_intervention_per_latent",
@@ -152,7 +153,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
+        settings=("squires2023_hard", "squires2023_sparse", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -171,7 +172,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, MOST)],
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
         intervention: Intervention = "perfect",
@@ -214,9 +215,13 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         if self.unknown:
             with pyro.plate("env", len(targets), dim=-1):
                 targets = self._hot(pyro.sample("target", self._any_target()))  # (env,)
-        table, prior = self._slices(targets), orders.log_edge_prior(d, self.config["edge_probability"], targets.device)
-        order = pyro.sample("order", orders.Order(prior))  # (latent,)
-        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        table = self._slices(targets)
+        if self.many:
+            order, graph = self._any_order(targets)
+        else:
+            prior = orders.log_edge_prior(d, self.config["edge_probability"], targets.device)
+            order = pyro.sample("order", orders.Order(prior))  # (latent,)
+            graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
         unmixing = self._unmixing(tangent)  # M (latent, latent)
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
         # the natural equations, then one for each (env, target); of unknown targets those that are
@@ -243,7 +248,13 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
 
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
-        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(self._unmixing(tangent)))
+        unmixing = self._unmixing(tangent)
+        graph = self._any_order(tangent.double())[1] if self.many else None
+
+        def log_prob(_: Tensor) -> Tensor:
+            return self._objective(unmixing) if graph is None else self._given_graph(unmixing, graph)
+
+        law = Law((), (len(batch), self.config["features"]), log_prob)
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
 
     @torch.no_grad()
@@ -255,9 +266,12 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             with pyro.plate("env", len(targets), dim=-1):
                 targets = self._hot(pyro.sample("target", dist.Delta(found)))
         table = self._slices(targets)
-        scores = self._scores(unmixing, table)
-        order = pyro.sample("order", orders.Order(scores))
-        graph = pyro.sample("graph", orders.Graph(scores, order))
+        if self.many:
+            graph = kept["graph"]
+        else:
+            scores = self._scores(unmixing, table)
+            order = pyro.sample("order", orders.Order(scores))
+            graph = pyro.sample("graph", orders.Graph(scores, order))
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
         with table_of(len(table.node), drawn=self.unknown), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.variance())
@@ -271,6 +285,12 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         """log p(x | rows of the unmixing, targets), everything else summed out, as if of a share of the rows."""
         total = share * self.count.double().sum()
         return self._log_marginal(rows, target, share) + total * self.log_jacobian + share * self.residual
+
+    def _given_graph(self, rows: Tensor, graph: Tensor) -> Tensor:
+        """log p(x | rows of the unmixing, graph), equations integrated out."""
+        total = self.count.double().sum()
+        inside = linear_sem.log_marginal_given_graph(rows.double(), graph, self._slices(), total)
+        return inside + total * self.log_jacobian + self.residual
 
     def _any_target(self) -> dist.Categorical:
         """Every latent and none are equally probable, but in the first environment: none."""
@@ -307,7 +327,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         return self._averaged()[1] if self.unknown else self.target
 
     def log_evidence(self) -> Tensor | None:
-        return None if self.fits_story else self.log_density
+        return None if self.many or self.fits_story else self.log_density
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
@@ -319,6 +339,8 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
         self._begin(data)
+        if self.many:
+            return self._sample(generator)
         own = self._environments(), self.config["intervention"], self.unknown
         modes, target = directions.search_targets(self._objective, *own, generator)
         self.target.copy_(target)
@@ -328,6 +350,10 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
         self._begin(data)
+        if self.many:
+            return self._keep(
+                many_latents.constructed(self._environments(), self._slices(), len(self.drawn), generator)
+            )
         candidates = directions.candidate_rows(self._environments(), generator, self.config["intervention"])
         self.chart.copy_(directions.chart_at(directions.choose_rows(candidates, self._objective, 0, generator)[0]))
         block = self.guide_block
