@@ -22,6 +22,13 @@ by conjugacy, graphs and orders by a dynamic program over subsets. The data ente
 and covariance, so ten million rows cost what ten thousand do. `recover` draws order, graph and equations exactly; every
 graph is acyclic. Unknown targets are maximised together with M, and drawn by a Gibbs sweep given M.
 
+Of more than 12 latents (up to 100; perfect interventions, targets told) graphs are too many to be summed over: `model`
+keeps `order` and `graph` as well, and `guide` draws from a Gibbs sampler of M and graph that each chain begins with, a
+sweep of which costs the fourth power of the latents (`exact.joint_sampling`). It starts from the theorem's
+construction, the two solutions for each row told apart by invariance (`constructions.many_latents`). Chains that ended
+in other graphs are the sign that it has not mixed; held-out rows weigh them, for nobody knows their evidence. Graphs
+of so many latents are sparse a priori with an `edge_probability` of 2 / latents, say: at .5 there are many weak edges.
+
 Under "variance" and "shift" x = W (I - w^T)^-1 eps, and W absorbs (I - w^T)^-1 whatever the graph: the likelihood knows
 the innovations alone, eps + a = N x. So M is N there, `latents` are the innovations (the posterior mean of z), and
 draws of graph and weights are the prior's (w[j, k] ~ N(0, s_k^2 / s_j^2)), z = (I - w^T)^-1 N x.
@@ -159,7 +166,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         targets=("known", "relabelled", "unknown"),
         approximate="Exact for Gaussian features and known targets. Of counts the moments behind them are fitted "
         "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
-        "the unmixing.",
+        "the unmixing. More than 12 latents are sampled, with the graph.",
     )
     recipe = MarginalSEM.recipe
     checks = {"moments": (), "gaussian": GIVEN, "factors": ()}
@@ -189,15 +196,22 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
 
         environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
         incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
+        edge_probability: of many latents better 2 / latents, that is two neighbours each, than one half.
         batches: technical batches, each with its own offsets of log rates; of counts alone. escapees: whether rows may
         have escaped their intervention; escape_alpha, escape_beta: of the Beta prior of the share that did.
 
-        Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
-        environments than that needs), or none observational.
+        Raises InputError for more than 100 latents, or 12 where interventions are not perfect or targets unknown, a
+        latent that no environment targets (for unknown targets: fewer environments than that needs), or none
+        observational.
         """
         super().__init__()
         check_sizes(features, latents)
         unknown = targets == "unknown"
+        if latents > orders.MAX_NODES and (unknown or intervention != "perfect"):
+            other = "targets='unknown'" if unknown else f"intervention={intervention!r}"
+            reject(
+                "latents", f"{latents} with {other}", f"at most {orders.MAX_NODES}: sums over graphs are exact there"
+            )
         if unknown and (environments is None or environments < latents + 1):
             reject("environments", environments, f"{latents + 1} or more, for {latents} latents of unknown targets")
         target = np.zeros((environments or 0, latents), dtype=np.int64)
@@ -376,6 +390,11 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     studies = (
         *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
+        *(
+            Study("squires2023_sparse", {"latents": k, "samples": n}, {"edge_probability": 2 / k}, seeds, held_out)
+            for k, seeds in ((5, 8), (20, 8), (50, 3))
+            for n, held_out in ((2_100, 1 / 21), (10_500, 1 / 21))
+        ),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),
         *(
