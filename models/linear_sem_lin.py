@@ -79,7 +79,7 @@ from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.lab.studies import BesideExact, Escapees, Study
+from pyrocrl.lab.studies import BesideExact, Escapees, ManyLatents, Study
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of
@@ -391,9 +391,15 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
         *(
-            Study("squires2023_sparse", {"latents": k, "samples": n}, {"edge_probability": 2 / k}, seeds, held_out)
-            for k, seeds in ((5, 8), (20, 8), (50, 3))
-            for n, held_out in ((2_100, 1 / 21), (10_500, 1 / 21))
+            ManyLatents("squires2023_sparse", {"latents": k, "samples": n}, {"edge_probability": 2 / k}, seeds, 1 / 21)
+            for k, n, seeds in (
+                (20, 2_100, 8),
+                (20, 10_500, 8),
+                (5, 2_100, 8),
+                (5, 10_500, 8),
+                (50, 2_100, 3),
+                (50, 10_500, 3),
+            )
         ),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),

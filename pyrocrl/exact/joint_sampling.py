@@ -59,9 +59,9 @@ class Effort(NamedTuple):
     sparse: int = 16
     rounds: int = 12
     idle: int = 4
-    between: int = 4
-    settle: int = 20
-    draws: int = 100
+    between: int = 3
+    settle: int = 12
+    draws: int = 64
     thin: int = 1
 
 
@@ -235,40 +235,43 @@ class Sampler:
         for k in self.rng.permutation(self.d):
             self.move(int(k), dense)
 
-    def reverse(self, start: Floats, losses: dict[tuple[int, int], float]) -> int:
+    def reverse(self, start: Floats, losses: dict[tuple[int, int], float], behind: bool) -> int:
         """Turn edges around, one after another, where that raises the density; how many were.
 
-        The rows of both ends go back to `start` (latent, latent), with all parents that the new order allows, and climb
-        with the others that the turn touches. losses: by how much earlier turns have failed; those that failed by more
-        than SURE nats are not tried.
+        behind: whether its first node goes behind its second one, with all other edges that this turns around, or the
+        second before the first. The rows of all their ends go back to `start` (latent, latent), with all parents that
+        the new order allows, and climb together. losses: by how much earlier turns have failed; those that failed by
+        more than SURE nats are not tried.
         """
         made, self.warm = 0, 0.0
         for k, j in self.rng.permutation(np.argwhere(self.graph)).tolist():
             if not self.graph[k, j] or losses.get((k, j), 0.0) > SURE:
                 continue
             order = np.argsort(self.place)
-            between = order[self.place[k] + 1 : self.place[j]]
-            late, early = between[self.graph[k, between]], between[self.graph[between, j]]
-            backwards = late.size <= early.size  # k goes behind j, or j before k: where fewer edges have to go
-            touched = [j, k, *(late if backwards else early).tolist(), k, j]
-            for node in touched:
+            between = order[self.place[k] : self.place[j] + 1]
+            moved, others = (k, between[self.graph[k, between]]) if behind else (j, between[self.graph[between, j]])
+            ends = [*others.tolist(), moved]
+            both = [*ends, *ends[::-1]]
+            for node in both:
                 self.move(node)
+            if not self.graph[k, j]:
+                continue
             before, state = self.log_density(), self.state
             rest = np.argsort(self.place)
-            rest = rest[rest != (k if backwards else j)]
-            at = int(np.flatnonzero(rest == j)[0]) + 1 if backwards else int(np.flatnonzero(rest == k)[0])
-            if backwards:
+            rest = rest[rest != moved]
+            at = int(np.flatnonzero(rest == (j if behind else k))[0]) + int(behind)
+            if behind:
                 self.graph[k, rest[:at]] = False
             else:
                 self.graph[rest[at:], j] = False
-            self.place[np.insert(rest, at, k if backwards else j)] = np.arange(self.d)
-            self.unmixing[[j, k]] = start[[j, k]]
+            self.place[np.insert(rest, at, moved)] = np.arange(self.d)
+            self.unmixing[ends] = start[ends]
             self.refresh()
-            for node in (j, k):
+            for node in ends:
                 self.graph[:, node] = self.place < self.place[node]
-            for node in (j, k, j, k):
+            for node in both:
                 self.move(node, dense=True)
-            for node in touched:
+            for node in both:
                 self.move(node)
             gain = self.log_density() - before
             if gain > 0:
@@ -312,11 +315,13 @@ def run(
         sampler.sweep(dense=True)
     for _ in range(effort.sparse):
         sampler.sweep()
-    losses: dict[tuple[int, int], float] = {}
+    losses: tuple[dict[tuple[int, int], float], ...] = ({}, {})
     idle = 0
-    for _ in range(effort.rounds):
-        idle = 0 if sampler.reverse(start, losses) else idle + 1
-        losses = {edge: 0.5 * loss for edge, loss in losses.items()}  # what else has moved may have freed them
+    for turn in range(effort.rounds):
+        mine = losses[turn % 2]
+        idle = 0 if sampler.reverse(start, mine, behind=turn % 2 == 0) else idle + 1
+        for edge in mine:  # what else has moved may have freed it
+            mine[edge] *= 0.5
         for _ in range(effort.between):
             sampler.sweep()
         if idle == effort.idle:
