@@ -100,5 +100,6 @@ def constructed(
         slope = precision @ cov[k, before, k]
         rest = cov[k, k, k] - slope @ cov[k, before, k]
         graph[before, k] = count[k] * slope**2 > math.log(count[k]) * rest * precision.diagonal()
-    unmixing, graphs, places = (np.repeat(own[None], draws, 0) for own in (rows.numpy(), graph, order))
-    return joint_sampling.Draws(unmixing, graphs, places, np.zeros(draws))
+    peak = joint_sampling.State(rows.numpy(), graph, order)
+    same = np.zeros(draws, dtype=np.int64)  # places
+    return joint_sampling.Draws(peak.unmixing[None][same], graph[None][same], order[None][same], np.zeros(draws), peak)

@@ -81,7 +81,8 @@ class MarginalSEM(nn.Module):
     fewer. drawn (draw, latent (latent - 1)): of the posterior of `tangent`, once settled () is 1; log_density (): the
     log of what it integrates to, log p(x).
     many: whether there are more latents than graphs can be summed over. Then there are drawn_order (draw, latent) and
-    drawn_graph (draw, parent, child) instead of maxima, and log_density is the mean height of the joint density.
+    drawn_graph (draw, parent, child) instead of maxima, peak_graph (parent, child) of the maximum on which the chart is
+    centred, and log_density is the mean height of the joint density.
     """
 
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
@@ -114,6 +115,7 @@ class MarginalSEM(nn.Module):
     log_density: Tensor
     drawn_order: Tensor
     drawn_graph: Tensor
+    peak_graph: Tensor
 
     def hold_moments(self, target: np.ndarray, unknown: bool) -> None:
         """Register guide and buffers, for targets (env, latent) in {0, 1} or, where unknown, a first guess of them."""
@@ -130,6 +132,7 @@ class MarginalSEM(nn.Module):
             self.guide_block = NormalBlock(size)
             self.register_buffer("drawn_order", torch.arange(latents).expand(draws, latents).clone())
             self.register_buffer("drawn_graph", torch.zeros(draws, latents, latents, dtype=torch.bool))
+            self.register_buffer("peak_graph", torch.zeros(latents, latents, dtype=torch.bool))
         else:
             root = 0.1 * torch.eye(size, dtype=torch.float64)
             self.guide_block = FullNormalBlock(size, scale=1.0)
@@ -318,20 +321,24 @@ class MarginalSEM(nn.Module):
     @torch.no_grad()
     def implied(self) -> Gaussians | None:
         """Moments of z = M y in every environment, and of equations of maximum likelihood with every earlier latent a
-        parent: no graph is taken for granted, only what the interventions leave alone."""
+        parent: no graph is taken for granted, only what the interventions leave alone. Of many latents, M and graph are
+        those of the highest density."""
         if getattr(self, "counts", False) or getattr(self, "may_escape", False):
             return None
-        own = self._environments().transform(self._rows())
+        own = self._environments().transform(self.chart[:, 0] if self.many else self._rows())
         count, mean, cov, target = (v.cpu().numpy() for v in own)
         told = count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind
+        if self.many:  # with all earlier latents as parents M would be another
+            return goodness.implied(*told, self.peak_graph.cpu().numpy())
         found = goodness.implied(*told)
         if mean.shape[1] > MOST_REFINED or goodness.likelihood_ratio(found).p > REFINED:
             return found
         return goodness.implied_at_best(*told)
 
     def _first_to_last(self) -> list[int]:
-        """Latents in an order that the edges' probabilities agree with."""
-        edges, left, out = self.graph(), list(range(self.config["latents"])), []
+        """Latents in an order that the edges' probabilities agree with; of many latents, that of `peak_graph`."""
+        edges = self.peak_graph.double() if self.many else self.graph()
+        left, out = list(range(self.config["latents"])), []
         while left:
             out.append(min(left, key=lambda k: float(edges[left, k].sum())))
             left.remove(out[-1])
@@ -400,10 +407,10 @@ class MarginalSEM(nn.Module):
         self.log_density.copy_(torch.stack(heights).mean())
 
     def _keep(self, found: joint_sampling.Draws) -> None:
-        """Hold these draws, the chart centred on the one of the highest density."""
-        best = int(found.log_density.argmax())
-        rows = torch.as_tensor(found.unmixing).to(self.drawn)
-        self.chart.copy_(directions.chart_at(rows[best] / rows[best].norm(dim=-1, keepdim=True)))
+        """Hold these draws, the chart centred on the maximum."""
+        rows, peak = (torch.as_tensor(own).to(self.drawn) for own in (found.unmixing, found.peak.unmixing))
+        self.chart.copy_(directions.chart_at(peak / peak.norm(dim=-1, keepdim=True)))
+        self.peak_graph.copy_(torch.as_tensor(found.peak.graph))
         self.drawn.copy_(annealed.tangents(rows, self.chart))
         self.drawn_order.copy_(torch.as_tensor(found.order))
         self.drawn_graph.copy_(torch.as_tensor(found.graph))

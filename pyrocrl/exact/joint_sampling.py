@@ -43,17 +43,20 @@ class State(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """unmixing (draw, latent, latent), graph (draw, parent, child), order (draw, latent); log_density (draw,)."""
+    """unmixing (draw, latent, latent), graph (draw, parent, child), order (draw, latent); log_density (draw,). peak: a
+    state at a maximum of the density, or near it."""
 
     unmixing: Floats
     graph: Bools
     order: NDArray[np.int64]
     log_density: Floats
+    peak: State
 
 
 class Effort(NamedTuple):
     """Sweeps: dense, with all edges; sparse, after them; between rounds of reversals; settle, before draws are kept;
-    thin, for each of the draws. rounds: at most; idle: rounds without a reversal that end them."""
+    thin, for each of the draws; climb, to a maximum after them. rounds: at most; idle: rounds without a reversal that
+    end them."""
 
     dense: int = 4
     sparse: int = 16
@@ -63,6 +66,7 @@ class Effort(NamedTuple):
     settle: int = 12
     draws: int = 64
     thin: int = 1
+    climb: int = 20
 
 
 EFFORT = Effort()
@@ -334,8 +338,11 @@ def run(
             sampler.sweep()
         height.append(sampler.log_density())
         kept.append(sampler.state)
+    sampler.warm = 0.0
+    for _ in range(effort.climb):
+        sampler.sweep()
     unmixing, graph, last = (np.stack(part) for part in zip(*kept, strict=True))
-    return Draws(unmixing, graph, last, np.array(height))
+    return Draws(unmixing, graph, last, np.array(height), sampler.state)
 
 
 def _score(cov: Floats, n: float, k: int, pa: NDArray[np.int64]) -> float:
