@@ -63,9 +63,9 @@ def test_the_sampler_has_the_posterior_that_quadrature_has() -> None:
         return orders.edge_probabilities(linear_sem.mechanism_scores(rows, table, prob))
 
     edges = torch.func.vmap(edges_at)(exact)
-    start = joint_sampling.State(np.eye(2), np.zeros((2, 2), bool), np.arange(2))
+    start = joint_sampling.JointState(np.eye(2), np.zeros((2, 2), bool), np.arange(2))
     moments = table.node.numpy(), table.count.numpy(), table.cov.numpy()
-    sampler = joint_sampling.Sampler(*moments, 0.0, start, 3)
+    sampler = joint_sampling.JointSampler(*moments, 0.0, start, 3)
     graphs, rows = [], []
     for _ in range(1500):
         sampler.sweep()

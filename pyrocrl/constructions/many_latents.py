@@ -74,7 +74,7 @@ def first_order(rows: Tensor, environments: Environments) -> NDArray[np.int64]:
 
 def sampled(
     environments: Environments, table: linear_sem.Slices, log_odds: float, generator: torch.Generator
-) -> joint_sampling.Draws:
+) -> joint_sampling.JointDraws:
     """A run of its own: it starts from a bootstrap of the moments."""
     apart = directions.resample(environments, generator)
     rows = invariant_rows(apart, generator)
@@ -86,7 +86,7 @@ def sampled(
 
 def constructed(
     environments: Environments, table: linear_sem.Slices, draws: int, generator: torch.Generator
-) -> joint_sampling.Draws:
+) -> joint_sampling.JointDraws:
     """The start alone, `draws` times the same; an edge is where a regression on all earlier latents has a t beyond the
     square root of the rows' logarithm."""
     rows = invariant_rows(environments, generator)
@@ -100,6 +100,8 @@ def constructed(
         slope = precision @ cov[k, before, k]
         rest = cov[k, k, k] - slope @ cov[k, before, k]
         graph[before, k] = count[k] * slope**2 > math.log(count[k]) * rest * precision.diagonal()
-    peak = joint_sampling.State(rows.numpy(), graph, order)
+    peak = joint_sampling.JointState(rows.numpy(), graph, order)
     same = np.zeros(draws, dtype=np.int64)  # places
-    return joint_sampling.Draws(peak.unmixing[None][same], graph[None][same], order[None][same], np.zeros(draws), peak)
+    return joint_sampling.JointDraws(
+        peak.unmixing[None][same], graph[None][same], order[None][same], np.zeros(draws), peak
+    )

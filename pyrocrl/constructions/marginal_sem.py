@@ -406,7 +406,7 @@ class MarginalSEM(nn.Module):
         heights = [self._log_joint(self.drawn[at], self.drawn_graph[at].double()) for at in place.tolist()]
         self.log_density.copy_(torch.stack(heights).mean())
 
-    def _keep(self, found: joint_sampling.Draws) -> None:
+    def _keep(self, found: joint_sampling.JointDraws) -> None:
         """Hold these draws, the chart centred on the maximum."""
         rows, peak = (torch.as_tensor(own).to(self.drawn) for own in (found.unmixing, found.peak.unmixing))
         self.chart.copy_(directions.chart_at(peak / peak.norm(dim=-1, keepdim=True)))

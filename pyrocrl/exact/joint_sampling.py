@@ -31,10 +31,10 @@ from scipy.special import gammaln
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-SURE = 100.0
+SURE = 100.0  # nats by which the reversal of an edge has failed for good, or for some rounds
 
 
-class State(NamedTuple):
+class JointState(NamedTuple):
     """unmixing (latent, latent), rows of any length; graph (parent, child); order (latent,), parents first."""
 
     unmixing: Floats
@@ -42,7 +42,7 @@ class State(NamedTuple):
     order: NDArray[np.int64]
 
 
-class Draws(NamedTuple):
+class JointDraws(NamedTuple):
     """unmixing (draw, latent, latent), graph (draw, parent, child), order (draw, latent); log_density (draw,). peak: a
     state at a maximum of the density, or near it."""
 
@@ -50,11 +50,11 @@ class Draws(NamedTuple):
     graph: Bools
     order: NDArray[np.int64]
     log_density: Floats
-    peak: State
+    peak: JointState
 
 
-class Effort(NamedTuple):
-    """Sweeps: dense, with all edges; sparse, after them; between rounds of reversals; settle, before draws are kept;
+class Sweeps(NamedTuple):
+    """How many: dense, with all edges; sparse, after them; between rounds of reversals; settle, before draws are kept;
     thin, for each of the draws; climb, to a maximum after them. rounds: at most; idle: rounds without a reversal that
     end them."""
 
@@ -69,15 +69,15 @@ class Effort(NamedTuple):
     climb: int = 20
 
 
-EFFORT = Effort()
+EFFORT = Sweeps()
 
 
-class Sampler:
+class JointSampler:
     """node (slice,), count (slice,), cov (slice, latent, latent): moments of y by mechanism, the natural ones of all
     latents first (see `linear_sem.Slices`). log_odds: of an edge."""
 
     def __init__(
-        self, node: NDArray[np.int64], count: Floats, cov: Floats, log_odds: float, state: State, seed: int = 0
+        self, node: NDArray[np.int64], count: Floats, cov: Floats, log_odds: float, state: JointState, seed: int = 0
     ) -> None:
         self.d, self.rng = cov.shape[-1], np.random.default_rng(seed)
         self.node, self.count, self.base, self.log_odds = node, count, cov, log_odds
@@ -85,14 +85,14 @@ class Sampler:
         self.put(state)
         self.warm = 1.0  # 0: every draw is the mean or the mode in its place
 
-    def put(self, state: State) -> None:
+    def put(self, state: JointState) -> None:
         self.unmixing, self.graph = state.unmixing.copy(), state.graph.copy()
         self.place = np.argsort(state.order)
         self.refresh()
 
     @property
-    def state(self) -> State:
-        return State(self.unmixing.copy(), self.graph.copy(), np.argsort(self.place))
+    def state(self) -> JointState:
+        return JointState(self.unmixing.copy(), self.graph.copy(), np.argsort(self.place))
 
     def refresh(self) -> None:
         """Covariances of z in all slices, rows of M having unit variance in their natural slice."""
@@ -310,11 +310,11 @@ def run(
     start: Floats,
     order: NDArray[np.int64],
     seed: int,
-    effort: Effort = EFFORT,
-) -> Draws:
-    """Draws from rows `start` (latent, latent) and an order (latent,) that are about right; see `Sampler`."""
+    effort: Sweeps = EFFORT,
+) -> JointDraws:
+    """Draws from rows `start` (latent, latent) and an order (latent,) that are about right; see `JointSampler`."""
     place = np.argsort(order)
-    sampler = Sampler(node, count, cov, log_odds, State(start, place[:, None] < place, order), seed)
+    sampler = JointSampler(node, count, cov, log_odds, JointState(start, place[:, None] < place, order), seed)
     for _ in range(effort.dense):
         sampler.sweep(dense=True)
     for _ in range(effort.sparse):
@@ -342,7 +342,7 @@ def run(
     for _ in range(effort.climb):
         sampler.sweep()
     unmixing, graph, last = (np.stack(part) for part in zip(*kept, strict=True))
-    return Draws(unmixing, graph, last, np.array(height), sampler.state)
+    return JointDraws(unmixing, graph, last, np.array(height), sampler.state)
 
 
 def _score(cov: Floats, n: float, k: int, pa: NDArray[np.int64]) -> float:
