@@ -108,7 +108,9 @@ def test_more_latents_than_can_be_summed_over_are_recovered(fitted: tuple[pyrocr
     tree = fit.posterior(draws=10, thin=1000)["posterior"]
     assert all(is_acyclic(one) for one in tree["graph"].to_numpy().reshape(-1, 13, 13))
     assert "weight" in tree
-    assert "z" in tree
+    set_to = fit.do(data, {"latent_1": 1.5}, draws=5)["z"].to_numpy()
+    assert set_to.shape[-1] == 13
+    np.testing.assert_allclose(set_to[..., 1], 1.5)
 
 
 def test_many_latents_are_saved_and_come_back(fitted: tuple[pyrocrl.Fit, pyrocrl.Data], tmp_path: Path) -> None:
