@@ -22,6 +22,13 @@ by conjugacy, graphs and orders by a dynamic program over subsets. The data ente
 and covariance, so ten million rows cost what ten thousand do. `recover` draws order, graph and equations exactly; every
 graph is acyclic. Unknown targets are maximised together with M, and drawn by a Gibbs sweep given M.
 
+Of more than 12 latents (up to 100; perfect interventions, targets told) graphs are too many to be summed over: `model`
+keeps `order` and `graph` as well, and `guide` draws from a Gibbs sampler of M and graph that each chain begins with, a
+sweep of which costs the fourth power of the latents (`exact.joint_sampling`). It starts from the theorem's
+construction, the two solutions for each row told apart by invariance (`constructions.many_latents`). Chains that ended
+in other graphs are the sign that it has not mixed; held-out rows weigh them, for nobody knows their evidence. Graphs
+of so many latents are sparse a priori with an `edge_probability` of 2 / latents, say: at .5 there are many weak edges.
+
 Under "variance" and "shift" x = W (I - w^T)^-1 eps, and W absorbs (I - w^T)^-1 whatever the graph: the likelihood knows
 the innovations alone, eps + a = N x. So M is N there, `latents` are the innovations (the posterior mean of z), and
 draws of graph and weights are the prior's (w[j, k] ~ N(0, s_k^2 / s_j^2)), z = (I - w^T)^-1 N x.
@@ -66,13 +73,13 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Reference, Site, run
-from pyrocrl.constructions import directions
+from pyrocrl.constructions import directions, many_latents
 from pyrocrl.constructions.linear_rows import LinearRows
 from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.lab.studies import BesideExact, Escapees, Study
+from pyrocrl.lab.studies import BesideExact, Escapees, ManyLatents, Study
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of
@@ -91,6 +98,7 @@ from pyrocrl.program import (
 )
 
 GIVEN = ("noise is Gaussian", "mixing is linear and injective")
+MOST = 100  # latents
 NEEDS = (
     "observational_environment",
     "one_intervention_per_latent",
@@ -152,13 +160,13 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("squires2023_hard", "squires2023_soft", "varici2024_linear"),
+        settings=("squires2023_hard", "squires2023_sparse", "squires2023_soft", "varici2024_linear"),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
         approximate="Exact for Gaussian features and known targets. Of counts the moments behind them are fitted "
         "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
-        "the unmixing.",
+        "the unmixing. More than 12 latents are sampled, with the graph.",
     )
     recipe = MarginalSEM.recipe
     checks = {"moments": (), "gaussian": GIVEN, "factors": ()}
@@ -171,7 +179,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[Latents, Bounds(2, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(2, MOST)],
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
         intervention: Intervention = "perfect",
@@ -188,15 +196,22 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
 
         environments: how many there are, where targets are unknown (target_matrix is left out); the first is control.
         incomplete: whether latents that no environment targets are let through, though nothing can be claimed then.
+        edge_probability: of many latents better 2 / latents, that is two neighbours each, than one half.
         batches: technical batches, each with its own offsets of log rates; of counts alone. escapees: whether rows may
         have escaped their intervention; escape_alpha, escape_beta: of the Beta prior of the share that did.
 
-        Raises InputError for more than 12 latents, a latent that no environment targets (for unknown targets: fewer
-        environments than that needs), or none observational.
+        Raises InputError for more than 100 latents, or 12 where interventions are not perfect or targets unknown, a
+        latent that no environment targets (for unknown targets: fewer environments than that needs), or none
+        observational.
         """
         super().__init__()
         check_sizes(features, latents)
         unknown = targets == "unknown"
+        if latents > orders.MAX_NODES and (unknown or intervention != "perfect"):
+            other = "targets='unknown'" if unknown else f"intervention={intervention!r}"
+            reject(
+                "latents", f"{latents} with {other}", f"at most {orders.MAX_NODES}: sums over graphs are exact there"
+            )
         if unknown and (environments is None or environments < latents + 1):
             reject("environments", environments, f"{latents + 1} or more, for {latents} latents of unknown targets")
         target = np.zeros((environments or 0, latents), dtype=np.int64)
@@ -214,9 +229,13 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         if self.unknown:
             with pyro.plate("env", len(targets), dim=-1):
                 targets = self._hot(pyro.sample("target", self._any_target()))  # (env,)
-        table, prior = self._slices(targets), orders.log_edge_prior(d, self.config["edge_probability"], targets.device)
-        order = pyro.sample("order", orders.Order(prior))  # (latent,)
-        graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
+        table = self._slices(targets)
+        if self.many:
+            order, graph = self._any_order(targets)
+        else:
+            prior = orders.log_edge_prior(d, self.config["edge_probability"], targets.device)
+            order = pyro.sample("order", orders.Order(prior))  # (latent,)
+            graph = pyro.sample("graph", orders.Graph(prior, order))  # (parent, child)
         unmixing = self._unmixing(tangent)  # M (latent, latent)
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
         # the natural equations, then one for each (env, target); of unknown targets those that are
@@ -243,7 +262,13 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
 
     def model(self, batch: Batch) -> None:
         tangent = pyro.sample("tangent", directions.Directions(self.project, self.config["latents"]))
-        law = Law((), (len(batch), self.config["features"]), lambda _: self._objective(self._unmixing(tangent)))
+        unmixing = self._unmixing(tangent)
+        graph = self._any_order(tangent.double())[1] if self.many else None
+
+        def log_prob(_: Tensor) -> Tensor:
+            return self._objective(unmixing) if graph is None else self._given_graph(unmixing, graph)
+
+        law = Law((), (len(batch), self.config["features"]), log_prob)
         pyro.sample("x", law, obs=batch.x)  # all rows at once, through their moments
 
     @torch.no_grad()
@@ -255,9 +280,12 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             with pyro.plate("env", len(targets), dim=-1):
                 targets = self._hot(pyro.sample("target", dist.Delta(found)))
         table = self._slices(targets)
-        scores = self._scores(unmixing, table)
-        order = pyro.sample("order", orders.Order(scores))
-        graph = pyro.sample("graph", orders.Graph(scores, order))
+        if self.many:
+            graph = kept["graph"]
+        else:
+            scores = self._scores(unmixing, table)
+            order = pyro.sample("order", orders.Order(scores))
+            graph = pyro.sample("graph", orders.Graph(scores, order))
         known = linear_sem.conjugate(unmixing, graph, table, self.intervention_kind)
         with table_of(len(table.node), drawn=self.unknown), pyro.poutine.mask(mask=table.count > 0):
             variance = pyro.sample("variance", known.variance())
@@ -271,6 +299,12 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         """log p(x | rows of the unmixing, targets), everything else summed out, as if of a share of the rows."""
         total = share * self.count.double().sum()
         return self._log_marginal(rows, target, share) + total * self.log_jacobian + share * self.residual
+
+    def _given_graph(self, rows: Tensor, graph: Tensor) -> Tensor:
+        """log p(x | rows of the unmixing, graph), equations integrated out."""
+        total = self.count.double().sum()
+        inside = linear_sem.log_marginal_given_graph(rows.double(), graph, self._slices(), total)
+        return inside + total * self.log_jacobian + self.residual
 
     def _any_target(self) -> dist.Categorical:
         """Every latent and none are equally probable, but in the first environment: none."""
@@ -307,7 +341,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         return self._averaged()[1] if self.unknown else self.target
 
     def log_evidence(self) -> Tensor | None:
-        return None if self.fits_story else self.log_density
+        return None if self.many or self.fits_story else self.log_density
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise): a density of all features, given a draw of the global sites."""
@@ -319,6 +353,8 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Gather the moments, then the theorem's construction on a bootstrap of them, then a search over maxima."""
         self._begin(data)
+        if self.many:
+            return self._sample(generator)
         own = self._environments(), self.config["intervention"], self.unknown
         modes, target = directions.search_targets(self._objective, *own, generator)
         self.target.copy_(target)
@@ -328,6 +364,10 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """Eigenvectors of the score differences, those of the two signs that fit best, and nothing optimised."""
         self._begin(data)
+        if self.many:
+            return self._keep(
+                many_latents.constructed(self._environments(), self._slices(), len(self.drawn), generator)
+            )
         candidates = directions.candidate_rows(self._environments(), generator, self.config["intervention"])
         self.chart.copy_(directions.chart_at(directions.choose_rows(candidates, self._objective, 0, generator)[0]))
         block = self.guide_block
@@ -350,6 +390,17 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
     studies = (
         *(Study("squires2023_hard", {"samples": 2 * n}, seeds=42) for n in (500, 1_000, 2_500, 10_000)),
         *(Study("varici2024_linear", {"samples": 2 * n}, seeds=12) for n in (5_000, 10_000, 50_000)),
+        *(
+            ManyLatents("squires2023_sparse", {"latents": k, "samples": n}, {"edge_probability": 2 / k}, seeds, 1 / 21)
+            for k, n, seeds in (
+                (20, 2_100, 8),
+                (20, 10_500, 8),
+                (5, 2_100, 8),
+                (5, 10_500, 8),
+                (50, 2_100, 3),
+                (50, 10_500, 3),
+            )
+        ),
         Study("squires2023_soft", {"samples": 20_000}, {"intervention": "soft"}, identified=False),
         Study("perturb_seq", {"rows": 6000}),
         *(

@@ -325,7 +325,9 @@ def test_linear_sem_lin_recovers_and_its_cost_does_not_depend_on_the_rows() -> N
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"latents": 13}, "latents"),
+        ({"latents": 101}, "latents"),
+        ({"latents": 13, "intervention": "soft"}, "latents"),
+        ({"latents": 13, "targets": "unknown", "environments": 20}, "latents"),
         ({"latents": 4}, "targets"),
         ({"targets": "guessed"}, "targets"),
         ({"targets": "unknown", "environments": 5}, "environments"),

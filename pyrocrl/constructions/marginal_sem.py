@@ -4,27 +4,31 @@
 
 `story`, `model` and `recover` are the program's own, so are y and the search of a start. Here are the moments of y that
 they read, averages over draws of M, and the guide: up to SAMPLED latents draws of M from its exact posterior, beyond
-that of Laplace's approximations, over all maxima that a chain has found.
+that of Laplace's approximations, over all maxima that a chain has found. Of more latents than graphs can be summed over
+(`many`) a program's `model` keeps `order` and `graph` beside `tangent`, and the guide holds draws of the three together
+(`many_latents`), made when a chain starts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyrocrl.constructions import directions
+from pyrocrl.constructions import directions, many_latents
 from pyrocrl.data import Batch, Data
-from pyrocrl.dists import MultivariateNormal
-from pyrocrl.exact import annealed, goodness, linear_sem, orders
+from pyrocrl.dists import MultivariateNormal, Normal
+from pyrocrl.exact import annealed, goodness, joint_sampling, linear_sem, order_sampling, orders
 from pyrocrl.exact.goodness import Gaussians
-from pyrocrl.parts.guides import FullNormalBlock
+from pyrocrl.parts.guides import FullNormalBlock, NormalBlock
 from pyrocrl.parts.latent_sem import described
 from pyrocrl.program import Program, Recipe
 
@@ -76,6 +80,9 @@ class MarginalSEM(nn.Module):
     charts, roots, log_weights: all maxima that the chain has found, see `annealed.Maxima`; weight 0 where there are
     fewer. drawn (draw, latent (latent - 1)): of the posterior of `tangent`, once settled () is 1; log_density (): the
     log of what it integrates to, log p(x).
+    many: whether there are more latents than graphs can be summed over. Then there are drawn_order (draw, latent) and
+    drawn_graph (draw, parent, child) instead of maxima, peak_graph (parent, child) of the maximum on which the chart is
+    centred, and log_density is the mean height of the joint density.
     """
 
     # the second-order start and finish leave nothing to stochastic steps: one epoch is one step
@@ -106,6 +113,9 @@ class MarginalSEM(nn.Module):
     drawn: Tensor
     settled: Tensor
     log_density: Tensor
+    drawn_order: Tensor
+    drawn_graph: Tensor
+    peak_graph: Tensor
 
     def hold_moments(self, target: np.ndarray, unknown: bool) -> None:
         """Register guide and buffers, for targets (env, latent) in {0, 1} or, where unknown, a first guess of them."""
@@ -115,16 +125,26 @@ class MarginalSEM(nn.Module):
         self.pairs = every if unknown else linear_sem.target_pairs(target)
         self.observational = np.flatnonzero(target.sum(1) == 0)[: 1 if unknown else None]
         size, keep = latents * (latents - 1), directions.EFFORT.keep
-        self.guide_block = FullNormalBlock(size, scale=1.0)
+        self.many = latents > orders.MAX_NODES
         eye = torch.eye(latents, dtype=torch.float64)
-        chart, root = directions.chart_at(eye), 0.1 * torch.eye(size, dtype=torch.float64)
+        chart, draws = directions.chart_at(eye), joint_sampling.EFFORT.draws if self.many else annealed.EFFORT.draws
+        if self.many:
+            self.guide_block = NormalBlock(size)
+            self.register_buffer("drawn_order", torch.arange(latents).expand(draws, latents).clone())
+            self.register_buffer("drawn_graph", torch.zeros(draws, latents, latents, dtype=torch.bool))
+            self.register_buffer("peak_graph", torch.zeros(latents, latents, dtype=torch.bool))
+        else:
+            root = 0.1 * torch.eye(size, dtype=torch.float64)
+            self.guide_block = FullNormalBlock(size, scale=1.0)
+            self.hold(
+                root=root,
+                charts=chart.repeat(keep, 1, 1, 1),
+                roots=root.repeat(keep, 1, 1),
+                log_weights=torch.zeros(keep),
+            )
         self.hold(
             chart=chart,
-            root=root,
-            charts=chart.repeat(keep, 1, 1, 1),
-            roots=root.repeat(keep, 1, 1),
-            log_weights=torch.zeros(keep),
-            drawn=torch.zeros(annealed.EFFORT.draws, size),
+            drawn=torch.zeros(draws, size),
             settled=torch.zeros(()),
             log_density=torch.zeros(()),
             count=torch.full((envs,), 2.0),
@@ -146,7 +166,38 @@ class MarginalSEM(nn.Module):
     # -- the unmixing ------------------------------------------------------------------------------------------
 
     def guide(self, batch: Batch) -> None:
-        pyro.sample("tangent", self._posterior())
+        if not self.many:
+            pyro.sample("tangent", self._posterior())
+            return
+        uniform = torch.rand((1,), device=self.drawn.device)
+        place = (uniform * len(self.drawn)).long().clamp_max(len(self.drawn) - 1)
+        drawn = (self.drawn, self.drawn_order, self.drawn_graph.to(self.drawn.dtype))
+        tangent, order, graph = (own.index_select(0, place)[0] for own in drawn)
+        block = self.guide_block
+        normal = Normal(block.loc, block.scale).to_event(1)
+
+        def log_prob(value: Tensor) -> Tensor:
+            return self._log_joint(value, graph) - self.log_density
+
+        pyro.sample("tangent", Drawn(normal, tangent[None], self.settled, log_prob, tangent))
+        pyro.sample("order", dist.Delta(order, event_dim=1))
+        pyro.sample("graph", dist.Delta(graph, event_dim=2))
+
+    def _any_order(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Sites `order` (latent,) and `graph` (parent, child), from their prior."""
+        d, prob = self.config["latents"], self.config["edge_probability"]
+        order = pyro.sample("order", order_sampling.AnyOrder(like, d))
+        graph = pyro.sample("graph", dist.Bernoulli(prob * orders.earlier(order).to(like)).to_event(2))
+        return order, graph
+
+    def _log_joint(self, tangent: Tensor, graph: Tensor) -> Tensor:
+        """log p(x, tangent, order, graph), whatever order the graph fits."""
+        d, prob = self.config["latents"], self.config["edge_probability"]
+        odds = math.log(prob) - math.log1p(-prob)
+        prior = (
+            graph.sum() * odds + orders.log_order_prior(d, prob) + directions.Directions(tangent, d).log_prob(tangent)
+        )
+        return self._given_graph(self._unmixing(tangent), graph) + prior
 
     def _posterior(self) -> Drawn:
         block = self.guide_block
@@ -172,7 +223,9 @@ class MarginalSEM(nn.Module):
 
     def _rows(self) -> Tensor:
         """The posterior mean of M; while a chain is trained, M at the guide's mean."""
-        return self._mean_rows() if self.settled > 0.5 else self._unmixing(self.root @ self.guide_block.loc)
+        if self.many or self.settled > 0.5:
+            return self._mean_rows()
+        return self._unmixing(self.root @ self.guide_block.loc)
 
     # -- what is summed out ------------------------------------------------------------------------------------
 
@@ -192,6 +245,10 @@ class MarginalSEM(nn.Module):
 
     def _objective(self, rows: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} lacks _objective")
+
+    def _given_graph(self, rows: Tensor, graph: Tensor) -> Tensor:
+        """log p(x | rows of M, graph), of programs with many latents."""
+        raise NotImplementedError(f"{type(self).__name__} lacks _given_graph")
 
     def _scores(self, unmixing: Tensor, table: linear_sem.Slices) -> Tensor:
         """(latent, 2**latent) log scores of parent sets given M; their prior where interventions keep equations."""
@@ -213,6 +270,8 @@ class MarginalSEM(nn.Module):
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
         """Edge and target probabilities, each averaged over draws of M; the same draws at every call."""
+        if self.many:
+            return self.drawn_graph.double().mean(0), self.target
         generator = torch.Generator().manual_seed(0)
         tangent = directions.tangents(self.root, self.guide_block, generator)
         if self.settled > 0.5:
@@ -262,20 +321,24 @@ class MarginalSEM(nn.Module):
     @torch.no_grad()
     def implied(self) -> Gaussians | None:
         """Moments of z = M y in every environment, and of equations of maximum likelihood with every earlier latent a
-        parent: no graph is taken for granted, only what the interventions leave alone."""
+        parent: no graph is taken for granted, only what the interventions leave alone. Of many latents, M and graph are
+        those of the highest density."""
         if getattr(self, "counts", False) or getattr(self, "may_escape", False):
             return None
-        own = self._environments().transform(self._rows())
+        own = self._environments().transform(self.chart[:, 0] if self.many else self._rows())
         count, mean, cov, target = (v.cpu().numpy() for v in own)
         told = count, mean, cov, target > 0.5, self._first_to_last(), self.intervention_kind
+        if self.many:  # with all earlier latents as parents M would be another
+            return goodness.implied(*told, self.peak_graph.cpu().numpy())
         found = goodness.implied(*told)
         if mean.shape[1] > MOST_REFINED or goodness.likelihood_ratio(found).p > REFINED:
             return found
         return goodness.implied_at_best(*told)
 
     def _first_to_last(self) -> list[int]:
-        """Latents in an order that the edges' probabilities agree with."""
-        edges, left, out = self.graph(), list(range(self.config["latents"])), []
+        """Latents in an order that the edges' probabilities agree with; of many latents, that of `peak_graph`."""
+        edges = self.peak_graph.double() if self.many else self.graph()
+        left, out = list(range(self.config["latents"])), []
         while left:
             out.append(min(left, key=lambda k: float(edges[left, k].sum())))
             left.remove(out[-1])
@@ -284,7 +347,7 @@ class MarginalSEM(nn.Module):
     @torch.no_grad()
     def rivals(self, kinds: Sequence[Any]) -> dict[str, float]:
         """Of moments that are known, by Laplace's approximation at the best maximum of each kind."""
-        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
+        if self.many or getattr(self, "counts", False) or getattr(self, "may_escape", False):
             return {}
         table, total, prob = self._slices(), self.count.double().sum(), self.config["edge_probability"]
 
@@ -310,7 +373,7 @@ class MarginalSEM(nn.Module):
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Draws of M by `annealed`, from the maxima that were found; nothing for a variant of which the story itself
         is fitted."""
-        if type(self).model is Program.model:
+        if self.many or type(self).model is Program.model:
             return
         use = self.log_weights > -torch.inf
         start = annealed.Maxima(self.charts[use], self.roots[use], self.log_weights[use].log_softmax(0))
@@ -322,15 +385,36 @@ class MarginalSEM(nn.Module):
         self.log_density.copy_(found.log_evidence)
         self.settled.fill_(1.0)
 
-    def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:
         """`tangent` (draw, size) by quadrature of two latents, else by a walk from the prior: nothing is taken from
-        the maxima that the fit knows."""
+        the maxima that the fit knows. None of many latents."""
         d = self.config["latents"]
+        if self.many:
+            return None
         if d == 2:
             found = annealed.on_a_grid(self._objective, generator, count)
         else:
             found = annealed.from_the_prior(self._objective, d, count, generator)
         return {"tangent": annealed.tangents(found.rows, self.chart)}
+
+    def _sample(self, generator: torch.Generator) -> None:
+        """Of many latents: a run of this chain's own."""
+        prob = self.config["edge_probability"]
+        odds = math.log(prob) - math.log1p(-prob)
+        self._keep(many_latents.sampled(self._environments(), self._slices(), odds, generator))
+        place = torch.arange(len(self.drawn), device=self.drawn.device)
+        heights = [self._log_joint(self.drawn[at], self.drawn_graph[at].double()) for at in place.tolist()]
+        self.log_density.copy_(torch.stack(heights).mean())
+
+    def _keep(self, found: joint_sampling.JointDraws) -> None:
+        """Hold these draws, the chart centred on the maximum."""
+        rows, peak = (torch.as_tensor(own).to(self.drawn) for own in (found.unmixing, found.peak.unmixing))
+        self.chart.copy_(directions.chart_at(peak / peak.norm(dim=-1, keepdim=True)))
+        self.peak_graph.copy_(torch.as_tensor(found.peak.graph))
+        self.drawn.copy_(annealed.tangents(rows, self.chart))
+        self.drawn_order.copy_(torch.as_tensor(found.order))
+        self.drawn_graph.copy_(torch.as_tensor(found.graph))
+        self.settled.fill_(1.0)
 
     def _laplace(self, modes: Sequence[directions.Mode]) -> None:
         """Hold these maxima, the one of most evidence first, and train from Laplace's approximation at the first."""

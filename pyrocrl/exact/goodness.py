@@ -36,21 +36,28 @@ class Gaussians(NamedTuple):
 
 
 def implied(
-    count: Floats, mean: Floats, cov: Floats, target: NDArray[np.bool_], order: list[int], kind: str
+    count: Floats,
+    mean: Floats,
+    cov: Floats,
+    target: NDArray[np.bool_],
+    order: list[int],
+    kind: str,
+    graph: NDArray[np.bool_] | None = None,
 ) -> Gaussians:
     """Moments of linear Gaussian equations of maximum likelihood, given the unmixing that z has, beside z's own.
 
     count (env,), mean (env, d), cov (env, d, d) of z; target (env, d). Every latent depends on all that come earlier in
-    `order`. kind: what an intervention does to its target's equation, a key of `card.INTERVENTIONS`; under "variance"
-    and "shift" z are innovations, without parents. The unmixing's d (d - 1) directions count as chosen, but for those
-    by which soft interventions may mix a latent with earlier ones.
+    `order`, or on its parents in a graph (parent, child) that has this order. kind: what an intervention does to its
+    target's equation, a key of `card.INTERVENTIONS`; under "variance" and "shift" z are innovations, without parents.
+    The unmixing's d (d - 1) directions count as chosen, but for those by which soft interventions may mix a latent with
+    earlier ones.
     """
     envs, d = mean.shape
     weight, level, variance = np.zeros((envs, d, d)), np.zeros((envs, d)), np.ones((envs, d))
     keeps = kind in ("variance", "shift")
     parameters = float(d * (d - 1) - (d * (d - 1) / 2 if kind == "soft" else 0))
     for place, k in enumerate(order):
-        before = [] if keeps else order[:place]
+        before = [] if keeps else [j for j in order[:place] if graph is None or graph[j, k]]
         natural = ~target[:, k]
         slope, constant, rest = _regression(count[natural], mean[natural], cov[natural], before, k)
         weight[:, before, k], level[:, k], variance[:, k] = slope, constant, rest

@@ -216,6 +216,22 @@ def log_marginal(
     return log_partition(scores) + log_order_prior(d, prob) + jacobian
 
 
+def log_marginal_given_graph(unmixing: Tensor, graph: Tensor, data: Slices, total: Tensor) -> Tensor:
+    """log p(y | unmixing, graph) under perfect interventions: `log_marginal` of one graph (parent, child), its prior
+    left out, at a cost that is a power of the latents."""
+    d = unmixing.shape[-1]
+    cov = unmixing @ data.cov @ unmixing.mT  # (slice, latent, latent)
+    own = torch.eye(d, dtype=cov.dtype, device=cov.device)  # of the natural slices, in the latents' order
+    parents, n = graph.to(cov.dtype).mT, data.count[:d]
+    roots = (torch.linalg.cholesky(_block(cov[:d], use)) for use in (parents + own, parents))
+    both, without = (2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1) for root in roots)
+    log_var = cov[:d].diagonal(dim1=-2, dim2=-1).diagonal(dim1=-2, dim2=-1).log()
+    log_rest = torch.log1p(n * (both - without - log_var).exp()) - torch.log1p(n)
+    alone = torch.einsum("si,sij,sj->s", unmixing[data.node], data.cov, unmixing[data.node])
+    fitted = -0.5 * n * log_rest - 0.5 * parents.sum(-1) * torch.log1p(n)  # beside no parents at all
+    return _sample_scores(alone, data.count).sum() + fitted.sum() + total * log_abs_det(unmixing)
+
+
 class Mechanisms(NamedTuple):
     """Drawn or averaged parameters of each slice (see `Slices`): weight (slice, d) into the slice's node."""
 

@@ -20,6 +20,7 @@ SETTINGS: dict[str, str] = {
     "moran2022": "moran",
     "squires2023_hard": "linear_sem",
     "squires2023_soft": "linear_sem",
+    "squires2023_sparse": "linear_sem",
     "varici2024_linear": "linear_sem",
     "kivva2022_2d": "mixtures",
     "kivva2022_5d": "mixtures",

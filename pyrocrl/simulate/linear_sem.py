@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Seed
+from pyrocrl.options import Positive, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 
@@ -32,10 +32,27 @@ def squires2023_soft(seed: Seed = 0, samples: int = 2500, latents: int = 5, feat
     return _squires2023(seed, samples, latents, features, hard=False)
 
 
-def _squires2023(seed: int, samples: int, latents: int, features: int, hard: bool) -> Data:
+def squires2023_sparse(
+    seed: Seed = 0,
+    samples: int = 2500,
+    latents: int = 20,
+    features: int | None = None,
+    parents: Positive = 1.0,
+) -> Data:
+    """As `squires2023_hard` with many latents and sparse graphs: `parents` of a latent on average, of a long order.
+
+    The density is 2 parents / latents (at most 1) in place of .75. features: latents + 5, unless given.
+    """
+    features = latents + 5 if features is None else features
+    return _squires2023(seed, samples, latents, features, hard=True, density=min(1.0, 2.0 * parents / latents))
+
+
+def _squires2023(
+    seed: int, samples: int, latents: int, features: int, hard: bool, density: float | None = None
+) -> Data:
     _check(samples, latents, features)
     rng = np.random.default_rng(seed)
-    graph, weight = _weighted_graph(rng, latents, 0.75, 0.25, 1.0)
+    graph, weight = _weighted_graph(rng, latents, 0.75 if density is None else density, 0.25, 1.0)
     mechanism = rng.uniform(2.0, 4.0, latents)[:, None] * (np.eye(latents) - weight.T)  # B_0, rows are children
     unmixing = rng.uniform(-2.0, 2.0, (latents, features))
     largest = np.abs(unmixing).argmax(1)
@@ -51,7 +68,8 @@ def _squires2023(seed: int, samples: int, latents: int, features: int, hard: boo
             changed[k] = np.where(changed[k] != 0, rng.uniform(1.75, 2.0, latents), 0.0)
         z.append(np.linalg.solve(changed, rng.standard_normal((latents, samples))).T)
     mixing = np.linalg.pinv(unmixing)
-    return _labelled("squires2023_hard" if hard else "squires2023_soft", z, mixing, graph, weight)
+    name = "sparse" if density is not None else "hard" if hard else "soft"
+    return _labelled(f"squires2023_{name}", z, mixing, graph, weight)
 
 
 def varici2024_linear(seed: Seed = 0, samples: int = 5000, latents: int = 5, features: int = 15) -> Data:
