@@ -163,7 +163,7 @@ class CrossModal(Program):
         if anchors and environments < 2:
             reject("anchors", "True with one environment", "two environments or more, whose labels tie views")
         if not anchors:
-            del self.config["environments"]  # labels are not read
+            self.config.pop("environments", None)  # labels are not read
         self.names = names
         self.loadings, self.own = NormalBlock(features, latents), NormalBlock(features, private)
         self.offset, self.variance = NormalBlock(features), LogNormalBlock(features)

@@ -83,7 +83,7 @@ stale
 <!-- /calibration -->
 c"""
     filled = reproduce.fill(page)
-    assert filled.startswith("a\n<!-- models: how -->\n| model |") and filled.endswith(
+    assert filled.startswith("a\n<!-- models: how -->\n| model") and filled.endswith(
         "edge weights.\n<!-- /calibration -->\nc"
     )
     assert "<!-- figures vae: how -->\n| setting | seeds |" in filled and "stale" not in filled

@@ -43,7 +43,7 @@ def moved(data: Data) -> tuple[Data, np.ndarray]:
     the units. Such columns keep eleven digits, of which float32 takes seven."""
     unit = 10.0 ** np.resize([-9, 6, 0, -5, 5], data.features)
     out = data.rows_at(slice(None))
-    out.x = (data.x + data.x.std(0) * np.resize([0, -1e5, 1e3], data.features)) * unit
+    out.x = (data.x + np.nanstd(data.x, 0) * np.resize([0, -1e5, 1e3], data.features)) * unit
     return out, unit
 
 
@@ -86,9 +86,11 @@ def test_one_new_row_and_columns_that_do_not_vary_can_be_predicted(name: str) ->
     one = data.rows_at([3])
     five = data.rows_at(np.arange(5))
     five.x = five.x.copy()
-    five.x[:, 0] = five.x[0, 0]
+    five.x[:, 0] = 0 * five.x[:, 0] + five.x[0, 0]  # and not there where it was not
     for rows in (one, five):
         kind = {"counts": rows.counts, "aux": rows.aux, "feature_names": rows.feature_names}
+        if rows.view is not None:
+            kind["view"] = np.asarray(rows.view_names)[rows.view]
         if name == "causal_imputation":  # batches are contexts
             kind["batch"] = np.asarray(rows.batch_names)[rows.batch]
         new = Data(rows.x, env=rows.env_labels(), **kind)  # as a user would hand it in

@@ -44,6 +44,7 @@ def squires2023_sparse(
     The density is 2 parents / latents (at most 1) in place of .75. features: latents + 5, unless given.
     """
     features = latents + 5 if features is None else features
+    _check(samples, latents, features)
     return _squires2023(seed, samples, latents, features, hard=True, density=min(1.0, 2.0 * parents / latents))
 
 
