@@ -742,6 +742,8 @@ def weighed_once(tree: xr.DataTree) -> xr.DataTree:
         own = group.to_dataset()
         if {"chain", "draw"} <= set(own.dims):
             own = own.drop_vars([n for n, v in own.data_vars.items() if not {"chain", "draw"} <= set(v.dims)])
+            if not own.data_vars:
+                continue
             coords = {n: own.coords[n] for n in ("chain", "draw") if n in own.coords}
             own = own.drop_vars(coords).isel(pick).assign_coords(coords)
             own = own.map(lambda v: v.transpose("chain", "draw", ...))
