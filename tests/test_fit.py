@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import pyrocrl
-from pyrocrl import Batch, Data, InputError, ModelCard, Program, Recipe, simulate
+from pyrocrl import Batch, Data, InputError, ModelCard, Program, Recipe, simulate, zoo
 from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
@@ -285,6 +285,16 @@ def test_predictive_draws_hold_no_rows_that_are_not_shown() -> None:
     with torch.no_grad(), pyro.validation_enabled(False):
         drawn = _draw(fit.programs()[0], fit.batch_of(slope_data()), slice(None, None, 5))
     assert drawn["posterior_predictive"]["x"].shape == (80, 3)
+
+
+@pytest.mark.parametrize("name", ["linear_sem_lin", "spike_slab_fa"])
+def test_draws_are_the_same_without_their_density(name: str) -> None:
+    program, data = zoo.get(name).example(0)
+    fit = pyrocrl.fit(program, data, chains=2, epochs=2, progress=False)
+    whole, light = (fit.posterior(5, predictive=False, density=density) for density in (True, False))
+    assert "lp" in whole["sample_stats"] and "lp" not in light["sample_stats"]
+    assert whole["posterior"].to_dataset().identical(light["posterior"].to_dataset())
+    assert pyrocrl.to_arviz(light)["posterior"].sizes["draw"] == 5
 
 
 def test_draws_are_held_once() -> None:

@@ -265,6 +265,7 @@ class Fit:
         *,
         thin: Size | None = None,
         predictive: bool = True,
+        density: bool = True,
         seed: Seed = 0,
     ) -> xr.DataTree:
         """Draws from every chain, aligned, as groups posterior, posterior_predictive, log_likelihood,
@@ -276,7 +277,8 @@ class Fit:
         data dimension; None = all rows unless z exceeds 1e8 numbers, or x 1e9 over all draws; constant_data then has
         the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in
         any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
-        position. sample_stats has `lp`, log p - log q of each draw, and of chains `held_out`, `chain_weight` and
+        position. predictive=False leaves out posterior_predictive and log_likelihood, density=False `lp`: half the time
+        each. sample_stats has `lp`, log p - log q of each draw, and of chains `held_out`, `chain_weight` and
         `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand
         in each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
         """
@@ -298,7 +300,7 @@ class Fit:
                 reseed(mix(seed, self.meta["seed"], chain, 23))
                 own: dict[str, dict[str, np.ndarray]] = {g: {} for g in groups}
                 for draw in range(draws):
-                    one = _draw(program, batch, shown if predictive else None)
+                    one = _draw(program, batch, shown if predictive else None, density)
                     stats[chain, draw] = one.pop("lp") - len(batch) * self.log_volume
                     for group, values in one.items():
                         for name, value in values.items():
@@ -319,9 +321,10 @@ class Fit:
         }
         if not predictive:
             del tree["posterior_predictive"], tree["log_likelihood"]
+        lp = {"lp": (("chain", "draw"), stats)} if density else {}
         tree["sample_stats"] = xr.Dataset(
             {
-                "lp": (("chain", "draw"), stats),
+                **lp,
                 "held_out": (("chain",), self.scores),
                 "chain_weight": (("chain",), self.weights),
                 "agreement": (("chain", "other_chain", "latent"), self.agreement),
@@ -673,10 +676,10 @@ def _read(program: Program, name: str) -> Tensor | None:
     return value
 
 
-def _draw(program: Program, batch: Batch, shown: slice | None) -> dict[str, Any]:
-    """One posterior draw of one chain: sites, log p - log q and, unless `shown` is None, the rows' log-likelihood and
-    a predictive draw of x in the rows `shown`."""
-    sites, trace, lp = stories.drawn_and_told(program, batch)
+def _draw(program: Program, batch: Batch, shown: slice | None, density: bool) -> dict[str, Any]:
+    """One posterior draw of one chain: sites, log p - log q (NaN without `density`) and, unless `shown` is None, the
+    rows' log-likelihood and a predictive draw of x in the rows `shown`."""
+    sites, trace, lp = stories.drawn_and_told(program, batch, density or shown is not None)
     host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(lp)}
     if shown is not None:
@@ -739,6 +742,8 @@ def weighed_once(tree: xr.DataTree) -> xr.DataTree:
         own = group.to_dataset()
         if {"chain", "draw"} <= set(own.dims):
             own = own.drop_vars([n for n, v in own.data_vars.items() if not {"chain", "draw"} <= set(v.dims)])
+            if not own.data_vars:
+                continue
             coords = {n: own.coords[n] for n in ("chain", "draw") if n in own.coords}
             own = own.drop_vars(coords).isel(pick).assign_coords(coords)
             own = own.map(lambda v: v.transpose("chain", "draw", ...))

@@ -6,6 +6,7 @@ every deterministic read-out. Latents that a story draws one by one, ``z_<k>``, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -30,12 +31,15 @@ def drawn(program: Program, batch: Batch, *, local: bool = True) -> Sites:
     return {name: site["value"] for name, site in _drawn(program, batch) if local or not is_local(site)}
 
 
-def drawn_and_told(program: Program, batch: Batch) -> tuple[Sites, Any, Tensor]:
+def drawn_and_told(program: Program, batch: Batch, density: bool = True) -> tuple[Sites, Any, Tensor | float]:
     """A posterior draw, the story's trace with it, and log p - log q of it: the story's density against that of the
-    guide and of `recover` together, which is the objective where `recover` is exact."""
+    guide and of `recover` together, which is the objective where `recover` is exact. NaN without `density`, and the
+    trace then without log-densities."""
     sites = _drawn(program, batch)
     values = {name: site["value"] for name, site in sites}
     trace = told(program, batch, values)
+    if not density:
+        return values, trace, math.nan
     trace.compute_log_prob()
     p = sum(site["log_prob_sum"] for _, site in sample_sites(trace))
     q = sum((site["fn"].log_prob(site["value"]) * site["scale"]).sum() for _, site in sites)

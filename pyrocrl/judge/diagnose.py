@@ -529,7 +529,9 @@ def rhat_after_alignment(fit: Fit, data: Data, chains: np.ndarray, seed: int = 0
     if len(chains) < 2 or fit.program.group.mixes or fit.program.reads_innovations:
         return float("nan")
     rows = data.rows_at(data.spread(RHAT_ROWS))
-    drawn = fit.posterior(RHAT_DRAWS, rows, predictive=False, thin=1, seed=seed)["posterior"]["z"].to_numpy()[chains]
+    drawn = fit.posterior(RHAT_DRAWS, rows, predictive=False, density=False, thin=1, seed=seed)["posterior"][
+        "z"
+    ].to_numpy()[chains]
     used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
     within = drawn.var(1, ddof=1).mean((0, 1))  # (latent,)
     between = drawn.mean(1).var(0, ddof=1).mean(0) - within / RHAT_DRAWS

@@ -167,7 +167,9 @@ def _weights_covered(fit: Fit, data: Data, nodes: np.ndarray, seed: int) -> int:
     true = data.truth["graph"].astype(bool)
     if not true.any():
         return 0
-    draws = fit.posterior(max(2, WEIGHT_DRAWS // fit.chains.count), data, predictive=False, thin=data.rows, seed=seed)
+    draws = fit.posterior(
+        max(2, WEIGHT_DRAWS // fit.chains.count), data, predictive=False, density=False, thin=data.rows, seed=seed
+    )
     weight = draws["posterior"]["weight"].to_numpy()
     chains, count = weight.shape[:2]
     pick = np.random.default_rng(seed).choice(chains * count, WEIGHT_DRAWS, p=np.repeat(fit.weights / count, count))

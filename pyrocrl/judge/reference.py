@@ -206,7 +206,9 @@ def departures(fit: Fit, tree: xr.DataTree, draws: int = 1000, seed: int = 0) ->
     edges = exact["graph"].values.mean(0)
     three = [np.stack([p, p.T, 1 - p - p.T]) for p in (graph, edges)]
     apart = 0.5 * np.abs(three[0] - three[1]).sum(0)
-    own = fit.posterior(max(2, draws // fit.chains.count), thin=10**9, predictive=False, seed=seed)["posterior"]
+    own = fit.posterior(max(2, draws // fit.chains.count), thin=10**9, predictive=False, density=False, seed=seed)[
+        "posterior"
+    ]
     share = np.repeat(fit.weights, own.sizes["draw"]) / own.sizes["draw"]
     weight = own["weight"].to_numpy().reshape(len(share), *graph.shape)
     mean = np.tensordot(share, weight, 1)

@@ -393,7 +393,9 @@ def _compared(
     claimed = any(claim.what == "latents" for claim in program.claims())
     group = program.group if claimed or not program.group.free else Group.of("affine")
     count = rng.multinomial(draws, result.weights)  # of each chain
-    tree = result.posterior(int(count.max()), data, predictive=False, thin=1, seed=int(rng.integers(2**31)))
+    tree = result.posterior(
+        int(count.max()), data, predictive=False, density=False, thin=1, seed=int(rng.integers(2**31))
+    )
     drawn = {
         str(name): np.concatenate([v.to_numpy()[chain, :many] for chain, many in enumerate(count)]).astype(float)
         for name, v in tree["posterior"].to_dataset().data_vars.items()

@@ -158,7 +158,7 @@ def knockouts(result: Fit, data: Data, draws: int, seed: int = 0) -> list[dict[s
     assert train is not None and train.size_factor is not None and data.size_factor is not None
     probs = result.targets()
     assert probs is not None
-    tree = result.posterior(draws=100, data=train, thin=50, predictive=False, seed=seed)["posterior"]
+    tree = result.posterior(draws=100, data=train, thin=50, predictive=False, density=False, seed=seed)["posterior"]
     hit, shift = (tree[name].to_numpy() for name in ("targets", "shift"))  # (chain, draw, env, latent)
     shift = shift / tree["noise"].to_numpy()[:, :, :1]
     weight = np.broadcast_to(result.weights[:, None], hit.shape[:2])

@@ -191,7 +191,7 @@ class Escapees(Study):
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         from sklearn.metrics import roc_auc_score
 
-        drawn = result.posterior(20, data, predictive=False)["posterior"]["escaped"]
+        drawn = result.posterior(20, data, predictive=False, density=False)["posterior"]["escaped"]
         labelled = data.env_labels() != data.control
         escaped = drawn.mean(("chain", "draw")).to_numpy()[labelled]
         unchanged = data.truth["component"][labelled] == 0
@@ -392,7 +392,11 @@ class Loadings(Study):
         from pyrocrl.judge.metrics import interval_coverage
 
         true, entry = data.truth["loadings"], np.tril(np.ones_like(data.truth["loadings"])) > 0
-        drawn = result.posterior(500, data, predictive=False)["posterior"].to_dataset().stack(sample=("chain", "draw"))
+        drawn = (
+            result.posterior(500, data, predictive=False, density=False)["posterior"]
+            .to_dataset()
+            .stack(sample=("chain", "draw"))
+        )
         mine = drawn["loadings"].transpose("sample", "feature", "latent").to_numpy()
         z = drawn["z"].transpose("sample", "data", "latent").to_numpy()
         fitted = result.data
@@ -481,7 +485,9 @@ class SparseFactors(Study):
         assert fitted is not None and found is not None
         score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
         matched = np.where(nodes >= 0, found[:, nodes], 0.0)
-        drawn = result.posterior(DRAWN, fitted, predictive=False, thin=fitted.rows)["posterior"].to_dataset()
+        drawn = result.posterior(DRAWN, fitted, predictive=False, density=False, thin=fitted.rows)[
+            "posterior"
+        ].to_dataset()
         drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
         loadings, variance, correlation = (drawn[name].to_numpy() for name in ("loadings", "variance", "correlation"))
         # deviations of z in these rows, given each draw
