@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+
+import pyrocrl
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 
@@ -16,7 +19,16 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cell by cell in IPython, here: a kernel of its own would import everything again."""
+    """Cell by cell in IPython, here: a kernel of its own would import everything again.
+
+    Fits take an eighth of their epochs: what they find is stored in the notebook, and held by the tests of recovery.
+    """
+    whole = pyrocrl.fit
+
+    def short(program: pyrocrl.Program, *args: Any, epochs: int | None = None, **options: Any) -> pyrocrl.Fit:
+        return whole(program, *args, epochs=(epochs or program.recipe.epochs) // 8 + 1, **options)
+
+    monkeypatch.setattr(pyrocrl, "fit", short)
     monkeypatch.chdir(tmp_path)
     shell = InteractiveShell()
     for cell in nbformat.read(path, as_version=4).cells:

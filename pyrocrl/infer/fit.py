@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -172,15 +173,17 @@ def steps_per_epoch(program: Program, recipe: Recipe, rows: int) -> int:
 
 @contextmanager
 def _threads(cells: int) -> Iterator[None]:
-    """One thread for steps of fewer than `MANY` entries of x: threads that wait for each other cost more than they
-    give, on busy cores many times more. Larger ones have as many as torch is set to, which is so again afterwards."""
+    """One thread, of torch and of numpy's and scipy's algebra, for steps of fewer than `MANY` entries of x: threads
+    that wait for each other cost more than they give, on busy cores many times more. Larger ones have as many as both
+    are set to, which is so again afterwards."""
     before = torch.get_num_threads()
-    if cells >= MANY or before == 1:
+    if cells >= MANY:
         yield
         return
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
