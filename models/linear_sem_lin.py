@@ -28,8 +28,6 @@ sweep of which costs the fourth power of the latents (`exact.joint_sampling`). I
 construction, the two solutions for each row told apart by invariance (`constructions.many_latents`). Chains that ended
 in other graphs are the sign that it has not mixed; held-out rows weigh them, for nobody knows their evidence. Graphs
 of so many latents are sparse a priori with an `edge_probability` of 2 / latents, say: at .5 there are many weak edges.
-There other kinds of intervention are not compared by evidence: shifts told as perfect are not noticed, and what the
-verdict says rests on that word.
 
 Under "variance" and "shift" x = W (I - w^T)^-1 eps, and W absorbs (I - w^T)^-1 whatever the graph: the likelihood knows
 the innovations alone, eps + a = N x. So M is N there, `latents` are the innovations (the posterior mean of z), and

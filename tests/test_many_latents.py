@@ -14,6 +14,7 @@ from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.constructions import directions, many_latents
 from pyrocrl.exact import annealed, joint_sampling, linear_sem, orders
 from pyrocrl.infer import stories
+from pyrocrl.lab.verdicts import each, linear_world
 from pyrocrl.simulate import draw
 from pyrocrl.turns import drawing
 
@@ -76,6 +77,31 @@ def test_the_sampler_has_the_posterior_that_quadrature_has() -> None:
     np.testing.assert_allclose(square, torch.einsum("nki,nkj->kij", exact, exact).numpy() / len(exact), atol=0.03)
 
 
+@pytest.mark.parametrize("seed, rows", [(103, 40), (101, 80), (100, 40)])
+def test_graphs_without_edges_weigh_what_changes_of_variance_do(seed: int, rows: int) -> None:
+    """Evidence of kinds that keep equations beside perfect ones: the sampler's, and quadrature's."""
+    found = environments(draw("squires2023_hard", seed, samples=rows, latents=2, features=3))
+    table, total, kinds = table_of(found), found.count.sum(), ("perfect", "variance", "shift")
+
+    def evidence(kind: linear_sem.Intervention) -> float:
+        def log_target(rows: torch.Tensor) -> torch.Tensor:
+            return linear_sem.log_marginal(rows, table, total, 0.5, kind)
+
+        return float(annealed.on_a_grid(log_target, torch.Generator().manual_seed(0), 10, points=200).log_evidence)
+
+    perfect, variance, shift = (evidence(kind) for kind in kinds)
+    start = joint_sampling.JointState(np.eye(2), np.zeros((2, 2), bool), np.arange(2))
+    moments = table.node.numpy(), table.count.numpy(), table.cov.numpy()
+    probability, drawn = joint_sampling.without_edges(*moments, 0.0, start, math.inf, 1, settle=50, kept=200)
+    assert probability + math.log(2) == pytest.approx(variance - perfect, abs=0.6)
+    scores = [
+        torch.stack([linear_sem.innovation_scores(torch.as_tensor(row), table, kind).sum() for row in drawn])
+        for kind in kinds[1:]
+    ]
+    more = float((scores[1] - scores[0]).logsumexp(0)) - math.log(len(drawn))
+    assert more == pytest.approx(shift - variance, abs=4.0)  # a mean of 200 exponentials over twice the range
+
+
 def test_the_start_has_the_rows_and_an_order_of_the_graph() -> None:
     data = draw("squires2023_sparse", 100, samples=5000, latents=20)
     found = environments(data)
@@ -111,6 +137,16 @@ def test_more_latents_than_can_be_summed_over_are_recovered(fitted: tuple[pyrocr
     set_to = fit.do(data, {"latent_1": 1.5}, draws=5)["z"].to_numpy()
     assert set_to.shape[-1] == 13
     np.testing.assert_allclose(set_to[..., 1], 1.5)
+
+
+def test_shifts_told_as_perfect_are_noticed(fitted: tuple[pyrocrl.Fit, pyrocrl.Data]) -> None:
+    """Equations that stay leave innovations and no edge: perfect interventions on independent latents fit as well."""
+    perfect = fitted[0].chains.chain(0).rivals(("shift", "variance"))
+    assert max(perfect.values()) < -5.0
+    data = linear_world(0, each("shift", 13), 13, rows=500, features=18, noise=0.002)
+    fit = pyrocrl.fit(pyrocrl.build("linear_sem_lin", data, edge_probability=0.15), data, chains=1, progress=False)
+    shown = [one.detail for one in pyrocrl.diagnose(fit, data).claims[0].evidence if one.result == "on your word"]
+    assert sum(detail.count("(fits as well)") for detail in shown) == 2
 
 
 def test_many_latents_are_saved_and_come_back(fitted: tuple[pyrocrl.Fit, pyrocrl.Data], tmp_path: Path) -> None:

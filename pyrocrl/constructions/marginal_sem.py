@@ -33,6 +33,7 @@ from pyrocrl.parts.latent_sem import described
 from pyrocrl.program import Program, Recipe
 
 REFINED = 0.2  # p of the fitted moments below which the unmixing is tried again
+FAR = 10.0  # nats of evidence by which kinds that fit worse are worse at the least
 MOST_REFINED = 6  # latents of which it is
 SAMPLED = 6  # latents up to which the posterior of M is sampled: seconds a chain at worst
 
@@ -346,9 +347,12 @@ class MarginalSEM(nn.Module):
 
     @torch.no_grad()
     def rivals(self, kinds: Sequence[Any]) -> dict[str, float]:
-        """Of moments that are known, by Laplace's approximation at the best maximum of each kind."""
-        if self.many or getattr(self, "counts", False) or getattr(self, "may_escape", False):
+        """Of moments that are known, by Laplace's approximation at the best maximum of each kind; of many latents by
+        `_without_edges`, which of kinds that fit far worse gives an upper bound."""
+        if getattr(self, "counts", False) or getattr(self, "may_escape", False):
             return {}
+        if self.many:
+            return {kind: gain for kind, gain in self._without_edges().items() if kind in kinds}
         table, total, prob = self._slices(), self.count.double().sum(), self.config["edge_probability"]
 
         def evidence(kind: Any, start: Tensor) -> float:
@@ -367,6 +371,29 @@ class MarginalSEM(nn.Module):
             starts = directions.choose_rows(candidates, objective, 2, generator)
             out[kind] = evidence(kind, torch.cat([starts, self._rows()[None]])) - own
         return out
+
+    def _without_edges(self) -> dict[str, float]:
+        """Evidence of kinds that keep equations, over perfect interventions: for changes of variance it is that of the
+        graph without edges, whose latents are the innovations; shifts are changes of variance by none."""
+        d, prob = self.config["latents"], self.config["edge_probability"]
+        table = linear_sem.Slices(*(part.cpu() for part in self._slices()))
+        eye, odds = torch.eye(d, dtype=torch.float64), math.log(prob / (1 - prob))
+
+        def shifts(rows: Tensor, data: linear_sem.Slices) -> Tensor:
+            gain = (linear_sem.innovation_scores(rows, data, kind) for kind in ("shift", "variance"))
+            return (next(gain) - next(gain)).sum()
+
+        most = float(shifts(eye, table._replace(cov=eye.expand_as(table.cov))))  # where all variances are as they were
+        prior = d * (d - 1) / 2 * math.log1p(math.exp(odds))
+        rows, graph = self.chart[:, 0].cpu().numpy(), self.peak_graph.cpu().numpy() > 0.5
+        state = joint_sampling.JointState(rows, graph, np.array(self._first_to_last()))
+        node, count, cov = table.node.numpy(), table.count.numpy(), table.cov.numpy()
+        enough = prior + max(most, 0.0) + FAR
+        probability, drawn = joint_sampling.without_edges(node, count, cov, odds, state, enough, seed=0)
+        out = {"variance": prior + probability}
+        each = [shifts(torch.as_tensor(one), table) for one in drawn]
+        more = float(torch.stack(each).logsumexp(0)) - math.log(len(each)) if each else most
+        return out | {"shift": out["variance"] + more}
 
     # -- the maxima --------------------------------------------------------------------------------------------
 

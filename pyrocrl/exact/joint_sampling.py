@@ -32,6 +32,7 @@ from scipy.special import gammaln
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 SURE = 100.0  # nats by which the reversal of an edge has failed for good, or for some rounds
+STEP, RARE = 0.5, 0.05  # nats of an edge's odds that a step to no edges takes; edges on average that end it
 
 
 class JointState(NamedTuple):
@@ -343,6 +344,44 @@ def run(
         sampler.sweep()
     unmixing, graph, last = (np.stack(part) for part in zip(*kept, strict=True))
     return JointDraws(unmixing, graph, last, np.array(height), sampler.state)
+
+
+def without_edges(
+    node: NDArray[np.int64],
+    count: Floats,
+    cov: Floats,
+    log_odds: float,
+    state: JointState,
+    enough: float,
+    seed: int,
+    settle: int = 6,
+    kept: int = 24,
+) -> tuple[float, Floats]:
+    """The log posterior probability of the graph without edges, and rows (draw, latent, latent) given that graph.
+
+    The sum over graphs has the derivative E[edges] by the log odds of an edge, whose integral from no edges on is
+    minus what is sought; it is sampled at log odds that fall, from a state of the posterior. Below -`enough` it is
+    left at what was reached, an upper bound, and no rows are given.
+    """
+    sampler = JointSampler(node, count, cov, log_odds, state, seed)
+    lost, before, rows = 0.0, math.nan, np.zeros((0, sampler.d, sampler.d))
+    while lost <= enough:
+        for _ in range(settle):
+            sampler.sweep()
+        edges, draws = 0, []
+        for _ in range(kept):
+            sampler.sweep()
+            edges += int(sampler.graph.sum())
+            if not sampler.graph.any():
+                draws.append(sampler.unmixing.copy())
+        mean = edges / kept
+        if not math.isnan(before):
+            lost += 0.5 * STEP * (before + mean)
+        if mean <= RARE:  # from here on it falls as fast as the odds
+            return -(lost + mean), np.stack(draws)
+        before = mean
+        sampler.log_odds -= STEP
+    return -lost, rows
 
 
 def _score(cov: Floats, n: float, k: int, pa: NDArray[np.int64]) -> float:
