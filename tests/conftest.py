@@ -13,6 +13,11 @@ import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pyrocrl.judge import evaluate  # noqa: E402
+
+evaluate.WEIGHT_DRAWS = (
+    100  # enough to say whether intervals hold a weight; each takes as long as a draw of the posterior
+)
 LONGEST = ("test_tutorials", "test_zoo_recovery", "test_reference", "test_variants")  # first, so that none ends alone
 
 

@@ -243,8 +243,8 @@ def test_do_combines_environments_never_seen_together() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["perfect", "variance", "shift"])
 def test_unknown_targets_are_found(kind: linear_sem.Intervention) -> None:
-    """Three environments a latent and one without effect; the targets are not in the data."""
-    targets = [(0,), (1,), (2,)] * 3 + [()]
+    """Two environments a latent and one without effect; the targets are not in the data."""
+    targets = [(0,), (1,), (2,)] * 2 + [()]
     data = simulate(targets, kind, sizes=1000, seed=100, latents=3, named=False)
     fit = fitted(data, latents=3, targets="unknown", intervention=kind)
     probability = fit.targets()

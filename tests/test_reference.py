@@ -164,9 +164,9 @@ def small(seed: int, samples: int) -> Fit:
 
 
 def test_edges_and_weights_of_few_rows_are_those_of_the_exact_posterior() -> None:
-    """103, 108: several maxima, of which one alone is most of the posterior in some chains and not in others."""
+    """Several maxima, of which one alone is most of the posterior in some chains and not in others."""
     found = [
-        departures(fit, reference(fit, by="marginal", draws=250), 250) for fit in map(small, (102, 103, 108), [100] * 3)
+        departures(fit, reference(fit, by="marginal", draws=250), 250) for fit in (small(103, 100), small(108, 100))
     ]
     distance, ratio = (np.array([one[name] for one in found]) for name in ("edge_tv", "weight_sd_ratio"))
     assert distance.mean() < 0.05 and distance.max() < 0.15
