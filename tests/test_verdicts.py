@@ -80,6 +80,14 @@ def test_implied_moments_are_those_of_the_equations(kind: str) -> None:
     assert goodness.likelihood_ratio(found._replace(parameters=found.parameters - 2)).p > 0.001
 
 
+@pytest.mark.parametrize("rows", [40, 100])
+def test_mardia_rejects_as_seldom_as_it_says(rows: int) -> None:
+    """Of few rows the limits of both statistics reject 5 to 7 times too often there."""
+    rng, group = np.random.default_rng(rows), np.zeros(rows, int)
+    p = np.array([goodness.mardia(rng.normal(size=(rows, 2)), group).p for _ in range(4000)])
+    assert (p < 0.001).mean() < 0.0035 and 0.004 < (p < 0.01).mean() < 0.016
+
+
 @pytest.mark.parametrize("rows", [100, 1000])
 def test_mardia_is_calibrated_and_sees_tails(rows: int) -> None:
     rng = np.random.default_rng(rows)

@@ -164,9 +164,16 @@ class Normality(NamedTuple):
 
 
 def mardia(z: Floats, group: NDArray[np.int64]) -> Normality:
-    """Mardia's tests of z (row, d), normal within each group (row,): over all groups of more than 2 d + 5 rows."""
+    """Mardia's tests of z (row, d), normal within each group (row,): over all groups of more than 2 d + 5 rows.
+
+    Both statistics have longer tails than their limits. Of the skewness, variance and third moment are those of the
+    limit times factors that were fitted to simulations of 30 to 240 rows and 1 to 8 columns. Of the kurtosis, the third
+    moment is that of Mardia & Kanazawa (1983), at few rows smaller by what it is in one column, and the tails follow as
+    Anscombe & Glynn's (1983) do.
+    """
     d = z.shape[1]
-    skew, freedom, kurt, excess, groups = 0.0, 0.0, 0.0, [], 0
+    skew, freedom, second, third = 0.0, 0.0, 0.0, 0.0
+    kurt, bent, excess = 0.0, 0.0, []
     for g in np.unique(group):
         own = z[group == g]
         n = len(own)
@@ -174,19 +181,32 @@ def mardia(z: Floats, group: NDArray[np.int64]) -> Normality:
             continue
         own = own - own.mean(0)
         white = own @ np.linalg.inv(np.linalg.cholesky(own.T @ own / n)).T
-        third = np.einsum("na,nb,nc->abc", white, white, white, optimize=True) / n
+        cubes = np.einsum("na,nb,nc->abc", white, white, white, optimize=True) / n
         few = (d + 1) * (n + 1) * (n + 3) / (n * ((n + 1) * (d + 1) - 6))
-        skew += n / 6 * few * float((third**2).sum())
-        freedom += d * (d + 1) * (d + 2) / 6
+        skew += n / 6 * few * float((cubes**2).sum())
+        columns = d * (d + 1) * (d + 2) / 6
+        freedom += columns
+        second += 2 * columns * (1 + 16 / (n + 10))
+        third += 8 * columns * (1 + 16 / (n + 10)) ** 1.5 * (1 + 28 / n)
         fourth, usual = float(((white**2).sum(1) ** 2).mean()), d * (d + 2) * (n - 1) / (n + 1)
         variance = 8 * d * (d + 2) * (n - 3) * (n - d - 1) * (n - d + 1) / ((n + 1) ** 2 * (n + 3) * (n + 5))
         kurt += (fourth - usual) / variance**0.5
+        single = (n**2 - 5 * n + 2) / ((n + 7) * (n + 9)) * ((n + 3) * (n + 5) / ((n - 2) * (n - 3))) ** 0.5
+        bent += single * (8 * (d + 8) ** 2 / (d * (d + 2) * n)) ** 0.5
         excess.append(fourth / usual - 1)
-        groups += 1
-    if not groups:
+    if not excess:
         return Normality(1.0, 1.0, 1.0, 0.0)
-    skewness, kurtosis = float(stats.chi2.sf(skew, freedom)), float(2 * stats.norm.sf(abs(kurt) / groups**0.5))
+    groups = len(excess)
+    skewness = float(stats.pearson3.sf(skew, third / second**1.5, freedom, second**0.5))
+    kurtosis = float(2 * stats.norm.sf(abs(_straightened(kurt / groups**0.5, bent / groups**1.5))))
     return Normality(min(1.0, 2 * min(skewness, kurtosis)), skewness, kurtosis, float(np.mean(excess)))
+
+
+def _straightened(value: float, skewness: float) -> float:
+    """A standardised kurtosis of this skewness as a standard normal number (Anscombe & Glynn 1983)."""
+    a = 6 + 8 / skewness * (2 / skewness + (1 + 4 / skewness**2) ** 0.5)
+    root = np.cbrt((1 - 2 / a) / (1 + value * (2 / (a - 4)) ** 0.5))
+    return float((1 - 2 / (9 * a) - root) / (2 / (9 * a)) ** 0.5)
 
 
 def enough_factors(x: Floats, factors: int) -> float | None:
