@@ -168,7 +168,7 @@ class SnicaLin(Program):
         line = Timeline(*batch.in_time())
         told = None if batch.x is None else self._y(batch) @ unmixing.mT
         with self.rows(batch):
-            state = pyro.sample("state", switching.States(law.transition, line))  # (rows, latent)
+            state = pyro.sample("state", switching.StateChains(law.transition, line))  # (rows, latent)
             start = torch.zeros(len(batch), self.config["latents"], dtype=unmixing.dtype, device=batch.device)
             z = self.along(
                 range(self.config["latents"]),
@@ -188,7 +188,7 @@ class SnicaLin(Program):
         law, unmixing = self._law(kept)
         share = self._filtered(batch, law, unmixing).share
         with self.rows(batch):
-            pyro.sample("state", switching.StatesGiven(share, law.transition, Timeline(*batch.in_time())))
+            pyro.sample("state", switching.StateChainsGiven(share, law.transition, Timeline(*batch.in_time())))
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("spread", self.spread().to_event(1))
@@ -237,6 +237,13 @@ class SnicaLin(Program):
 
     def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:
         return switching.evidence_apart(*self._in_time(batch))
+
+    def over_noise(self, batch: Batch) -> Tensor | None:
+        if self.config["features"] == self.config["latents"]:
+            return None
+        unmixing = self.unmixing.double()
+        loadings = self.lift.double() @ torch.linalg.inv(unmixing)
+        return (self._y(batch) @ unmixing.mT).var(0) * loadings.square().sum(0) / self.tau.double().square()
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return switching.below(*self._in_time(batch))

@@ -368,6 +368,11 @@ class Program(nn.Module, metaclass=_InTurn):
         latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
+    def over_noise(self, batch: Batch) -> Tensor | None:
+        """(latent,) variance that each latent gives to features over that of noise in any one direction; None where no
+        direction is free of latents."""
+        return None
+
     def innovations_below(self, batch: Batch) -> Tensor:
         """(rows that have rows enough before them, latent) distribution function of each latent given those, in the
         order of time. Models that test dynamics must have it."""

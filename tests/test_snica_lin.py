@@ -71,7 +71,7 @@ def test_states_are_summed_out_as_if_one_by_one(states: int, short: int, monkeyp
     torch.testing.assert_close(found.share, share)
     torch.testing.assert_close(found.pairs.sum((-2, -1)), torch.full((2,), 5.0, dtype=torch.double))
     line = Timeline(torch.arange(7), SINCE)
-    given = switching.StatesGiven(switching.filtered(emission, SINCE, law.transition).share, law.transition, line)
+    given = switching.StateChainsGiven(switching.filtered(emission, SINCE, law.transition).share, law.transition, line)
     torch.manual_seed(0)
     drawn = torch.stack([given.sample() for _ in range(2000)])
     for s in range(states):
@@ -86,7 +86,7 @@ def test_laws_of_series_draw_what_they_say() -> None:
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(2))
     line = Timeline(order, since)
     torch.manual_seed(3)
-    state = switching.States(law.transition, line).sample()
+    state = switching.StateChains(law.transition, line).sample()
     moves = torch.zeros(2, 2, 2)
     own = state[order].long()
     for k in range(2):

@@ -206,14 +206,14 @@ def _in_order(found: Sources) -> Sources:
     return Sources(*_scaled(found.unmixing, law), found.log)
 
 
-class Drawn(NamedTuple):
+class SourceDraws(NamedTuple):
     """Draws of the posterior, sites of a story by name, (draw, ...) each, and the most probable `unmixing`."""
 
     unmixing: Tensor
     sites: dict[str, Tensor]
 
 
-def draws(found: Sources, y: Tensor, since: Tensor, count: int, generator: torch.Generator) -> Drawn:
+def draws(found: Sources, y: Tensor, since: Tensor, count: int, generator: torch.Generator) -> SourceDraws:
     """Draws about the maximum of the posterior near `found`, from rows y (rows, latent) in the order of time."""
     law = _Posterior(found, y, since)
     theta = law.start
@@ -229,7 +229,7 @@ def draws(found: Sources, y: Tensor, since: Tensor, count: int, generator: torch
     drawn = theta + (noise * curve.clamp_min(1.0).rsqrt() @ axes.mT).reshape(count, *theta.shape)
     sites = law.sites(drawn.reshape(-1, theta.shape[1]))
     each = {name: value.reshape(count, len(theta), *value.shape[1:]) for name, value in sites.items()}
-    return Drawn(law.unmixing(theta), each | {"mixing": torch.linalg.inv(law.unmixing(drawn))})
+    return SourceDraws(law.unmixing(theta), each | {"mixing": torch.linalg.inv(law.unmixing(drawn))})
 
 
 class _Posterior:

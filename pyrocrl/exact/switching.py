@@ -209,7 +209,7 @@ class _OfRows(TorchDistribution):
         return self
 
 
-class States(_OfRows):
+class StateChains(_OfRows):
     """States (rows, latent), each a Markov chain along each series: event (latent,)."""
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
@@ -233,7 +233,7 @@ class States(_OfRows):
         return self.line.back(_at(self._steps(), before, own))
 
 
-class StatesGiven(_OfRows):
+class StateChainsGiven(_OfRows):
     """States (rows, latent) given z: by forward filtering and backward sampling (Carter & Kohn 1994)."""
 
     support = constraints.independent(constraints.nonnegative_integer, 1)

@@ -781,6 +781,7 @@ def series_cases() -> list[Case]:
         case("features with much noise", "misspecified", law, noise=0.5),
         case("features bent", "misspecified", linear, "bent"),
         case("two of three latents", "misspecified", linear, told={"latents": 2}),
+        case("a latent too many", "misspecified", "dynamics_apart", told={"latents": 4}, noise=0.0003),
     ]
 
 
