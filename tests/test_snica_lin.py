@@ -16,6 +16,7 @@ from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.constructions import sources
 from pyrocrl.exact import switching
 from pyrocrl.exact.switching import Dynamics, Timeline
+from pyrocrl.judge.evaluate import _states_right
 from pyrocrl.judge.metrics import mcc
 from pyrocrl.models.snica_lin import SnicaLin
 
@@ -59,8 +60,7 @@ def summed(z: Tensor, law: Dynamics) -> tuple[Tensor, Tensor]:
     return torch.stack(logs), torch.stack(shares, 1)
 
 
-@pytest.mark.parametrize("states", [1, 2, 3])
-@pytest.mark.parametrize("short", [switching.SHORT, 2])
+@pytest.mark.parametrize(("states", "short"), [(1, 2), (2, switching.SHORT), (3, 2)])
 def test_states_are_summed_out_as_if_one_by_one(states: int, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switching, "SHORT", short)
     law, z = dynamics(states), torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.double)
@@ -73,9 +73,9 @@ def test_states_are_summed_out_as_if_one_by_one(states: int, short: int, monkeyp
     line = Timeline(torch.arange(7), SINCE)
     given = switching.StateChainsGiven(switching.filtered(emission, SINCE, law.transition).share, law.transition, line)
     torch.manual_seed(0)
-    drawn = torch.stack([given.sample() for _ in range(2000)])
+    drawn = torch.stack([given.sample() for _ in range(600)])
     for s in range(states):
-        assert ((drawn == s).double().mean(0) - share[..., s]).abs().max() < 0.05
+        assert ((drawn == s).double().mean(0) - share[..., s]).abs().max() < 0.08
 
 
 def test_laws_of_series_draw_what_they_say() -> None:
@@ -122,19 +122,20 @@ def test_matrices_are_diagonalised_together() -> None:
 @cache
 def fitted(**options: Any) -> tuple[Fit, Data]:
     states = 2 if options.get("sources", "switching") == "switching" else 1
-    data = simulate.draw(SETTING, 100, **{"rows": 1000, "latents": 3, "features": 5, **options})
+    data = simulate.draw(SETTING, 100, **{"rows": 600, "latents": 3, "features": 5, **options})
     return pyrocrl.fit(SnicaLin.from_data(data, states=states), data, chains=2, seed=0, progress=False), data
 
 
 def test_latents_and_states_are_found_and_the_verdict_says_so() -> None:
     fit, data = fitted(series=4)
-    scores = pyrocrl.evaluate(fit, data)
-    assert scores["mcc"] > 0.995 and scores["states_right"] > 0.95 > scores["states_right_empty"]
+    score, place = mcc(data.truth["z"], fit.latents(data), return_assignment=True)
+    shares = fit.state_shares()
+    assert shares is not None and shares.shape == (600, 3, 2)
+    np.testing.assert_allclose(shares.sum(-1), 1.0, atol=1e-6)
+    states = _states_right(data.truth["state"], shares, place)
+    assert score > 0.995 and states["states_right"] > 0.95 > states["states_right_empty"]
     [claim] = pyrocrl.diagnose(fit, data).claims
     assert claim.verdict == "identified", claim.reason
-    shares = fit.state_shares()
-    assert shares is not None and shares.shape == (1000, 3, 2)
-    np.testing.assert_allclose(shares.sum(-1), 1.0, atol=1e-6)
 
 
 def test_rows_in_any_order_are_the_same_data() -> None:
@@ -145,7 +146,7 @@ def test_rows_in_any_order_are_the_same_data() -> None:
 
 
 def test_two_latents_of_the_same_dynamics_are_named() -> None:
-    fit, data = fitted(sources="alike", rows=500)
+    fit, data = fitted(sources="alike")
     [claim] = pyrocrl.diagnose(fit, data).claims
     assert claim.verdict == "not identified" and "may have the same dynamics" in claim.reason
     _, place = mcc(data.truth["z"], fit.latents(data), return_assignment=True)
