@@ -20,7 +20,9 @@ from a normal approximation about the maximum.
 *Identified:* latents up to permutation and scale, if they are independent of each other and no two have the same
 dynamics, up to scale. Covariances between rows a few steps apart are then diagonal in the latents alone (Belouchrani et
 al. 1997); states that change tell apart what these do not (Hälvä et al. 2021). Two Gaussian sources with one spectrum,
-or without memory, may be rotated into each other, and the posterior then shows it.
+or without memory, may be rotated into each other: evidence against dynamics that two latents share shows it. A latent
+that gives features no more than their noise does is no latent. Noise of features within the span of A is not modelled:
+where it matters the test of dynamics contradicts the model, though latents may be near.
 
 Hälvä, Le Corff, Lehéricy, So, Zhu, Gassiat & Hyvärinen (2021), Disentangling identifiable features from noisy data with
 structured nonlinear ICA; Belouchrani, Abed-Meraim, Cardoso & Moulines (1997), A blind source separation technique using
@@ -29,7 +31,10 @@ second-order statistics.
 *Differs from the paper in* a linear mixing without noise within its span, which makes the sum over states exact; a
 posterior over unmixing and dynamics in place of a maximum.
 
-*For a variant, copy this file and change* `story`: the number of `states` or `lags`, or the law of a source.
+Longer than other models because states are drawn back given z, and dynamics read out for their tests.
+
+*For a variant, copy this file and change* `story`: the law of a source given its state, and with it the density of rows
+in `pyrocrl.exact.switching`.
 """
 
 from __future__ import annotations
