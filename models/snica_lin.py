@@ -243,6 +243,10 @@ class SnicaLin(Program):
     def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:
         return switching.evidence_apart(*self._in_time(batch))
 
+    def rotated(self) -> Tensor:
+        drawn, mode = torch.linalg.inv(self.drawn.mixing.double()), self.unmixing.double()  # of y, which is white
+        return 1 - torch.nn.functional.cosine_similarity(drawn, mode, -1).square().mean(0)
+
     def over_noise(self, batch: Batch) -> Tensor | None:
         if self.config["features"] == self.config["latents"]:
             return None

@@ -368,6 +368,11 @@ class Program(nn.Module, metaclass=_InTurn):
         latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
+    def rotated(self) -> Tensor:
+        """(latent,) share of each latent's variance that the posterior of the unmixing leaves to other directions, its
+        scale apart. Models whose claims need that dynamics tell latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
     def over_noise(self, batch: Batch) -> Tensor | None:
         """(latent,) variance that each latent gives to features over that of noise in any one direction; None where no
         direction is free of latents."""

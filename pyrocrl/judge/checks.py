@@ -622,13 +622,10 @@ def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
         seen = least > 2 * numbers  # more than fitted numbers give by chance
         rows = data.rows * float(needed / least) if seen else 0.0
         return Lack(said + more, f"rows in which dynamics of {one} and {other} differ", rows=rows)
-    rows_ = data.rows_at(data.spread(TOLD_ROWS))
-    sd = fit.latents_sd(rows_)
-    assert sd is not None
-    open_ = np.square(sd).mean(0) / np.maximum(fit.latents(rows_).var(0), 1e-12)
+    open_ = program.rotated().double().cpu().numpy()
     if (open_ <= ROTATED).all():
         return None
-    far = ", ".join(fit.names["latent"][k] for k in np.flatnonzero(open_ > ROTATED))
+    far = ", ".join(names[k] for k in np.flatnonzero(open_ > ROTATED))
     more_rows = data.rows * float(open_.max()) / ROTATED
     return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
 
