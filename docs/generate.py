@@ -81,6 +81,7 @@ def model_page(program: type[Program]) -> str:
     facts.append(f"{card.values} latents")
     facts.append("needs environments" if card.needs_env else "needs no environments")
     facts += ["needs pairs of rows"] * card.needs_pairs
+    facts += ["needs series"] * card.needs_series
     facts += ["needs views"] * card.needs_views + ["rows may lack views"] * card.reads_gaps
     parts = [f"# {card.title}", " · ".join(facts), f"**{card.summary}**"]
     if card.when:

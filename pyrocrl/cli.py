@@ -138,11 +138,16 @@ READING = {
     "pair": Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The column that holds pairs: two rows each, before and after.")
     ],
+    "series": Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column that holds labels of series: sequences of rows in time."),
+    ],
     "step": Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Which row of a pair is before: numbers, or before and after.  [default: the one that comes first]",
+            help="Which row of a pair is before: numbers, or before and after; of series, times of rows, evenly "
+            "spaced.  [default: rows are in order]",
         ),
     ],
     "view": Annotated[

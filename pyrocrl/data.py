@@ -21,7 +21,7 @@ import torch
 
 from pyrocrl import arrays
 from pyrocrl.errors import reject
-from pyrocrl.labels import check_texts, feature_views, row_labels, row_pairs, stripped
+from pyrocrl.labels import check_texts, feature_views, row_labels, row_pairs, row_series, stripped
 
 Array = np.ndarray
 # what a control is called, in lower-case letters and digits and without a last "control"
@@ -42,8 +42,9 @@ TRUTH_KEYS = (
     "innovations",
     "row_target",
     "private",
+    "state",
 )
-TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private")
+TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class Batch:
     x: (rows, feature), in the `units` of its `Data`; env, group: (rows,) integer codes of environment and technical
     batch; aux: (rows, aux); size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total`
     rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
-    present: (rows, view) whether the row has that view, x being 0 where not; None without views.
+    clock: (rows,) numbers, one more in each row than in the row before of its series, and none of other series right
+    before or after; None without series. present: (rows, view) whether the row has that view, x being 0 where not;
+    None without views.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -104,6 +107,7 @@ class Batch:
     group: torch.Tensor
     aux: torch.Tensor | None = None
     pair: torch.Tensor | None = None
+    clock: torch.Tensor | None = None
     present: torch.Tensor | None = None
     moments: Moments | None = None
     kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
@@ -126,7 +130,7 @@ class Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
         pick: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[rows]
-            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "present")
+            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "clock", "present")
         }
         return dataclasses.replace(self, **pick)
 
@@ -141,9 +145,23 @@ class Batch:
         found = (known[place] == self.pair - 1) & (self.pair % 2 == 1)
         return torch.where(found, order[place], own), found
 
-    def parts(self, rows: int) -> Iterator[torch.Tensor]:
-        """Positions of all rows in parts of about `rows`, both rows of a pair in one part."""
+    def in_time(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows,) positions of rows in the order of time, one series after another, and (rows,), in that order, how
+        many rows of its series come right before: 0 where a series begins, or goes on after rows that are not here.
+        Without series every row is one."""
         own = torch.arange(len(self), device=self.device)
+        if self.clock is None:
+            return own, torch.zeros_like(own)
+        time, order = self.clock.sort()
+        begins = torch.cat([own[:1] == 0, time[1:] != time[:-1] + 1])
+        return order, own - torch.where(begins, own, 0).cummax(0).values
+
+    def parts(self, rows: int) -> Iterator[torch.Tensor]:
+        """Positions of all rows in parts of about `rows`, both rows of a pair in one part; all at once of series."""
+        own = torch.arange(len(self), device=self.device)
+        if self.clock is not None:
+            yield own
+            return
         yield from (own if self.pair is None else self.pair.argsort()).split(
             rows + (rows % 2 if self.pair is not None else 0)
         )
@@ -246,6 +264,8 @@ class Data:
         the features.
     pair: (data,) labels of pairs, of two rows each: one before something happened and one after. step: (data,) numbers,
         or "before" and "after", of which a pair's row before has the lower; None = that is the row that comes first.
+    series: (data,) labels of sequences of two rows or more, such as recordings, in which rows depend on those before
+        them. step: (data,) numbers, evenly spaced, by the same distance in all series; None = rows are in order.
     view: views of the features, such as RNA and ATAC: (feature,) names, or a mapping of views to names of their
         features; two or more. A row may lack whole views: x is NaN there.
     feature_names: (feature,) unique names; None = the table's, else
@@ -253,14 +273,17 @@ class Data:
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
-        component (data,), row_target (data,): the latent that was changed between the row before and this one, -1 for
-        none and for rows before, private (data, any): latents of single views.
+        component (data,), state (data, latent) of latents' dynamics, row_target (data,): the latent that was changed
+        between the row before and this one, -1 for none and for rows before, private (data, any): latents of single
+        views.
 
     `pair_names` are the pairs' labels, `pair` (data,) the code of each row's, or None, and `after` (data,) whether it
     is the row after. Rows of a pair stay together where rows are split, held out or drawn; a row that is chosen without
-    its partner (`rows_at`) stands alone. `view_names` are the views in the order of their first features, `view`
-    (feature,) the code of each feature's, or None, and `present` (data, view) whether a row has it; a share of the rows
-    is held out of those with the same views.
+    its partner (`rows_at`) stands alone. `series_names` are the series' labels, `series` (data,) the code of each
+    row's, or None, and `step` (data,) its place in it, 0, 1, ...; of series whole ones are held out, or where these are
+    few the end of each; where rows between others are left out (`rows_at`) those after them begin anew. `view_names`
+    are the views in the order of their first features, `view` (feature,) the code of each feature's, or None, and
+    `present` (data, view) whether a row has it; a share of the rows is held out of those with the same views.
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
@@ -284,6 +307,7 @@ class Data:
         size_factor: Any = None,
         batch: Any = None,
         pair: Any = None,
+        series: Any = None,
         step: Any = None,
         view: Any = None,
         covariates: Any = None,
@@ -295,7 +319,7 @@ class Data:
     ) -> None:
         self.name = name
         along = {"env": env, "size_factor": size_factor, "batch": batch, "aux": aux, "covariates": covariates}
-        along |= {"pair": pair, "step": step}
+        along |= {"pair": pair, "series": series, "step": step}
         for argument, values in along.items():
             _check_order(argument, values, x)
         index, named = index_of(x), columns_of(x) if feature_names is None else feature_names
@@ -321,7 +345,13 @@ class Data:
         self.control = self._find_control(labels) if control is None else self._check_control(control, labels)
         self.env_names, self.env = self._code_environments(labels)
         self.batch_names, self.batch = self._code(batch, "batch")
+        if series is not None and pair is not None:
+            reject("series", "series and pairs", "one of both")
+        if step is not None and series is None and pair is None:
+            allowed = "None, or series as well, the labels of sequences, or pair, the labels of pairs of rows"
+            reject("step", "steps without series or pair", allowed)
         self.pair_names, self.pair, self.after = self._check_pairs(pair, step)
+        self.series_names, self.series, self.step = self._check_series(series, step)
         self.covariates = self._check_covariates(covariates)
         self.size_factor, self.size_rule = self._check_size_factor(size_factor)
         self.aux = self._check_aux(aux)
@@ -492,13 +522,20 @@ class Data:
     def _check_pairs(self, pair: Any, step: Any) -> tuple[list[str], Array | None, Array]:
         """Names of pairs, the code of each row's, and whether it is the one after."""
         if pair is None:
-            if step is not None:
-                reject("step", "steps without pair", "None, or pair as well: the labels of pairs of rows")
             return [], None, np.zeros(self.rows, dtype=bool)
         found = row_pairs(pair, step, self.rows)
         if step is None:
             self.assumed["step"] = "the first row of a pair is before"
         return found.names, found.code, found.after
+
+    def _check_series(self, series: Any, step: Any) -> tuple[list[str], Array | None, Array]:
+        """Names of series, the code of each row's, and its place in it."""
+        if series is None:
+            return [], None, np.zeros(self.rows, dtype=np.int64)
+        found = row_series(series, step, self.rows)
+        if step is None:
+            self.assumed["step"] = "rows of a series are in order"
+        return found.names, found.code, found.step
 
     def _check_size_factor(self, size_factor: Any) -> tuple[Array | None, str | None]:
         """Size factors, and where they are from."""
@@ -592,6 +629,9 @@ class Data:
     def __repr__(self) -> str:
         kind = "counts" if self.counts else "floats"
         pairs = "" if self.pair is None else f"; {int((self.partner[self.after] >= 0).sum())} pairs"
+        if self.series is not None:
+            count = len(np.unique(self.series))
+            pairs += f"; {count} series of {self.rows / count:.0f} rows on average" if count > 1 else "; one series"
         if self.view is not None:
             seen = (f"{n!r} in {c} rows" for n, c in zip(self.view_names, self.present.sum(0), strict=True))
             pairs += f"; views {', '.join(seen)}"
@@ -638,6 +678,17 @@ class Data:
             reject("pair", "None", "labels of pairs of rows")
         return np.asarray(self.pair_names)[self.pair]
 
+    def series_labels(self) -> Array:
+        """(data,) the name of every row's series. Needs series."""
+        if self.series is None:
+            reject("series", "None", "labels of series")
+        return np.asarray(self.series_names)[self.series]
+
+    @property
+    def clock(self) -> Array | None:
+        """(data,) see `Batch`; None without series."""
+        return None if self.series is None else self.series * (2 + int(self.step.max())) + self.step
+
     @property
     def features(self) -> int:
         return int(self.x.shape[1])
@@ -683,6 +734,7 @@ class Data:
         part.size_factor = None if self.size_factor is None else self.size_factor[index]
         part.aux = None if self.aux is None else self.aux[index]
         part.pair, part.after = None if self.pair is None else self.pair[index], self.after[index]
+        part.series, part.step = None if self.series is None else self.series[index], self.step[index]
         part.present = self.present[index]
         part.row_names = None if self.row_names is None else self.row_names[index]
         part.covariates = {name: values[index] for name, values in self.covariates.items()}
@@ -766,13 +818,16 @@ class Data:
         """(row,) whether a row is among the `fraction` held out, of each environment or regardless of them.
 
         At least one row of each environment is not. Of a pair both rows are or neither, by the environments of both.
-        Where rows lack views, those with the same ones are taken alike.
+        Of series whole ones are, by the environments of their first rows; where the fraction is less than one of them,
+        the last rows of every one. Where rows lack views, those with the same ones are taken alike.
         """
         if not 0 < fraction < 1:
             reject("fraction", fraction, "a number strictly between 0 and 1")
         rng = np.random.default_rng(seed)
         if self.pair is not None:
             return self._pairs_held_out(fraction, rng, by_env)
+        if self.series is not None:
+            return self._series_held_out(fraction, rng, by_env)
         out = np.zeros(self.rows, dtype=bool)
         kinds, count = (self.env, len(self.env_names)) if by_env else (np.zeros(self.rows, dtype=np.int64), 1)
         if self.gaps:
@@ -802,10 +857,36 @@ class Data:
             chosen[rng.integers(len(codes))] = True
         return np.isin(self.pair, codes[chosen])
 
+    def _series_held_out(self, fraction: float, rng: np.random.Generator, by_env: bool) -> np.ndarray:
+        assert self.series is not None
+        codes, first = np.unique(self.series, return_index=True)
+        kinds = self.env[first] if by_env else np.zeros(len(codes), dtype=int)
+        out = np.zeros(self.rows, dtype=bool)
+        for kind in np.unique(kinds):
+            own = codes[kinds == kind]
+            take = min(round(fraction * own.size), own.size - 1)
+            if take:
+                out |= np.isin(self.series, rng.permutation(own)[:take])
+                continue
+            for code in own:
+                rows = np.flatnonzero(self.series == code)
+                last = rows[np.argsort(self.step[rows], kind="stable")]
+                out[last[len(last) - min(round(fraction * len(last)), len(last) - 2) :]] = len(last) > 2
+        if not out.any() or out.all():
+            reject("series", f"{self.rows} rows of series", "more, of which some can be held out")
+        return out
+
     def spread(self, most: int) -> Array:
-        """Positions of about `most` rows, spread evenly over all of them, in their order; of a pair both or neither."""
+        """Positions of about `most` rows, spread evenly over all of them, in their order; of a pair both or neither;
+        of series whole ones, and where one alone has more the first of these."""
         if self.rows <= most:
             return np.arange(self.rows)
+        if self.series is not None:
+            codes = pd.unique(self.series)
+            many = max(1, min(len(codes), int(most * len(codes) / self.rows)))
+            chosen = codes[np.unique(np.linspace(0, len(codes) - 1, many).astype(int))]
+            own = np.flatnonzero(np.isin(self.series, chosen))
+            return np.sort(own[np.lexsort((self.step[own], self.series[own]))][:most])
         if self.pair is None:
             return np.unique(np.linspace(0, self.rows - 1, most).astype(int))
         codes = pd.unique(self.pair)  # as they come
@@ -872,6 +953,7 @@ class Data:
             group=send(self.batch, torch.long),
             aux=None if self.aux is None else send(self.aux, dtype),
             pair=None if self.pair is None else send(2 * self.pair + self.after, torch.long),
+            clock=None if (clock := self.clock) is None else send(clock, torch.long),
             present=None if self.view is None else send(self.present, torch.bool),
             moments=self.moments.to(device) if moments else None,
             kl_weight=torch.ones((), device=device),

@@ -56,6 +56,7 @@ def from_frame(
     size_factor: str | None = None,
     batch: str | None = None,
     pair: str | None = None,
+    series: str | None = None,
     step: str | None = None,
     view: Views = None,
     adjust: str | Sequence[str] = (),
@@ -64,14 +65,15 @@ def from_frame(
     """A `Data` from a table of one row per sample; every column not named here is a feature.
 
     view: a mapping of views to their columns, or what the names of columns of each view begin with, such as ["rna_",
-    "atac_"], after which views are called. env, size_factor, batch, pair, step: names of columns; adjust: those of
-    covariates. control, counts: as in `Data`. size_factor of counts: None = the first column of `LIBRARY_SIZES` (these
-    are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping environment -> latents or
-    the path of a targets file. Raises InputError for unknown columns and names the columns that are not numbers.
+    "atac_"], after which views are called. env, size_factor, batch, pair, series, step: names of columns;
+    adjust: those of covariates. control, counts: as in `Data`. size_factor of counts: None = the first column of
+    `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping
+    environment -> latents or the path of a targets file. Raises InputError for unknown columns and names the columns
+    that are not numbers.
     """
     columns, adjust = [str(c) for c in df.columns], _several(adjust)
     named = {"env": env, "size_factor": None if size_factor == "none" else size_factor, "batch": batch}
-    named |= {"pair": pair, "step": step}
+    named |= {"pair": pair, "series": series, "step": step}
     for argument, column in [*named.items(), *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r}", f"one of {_some(columns)}")
@@ -103,6 +105,7 @@ def from_frame(
         size_factor=sizes,
         batch=None if batch is None else table[batch].to_numpy(),
         pair=None if pair is None else table[pair].to_numpy(),
+        series=None if series is None else table[series].to_numpy(),
         step=None if step is None else table[step].to_numpy(),
         view=_views(view, list(genes.columns)),
         covariates=table[adjust] if adjust else None,
@@ -202,6 +205,7 @@ def from_anndata(
     *,
     batch: str | None = None,
     pair: str | None = None,
+    series: str | None = None,
     step: str | None = None,
     view: str | Views = None,
     adjust: str | Sequence[str] = (),
@@ -212,9 +216,10 @@ def from_anndata(
     """A `Data` from an AnnData, in memory or backed: x is `adata.X` or a layer, feature names are `adata.var_names`.
 
     layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch,
-    pair, step: columns of `adata.obs`, or None; view: a column of `adata.var`, or as in `from_frame`; adjust: columns
-    of covariates. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x holds whole numbers
-    from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an error, as everywhere.
+    pair, series, step: columns of `adata.obs`, or None; view: a column of `adata.var`, or as in `from_frame`; adjust:
+    columns of covariates. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x holds whole
+    numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an error, as
+    everywhere.
     Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
@@ -222,7 +227,7 @@ def from_anndata(
             reject("adata", f"a {type(adata).__name__}", "an anndata.AnnData")
     columns, adjust = [str(c) for c in adata.obs.columns], _several(adjust)
     named = [("env", env), ("size_factor", None if size_factor == "none" else size_factor), ("batch", batch)]
-    named += [("pair", pair), ("step", step)]
+    named += [("pair", pair), ("series", series), ("step", step)]
     for argument, column in [*named, *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
             reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
@@ -239,6 +244,7 @@ def from_anndata(
         size_factor=sizes,
         batch=None if batch is None else adata.obs[batch].to_numpy(dtype=object),
         pair=None if pair is None else adata.obs[pair].to_numpy(dtype=object),
+        series=None if series is None else adata.obs[series].to_numpy(dtype=object),
         step=None if step is None else adata.obs[step].to_numpy(dtype=object),
         view=_views_of(adata, view, layer, names),
         covariates=adata.obs[adjust] if adjust else None,
@@ -358,27 +364,29 @@ def read_columns(
 
 
 def to_frame(data: Data) -> pd.DataFrame:
-    """A table of the features with the environments' names in a last column `env`, and those of pairs and their steps
-    in `pair` and `step`; its index has the rows' names."""
+    """A table of the features with the environments' names in a last column `env`, and those of pairs or
+    series and their steps in `pair`, `series` and `step`; its index has the rows' names."""
     x = data.x.toarray() if scipy.sparse.issparse(data.x) else np.asarray(data.x)
     table = pd.DataFrame(x, data.row_labels(), data.feature_names)
-    return table.assign(env=data.env_labels(), **_pair_columns(data))
+    return table.assign(env=data.env_labels(), **_order_columns(data))
 
 
-def _pair_columns(data: Data) -> dict[str, np.ndarray]:
-    """Columns `pair` and `step` as they are read; none without pairs."""
+def _order_columns(data: Data) -> dict[str, np.ndarray]:
+    """Columns `pair` or `series`, and `step`, as they are read; none without either."""
+    if data.series is not None:
+        return {"series": data.series_labels(), "step": data.step}
     if data.pair is None:
         return {}
     return {"pair": data.pair_labels(), "step": np.where(data.after, "after", "before")}
 
 
 def to_anndata(data: Data) -> Any:
-    """An AnnData with environments, batches, pairs and sizes in `obs`, views in `var`; what is known of z in
+    """An AnnData with environments, batches, pairs, series and sizes in `obs`, views in `var`; what is known of z in
     `obsm["truth_z"]`."""
     anndata = _bio("anndata", "an AnnData")
     names = data.row_labels().astype(str)
     obs = pd.DataFrame({"env": data.env_labels(), "batch": np.asarray(data.batch_names)[data.batch]}, index=names)
-    obs = obs.assign(**_pair_columns(data), **data.covariates)
+    obs = obs.assign(**_order_columns(data), **data.covariates)
     if data.size_factor is not None:
         obs[LIBRARY_SIZES[0]] = data.size_factor
     var = pd.DataFrame({} if data.view is None else {"view": data.view_labels()}, index=pd.Index(data.feature_names))
@@ -399,6 +407,7 @@ def read(
     size_factor: str | None = None,
     batch: str | None = None,
     pair: str | None = None,
+    series: str | None = None,
     step: str | None = None,
     view: Views = None,
     adjust: str | Sequence[str] = (),
@@ -411,9 +420,9 @@ def read(
 ) -> Data:
     """Read a .csv, .tsv, .npz, .parquet, .h5ad, .zarr or .h5mu file; arguments as in `from_frame` and `from_anndata`.
 
-    .npz: arrays x and, if wanted, env, size_factor, batch, pair, step, view, aux, feature_names, aux_names, row_names,
-    targets (a JSON text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column without a
-    header holds the names of the rows, as the index of a parquet file and `obs_names` do.
+    .npz: arrays x and, if wanted, env, size_factor, batch, pair, series, step, view, aux, feature_names, aux_names,
+    row_names, targets (a JSON text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column
+    without a header holds the names of the rows, as the index of a parquet file and `obs_names` do.
 
     view: as in `from_frame` and `from_anndata`; of a .h5mu two modalities or more, each MODALITY or MODALITY/LAYER,
     whose rows are those of any of them. layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER".
@@ -442,8 +451,8 @@ def read(
     pick = Pick(_several(where), _several(drop), env, control, combine)
     found = read_targets(targets)
     name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
-    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "pair": pair, "step": step}
-    more |= {"adjust": adjust, "view": view or None, "name": name}
+    more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "pair": pair, "series": series}
+    more |= {"step": step, "adjust": adjust, "view": view or None, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
@@ -466,7 +475,7 @@ def read(
     _, table, found = pick.rows(table, found)
     if index is not None:
         table = table.set_index(column_of(table, index, "index"))
-    told = (env, size_factor, batch, pair, step, *_several(adjust))
+    told = (env, size_factor, batch, pair, series, step, *_several(adjust))
     columns = pick.columns(list(table), lambda: [c not in told and table[c].nunique(dropna=False) < 2 for c in table])
     return from_frame(table.iloc[:, columns], env, control, found, counts, **more)
 
@@ -549,7 +558,7 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["row_names"] = data.row_names
     if len(data.batch_names) > 1:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
-    arrays |= _pair_columns(data)
+    arrays |= _order_columns(data)
     arrays |= {} if data.view is None else {"view": data.view_labels()}
     arrays |= {COVARIATE + name: values for name, values in data.covariates.items()}
     for key, value in data.truth.items():
@@ -569,6 +578,7 @@ def _read_npz(
     size_factor: str | None,
     batch: str | None,
     pair: str | None,
+    series: str | None,
     step: str | None,
     view: Views,
     adjust: str | Sequence[str],
@@ -582,7 +592,7 @@ def _read_npz(
             arrays = {"x": scipy.sparse.load_npz(path)}
     if size_factor == "none":
         arrays["size_factor"], size_factor = np.asarray("none"), None
-    told = {"env": env, "size_factor": size_factor, "batch": batch, "pair": pair, "step": step}
+    told = {"env": env, "size_factor": size_factor, "batch": batch, "pair": pair, "series": series, "step": step}
     columns = {argument: given or argument for argument, given in told.items()}
     for argument, given in told.items():
         if given is not None and given not in arrays:
@@ -625,6 +635,7 @@ def _read_npz(
         size_factor=arrays.get(columns["size_factor"]),
         batch=arrays.get(columns.get("batch", "")),
         pair=arrays.get(columns["pair"]),
+        series=arrays.get(columns["series"]),
         step=arrays.get(columns["step"]),
         view=views,
         covariates={name: arrays[key] for name, key in covariates.items()} or None,

@@ -1,5 +1,5 @@
-"""Labels of environments, batches, pairs and views as users hold them, made plain: texts, none missing, no spaces
-around them."""
+"""Labels of environments, batches, pairs, series and views as users hold them, made plain: texts, none missing, no
+spaces around them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pyrocrl.errors import reject
 
 MISSING = ("", "nan", "NaN", "NaT", "<NA>")  # what pandas and numpy make of a missing label in an array of texts
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # netCDF and UTF-8 have no place for these
+SPACING = 1e-3  # how far distances of steps may differ, for those that are written with few digits
 STEPS = {"before": 0.0, "pre": 0.0, "after": 1.0, "post": 1.0}  # words for the two rows of a pair
 
 
@@ -79,7 +80,7 @@ def row_pairs(pair: Any, step: Any, rows: int) -> Pairs:
         reject("pair", f"pair {str(names[k])!r} of {what}, {where}{more}", "two rows of each pair: before and after")
     order = np.argsort(codes, kind="stable").reshape(-1, 2)  # of each pair, the row that comes first
     if step is not None:
-        level = _steps(step, rows)
+        level = _steps(step, rows, STEPS, "finite numbers, or before and after")
         if (same := np.flatnonzero(level[order[:, 0]] == level[order[:, 1]])).size:
             first, second = order[same[0]]
             found = f"the same step for both rows of pair {str(names[same[0]])!r}, {first} and {second}"
@@ -88,6 +89,51 @@ def row_pairs(pair: Any, step: Any, rows: int) -> Pairs:
     after = np.zeros(rows, dtype=bool)
     after[order[:, 1]] = True
     return Pairs([str(name) for name in names], codes.astype(np.int64), after)
+
+
+class Series(NamedTuple):
+    """names (series,) in the order in which they appear; of each row code (data,) of its series, and its step (data,),
+    0, 1, ... from the series' first row on."""
+
+    names: list[str]
+    code: np.ndarray
+    step: np.ndarray
+
+
+def row_series(series: Any, step: Any, rows: int) -> Series:
+    """Sequences of rows by their labels `series` (data,), in the order of their steps.
+
+    step: (data,) numbers, evenly spaced and by the same distance in all series; None = rows are in order. Raises
+    InputError as `row_labels` does, for a series of one row, for two rows of a series at one step, and for a gap.
+    """
+    codes, names = pd.factorize(row_labels(series, "series", rows))
+    count = np.bincount(codes)
+    if (lone := np.flatnonzero(count == 1)).size:
+        more = f" (and {lone.size - 1} more series)" * (lone.size > 1)
+        found = f"series {str(names[lone[0]])!r} of one row, at row {np.argmax(codes == lone[0])}{more}"
+        reject("series", found, "two rows or more of each series")
+    level = np.arange(rows, dtype=np.float64) if step is None else _steps(step, rows, {}, "finite numbers")
+    order = np.lexsort((level, codes))
+    going = np.diff(codes[order]) == 0  # whether a row in this order goes on with the series of the one before
+    apart = np.where(going, np.diff(level[order]), np.inf)
+    if step is not None:
+        each = [str(names[code]) for code in codes[order[1:]]]
+        if (same := np.flatnonzero(apart == 0)).size:
+            first, second = sorted(order[same[0] : same[0] + 2])
+            found = f"the same step twice in series {each[same[0]]!r}, at rows {first} and {second}"
+            reject("step", found, "one row of a series at each step")
+        least = apart.min()
+        if (wide := np.flatnonzero(going & ~np.isclose(apart, least, rtol=SPACING, atol=0))).size:
+            before, after = level[order[wide[0] : wide[0] + 2]]
+            found = (
+                f"a gap in series {each[wide[0]]!r}, from step {before:g} to {after:g} where others are {least:g} apart"
+            )
+            more = f" (and {wide.size - 1} more)" * (wide.size > 1)
+            reject("step", found + more, "evenly spaced steps: what comes after a gap may be a series of its own")
+    place = np.empty(rows, dtype=np.int64)
+    first = np.r_[0, np.cumsum(count)[:-1]]
+    place[order] = np.arange(rows) - first[codes[order]]
+    return Series([str(name) for name in names], codes.astype(np.int64), place)
 
 
 def feature_views(view: Any, features: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -127,20 +173,20 @@ def feature_views(view: Any, features: Sequence[str]) -> tuple[list[str], np.nda
     return [str(name) for name in names], codes.astype(np.int64)
 
 
-def _steps(step: Any, rows: int) -> np.ndarray:
-    """(data,) numbers that tell which row of a pair comes first."""
+def _steps(step: Any, rows: int, words: Mapping[str, float], allowed: str) -> np.ndarray:
+    """(data,) numbers that tell which row comes first, or words for such numbers."""
     texts = row_labels(step, "step", rows)
     found, codes = np.unique(texts, return_inverse=True)
-    levels = [_level(str(text)) for text in found]
+    levels = [_level(str(text), words) for text in found]
     odd = [str(text) for text, level in zip(found, levels, strict=True) if level is None]
     if odd:
-        reject("step", repr(odd[0]), "finite numbers, or before and after")
+        reject("step", repr(odd[0]), allowed)
     return np.asarray(levels, dtype=np.float64)[codes]
 
 
-def _level(text: str) -> float | None:
-    if text.casefold() in STEPS:
-        return STEPS[text.casefold()]
+def _level(text: str, words: Mapping[str, float]) -> float | None:
+    if text.casefold() in words:
+        return words[text.casefold()]
     try:
         value = float({"True": "1", "False": "0"}.get(text, text))
     except ValueError:

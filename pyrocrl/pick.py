@@ -34,6 +34,7 @@ BY_ROW = (
     "truth_component",
     "truth_row_target",
     "truth_private",
+    "truth_state",
 )
 BY_FEATURE = ("feature_names", "view", "truth_mask", "truth_loadings")
 Targets = dict[str, tuple[int, ...]] | None

@@ -358,6 +358,31 @@ class Program(nn.Module, metaclass=_InTurn):
         row before and this one, or None."""
         return None
 
+    def state_shares(self, batch: Batch) -> Tensor | None:
+        """(rows, latent, state) posterior probabilities of the state that each latent's dynamics are in, or None."""
+        return None
+
+    def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:
+        """(latent, latent) log-likelihood of each two latents less that of dynamics which any combinations of both
+        would have as well, and how many more numbers the former has. Models whose claims need that dynamics tell
+        latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
+    def rotated(self) -> Tensor:
+        """(latent,) share of each latent's variance that the posterior of the unmixing leaves to other directions, its
+        scale apart. Models whose claims need that dynamics tell latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
+    def over_noise(self, batch: Batch) -> Tensor | None:
+        """(latent,) variance that each latent gives to features over that of noise in any one direction; None where no
+        direction is free of latents."""
+        return None
+
+    def innovations_below(self, batch: Batch) -> Tensor:
+        """(rows that have rows enough before them, latent) distribution function of each latent given those, in the
+        order of time. Models that test dynamics must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
     def partners(self, batch: Batch) -> Partners:
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
         partners differ must have it."""
@@ -634,6 +659,12 @@ class Program(nn.Module, metaclass=_InTurn):
                 "pair", "None", f"labels of pairs of rows, which {self.card.name} needs (in the shell --pair COLUMN)"
             )
 
+    def check_series(self, data: Data) -> None:
+        """Raise InputError for rows without an order in time, where it needs that."""
+        if self.card.needs_series and data.series is None:
+            allowed = f"labels of series, which {self.card.name} needs (in the shell --series COLUMN)"
+            reject("series", "None", allowed)
+
     @classmethod
     def check_views(cls, data: Data) -> None:
         """Raise InputError for data without views, where it needs them, and for rows that lack one, unless it can read
@@ -698,6 +729,7 @@ class Program(nn.Module, metaclass=_InTurn):
         program.check_control(data)
         program.check_batches(data)
         program.check_pairs(data)
+        program.check_series(data)
         return program
 
     @classmethod

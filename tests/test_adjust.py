@@ -145,7 +145,7 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.C
 
 def test_no_model_passes_over_batches() -> None:
     """Those that do not read them refuse them, with what to do; without them they are built."""
-    options: dict[str, Any] = {  # None: other columns, environments, pairs or views than these
+    options: dict[str, Any] = {  # None: other columns, environments, pairs, views or series than these
         "mechanism_shift": {},
         "observed_dag": {},
         "extrapolation": None,
@@ -154,6 +154,7 @@ def test_no_model_passes_over_batches() -> None:
         "weakly_supervised_pairs": None,
         "overparameterized_ae": None,  # batches are contexts
         "cross_modal": None,
+        "snica_lin": None,
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})

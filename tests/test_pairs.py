@@ -42,7 +42,7 @@ def test_the_row_before_is_the_first_or_the_one_of_the_lower_step() -> None:
         ({"pair": [*LABELS[:5], "p4"]}, r"pair: found pair 'p3' of one row, without a partner, at row 3 \(and 1 more"),
         ({"pair": [*LABELS[:5], "p2"]}, r"pair: found pair 'p2' of 3 rows, the third at row 5 \(and 1 more pairs\)"),
         ({"pair": [*LABELS[:5], None]}, "pair: found 1 missing label of 6"),
-        ({"step": [0, 1] * 3}, "step: found steps without pair; allowed: None, or pair as well"),
+        ({"step": [0, 1] * 3}, "step: found steps without series or pair; allowed: None, or series as well"),
         ({"pair": LABELS, "step": [0, 0, 0, 1, 1, 2]}, "step: found the same step for both rows of pair 'p1', 1 and 2"),
         ({"pair": LABELS, "step": ["a", "b"] * 3}, "step: found 'a'; allowed: finite numbers, or before and after"),
         ({"pair": LABELS, "step": [np.nan, 1, 2, 3, 4, 5]}, "step: found 1 missing label of 6"),

@@ -180,6 +180,8 @@ def test_minibatch_objective_is_unbiased(name: str) -> None:
     program, data = started(name)
     if not program.uses_rows:
         pytest.skip("the whole data enter each step as moments: there are no minibatches")
+    if program.card.needs_series:
+        pytest.skip("rows depend on all that come before in their series: what is cut off begins anew")
     rows = data.rows - data.rows % 4
     batch = batch_of(program, data.rows_at(np.arange(rows)))
 

@@ -82,6 +82,7 @@ CONDITIONS: dict[str, str] = {
     "all_states": "all combinations of states occur",
     "states_told": "features tell which state each latent is in",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
+    "dynamics_apart": "no two latents have the same dynamics",
     "views_tied": "rows with several views, or labels of the shared latents, tie the views",
     "shared_in_views": "every view shows every shared latent",
     "private_apart": "no private latent has the loadings of a shared one",
@@ -228,6 +229,7 @@ class ModelCard:
     needs_env: bool = False
     needs_pairs: bool = False
     needs_views: bool = False
+    needs_series: bool = False
     reads_gaps: bool = False
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
@@ -268,6 +270,8 @@ class ModelCard:
             facts.append("needs pairs of rows")
         if self.needs_views:
             facts.append("needs views")
+        if self.needs_series:
+            facts.append("needs series")
         if self.reads_gaps:
             facts.append("rows may lack views")
         if self.targets:

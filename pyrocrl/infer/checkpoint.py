@@ -85,6 +85,8 @@ def fingerprint(data: Data) -> str:
     out.update(np.ascontiguousarray(data.env[rows]).tobytes())
     if data.pair is not None:
         out.update(np.ascontiguousarray(2 * data.pair[rows] + data.after[rows]).tobytes())
+    if data.clock is not None:
+        out.update(np.ascontiguousarray(data.clock[rows]).tobytes())
     if data.view is not None:
         out.update("\n".join(data.view_labels()).encode())
     return out.hexdigest()

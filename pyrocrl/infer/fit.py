@@ -97,6 +97,7 @@ def fit(
     program.check_control(data)
     program.check_batches(data)
     program.check_pairs(data)
+    program.check_series(data)
     data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT
@@ -355,6 +356,11 @@ class _Loop:
                 own = torch.as_tensor(pair, device=self.device)
                 order = (2 * order[own // 2] + own % 2).argsort()
                 size -= size % 2 * (size > 1)
+            if self.train.clock is not None and self.program.card.needs_series:  # runs of a minibatch's length
+                clock = torch.as_tensor(self.train.clock, device=self.device)
+                run = (clock + int(torch.randint(size, (), generator=generator))) // size
+                first = run.argsort()[torch.searchsorted(run.sort().values, run)]
+                order = (order[first] * (int(clock.max()) + 1) + clock).argsort()
         else:
             order = None
         steps = self.steps

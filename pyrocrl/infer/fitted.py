@@ -232,6 +232,17 @@ class Fit:
         latents = np.einsum("c,cdl->dl", self.weights, np.stack(aligned))
         return np.concatenate([latents, 1.0 - latents.sum(1, keepdims=True)], 1).clip(0.0, 1.0)
 
+    def state_shares(self, data: Data | None = None) -> np.ndarray | None:
+        """(data, latent, state) probabilities of the state that each latent's dynamics are in, averaged over the
+        aligned chains by their weights; None where the model has no states."""
+        batch = self.batch_of(self._data(data))
+        with drawing(), torch.no_grad():
+            own = [v.double().cpu().numpy() for p in self.programs() if (v := p.state_shares(batch)) is not None]
+        if len(own) < self.chains.count:
+            return None
+        aligned = [a.act(v, {1: 0}) for a, v in zip(self.alignments, own, strict=True)]
+        return np.einsum("c,cdks->dks", self.weights, np.stack(aligned))
+
     def chain_values(self, name: str) -> np.ndarray | None:
         """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
         axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
@@ -287,7 +298,8 @@ class Fit:
         if thin is None:
             thin = max(1, -(-data.rows * max(1, len(self.names["latent"])) * total // MOST_NUMBERS))
             thin = max(thin, -(-data.rows * data.features * total // MOST_READ))
-        rows = np.arange(0, data.rows, thin) if data.pair is None else data.spread(-(-data.rows // thin))
+        alone = data.pair is None and data.series is None
+        rows = np.arange(0, data.rows, thin) if alone else data.spread(-(-data.rows // thin))
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
         shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
         batch = self.batch_of(data.rows_at(rows)).annealed()
@@ -346,6 +358,8 @@ class Fit:
             constant["size_factor"] = ("data", data.size_factor[rows])
         if data.pair is not None:
             constant |= {"pair": ("data", data.pair_labels()[rows]), "after": ("data", data.after[rows].astype(int))}
+        if data.series is not None:
+            constant |= {"series": ("data", data.series_labels()[rows]), "step": ("data", data.step[rows])}
         known = {k: coords[k] for k in ("data", "latent")} | ({"row": labels} if thin > 1 else {})
         tree["constant_data"] = xr.Dataset(constant, coords=known)
         out = xr.DataTree.from_dict(tree)

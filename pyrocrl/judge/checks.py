@@ -51,6 +51,8 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+AUDIBLE = 3.0  # times the noise of features in any one direction that a latent gives to them
+ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -598,6 +600,36 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, remedy, rows=0.0 if count.min() < 2 else data.rows * float(open_.max()) / UNTOLD)
 
 
+def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
+    """Whether dynamics tell every two latents apart: by BIC against Gaussian ones that both share, which any
+    combinations of the two would have as well; none is as small as noise of features, which is white in all directions;
+    and the posterior leaves at most `ROTATED` of each variance open."""
+    program, batch = fit.chains.chain(fit.reference), fit.batch_of(data)
+    with drawing(), torch.no_grad():
+        (found, numbers), part = program.dynamics_apart(batch), program.over_noise(batch)
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    if part is not None and float(part.min()) < AUDIBLE:
+        said = f"{names[int(part.argmin())]} may be noise of features ({float(part.min()):.2g} times its variance)"
+        return Lack(said, "fewer latents")
+    gain = found.double().cpu().numpy()
+    needed = EVIDENT + 0.5 * numbers * np.log(data.rows)
+    pairs = [(gain[j, k], j, k) for j in range(len(gain)) for k in range(j)]
+    alike = [(value, *sorted((names[j], names[k]))) for value, j, k in pairs if value < needed]
+    if alike:
+        least, one, other = min(alike)
+        said = f"{one} and {other} may have the same dynamics ({least:.0f} nats tell them apart; {needed:.0f} would)"
+        more = f", and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
+        seen = least > 2 * numbers  # more than fitted numbers give by chance
+        rows = data.rows * float(needed / least) if seen else 0.0
+        return Lack(said + more, f"rows in which dynamics of {one} and {other} differ", rows=rows)
+    open_ = program.rotated().double().cpu().numpy()
+    if (open_ <= ROTATED).all():
+        return None
+    far = ", ".join(names[k] for k in np.flatnonzero(open_ > ROTATED))
+    more_rows = data.rows * float(open_.max()) / ROTATED
+    return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
+
+
 CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
@@ -622,6 +654,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "views_tied": _views_tied,
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
+    "dynamics_apart": _dynamics_apart,
 }
 
 
@@ -813,6 +846,41 @@ def _differences(fit: Fit, data: Data) -> Found | None:
     return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
 
 
+def _dynamics(fit: Fit, data: Data) -> Found | None:
+    """Whether latents go on from the rows before by their fitted laws, and each by itself: of each Kolmogorov and
+    Smirnov's test, and rank correlations with the row before, of values and of sizes; of any two rank correlations, in
+    the same row and with the row before, and a test of independence by cells; corrected for their number."""
+    with drawing(), torch.no_grad():
+        program = fit.chains.chain(fit.reference)
+        u = program.innovations_below(fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))).double().cpu().numpy()
+    if len(u) < MIN_PAIRS:
+        return None
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    size, p = np.abs(u - 0.5), {}
+    bins = int(np.clip(np.sqrt(len(u) / 20), 2, 8))  # 20 rows a cell, or more
+    for k, name in enumerate(names):
+        p[f"the law of {name}"] = stats.kstest(u[:, k], "uniform").pvalue
+        p[f"{name} and the row before"] = stats.spearmanr(u[1:, k], u[:-1, k]).pvalue
+        p[f"sizes of {name} and of the row before"] = stats.spearmanr(size[1:, k], size[:-1, k]).pvalue
+        for m, other in enumerate(names):
+            if m < k:
+                p[f"{other} and {name}"] = stats.spearmanr(u[:, k], u[:, m]).pvalue
+                cells = np.histogram2d(u[:, k], u[:, m], bins=bins, range=[[0, 1], [0, 1]])[0]
+                p[f"what {other} says of {name}"] = stats.chi2.sf(_independence(cells), (bins - 1) ** 2)
+            if m != k:
+                p[f"{name} and {other} in the row before"] = stats.spearmanr(u[1:, k], u[:-1, m]).pvalue
+    worst = min(p, key=lambda one: p[one])
+    remedy = "more lags or states; features without noise; latents that do not drive each other"
+    least = min(1.0, float(p[worst]) * len(p))
+    return Found("dynamics of latents", least, f"least for {worst}", remedy)
+
+
+def _independence(cells: np.ndarray) -> float:
+    """Pearson's statistic of a table of counts against the product of its margins."""
+    expected = np.maximum(np.outer(cells.sum(1), cells.sum(0)) / cells.sum(), 1e-12)
+    return float((np.square(cells - expected) / expected).sum())
+
+
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -834,4 +902,5 @@ TESTS: dict[str, Test] = {
     "left": _left,
     "differences": _differences,
     "views": _views,
+    "dynamics": _dynamics,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from pyrocrl.claims.indeterminacy import Group
 from pyrocrl.data import Data
@@ -31,8 +32,8 @@ def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
     and graph are matched then. Masks: mask_f1, mask_hamming, surplus_pip, ... Graphs: shd, order_right, ... each with
     its _empty and _full value. weight_coverage: share of true edge weights inside the central 90 % interval,
     weight_covered of weight_total. targets_right: share of environments whose target, where it is not given, is the
-    true one; changes_right: of pairs of rows. mse: mean squared error of the mean of x given the posterior-mean
-    latents. Raises InputError where nothing is known or shapes disagree.
+    true one; changes_right: of pairs of rows; states_right: of latents' dynamics. mse: mean squared error of the mean
+    of x given the posterior-mean latents. Raises InputError where nothing is known or shapes disagree.
     """
     if not data.truth:
         reject("data", "no truth", "simulated data with truth (z, mask, graph, ...)")
@@ -73,6 +74,9 @@ def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
     if changed is not None:
         nodes = assignment if assignment is not None else np.arange(changed.shape[1] - 1)
         out |= _changes_right(truth["row_target"][data.after].astype(int), changed[data.after], nodes)
+    if "state" in truth and (shares := fit.state_shares(data)) is not None:
+        nodes = assignment if assignment is not None else np.arange(shares.shape[1])
+        out |= _states_right(truth["state"].astype(int), shares, nodes)
     targets = fit.targets()
     if "targets" in truth and targets is not None and fit.program.target_mode != "known":
         nodes = assignment if assignment is not None else np.arange(targets.shape[1])
@@ -128,6 +132,19 @@ def _changes_right(truth: np.ndarray, chance: np.ndarray, nodes: np.ndarray) -> 
     called, place = chance.argmax(1), np.append(nodes, chance.shape[1] - 1)  # of true latents, and none
     frequent = np.bincount(truth + 1).max() / len(truth)
     return {"changes_right": float((called == place[truth]).mean()), "changes_right_empty": float(frequent)}
+
+
+def _states_right(truth: np.ndarray, shares: np.ndarray, nodes: np.ndarray) -> dict[str, float]:
+    """Share of rows and latents whose most probable state is the true one, states of each latent being matched with the
+    true ones; `_empty`: that of each latent's most frequent state."""
+    called, right = shares.argmax(2), []
+    for k, node in enumerate(nodes):
+        table = np.zeros((truth.max() + 1, shares.shape[2]))
+        if node >= 0:
+            np.add.at(table, (truth[:, k], called[:, node]), 1)
+        right.append(table[linear_sum_assignment(-table)].sum() / len(truth))
+    frequent = [np.bincount(column).max() / len(truth) for column in truth.T]
+    return {"states_right": float(np.mean(right)), "states_right_empty": float(np.mean(frequent))}
 
 
 def seen(data: Data) -> np.ndarray:

@@ -22,6 +22,8 @@ BEFORE = {
     "white": "PCA, whitened",
     "cca": "PCA, then CCA",
     "chance": "chance",
+    "amuse": "AMUSE",
+    "sobi": "SOBI",
     "other": "other model",
 }
 AFTER = {
@@ -97,7 +99,7 @@ _TABLE = (
         "Correlation with the true latents (MCC)",
         "larger",
         figure=True,
-        beside=("start", "pca", "ica", "varimax", "pcavarimax", "other", "oracle"),
+        beside=("start", "pca", "ica", "varimax", "pcavarimax", "amuse", "sobi", "other", "oracle"),
         headline=True,
     ),
     Metric("mcc_spearman", "Rank correlation with the true latents", "larger"),
@@ -126,6 +128,7 @@ _TABLE = (
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
     Metric("changes_right", "Pairs whose changed latent is right", "larger", 3, True, ("empty",), True),
+    Metric("states_right", "States of latents' dynamics that are right", "larger", 3, True, ("empty",), True),
     Metric("shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "empty"), headline=True),
     Metric("edge_tv", "Edge probabilities, total variation from exact", "smaller", figure=True),
     Metric("weight_sd_ratio", "Deviations of weights against exact", figure=True),

@@ -325,6 +325,9 @@ def _simulated(
     template = coded.rows_at(at)
     if coded.pair is not None:  # drawn twice, a pair is two pairs
         template.pair = np.arange(len(at)) // 2
+    if coded.series is not None:  # those to fit, and those that are not, stand side by side
+        template.series, template.series_names = np.where(fitted, 0, 1), ["fitted", "new"]
+        template.step = np.where(fitted, np.cumsum(fitted), np.cumsum(~fitted)) - 1
     batch = source.batch_of(template).annealed()
     with drawing(), torch.no_grad(), _Proper():
         reseed(seed)
@@ -347,7 +350,8 @@ def _simulated(
         size_factor=template.size_factor,
         batch=None if coded.batch_names == ["all"] else np.array(coded.batch_names)[template.batch],
         pair=template.pair,
-        step=None if template.pair is None else template.after.astype(int),
+        series=None if template.series is None else template.series_labels(),
+        step=_steps_of(template),
         view=None if template.view is None else template.view_labels(),
         feature_names=coded.feature_names,
         aux_names=coded.aux_names if template.aux is not None else None,
@@ -371,6 +375,12 @@ def _drawn_rows(data: Data, rows: int | None, rng: np.random.Generator) -> tuple
         fitted += [np.ones(many, dtype=bool), np.zeros(NEW_ROWS // size, dtype=bool)]
     at, use = np.concatenate(places), np.concatenate(fitted)
     return (at, use) if size == 1 else (np.stack([at, partner[at]], 1).ravel(), np.repeat(use, 2))
+
+
+def _steps_of(data: Data) -> np.ndarray | None:
+    if data.series is not None:
+        return data.step
+    return None if data.pair is None else data.after.astype(int)
 
 
 def _has_density(node: Mapping[str, Any]) -> bool:

@@ -559,3 +559,28 @@ def _only(data: Data, rows: np.ndarray) -> Data:
     labels = data.env_labels()[rows]
     targets = {env: hit for env, hit in (data.targets or {}).items() if env in set(labels)}
     return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)
+
+
+class SwitchingSources(Study):
+    """Independent sources, beside AMUSE (amuse_, covariances one row apart) and SOBI (sobi_, of several lags), fitted
+    to the same rows."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.constructions import sources
+        from pyrocrl.judge import metrics
+
+        z, fitted = data.truth["z"], result.data
+        assert fitted is not None
+        out = super().score(result, data)
+        centre, count = fitted.x.mean(0), z.shape[1]
+        value, vector = np.linalg.eigh(np.cov(fitted.x.T))
+        project = vector[:, -count:] / np.sqrt(value[-count:])
+        batch = fitted.tensors(dtype=torch.float64)
+        order, since = batch.in_time()
+        y = torch.as_tensor((fitted.x - centre) @ project)[order]
+        for name, lags in (("amuse", (1,)), ("sobi", sources.LAGS)):
+            turn = sources.by_lags(y, since, lags, segments=0).numpy()
+            out[f"{name}_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ turn.T))
+        return out

@@ -337,6 +337,17 @@ def paired(seed: int, how: str = "", rows: int = 2000, **options: Any) -> Data:
     return Data(x, pair=pair, step=data.after, truth=truth, name="paired")
 
 
+def timed(seed: int, how: str = "", rows: int = 3000, **options: Any) -> Data:
+    """Sources with dynamics of their own. how: "shuffled", rows stand in any order; "bent", x through a cubic."""
+    data = simulate.draw("halva2021_linear", seed, rows=rows, features=6, **options)
+    x, z = data.x / data.x.std(0), data.truth["z"]
+    if how == "shuffled":
+        order = np.random.default_rng([22, seed]).permutation(rows)
+        x, z = x[order], z[order]
+    x = x + 0.3 * x**3 if how == "bent" else x
+    return Data(x, series=data.series_labels(), step=data.step, truth={"z": z}, name="timed")
+
+
 def alike(seed: int, rows: int = 1000) -> Data:
     """Two views whose shared latents correlate .8 and are not the same."""
     data = simulate.draw("shared_private", seed, rows=rows)
@@ -760,6 +771,33 @@ def view_cases() -> list[Case]:
     ]
 
 
+def series_cases() -> list[Case]:
+    model = "snica_lin"
+    linear = "x is linear in the latents"
+    law = "each latent is an autoregression that switches between states, independent of all others"
+
+    def case(name: str, kind: str, breaks: str = "", how: str = "", told: Any = None, **world: Any) -> Case:
+        return Case(
+            f"{model}: {name}", model, kind, lambda seed: timed(seed, how, **world), told or {}, FEW, breaks=breaks
+        )
+
+    return [
+        case("switching sources", "identified"),
+        case("Gaussian sources of different spectra", "identified", sources="autoregressive"),
+        case("many short series", "identified", series=60),
+        case("300 rows", "small", rows=300),
+        case("two Gaussian sources of one spectrum", "open", "dynamics_apart", sources="alike"),
+        case("white Gaussian sources", "open", "dynamics_apart", sources="white"),
+        case("Gaussian sources, rows in any order", "open", "dynamics_apart", "shuffled", sources="autoregressive"),
+        case("switching sources, rows in any order", "misspecified", law, "shuffled"),
+        case("one latent drives another", "misspecified", law, coupled=0.5),
+        case("features with much noise", "misspecified", law, noise=0.5),
+        case("features bent", "misspecified", linear, "bent"),
+        case("two of three latents", "misspecified", linear, told={"latents": 2}),
+        case("a latent too many", "misspecified", "dynamics_apart", told={"latents": 4}, noise=0.0003),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     every = (
@@ -777,6 +815,7 @@ def cases() -> list[Case]:
         modulated_cases,
         pair_cases,
         view_cases,
+        series_cases,
     )
     return [case for some in every for case in some()]
 

@@ -46,6 +46,7 @@ SETTINGS: dict[str, str] = {
     "silva2006": "measurement",
     "stored_rows": "memories",
     "shared_private": "views",
+    "halva2021_linear": "dynamics",
 }
 
 
