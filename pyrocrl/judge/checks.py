@@ -51,6 +51,11 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+PARALLEL = 0.9  # cosine of two directions from which they may be one
+ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
+NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
+FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
+BEYOND, UNEXPLAINED = 0.001, 0.01  # share of rows that noise leaves far off, and up to which others may be
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -598,6 +603,59 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, remedy, rows=0.0 if count.min() < 2 else data.rows * float(open_.max()) / UNTOLD)
 
 
+def _few_fire(fit: Fit, data: Data) -> Lack | None:
+    """How many latents fire in nearly all rows, against half of the features, from which on other sets of as many reach
+    the same rows, and against the search's limit, where it stops short."""
+    chance, most = _firing(fit, data), int(fit.program.config["most"])
+    number = float(np.quantile(chance.sum(1), NEARLY_ALL))
+    if number > data.features / 2:
+        return Lack(f"{number:.1f} latents fire in a row, of {data.features} features", "more features, sparser codes")
+    if (limited := float((chance.sum(1) > most - 0.5).mean())) > 1 - NEARLY_ALL:
+        return Lack(f"{limited:.0%} of the rows have the {most} latents that the search allows", "a larger `most`")
+    return None
+
+
+def _directions_apart(fit: Fit, data: Data) -> Lack | None:
+    """The largest cosine of two directions, features in their own units."""
+    found = fit.chains.chain(fit.reference).loading_matrix()
+    assert found is not None
+    w = found[0].double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
+    w = w if fit.units is None else w * np.asarray(fit.units.scale)[:, None]
+    used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
+    cosine = np.triu((w / np.maximum(np.linalg.norm(w, axis=0), 1e-12)).T @ (w / np.linalg.norm(w, axis=0)), 1)
+    cosine *= used[:, None] & used
+    a, b = np.unravel_index(int(cosine.argmax()), cosine.shape)
+    if cosine[a, b] < PARALLEL:
+        return None
+    names = fit.names["latent"]
+    return Lack(f"directions of {names[a]} and {names[b]} have cosine {cosine[a, b]:.2f}", "fewer latents")
+
+
+def _fire_apart(fit: Fit, data: Data) -> Lack | None:
+    """Share of a latent's firing that is along with another's, as far as that is more than by chance."""
+    chance = _firing(fit, data)
+    both, each = chance.T @ chance, chance.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(each[:, None] >= MIN_FIRING, both / each[:, None], 0.0)
+    share[np.arange(len(each)), np.arange(len(each))] = 0.0
+    share = np.where(chance.mean(0) < 0.5, share, 0.0)  # what nearly always fires, does so along with all
+    a, b = np.unravel_index(int(share.argmax()), share.shape)
+    if share[a, b] < ALONG:
+        return None
+    names = fit.names["latent"]
+    said = f"{names[a]} fires along with {names[b]} in {share[a, b]:.0%} of the rows in which it does"
+    return Lack(said, f"rows in which {names[a]} fires without {names[b]}")
+
+
+def _firing(fit: Fit, data: Data) -> np.ndarray:
+    """(row, latent) probabilities of firing under the reference chain, of `FIRING_ROWS` rows at most."""
+    with torch.no_grad():
+        chance = fit.chains.chain(fit.reference).firing(fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))))
+    if chance is None:
+        raise TypeError(f"{fit.program.card.name} claims sparse codes but has no `firing()`")
+    return chance.double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
+
+
 CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
@@ -622,6 +680,9 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "views_tied": _views_tied,
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
+    "few_fire": _few_fire,
+    "directions_apart": _directions_apart,
+    "fire_apart": _fire_apart,
 }
 
 
@@ -775,6 +836,21 @@ def _left(fit: Fit, data: Data) -> Found | None:
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
 
 
+def _explained(fit: Fit, data: Data) -> Found | None:
+    """Whether what a draw of the latents leaves of a row is as small as noise is: more than `UNEXPLAINED` of the rows
+    beyond the quantile that `BEYOND` of them should exceed."""
+    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
+    program = fit.chains.chain(fit.reference)
+    with drawing(47), torch.no_grad():
+        values = stories.drawn(program, batch)
+        left = (batch.x - stories.expected(program, batch, values)).square() / values["variance"]
+    size = left.sum(1).double().cpu().numpy()
+    beyond = size > stats.chi2.isf(BEYOND, data.features)
+    p = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
+    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be"
+    return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
+
+
 def _differences(fit: Fit, data: Data) -> Found | None:
     """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
     own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
@@ -834,4 +910,5 @@ TESTS: dict[str, Test] = {
     "left": _left,
     "differences": _differences,
     "views": _views,
+    "explained": _explained,
 }
