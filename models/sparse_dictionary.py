@@ -8,16 +8,16 @@
     x_i ~ N(center + loadings z_i, diag(variance))                                   (data, feature)
 
 There are more latents than features, and few fire in a row: z_ik = s_ik a_ik with s_ik ~ Bernoulli(rate_k) and a
-positive magnitude a_ik. Column k of the loadings is direction k, of the length that it has where the magnitude is at its
-mode, 1; that is a direction of length 1 with magnitudes of another mode.
+positive magnitude a_ik. Column k of the loadings is direction k, as long as it is where the magnitude has its mode, 1:
+a direction of length 1, with magnitudes of another mode.
 
-Each chain starts from EM of its own (`constructions.dictionaries`); latents that rows do not pay for are left out: they
-fire nowhere. Of z the guide is the posterior over supports that are one latent less, one more or one exchanged away from
-the best one that a search finds, of at most `most` latents, magnitudes given the support exact but for their signs
-(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent about the maximum.
+Each chain starts from EM of its own (`constructions.dictionaries`); latents that rows do not pay for are left out, and
+have no loadings. Of z the guide is the posterior over supports one latent less, one more or one exchanged away from the
+best that a search finds, of at most `most` latents, magnitudes given the support exact but for their signs
+(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent, about the maximum.
 
-*Identified:* latents up to permutation, if supports are sparse, no direction is near parallel to another or to a sum of
-few, and none fires only along with another: then the sparsest codes are unique (Donoho & Elad 2003, of at most
+*Identified:* latents up to permutation, if supports are sparse, no direction is near parallel to another, and none
+fires only along with another: then the sparsest codes are unique (Donoho & Elad 2003, of at most
 (1 + 1 / coherence) / 2 latents; of random supports far more), and rows settle the dictionary (Aharon, Elad & Bruckstein
 2006). Signs are fixed, for magnitudes are positive. Where two directions nearly always fire together, any two of their
 span tell the rows, and where codes are dense nothing tells directions apart. EM finds one of many maxima: that chains
@@ -62,8 +62,8 @@ class SparseDictionary(Program):
         name="sparse_dictionary",
         title="Sparse dictionary",
         family="factor analysis",
-        summary="More directions than features, of which few fire in a row, with positive magnitudes: a Bayesian sparse "
-        "auto-encoder with probabilities of firing.",
+        summary="More directions than features, of which few fire in a row, with positive magnitudes: a Bayesian "
+        "sparse auto-encoder, with probabilities of firing.",
         when=(
             "rows are sums of few of many directions, as activations of a network are taken to be",
             "most latents are at work in every row: then a factor model",
@@ -99,8 +99,7 @@ class SparseDictionary(Program):
             "chains start from EM that leaves latents out",
         ),
     )
-    recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=1000, lr=1e-3, chains=4)
-    vmappable = False
+    recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=1000, lr=1e-3, chains=3)
     checks = {"explained": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -114,7 +113,9 @@ class SparseDictionary(Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[int, Bounds(2), "how many directions are offered; those that rows do not pay for never fire"],
+        latents: Annotated[
+            int, Bounds(2), "how many directions are offered; those that rows do not pay for never fire"
+        ],
         most: Size = 8,
         slab: Positive = 0.7,
         noise: Positive = 0.1,
@@ -178,7 +179,8 @@ class SparseDictionary(Program):
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """EM; deviations are those that the moments of x and z leave. Latents that are left out are as by the prior."""
+        """EM; deviations are those that the moments of x and z leave. Latents that are left out have no
+        loadings."""
         check_rows(data, 3)
         x = data.tensors(dtype=self.center.loc.dtype).x
         latents, most, rows = self.config["latents"], self.config["most"], data.rows
@@ -187,22 +189,26 @@ class SparseDictionary(Program):
         fires = rows * one.rate.clamp_min(1 / rows)
         self.center.set(one.center, (one.variance / rows).sqrt())
         self.variance.set(one.variance.log(), like.new_full(like.shape, math.sqrt(2 / rows)))
-        w, w_sd = torch.zeros_like(self.loadings.loc), torch.full_like(self.loadings.loc, self.config["slab"])
+        w, w_sd = torch.zeros_like(self.loadings.loc), torch.full_like(self.loadings.loc, 0.01)
         spread, spread_sd = torch.full_like(self.spread.loc, USUAL), torch.full_like(self.spread.loc, 0.5)
         odds, odds_sd = torch.full_like(self.odds.loc, -math.log(rows + latents)), torch.ones_like(self.odds.loc)
         second = one.moments[0].diagonal().clamp_min(1 / rows)
         w[:, :used], w_sd[:, :used] = one.w, (one.variance[:, None] / (rows * second)).sqrt()
         spread[:used], spread_sd[:used] = one.spread.log(), (2 * fires).rsqrt()
         odds[:used], odds_sd[:used] = torch.logit(one.rate), fires.rsqrt()
-        for block, loc, scale in ((self.loadings, w, w_sd), (self.spread, spread, spread_sd), (self.odds, odds, odds_sd)):
+        for block, loc, scale in (
+            (self.loadings, w, w_sd),
+            (self.spread, spread, spread_sd),
+            (self.odds, odds, odds_sd),
+        ):
             block.set(loc, scale)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SparseDictionary, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("synth_sae_small", seed=seed, rows=600, latents=8, features=6, active=1.5)
-        return cls(features=data.features, latents=8, most=4), data
+        data = draw("synth_sae_small", seed=seed, rows=300, latents=6, features=5, active=0.8)
+        return cls(features=data.features, latents=6, most=2), data
 
     studies = (
         Directions("synth_sae_small", {}, {"latents": 64}, held_out=0.1),

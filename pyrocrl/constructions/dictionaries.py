@@ -21,14 +21,19 @@ from torch import Tensor
 from pyrocrl.exact.sparse_codes import Codes
 
 OVER = 1.5
-PART = 2_000  # rows of a step
+PART = 2_000  # rows of a step, a sixth of them where there are fewer
 FEW = 12_000  # rows until the number of directions is settled
 LOOKED = 25  # rows of a direction that are asked what they lose without it
-FIRST, ROUNDS, TIES = 3, 4, 3  # passes before any is left out, times that some are, times that ties are looked for after
+FIRST, ROUNDS, TIES = (
+    3,
+    4,
+    4,
+)  # passes before any is left out, times that some are, and that ties are put right
 LAST = 12_000  # rows of the last pass
 FORGET, SETTLE = 0.3, 0.1  # weight of a part, at first and in the last pass
 ASKED = 3_000  # rows that tell what directions are worth, and which fire together
 COMPARED = 1_500  # rows by which two dictionaries are compared
+TRACE = 0.05  # magnitude from which a direction counts as firing
 LIFT = 0.3  # probability, beyond its rate, that a direction fires along with another, from which that is looked at
 LEAST, MOST = 0.02, 3.0  # deviation of magnitudes, in their mode
 NOISE = 1e-4  # least variance of a standardised feature's noise
@@ -88,11 +93,14 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
     few = x[torch.randperm(len(x), generator=generator)[:FEW]]
     one = passed(few, begun(few, math.ceil(OVER * latents), generator), most, FIRST, generator)
     for left in torch.linspace(one.count, latents, ROUNDS + 1).round().int().tolist()[1:]:
-        one = one.of(paying(few, one, most, left, len(x)))
+        one = one.of(worth(few, one, most).argsort(descending=True)[:left].sort().values)
         one = passed(few, untied(few, one, most), most, 1, generator)
     for _ in range(TIES):
-        one = passed(few, untied(few, one, most), most, 1, generator)
-    one = one.of(paying(few, one, most, latents, len(x)))
+        if (other := untied(few, one, most)) is one:
+            break
+        one = passed(few, other, most, 1, generator)
+    price = 0.5 * (x.shape[1] + 2) * math.log(len(x)) / len(x)
+    one = one.of((worth(few, one, most) > price).nonzero()[:, 0])
     return passed(x[torch.randperm(len(x), generator=generator)[:LAST]], one, most, 1, generator)
 
 
@@ -106,9 +114,9 @@ def begun(x: Tensor, count: int, generator: torch.Generator) -> Dictionary:
 
 def passed(x: Tensor, one: Dictionary, most: int, passes: int, generator: torch.Generator) -> Dictionary:
     """After EM over the rows, part by part."""
-    seen = 0
+    seen, part_size = 0, min(PART, max(PART // 20, len(x) // 6))
     for number in range(passes):
-        for rows in torch.randperm(len(x), generator=generator).split(PART):
+        for rows in torch.randperm(len(x), generator=generator).split(part_size):
             part = x[rows] - one.center
             near = one.codes.search(part, most)
             gumbel = -torch.rand(near.flat.shape, generator=generator, dtype=x.dtype).clamp_min(1e-30).log()
@@ -118,14 +126,14 @@ def passed(x: Tensor, one: Dictionary, most: int, passes: int, generator: torch.
             fires = (z > 0).to(z.dtype).mean(0)
             new = (z.mT @ z / size, part.mT @ z / size, fires, z.mean(0), part.mean(0), part.square().mean(0))
             seen = seen + size if one.moments else size
-            weight = max((SETTLE if number == passes - 1 else FORGET) * size / PART, size / seen)
+            weight = max((SETTLE if number == passes - 1 else FORGET) * size / part_size, size / seen)
             old = one.moments or new
             one = one.maximised(tuple((1 - weight) * a + weight * b for a, b in zip(old, new, strict=True)))
     return one
 
 
-def paying(x: Tensor, one: Dictionary, most: int, keep: int, rows: int) -> Tensor:
-    """Latents, at most `keep`, without which `rows` rows would lose most, and more than BIC asks for."""
+def worth(x: Tensor, one: Dictionary, most: int) -> Tensor:
+    """(latent,) what rows lose without it, on average over all of them, in nats."""
     x = x[:ASKED]
     part = x - one.center
     places = one.codes.search(part, most).places
@@ -142,10 +150,7 @@ def paying(x: Tensor, one: Dictionary, most: int, keep: int, rows: int) -> Tenso
     without = one.codes.search(part[row], most, start, latent)
     lost = one.codes.evidence(part[row], places[row]) - one.codes.evidence(part[row], without.places)
     mean = torch.zeros_like(one.rate).index_add(0, latent, lost) / used.clamp(1, LOOKED)
-    total = mean * used * (rows / len(x))
-    price = 0.5 * (x.shape[1] + 2) * math.log(rows)
-    worth = total.argsort(descending=True)[:keep]
-    return worth[total[worth] > price].sort().values
+    return mean * used / len(x)
 
 
 def objective(x: Tensor, one: Dictionary, most: int) -> Tensor:
@@ -162,19 +167,22 @@ def untied(x: Tensor, one: Dictionary, most: int) -> Dictionary:
     x = x[:ASKED]
     near = one.codes.search(x - one.center, most)
     z = one.codes.mean(x - one.center, near)
-    fires = (z > 0.05).to(z.dtype)
-    along = fires.mT @ z / fires.sum(0).clamp_min(1.0)[:, None]  # of each one where each fires (latent, other)
-    lift = fires.mT @ fires / fires.sum(0).clamp_min(1.0)[:, None] - fires.mean(0)
-    tied = ((lift > LIFT) & (fires.sum(0) > 0)[:, None]).fill_diagonal_(False)
+    fires = z > TRACE
+    both, each = (fires.to(z.dtype).mT @ fires.to(z.dtype)), fires.sum(0).clamp_min(1)[:, None]
+    tied = (both / each - fires.to(z.dtype).mean(0) > LIFT).fill_diagonal_(False)
+    along = torch.zeros_like(both)  # multiple of the other (latent, other)
+    for k, other in tied.nonzero().tolist():
+        rows = fires[:, k]
+        along[k, other] = (z[rows, other] / z[rows, k]).median()
     x = x[:COMPARED]
     best, found = objective(x, one, most), one
     some = tied.any(1).nonzero()
     for latents in [some[:, 0], *some] if len(some) else ():  # all together, then one by one
         w = found.w.clone()
-        w[:, latents] += one.w @ (along * tied)[latents].mT
-        other = replace(found, w=w, moments=())
-        if (reached := objective(x, other, most)) > best:
-            found, best = other, reached
+        w[:, latents] += one.w @ along[latents].mT
+        changed = replace(found, w=w, moments=())
+        if (reached := objective(x, changed, most)) > best:
+            found, best = changed, reached
             if len(latents) > 1:
                 break
     return found

@@ -489,18 +489,15 @@ class Directions(Study):
         used = [np.where(result.in_use(c), w, 0.0) for c, w in enumerate(found)]
         own, nodes = directions_matched(true, used[result.reference])
         pairs = [directions_matched(a, b)[0] for i, a in enumerate(used) for b in used[:i]]
-        chance = np.concatenate(
-            [
-                result.chains.chain(result.reference).firing(result.batch_of(data.rows_at(rows))).numpy()
-                for rows in np.array_split(np.arange(data.rows), max(1, data.rows // 5_000))
-            ]
-        ).astype(float)
+        program, parts = result.chains.chain(result.reference), max(1, data.rows // 5_000)
+        batches = (result.batch_of(data.rows_at(rows)) for rows in np.array_split(np.arange(data.rows), parts))
+        chance = np.concatenate([program.firing(batch).double().numpy() for batch in batches])  # type: ignore[union-attr]
         fires, chance = z > 0, np.where(nodes >= 0, chance[:, nodes], 0.0)
         called = chance >= 0.5
         right = float((called & fires).sum())
         precision, recall = right / max(1, called.sum()), right / max(1, fires.sum())
         peer = MiniBatchDictionaryLearning(
-            true.shape[1], alpha=0.3, batch_size=256, max_iter=20, fit_algorithm="cd", positive_code=True, random_state=0
+            true.shape[1], alpha=0.3, batch_size=256, max_iter=5, fit_algorithm="cd", positive_code=True, random_state=0
         ).fit(fitted.x)
         random = np.random.default_rng([5, result.meta["seed"]]).standard_normal(true.shape)
         number = float(result.in_use(result.reference).sum())
@@ -508,8 +505,8 @@ class Directions(Study):
             "held_out": float(result.weights @ result.scores),
             "mcc": metrics.mcc(z, result.latents(data)),
             "direction_mcc": own,
-            "direction_mcc_sklearn": directions_matched(true, peer.components_.T)[0],
-            "direction_mcc_random": directions_matched(true, random)[0],
+            "dictionary_direction_mcc": directions_matched(true, peer.components_.T)[0],
+            "chance_direction_mcc": directions_matched(true, random)[0],
             "direction_mcc_least": min(directions_matched(true, w)[0] for w in used),
             "direction_agreement": float(np.mean(pairs)) if pairs else 1.0,
             "firing_f1": 2 * right / max(1, called.sum() + fires.sum()),
@@ -523,8 +520,8 @@ class Directions(Study):
 
 
 def directions_matched(true: np.ndarray, found: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean |cosine| of true directions (feature, latent) with their partners under the best one-to-one assignment, 0 for
-    one without partner, and the partner of each, -1 for none."""
+    """Mean |cosine| of true directions (feature, latent) with their partners under the best one-to-one assignment, 0
+    for one without, and the partner of each, -1 for none."""
     from scipy.optimize import linear_sum_assignment
 
     a, b = (w / np.maximum(np.linalg.norm(w, axis=0), 1e-12) for w in (true, found))

@@ -122,7 +122,7 @@ def synth_sae_small(
         z_k = |N(1, .3^2)| with probability p_k, else 0,  p_k ~ 1 / k^zipf, sum of p_k = active  (data, latent)
         x ~ N(W z, noise^2 I)                                                             (data, feature)
 
-    together: of how many pairs of latents, 0 and 1, 2 and 3, ..., both fire whenever the first does. Truth: z, loadings.
+    together: pairs of latents, 0 and 1, 2 and 3, ..., of which both fire whenever the first does. Truth: z, loadings.
     Raises InputError where a probability would exceed .95, and for more pairs than there are.
     """
     p = np.arange(1, latents + 1.0) ** -zipf
