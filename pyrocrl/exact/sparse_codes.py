@@ -183,7 +183,7 @@ class Codes:
         return torch.zeros_like(scores).scatter(1, places, positive.clamp_min(EDGE))[:, :-1]
 
     def draw(self, x: Tensor, near: Near, gumbel: Tensor, uniform: Tensor) -> Tensor:
-        """(row, latent) z: its support by `gumbel`, of the shape of `near.flat`, its magnitudes by `uniform` (row, place),
+        """(row, latent) z: its support by `gumbel`, of the shape of `near.flat`, magnitudes by `uniform` (row, place),
         one after the other, each positive and given those before."""
         places = near.moved((near.flat + gumbel).argmax(1))
         mean, cov = self.given(x @ self.scaled, places)
