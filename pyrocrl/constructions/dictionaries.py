@@ -20,19 +20,16 @@ from torch import Tensor
 
 from pyrocrl.exact.sparse_codes import Codes
 
-OVER = 1.5
+OVER, NEW = 1.5, 0.15  # directions at first, and of those that join, in those offered
 PART = 2_000  # rows of a step, a sixth of them where there are fewer
 FEW = 12_000  # rows until the number of directions is settled
 LOOKED = 25  # rows of a direction that are asked what they lose without it
-FIRST, ROUNDS, TIES = (
-    3,
-    4,
-    4,
-)  # passes before any is left out, times that some are, and that ties are put right
+FIRST, ROUNDS, AGAIN = 3, 3, 2  # passes before any is left out, times that some are, and that others join
 LAST = 12_000  # rows of the last pass
 FORGET, SETTLE = 0.3, 0.1  # weight of a part, at first and in the last pass
 ASKED = 3_000  # rows that tell what directions are worth, and which fire together
 COMPARED = 1_500  # rows by which two dictionaries are compared
+COPY = 0.9  # cosine from which of two directions one is a copy
 TRACE = 0.05  # magnitude from which a direction counts as firing
 LIFT = 0.3  # probability, beyond its rate, that a direction fires along with another, from which that is looked at
 LEAST, MOST = 0.02, 3.0  # deviation of magnitudes, in their mode
@@ -93,12 +90,12 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
     few = x[torch.randperm(len(x), generator=generator)[:FEW]]
     one = passed(few, begun(few, math.ceil(OVER * latents), generator), most, FIRST, generator)
     for left in torch.linspace(one.count, latents, ROUNDS + 1).round().int().tolist()[1:]:
-        one = one.of(worth(few, one, most).argsort(descending=True)[:left].sort().values)
+        one = one.of(best(few, one, most, left))
         one = passed(few, untied(few, one, most), most, 1, generator)
-    for _ in range(TIES):
-        if (other := untied(few, one, most)) is one:
-            break
-        one = passed(few, other, most, 1, generator)
+    for number in range(AGAIN):
+        one = passed(few, joined(few, one, most, math.ceil(NEW * latents)), most, 1, generator)
+        one = one.of(best(few, one, most, latents))
+        one = passed(few, untied(few, one, most), most, 1, generator)
     price = 0.5 * (x.shape[1] + 2) * math.log(len(x)) / len(x)
     one = one.of((worth(few, one, most) > price).nonzero()[:, 0])
     return passed(x[torch.randperm(len(x), generator=generator)[:LAST]], one, most, 1, generator)
@@ -151,6 +148,28 @@ def worth(x: Tensor, one: Dictionary, most: int) -> Tensor:
     lost = one.codes.evidence(part[row], places[row]) - one.codes.evidence(part[row], without.places)
     mean = torch.zeros_like(one.rate).index_add(0, latent, lost) / used.clamp(1, LOOKED)
     return mean * used / len(x)
+
+
+def best(x: Tensor, one: Dictionary, most: int, count: int) -> Tensor:
+    """The `count` latents without which rows lose most. Of copies, which stand in for each other, the one that fires
+    most is in the place of all."""
+    value = worth(x, one, most)
+    w = torch.nn.functional.normalize(one.w, dim=0)
+    copy = (w.mT @ w > COPY) & (one.rate[:, None] > one.rate)  # (latent, rarer copy)
+    value = torch.where(copy.any(1), value.max() + 1, value)
+    return torch.where(copy.any(0), -1.0, value).argsort(descending=True)[:count].sort().values
+
+
+def joined(x: Tensor, one: Dictionary, most: int, count: int) -> Dictionary:
+    """With `count` more directions: what is left of the rows that are explained worst."""
+    x = x[:ASKED]
+    part = x - one.center
+    z = one.codes.mean(part, one.codes.search(part, most))
+    left = part - z @ one.w.mT
+    rows = (left.square() / one.variance).sum(1).topk(min(count, len(x))).indices
+    w = torch.cat([one.w, left[rows].mT], 1)
+    spread, rate = torch.cat([one.spread, one.spread.mean().expand(len(rows))]), one.rate.mean().expand(len(rows))
+    return replace(one, w=w, spread=spread, rate=torch.cat([one.rate, rate]), moments=())
 
 
 def objective(x: Tensor, one: Dictionary, most: int) -> Tensor:

@@ -130,24 +130,37 @@ class Codes:
 
         without: (row,) a latent that is not to be in the row's support.
         """
-        none = torch.full((len(x), 1), self.count, device=x.device)
-        places = none if start is None else start
-        for more in (True, False):  # at first none is left out, which is faster
-            live = torch.arange(len(x), device=x.device)
-            for _ in range(2 * most):
-                places = self._roomy(places, most)
-                near = self.near(x[live], places[live], more)
-                if without is not None:
-                    near.log_weight.scatter_(
-                        2, without[live, None, None].expand(-1, near.log_weight.shape[1], 1), NEVER
-                    )
-                best, which = near.flat.max(1)
-                go = best > near.flat[:, -1] + BETTER
-                if not go.any():
-                    break
-                live = live[go]
-                places[live] = near.moved(which)[go]
-        return self.near(x, self._roomy(places, most))
+        places = torch.full((len(x), 1), self.count, device=x.device) if start is None else start
+        live = torch.arange(len(x), device=x.device)
+        for _ in range(most):  # at first none is left out, which is faster
+            places = self._roomy(places, most)
+            near = self._without(self.near(x[live], places[live], True), without, live)
+            best, which = near.flat.max(1)
+            go = best > near.flat[:, -1] + BETTER
+            live = live[go]
+            if not len(live):
+                break
+            places[live] = near.moved(which)[go]
+        places = self._roomy(self._roomy(places, most), most, 2)
+        live, weight = torch.arange(len(x), device=x.device), None
+        for left in reversed(range(2 * most)):
+            near = self._without(self.near(x[live], places[live]), without, live)
+            weight = near.log_weight if weight is None else weight.index_copy(0, live, near.log_weight)
+            best, which = near.flat.max(1)
+            go = best > near.flat[:, -1] + BETTER
+            live = live[go]
+            if not left or not len(live):
+                break
+            places[live] = near.moved(which)[go]
+        assert weight is not None
+        return Near(places, weight)
+
+    @staticmethod
+    def _without(near: Near, without: Tensor | None, live: Tensor) -> Near:
+        if without is not None:
+            wide = near.log_weight.shape[1]
+            near.log_weight.scatter_(2, without[live, None, None].expand(-1, wide, 1), NEVER)
+        return near
 
     def steady(self, x: Tensor, most: int) -> Near:
         """`search` in as many moves as it mostly needs, made whether or not they are: nothing waits for a value."""
@@ -158,11 +171,10 @@ class Codes:
             places = torch.where((best > near.flat[:, -1] + BETTER)[:, None], near.moved(which), places)
         return self.near(x, places.sort(1).values)
 
-    def _roomy(self, places: Tensor, most: int) -> Tensor:
-        """The same with an empty place in every row, up to `most` places, and without places that all rows have empty
-        beyond that."""
+    def _roomy(self, places: Tensor, most: int, room: int = 1) -> Tensor:
+        """The same with `room` empty places in every row, up to `most` places, and no more that all rows have empty."""
         places = places.sort(1).values  # empty ones last
-        width = min(most, int((places < self.count).sum(1).max()) + 1 if len(places) else 1)
+        width = min(most, int((places < self.count).sum(1).max()) + room if len(places) else 1)
         return pad(places, (0, max(0, width - places.shape[1])), value=self.count)[:, :width]
 
     def mean(self, x: Tensor, near: Near) -> Tensor:
