@@ -92,7 +92,7 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
     for left in torch.linspace(one.count, latents, ROUNDS + 1).round().int().tolist()[1:]:
         one = one.of(best(few, one, most, left))
         one = passed(few, untied(few, one, most), most, 1, generator)
-    for number in range(AGAIN):
+    for _ in range(AGAIN):
         one = passed(few, joined(few, one, most, math.ceil(NEW * latents)), most, 1, generator)
         one = one.of(best(few, one, most, latents))
         one = passed(few, untied(few, one, most), most, 1, generator)
