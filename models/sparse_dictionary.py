@@ -54,7 +54,7 @@ from pyrocrl.program import Features, check_rows
 
 SHAPE = 1.5
 USUAL = math.log(0.3)  # of the magnitudes' deviation
-NEEDS = ("few_fire", "directions_apart", "fire_apart")
+NEEDS = ("few_fire", "firing_told", "directions_apart", "fire_apart")
 
 
 class SparseDictionary(Program):
@@ -211,8 +211,8 @@ class SparseDictionary(Program):
         return cls(features=data.features, latents=6, most=2), data
 
     studies = (
-        Directions("synth_sae_small", {}, {"latents": 64}, held_out=0.1),
         Directions("synth_sae_small", {"zipf": 0.7}, {"latents": 64}, held_out=0.1),
+        Directions("synth_sae_small", {}, {"latents": 64}, held_out=0.1),
     )
 
 

@@ -24,7 +24,7 @@ OVER, NEW = 1.5, 0.15  # directions at first, and of those that join, in those o
 PART = 2_000  # rows of a step, a sixth of them where there are fewer
 FEW = 12_000  # rows until the number of directions is settled
 LOOKED = 25  # rows of a direction that are asked what they lose without it
-FIRST, ROUNDS, AGAIN = 3, 3, 2  # passes before any is left out, times that some are, and that others join
+FIRST, ROUNDS, AGAIN = 3, 3, 4  # passes before any is left out, times that some are, and that others may join
 LAST = 12_000  # rows of the last pass
 FORGET, SETTLE = 0.3, 0.1  # weight of a part, at first and in the last pass
 ASKED = 3_000  # rows that tell what directions are worth, and which fire together
@@ -93,9 +93,12 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
         one = one.of(best(few, one, most, left))
         one = passed(few, untied(few, one, most), most, 1, generator)
     for _ in range(AGAIN):
+        known = one.count
         one = passed(few, joined(few, one, most, math.ceil(NEW * latents)), most, 1, generator)
-        one = one.of(best(few, one, most, latents))
-        one = passed(few, untied(few, one, most), most, 1, generator)
+        kept = best(few, one, most, latents)
+        one = passed(few, untied(few, one.of(kept), most), most, 1, generator)
+        if int(kept.max()) < known:  # none that joined is worth its place
+            break
     price = 0.5 * (x.shape[1] + 2) * math.log(len(x)) / len(x)
     one = one.of((worth(few, one, most) > price).nonzero()[:, 0])
     return passed(x[torch.randperm(len(x), generator=generator)[:LAST]], one, most, 1, generator)

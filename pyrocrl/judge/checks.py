@@ -56,6 +56,7 @@ ALONG = 0.9  # share of a latent's firing along with another from which neither 
 NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
 FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
 BEYOND, UNEXPLAINED = 0.001, 0.01  # share of rows that noise leaves far off, and up to which others may be
+OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -615,6 +616,15 @@ def _few_fire(fit: Fit, data: Data) -> Lack | None:
     return None
 
 
+def _firing_told(fit: Fit, data: Data) -> Lack | None:
+    """Errors of a guess at which latents fire, against how many do: dense codes end as noise."""
+    chance = _firing(fit, data)
+    wrong = float(np.minimum(chance, 1 - chance).sum() / max(chance.sum(), 1.0))
+    if wrong <= UNTOLD_STATES:
+        return None
+    return Lack(f"of the latents that fire {wrong:.0%} are guessed wrong", "less noise, sparser codes, fewer latents")
+
+
 def _directions_apart(fit: Fit, data: Data) -> Lack | None:
     """The largest cosine of two directions, features in their own units."""
     found = fit.chains.chain(fit.reference).loading_matrix()
@@ -681,6 +691,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
     "few_fire": _few_fire,
+    "firing_told": _firing_told,
     "directions_apart": _directions_apart,
     "fire_apart": _fire_apart,
 }
@@ -837,8 +848,9 @@ def _left(fit: Fit, data: Data) -> Found | None:
 
 
 def _explained(fit: Fit, data: Data) -> Found | None:
-    """Whether what a draw of the latents leaves of a row is as small as noise is: more than `UNEXPLAINED` of the rows
-    beyond the quantile that `BEYOND` of them should exceed."""
+    """Whether what a draw of the latents leaves of a row is as large as noise is: by the share of rows beyond the
+    quantile that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by the largest difference of its
+    distribution from that of noise, which may be `OFF`, by the inequality of Dvoretzky, Kiefer & Wolfowitz."""
     batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
     program = fit.chains.chain(fit.reference)
     with drawing(47), torch.no_grad():
@@ -846,8 +858,10 @@ def _explained(fit: Fit, data: Data) -> Found | None:
         left = (batch.x - stories.expected(program, batch, values)).square() / values["variance"]
     size = left.sum(1).double().cpu().numpy()
     beyond = size > stats.chi2.isf(BEYOND, data.features)
-    p = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
-    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be"
+    away = float(stats.kstest(size, stats.chi2(data.features).cdf).statistic)
+    tail = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
+    p = min(1.0, 2 * tail, 4 * float(np.exp(-2 * len(size) * max(0.0, away - OFF) ** 2)))
+    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be, sizes differ by {away:.1%}"
     return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
 
 
