@@ -7,6 +7,7 @@ if the model is right. Programs name the tests that apply to them, and the assum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,7 +57,8 @@ ALONG = 0.9  # share of a latent's firing along with another from which neither 
 NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
 FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
 BEYOND, UNEXPLAINED = 0.001, 0.01  # share of rows that noise leaves far off, and up to which others may be
-OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
+CORRELATED = 0.1  # correlation of the firing of two latents that is let be
+OFF = 0.03  # difference of two distributions of what is left up to which a fit may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -609,7 +611,7 @@ def _few_fire(fit: Fit, data: Data) -> Lack | None:
     the same rows, and against the search's limit, where it stops short."""
     chance, most = _firing(fit, data), int(fit.program.config["most"])
     number = float(np.quantile(chance.sum(1), NEARLY_ALL))
-    if number > data.features / 2:
+    if round(number) > data.features / 2:
         return Lack(f"{number:.1f} latents fire in a row, of {data.features} features", "more features, sparser codes")
     if (limited := float((chance.sum(1) > most - 0.5).mean())) > 1 - NEARLY_ALL:
         return Lack(f"{limited:.0%} of the rows have the {most} latents that the search allows", "a larger `most`")
@@ -865,6 +867,26 @@ def _explained(fit: Fit, data: Data) -> Found | None:
     return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
 
 
+def _independent_firing(fit: Fit, data: Data) -> Found | None:
+    """Whether latents fire independently, in a draw of them: the largest correlation, of which `CORRELATED` is let be,
+    corrected for the number of pairs."""
+    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
+    program = fit.chains.chain(fit.reference)
+    with drawing(53), torch.no_grad():
+        fires = (stories.drawn(program, batch)["z"] > 0).double().cpu().numpy()
+    often = np.flatnonzero((fires.sum(0) >= MIN_FIRING) & (fires.sum(0) <= len(fires) - MIN_FIRING))
+    if len(often) < 2 or len(fires) < 4:
+        return None
+    r = np.abs(np.triu(np.corrcoef(fires[:, often].T), 1))
+    a, b = np.unravel_index(int(r.argmax()), r.shape)
+    away = math.atanh(min(r[a, b], 1 - 1e-12)) - math.atanh(CORRELATED)
+    p = min(1.0, float(stats.norm.sf(away * math.sqrt(len(fires) - 3))) * len(often) * (len(often) - 1))
+    places = fit.alignments[fit.reference].places
+    names = " and ".join(fit.names["latent"][int(places[often[k]])] for k in (a, b))
+    detail = f"correlation {r[a, b]:.2f} of {names}"
+    return Found("correlations of firing", p, detail, "more latents, or fewer; rows of other kinds apart")
+
+
 def _differences(fit: Fit, data: Data) -> Found | None:
     """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
     own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
@@ -925,4 +947,5 @@ TESTS: dict[str, Test] = {
     "differences": _differences,
     "views": _views,
     "explained": _explained,
+    "independent_firing": _independent_firing,
 }
