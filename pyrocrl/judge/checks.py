@@ -56,9 +56,10 @@ PARALLEL = 0.9  # cosine of two directions from which they may be one
 ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
 NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
 FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
-BEYOND, UNEXPLAINED = 0.001, 0.01  # share of rows that noise leaves far off, and up to which others may be
+BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
 CORRELATED = 0.1  # correlation of the firing of two latents that is let be
-OFF = 0.03  # difference of two distributions of what is left up to which a fit may be off
+EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
+OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -850,20 +851,32 @@ def _left(fit: Fit, data: Data) -> Found | None:
 
 
 def _explained(fit: Fit, data: Data) -> Found | None:
-    """Whether what a draw of the latents leaves of a row is as large as noise is: by the share of rows beyond the
-    quantile that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by the largest difference of its
-    distribution from that of noise, which may be `OFF`, by the inequality of Dvoretzky, Kiefer & Wolfowitz."""
+    """Whether what a draw of the latents leaves of a row is noise. Its size: by the share of rows beyond the quantile
+    that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by how far its distribution is from that of
+    noise, which may be `OFF` (Dvoretzky, Kiefer & Wolfowitz 1956). And the largest variance in any direction, in rows
+    that are not beyond and in which one latent fires, of which `EXTRA` may be too much: two directions taken for one
+    leave what they differ in."""
     batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
     program = fit.chains.chain(fit.reference)
     with drawing(47), torch.no_grad():
         values = stories.drawn(program, batch)
-        left = (batch.x - stories.expected(program, batch, values)).square() / values["variance"]
-    size = left.sum(1).double().cpu().numpy()
+        left = (batch.x - stories.expected(program, batch, values)) / values["variance"].sqrt()
+    left = left.double().cpu().numpy()
+    size = np.square(left).sum(1)
     beyond = size > stats.chi2.isf(BEYOND, data.features)
     away = float(stats.kstest(size, stats.chi2(data.features).cdf).statistic)
     tail = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
-    p = min(1.0, 2 * tail, 4 * float(np.exp(-2 * len(size) * max(0.0, away - OFF) ** 2)))
-    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be, sizes differ by {away:.1%}"
+    inner = left[~beyond] / np.maximum(left[~beyond].std(0), 1e-12)
+    fires, wide, one = (values["z"] > 0).cpu().numpy()[~beyond], 1.0, 0.0
+    for own in fires.T:
+        if own.sum() >= 2 * data.features:
+            value = float(np.linalg.eigvalsh(np.atleast_2d(np.cov(inner[own].T)))[-1])
+            p = goodness.largest_eigenvalue(value / (1 + EXTRA), int(own.sum()), data.features)
+            wide, one = min((wide, one), (p, value))
+    wide = min(1.0, wide * fires.shape[1])
+    p = min(1.0, 3 * tail, 6 * float(np.exp(-2 * len(size) * max(0.0, away - OFF) ** 2)), 3 * wide)
+    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be, sizes differ by {away:.1%}, "
+    detail += f"variance in one direction is {one:.2f} times that of noise"
     return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
 
 

@@ -766,7 +766,6 @@ def dictionary_cases() -> list[Case]:
     return [
         case("twelve directions of eight features", "identified"),
         case("fifteen offered", "identified", latents=15),
-        case("200 rows", "small", rows=200),
         case("two directions fire together", "open", "fire_apart", together=1),
         case("half of the directions in a row", "open", "few_fire", active=6.0),
         case("two directions near parallel", "open", "directions_apart", draw=parallel),
