@@ -21,7 +21,9 @@ fires only along with another: then the sparsest codes are unique (Donoho & Elad
 (1 + 1 / coherence) / 2 latents; of random supports far more), and rows settle the dictionary (Aharon, Elad & Bruckstein
 2006). Signs are fixed, for magnitudes are positive. Where two directions nearly always fire together, any two of their
 span tell the rows, and where codes are dense nothing tells directions apart. EM finds one of many maxima: that chains
-agree is the evidence, each latent's agreement is in the verdict, and the best chain by held-out rows is read.
+agree is evidence, each latent's agreement is in the verdict, and the best chain by held-out rows is read. Latents too
+few, or two directions taken for one, as EM takes those of cosine above .9, show in what is left of rows and in latents
+that do not fire independently. A direction in less than 3 % of the rows may be missed unseen.
 
 Goodfellow, Courville & Bengio (2012), Large-scale feature learning with spike-and-slab sparse coding; Sheikh, Shelton &
 Luecke (2014), A truncated EM approach for spike-and-slab sparse coding; Song et al. (2025), Mechanistic

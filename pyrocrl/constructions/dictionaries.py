@@ -2,11 +2,12 @@
 
 Codes are drawn from their posterior (`exact.sparse_codes`), so that their moments with x give directions, noise and the
 law of magnitudes in closed form, averaged over the parts with decaying weight (stochastic approximation EM: Delyon,
-Lavielle & Moulines 1999). Three things keep EM from where it would stay for good:
+Lavielle & Moulines 1999). Four things keep EM from where it would stay for good:
 
 * It starts with `OVER` times the directions, rows at random. Sums of directions, and copies, are then beside the
   directions, and are left out: those without which the rows that use them lose least.
 * A direction less a multiple of another one, which then fires along with it, is put right: where that betters rows.
+* What is left of the rows that are explained worst joins as directions, and stays where it is worth more than others.
 * A direction that rows do not pay for (BIC) is left out. Then fewer stay than were offered.
 """
 
