@@ -18,13 +18,22 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
+from torch.special import ndtr, ndtri
 
 LARGEST = 15.0  # of a log rate
+TAIL = 1e-6  # probability of the normal law beyond which no draws are, and least positive draw
 IN_CACHE = 1 << 16  # numbers that several passes find in the processor's cache
 
 
 def _noise(distribution: Any, sample_shape: Any, like: Tensor) -> Tensor:
     return torch.randn(distribution._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+
+
+def log_below(z: Tensor) -> Tensor:
+    """log of the normal distribution function, to 1e-4; unlike `torch.special.log_ndtr` it can be vmapped."""
+    far = z.clamp_max(-8.0)
+    beyond = -0.5 * far.square() - (-far).log() - 0.5 * math.log(2 * math.pi) - far.square().reciprocal()
+    return torch.where(z > -8.0, (0.5 * torch.erfc(-math.sqrt(0.5) * z.clamp_min(-8.0))).log(), beyond)
 
 
 def categorical(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -248,6 +257,44 @@ class SpikeSlab(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         wrong = (self.gate < 0.5) & (value != 0)
         return (self.gate * self.slab.log_prob(value)).masked_fill(wrong, -torch.inf)
+
+
+class PositiveSpikeSlab(TorchDistribution):
+    """0, or with probability `rate` a normal law where it is positive; its density is with respect to a point mass at 0
+    and length elsewhere.
+
+    rate, loc, scale: of shapes that broadcast.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real
+
+    def __init__(self, rate: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.rate, self.loc, self.scale = torch.broadcast_tensors(rate, loc, scale)
+        super().__init__(self.rate.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PositiveSpikeSlab:
+        parts = (part.expand(batch_shape) for part in (self.rate, self.loc, self.scale))
+        return PositiveSpikeSlab(*parts)
+
+    @property
+    def mean(self) -> Tensor:
+        z = self.loc / self.scale
+        density = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+        return self.rate * (self.loc + self.scale * (density - log_below(z)).exp())
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        fires, uniform = (torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device) for _ in range(2))
+        below = ndtr(-self.loc / self.scale).detach()
+        noise = ndtri((below + (1 - below) * uniform).clamp(TAIL, 1 - TAIL))
+        return torch.where(fires < self.rate, (self.loc + self.scale * noise).clamp_min(TAIL), 0.0).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        away = (value - self.loc) / self.scale
+        slab = self.rate.log() - self.scale.log() - 0.5 * away.square() - 0.5 * math.log(2 * math.pi)
+        slab = (slab - log_below(self.loc / self.scale)).masked_fill(value < 0, -torch.inf)
+        return torch.where(value == 0, (-self.rate).log1p(), slab)
 
 
 class Law(TorchDistribution):

@@ -321,6 +321,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """(feature, latent) posterior inclusion probabilities, or None."""
         return None
 
+    def firing(self, batch: Batch) -> Tensor | None:
+        """(rows, latent) probabilities that a latent is not 0 in a row, or None. Models whose claims need sparse codes
+        must have it."""
+        return None
+
     def pure(self) -> Tensor | None:
         """(feature, latent) probabilities that a feature is pure: that a latent has all but a twentieth of its squared
         loadings. Independent between features; or None. Models whose claims need pure features must have it."""

@@ -86,6 +86,10 @@ CONDITIONS: dict[str, str] = {
     "views_tied": "rows with several views, or labels of the shared latents, tie the views",
     "shared_in_views": "every view shows every shared latent",
     "private_apart": "no private latent has the loadings of a shared one",
+    "few_fire": "few latents fire in a row: at most half as many as features, and as the search allows",
+    "firing_told": "rows tell which latents fire in them",
+    "directions_apart": "no two directions are near parallel",
+    "fire_apart": "no latent fires only along with another",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none

@@ -153,6 +153,16 @@ def residual_correlation(cov: Floats, fitted: Floats, rows: float) -> tuple[floa
     return min(1.0, float(2 * stats.norm.sf(apart[i, j])) * pairs), (i, j)
 
 
+def largest_eigenvalue(value: float, rows: int, features: int) -> float:
+    """p of the largest eigenvalue of the covariance of standard normal rows, by the law of Tracy & Widom (Johnstone
+    2001) as a shifted gamma law (Chiani 2014)."""
+    if rows < 3:
+        return 1.0
+    a, b = np.sqrt(rows - 1), np.sqrt(features)
+    centre, scale = (a + b) ** 2 / rows, (a + b) / rows * (1 / a + 1 / b) ** (1 / 3)
+    return float(stats.gamma.sf((value - centre) / scale + 9.84801, 46.446, scale=0.186054))
+
+
 class Normality(NamedTuple):
     """p: that samples of a normal law are as far from it; skewness, kurtosis: p of each; excess: kurtosis over that of
     a normal law, less 1, in the mean over samples."""

@@ -7,6 +7,7 @@ if the model is right. Programs name the tests that apply to them, and the assum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,6 +54,14 @@ SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
 AUDIBLE = 3.0  # times the noise of features in any one direction that a latent gives to them
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
+PARALLEL = 0.9  # cosine of two directions from which they may be one
+ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
+NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
+FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
+BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
+CORRELATED = 0.1  # correlation of the firing of two latents that is let be
+EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
+OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -630,6 +639,68 @@ def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
 
 
+def _few_fire(fit: Fit, data: Data) -> Lack | None:
+    """How many latents fire in nearly all rows, against half of the features, from which on other sets of as many reach
+    the same rows, and against the search's limit, where it stops short."""
+    chance, most = _firing(fit, data), int(fit.program.config["most"])
+    number = float(np.quantile(chance.sum(1), NEARLY_ALL))
+    if round(number) > data.features / 2:
+        return Lack(f"{number:.1f} latents fire in a row, of {data.features} features", "more features, sparser codes")
+    if (limited := float((chance.sum(1) > most - 0.5).mean())) > 1 - NEARLY_ALL:
+        return Lack(f"{limited:.0%} of the rows have the {most} latents that the search allows", "a larger `most`")
+    return None
+
+
+def _firing_told(fit: Fit, data: Data) -> Lack | None:
+    """Errors of a guess at which latents fire, against how many do: dense codes end as noise."""
+    chance = _firing(fit, data)
+    wrong = float(np.minimum(chance, 1 - chance).sum() / max(chance.sum(), 1.0))
+    if wrong <= UNTOLD_STATES:
+        return None
+    return Lack(f"of the latents that fire {wrong:.0%} are guessed wrong", "less noise, sparser codes, fewer latents")
+
+
+def _directions_apart(fit: Fit, data: Data) -> Lack | None:
+    """The largest cosine of two directions, features in their own units."""
+    found = fit.chains.chain(fit.reference).loading_matrix()
+    assert found is not None
+    w = found[0].double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
+    w = w if fit.units is None else w * np.asarray(fit.units.scale)[:, None]
+    used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
+    cosine = np.triu((w / np.maximum(np.linalg.norm(w, axis=0), 1e-12)).T @ (w / np.linalg.norm(w, axis=0)), 1)
+    cosine *= used[:, None] & used
+    a, b = np.unravel_index(int(cosine.argmax()), cosine.shape)
+    if cosine[a, b] < PARALLEL:
+        return None
+    names = fit.names["latent"]
+    return Lack(f"directions of {names[a]} and {names[b]} have cosine {cosine[a, b]:.2f}", "fewer latents")
+
+
+def _fire_apart(fit: Fit, data: Data) -> Lack | None:
+    """Share of a latent's firing that is along with another's, as far as that is more than by chance."""
+    chance = _firing(fit, data)
+    both, each = chance.T @ chance, chance.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(each[:, None] >= MIN_FIRING, both / each[:, None], 0.0)
+    share[np.arange(len(each)), np.arange(len(each))] = 0.0
+    share = np.where(chance.mean(0) < 0.5, share, 0.0)  # what nearly always fires, does so along with all
+    a, b = np.unravel_index(int(share.argmax()), share.shape)
+    if share[a, b] < ALONG:
+        return None
+    names = fit.names["latent"]
+    said = f"{names[a]} fires along with {names[b]} in {share[a, b]:.0%} of the rows in which it does"
+    return Lack(said, f"rows in which {names[a]} fires without {names[b]}")
+
+
+def _firing(fit: Fit, data: Data) -> np.ndarray:
+    """(row, latent) probabilities of firing under the reference chain, of `FIRING_ROWS` rows at most."""
+    with torch.no_grad():
+        chance = fit.chains.chain(fit.reference).firing(fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))))
+    if chance is None:
+        raise TypeError(f"{fit.program.card.name} claims sparse codes but has no `firing()`")
+    return chance.double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
+
+
 CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
@@ -655,6 +726,10 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
     "dynamics_apart": _dynamics_apart,
+    "few_fire": _few_fire,
+    "firing_told": _firing_told,
+    "directions_apart": _directions_apart,
+    "fire_apart": _fire_apart,
 }
 
 
@@ -808,6 +883,56 @@ def _left(fit: Fit, data: Data) -> Found | None:
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
 
 
+def _explained(fit: Fit, data: Data) -> Found | None:
+    """Whether what a draw of the latents leaves of a row is noise. Its size: by the share of rows beyond the quantile
+    that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by how far its distribution is from that of
+    noise, which may be `OFF` (Dvoretzky, Kiefer & Wolfowitz 1956). And the largest variance in any direction, in rows
+    that are not beyond and in which one latent fires, of which `EXTRA` may be too much: two directions taken for one
+    leave what they differ in."""
+    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
+    program = fit.chains.chain(fit.reference)
+    with drawing(47), torch.no_grad():
+        values = stories.drawn(program, batch)
+        left = (batch.x - stories.expected(program, batch, values)) / values["variance"].sqrt()
+    left = left.double().cpu().numpy()
+    size = np.square(left).sum(1)
+    beyond = size > stats.chi2.isf(BEYOND, data.features)
+    away = float(stats.kstest(size, stats.chi2(data.features).cdf).statistic)
+    tail = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
+    inner = left[~beyond] / np.maximum(left[~beyond].std(0), 1e-12)
+    fires, wide, one = (values["z"] > 0).cpu().numpy()[~beyond], 1.0, 0.0
+    for own in fires.T:
+        if own.sum() >= 2 * data.features:
+            value = float(np.linalg.eigvalsh(np.atleast_2d(np.cov(inner[own].T)))[-1])
+            p = goodness.largest_eigenvalue(value / (1 + EXTRA), int(own.sum()), data.features)
+            wide, one = min((wide, one), (p, value))
+    wide = min(1.0, wide * fires.shape[1])
+    p = min(1.0, 3 * tail, 6 * float(np.exp(-2 * len(size) * max(0.0, away - OFF) ** 2)), 3 * wide)
+    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be, sizes differ by {away:.1%}, "
+    detail += f"variance in one direction is {one:.2f} times that of noise"
+    return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
+
+
+def _independent_firing(fit: Fit, data: Data) -> Found | None:
+    """Whether latents fire independently, in a draw of them: the largest correlation, of which `CORRELATED` is let be,
+    corrected for the number of pairs."""
+    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
+    program = fit.chains.chain(fit.reference)
+    with drawing(53), torch.no_grad():
+        fires = (stories.drawn(program, batch)["z"] > 0).double().cpu().numpy()
+    often = np.flatnonzero((fires.sum(0) >= MIN_FIRING) & (fires.sum(0) <= len(fires) - MIN_FIRING))
+    if len(often) < 2 or len(fires) < 4:
+        return None
+    r = np.abs(np.triu(np.corrcoef(fires[:, often].T), 1))
+    a, b = np.unravel_index(int(r.argmax()), r.shape)
+    away = math.atanh(min(r[a, b], 1 - 1e-12)) - math.atanh(CORRELATED)
+    p = min(1.0, float(stats.norm.sf(away * math.sqrt(len(fires) - 3))) * len(often) * (len(often) - 1))
+    places = fit.alignments[fit.reference].places
+    names = " and ".join(fit.names["latent"][int(places[often[k]])] for k in (a, b))
+    detail = f"correlation {r[a, b]:.2f} of {names}"
+    return Found("correlations of firing", p, detail, "more latents, or fewer; rows of other kinds apart")
+
+
 def _differences(fit: Fit, data: Data) -> Found | None:
     """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
     own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
@@ -903,4 +1028,6 @@ TESTS: dict[str, Test] = {
     "differences": _differences,
     "views": _views,
     "dynamics": _dynamics,
+    "explained": _explained,
+    "independent_firing": _independent_firing,
 }

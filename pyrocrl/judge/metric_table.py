@@ -24,6 +24,7 @@ BEFORE = {
     "chance": "chance",
     "amuse": "AMUSE",
     "sobi": "SOBI",
+    "dictionary": "dictionary learning",
     "other": "other model",
 }
 AFTER = {
@@ -125,6 +126,15 @@ _TABLE = (
     Metric("latents_there", "Latents there are", None, None, figure=True),
     Metric("count_exact", "Number of latents right", "larger", 2, figure=True, worst=False),
     Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
+    # directions of sparse codes
+    Metric("direction_mcc", "Cosine with the true directions", "larger", 3, True, ("dictionary", "chance"), True),
+    Metric("direction_mcc_least", "... of the worst chain", "larger", figure=True),
+    Metric("direction_agreement", "Cosine of directions of two chains", "larger", figure=True),
+    Metric("firing_f1", "Firing F1", "larger", figure=True),
+    Metric("firing_precision", "Firing, precision", "larger"),
+    Metric("firing_recall", "Firing, recall", "larger"),
+    Metric("firing_ece", "Firing, calibration error", "smaller", figure=True),
+    Metric("latents_dead", "Latents that never fire", None, None),
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
     Metric("changes_right", "Pairs whose changed latent is right", "larger", 3, True, ("empty",), True),

@@ -369,6 +369,7 @@ def world(*args: Any, **options: Any) -> Callable[[int], Data]:
 # -- cases -----------------------------------------------------------------------------------------------------
 
 FEW = {"chains": 2}
+CODES = {"rows": 3000, "latents": 12, "features": 8, "active": 1.5}
 LINEAR, SHIFTS, UNKNOWN = "linear_sem_lin", "mechanism_shift", "unknown_targets"
 CLUSTERS = "linear_latent_sem"
 HARD, SOFT, SHIFT, VARIANCE = each("perfect"), each("soft"), each("shift"), each("variance")
@@ -798,9 +799,35 @@ def series_cases() -> list[Case]:
     ]
 
 
+def parallel(seed: int) -> Data:
+    """Sparse codes of which two directions have cosine .97."""
+    data = simulate.draw("synth_sae_small", seed=seed, **CODES)
+    rng, w, z = np.random.default_rng([15, seed]), data.truth["loadings"].copy(), data.truth["z"]
+    other = w[:, 1] - (w[:, 1] @ w[:, 0]) * w[:, 0]
+    w[:, 1] = 0.97 * w[:, 0] + 0.243 * other / np.linalg.norm(other)
+    return Data(z @ w.T + 0.1 * rng.standard_normal(data.x.shape), truth={"z": z, "loadings": w})
+
+
+def dictionary_cases() -> list[Case]:
+    def case(name: str, kind: str, breaks: str = "", latents: int = 12, **world: Any) -> Case:
+        draw = world.pop("draw", None) or drawn("synth_sae_small", **CODES | world)
+        told = {"latents": latents, "most": 5}
+        return Case(f"sparse_dictionary: {name}", "sparse_dictionary", kind, draw, told, FEW, breaks=breaks)
+
+    return [
+        case("twelve directions of eight features", "identified"),
+        case("fifteen offered", "identified", latents=15),
+        case("two directions fire together", "open", "fire_apart", together=1),
+        case("half of the directions in a row", "open", "few_fire", active=6.0),
+        case("two directions near parallel", "open", "directions_apart", draw=parallel),
+        case("nine of twelve directions", "misspecified", "noise is Gaussian", latents=9),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     every = (
+        dictionary_cases,
         linear_cases,
         shift_cases,
         state_cases,

@@ -103,3 +103,39 @@ def sparse_fa(
     loadings = mask * rng.uniform(0.5, 1.5, mask.shape) * rng.choice([-1, 1], mask.shape)
     x = z @ loadings.T + noise * rng.standard_normal((rows, features))
     return Data(x, truth={"z": z, "mask": mask, "loadings": loadings}, name=f"sparse_fa, correlation {correlation:g}")
+
+
+def synth_sae_small(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 30_000,
+    latents: Annotated[int, Bounds(2)] = 64,
+    features: Annotated[int, Bounds(2)] = 32,
+    active: Positive = 3.0,
+    zipf: Annotated[float, Bounds(0)] = 0.0,
+    noise: Positive = 0.05,
+    together: Natural = 0,
+) -> Data:
+    """Sums of few of many directions, as synthetic activations for sparse auto-encoders are made (SynthSAEBench, arXiv
+    2602.14687, at a small size and without hierarchy).
+
+        w_k uniform on the sphere                                                         (feature, latent)
+        z_k = |N(1, .3^2)| with probability p_k, else 0,  p_k ~ 1 / k^zipf, sum of p_k = active  (data, latent)
+        x ~ N(W z, noise^2 I)                                                             (data, feature)
+
+    together: pairs of latents, 0 and 1, 2 and 3, ..., of which both fire whenever the first does. Truth: z, loadings.
+    Raises InputError where a probability would exceed .95, and for more pairs than there are.
+    """
+    p = np.arange(1, latents + 1.0) ** -zipf
+    p *= active / p.sum()
+    if p[0] > 0.95:
+        reject("active", active, f"at most {active * 0.95 / p[0]:.3g}, so that no latent fires in nearly every row")
+    if 2 * together > latents:
+        reject("together", together, f"at most {latents // 2}, the pairs of {latents} latents")
+    rng = np.random.default_rng([602, seed])
+    w = rng.standard_normal((features, latents))
+    w /= np.linalg.norm(w, axis=0)
+    fires = rng.random((rows, latents)) < p
+    fires[:, 1 : 2 * together : 2] = fires[:, 0 : 2 * together : 2]
+    z = fires * np.abs(rng.normal(1.0, 0.3, (rows, latents)))
+    x = z @ w.T + noise * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "loadings": w}, name=f"synth_sae_small, zipf {zipf:g}")
