@@ -51,6 +51,8 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
+DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -428,14 +430,39 @@ def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _non_gaussian(fit: Fit, data: Data) -> Lack | None:
-    """Excess kurtosis or skewness beyond four standard errors in all latents but one."""
-    z = fit.anchor[fit.reference]
-    z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
-    rows = len(z)
-    flat = np.abs((z**4).mean(0) - 3) < 4 * np.sqrt(24 / rows)
-    even = np.abs((z**3).mean(0)) < 4 * np.sqrt(6 / rows)
-    gaussian = [fit.names["latent"][k] for k in np.flatnonzero(flat & even)]
-    return Lack(f"{', '.join(gaussian)} look Gaussian", "latents that are not") if len(gaussian) > 1 else None
+    """Whether all latents in use but one are surely not normal; those that may be mix with each other alone."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).non_gaussian()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs latents that are not normal but has no `non_gaussian()`")
+    places, used = fit.alignments[fit.reference].places, np.flatnonzero(fit.in_use(fit.reference))
+    chance = found.double().cpu().numpy()[used]
+    normal = np.flatnonzero(chance < SURE)
+    if len(normal) < 2:
+        return None
+    names = tuple(fit.names["latent"][int(places[used[k]])] for k in normal)
+    each = ", ".join(f"{name} ({1 - p:.2g})" for name, p in zip(names, chance[normal], strict=True))
+    wrong = 1 - float(np.sort(chance)[1])  # that one beside the most normal one is
+    rows = _times(data.rows, min(wrong, 1 - wrong)) if wrong < SURE else 0.0
+    said = f"{each} may be Gaussian (probability in brackets): these mix with each other, and with no others"
+    return Lack(said, "latents of heavy tails, or more rows", rows=rows, which=names)
+
+
+def _axes_told(fit: Fit, data: Data) -> Lack | None:
+    """Whether the posterior settles latents' axes: a squared cosine of `AXES`, short of which falls with the rows."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).axes()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs axes that tails tell but has no `axes()`")
+    places, used = fit.alignments[fit.reference].places, np.flatnonzero(fit.in_use(fit.reference))
+    cosine = found.double().cpu().numpy()[used]
+    few = np.flatnonzero(cosine < AXES)
+    if not few.size:
+        return None
+    names = tuple(fit.names["latent"][int(places[used[k]])] for k in few)
+    said = f"tails leave open which mixtures are {', '.join(names)} (squared cosine {cosine.min():.2f})"
+    rows = data.rows * float(1 - cosine.min()) / (1 - AXES)
+    return Lack(said, "more rows, or heavier tails", rows=rows, which=names)
 
 
 def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
@@ -614,6 +641,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
+    "axes_told": _axes_told,
     "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
@@ -775,6 +803,42 @@ def _left(fit: Fit, data: Data) -> Found | None:
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
 
 
+def _independent(fit: Fit, data: Data) -> Found | None:
+    """Spearman's test of sizes |z| of any two latents, against `DEPENDENT`, corrected for their number: rows that share
+    a scale give every latent heavy tails, and leave rotations open."""
+    z, used = np.abs(_latents(fit, data, aligned=False)[0]), np.flatnonzero(fit.in_use(fit.reference))
+    if len(used) < 2 or len(z) < goodness.FEWEST:
+        return None
+    ranks = stats.rankdata(z[:, used], axis=0)
+    r = np.abs(np.corrcoef(ranks.T) - np.eye(len(used)))
+    beyond = (np.arctanh(min(float(r.max()), 1 - 1e-12)) - np.arctanh(DEPENDENT)) * np.sqrt(len(z) / 1.06)
+    places = fit.alignments[fit.reference].places[used]
+    a, b = (fit.names["latent"][int(places[k])] for k in divmod(int(r.argmax()), len(used)))
+    p = min(1.0, len(used) * (len(used) - 1) * float(stats.norm.sf(beyond)))
+    detail = f"{r.max():.2f} for {a} and {b}"
+    return Found("rank correlation of latents' sizes", p, detail, "sparse_vae or spike_slab_fa, for sparse loadings")
+
+
+def _noise(fit: Fit, data: Data) -> Found | None:
+    """Kurtosis of what the latents leave of each feature, against the normal law's (Anscombe & Glynn 1983), corrected
+    for their number: noise of heavy tails would give normal latents tails of its own."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        found = program.loading_matrix()
+        assert found is not None
+        z = program.latents(batch)
+    x, z = (v.double().cpu().numpy() for v in (batch.x, z))
+    if len(x) < 20:
+        return None
+    left = x - z @ np.linalg.lstsq(z, x, rcond=None)[0]
+    p = stats.kurtosistest(left).pvalue
+    worst = int(np.argmin(p))
+    detail = f"least for {data.feature_names[worst]}"
+    remedy = "a transformation of the features; a look at outlying rows; more latents"
+    return Found("kurtosis of what the latents leave", min(1.0, float(p[worst]) * len(p)), detail, remedy)
+
+
 def _differences(fit: Fit, data: Data) -> Found | None:
     """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
     own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
@@ -834,4 +898,6 @@ TESTS: dict[str, Test] = {
     "left": _left,
     "differences": _differences,
     "views": _views,
+    "independent": _independent,
+    "noise": _noise,
 }

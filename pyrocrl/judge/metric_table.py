@@ -177,6 +177,8 @@ _TABLE = (
     Metric("both_exact", "Clusters and joined latents all right", "larger", 2, figure=True, worst=False),
     Metric("direction", "Probability of the true direction of an edge", None, 2, figure=True),
     Metric("direction_least", "... of the least probable one", None, 2),
+    Metric("heavy_found", "Latents surely not Gaussian", None, None, figure=True),
+    Metric("identified", "Called identified, share", None, 2, figure=True, worst=False),
     # predictions, in standard deviations of features
     Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
     Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),

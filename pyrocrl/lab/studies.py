@@ -514,8 +514,48 @@ class SparseFactors(Study):
         } | _rotated_factors(fitted.x, data.x, z, mask)
 
 
-def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """mcc on new rows and mask_f1 of the baselines of `SparseFactors`, fitted to x (row, feature)."""
+class HeavyTails(Study):
+    """Latents and loadings, beside the estimators of `SparseFactors`.
+
+    loadings_coverage: true loadings inside their 90 % intervals. latents_coverage: true latents inside theirs. Both in
+    the order, signs and scales that latents of the fitted rows have. heavy_found: how many latents are surely not
+    normal; identified: whether the verdict says so.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.checks import SURE
+        from pyrocrl.judge.diagnose import diagnose
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        found = result.latents(data)
+        score, nodes = metrics.mcc(z, found, return_assignment=True)
+        drawn = result.posterior(DRAWN, data, predictive=False, density=False, thin=10)["posterior"].to_dataset()
+        drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
+        sign = np.sign((found[:, nodes] * z).sum(0))
+        weights = np.repeat(result.weights / DRAWN, DRAWN)
+
+        def covered(site: str, true: np.ndarray) -> float:
+            mine = drawn[site].to_numpy()[..., nodes] * sign
+            low, high = metrics.weighted_quantiles(mine, weights, (0.05, 0.95))
+            return float(((low <= true) & (true <= high)).mean())
+
+        heavy = result.chain_values("non_gaussian")
+        assert heavy is not None
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": score,
+            "loadings_coverage": covered("loadings", data.truth["loadings"]),
+            "latents_coverage": covered("z", z[::10]),
+            "heavy_found": float((result.weights @ heavy > SURE).sum()),
+            "identified": float(diagnose(result)["latents"].identified),
+        } | {name: value for name, value in _rotated_factors(fitted.x, data.x, z).items() if name.endswith("mcc")}
+
+
+def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
+    """mcc on new rows, and mask_f1 where there is a mask, of the baselines of `SparseFactors`, fitted to x (row,
+    feature)."""
     import warnings
 
     from sklearn.decomposition import PCA, FactorAnalysis, FastICA
@@ -523,7 +563,7 @@ def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.nda
     from pyrocrl.exact.rotations import varimax
     from pyrocrl.judge import metrics
 
-    latents, out = mask.shape[1], {}
+    latents, out = z.shape[1], {}
     pca = PCA(latents).fit(x)
     turn = varimax(pca.components_.T * np.sqrt(pca.explained_variance_)) / np.sqrt(pca.explained_variance_)[:, None]
     with warnings.catch_warnings():
@@ -535,8 +575,10 @@ def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.nda
         }
     for name, scores in kinds.items():
         own = scores(x)
-        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
         out[f"{name}_mcc"], nodes = metrics.mcc(z, scores(new), return_assignment=True)
+        if mask is None:
+            continue
+        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
         found = (np.abs(loadings) > SUPPORT).astype(float)
         out[f"{name}_mask_f1"] = metrics.mask_scores(mask, found, permutation=nodes)["f1"]
     return out

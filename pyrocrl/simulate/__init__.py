@@ -42,6 +42,7 @@ SETTINGS: dict[str, str] = {
     "khemakhem2020": "segments",
     "bing2020": "factors",
     "sparse_fa": "factors",
+    "dense_fa": "factors",
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
     "stored_rows": "memories",
