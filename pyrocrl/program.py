@@ -336,6 +336,11 @@ class Program(nn.Module, metaclass=_InTurn):
         or None. Models whose claims need that tails tell latents from mixtures must have it."""
         return None
 
+    def number_told(self) -> Tensor | None:
+        """(draw,) numbers of latents in draws of the posterior, or None. Models whose claims need that their number is
+        told must have it."""
+        return None
+
     def clusters_margin(self) -> Tensor | None:
         """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
         or None. Models whose claims need clusters that are apart must have it."""

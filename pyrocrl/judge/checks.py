@@ -51,6 +51,7 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
@@ -319,6 +320,8 @@ def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
     """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
     is left out, each latent can be matched with two features of its own. Undecided where that holds for the probable
     ones."""
+    if fit.program.group.mixes:
+        return _two_left_out(fit, data)
     own = _loadings(fit)
     named = "permutation" not in fit.program.group.free  # by the first features
     if named and (short := [own.names[k] for k in np.flatnonzero(~own.there.diagonal())]):
@@ -333,6 +336,40 @@ def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
         there = own.probable & (own.mean != 0)
         rows = data.rows * float(np.square(DIFFERS * own.sd[there] / own.mean[there]).max(initial=1.0))
     return Lack(said, "more features of it, or fewer latents", rows=rows)
+
+
+def _two_left_out(fit: Fit, data: Data) -> Lack | None:
+    """The same of latents in any rotation: no direction of theirs is one or two features' alone, beyond what loadings
+    would have by chance."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found = program.loading_matrix()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims latents but has no `loading_matrix()`: means, deviations")
+    used = fit.in_use(fit.reference)
+    mean, sd = (v.double().cpu().numpy()[:, used] for v in found)
+    features, latents = mean.shape
+    if not latents:
+        return Lack("no latent is in use", "features that depend on latents")
+    if features < 2 * latents + 1:
+        return Lack(f"{features} features for {latents} latents in use", f"{2 * latents + 1} features or more")
+    scaled = mean / np.maximum(np.sqrt(np.square(sd).mean(1)), 1e-9)[:, None]
+    inner = scaled.T @ scaled
+    leverage = (scaled @ np.linalg.pinv(inner) * scaled).sum(1)
+    a, b = np.triu_indices(min(features, MOST_LEFT_OUT), 1)
+    a, b = (np.argsort(-leverage)[side] for side in (a, b))
+    without = inner - scaled[a][:, :, None] * scaled[a][:, None] - scaled[b][:, :, None] * scaled[b][:, None]
+    least = np.linalg.eigvalsh(without)[:, 0]
+    chance = (np.sqrt(features) + np.sqrt(latents)) ** 2
+    if least.min() > chance:
+        return None
+    if (weakest := float(np.linalg.eigvalsh(inner)[0])) < chance:  # a direction that may not be there at all
+        rows = data.rows * chance / max(weakest, chance / FAR)
+        return Lack("a latent's loadings are as small as chance makes them", "fewer latents, or more rows", rows=rows)
+    worst = int(least.argmin())
+    pair = f"{fit.names['feature'][a[worst]]} and {fit.names['feature'][b[worst]]}"
+    said = f"without {pair} too few features tell the latents from noise"
+    return Lack(said, "more features of each latent, or fewer latents")
 
 
 def _unmatched(there: np.ndarray) -> tuple[int, int] | None:
@@ -463,6 +500,22 @@ def _axes_told(fit: Fit, data: Data) -> Lack | None:
     said = f"tails leave open which mixtures are {', '.join(names)} (squared cosine {cosine.min():.2f})"
     rows = data.rows * float(1 - cosine.min()) / (1 - AXES)
     return Lack(said, "more rows, or heavier tails", rows=rows, which=names)
+
+
+def _number_told(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        drawn = fit.chains.chain(fit.reference).number_told()
+    if drawn is None:
+        raise TypeError(f"{fit.program.card.name} needs the number of latents but has no `number_told()`")
+    numbers, often = np.unique(drawn.cpu().numpy().astype(int), return_counts=True)
+    most = fit.program.latents_count - 1
+    if numbers[often.argmax()] >= most:
+        return Lack(f"as many latents are in use as are offered ({most})", "more latents")
+    share = often / often.sum()
+    if share.max() > SURE:
+        return None
+    each = ", ".join(f"{number} ({p:.2f})" for number, p in zip(numbers, share, strict=True) if p > 1 - SURE)
+    return Lack(f"how many latents there are is open: {each}", "more rows", rows=_times(data.rows, 1 - share.max()))
 
 
 def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
@@ -642,6 +695,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
     "axes_told": _axes_told,
+    "number_told": _number_told,
     "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,

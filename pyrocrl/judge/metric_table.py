@@ -30,6 +30,7 @@ AFTER = {
     "greedy": "greedy search by BIC",
     "cells": "weighted by cells",
     "ml": "of maximum likelihood",
+    "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
 }
 VARIANTS = BEFORE | AFTER
@@ -122,6 +123,9 @@ _TABLE = (
     Metric("latents_found", "Latents found", None, None, figure=True),
     Metric("latents_there", "Latents there are", None, None, figure=True),
     Metric("count_exact", "Number of latents right", "larger", 2, figure=True, worst=False),
+    Metric("count_probability", "Probability of the true number of latents", "larger", 2, figure=True),
+    Metric("covariance_error", "Covariance, mean squared error", "smaller", 3, True, ("ml", "ledoit"), headline=True),
+    Metric("subspace_error", "Latents' subspace, mean squared sine", "smaller", 4, figure=True, beside=("ml",)),
     Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+NOISE = 0.5  # variance of features' noise in `bhattacharya2011`
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
 DRAWN = 200  # of a chain
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
@@ -512,6 +513,60 @@ class SparseFactors(Study):
             "loadings_coverage": float(((low <= true) & (true <= high))[there].mean()),
             "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[there].mean())),
         } | _rotated_factors(fitted.x, data.x, z, mask)
+
+
+class Covariance(Study):
+    """The features' covariance, the latents' subspace and their number, from all rows; _ml: of scikit-learn's factor
+    analysis with the true number of latents; _ledoit: of Ledoit and Wolf's estimate.
+
+    covariance_error: mean square over entries, in the data's units. subspace_error: 1 less the mean squared cosine of
+    the angles between the columns of loadings and the true ones. count_probability: of the true number, where the
+    process says it.
+    """
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **self.options)
+        return data, data
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+        from sklearn.covariance import LedoitWolf
+        from sklearn.decomposition import FactorAnalysis
+
+        program, loadings, units = result.chains.chain(result.reference), data.truth["loadings"], result.units
+        assert units is not None
+        latents, scale = loadings.shape[1], units.scale
+        true = loadings @ loadings.T + NOISE * np.eye(len(loadings))
+        with torch.no_grad():
+            fitted, matrix, drawn = program.implied().fitted_cov[0], program.loading_matrix(), program.number_told()
+        assert matrix is not None
+        own = scale[:, None] * matrix[0].double().numpy()
+        rival = FactorAnalysis(latents, max_iter=1000, random_state=0).fit(data.x)
+
+        def apart(found: np.ndarray) -> float:
+            a, b = (np.linalg.svd(side, full_matrices=False)[0] for side in (loadings, found))
+            return 1 - float(((a.T @ b) ** 2).sum()) / max(latents, found.shape[1])
+
+        def wrong(found: np.ndarray) -> float:
+            return float(((found - true) ** 2).mean())
+
+        used = np.argsort(-(own**2).sum(0))
+        used = used[: latents if drawn is None else int(drawn.mode()[0])]
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "covariance_error": wrong(fitted * np.outer(scale, scale)),
+            "covariance_error_ml": wrong(rival.get_covariance()),
+            "covariance_error_ledoit": wrong(LedoitWolf().fit(data.x).covariance_),
+            "subspace_error": apart(own[:, used]),
+            "subspace_error_ml": apart(rival.components_.T),
+        }
+        if drawn is not None:
+            numbers = result.posterior(DRAWN, data, predictive=False, density=False, thin=data.rows)["posterior"][
+                "count"
+            ]
+            each = (numbers.to_numpy() == latents).mean(1)
+            out |= {"count_probability": float(result.weights @ each), "latents_found": float(drawn.mode()[0])}
+        return out
 
 
 class HeavyTails(Study):

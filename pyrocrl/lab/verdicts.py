@@ -599,6 +599,22 @@ def tail_cases() -> list[Case]:
     ]
 
 
+def subspace_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 8) -> Case:
+        return Case(f"shrinkage_fa: {name}", "shrinkage_fa", kind, draw, {"latents": latents}, FEW, breaks=breaks)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        return drawn("bhattacharya2011", **{"rows": 300, "features": 40, "latents": 4, "density": 0.4} | options)
+
+    alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
+    return [
+        case("four of eight columns", "identified", sparse()),
+        case("four of eight columns, 30 rows", "small", sparse(rows=30)),
+        case("as many columns as latents", "open", sparse(), "number_told", latents=4),
+        case("two features of a latent", "open", lambda s: factors(s, alone, correlation=0.0), "noise_told_apart"),
+    ]
+
+
 def cluster_cases() -> list[Case]:
     def case(
         name: str,
@@ -786,6 +802,7 @@ def cases() -> list[Case]:
         triangular_cases,
         loading_cases,
         tail_cases,
+        subspace_cases,
         pure_cases,
         cluster_cases,
         held_cases,

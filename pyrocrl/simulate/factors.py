@@ -143,3 +143,27 @@ def dense_fa(
     z = np.sqrt(scale) * rng.standard_normal((rows, latents))
     x = z @ loadings.T + spread * rng.standard_normal((rows, features))
     return Data(x, truth={"z": z, "loadings": loadings}, name=f"dense_fa, {law}")
+
+
+def bhattacharya2011(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 500,
+    features: Annotated[int, Bounds(2)] = 100,
+    latents: Size = 10,
+    density: Fraction = 0.2,
+    variance: Positive = 0.5,
+) -> Data:
+    """Many features of few Gaussian latents, as in the simulations of Bhattacharya & Dunson (2011).
+
+        L_jk ~ N(0, 9) with the probability `density`, else 0     (feature, latent)
+        z ~ N(0, I),  x ~ N(L z, variance I)                    (data, feature)
+
+    Truth: z, loadings. Raises InputError for more latents than features.
+    """
+    if latents > features:
+        reject("latents", latents, f"at most {features}, the features")
+    rng = np.random.default_rng([2011, seed])
+    loadings = 3.0 * rng.standard_normal((features, latents)) * (rng.random((features, latents)) < density)
+    z = rng.standard_normal((rows, latents))
+    x = z @ loadings.T + variance**0.5 * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "loadings": loadings}, name="bhattacharya2011")
