@@ -166,8 +166,10 @@ class Shrinkage:
         return state._replace(growth=growth, local=_local(state.loadings**2 * growth.cumprod(), rng))
 
     def run(self, state: State, sweeps: int, rng: np.random.Generator) -> list[State]:
-        """`DRAWS` draws of so many sweeps, of which the first half is left out. The first quarter counts fewer rows: one
-        feature's noise that a column stands for at the start would else hold it for long."""
+        """`DRAWS` draws of so many sweeps, of which the first half is left out.
+
+        The first quarter counts fewer rows: else a column that starts as one feature's noise may stay that for long.
+        """
         kept = []
         for t in range(sweeps):
             state = self.sweep(state, rng, min(self.rows, FEW + round(self.rows * (4 * t / sweeps) ** 2)))
