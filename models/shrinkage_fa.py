@@ -35,6 +35,8 @@ cumulative shrinkage for infinite factorizations.
 *Differs from the paper in* a fixed number of columns in place of an adapted one, local scales under both processes, and
 a learned rate of the noise.
 
+Longer than other models because it holds two processes.
+
 *For a variant, copy this file and change* `story`: the law of `column` or of `variance`, and with it the conditionals
 of `Shrinkage` in `pyrocrl.exact.shrinkage`.
 """
