@@ -480,7 +480,8 @@ def _non_gaussian(fit: Fit, data: Data) -> Lack | None:
     names = tuple(fit.names["latent"][int(places[used[k]])] for k in normal)
     each = ", ".join(f"{name} ({1 - p:.2g})" for name, p in zip(names, chance[normal], strict=True))
     wrong = 1 - float(np.sort(chance)[1])  # that one beside the most normal one is
-    rows = _times(data.rows, min(wrong, 1 - wrong)) if wrong < SURE else 0.0
+    few = wrong < SURE and data.rows < TELLING
+    rows = _times(data.rows, min(wrong, 1 - wrong)) if wrong < 0.5 or few else 0.0
     said = f"{each} may be Gaussian (probability in brackets): these mix with each other, and with no others"
     return Lack(said, "latents of heavy tails, or more rows", rows=rows, which=names)
 
@@ -858,18 +859,22 @@ def _left(fit: Fit, data: Data) -> Found | None:
 
 
 def _independent(fit: Fit, data: Data) -> Found | None:
-    """Spearman's test of sizes |z| of any two latents, against `DEPENDENT`, corrected for their number: rows that share
-    a scale give every latent heavy tails, and leave rotations open."""
+    """Spearman's test of sizes |z| of any two latents, corrected for their number, and of all pairs in the mean, both
+    against `DEPENDENT`: rows that share a scale give every latent heavy tails, and leave rotations open."""
     z, used = np.abs(_latents(fit, data, aligned=False)[0]), np.flatnonzero(fit.in_use(fit.reference))
     if len(used) < 2 or len(z) < goodness.FEWEST:
         return None
     ranks = stats.rankdata(z[:, used], axis=0)
-    r = np.abs(np.corrcoef(ranks.T) - np.eye(len(used)))
-    beyond = (np.arctanh(min(float(r.max()), 1 - 1e-12)) - np.arctanh(DEPENDENT)) * np.sqrt(len(z) / 1.06)
+    signed = np.corrcoef(ranks.T) - np.eye(len(used))
+    r, pairs = np.abs(signed), len(used) * (len(used) - 1) / 2
+    largest, mean = float(r.max()), float(signed.sum() / (2 * pairs))
+    unit = np.sqrt(len(z) / 1.06)  # of Fisher's transform (Fieller, Hartley & Pearson 1957)
+    one = 2 * pairs * float(stats.norm.sf((np.arctanh(min(largest, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit))
+    every = float(stats.norm.sf((np.arctanh(min(mean, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit * np.sqrt(pairs)))
     places = fit.alignments[fit.reference].places[used]
     a, b = (fit.names["latent"][int(places[k])] for k in divmod(int(r.argmax()), len(used)))
-    p = min(1.0, len(used) * (len(used) - 1) * float(stats.norm.sf(beyond)))
-    detail = f"{r.max():.2f} for {a} and {b}"
+    p = min(1.0, 2 * min(one, every))
+    detail = f"{largest:.2f} for {a} and {b}, {mean:.2f} in the mean"
     return Found("rank correlation of latents' sizes", p, detail, "sparse_vae or spike_slab_fa, for sparse loadings")
 
 
