@@ -333,7 +333,17 @@ class Program(nn.Module, metaclass=_InTurn):
 
     def non_gaussian(self) -> Tensor | None:
         """(latent,) probabilities that a latent's innovation, what parents do not give of it, is not normal, or None.
-        Models whose claims need innovations to tell directions must have it."""
+        Models whose claims need innovations to tell directions, or latents that are not normal, must have it."""
+        return None
+
+    def axes(self) -> Tensor | None:
+        """(latent,) mean squared cosine, over the posterior, of a latent's loadings with their mean, in units of noise,
+        or None. Models whose claims need that tails tell latents from mixtures must have it."""
+        return None
+
+    def number_told(self) -> Tensor | None:
+        """(draw,) numbers of latents in draws of the posterior, or None. Models whose claims need that their number is
+        told must have it."""
         return None
 
     def clusters_margin(self) -> Tensor | None:

@@ -70,6 +70,8 @@ CONDITIONS: dict[str, str] = {
     "two_components": "the latents' mixture has at least two components in use",
     "distinct_variance_ratios": "two components' variances have a different ratio for every latent",
     "non_gaussian": "at most one latent is Gaussian",
+    "axes_told": "rows are enough for tails to tell each latent from mixtures of it with others",
+    "number_told": "rows are enough to say how many latents there are",
     "enough_settings": "the auxiliary variable takes more values than there are latents",
     "interventions_show": "every intervention changes the law of the latents",
     "more_environments": "there are more environments than latents",

@@ -44,12 +44,14 @@ class Situation:
 @dataclass(frozen=True)
 class Lack:
     """reason: what fails, in the words of a verdict. remedy: what would close the gap. open: a fit may show it does not
-    fail after all. rows: with how many it would probably show that it holds, where these are too few to say."""
+    fail after all. rows: with how many it would probably show that it holds, where these are too few to say. which: the
+    latents that are at issue, by name, where some are."""
 
     reason: str
     remedy: str
     open: bool = False
     rows: float = 0.0
+    which: tuple[str, ...] = ()
 
 
 UNCOUNTED = Lack("the number of latents is not known", "the number of latents")

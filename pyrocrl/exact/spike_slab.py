@@ -82,6 +82,27 @@ def wishart_root(size: int, freedom: int, rng: np.random.Generator) -> Floats:
     return white
 
 
+def latent_moments(
+    root: Floats, rows: int, loadings: Floats, variance: Floats, precision: Floats, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """sum x z^T (feature, latent) and sum z z^T (latent, latent) over `rows` rows whose mean of x x^T is root root^T,
+    drawn given the rest; precision (latent, latent) of z a priori."""
+    scaled = loadings / variance[:, None]
+    tril = np.linalg.cholesky(linalg.inv(precision + loadings.T @ scaled))
+    root = math.sqrt(rows) * root
+    inside = root.T @ scaled @ (tril @ tril.T)
+    inside = inside + rng.standard_normal(inside.shape) @ tril.T  # z, in the span of x's columns
+    white = tril @ wishart_root(len(tril), max(0, rows - root.shape[1]), rng)
+    return root @ inside, inside.T @ inside + white @ white.T
+
+
+def second_root(second: Floats, rows: int) -> Floats:
+    """(feature, direction) root of second moments, root root^T = second, of as many directions as rows may have."""
+    value, vector = np.linalg.eigh(second)
+    there = value > 1e-10 * value[-1]
+    return (vector[:, there] * np.sqrt(value[there]))[:, -rows:]
+
+
 def _proper(correlation: Floats) -> Floats:
     """These correlations, no direction of which has a variance of rounding alone."""
     return (1 - LEAST_VARIANCE) * correlation + LEAST_VARIANCE * np.eye(len(correlation))
@@ -95,9 +116,7 @@ class Sampler:
     ) -> None:
         self.second, self.rows, self.latents, self.features = second, rows, latents, len(second)
         self.slab, self.rate, self.eta, self.rng = slab, rate, eta, rng
-        value, vector = np.linalg.eigh(second)
-        there = value > 1e-10 * value[-1]
-        self.root = (vector[:, there] * np.sqrt(value[there]))[:, -rows:]  # second = root root^T
+        self.root = second_root(second, rows)
 
     def start(self, second: Floats) -> None:
         """Begin with promax factors of these second moments, as many as can be told from noise."""
@@ -158,12 +177,7 @@ class Sampler:
 
     def complete(self, rows: int) -> tuple[Floats, Floats]:
         """sum x z^T (feature, latent) and sum z z^T (latent, latent), drawn given all else."""
-        scaled = self.loadings / self.variance[:, None]
-        tril = np.linalg.cholesky(linalg.inv(linalg.inv(self.correlation) + self.loadings.T @ scaled))
-        root = math.sqrt(rows) * self.root
-        inside = root.T @ scaled @ (tril @ tril.T)
-        inside = inside + self.rng.standard_normal(inside.shape) @ tril.T  # z, in the span of x's columns
-        return root @ inside, inside.T @ inside + self._wishart(tril, max(0, rows - root.shape[1]))
+        return latent_moments(self.root, rows, self.loadings, self.variance, linalg.inv(self.correlation), self.rng)
 
     def _wishart(self, tril: Floats, freedom: int) -> Floats:
         """A draw of Wishart(tril tril^T) of so many degrees of freedom."""

@@ -62,6 +62,9 @@ BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, an
 CORRELATED = 0.1  # correlation of the firing of two latents that is let be
 EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
 OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
+MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
+AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
+DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -328,6 +331,8 @@ def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
     """Anderson & Rubin (1956), theorem 5.1, for loadings that differ from 0 by `DIFFERS` deviations: whichever feature
     is left out, each latent can be matched with two features of its own. Undecided where that holds for the probable
     ones."""
+    if fit.program.group.mixes:
+        return _two_left_out(fit, data)
     own = _loadings(fit)
     named = "permutation" not in fit.program.group.free  # by the first features
     if named and (short := [own.names[k] for k in np.flatnonzero(~own.there.diagonal())]):
@@ -342,6 +347,40 @@ def _noise_told_apart(fit: Fit, data: Data) -> Lack | None:
         there = own.probable & (own.mean != 0)
         rows = data.rows * float(np.square(DIFFERS * own.sd[there] / own.mean[there]).max(initial=1.0))
     return Lack(said, "more features of it, or fewer latents", rows=rows)
+
+
+def _two_left_out(fit: Fit, data: Data) -> Lack | None:
+    """The same of latents in any rotation: no direction of theirs is one or two features' alone, beyond what loadings
+    would have by chance."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found = program.loading_matrix()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} claims latents but has no `loading_matrix()`: means, deviations")
+    used = fit.in_use(fit.reference)
+    mean, sd = (v.double().cpu().numpy()[:, used] for v in found)
+    features, latents = mean.shape
+    if not latents:
+        return Lack("no latent is in use", "features that depend on latents")
+    if features < 2 * latents + 1:
+        return Lack(f"{features} features for {latents} latents in use", f"{2 * latents + 1} features or more")
+    scaled = mean / np.maximum(np.sqrt(np.square(sd).mean(1)), 1e-9)[:, None]
+    inner = scaled.T @ scaled
+    leverage = (scaled @ np.linalg.pinv(inner) * scaled).sum(1)
+    a, b = np.triu_indices(min(features, MOST_LEFT_OUT), 1)
+    a, b = (np.argsort(-leverage)[side] for side in (a, b))
+    without = inner - scaled[a][:, :, None] * scaled[a][:, None] - scaled[b][:, :, None] * scaled[b][:, None]
+    least = np.linalg.eigvalsh(without)[:, 0]
+    chance = (np.sqrt(features) + np.sqrt(latents)) ** 2
+    if least.min() > chance:
+        return None
+    if (weakest := float(np.linalg.eigvalsh(inner)[0])) < chance:  # a direction that may not be there at all
+        rows = data.rows * chance / max(weakest, chance / FAR)
+        return Lack("a latent's loadings are as small as chance makes them", "fewer latents, or more rows", rows=rows)
+    worst = int(least.argmin())
+    pair = f"{fit.names['feature'][a[worst]]} and {fit.names['feature'][b[worst]]}"
+    said = f"without {pair} too few features tell the latents from noise"
+    return Lack(said, "more features of each latent, or fewer latents")
 
 
 def _unmatched(there: np.ndarray) -> tuple[int, int] | None:
@@ -439,14 +478,56 @@ def _mixture(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _non_gaussian(fit: Fit, data: Data) -> Lack | None:
-    """Excess kurtosis or skewness beyond four standard errors in all latents but one."""
-    z = fit.anchor[fit.reference]
-    z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
-    rows = len(z)
-    flat = np.abs((z**4).mean(0) - 3) < 4 * np.sqrt(24 / rows)
-    even = np.abs((z**3).mean(0)) < 4 * np.sqrt(6 / rows)
-    gaussian = [fit.names["latent"][k] for k in np.flatnonzero(flat & even)]
-    return Lack(f"{', '.join(gaussian)} look Gaussian", "latents that are not") if len(gaussian) > 1 else None
+    """Whether all latents in use but one are surely not normal; those that may be mix with each other alone."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).non_gaussian()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs latents that are not normal but has no `non_gaussian()`")
+    places, used = fit.alignments[fit.reference].places, np.flatnonzero(fit.in_use(fit.reference))
+    chance = found.double().cpu().numpy()[used]
+    normal = np.flatnonzero(chance < SURE)
+    if len(normal) < 2:
+        return None
+    names = tuple(fit.names["latent"][int(places[used[k]])] for k in normal)
+    each = ", ".join(f"{name} ({1 - p:.2g})" for name, p in zip(names, chance[normal], strict=True))
+    wrong = 1 - float(np.sort(chance)[1])  # that one beside the most normal one is
+    few = wrong < SURE and data.rows < TELLING
+    rows = _times(data.rows, min(wrong, 1 - wrong)) if wrong < 0.5 or few else 0.0
+    said = f"{each} may be Gaussian (probability in brackets): these mix with each other, and with no others"
+    return Lack(said, "latents of heavy tails, or more rows", rows=rows, which=names)
+
+
+def _axes_told(fit: Fit, data: Data) -> Lack | None:
+    """Whether the posterior settles latents' axes: a squared cosine of `AXES`, short of which falls with the rows."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).axes()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs axes that tails tell but has no `axes()`")
+    places, used = fit.alignments[fit.reference].places, np.flatnonzero(fit.in_use(fit.reference))
+    cosine = found.double().cpu().numpy()[used]
+    few = np.flatnonzero(cosine < AXES)
+    if not few.size:
+        return None
+    names = tuple(fit.names["latent"][int(places[used[k]])] for k in few)
+    said = f"tails leave open which mixtures are {', '.join(names)} (squared cosine {cosine.min():.2f})"
+    rows = data.rows * float(1 - cosine.min()) / (1 - AXES)
+    return Lack(said, "more rows, or heavier tails", rows=rows, which=names)
+
+
+def _number_told(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        drawn = fit.chains.chain(fit.reference).number_told()
+    if drawn is None:
+        raise TypeError(f"{fit.program.card.name} needs the number of latents but has no `number_told()`")
+    numbers, often = np.unique(drawn.cpu().numpy().astype(int), return_counts=True)
+    most = fit.program.latents_count - 1
+    if numbers[often.argmax()] >= most:
+        return Lack(f"as many latents are in use as are offered ({most})", "more latents")
+    share = often / often.sum()
+    if share.max() > SURE:
+        return None
+    each = ", ".join(f"{number} ({p:.2f})" for number, p in zip(numbers, share, strict=True) if p > 1 - SURE)
+    return Lack(f"how many latents there are is open: {each}", "more rows", rows=_times(data.rows, 1 - share.max()))
 
 
 def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
@@ -717,6 +798,8 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
+    "axes_told": _axes_told,
+    "number_told": _number_told,
     "modulated_apart": _modulated_apart,
     "held_at_constants": _held,
     "nonlinear_equations": _nonlinear,
@@ -933,6 +1016,46 @@ def _independent_firing(fit: Fit, data: Data) -> Found | None:
     return Found("correlations of firing", p, detail, "more latents, or fewer; rows of other kinds apart")
 
 
+def _independent(fit: Fit, data: Data) -> Found | None:
+    """Spearman's test of sizes |z| of any two latents, corrected for their number, and of all pairs in the mean, both
+    against `DEPENDENT`: rows that share a scale give every latent heavy tails, and leave rotations open."""
+    z, used = np.abs(_latents(fit, data, aligned=False)[0]), np.flatnonzero(fit.in_use(fit.reference))
+    if len(used) < 2 or len(z) < goodness.FEWEST:
+        return None
+    ranks = stats.rankdata(z[:, used], axis=0)
+    signed = np.corrcoef(ranks.T) - np.eye(len(used))
+    r, pairs = np.abs(signed), len(used) * (len(used) - 1) / 2
+    largest, mean = float(r.max()), float(signed.sum() / (2 * pairs))
+    unit = np.sqrt(len(z) / 1.06)  # of Fisher's transform (Fieller, Hartley & Pearson 1957)
+    one = 2 * pairs * float(stats.norm.sf((np.arctanh(min(largest, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit))
+    every = float(stats.norm.sf((np.arctanh(min(mean, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit * np.sqrt(pairs)))
+    places = fit.alignments[fit.reference].places[used]
+    a, b = (fit.names["latent"][int(places[k])] for k in divmod(int(r.argmax()), len(used)))
+    p = min(1.0, 2 * min(one, every))
+    detail = f"{largest:.2f} for {a} and {b}, {mean:.2f} in the mean"
+    return Found("rank correlation of latents' sizes", p, detail, "sparse_vae or spike_slab_fa, for sparse loadings")
+
+
+def _noise(fit: Fit, data: Data) -> Found | None:
+    """Kurtosis of what the latents leave of each feature, against the normal law's (Anscombe & Glynn 1983), corrected
+    for their number: noise of heavy tails would give normal latents tails of its own."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        found = program.loading_matrix()
+        assert found is not None
+        z = program.latents(batch)
+    x, z = (v.double().cpu().numpy() for v in (batch.x, z))
+    if len(x) < 20:
+        return None
+    left = x - z @ np.linalg.lstsq(z, x, rcond=None)[0]
+    p = stats.kurtosistest(left).pvalue
+    worst = int(np.argmin(p))
+    detail = f"least for {data.feature_names[worst]}"
+    remedy = "a transformation of the features; a look at outlying rows; more latents"
+    return Found("kurtosis of what the latents leave", min(1.0, float(p[worst]) * len(p)), detail, remedy)
+
+
 def _differences(fit: Fit, data: Data) -> Found | None:
     """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
     own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
@@ -1030,4 +1153,6 @@ TESTS: dict[str, Test] = {
     "dynamics": _dynamics,
     "explained": _explained,
     "independent_firing": _independent_firing,
+    "independent": _independent,
+    "noise": _noise,
 }

@@ -232,7 +232,8 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
 
     closed = [lack for lack in lacks if not lack.rows]
     if closed:
-        return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)))
+        which = tuple(dict.fromkeys(name for lack in closed for name in lack.which))
+        return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
@@ -251,7 +252,8 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         reach = f"1 of {fit.chains.count} chains reaches the best objective and, with {len(compared) - 1} below it, "
     few = [lack for lack in lacks if lack.rows]
     if few:
-        return said("identified, undecided at this n", "; ".join(x.reason for x in few), (), max(x.rows for x in few))
+        which, needed = tuple(dict.fromkeys(name for x in few for name in x.which)), max(x.rows for x in few)
+        return said("identified, undecided at this n", "; ".join(x.reason for x in few), which, needed)
     if not (agree or alone):  # all agree with the best one
         rows = _rows_to_tell(known, claim, compared)
         weak = tuple(name for name, value in each.items() if value < AGREE_EACH)

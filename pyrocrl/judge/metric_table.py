@@ -33,6 +33,7 @@ AFTER = {
     "greedy": "greedy search by BIC",
     "cells": "weighted by cells",
     "ml": "of maximum likelihood",
+    "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
 }
 VARIANTS = BEFORE | AFTER
@@ -125,6 +126,9 @@ _TABLE = (
     Metric("latents_found", "Latents found", None, None, figure=True),
     Metric("latents_there", "Latents there are", None, None, figure=True),
     Metric("count_exact", "Number of latents right", "larger", 2, figure=True, worst=False),
+    Metric("count_probability", "Probability of the true number of latents", "larger", 2, figure=True),
+    Metric("covariance_error", "Covariance, mean squared error", "smaller", 3, True, ("ml", "ledoit"), headline=True),
+    Metric("subspace_error", "Latents' subspace, mean squared sine", "smaller", 4, figure=True, beside=("ml",)),
     Metric("surplus_pip", "Highest inclusion probability of a surplus latent", "smaller"),
     # directions of sparse codes
     Metric("direction_mcc", "Cosine with the true directions", "larger", 3, True, ("dictionary", "chance"), True),
@@ -190,6 +194,8 @@ _TABLE = (
     Metric("both_exact", "Clusters and joined latents all right", "larger", 2, figure=True, worst=False),
     Metric("direction", "Probability of the true direction of an edge", None, 2, figure=True),
     Metric("direction_least", "... of the least probable one", None, 2),
+    Metric("heavy_found", "Latents surely not Gaussian", None, None, figure=True),
+    Metric("identified", "Called identified, share", None, 2, figure=True, worst=False),
     # predictions, in standard deviations of features
     Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
     Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),

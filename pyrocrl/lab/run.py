@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.program import Program
@@ -25,10 +27,10 @@ def run(program: type[Program], seed: int = 0) -> Fit:
 
 def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
     """All models as a markdown table, made from their cards: README's, with the first claim on each thing, what it
-    leaves open in brackets, and the first need; and that of the site, with all and how targets may be told (whole).
-    link: where names lead."""
+    leaves open in brackets, and how rows must be told; and that of the site, with all claims and needs and how targets
+    may be told (whole). link: where names lead."""
     lines = [
-        f"| model († experimental) | identifies{'' if whole else ' (up to)'} | needs{'' if whole else ', above all'} |",
+        f"| model († experimental) | identifies{'' if whole else ' (up to)'} | needs |",
         "|---|---|---|",
     ]
     for name in built_in():
@@ -38,10 +40,12 @@ def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
         heads = [claim.head() for claim in card.claims] if whole else [first[c.what].brief() for c in card.claims]
         claims = "; ".join(dict.fromkeys(heads)) or nothing
         targets = f"; targets {' or '.join(card.targets)}" if whole and card.targets else ""
-        wanted = [f"environments{targets}"] if card.needs_env else []
-        if not wanted and card.claims:
-            wanted = [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
-            wanted = wanted if whole else wanted[:1]
+        kinds = {"environments": card.needs_env, "pairs": card.needs_pairs}
+        kinds |= {"views": card.needs_views, "series": card.needs_series}
+        kinds |= {"an auxiliary variable": "aux" in signature(get(name)).parameters}
+        wanted = [f"{kind}{targets}" for kind, needed in kinds.items() if needed]
+        if whole and card.claims and not card.needs_env:
+            wanted += [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
         trial = "†" if card.status == "experimental" else ""
         lines.append(f"| [`{name}`]({link.format(name)}){trial} | {claims} | {'; '.join(wanted) or '–'} |")
     return "\n".join(lines)

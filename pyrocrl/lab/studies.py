@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+NOISE = 0.5  # variance of features' noise in `bhattacharya2011`
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
 DRAWN = 200  # of a chain
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
@@ -578,8 +579,102 @@ class SparseFactors(Study):
         } | _rotated_factors(fitted.x, data.x, z, mask)
 
 
-def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """mcc on new rows and mask_f1 of the baselines of `SparseFactors`, fitted to x (row, feature)."""
+class Covariance(Study):
+    """The features' covariance, the latents' subspace and their number, from all rows; _ml: of scikit-learn's factor
+    analysis with the true number of latents; _ledoit: of Ledoit and Wolf's estimate.
+
+    covariance_error: mean square over entries, in the data's units. subspace_error: 1 less the mean squared cosine of
+    the angles between the columns of loadings and the true ones. count_probability: of the true number, where the
+    process says it.
+    """
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **self.options)
+        return data, data
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+        from sklearn.covariance import LedoitWolf
+        from sklearn.decomposition import FactorAnalysis
+
+        program, loadings, units = result.chains.chain(result.reference), data.truth["loadings"], result.units
+        assert units is not None
+        latents, scale = loadings.shape[1], units.scale
+        true = loadings @ loadings.T + NOISE * np.eye(len(loadings))
+        with torch.no_grad():
+            fitted, matrix, drawn = program.implied().fitted_cov[0], program.loading_matrix(), program.number_told()
+        assert matrix is not None
+        own = scale[:, None] * matrix[0].double().numpy()
+        rival = FactorAnalysis(latents, max_iter=1000, random_state=0).fit(data.x)
+
+        def apart(found: np.ndarray) -> float:
+            a, b = (np.linalg.svd(side, full_matrices=False)[0] for side in (loadings, found))
+            return 1 - float(((a.T @ b) ** 2).sum()) / max(latents, found.shape[1])
+
+        def wrong(found: np.ndarray) -> float:
+            return float(((found - true) ** 2).mean())
+
+        used = np.argsort(-(own**2).sum(0))
+        used = used[: latents if drawn is None else int(drawn.mode()[0])]
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "covariance_error": wrong(fitted * np.outer(scale, scale)),
+            "covariance_error_ml": wrong(rival.get_covariance()),
+            "covariance_error_ledoit": wrong(LedoitWolf().fit(data.x).covariance_),
+            "subspace_error": apart(own[:, used]),
+            "subspace_error_ml": apart(rival.components_.T),
+        }
+        if drawn is not None:
+            numbers = result.posterior(DRAWN, data, predictive=False, density=False, thin=data.rows)["posterior"][
+                "count"
+            ]
+            each = (numbers.to_numpy() == latents).mean(1)
+            out |= {"count_probability": float(result.weights @ each), "latents_found": float(drawn.mode()[0])}
+        return out
+
+
+class HeavyTails(Study):
+    """Latents and loadings, beside the estimators of `SparseFactors`.
+
+    loadings_coverage: true loadings inside their 90 % intervals. latents_coverage: true latents inside theirs. Both in
+    the order, signs and scales that latents of the fitted rows have. heavy_found: how many latents are surely not
+    normal; identified: whether the verdict says so.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.checks import SURE
+        from pyrocrl.judge.diagnose import diagnose
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        found = result.latents(data)
+        score, nodes = metrics.mcc(z, found, return_assignment=True)
+        drawn = result.posterior(DRAWN, data, predictive=False, density=False, thin=10)["posterior"].to_dataset()
+        drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
+        sign = np.sign((found[:, nodes] * z).sum(0))
+        weights = np.repeat(result.weights / DRAWN, DRAWN)
+
+        def covered(site: str, true: np.ndarray) -> float:
+            mine = drawn[site].to_numpy()[..., nodes] * sign
+            low, high = metrics.weighted_quantiles(mine, weights, (0.05, 0.95))
+            return float(((low <= true) & (true <= high)).mean())
+
+        heavy = result.chain_values("non_gaussian")
+        assert heavy is not None
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": score,
+            "loadings_coverage": covered("loadings", data.truth["loadings"]),
+            "latents_coverage": covered("z", z[::10]),
+            "heavy_found": float((result.weights @ heavy > SURE).sum()),
+            "identified": float(diagnose(result)["latents"].identified),
+        } | {name: value for name, value in _rotated_factors(fitted.x, data.x, z).items() if name.endswith("mcc")}
+
+
+def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
+    """mcc on new rows, and mask_f1 where there is a mask, of the baselines of `SparseFactors`, fitted to x (row,
+    feature)."""
     import warnings
 
     from sklearn.decomposition import PCA, FactorAnalysis, FastICA
@@ -587,7 +682,7 @@ def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.nda
     from pyrocrl.exact.rotations import varimax
     from pyrocrl.judge import metrics
 
-    latents, out = mask.shape[1], {}
+    latents, out = z.shape[1], {}
     pca = PCA(latents).fit(x)
     turn = varimax(pca.components_.T * np.sqrt(pca.explained_variance_)) / np.sqrt(pca.explained_variance_)[:, None]
     with warnings.catch_warnings():
@@ -599,8 +694,10 @@ def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.nda
         }
     for name, scores in kinds.items():
         own = scores(x)
-        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
         out[f"{name}_mcc"], nodes = metrics.mcc(z, scores(new), return_assignment=True)
+        if mask is None:
+            continue
+        loadings = np.linalg.lstsq(own / own.std(0), x - x.mean(0), rcond=None)[0].T
         found = (np.abs(loadings) > SUPPORT).astype(float)
         out[f"{name}_mask_f1"] = metrics.mask_scores(mask, found, permutation=nodes)["f1"]
     return out

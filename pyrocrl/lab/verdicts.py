@@ -216,6 +216,13 @@ def factors(seed: int, masks: Sequence[Sequence[int]], rows: int = 500, correlat
     return Data(z @ loadings.T + 0.4 * rng.standard_normal((rows, len(mask))), truth={"z": z, "mask": mask})
 
 
+def heavy_noise(seed: int, rows: int = 2000) -> Data:
+    """Two Gaussian latents behind six features with noise of three degrees of freedom."""
+    rng = np.random.default_rng([22, seed])
+    z, loadings = rng.standard_normal((rows, 2)), rng.standard_normal((6, 2))
+    return Data(z @ loadings.T + 0.5 * rng.standard_t(3, (rows, 6)), truth={"z": z})
+
+
 def measured(
     seed: int,
     own: Sequence[int] = (3, 3, 3),
@@ -595,6 +602,44 @@ def loading_cases() -> list[Case]:
     ]
 
 
+def tail_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 3) -> Case:
+        told = {"latents": latents}
+        return Case(f"heavy_tailed_fa: {name}", "heavy_tailed_fa", kind, draw, told, FEW, breaks=breaks)
+
+    def dense(**options: Any) -> Callable[[int], Data]:
+        return drawn("dense_fa", **{"rows": 1500, "features": 15, "latents": 3, "noise": 1.0} | options)
+
+    independent, noise = "latents are independent", "noise is Gaussian, and independent between features"
+    return [
+        case("Laplace", "identified", dense()),
+        case("t3", "identified", dense(law="t3")),
+        case("one Gaussian", "identified", dense(gaussian=1)),
+        case("Laplace, 60 rows", "small", dense(rows=60)),
+        case("Gaussian", "open", dense(law="gaussian"), "non_gaussian"),
+        case("two of three Gaussian", "open", dense(gaussian=2), "non_gaussian"),
+        case("one scale a row", "open", dense(law="t3", shared=True), independent),
+        case("Gaussian, noise of heavy tails", "open", lambda s: heavy_noise(s), noise, latents=2),
+        case("two of three latents", "misspecified", dense(), noise, latents=2),
+    ]
+
+
+def subspace_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 8) -> Case:
+        return Case(f"shrinkage_fa: {name}", "shrinkage_fa", kind, draw, {"latents": latents}, FEW, breaks=breaks)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        return drawn("bhattacharya2011", **{"rows": 300, "features": 40, "latents": 4, "density": 0.4} | options)
+
+    alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
+    return [
+        case("four of eight columns", "identified", sparse()),
+        case("four of eight columns, 30 rows", "small", sparse(rows=30)),
+        case("as many columns as latents", "open", sparse(), "number_told", latents=4),
+        case("two features of a latent", "open", lambda s: factors(s, alone, correlation=0.0), "noise_told_apart"),
+    ]
+
+
 def cluster_cases() -> list[Case]:
     def case(
         name: str,
@@ -834,6 +879,8 @@ def cases() -> list[Case]:
         factor_cases,
         triangular_cases,
         loading_cases,
+        tail_cases,
+        subspace_cases,
         pure_cases,
         cluster_cases,
         held_cases,

@@ -43,6 +43,8 @@ SETTINGS: dict[str, str] = {
     "bing2020": "factors",
     "sparse_fa": "factors",
     "synth_sae_small": "factors",
+    "dense_fa": "factors",
+    "bhattacharya2011": "factors",
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
     "stored_rows": "memories",

@@ -139,3 +139,67 @@ def synth_sae_small(
     z = fires * np.abs(rng.normal(1.0, 0.3, (rows, latents)))
     x = z @ w.T + noise * rng.standard_normal((rows, features))
     return Data(x, truth={"z": z, "loadings": w}, name=f"synth_sae_small, zipf {zipf:g}")
+
+
+def dense_fa(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 3000,
+    features: Annotated[int, Bounds(2)] = 60,
+    latents: Size = 6,
+    law: Literal["laplace", "t3", "gaussian"] = "laplace",
+    gaussian: Natural = 0,
+    shared: bool = False,
+    noise: Positive = 1.5,
+) -> Data:
+    """Dense loadings of independent latents of heavy tails: nothing but the tails tells rotations apart.
+
+        L_jk ~ N(0, 1),  v_j ~ noise^2 U(.5, 1.5)             (feature, latent), (feature,)
+        z_k of `law` and unit variance                        (data, latent)
+        x ~ N(L z, diag v)                                    (data, feature)
+
+    law: Laplace, Student's of 3 degrees of freedom, or Gaussian. gaussian: how many latents are Gaussian in its place.
+    shared: a row has one scale for all latents, which are then uncorrelated, of the same tails, and dependent. Truth:
+    z, loadings. Raises InputError for more latents than features, and for more Gaussian ones than there are.
+    """
+    if latents > features:
+        reject("latents", latents, f"at most {features}, the features")
+    if gaussian > latents:
+        reject("gaussian", gaussian, f"at most {latents}, the latents")
+    rng = np.random.default_rng([2023, seed])
+    loadings = rng.standard_normal((features, latents))
+    spread = noise * rng.uniform(0.5, 1.5, features) ** 0.5
+    size = (rows, 1 if shared else latents)
+    scale = {
+        "laplace": lambda: rng.standard_exponential(size),
+        "t3": lambda: 1 / rng.chisquare(3, size),
+        "gaussian": lambda: np.ones(size),
+    }[law]()
+    scale = np.broadcast_to(scale, (rows, latents)).copy()
+    scale[:, latents - gaussian :] = 1.0
+    z = np.sqrt(scale) * rng.standard_normal((rows, latents))
+    x = z @ loadings.T + spread * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "loadings": loadings}, name=f"dense_fa, {law}")
+
+
+def bhattacharya2011(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 500,
+    features: Annotated[int, Bounds(2)] = 100,
+    latents: Size = 10,
+    density: Fraction = 0.2,
+    variance: Positive = 0.5,
+) -> Data:
+    """Many features of few Gaussian latents, as in the simulations of Bhattacharya & Dunson (2011).
+
+        L_jk ~ N(0, 9) with the probability `density`, else 0     (feature, latent)
+        z ~ N(0, I),  x ~ N(L z, variance I)                    (data, feature)
+
+    Truth: z, loadings. Raises InputError for more latents than features.
+    """
+    if latents > features:
+        reject("latents", latents, f"at most {features}, the features")
+    rng = np.random.default_rng([2011, seed])
+    loadings = 3.0 * rng.standard_normal((features, latents)) * (rng.random((features, latents)) < density)
+    z = rng.standard_normal((rows, latents))
+    x = z @ loadings.T + variance**0.5 * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "loadings": loadings}, name="bhattacharya2011")
