@@ -251,8 +251,8 @@ class SnicaLin(Program):
         if self.config["features"] == self.config["latents"]:
             return None
         unmixing = self.unmixing.double()
-        loadings = self.lift.double() @ torch.linalg.inv(unmixing)
-        return (self._y(batch) @ unmixing.mT).var(0) * loadings.square().sum(0) / self.tau.double().square()
+        noise = self.tau.double().square() * (unmixing @ self.project.double()).square().sum(1)
+        return (self._y(batch) @ unmixing.mT).var(0) / noise
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return switching.below(*self._in_time(batch))

@@ -389,8 +389,8 @@ class Program(nn.Module, metaclass=_InTurn):
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
     def over_noise(self, batch: Batch) -> Tensor | None:
-        """(latent,) variance that each latent gives to features over that of noise in any one direction; None where no
-        direction is free of latents."""
+        """(latent,) variance of each latent, as it is read off the features, over what noise of theirs gives to it;
+        None where no direction is free of latents."""
         return None
 
     def innovations_below(self, batch: Batch) -> Tensor:

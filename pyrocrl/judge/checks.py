@@ -52,7 +52,7 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
-AUDIBLE = 3.0  # times the noise of features in any one direction that a latent gives to them
+AUDIBLE = 10.0  # least variance of a latent, in that of the noise within it: it correlates .95 with what is true
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 PARALLEL = 0.9  # cosine of two directions from which they may be one
 ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
@@ -692,15 +692,15 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
 
 def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     """Whether dynamics tell every two latents apart: by BIC against Gaussian ones that both share, which any
-    combinations of the two would have as well; none is as small as noise of features, which is white in all directions;
-    and the posterior leaves at most `ROTATED` of each variance open."""
+    combinations of the two would have as well; no more than a tenth of a latent is noise of features, which is white in
+    all directions; and the posterior leaves at most `ROTATED` of each variance open."""
     program, batch = fit.chains.chain(fit.reference), fit.batch_of(data)
     with drawing(), torch.no_grad():
         (found, numbers), part = program.dynamics_apart(batch), program.over_noise(batch)
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
     if part is not None and float(part.min()) < AUDIBLE:
-        said = f"{names[int(part.argmin())]} may be noise of features ({float(part.min()):.2g} times its variance)"
-        return Lack(said, "fewer latents")
+        said = f"{names[int(part.argmin())]} may hold {1 / float(part.min()):.0%} noise of features"
+        return Lack(said, "fewer latents; features with less noise")
     gain = found.double().cpu().numpy()
     needed = EVIDENT + 0.5 * numbers * np.log(data.rows)
     pairs = [(gain[j, k], j, k) for j in range(len(gain)) for k in range(j)]
