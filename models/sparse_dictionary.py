@@ -211,7 +211,7 @@ class SparseDictionary(Program):
         from pyrocrl.simulate import draw
 
         data = draw("synth_sae_small", seed=seed, rows=300, latents=6, features=5, active=0.8)
-        return cls(features=data.features, latents=6, most=2), data
+        return cls(features=data.features, latents=6, most=3), data
 
     studies = (
         Directions("synth_sae_small", {"zipf": 0.7}, {"latents": 64}, held_out=0.1),

@@ -25,7 +25,16 @@ ODD: list[Any] = [None, True, np.bool_(True), float("nan"), float("inf"), -1, -1
 ODD += ["", "x", b"x", [], {}, (), object(), np.int64(2), np.float32(0.5), np.array([1, 2]), torch.tensor(3), 2 + 1j]
 ODD += [[[0.5]], [[object()]], [1, [2]]]
 # as small as a setting can be
-SMALL = {"samples": 40, "rows": 100, "latents": 3, "layers": 1, "features": 12, "shifts": 1, "actions": 3}
+SMALL = {
+    "samples": 40,
+    "rows": 100,
+    "latents": 3,
+    "layers": 1,
+    "features": 12,
+    "shifts": 1,
+    "actions": 3,
+    "active": 1.0,
+}
 
 
 def refused_or_taken(call: Callable[[], object], what: str) -> bool:

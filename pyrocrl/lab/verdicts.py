@@ -854,16 +854,17 @@ def parallel(seed: int) -> Data:
 
 
 def dictionary_cases() -> list[Case]:
-    def case(name: str, kind: str, breaks: str = "", latents: int = 12, **world: Any) -> Case:
+    def case(name: str, kind: str, breaks: str = "", latents: int = 12, most: int = 5, **world: Any) -> Case:
         draw = world.pop("draw", None) or drawn("synth_sae_small", **CODES | world)
-        told = {"latents": latents, "most": 5}
+        told = {"latents": latents, "most": most}
         return Case(f"sparse_dictionary: {name}", "sparse_dictionary", kind, draw, told, FEW, breaks=breaks)
 
     return [
         case("twelve directions of eight features", "identified"),
         case("fifteen offered", "identified", latents=15),
         case("two directions fire together", "open", "fire_apart", together=1),
-        case("half of the directions in a row", "open", "few_fire", active=6.0),
+        case("half of the directions in a row", "open", "firing_told", active=6.0),
+        case("more directions in a row than the search allows", "open", "few_fire", most=2, active=2.0),
         case("two directions near parallel", "open", "directions_apart", draw=parallel),
         case("nine of twelve directions", "misspecified", "noise is Gaussian", latents=9),
     ]
