@@ -862,6 +862,7 @@ def dictionary_cases() -> list[Case]:
     return [
         case("twelve directions of eight features", "identified"),
         case("fifteen offered", "identified", latents=15),
+        case("twelve directions of twelve features, some rare", "identified", features=12, zipf=0.7),
         case("two directions fire together", "open", "fire_apart", together=1),
         case("half of the directions in a row", "open", "firing_told", active=6.0),
         case("more directions in a row than the search allows", "open", "few_fire", most=2, active=2.0),
