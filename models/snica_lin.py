@@ -20,9 +20,9 @@ from a normal approximation about the maximum.
 *Identified:* latents up to permutation and scale, if they are independent of each other and no two have the same
 dynamics, up to scale. Covariances between rows a few steps apart are then diagonal in the latents alone (Belouchrani et
 al. 1997); states that change tell apart what these do not (Hälvä et al. 2021). Two Gaussian sources with one spectrum,
-or without memory, may be rotated into each other: evidence against dynamics that two latents share shows it. A latent
-that gives features no more than their noise does is no latent. Noise of features within the span of A is not modelled:
-where it matters the test of dynamics contradicts the model, though latents may be near.
+or without memory, may be rotated into each other: evidence against dynamics that two latents share shows it. Noise
+of features among the latents is not modelled: the test of dynamics and, with more features than latents, the noise in
+the other directions tell of it; with as many the verdict rests on there being none.
 
 Hälvä, Le Corff, Lehéricy, So, Zhu, Gassiat & Hyvärinen (2021), Disentangling identifiable features from noisy data with
 structured nonlinear ICA; Belouchrani, Abed-Meraim, Cardoso & Moulines (1997), A blind source separation technique using
@@ -62,6 +62,7 @@ from pyrocrl.program import Features, Latents, check_sizes
 
 DRAWS = 200
 LAW = "each latent is an autoregression that switches between states, independent of all others"
+NOISELESS = "features have no noise of their own among the latents"
 NEEDS = ("dynamics_apart",)
 
 
@@ -75,8 +76,8 @@ class SnicaLin(Program):
             "rows are steps of one or more series and latents are independent, each with dynamics of its own",
             "latents drive each other, or features have noise of their own that matters beside innovations",
         ),
-        assumes=("x is linear in the latents", LAW),
-        claims=(Claim("latents", ("permutation", "scale"), (LAW,), NEEDS),),
+        assumes=("x is linear in the latents", LAW, NOISELESS),
+        claims=(Claim("latents", ("permutation", "scale"), (LAW, NOISELESS), NEEDS),),
         references=(
             Reference(
                 "Hälvä, Le Corff, Lehéricy, So, Zhu, Gassiat & Hyvärinen",
@@ -102,7 +103,7 @@ class SnicaLin(Program):
         "these are exact.",
     )
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=4)
-    checks = {"dynamics": (LAW,), "factors": ()}
+    checks = {"dynamics": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -247,12 +248,12 @@ class SnicaLin(Program):
         drawn, mode = torch.linalg.inv(self.drawn.mixing.double()), self.unmixing.double()  # of y, which is white
         return 1 - torch.nn.functional.cosine_similarity(drawn, mode, -1).square().mean(0)
 
-    def over_noise(self, batch: Batch) -> Tensor | None:
+    def noise_share(self, batch: Batch) -> Tensor | None:
         if self.config["features"] == self.config["latents"]:
             return None
         unmixing = self.unmixing.double()
         noise = self.tau.double().square() * (unmixing @ self.project.double()).square().sum(1)
-        return (self._y(batch) @ unmixing.mT).var(0) / noise
+        return noise / (self._y(batch) @ unmixing.mT).var(0)
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return switching.below(*self._in_time(batch))

@@ -388,9 +388,9 @@ class Program(nn.Module, metaclass=_InTurn):
         scale apart. Models whose claims need that dynamics tell latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
-    def over_noise(self, batch: Batch) -> Tensor | None:
-        """(latent,) variance of each latent, as it is read off the features, over what noise of theirs gives to it;
-        None where no direction is free of latents."""
+    def noise_share(self, batch: Batch) -> Tensor | None:
+        """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None
+        where no direction is free of latents."""
         return None
 
     def innovations_below(self, batch: Batch) -> Tensor:

@@ -2,11 +2,11 @@
 
 Covariances between rows and rows some steps later, of the whole and of its segments, are diagonal in the sources alone
 where these are independent and their spectra, or the changes of their variances, differ: an orthogonal matrix that
-diagonalises all of them at once is the start (AMUSE: Tong et al. 1991; SOBI: Belouchrani et al. 1997). From there
-expectation-maximisation climbs the likelihood in which each source is a switching autoregression (`exact.switching`):
-states by the forward-backward algorithm, equations by weighted least squares, and the row of the unmixing of each
-source, given all else, in closed form (iterative projection: Ono 2011). Draws are from a normal approximation about
-the maximum of the posterior, by its Hessian.
+diagonalises all of them at once (`by_lags`; AMUSE: Tong et al. 1991; SOBI: Belouchrani et al. 1997) is what studies
+compare with. From random unmixings (`best`) expectation-maximisation climbs the likelihood in which each source is a
+switching autoregression (`exact.switching`): states by the forward-backward algorithm, equations by weighted least
+squares, and the row of the unmixing of each source, given all else, in closed form (iterative projection: Ono 2011).
+Draws are from a normal approximation about the maximum of the posterior, by its Hessian.
 
 Ono (2011), Stable and fast update rules for independent vector analysis based on auxiliary function technique.
 """

@@ -52,7 +52,7 @@ CLEAR = 1e-4  # probability below which another latent than this is taken to hav
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
-AUDIBLE = 10.0  # least variance of a latent, in that of the noise within it: it correlates .95 with what is true
+HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 PARALLEL = 0.9  # cosine of two directions from which they may be one
 ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
@@ -692,15 +692,11 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
 
 def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     """Whether dynamics tell every two latents apart: by BIC against Gaussian ones that both share, which any
-    combinations of the two would have as well; no more than a tenth of a latent is noise of features, which is white in
-    all directions; and the posterior leaves at most `ROTATED` of each variance open."""
+    combinations of the two would have as well; and the posterior leaves at most `ROTATED` of each variance open."""
     program, batch = fit.chains.chain(fit.reference), fit.batch_of(data)
     with drawing(), torch.no_grad():
-        (found, numbers), part = program.dynamics_apart(batch), program.over_noise(batch)
+        found, numbers = program.dynamics_apart(batch)
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
-    if part is not None and float(part.min()) < AUDIBLE:
-        said = f"{names[int(part.argmin())]} may hold {1 / float(part.min()):.0%} noise of features"
-        return Lack(said, "fewer latents; features with less noise")
     gain = found.double().cpu().numpy()
     needed = EVIDENT + 0.5 * numbers * np.log(data.rows)
     pairs = [(gain[j, k], j, k) for j in range(len(gain)) for k in range(j)]
@@ -748,7 +744,8 @@ def _directions_apart(fit: Fit, data: Data) -> Lack | None:
     w = found[0].double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
     w = w if fit.units is None else w * np.asarray(fit.units.scale)[:, None]
     used = fit.in_use(fit.reference)[fit.alignments[fit.reference].permutation]
-    cosine = np.triu((w / np.maximum(np.linalg.norm(w, axis=0), 1e-12)).T @ (w / np.linalg.norm(w, axis=0)), 1)
+    w = w / np.maximum(np.linalg.norm(w, axis=0), 1e-12)
+    cosine = np.triu(w.T @ w, 1)
     cosine *= used[:, None] & used
     a, b = np.unravel_index(int(cosine.argmax()), cosine.shape)
     if cosine[a, b] < PARALLEL:
@@ -1094,6 +1091,21 @@ def _differences(fit: Fit, data: Data) -> Found | None:
     return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
 
 
+def _noiseless(fit: Fit, data: Data) -> Found | None:
+    """Whether noise of features, as large among latents as in the directions without them, is more than `HEARD` of any
+    latent: chi-squared, by how well those directions tell its size. Nothing is seen where there are none."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        share = program.noise_share(fit.batch_of(data))
+    if share is None:
+        return None
+    freedom, worst = data.rows * (data.features - len(share)), int(share.argmax())
+    p = float(stats.chi2.sf(freedom * float(share[worst]) / HEARD, freedom))
+    name = fit.names["latent"][int(fit.alignments[fit.reference].places[worst])]
+    detail = f"{float(share[worst]):.1%} of the variance of {name}"
+    return Found("noise of features in latents", p, detail, "fewer latents; features with less noise")
+
+
 def _dynamics(fit: Fit, data: Data) -> Found | None:
     """Whether latents go on from the rows before by their fitted laws, and each by itself: of each Kolmogorov and
     Smirnov's test, and rank correlations with the row before, of values and of sizes; of any two rank correlations, in
@@ -1150,6 +1162,7 @@ TESTS: dict[str, Test] = {
     "left": _left,
     "differences": _differences,
     "views": _views,
+    "noiseless": _noiseless,
     "dynamics": _dynamics,
     "explained": _explained,
     "independent_firing": _independent_firing,

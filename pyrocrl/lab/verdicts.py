@@ -344,9 +344,9 @@ def paired(seed: int, how: str = "", rows: int = 2000, **options: Any) -> Data:
     return Data(x, pair=pair, step=data.after, truth=truth, name="paired")
 
 
-def timed(seed: int, how: str = "", rows: int = 3000, **options: Any) -> Data:
+def timed(seed: int, how: str = "", rows: int = 3000, features: int = 6, **options: Any) -> Data:
     """Sources with dynamics of their own. how: "shuffled", rows stand in any order; "bent", x through a cubic."""
-    data = simulate.draw("halva2021_linear", seed, rows=rows, features=6, **options)
+    data = simulate.draw("halva2021_linear", seed, rows=rows, features=features, **options)
     x, z = data.x / data.x.std(0), data.truth["z"]
     if how == "shuffled":
         order = np.random.default_rng([22, seed]).permutation(rows)
@@ -821,11 +821,13 @@ def series_cases() -> list[Case]:
     model = "snica_lin"
     linear = "x is linear in the latents"
     law = "each latent is an autoregression that switches between states, independent of all others"
+    noiseless = "features have no noise of their own among the latents"
 
     def case(name: str, kind: str, breaks: str = "", how: str = "", told: Any = None, **world: Any) -> Case:
-        return Case(
-            f"{model}: {name}", model, kind, lambda seed: timed(seed, how, **world), told or {}, FEW, breaks=breaks
-        )
+        def draw(seed: int) -> Data:
+            return timed(seed, how, **world)
+
+        return Case(f"{model}: {name}", model, kind, draw, told or {}, FEW, names="noise", breaks=breaks)
 
     return [
         case("switching sources", "identified"),
@@ -837,10 +839,11 @@ def series_cases() -> list[Case]:
         case("Gaussian sources, rows in any order", "open", "dynamics_apart", "shuffled", sources="autoregressive"),
         case("switching sources, rows in any order", "misspecified", law, "shuffled"),
         case("one latent drives another", "misspecified", law, coupled=0.5),
-        case("features with much noise", "misspecified", law, noise=0.5),
+        case("features with much noise", "misspecified", noiseless, noise=0.5),
+        case("much noise, no more features than latents", "word", noiseless, noise=0.5, features=3),
         case("features bent", "misspecified", linear, "bent"),
         case("two of three latents", "misspecified", linear, told={"latents": 2}),
-        case("a latent too many", "misspecified", "dynamics_apart", told={"latents": 4}, noise=0.0003),
+        case("a latent too many", "misspecified", noiseless, told={"latents": 4}, noise=0.0003),
     ]
 
 
