@@ -54,7 +54,8 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.dists import InverseGamma, Law, MultivariateNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import shared_factors
-from pyrocrl.exact.shared_factors import Misfit, Parameters, SharedFactors
+from pyrocrl.exact.goodness import Misfit
+from pyrocrl.exact.shared_factors import Parameters, SharedFactors
 from pyrocrl.lab.translations import MeasuredViews, Translation
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock

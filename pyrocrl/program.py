@@ -414,7 +414,7 @@ class Program(nn.Module, metaclass=_InTurn):
 
     def misfit(self, batch: Batch) -> Any:
         """Deviance of these rows' moments from those of the fitted law, and its degrees of freedom
-        (`exact.shared_factors.Misfit`), or None where they say nothing of the fit."""
+        (`exact.goodness.Misfit`), or None where they say nothing of the fit."""
         return None
 
     def log_evidence(self) -> Tensor | None:

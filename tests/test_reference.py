@@ -144,12 +144,12 @@ def test_joint_values_add_up_to_the_model() -> None:
 @pytest.mark.slow
 def test_all_graphs_of_two_latents_agree() -> None:
     fit = linear(5, 40)
-    tree = reference(fit, sum_over=("order", "graph"), draws=50, warmup=40)
+    tree = reference(fit, sum_over=("order", "graph"), draws=200, warmup=40)
     edges = tree["posterior"]["graph"].mean(("chain", "draw")).values
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable
-    assert np.abs(edges - exact).max() < 0.08
-    table = agreement(fit, tree, SITES, draws=800)  # few draws of few edges say little of deviations
+    assert np.abs(edges - exact).max() < 0.15  # draws between two maxima are worth a third of their number
+    table = agreement(fit, tree, SITES, draws=800)
     assert (table["difference"].abs() < 0.2 + 2 * table["error"]).all()
     assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=800), slack=1)
 

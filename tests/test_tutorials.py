@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import xarray as xr
 from IPython.core.interactiveshell import InteractiveShell
 
 import pyrocrl
@@ -21,14 +22,20 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cell by cell in IPython, here: a kernel of its own would import everything again.
 
-    Fits take an eighth of their epochs: what they find is stored in the notebook, and held by the tests of recovery.
+    Fits take an eighth of their epochs, in two chains, and draws are few: what they find is stored in the notebook, and
+    held by the tests of recovery.
     """
-    whole = pyrocrl.fit
+    fitted, drawn = pyrocrl.fit, pyrocrl.Fit.posterior
 
     def short(program: pyrocrl.Program, *args: Any, epochs: int | None = None, **options: Any) -> pyrocrl.Fit:
-        return whole(program, *args, epochs=(epochs or program.recipe.epochs) // 8 + 1, **options)
+        few = {"epochs": (epochs or program.recipe.epochs) // 8 + 1, "chains": min(2, options.pop("chains", 2))}
+        return fitted(program, *args, **few, **options)
+
+    def few(fit: pyrocrl.Fit, draws: int = 200, *args: Any, **options: Any) -> xr.DataTree:
+        return drawn(fit, min(20, draws), *args, **options)
 
     monkeypatch.setattr(pyrocrl, "fit", short)
+    monkeypatch.setattr(pyrocrl.Fit, "posterior", few)
     monkeypatch.chdir(tmp_path)
     shell = InteractiveShell()
     for cell in nbformat.read(path, as_version=4).cells:

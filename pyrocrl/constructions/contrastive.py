@@ -37,7 +37,8 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from pyrocrl.constructions import directions
 from pyrocrl.constructions.optimise import LR, descend, minimise
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.exact.regression import least_squares
+from pyrocrl.exact.goodness import Misfit
+from pyrocrl.exact.regression import least_squares, quadratic
 from pyrocrl.parts.nets import Residual
 from pyrocrl.turns import drawing
 
@@ -104,12 +105,9 @@ def fitted(environments: linear_sem.Environments) -> Equations:
     )
 
 
-def dispersion(environments: linear_sem.Environments) -> float:
-    """How far the laws of z lie from equations under the best order: deviance over degrees of freedom, at least 1.
-
-    The deviance is twice the log-likelihood ratio of a Gaussian of its own for every environment. Environments without
-    targets share one law.
-    """
+def misfit(environments: linear_sem.Environments) -> Misfit:
+    """How far the laws of z lie from equations under the best order, against a Gaussian of its own for every
+    environment; environments without targets share one law."""
     latents = environments.target.shape[1]
     free = environments.target.sum(1) == 0
     both = torch.cat([free[None].double(), torch.nn.functional.one_hot(torch.nonzero(~free).flatten(), len(free))])
@@ -120,10 +118,16 @@ def dispersion(environments: linear_sem.Environments) -> float:
     precision = torch.linalg.inv(law)
     gap = mean - expected
     each = (precision @ cov).diagonal(dim1=-2, dim2=-1).sum(-1) - latents
-    each = each - torch.linalg.slogdet(precision @ cov).logabsdet + torch.einsum("ei,eij,ej->e", gap, precision, gap)
+    each = each - torch.linalg.slogdet(precision @ cov).logabsdet + quadratic(gap, precision)
     saturated = len(count) * (latents + latents * (latents + 1) / 2)
     used = latents * (latents - 1) / 2 + 2 * latents + 2 * float(target.sum())
-    return max(1.0, float((count * each).sum()) / (saturated - used))
+    return Misfit(float((count * each).sum()), saturated - used)
+
+
+def dispersion(environments: linear_sem.Environments) -> float:
+    """Deviance from equations over its degrees of freedom, at least 1."""
+    found = misfit(environments)
+    return max(1.0, found.deviance / found.freedom)
 
 
 def affine(environments: linear_sem.Environments, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrocrl.exact.regression import quadratic
+
 FLOOR = 1e-4  # least deviation of noise that is not shared: smaller ones are told from none by rounding alone
 ANGLES = (1e-3, 0.03, 0.1, 0.2)  # sines within which two differences are taken to be along one line
 CENTRES = 1_000  # differences among which directions are looked for
@@ -121,10 +123,10 @@ def _maximised(before: Tensor, after: Tensor, noise: Noise, with_effects: bool =
         kept = products.sum(0) - products[:latents]  # of the pairs in which a latent did not change
         rows, unshared = noise.unmixing.clone(), noise.unshared
         for k in range(latents):
-            quadratic = spread + kept[k] / unshared[k].square()
-            row = torch.linalg.solve(quadratic, torch.linalg.inv(rows)[:, k])
-            rows[k] = row * ((2 * pairs - count[k]) / (row @ quadratic @ row)).sqrt()
-        squares = torch.einsum("ki,kij,kj->k", rows, kept, rows)
+            curvature = spread + kept[k] / unshared[k].square()
+            row = torch.linalg.solve(curvature, torch.linalg.inv(rows)[:, k])
+            rows[k] = row * ((2 * pairs - count[k]) / (row @ curvature @ row)).sqrt()
+        squares = quadratic(rows, kept)
         moved = after @ rows.mT
         weight = chance[:, :latents] / count[:latents].clamp_min(1e-12)
         total = _effects(moved, chance) if with_effects else noise.total

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrocrl.exact.regression import quadratic
 from pyrocrl.exact.switching import Dynamics, Smoothed, coefficients, lagged, log_emission, partials, smoothed
 
 LAGS = (1, 2, 3, 5, 8, 13)  # of covariances that are diagonalised
@@ -164,10 +165,10 @@ def _maximised(
         rest = own[..., 0, -1] - (slope[..., :-1] * own[..., 1:-1, -1]).sum(-1)
         slope[..., -1] = rest / (own[..., -1, -1] + 1e-3 * scale.square())
         lead = torch.cat([torch.ones_like(slope[..., :1]), -slope], -1)
-        square = torch.einsum("ksa,ksab,ksb->ks", lead, own, lead)
+        square = quadratic(lead, own)
         floor = LEAST * (own[..., 0, 0].sum(1) / count.sum(1).clamp_min(1)).sqrt()
         scale = ((square + floor[:, None].square()) / count.clamp_min(1.0)).sqrt().clamp_min(floor[:, None])
-        start = torch.einsum("ka,ab,kb->k", unmixing, first, unmixing)
+        start = quadratic(unmixing, first)
         spread = ((start + (own[..., 0, 0].sum(1) / count.sum(1).clamp_min(1))) / (begins + 1)).sqrt()
         for k in range(d):
             apart = torch.zeros(states, d, table.shape[1], dtype=dtype)

@@ -163,6 +163,13 @@ def largest_eigenvalue(value: float, rows: int, features: int) -> float:
     return float(stats.gamma.sf((value - centre) / scale + 9.84801, 46.446, scale=0.186054))
 
 
+class Misfit(NamedTuple):
+    """Twice the log-likelihood that the fitted moments lose to free ones, and its degrees of freedom."""
+
+    deviance: float
+    freedom: float
+
+
 class Normality(NamedTuple):
     """p: that samples of a normal law are as far from it; skewness, kurtosis: p of each; excess: kurtosis over that of
     a normal law, less 1, in the mean over samples."""
@@ -381,7 +388,7 @@ def modulation(z: Floats, group: NDArray[np.int64], law: str) -> Modulation | No
 
 
 class Departure(NamedTuple):
-    """p: that samples as far from the law are seen where it is within `TOLERANCE`; of each part."""
+    """p: that samples as far from the law are seen where it is within the tolerance; of each part."""
 
     p: float
     levels: float
@@ -401,7 +408,7 @@ class Tolerance(NamedTuple):
 TOLERANCE = Tolerance()
 
 
-def departure(z: Floats, group: NDArray[np.int64], law: str) -> Departure:
+def departure(z: Floats, group: NDArray[np.int64], law: str, tolerance: Tolerance = TOLERANCE) -> Departure:
     """How far z (row, d) is from independent coordinates of `law` (a key of `MODULATED`) in each group (row,).
 
     Means, where the law has none: their noncentral chi-square; correlations: Fisher's transform; the law of one
@@ -414,7 +421,7 @@ def departure(z: Floats, group: NDArray[np.int64], law: str) -> Departure:
     levels = 1.0
     if law != "normal":
         far = sum(len(own) * (own.mean(0) / own.std(0)) ** 2 for own in groups)  # (d,)
-        levels = min(1.0, d * float(stats.ncx2.sf(np.max(far), len(groups), TOLERANCE.levels * rows)))
+        levels = min(1.0, d * float(stats.ncx2.sf(np.max(far), len(groups), tolerance.levels * rows)))
     mean = law == "normal"
     unit = np.concatenate(
         [(own - mean * own.mean(0)) / np.sqrt(((own - mean * own.mean(0)) ** 2).mean(0)) for own in groups]
@@ -422,12 +429,23 @@ def departure(z: Floats, group: NDArray[np.int64], law: str) -> Departure:
     correlations = 1.0
     if d > 1:
         r = max(np.abs(np.corrcoef(v.T) - np.eye(d)).max() for v in (unit, unit**2))
-        beyond = np.arctanh(min(r, 1 - 1e-12)) - np.arctanh(TOLERANCE.correlation)
+        beyond = np.arctanh(min(r, 1 - 1e-12)) - np.arctanh(tolerance.correlation)
         correlations = min(1.0, 2 * d * (d - 1) * float(stats.norm.sf(beyond * np.sqrt(rows))))
     known = stats.laplace(scale=0.5**0.5) if law == "laplace" else stats.norm
-    gap = max(float(stats.kstest(column, known.cdf).statistic) for column in unit.T) - TOLERANCE.distance
+    gap = max(float(stats.kstest(column, known.cdf).statistic) for column in unit.T) - tolerance.distance
     shape = min(1.0, 2 * d * float(np.exp(-2 * rows * max(gap, 0.0) ** 2)))
     return Departure(min(1.0, 3 * min(levels, correlations, shape)), levels, correlations, shape)
+
+
+def whitened(z: Floats, group: NDArray[np.int64]) -> Floats:
+    """Rows z (row, d) of mean 0 and covariance I in each group (row,), each coordinate what the ones before leave;
+    groups of d or fewer rows are left out."""
+    parts = []
+    for g in np.unique(group):
+        own = z[group == g] - z[group == g].mean(0)
+        if len(own) > z.shape[1]:
+            parts.append(np.linalg.solve(np.linalg.cholesky(own.T @ own / len(own)), own.T).T)
+    return np.concatenate(parts)
 
 
 class Shared(NamedTuple):

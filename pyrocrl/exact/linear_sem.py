@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pyrocrl.dists import InverseGamma, Normal
 from pyrocrl.exact.orders import log_edge_prior, log_order_prior, log_partition
+from pyrocrl.exact.regression import quadratic
 
 Intervention = Literal["perfect", "soft", "variance", "shift"]
 KEEP_EQUATIONS = ("variance", "shift")  # kinds that change no weight
@@ -51,13 +52,14 @@ class Environments(NamedTuple):
         share = n / count.clamp_min(1.0)[..., None]
         mean = share @ self.mean
         apart = self.mean - mean[..., None, :]  # (..., env, d)
-        between = torch.einsum("...e,...ei,...ej->...ij", share, apart, apart)
+        between = (share[..., None] * apart).mT @ apart
         return count, mean, torch.einsum("...e,eij->...ij", share, self.cov) + between
 
     def transform(self, matrix: Tensor) -> Environments:
         """Statistics of matrix @ y, with matrix (..., k, d) (leading dimensions go before env)."""
         mean = torch.einsum("...kd,ed->...ek", matrix, self.mean)
-        cov = torch.einsum("...ki,eij,...lj->...ekl", matrix, self.cov, matrix)
+        wide = matrix[..., None, :, :]
+        cov = wide @ self.cov @ wide.mT
         return Environments(self.count, mean, cov, self.target)
 
 
@@ -183,7 +185,7 @@ def innovation_scores(unmixing: Tensor, data: Slices, intervention: Intervention
     """
     d = unmixing.shape[-1]
     rows = unmixing[data.node]  # (slice, d)
-    variance = torch.einsum("si,sij,sj->s", rows, data.cov, rows)
+    variance = quadratic(rows, data.cov)
     n = data.count
     hot = (data.node[None, :] == torch.arange(d, device=n.device)[:, None]).to(variance.dtype)  # (d, slice)
     if intervention == "variance":
@@ -227,7 +229,7 @@ def log_marginal_given_graph(unmixing: Tensor, graph: Tensor, data: Slices, tota
     both, without = (2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1) for root in roots)
     log_var = cov[:d].diagonal(dim1=-2, dim2=-1).diagonal(dim1=-2, dim2=-1).log()
     log_rest = torch.log1p(n * (both - without - log_var).exp()) - torch.log1p(n)
-    alone = torch.einsum("si,sij,sj->s", unmixing[data.node], data.cov, unmixing[data.node])
+    alone = quadratic(unmixing[data.node], data.cov)
     fitted = -0.5 * n * log_rest - 0.5 * parents.sum(-1) * torch.log1p(n)  # beside no parents at all
     return _sample_scores(alone, data.count).sum() + fitted.sum() + total * log_abs_det(unmixing)
 
@@ -301,7 +303,7 @@ def regressions(unmixing: Tensor, graph: Tensor, data: Slices, intervention: Int
     slope = torch.cholesky_solve(cross, root).squeeze(-1)  # least squares
     n = data.count.clamp_min(1.0)
     shrink = n / (1 + n)
-    variance = torch.einsum("si,sij,sj->s", node, cov, node)
+    variance = (cov.diagonal(dim1=-2, dim2=-1) * node).sum(-1)
     rest = variance - shrink * (cross.squeeze(-1) * slope).sum(-1)
     rest = torch.maximum(rest, torch.finfo(cov.dtype).eps * variance)
     return Regressions(parents, cov, shrink[:, None] * slope, rest, mean, node, n)
@@ -458,7 +460,7 @@ class Innovations(NamedTuple):
 def innovations(unmixing: Tensor, graph: Tensor, data: Slices, intervention: Intervention) -> Innovations:
     """Of n = unmixing @ y, under variance or shift interventions."""
     rows = unmixing[data.node]  # (slice, d)
-    variance = torch.einsum("si,sij,sj->s", rows, data.cov, rows)
+    variance = quadratic(rows, data.cov)
     mean = (data.mean * rows).sum(-1)
     total, squares = data.count, data.count * variance
     natural = torch.arange(len(data.node), device=total.device) < len(unmixing)

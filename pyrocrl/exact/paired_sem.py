@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyrocrl.dists import Gamma
 from pyrocrl.exact.all_subsets import RATE, SHAPE
-from pyrocrl.exact.regression import regress
+from pyrocrl.exact.regression import quadratic, regress
 
 LEVEL = 3.0  # prior deviation of own_level, in units of own_scale
 RUNS = 50  # of the sampler at once
@@ -162,7 +162,7 @@ def _most_probable(mean: Tensor, graph: Tensor, weight: Tensor, slab: float) -> 
 def _changed(total: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     """(draw, latent) sums of z'_k, and of their squares, over the pairs in which k was changed."""
     first = torch.einsum("sta,sta->st", total, moments[:, :, 1:, 0])
-    return first, torch.einsum("sta,stab,stb->st", total, moments[:, :, 1:, 1:], total)
+    return first, quadratic(total, moments[:, :, 1:, 1:])
 
 
 def _swept(state: Equations, moments: Tensor, odds: float, slab: float) -> Equations:
@@ -181,7 +181,7 @@ def _swept(state: Equations, moments: Tensor, odds: float, slab: float) -> Equat
         without = total - through[:, :, None] * (total[:, k, None] - eye[k])  # T_t with w_.k = 0
         rest = torch.cat([-own_level[..., None], without], -1)  # (run, latent, 1 + latent)
         told = torch.einsum("st,stab->sab", through.square() * precision, moments)[:, 1:, 1:]
-        lean = torch.einsum("st,stab,stb->sa", through * precision, moments, rest)[:, 1:]
+        lean = torch.einsum("st,sta->sa", through * precision, (moments @ rest[..., None])[..., 0])[:, 1:]
         earlier = rank < rank[:, k, None]  # (run, parent)
         rows = earlier[:, :, None] * total  # z' of those that may be parents, from eps'
         curvature, slope = rows @ told @ rows.mT, -(rows @ lean[..., None])[..., 0]

@@ -21,6 +21,14 @@ SHAPE, RATE = 1.0, 0.1
 JITTER = 1e-6  # of the kernel between inducing points, whose variance is 1
 
 
+def quadratic(rows: Tensor, matrix: Tensor) -> Tensor:
+    """(...) row @ matrix @ row, of rows (..., d) and matrices (..., d, d).
+
+    Not by `torch.einsum`, which looks for the best order of three operands anew in each call, for as long again.
+    """
+    return ((rows[..., None, :] @ matrix)[..., 0, :] * rows).sum(-1)
+
+
 def least_squares(design: Tensor, value: Tensor) -> Tensor:
     """(basis, target) coefficients of value (rows, target) on design (rows, basis) of full column rank.
 

@@ -17,6 +17,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
+from pyrocrl.exact.goodness import Misfit
+
 SHAPE = 1.5  # of the variances' inverse gamma law
 STEPS, LEAST, CLOSE = 400, 15, 1e-7  # of the search, at most and at least, and the relative gain at which it ends
 AGAIN = 150  # ... of the search from a mode that is near
@@ -221,13 +223,6 @@ class SharedFactors:
             (2 / rows).sqrt(),
             (level + 1).rsqrt() if self.anchors else torch.ones_like(level),
         )
-
-
-class Misfit(NamedTuple):
-    """Twice the log-likelihood that the fitted moments lose to free ones, and its degrees of freedom."""
-
-    deviance: float
-    freedom: float
 
 
 def misfit(law: SharedFactors, p: Parameters) -> Misfit | None:

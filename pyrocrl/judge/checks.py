@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
+SHARED_BY_CHART = 0.05  # ... one of latents that are read by contrasts alone, without the decoder
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
@@ -65,6 +67,8 @@ OFF = 0.05  # difference of two distributions of what is left up to which a fit 
 MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
+NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
+APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -942,9 +946,39 @@ def _given_environment(fit: Fit, data: Data) -> Found | None:
     return Found("departures of latents from their law given the environment", found.p, detail, other)
 
 
-def _left(fit: Fit, data: Data) -> Found | None:
+def _nearly_gaussian(fit: Fit, data: Data) -> Found | None:
+    """Whether latents of every environment are normal, on all rows: within `NEARLY` of it, for networks are not exact.
+    Latents of equations that are not linear, of noise that is not normal, of environments that differ from what is told
+    of them, or that a network did not find, are further from it."""
+    used = fit.in_use(fit.reference)
+    if data.counts or not used.any():
+        return None
+    z, env = _latents(fit, data, aligned=False)
+    white = goodness.whitened(z[:, used], env)
+    found = goodness.departure(white, np.zeros(len(white), int), "normal", NEARLY)
+    detail = f"correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
+    remedy = "targets that were listed otherwise; score_crl, for equations that are not linear; more steps"
+    return Found("departures of latents from normal laws", found.p, detail, remedy)
+
+
+def _nearly_equations(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of every environment's moments of latents against equations that its interventions change:
+    within `APART` of them for each degree of freedom, for networks are not exact."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    with drawing():
+        found = fit.chains.chain(fit.reference).misfit(batch)
+    if found is None or found.freedom <= 0:
+        return None
+    p = float(stats.ncx2.sf(found.deviance, found.freedom, 2 * len(batch) * APART * found.freedom))
+    detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom, {len(batch)} rows"
+    remedy = "targets that were listed otherwise, batches that go with environments; more steps"
+    return Found("departures of environments' moments from equations", p, detail, remedy)
+
+
+def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
     """Whether what a draw of their latents leaves of features is noise of each one's own, of one variance in all
-    environments, as it is where the model is right. Within `SHARED` of their variances, for networks are not exact."""
+    environments, as it is where the model is right. Within `tolerance` of their variances, for networks are not
+    exact."""
     if data.counts:
         return None
     rows = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int)))
@@ -953,7 +987,7 @@ def _left(fit: Fit, data: Data) -> Found | None:
     with drawing(43), torch.no_grad():
         left = batch.x - stories.expected(program, batch, stories.drawn(program, batch))
     x, left = batch.x.double().cpu().numpy(), left.double().cpu().numpy()
-    found = goodness.shared(left / np.maximum(x.std(0), 1e-12), rows.env, SHARED)
+    found = goodness.shared(left / np.maximum(x.std(0), 1e-12), rows.env, tolerance)
     name = data.feature_names[found.column]
     if found.group is None:
         assert found.other is not None
@@ -1159,7 +1193,10 @@ TESTS: dict[str, Test] = {
     "clusters": _clusters,
     "features": _features,
     "given_environment": _given_environment,
+    "nearly_gaussian": _nearly_gaussian,
+    "nearly_equations": _nearly_equations,
     "left": _left,
+    "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
     "differences": _differences,
     "views": _views,
     "noiseless": _noiseless,

@@ -92,6 +92,7 @@ def linear_world(
     features: int = 10,
     *,
     bent: float = 0.0,
+    curved: float = 0.0,
     saturated: float = 0.0,
     bad: float = 0.0,
     offsets: float = 0.0,
@@ -101,9 +102,10 @@ def linear_world(
 ) -> Data:
     """x = G z + noise, z of linear equations on 0 -> 1 -> ... and 0 -> 2; environments are (name, targets, kind).
 
-    kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; saturated: x
-    through tanh; bad: share of rows with ten times the noise; offsets: deviation of a shift of x that every environment
-    has of its own; law: "gaussian" or "laplace" noise of z. told: targets as they are listed; None = the true ones.
+    kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; curved: of a
+    tanh that is added to rotated latents before they are mixed; saturated: x through tanh; bad: share of rows with ten
+    times the noise; offsets: deviation of a shift of x that every environment has of its own; law: "gaussian" or
+    "laplace" noise of z. told: targets as they are listed; None = the true ones.
     """
     rng = np.random.default_rng([14, seed])
     weight = np.zeros((latents, latents))
@@ -133,7 +135,11 @@ def linear_world(
         labels += [name] * rows
         targets[name] = hits
     z = np.concatenate(parts)
-    x = z @ mixing.T
+    x = z
+    if curved:  # strictly increasing in each rotated latent: the mixing stays injective
+        turned = (z - z.mean(0)) / z.std(0) @ np.linalg.qr(rng.standard_normal((latents, latents)))[0]
+        x = turned + curved * np.tanh(3 * turned)
+    x = x @ mixing.T
     x = np.tanh(saturated * x / x.std(0)) if saturated else x
     x = x + noise * x.std(0) * rng.standard_normal(x.shape)
     if bad:
@@ -152,9 +158,9 @@ def each(kind: str, latents: int = 3) -> list[tuple[str, tuple[int, ...], str]]:
     return [(f"on_{k}", (k,), kind) for k in range(latents)]
 
 
-def confounded(seed: int, rows: int = 1000) -> Data:
+def confounded(seed: int, **options: Any) -> Data:
     """Three factors, of which the environments and the fit know two."""
-    data = linear_world(seed, [("on_0", (0,), "perfect"), ("on_1", (1,), "perfect")], rows=rows)
+    data = linear_world(seed, [("on_0", (0,), "perfect"), ("on_1", (1,), "perfect")], **options)
     return Data(data.x, data.env_labels(), data.targets, control="control", truth={"z": data.truth["z"][:, :2]})
 
 
@@ -378,7 +384,7 @@ def world(*args: Any, **options: Any) -> Callable[[int], Data]:
 FEW = {"chains": 2}
 CODES = {"rows": 3000, "latents": 12, "features": 8, "active": 1.5}
 LINEAR, SHIFTS, UNKNOWN = "linear_sem_lin", "mechanism_shift", "unknown_targets"
-CLUSTERS = "linear_latent_sem"
+CLUSTERS, NETWORK = "linear_latent_sem", "linear_sem_nonlin"
 HARD, SOFT, SHIFT, VARIANCE = each("perfect"), each("soft"), each("shift"), each("variance")
 APART = [[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]]
 WITHIN, ALL = [[1, 1]] * 3 + [[0, 1]] * 3, [[1, 1]] * 6
@@ -455,6 +461,34 @@ def linear_cases() -> list[Case]:
         case("an intervention that hits a second latent", "misspecified", world(off_target, told=labels), breaks=ALONE),
         case("two of three factors", "misspecified", confounded, breaks=MIXED),
         case("Laplace noise", "misspecified", world(HARD, law="laplace"), breaks="noise is Gaussian"),
+    ]
+
+
+def network_cases() -> list[Case]:
+    """Behind a mixing that a network undoes: 2,000 rows an environment, two chains."""
+
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
+        return Case(f"{NETWORK}: {name}", NETWORK, kind, draw, options, FEW, breaks=breaks)
+
+    curved = {"curved": 1.0, "rows": 2000, "noise": 0.02}
+    off_target = [("on_0", (0, 2), "perfect"), *HARD[1:]]
+    labels = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
+    return [
+        case("perfect, weights that nearly cancel", "small", world(HARD, **curved)),
+        case("perfect, Buchholz et al.", "identified", drawn("buchholz2023_hard", latents=3, samples=4000)),
+        case(
+            "two of three latents",
+            "misspecified",
+            lambda seed: confounded(seed, **curved),
+            breaks="mixing is injective",
+        ),
+        case("quadratic equations", "misspecified", world(HARD, bent=0.5, **curved), breaks="equations are linear"),
+        case(
+            "an intervention that hits a second latent",
+            "misspecified",
+            world(off_target, told=labels, **curved),
+            breaks="perfect_interventions",
+        ),
     ]
 
 
@@ -879,6 +913,7 @@ def cases() -> list[Case]:
     every = (
         dictionary_cases,
         linear_cases,
+        network_cases,
         shift_cases,
         state_cases,
         factor_cases,
