@@ -371,7 +371,7 @@ def _agree_on_latents(fit: Fit, chains: np.ndarray) -> bool:
 def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     """Edges, targets or entries that the posterior leaves open, up to what the claim does, and rows to decide them."""
     fit, names = known.fit, known.fit.names
-    if claim.what not in ("graph", "mask", "targets"):
+    if claim.what not in ("graph", "mask", "targets", "parents"):
         return (), 0.0
     values = getattr(fit, claim.what)()
     if values is None:
@@ -386,6 +386,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
         label = "{} of {}"
     elif claim.what == "targets":
         sides, label = (names["env"], names["latent"]), "{} on {}"
+    elif claim.what == "parents":
+        sides, label = (names["feature"], ["the response"]), "{} -> {}"
     else:
         sides, label = (names["latent"], names["latent"]), "{} -> {}"
         kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
@@ -434,7 +436,7 @@ def _same_closure(values: np.ndarray) -> bool:
 def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
     """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
     fit = known.fit
-    if claim.what in ("mask", "graph", "targets"):
+    if claim.what in ("mask", "graph", "targets", "parents"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
@@ -458,7 +460,7 @@ def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[
         shared = [_overlap(values[a], values[b]) for a, b in pairs]
         least = min(shared, default=1.0)
         numbers["overlap_least"] = least
-        entries = {"graph": "edges", "mask": "entries", "targets": "targets"}[claim.what]
+        entries = {"graph": "edges", "mask": "entries"}.get(claim.what, claim.what)
         return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
     matrix = pairwise_agreement(fit)[np.ix_(compared, compared)]
     off = matrix[~np.eye(len(compared), dtype=bool)]

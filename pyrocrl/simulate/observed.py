@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Positive, Seed, Size
+from pyrocrl.options import Natural, Positive, Seed, Share, Size
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -46,6 +46,47 @@ def squires2020(
     ]
     targets: dict[str, tuple[int, ...]] = {f"target_{k}": (int(k),) for k in hit}
     return _labelled("squires2020", parts, targets, graph, weight, told)
+
+
+def peters2016(
+    seed: Seed = 0,
+    rows: Size = 200,
+    latents: int = 7,
+    environments: Size = 3,
+    density: Share = 0.5,
+    shifted: Natural = 2,
+    strong: Natural = 0,
+) -> Data:
+    """A response among other columns, which environments shift, as in Peters, Buehlmann & Meinshausen (2016), "Causal
+    inference by using invariant prediction".
+
+    z_k = w_k' z_parents + eps, eps ~ N(0, 1): an edge from each earlier column with this density, weights +-U(.5, 1.5).
+    The response, column latents // 2, is called y. Each environment but the first adds SHIFT to the means of `shifted`
+    other columns, drawn at random. x = z: everything is observed.
+
+    rows: in each environment; strong: further environments, `strong_<i>`, in which every other column is shifted by
+    +-U(2, 6). Truth: z, graph and weight (parent, child), targets, which the fit is not given.
+    """
+    check_whole("latents", latents, 2, MOST)
+    check_whole("shifted", shifted, 0, latents - 1)
+    rng = np.random.default_rng(seed)
+    graph = np.triu(rng.random((latents, latents)) < density, 1)
+    weight = graph * rng.uniform(0.5, 1.5, graph.shape) * rng.choice([-1.0, 1.0], graph.shape)
+    response = latents // 2
+    others, spread = np.delete(np.arange(latents), response), np.ones(latents)
+    parts, targets = [_rows(rng, rows, weight, spread, others[:0], 0.0, False)], {}
+    for e in range(1, environments):
+        hit = np.sort(rng.choice(others, shifted, replace=False))
+        targets[f"env_{e}"] = tuple(int(k) for k in hit)
+        parts.append(_rows(rng, rows, weight, spread, hit, SHIFT, False))
+    for e in range(strong):
+        far = rng.uniform(2.0, 6.0, len(others)) * rng.choice([-1.0, 1.0], len(others))
+        targets[f"strong_{e}"] = tuple(int(k) for k in others)
+        parts.append(_rows(rng, rows, weight, spread, others, far, False))
+    z = np.concatenate(parts)
+    names = ["y" if k == response else f"x{k}" for k in range(latents)]
+    truth = {"z": z, "graph": graph.astype(int), "weight": weight, "targets": targets}
+    return Data(z, np.repeat(["env_0", *targets], rows), feature_names=names, truth=truth, name="peters2016")
 
 
 def hagele2023(
