@@ -388,6 +388,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
         sides, label = (names["env"], names["latent"]), "{} on {}"
     elif claim.what == "parents":
         sides, label = (names["feature"], ["the response"]), "{} -> {}"
+        wrong = np.minimum(values, 1 - values)  # the set is claimed: all of it has to be right
+        unsure = wrong > ((1 - SURE) / len(wrong) if wrong.sum() > 1 - SURE else 1.0)
     else:
         sides, label = (names["latent"], names["latent"]), "{} -> {}"
         kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
