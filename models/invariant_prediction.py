@@ -129,7 +129,7 @@ class InvariantPrediction(Program):
     def __init__(
         self,
         features: Annotated[int, Bounds(2, orders.MAX_NODES), "columns of x, which are the latents; read off the data"],
-        latents: Annotated[int, Bounds(2, orders.MAX_NODES), "as many as features"],
+        latents: Annotated[int, Bounds(2), "as many as features"],
         environments: Annotated[int, Bounds(1), "how many there are; read off the data"],
         response: Annotated[int | str, "the column of x whose parents are asked for, by position or name"] = NAMED,
         neighbours: Annotated[Positive, "of a variable, expected a priori"] = 2.0,
@@ -300,7 +300,7 @@ class InvariantPrediction(Program):
 
     def invariance(self) -> tuple[Tensor, Tensor]:
         response = self.config["response"]
-        p = invariance.p_values(*(v.double().cpu().numpy() for v in (self.moments, self.count)), response)
+        p = invariance.p_values(self.moments.double().cpu().numpy(), self.count.double().cpu().numpy(), response)
         return torch.as_tensor(p), self._parent_sets()[response]
 
     def implied(self) -> Gaussians:
@@ -313,8 +313,8 @@ class InvariantPrediction(Program):
         inside = sampling.members(d - 1, best.device)[best]  # (latent, candidate)
         graph = inside.new_zeros(d, d).scatter(1, self.candidates, inside).mT
         hit = inside.new_zeros(d, len(self.count)).scatter(1, self.touching, self.touched.double()[node, best]).mT
-        gathered = (v.double().cpu().numpy() for v in (self.moments, self.count))
-        return invariance.implied(*gathered, graph.cpu().numpy() > 0.5, hit.cpu().numpy() > 0.5)
+        moments, count = (v.double().cpu().numpy() for v in (self.moments, self.count))
+        return invariance.implied(moments, count, graph.cpu().numpy() > 0.5, hit.cpu().numpy() > 0.5)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""

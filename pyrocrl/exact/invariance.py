@@ -59,8 +59,7 @@ def guaranteed(p: Floats, level: float) -> Flags:
     accepted."""
     inside = sets_of(len(p).bit_length() - 1)
     accepted = inside[~(p <= level)]
-    found: Flags = accepted.all(0) if len(accepted) else np.zeros(inside.shape[1], dtype=bool)
-    return found
+    return np.asarray(accepted.all(0) if len(accepted) else np.zeros(inside.shape[1], dtype=bool))
 
 
 def _left(moments: Floats, response: int, inside: Flags) -> Floats:
@@ -86,15 +85,16 @@ def implied(moments: Floats, count: Floats, graph: Flags, hit: Flags) -> Gaussia
     chosen = 0.0
     for k in range(d):
         parents = np.flatnonzero(graph[:, k])
-        columns = np.concatenate([[0], 1 + parents])
-        for group in [np.flatnonzero(~hit[:, k]), *np.flatnonzero(hit[:, k])[:, None]]:
+        columns = np.append(0, 1 + parents)
+        groups: list[NDArray[np.int64]] = [np.flatnonzero(~hit[:, k]), *np.flatnonzero(hit[:, k])[:, None]]
+        for group in groups:
             rows = count[group].sum()
             if rows == 0:
                 continue
             own = moments[group].sum(0)
             gram = own[np.ix_(columns, columns)]
             slope = np.linalg.lstsq(gram, own[columns, 1 + k], rcond=None)[0]
-            level[group, k], weight[np.ix_(group, parents, [k])] = slope[0], slope[1:, None]
+            level[group, k], weight[group[:, None], parents, k] = slope[0], slope[1:]
             variance[group, k] = max((own[1 + k, 1 + k] - own[columns, 1 + k] @ slope) / rows, FLAT)
             chosen += len(columns) + 1
     total = np.linalg.inv(np.eye(d) - weight)  # (env, node, node): x = (level + noise) total

@@ -387,7 +387,7 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     elif claim.what == "targets":
         sides, label = (names["env"], names["latent"]), "{} on {}"
     elif claim.what == "parents":
-        sides, label = (names["feature"], ["the response"]), "{} -> {}"
+        sides, label = (names["feature"], [names["feature"][fit.program.config["response"]]]), "{} -> {}"
         wrong = np.minimum(values, 1 - values)  # the set is claimed: all of it has to be right
         unsure = wrong > ((1 - SURE) / len(wrong) if wrong.sum() > 1 - SURE else 1.0)
     else:
@@ -411,6 +411,7 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
             rate = abs(math.log(p / max(1 - p, 1e-9)))
             rows.append(known.data.rows * math.log(SURE / (1 - SURE)) / max(rate, 0.05))
         else:
+            p = min(float(wrong.sum()), 0.5) if claim.what == "parents" else p  # that the set is wrong
             rows.append(_rows_to_decide(p, known.data.rows))
     which = tuple(label.format(sides[0][i], sides[1][j]) + f" ({values[i, j]:.2f})" for i, j in open_)
     return which, max(rows)
@@ -463,7 +464,10 @@ def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[
         least = min(shared, default=1.0)
         numbers["overlap_least"] = least
         entries = {"graph": "edges", "mask": "entries"}.get(claim.what, claim.what)
-        return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
+        words = f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
+        if claim.what == "parents" and (sure := fit.guaranteed()) is not None:
+            words += f"; invariance alone guarantees {', '.join(sure) or 'none'} (level .05)"
+        return least >= OVERLAP, words
     matrix = pairwise_agreement(fit)[np.ix_(compared, compared)]
     off = matrix[~np.eye(len(compared), dtype=bool)]
     mean, least = (float(off.mean()), float(off.min())) if off.size else (1.0, 1.0)
