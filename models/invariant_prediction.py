@@ -385,9 +385,9 @@ class InvariantPrediction(Program):
         data = draw("peters2016", seed=seed, rows=300, latents=4, environments=3)
         return cls.from_data(data, response="y"), data
 
-    studies = (
-        Parents("peters2016", {"rows": 200}, {"response": "y"}, 40),
-        Parents("peters2016", {"rows": 1000}, {"response": "y"}, 40),
+    studies = tuple(
+        Parents("peters2016", {"rows": rows}, {"response": NAMED}, seeds=40, held_out=0.0, identified=False)
+        for rows in (200, 1000)
     )
 
 

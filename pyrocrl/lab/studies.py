@@ -353,8 +353,6 @@ class Parents(Study):
     _oracle: of regression on the true parents.
     """
 
-    held_out: float = 0.0
-
     def draw(self, seed: int) -> tuple[Data, Data]:
         data = simulate.draw(self.setting, seed, **{"strong": 1, **self.options})
         strong = np.array([label.startswith("strong") for label in data.env_labels()])
