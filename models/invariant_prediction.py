@@ -44,6 +44,7 @@ import math
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -55,7 +56,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import all_subsets, interventions, invariance, orders, sharing
 from pyrocrl.exact import order_sampling as sampling
 from pyrocrl.exact.goodness import Gaussians
-from pyrocrl.lab.studies import Parents
+from pyrocrl.lab.studies import Parents, ParentsOfLatents
 from pyrocrl.options import Bounds, Positive, Share
 from pyrocrl.program import check_rows
 
@@ -363,6 +364,9 @@ class InvariantPrediction(Program):
     def _gather(self, data: Data) -> None:
         """Moments, and the evidence of every set of parents."""
         check_rows(data, 2)
+        correlation = np.corrcoef(data.x.T)
+        if np.linalg.eigvalsh(correlation)[0] < invariance.FLAT:
+            reject("x", "columns that others determine", "columns none of which is a copy or a sum of others")
         batch = data.tensors(dtype=torch.float64)
         self.put(mean=batch.x.mean(0), spread=batch.x.std(0))
         z = torch.cat([torch.ones(len(batch), 1), (batch.x - self.mean) / self.spread], 1).double()
@@ -385,9 +389,12 @@ class InvariantPrediction(Program):
         data = draw("peters2016", seed=seed, rows=300, latents=4, environments=3)
         return cls.from_data(data, response="y"), data
 
-    studies = tuple(
-        Parents("peters2016", {"rows": rows}, {"response": NAMED}, seeds=40, held_out=0.0, identified=False)
-        for rows in (200, 1000)
+    studies = (
+        *(
+            Parents("peters2016", {"rows": rows}, {"response": NAMED}, seeds=40, held_out=0.0, identified=False)
+            for rows in (200, 1000)
+        ),
+        ParentsOfLatents("lu2021", {}, {"response": NAMED}, seeds=10, held_out=0.0, identified=False),
     )
 
 

@@ -29,7 +29,8 @@ def sets_of(candidates: int) -> Flags:
 
 
 def p_values(moments: Floats, count: Floats, response: int) -> Floats:
-    """(2**(d - 1),) p-value of each set of the other columns, in their order; nan where rows are too few to test it.
+    """(2**(d - 1),) p-value of each set of the other columns, in their order; nan where rows are too few to test it, or
+    some of its columns are determined by others in an environment.
 
     moments: (env, 1 + d, 1 + d) sums of products of (1, x) over the count (env,) rows of each environment.
     """
@@ -40,7 +41,7 @@ def p_values(moments: Floats, count: Floats, response: int) -> Floats:
     used = inside.sum(1) + 1.0  # coefficients
     if envs < 2:
         return np.full(len(inside), np.nan)
-    own = np.stack([_left(one, response, inside) for one in moments])  # (env, set) sums of squares
+    own = np.stack([_left(one, response, inside) for one in moments])  # (env, set) sums of squares, nan
     free = count[:, None] - used  # (env, set) degrees of freedom
     pooled, apart, rest = _left(moments.sum(0), response, inside), own.sum(0), free.sum(0)
     with np.errstate(all="ignore"):
@@ -51,7 +52,7 @@ def p_values(moments: Floats, count: Floats, response: int) -> Floats:
         tests = 1 if envs == 2 else envs  # of two variances there is one ratio
         spread = np.minimum(1.0, 2 * tests * ends.min(0))
         p = np.minimum(1.0, 2 * np.minimum(equal, spread))
-    return np.where((free > 0).all(0), p, np.nan)
+    return np.where((free > 0).all(0) & np.isfinite(apart), p, np.nan)
 
 
 def guaranteed(p: Floats, level: float) -> Flags:
@@ -63,23 +64,35 @@ def guaranteed(p: Floats, level: float) -> Flags:
 
 
 def _left(moments: Floats, response: int, inside: Flags) -> Floats:
-    """(set,) sum of squares that the regression of the response on a constant and each set leaves."""
+    """(set,) sum of squares that the regression of the response on a constant and each set leaves; nan where columns of
+    the set determine each other."""
     columns = np.array([j for j in range(len(moments)) if j != 1 + response])
     keep = np.concatenate([np.ones((len(inside), 1), dtype=bool), inside], 1)
     both = keep[:, :, None] & keep[:, None]
     gram = np.where(both, moments[np.ix_(columns, columns)], np.eye(len(columns)))
     cross = np.where(keep, moments[columns, 1 + response], 0.0)
-    gram += FLAT * np.eye(len(columns)) * np.diagonal(gram, axis1=1, axis2=2)[:, None]
-    slope = np.linalg.solve(gram, cross[..., None])[..., 0]
-    left: Floats = (moments[1 + response, 1 + response] - (cross * slope).sum(1)).clip(0)
-    return left
+    unit = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), FLAT))  # (set, column)
+    gram = gram / (unit[:, :, None] * unit[:, None])
+    regular = np.linalg.eigvalsh(gram)[:, 0] > FLAT
+    gram[~regular] = np.eye(len(columns))
+    slope = np.linalg.solve(gram, (cross / unit)[..., None])[..., 0]
+    left = (moments[1 + response, 1 + response] - (cross / unit * slope).sum(1)).clip(0)
+    return np.where(regular, left, np.nan)
 
 
 def implied(moments: Floats, count: Floats, graph: Flags, hit: Flags) -> Gaussians:
-    """Moments of each environment beside those of its equations of maximum likelihood.
+    """Moments of each environment beside those of its equations of maximum likelihood, where no column is determined by
+    others.
 
     moments, count: see `p_values`; graph: (parent, child); hit: (env, node) where a node has an equation of its own.
     """
+    rows = np.maximum(count, 1.0)[:, None]
+    mean = moments[:, 0, 1:] / rows
+    cov = moments[:, 1:, 1:] / rows[:, None] - mean[:, :, None] * mean[:, None]
+    unit = np.sqrt(np.maximum(np.diagonal(cov, axis1=1, axis2=2), FLAT))
+    regular = np.linalg.eigvalsh(cov / (unit[:, :, None] * unit[:, None]))[:, 0] > FLAT
+    moments, count, mean, cov = (value[regular] for value in (moments, count, mean, cov))
+    hit = hit[regular]
     d, envs = len(graph), len(count)
     weight, level, variance = np.zeros((envs, d, d)), np.zeros((envs, d)), np.ones((envs, d))
     chosen = 0.0
@@ -88,19 +101,15 @@ def implied(moments: Floats, count: Floats, graph: Flags, hit: Flags) -> Gaussia
         columns = np.append(0, 1 + parents)
         groups: list[NDArray[np.int64]] = [np.flatnonzero(~hit[:, k]), *np.flatnonzero(hit[:, k])[:, None]]
         for group in groups:
-            rows = count[group].sum()
-            if rows == 0:
+            if not count[group].sum():
                 continue
             own = moments[group].sum(0)
             gram = own[np.ix_(columns, columns)]
             slope = np.linalg.lstsq(gram, own[columns, 1 + k], rcond=None)[0]
             level[group, k], weight[group[:, None], parents, k] = slope[0], slope[1:]
-            variance[group, k] = max((own[1 + k, 1 + k] - own[columns, 1 + k] @ slope) / rows, FLAT)
+            variance[group, k] = max((own[1 + k, 1 + k] - own[columns, 1 + k] @ slope) / count[group].sum(), FLAT)
             chosen += len(columns) + 1
     total = np.linalg.inv(np.eye(d) - weight)  # (env, node, node): x = (level + noise) total
     fitted_mean = np.einsum("ek,ekj->ej", level, total)
     fitted_cov = np.einsum("eki,ek,ekj->eij", total, variance, total)
-    rows_each = np.maximum(count, 1.0)
-    mean = moments[:, 0, 1:] / rows_each[:, None]
-    cov = moments[:, 1:, 1:] / rows_each[:, None, None] - mean[:, :, None] * mean[:, None]
     return Gaussians(count, mean, cov, fitted_mean, fitted_cov, chosen)

@@ -413,6 +413,39 @@ class Parents(Study):
         return {"edges": [[round(float(chance[j, 0]), 4), int(true[j])] for j in others]}
 
 
+@dataclass(frozen=True)
+class ParentsOfLatents(Parents):
+    """The same of a response whose parents are latents, which `identify`, another model, finds first from the features
+    but the response; its environments' targets are told."""
+
+    identify: str = "linear_sem_lin"
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge.metrics import mcc
+        from pyrocrl.predict import beside_response
+
+        data = simulate.draw(self.setting, seed, **{"strong": 1, **self.options})
+        strong, y = np.array([label.startswith("strong") for label in data.env_labels()]), data.features - 1
+        labels = np.where(strong, "control", data.env_labels())  # whose equations are right there, but for their levels
+        truth: Any = data.truth
+        targets = {name: hit for name, hit in truth["targets"].items() if len(hit) == 1}
+        first = Data(data.x[~strong][:, :y], labels[~strong], targets, control="control")
+        found = fit(zoo.build(self.identify, first, latents=4), first, seed=seed, device="cpu", progress=False)
+        others = np.array([0, 1, 3, 4])
+        nodes = mcc(truth["z"][~strong][:, others], found.latents(), return_assignment=True)[1]
+        order = np.append(others[np.argsort(nodes)], 2)  # true columns, as the fit's latents stand
+
+        def part(rows: np.ndarray) -> Data:
+            own = Data(data.x[rows][:, :y], labels[rows], control="control")
+            both = beside_response(found, data.x[rows, y], own)
+            told = {"z": truth["z"][rows][:, order], "graph": truth["graph"][np.ix_(order, order)]}
+            return Data(both.x, both.env_labels(), feature_names=both.feature_names, truth=told, name=data.name)
+
+        return part(~strong), part(strong)
+
+
 def _significant(x: np.ndarray, y: np.ndarray, level: float = 0.05) -> np.ndarray:
     """(column,) whether its coefficient in least squares differs from 0, at this level over all columns."""
     from scipy import stats

@@ -38,6 +38,7 @@ SETTINGS: dict[str, str] = {
     "squires2020": "observed",
     "hagele2023": "observed",
     "peters2016": "observed",
+    "lu2021": "observed",
     "context_effects": "contexts",
     "plt2010": "factors",
     "khemakhem2020": "segments",
