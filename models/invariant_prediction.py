@@ -22,6 +22,10 @@ most. `recover` draws it exactly.
 regression is not seen to differ between environments, by exact F tests of all sets. They are parents, all of them, with
 a probability of 1 - level or more, whatever the law of the other columns: it asks for the response's equation alone.
 
+Latents that another model identifies can stand for columns (`predict.beside_response`). What such an estimate holds of
+other latents is a small coefficient of theirs, which many rows tell from 0: parents of a small one may be none, and the
+guaranteed set, which asks for invariance alone, is less touched by it.
+
 *Identified:* the parents exactly, if every edge at the response is directed by an environment that acts on its other
 end, or by v-structures: as interventional Markov equivalence has it, the response being no target. Latents are
 observed.
@@ -66,6 +70,7 @@ NAMED = "y"  # the response, unless it is told
 UNTOUCHED = "environments act on the response through other columns alone"
 INVARIANT = "one regression of the response on its parents holds in all environments"
 SUFFICIENT = "no unobserved variable acts on two observed ones"
+MEASURED = "columns are measured without error"
 STRAIGHT = "equations are linear with additive Gaussian noise"
 FAITHFUL = "independences are those that the graph asks for (faithfulness)"
 NEEDS = ("environments_differ", "parents_directed")
@@ -87,7 +92,7 @@ class InvariantPrediction(Program):
             "of more than 12 columns some have to be left out first",
         ),
         assumes=("latents are observed: x = z", UNTOUCHED, SUFFICIENT, STRAIGHT),
-        claims=(Claim("parents", (), (UNTOUCHED, INVARIANT, SUFFICIENT, STRAIGHT, FAITHFUL), NEEDS),),
+        claims=(Claim("parents", (), (UNTOUCHED, INVARIANT, MEASURED, SUFFICIENT, STRAIGHT, FAITHFUL), NEEDS),),
         references=(
             Reference(
                 "Peters, Buehlmann & Meinshausen",

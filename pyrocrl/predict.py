@@ -243,7 +243,8 @@ def beside_response(fit: Fit, response: Any, data: Data | None = None, *, name: 
     latents: those have to be identified one by one, up to scales and shifts.
 
     response: (data,) numbers, one for each row of `data`, by default those of the fit. Environments are those of the
-    data; columns are called as the fit's latents are, and `name`. Raises InputError for a response of another length,
+    data; columns are called as the fit's latents are, and `name`. Latents are estimates: see `invariant_prediction` for
+    what their errors do. Raises InputError for a response of another length,
     and for latents that are identified only up to mixtures of them.
     """
     data = fit._data(data)

@@ -889,11 +889,12 @@ def causes(
     tails: bool = False,
     hidden: str = "",
     cancelling: bool = False,
+    noisy: str = "",
 ) -> Data:
     """Columns a, b, y, c, d of linear equations on `edges`, one environment for each of `acts`: what it does to which
     columns, "shift", "variance", "soft" or "perfect". bent: of the square of parents; tails: noise of Student's law of
     3 degrees; hidden: columns that something unobserved acts on; cancelling: a acts on y through b and otherwise, and
-    both ways add up to nothing."""
+    both ways add up to nothing; noisy: columns that are measured with errors as large as they vary."""
     rng, names = np.random.default_rng([18, seed]), "abycd"
     weight = np.zeros((5, 5))
     for edge in edges:
@@ -915,6 +916,8 @@ def causes(
             z[:, k] = (z + bent * z**2) @ w[:, k] + level[k] + s[k] * noise[:, k]
         parts.append(z)
     z = np.concatenate(parts)
+    for k in map(names.index, noisy):
+        z[:, k] += z[:, k].std() * rng.standard_normal(len(z))
     truth = {"z": z, "graph": (weight != 0).astype(int)}
     labels = np.repeat([f"env_{e}" for e in range(len(acts))], rows)
     return Data(z, labels, feature_names=list(names), truth=truth, name="causes")
@@ -934,6 +937,7 @@ def response_cases() -> list[Case]:
     straight = "equations are linear with additive Gaussian noise"
     hidden = "no unobserved variable acts on two observed ones"
     faithful = "independences are those that the graph asks for (faithfulness)"
+    measured = "columns are measured without error"
     return [
         case("shifts of all others", "identified", on("abcd", "shift")),
         case("changes of variance", "identified", on("abc", "variance")),
@@ -952,6 +956,7 @@ def response_cases() -> list[Case]:
         case("noise of the response", "misspecified", [{}, {"a": "shift", "y": "variance"}], response),
         case("something unobserved, a parent", "word", on("ac", "shift"), hidden, hidden="by"),
         case("something unobserved, a child", "word", on("abc", "shift"), hidden, hidden="yc"),
+        case("a parent with errors", "word", on("abc", "shift"), measured, noisy="b"),
         case("equations bent", "misspecified", on("abc", "shift"), straight, bent=0.3),
         case("tails", "misspecified", on("abc", "shift"), straight, tails=True),
         case("ways that cancel", "word", on("ac", "shift"), faithful, cancelling=True),
