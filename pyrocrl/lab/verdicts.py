@@ -943,7 +943,7 @@ def response_cases() -> list[Case]:
         case("changes of variance", "identified", on("abc", "variance")),
         case("soft changes", "identified", [{}, {"a": "shift", "b": "soft"}, {"c": "soft"}]),
         case("perfect interventions", "identified", on("abc", "perfect")),
-        case("a chain, its start shifted", "identified", on("a", "shift"), edges=("a>y", "y>c", "c>d")),
+        case("a chain, its start shifted", "identified", on("a", "shift"), edges=CAUSES[1::2] + CAUSES[4:], rows=1000),
         case("both parents shifted at once", "identified", [{}, {"a": "shift", "b": "shift"}], edges=CAUSES[1:]),
         case("no parents", "identified", on("cd", "shift"), edges=("a>b", "y>c", "a>c", "c>d")),
         case("shifts, 60 rows", "small", on("abc", "shift"), rows=60),
