@@ -23,8 +23,8 @@ regression is not seen to differ between environments, by exact F tests of all s
 a probability of 1 - level or more, whatever the law of the other columns: it asks for the response's equation alone.
 
 Latents that another model identifies can stand for columns (`predict.beside_response`). What such an estimate holds of
-other latents is a small coefficient of theirs, which many rows tell from 0: parents of a small one may be none, and the
-guaranteed set, which asks for invariance alone, is less touched by it.
+other latents is a small coefficient of theirs, which as many rows as it was made of may tell from 0: then parents are
+called that are none. So a share of the rows is kept.
 
 *Identified:* the parents exactly, if every edge at the response is directed by an environment that acts on its other
 end, or by v-structures: as interventional Markov equivalence has it, the response being no target. Latents are

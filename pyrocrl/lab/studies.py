@@ -416,7 +416,7 @@ class Parents(Study):
 @dataclass(frozen=True)
 class ParentsOfLatents(Parents):
     """The same of a response whose parents are latents, which `identify`, another model, finds first from the features
-    but the response; its environments' targets are told."""
+    but the response, its environments' targets told; in the share of the rows that `predict.beside_response` keeps."""
 
     identify: str = "linear_sem_lin"
 
@@ -437,13 +437,13 @@ class ParentsOfLatents(Parents):
         nodes = mcc(truth["z"][~strong][:, others], found.latents(), return_assignment=True)[1]
         order = np.append(others[np.argsort(nodes)], 2)  # true columns, as the fit's latents stand
 
-        def part(rows: np.ndarray) -> Data:
+        def part(rows: np.ndarray, **share: float) -> Data:
             own = Data(data.x[rows][:, :y], labels[rows], control="control")
-            both = beside_response(found, data.x[rows, y], own)
-            told = {"z": truth["z"][rows][:, order], "graph": truth["graph"][np.ix_(order, order)]}
+            both = beside_response(found, data.x[rows, y], own, seed=seed, **share)
+            told = {"graph": truth["graph"][np.ix_(order, order)]}
             return Data(both.x, both.env_labels(), feature_names=both.feature_names, truth=told, name=data.name)
 
-        return part(~strong), part(strong)
+        return part(~strong), part(strong, share=1.0)
 
 
 def _significant(x: np.ndarray, y: np.ndarray, level: float = 0.05) -> np.ndarray:
