@@ -38,6 +38,8 @@ evidence that one regression on a set is shared, against one free in each enviro
 with children whose equations no environment changes are invariant as well, and being larger they share more numbers, so
 that their evidence is higher. In the posterior those children's equations are shared as well.
 
+Longer than other models because its story has all that the fit sums out, equations of the other columns included.
+
 *For a variant, copy this file and change* `_edge`: how many edges there are a priori, or `_joint`: what equations, see
 `pyrocrl.exact.interventions`, may look like.
 """

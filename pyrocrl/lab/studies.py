@@ -437,9 +437,9 @@ class ParentsOfLatents(Parents):
         nodes = mcc(truth["z"][~strong][:, others], found.latents(), return_assignment=True)[1]
         order = np.append(others[np.argsort(nodes)], 2)  # true columns, as the fit's latents stand
 
-        def part(rows: np.ndarray, **share: float) -> Data:
+        def part(rows: np.ndarray, share: float = 0.2) -> Data:
             own = Data(data.x[rows][:, :y], labels[rows], control="control")
-            both = beside_response(found, data.x[rows, y], own, seed=seed, **share)
+            both = beside_response(found, data.x[rows, y], own, share=share, seed=seed)
             told = {"graph": truth["graph"][np.ix_(order, order)]}
             return Data(both.x, both.env_labels(), feature_names=both.feature_names, truth=told, name=data.name)
 
