@@ -460,14 +460,17 @@ def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[
                 worst = float(np.max(apart, initial=0.0))
                 numbers["largest_difference"] = worst
                 return worst == 0, f"their graphs differ in {worst:.0%} of the pairs at most, up to {kinds[0]}"
+        if claim.what == "parents":  # of few columns, of which none may be probable
+            worst = float(np.max([np.abs(values[a] - values[b]).max() for a, b in pairs], initial=0.0))
+            numbers["largest_difference"] = worst
+            words = f"their probabilities of parents differ by {worst:.2f} at most ({1 - SURE:.1f} is let be)"
+            sure = ", ".join(fit.guaranteed() or ["none"])
+            return worst <= 1 - SURE, f"{words}; invariance alone guarantees {sure} (level .05)"
         shared = [_overlap(values[a], values[b]) for a, b in pairs]
         least = min(shared, default=1.0)
         numbers["overlap_least"] = least
-        entries = {"graph": "edges", "mask": "entries"}.get(claim.what, claim.what)
-        words = f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
-        if claim.what == "parents" and (sure := fit.guaranteed()) is not None:
-            words += f"; invariance alone guarantees {', '.join(sure) or 'none'} (level .05)"
-        return least >= OVERLAP, words
+        entries = {"graph": "edges", "mask": "entries", "targets": "targets"}[claim.what]
+        return least >= OVERLAP, f"share {least:.0%} of their probable {entries} at least ({OVERLAP:.0%} is asked)"
     matrix = pairwise_agreement(fit)[np.ix_(compared, compared)]
     off = matrix[~np.eye(len(compared), dtype=bool)]
     mean, least = (float(off.mean()), float(off.min())) if off.size else (1.0, 1.0)
