@@ -238,6 +238,37 @@ def per_size(data: Data) -> np.ndarray:
 
 
 @checked
+def beside_response(
+    fit: Fit,
+    response: Any,
+    data: Data | None = None,
+    *,
+    name: str = "y",
+    share: Annotated[float, Bounds(0, 1, "(]")] = 0.2,
+    seed: Seed = 0,
+) -> Data:
+    """A fit's latents and a response as columns of one data set, for `invariant_prediction` to find its parents among
+    latents: those have to be identified one by one, up to scales and shifts.
+
+    response: (data,) numbers, one for each row of `data`, by default those of the fit. share: of each environment's
+    rows, drawn at random, that are kept. Latents are estimates, each with a little of the others in it, about as much
+    as that many rows leave open: what as many rows again would tell from 0, fewer do not. Environments are those of
+    the data; columns are called as the fit's latents are, and `name`. Raises InputError for a response of another
+    length, and for latents that are identified only up to mixtures of them.
+    """
+    data = fit._data(data)
+    values = floats(response, "response")
+    if values.shape != (data.rows,):
+        reject("response", f"shape {values.shape}", f"one number for each of the {data.rows} rows")
+    if fit.program.group.mixes or "elementwise" in fit.program.group.free:
+        free = ", ".join(fit.program.latents_up_to)
+        reject("fit", f"latents up to {free}", "latents identified one by one, up to scales and shifts")
+    columns = np.column_stack([fit.latents(data), values])
+    both = Data(columns, data.env_labels(), control=data.control, feature_names=[*fit.names["latent"], name])
+    return both if share == 1.0 else both.split(1.0 - share, seed)[0]
+
+
+@checked
 def translate(fit: Fit, data: Data, to: str, *, level: Share = 0.9) -> xr.Dataset:
     """A view of each row told from all other views that it has: `mean`, `sd`, `low` and `high` (data, feature) of a new
     measurement, with the interval of `level`, and `z` (data, latent), the mean of the shared latents given these views.

@@ -368,6 +368,16 @@ class Program(nn.Module, metaclass=_InTurn):
         """(env, latent) posterior probabilities that an environment intervenes on a latent, or None."""
         return None
 
+    def parents(self) -> Tensor | None:
+        """(latent, 1) posterior probabilities that a latent is a parent of the response, or None. Models that claim
+        parents must have it."""
+        return None
+
+    def invariance(self) -> tuple[Tensor, Tensor] | None:
+        """p-values (set,) of the tests that the response's regression on a set of the other columns is the same in all
+        environments (`exact.invariance`), and posterior probabilities (set,) that these are its parents; or None."""
+        return None
+
     def row_targets(self, batch: Batch) -> Tensor | None:
         """(rows, latent + 1) posterior probabilities that a latent, or in the last column none, was changed between the
         row before and this one, or None."""

@@ -148,6 +148,7 @@ def test_no_model_passes_over_batches() -> None:
     options: dict[str, Any] = {  # None: other columns, environments, pairs, views or series than these
         "mechanism_shift": {},
         "observed_dag": {},
+        "invariant_prediction": {"response": 0},
         "extrapolation": None,
         "causal_flow": None,
         "causal_imputation": None,

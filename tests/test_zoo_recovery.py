@@ -38,7 +38,7 @@ def test_recovers_what_its_card_claims(name: str) -> None:
         fit = pyrocrl.fit(program, data, chains=2, seed=1, progress=False)
     scores, verdict = pyrocrl.evaluate(fit, data), pyrocrl.diagnose(fit, data)
     claimed = {claim.what for claim in program.claims()}
-    assert claimed and claimed <= {"latents", "mask", "graph", "targets"}, "every claim is scored below"
+    assert claimed and claimed <= {"latents", "mask", "graph", "targets", "parents"}, "every claim is scored below"
     if "latents" in claimed:
         measure = "r2" if program.group.mixes else "mcc_spearman" if "elementwise" in program.group.free else "mcc"
         assert scores[measure] >= 0.95
@@ -53,6 +53,9 @@ def test_recovers_what_its_card_claims(name: str) -> None:
         assert scores["class_shd"] == 0 < scores["class_shd_empty"]
     elif "graph" in claimed:
         assert scores["shd"] <= 1 < scores["shd_empty"]
+    if "parents" in claimed:
+        true = data.truth["graph"][:, [program.config["response"]]] > 0
+        assert ((fit.parents() > 0.5) == true).all() and true.any()
     if "targets" in claimed:
         assert scores["targets_right"] == 1.0 > scores["targets_right_empty"]
     assert len(verdict.claims) == len(program.claims())

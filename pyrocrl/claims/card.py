@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pyrocrl.claims.indeterminacy import GRAPH_GROUPS, LATENT_GROUPS, Group
 from pyrocrl.errors import one_of, reject
 
-What = Literal["latents", "mask", "graph", "loadings", "targets"]
+What = Literal["latents", "mask", "graph", "loadings", "targets", "parents"]
 Status = Literal["experimental", "stable"]
 
 TARGETS: dict[str, str] = {
@@ -92,6 +92,8 @@ CONDITIONS: dict[str, str] = {
     "firing_told": "rows tell which latents fire in them",
     "directions_apart": "no two directions are near parallel",
     "fire_apart": "no latent fires only along with another",
+    "environments_differ": "there are two environments or more, which change the equation of some column",
+    "parents_directed": "environments or v-structures tell parents of the response from its children",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none
@@ -118,6 +120,7 @@ UP_TO: dict[str, frozenset[str]] = {
     "mask": frozenset({"exact", "permutation"}),
     "graph": frozenset({*GRAPH_GROUPS, "permutation"}),
     "targets": frozenset({"exact", "permutation"}),
+    "parents": frozenset({"exact"}),
 }
 
 

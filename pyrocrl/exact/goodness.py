@@ -197,6 +197,9 @@ def mardia(z: Floats, group: NDArray[np.int64]) -> Normality:
         if n <= 2 * d + 5:
             continue
         own = own - own.mean(0)
+        unit = np.maximum(own.std(0), 1e-300)
+        if np.linalg.eigvalsh((own / unit).T @ (own / unit) / n)[0] < EXACT:  # a column is held, or a copy
+            continue
         white = own @ np.linalg.inv(np.linalg.cholesky(own.T @ own / n)).T
         cubes = np.einsum("na,nb,nc->abc", white, white, white, optimize=True) / n
         few = (d + 1) * (n + 1) * (n + 3) / (n * ((n + 1) * (d + 1) - 6))

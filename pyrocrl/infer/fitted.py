@@ -19,11 +19,12 @@ from pyrocrl.adjust import Adjustment
 from pyrocrl.claims.indeterminacy import Alignment
 from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.exact.invariance import guaranteed
 from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
-from pyrocrl.options import Bounds, Seed, Size, check_memory, checked
+from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
 
@@ -220,6 +221,25 @@ class Fit:
         """(env, latent) probabilities that an environment intervenes on a latent, where the model infers them."""
         return self._average(Program.targets_matrix)
 
+    def parents(self) -> np.ndarray | None:
+        """(latent, 1) probabilities that a latent is a parent of the response, averaged over the chains by their
+        weights; None where the model has no response."""
+        return self._average(Program.parents)
+
+    @checked
+    def guaranteed(self, level: Share = 0.05) -> list[str] | None:
+        """Names of columns that are parents of the response, all of them, with a probability of 1 - `level` or more,
+        if its equation is linear with Gaussian noise and the same in all environments: the intersection of all sets
+        that tests of invariance accept (Peters, Buehlmann & Meinshausen 2016). None where the model has no response."""
+        with drawing(), torch.no_grad():
+            found = self.chains.chain(self.reference).invariance()
+        if found is None:
+            return None
+        response = self.program.config["response"]
+        others = [name for j, name in enumerate(self.names["feature"]) if j != response]
+        inside = guaranteed(found[0].cpu().numpy(), level)
+        return [name for name, there in zip(others, inside, strict=True) if there]
+
     def row_targets(self, data: Data | None = None) -> np.ndarray | None:
         """(data, latent + 1) probabilities that a latent, or in the last column none, was changed between the row
         before and this one, averaged over the aligned chains by their weights; None where the model infers none."""
@@ -244,8 +264,8 @@ class Fit:
         return np.einsum("c,cdks->dks", self.weights, np.stack(aligned))
 
     def chain_values(self, name: str) -> np.ndarray | None:
-        """(chain, ...) `mask`, `graph` or `targets_matrix` of each chain, aligned; None where the program has none."""
-        axes: dict[int, Any] = {-1: 0, -2: 0} if name == "graph" else {-1: 0}
+        """(chain, ...) `mask`, `graph`, `targets_matrix` or `parents` of each chain, aligned; None = it has none."""
+        axes: dict[int, Any] = {"graph": {-1: 0, -2: 0}, "parents": {-2: 0}}.get(name, {-1: 0})
         with drawing(), torch.no_grad():
             own = [v for p in self.programs() if (v := _read(p, name)) is not None]
         if len(own) < self.chains.count or self.program.group.mixes:

@@ -28,6 +28,7 @@ from pyrocrl.exact import goodness
 from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.turns import drawing
 
 LEVEL = 0.001  # of all tests of a fit together
@@ -69,6 +70,8 @@ AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from 
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
+CLASS_DRAWS = 50  # of each chain, of which it is asked what directs the edges at the response
+IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -783,6 +786,38 @@ def _firing(fit: Fit, data: Data) -> np.ndarray:
     return chance.double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
 
 
+def _environments_differ(fit: Fit, data: Data) -> Lack | None:
+    """Whether some environment changes the equation of some column, as the posterior has it. Which of two environments
+    has an equation of its own is a matter of names."""
+    present = np.bincount(data.env, minlength=len(data.env_names)) > 0
+    if present.sum() < 2:
+        return Lack("there is one environment, so nothing is seen to be invariant", "rows of another environment")
+    hit = np.stack([targets for _, _, targets in class_draws(fit, data, CLASS_DRAWS)])  # (chain, draw, env, latent)
+    most = float((fit.weights @ hit[:, :, present].any(2).mean(1)).max())
+    if most > SURE:
+        return None
+    said = f"no environment is seen to change the equation of a column (probability {most:.2g} at most)"
+    rows = _times(data.rows, 1 - most) if most > INCLUDED else 0.0
+    return Lack(said, "environments that act on columns other than the response", rows=rows)
+
+
+def _parents_directed(fit: Fit, data: Data) -> Lack | None:
+    """Whether the class of the graph under interventions (`equivalence_class`) directs the edges at the response."""
+    response, open_ = int(fit.program.config["response"]), {}
+    found = class_draws(fit, data, CLASS_DRAWS)
+    for j, name in enumerate(fit.names["feature"]):
+        both = [(arcs[:, j, response] & arcs[:, response, j]).mean() for arcs, _, _ in found]
+        if j != response and (share := float(fit.weights @ both)) > 1 - SURE:
+            open_[name] = share
+    if not open_:
+        return None
+    most, which = max(open_.values()), tuple(open_)
+    said = f"nothing tells whether {', '.join(which[:3])} {'is' if len(which) == 1 else 'are'} among the response's "
+    said += f"parents or its children (probability {most:.2g})"
+    rows = _times(data.rows, most) if most < INCLUDED else 0.0
+    return Lack(said, f"an environment that acts on {' and '.join(which[:3])}", rows=rows, which=which)
+
+
 CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     **{need: _of_data(check) for need, check in conditions.CHECKS.items()},
     "interventions_show": _interventions_show,
@@ -814,6 +849,8 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "firing_told": _firing_told,
     "directions_apart": _directions_apart,
     "fire_apart": _fire_apart,
+    "environments_differ": _environments_differ,
+    "parents_directed": _parents_directed,
 }
 
 
@@ -1175,6 +1212,23 @@ def _independence(cells: np.ndarray) -> float:
     return float((np.square(cells - expected) / expected).sum())
 
 
+def _invariance(fit: Fit, data: Data) -> Found | None:
+    """Whether the response's regression on some set of parents that is not improbable is the same in all environments:
+    the largest of exact p-values, so that it is valid where the true set is one of them."""
+    found = fit.chains.chain(fit.reference).invariance()
+    assert found is not None
+    p, chance = (v.double().cpu().numpy() for v in found)
+    likely = (chance > IMPROBABLE) & np.isfinite(p)
+    if not likely.any():
+        return None
+    best = int(np.where(likely, p, -1.0).argmax())
+    others = [name for j, name in enumerate(fit.names["feature"]) if j != fit.program.config["response"]]
+    names = [name for c, name in enumerate(others) if best >> c & 1]
+    detail = f"of {int(likely.sum())} probable sets of parents the most invariant is {', '.join(names) or 'none'}"
+    remedy = "environments that do not act on the response; columns that act on it and were not measured"
+    return Found("F tests of the response's regression", float(p[best]), detail, remedy)
+
+
 def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
@@ -1205,4 +1259,5 @@ TESTS: dict[str, Test] = {
     "independent_firing": _independent_firing,
     "independent": _independent,
     "noise": _noise,
+    "invariance": _invariance,
 }

@@ -371,7 +371,7 @@ def _agree_on_latents(fit: Fit, chains: np.ndarray) -> bool:
 def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
     """Edges, targets or entries that the posterior leaves open, up to what the claim does, and rows to decide them."""
     fit, names = known.fit, known.fit.names
-    if claim.what not in ("graph", "mask", "targets"):
+    if claim.what not in ("graph", "mask", "targets", "parents"):
         return (), 0.0
     values = getattr(fit, claim.what)()
     if values is None:
@@ -386,6 +386,10 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
         label = "{} of {}"
     elif claim.what == "targets":
         sides, label = (names["env"], names["latent"]), "{} on {}"
+    elif claim.what == "parents":
+        sides, label = (names["feature"], [names["feature"][fit.program.config["response"]]]), "{} -> {}"
+        wrong = np.minimum(values, 1 - values)  # the set is claimed: all of it has to be right
+        unsure = wrong > ((1 - SURE) / len(wrong) if wrong.sum() > 1 - SURE else 1.0)
     else:
         sides, label = (names["latent"], names["latent"]), "{} -> {}"
         kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
@@ -407,6 +411,7 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
             rate = abs(math.log(p / max(1 - p, 1e-9)))
             rows.append(known.data.rows * math.log(SURE / (1 - SURE)) / max(rate, 0.05))
         else:
+            p = min(float(wrong.sum()), 0.5) if claim.what == "parents" else p  # that the set is wrong
             rows.append(_rows_to_decide(p, known.data.rows))
     which = tuple(label.format(sides[0][i], sides[1][j]) + f" ({values[i, j]:.2f})" for i, j in open_)
     return which, max(rows)
@@ -434,7 +439,7 @@ def _same_closure(values: np.ndarray) -> bool:
 def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[str, float]) -> tuple[bool, str]:
     """Whether these chains agree on what is claimed, in words; the measure goes into `numbers`."""
     fit = known.fit
-    if claim.what in ("mask", "graph", "targets"):
+    if claim.what in ("mask", "graph", "targets", "parents"):
         values = fit.chain_values("targets_matrix" if claim.what == "targets" else claim.what)
         if values is None:
             return False, f"have no {claim.what} to compare"
@@ -455,6 +460,12 @@ def _agreement(known: _Known, claim: Claim, compared: np.ndarray, numbers: dict[
                 worst = float(np.max(apart, initial=0.0))
                 numbers["largest_difference"] = worst
                 return worst == 0, f"their graphs differ in {worst:.0%} of the pairs at most, up to {kinds[0]}"
+        if claim.what == "parents":  # of few columns, of which none may be probable
+            worst = float(np.max([np.abs(values[a] - values[b]).max() for a, b in pairs], initial=0.0))
+            numbers["largest_difference"] = worst
+            words = f"their probabilities of parents differ by {worst:.2f} at most ({1 - SURE:.1f} is let be)"
+            sure = ", ".join(fit.guaranteed() or ["none"])
+            return worst <= 1 - SURE, f"{words}; invariance alone guarantees {sure} (level .05)"
         shared = [_overlap(values[a], values[b]) for a, b in pairs]
         least = min(shared, default=1.0)
         numbers["overlap_least"] = least

@@ -343,6 +343,123 @@ class ObservedGraph(Study):
 
 
 @dataclass(frozen=True)
+class Parents(Study):
+    """Parents of a response, and its prediction in an environment never fitted, in which all other columns are shifted.
+
+    parents_exact: those of a probability above .5 are the true ones; parents_false: there is a false one among them;
+    surely: of a probability above .9. icp_: the guaranteed set, at the level .05; lasso_: columns that a lasso over all
+    rows keeps, its penalty by cross-validation; pooled_: those whose coefficient in a regression over all rows differs
+    from 0, at the level .05 over the columns (Bonferroni). shift_error: mean squared error in the new environment;
+    _oracle: of regression on the true parents.
+    """
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **{"strong": 1, **self.options})
+        strong = np.array([label.startswith("strong") for label in data.env_labels()])
+        truth: dict[str, Any] = {name: data.truth[name] for name in ("graph", "weight")}
+
+        def part(rows: np.ndarray) -> Data:
+            own = truth | {"z": data.truth["z"][rows]}
+            names = data.feature_names
+            return Data(data.x[rows], data.env_labels()[rows], feature_names=names, truth=own, name=data.name)
+
+        return part(~strong), part(strong)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.linear_model import LassoCV
+
+        fitted, chance, response = result.data, result.parents(), int(result.program.config["response"])
+        assert fitted is not None and chance is not None
+        others = np.delete(np.arange(data.features), response)
+        true, found, x, y = (
+            data.truth["graph"][others, response] > 0,
+            chance[others, 0],
+            fitted.x,
+            fitted.x[:, response],
+        )
+        guaranteed = result.guaranteed() or []
+        called = {
+            "": found > 0.5,
+            "surely": found > 0.9,
+            "icp": np.array([data.feature_names[j] in guaranteed for j in others]),
+            "lasso": LassoCV(cv=5).fit(x[:, others] / x[:, others].std(0), y).coef_ != 0,
+            "pooled": _significant(x[:, others], y),
+        }
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "parents_brier": float(np.square(found - true).mean()),
+            "parents_there": float(true.sum()),
+        }
+        for name, columns in called.items():
+            head = f"{name}_" if name else ""
+            out[f"{head}parents_exact"] = float((columns == true).all())
+            out[f"{head}parents_false"] = float((columns & ~true).any())
+            out[f"{head}parents_called"] = float(columns.sum())
+        drawn = result.posterior(DRAWN, fitted, predictive=False, density=False, thin=fitted.rows)["posterior"]
+        slope = np.einsum("c,cp->p", result.weights, drawn["weight"].to_numpy()[..., response].mean(1))
+        level = np.einsum("c,c->", result.weights, drawn["offset"].to_numpy()[..., 0, response].mean(1))
+        out["shift_error"] = float(np.square(data.x[:, response] - level - data.x @ slope).mean())
+        for name, columns in (("pooled", others), ("oracle", others[true])):
+            design = np.column_stack([np.ones(len(x)), x[:, columns]])
+            slopes = np.linalg.lstsq(design, y, rcond=None)[0]
+            left = data.x[:, response] - slopes[0] - data.x[:, columns] @ slopes[1:]
+            out["pooled_shift_error" if name == "pooled" else "shift_error_oracle"] = float(np.square(left).mean())
+        return out
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        chance, response = result.parents(), int(result.program.config["response"])
+        assert chance is not None
+        others, true = np.delete(np.arange(data.features), response), data.truth["graph"][:, response] > 0
+        return {"edges": [[round(float(chance[j, 0]), 4), int(true[j])] for j in others]}
+
+
+@dataclass(frozen=True)
+class ParentsOfLatents(Parents):
+    """The same of a response whose parents are latents, which `identify`, another model, finds first from the features
+    but the response, its environments' targets told; in the share of the rows that `predict.beside_response` keeps."""
+
+    identify: str = "linear_sem_lin"
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge.metrics import mcc
+        from pyrocrl.predict import beside_response
+
+        data = simulate.draw(self.setting, seed, **{"strong": 1, **self.options})
+        strong, y = np.array([label.startswith("strong") for label in data.env_labels()]), data.features - 1
+        labels = np.where(strong, "control", data.env_labels())  # whose equations are right there, but for their levels
+        truth: Any = data.truth
+        targets = {name: hit for name, hit in truth["targets"].items() if len(hit) == 1}
+        first = Data(data.x[~strong][:, :y], labels[~strong], targets, control="control")
+        found = fit(zoo.build(self.identify, first, latents=4), first, seed=seed, device="cpu", progress=False)
+        others = np.array([0, 1, 3, 4])
+        nodes = mcc(truth["z"][~strong][:, others], found.latents(), return_assignment=True)[1]
+        order = np.append(others[np.argsort(nodes)], 2)  # true columns, as the fit's latents stand
+
+        def part(rows: np.ndarray, share: float = 0.2) -> Data:
+            own = Data(data.x[rows][:, :y], labels[rows], control="control")
+            both = beside_response(found, data.x[rows, y], own, share=share, seed=seed)
+            told = {"graph": truth["graph"][np.ix_(order, order)]}
+            return Data(both.x, both.env_labels(), feature_names=both.feature_names, truth=told, name=data.name)
+
+        return part(~strong), part(strong, share=1.0)
+
+
+def _significant(x: np.ndarray, y: np.ndarray, level: float = 0.05) -> np.ndarray:
+    """(column,) whether its coefficient in least squares differs from 0, at this level over all columns."""
+    from scipy import stats
+
+    design = np.column_stack([np.ones(len(x)), x])
+    inverse = np.linalg.inv(design.T @ design)
+    slope = inverse @ design.T @ y
+    free = len(x) - design.shape[1]
+    error = np.sqrt(np.square(y - design @ slope).sum() / free * np.diag(inverse))
+    p: np.ndarray = 2 * stats.t.sf(np.abs(slope / error), free)[1:] * x.shape[1]
+    return p < level
+
+
+@dataclass(frozen=True)
 class SignallingGraph(Study):
     """Sachs et al. (2005), eleven proteins under inhibitors and activators of known targets: the edges that are called
     at each probability, right or not, by the consensus network of that paper. No more is claimed of it: proteins act

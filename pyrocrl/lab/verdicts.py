@@ -53,7 +53,7 @@ class Case:
     draw: Callable[[int], Data]
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    open: tuple[str, ...] = ("latents", "mask", "graph")
+    open: tuple[str, ...] = ("latents", "mask", "graph", "parents")
     names: str = "interventions"
     breaks: str = ""
 
@@ -75,9 +75,12 @@ class Case:
 
 def well_estimated(what: str, scores: Mapping[str, float]) -> bool:
     """Whether an estimate may be read: latents of an mcc of `GOOD` and as many as are true, or of such an R² where they
-    mix; masks of as many wrong entries at most, graphs without a wrong pair; of the rest, where the latents may."""
+    mix; masks of as many wrong entries at most, graphs without a wrong pair, parents without a wrong one; of the rest,
+    where the latents may."""
     if what == "mask":
         return scores.get("wrong_entries", 1.0) <= 1 - GOOD
+    if what == "parents":
+        return not scores.get("wrong_parents", 1.0)
     return not scores.get("wrong_pairs") if what == "graph" else scores.get("mcc", scores.get("r2", 0.0)) >= GOOD
 
 
@@ -908,6 +911,92 @@ def dictionary_cases() -> list[Case]:
     ]
 
 
+CAUSES = ("a>b", "a>y", "b>y", "y>c", "c>d")
+
+
+def causes(
+    seed: int,
+    *acts: Mapping[str, str],
+    rows: int = 500,
+    edges: Sequence[str] = CAUSES,
+    bent: float = 0.0,
+    tails: bool = False,
+    hidden: str = "",
+    cancelling: bool = False,
+    noisy: str = "",
+) -> Data:
+    """Columns a, b, y, c, d of linear equations on `edges`, one environment for each of `acts`: what it does to which
+    columns, "shift", "variance", "soft" or "perfect". bent: of the square of parents; tails: noise of Student's law of
+    3 degrees; hidden: columns that something unobserved acts on; cancelling: a acts on y through b and otherwise, and
+    both ways add up to nothing; noisy: columns that are measured with errors as large as they vary."""
+    rng, names = np.random.default_rng([18, seed]), "abycd"
+    weight = np.zeros((5, 5))
+    for edge in edges:
+        weight[names.index(edge[0]), names.index(edge[2])] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.3)
+    if cancelling:
+        weight[0, 2] = -weight[0, 1] * weight[1, 2]
+    parts = []
+    for act in acts:
+        w, s, level = weight.copy(), np.ones(5), np.zeros(5)
+        for name, kind in act.items():
+            k = names.index(name)
+            w[:, k] *= {"perfect": 0.0, "soft": rng.uniform(-1.0, -0.3)}.get(kind, 1.0)
+            s[k] *= rng.uniform(1.8, 2.5) if kind == "variance" else 1.0
+            level[k] = rng.choice([-1, 1]) * rng.uniform(1.5, 2.5) * (kind in ("shift", "perfect"))
+        noise = rng.standard_t(3, (rows, 5)) / np.sqrt(3) if tails else rng.standard_normal((rows, 5))
+        noise[:, [names.index(name) for name in hidden]] += 1.2 * rng.standard_normal((rows, 1))
+        z = np.zeros((rows, 5))
+        for k in range(5):
+            z[:, k] = (z + bent * z**2) @ w[:, k] + level[k] + s[k] * noise[:, k]
+        parts.append(z)
+    z = np.concatenate(parts)
+    for k in map(names.index, noisy):
+        z[:, k] += z[:, k].std() * rng.standard_normal(len(z))
+    truth = {"z": z, "graph": (weight != 0).astype(int)}
+    labels = np.repeat([f"env_{e}" for e in range(len(acts))], rows)
+    return Data(z, labels, feature_names=list(names), truth=truth, name="causes")
+
+
+def response_cases() -> list[Case]:
+    model = "invariant_prediction"
+
+    def case(name: str, kind: str, acts: Sequence[Mapping[str, str]], breaks: str = "", **world: Any) -> Case:
+        draw = lambda seed: causes(seed, *acts, **world)  # noqa: E731
+        return Case(f"{model}: {name}", model, kind, draw, {}, FEW, names=breaks, breaks=breaks)
+
+    def on(columns: str, kind: str) -> list[dict[str, str]]:
+        return [{}, *({column: kind} for column in columns)]
+
+    response = "environments act on the response through other columns alone"
+    straight = "equations are linear with additive Gaussian noise"
+    hidden = "no unobserved variable acts on two observed ones"
+    faithful = "independences are those that the graph asks for (faithfulness)"
+    measured = "columns are measured without error"
+    return [
+        case("shifts of all others", "identified", on("abcd", "shift")),
+        case("changes of variance", "identified", on("abc", "variance")),
+        case("soft changes", "identified", [{}, {"a": "shift", "b": "soft"}, {"c": "soft"}]),
+        case("perfect interventions", "identified", on("abc", "perfect")),
+        case("a chain, its start shifted", "identified", on("a", "shift"), edges=CAUSES[1::2] + CAUSES[4:], rows=1000),
+        case("both parents shifted at once", "identified", [{}, {"a": "shift", "b": "shift"}], edges=CAUSES[1:]),
+        case("no parents", "identified", on("cd", "shift"), edges=("a>b", "y>c", "a>c", "c>d")),
+        case("shifts, 60 rows", "small", on("abc", "shift"), rows=60),
+        case("shifts, 20 rows", "small", on("abcd", "shift"), rows=20),
+        case("one environment", "open", [{}], "environments_differ", rows=2000),
+        case("environments that are alike", "open", [{}, {}, {}], "environments_differ"),
+        case("a pair that none acts on", "open", on("d", "shift"), "parents_directed", edges=("b>y", "c>d")),
+        case("the response shifted", "misspecified", [{}, {"y": "shift"}, {"c": "shift"}], response),
+        case("the response shifted along with a parent", "word", [{}, {"a": "shift", "y": "shift"}], response),
+        case("noise of the response", "misspecified", [{}, {"a": "shift", "y": "variance"}], response),
+        case("something unobserved, a parent", "word", on("ac", "shift"), hidden, hidden="by"),
+        case("something unobserved, a child", "word", on("abc", "shift"), hidden, hidden="yc"),
+        case("a parent with errors", "word", on("abc", "shift"), measured, noisy="b"),
+        case("equations bent", "misspecified", on("abc", "shift"), straight, bent=0.3),
+        case("tails", "misspecified", on("abc", "shift"), straight, tails=True),
+        case("ways that cancel", "word", on("ac", "shift"), faithful, cancelling=True),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     every = (
@@ -930,6 +1019,7 @@ def cases() -> list[Case]:
         pair_cases,
         view_cases,
         series_cases,
+        response_cases,
     )
     return [case for some in every for case in some()]
 
@@ -984,6 +1074,9 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
         elif any("transitive closure" in claim.up_to for claim in result.program.claims()):
             found, true = transitive_closure(found > 0.5), transitive_closure(true)
         out["wrong_pairs"] = float(differing_pairs(found > 0.5, true))
+    if (parents := result.parents()) is not None:
+        true = data.truth["graph"][:, [result.program.config["response"]]] > 0
+        out["wrong_parents"] = float(((parents > 0.5) != true).sum())
     if mask is not None and "mask" in data.truth and min(nodes) >= 0:
         out["wrong_entries"] = float(((mask[:, nodes] > 0.5) != (data.truth["mask"] > 0)).mean())
     return out

@@ -37,6 +37,8 @@ SETTINGS: dict[str, str] = {
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",
     "hagele2023": "observed",
+    "peters2016": "observed",
+    "lu2021": "observed",
     "context_effects": "contexts",
     "plt2010": "factors",
     "khemakhem2020": "segments",

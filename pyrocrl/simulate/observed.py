@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Positive, Seed, Size
+from pyrocrl.options import Deviation, Natural, Positive, Seed, Share, Size
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -46,6 +46,85 @@ def squires2020(
     ]
     targets: dict[str, tuple[int, ...]] = {f"target_{k}": (int(k),) for k in hit}
     return _labelled("squires2020", parts, targets, graph, weight, told)
+
+
+def peters2016(
+    seed: Seed = 0,
+    rows: Size = 200,
+    latents: int = 7,
+    environments: Size = 3,
+    density: Share = 0.5,
+    shifted: Natural = 2,
+    strong: Natural = 0,
+) -> Data:
+    """A response among other columns, which environments shift, as in Peters, Buehlmann & Meinshausen (2016), "Causal
+    inference by using invariant prediction".
+
+    z_k = w_k' z_parents + eps, eps ~ N(0, 1): an edge from each earlier column with this density, weights +-U(.5, 1.5).
+    The response, column latents // 2, is called y. Each environment but the first adds SHIFT to the means of `shifted`
+    other columns, drawn at random. x = z: everything is observed.
+
+    rows: in each environment; strong: further environments, `strong_<i>`, in which every other column is shifted by
+    +-U(2, 6). Truth: z, graph and weight (parent, child), targets, which the fit is not given.
+    """
+    check_whole("latents", latents, 2, MOST)
+    check_whole("shifted", shifted, 0, latents - 1)
+    rng = np.random.default_rng(seed)
+    graph = np.triu(rng.random((latents, latents)) < density, 1)
+    weight = graph * rng.uniform(0.5, 1.5, graph.shape) * rng.choice([-1.0, 1.0], graph.shape)
+    response = latents // 2
+    others, spread = np.delete(np.arange(latents), response), np.ones(latents)
+    parts, targets = [_rows(rng, rows, weight, spread, others[:0], 0.0, False)], {}
+    for e in range(1, environments):
+        hit = np.sort(rng.choice(others, shifted, replace=False))
+        targets[f"env_{e}"] = tuple(int(k) for k in hit)
+        parts.append(_rows(rng, rows, weight, spread, hit, SHIFT, False))
+    for e in range(strong):
+        far = rng.uniform(2.0, 6.0, len(others)) * rng.choice([-1.0, 1.0], len(others))
+        targets[f"strong_{e}"] = tuple(int(k) for k in others)
+        parts.append(_rows(rng, rows, weight, spread, others, far, False))
+    z = np.concatenate(parts)
+    names = ["y" if k == response else f"x{k}" for k in range(latents)]
+    truth = {"z": z, "graph": graph.astype(int), "weight": weight, "targets": targets}
+    return Data(z, np.repeat(["env_0", *targets], rows), feature_names=names, truth=truth, name="peters2016")
+
+
+def lu2021(seed: Seed = 0, rows: Size = 1000, features: int = 10, noise: Deviation = 0.1, strong: Natural = 0) -> Data:
+    """A response among latents, in the manner of Lu et al. (2021), "Invariant causal representation learning": two of
+    four latents are its parents, one its child, and one is correlated with it alone.
+
+    z = (parent, parent, y, child, spurious): y of both parents, child of y, spurious of the first parent; weights
+    +-U(.7, 1.3), noise N(0, 1). Columns are x = G z + noise deviation eps of all latents but y, G (feature, 4) standard
+    normal, and last y itself. Environments: "control", and one for each of these latents, whose equation is N(+-2, 4)
+    there. The paper mixes by a network, and scales noise; here the mixing is linear.
+
+    rows: in each environment; strong: further environments, `strong_<i>`, in which every latent but y is shifted by
+    +-U(2, 6). Truth: z, graph and weight (parent, child), targets, positions among the four.
+    """
+    check_whole("features", features, 5, MOST)
+    rng = np.random.default_rng(seed)
+    weight = np.zeros((5, 5))
+    for parent, child in ((0, 2), (1, 2), (2, 3), (0, 4)):
+        weight[parent, child] = rng.choice([-1.0, 1.0]) * rng.uniform(0.7, 1.3)
+    mixing, others = rng.standard_normal((features, 4)), np.array([0, 1, 3, 4])
+    parts = [_rows(rng, rows, weight, np.ones(5), others[:0], 0.0, False)]
+    targets: dict[str, tuple[int, ...]] = {}
+    for place, k in enumerate(others):
+        spread = np.ones(5)
+        own = weight.copy()
+        own[:, k], spread[k] = 0.0, 2.0
+        parts.append(_rows(rng, rows, own, spread, np.array([k]), SHIFT * rng.choice([-1.0, 1.0]), False))
+        targets[f"env_{place}"] = (place,)
+    for e in range(strong):
+        far = rng.uniform(2.0, 6.0, 4) * rng.choice([-1.0, 1.0], 4)
+        parts.append(_rows(rng, rows, weight, np.ones(5), others, far, False))
+        targets[f"strong_{e}"] = (0, 1, 2, 3)
+    z = np.concatenate(parts)
+    x = z[:, others] @ mixing.T
+    x = np.column_stack([x + noise * rng.standard_normal(x.shape), z[:, 2]])
+    truth = {"z": z, "graph": (weight != 0).astype(int), "weight": weight, "targets": targets}
+    names = [*(f"x{j}" for j in range(features)), "y"]
+    return Data(x, np.repeat(["control", *targets], rows), feature_names=names, truth=truth, name="lu2021")
 
 
 def hagele2023(
