@@ -468,7 +468,7 @@ def linear_cases() -> list[Case]:
 
 
 def network_cases() -> list[Case]:
-    """Behind a mixing that a network undoes: 2,000 rows an environment, two chains."""
+    """Behind a mixing that a network undoes: 2,000 rows an environment, two chains, or four where they should agree."""
 
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
         return Case(f"{NETWORK}: {name}", NETWORK, kind, draw, options, FEW, breaks=breaks)
@@ -477,8 +477,8 @@ def network_cases() -> list[Case]:
     off_target = [("on_0", (0, 2), "perfect"), *HARD[1:]]
     labels = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
     return [
+        Case(f"{NETWORK}: perfect", NETWORK, "identified", world(HARD, **{**curved, "curved": 0.3})),
         case("perfect, weights that nearly cancel", "small", world(HARD, **curved)),
-        case("perfect, Buchholz et al.", "identified", drawn("buchholz2023_hard", latents=3, samples=4000)),
         case(
             "two of three latents",
             "misspecified",
