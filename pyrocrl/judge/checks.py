@@ -65,6 +65,11 @@ OFF = 0.05  # difference of two distributions of what is left up to which a fit 
 MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
+SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
+STEADY = 0.04  # share of a latent's variance by which it may be moved otherwise from pair to pair
+REACH = 0.5  # of a latent's range, within which an offset shows how it bends
+RANGE = (0.005, 0.995)  # quantiles that are its ends
+MOVED_OFF = 0.05  # of a feature's deviation, by which the rows after may be off, and differ more where it is larger
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -716,6 +721,85 @@ def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
 
 
+def _offsets_span(fit: Fit, data: Data) -> Lack | None:
+    """Whether perturbations move latents in as many directions as there are, and in no more, and every latent at
+    all."""
+    found, names = fit.chains.chain(fit.reference).offsets(), fit.names["latent"]
+    share, latents = found.spanned.double().cpu().numpy(), len(names)
+    if (spanned := int((share > SPANNED).sum())) != latents:
+        worst, more = float(share[latents - 1]), spanned > latents
+        rows = data.rows * (1 - worst) / worst if HARDLY < worst < SPANNED else 0.0
+        said = f"offsets of the perturbations span {spanned} directions, of {latents} latents"
+        return Lack(said, "more latents" if more else "perturbations that move the others", rows=rows)
+    targets = fit.targets()
+    assert targets is not None
+    still = tuple(name for name, p in zip(names, targets.max(0), strict=True) if p < SURE)
+    if not still:
+        return None
+    return Lack(f"no perturbation surely moves {', '.join(still)}", "perturbations that move them", which=still)
+
+
+def _axes_apart(fit: Fit, data: Data) -> Lack | None:
+    mixed = fit.chains.chain(fit.reference).offsets().mixed.cpu().numpy()
+    names = tuple(fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places[np.flatnonzero(mixed)])
+    if not names:
+        return None
+    said = f"{', '.join(sorted(names))} mix: other axes of theirs are moved by as few perturbations"
+    return Lack(said, "perturbations that move each of them alone", which=tuple(sorted(names)))
+
+
+def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
+    """How much latents are moved otherwise than on average, in pairs that were not fitted. Undecided where that is
+    little in those that were: they were learned by heart."""
+    apart, fitted = _unsteady(fit, _unfitted(fit, data)), _unsteady(fit, data)
+    if apart is None or fitted is None:
+        return None
+    worst = int(apart.argmax())
+    if apart[worst] < STEADY:
+        return None
+    said = f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
+    rows = data.rows * float(apart[worst] / STEADY) if fitted.max() < STEADY / 2 else 0.0
+    return Lack(said, "more pairs, more steps; perturbations that do the same in all pairs", rows=rows)
+
+
+def _unsteady(fit: Fit, data: Data) -> np.ndarray | None:
+    """(latent,) variance of differences of pairs about their perturbation's mean, over that of latents of rows
+    before; None of fewer than `MIN_PAIRS`."""
+    after = np.flatnonzero(data.after & (data.partner >= 0))
+    if len(after) < MIN_PAIRS:
+        return None
+    z, env = fit.latents(data), data.env[after]
+    moved, before = z[after] - z[data.partner[after]], z[data.partner[after]]
+    present = np.flatnonzero(np.bincount(env) > 1)
+    left = np.concatenate([moved[env == e] - _offset_means(fit)[e] for e in present])
+    out: np.ndarray = np.square(left).mean(0) / np.maximum(before.var(0), 1e-12)
+    return out
+
+
+def _offsets_overlap(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows after reach where rows before are: a step of more than half of a latent's range leaves how the
+    latent bends inside of it open."""
+    z, targets = fit.latents(data.rows_at(np.flatnonzero(~data.after))), fit.targets()
+    assert targets is not None
+    low, high = np.quantile(z, RANGE, axis=0)
+    size = np.where(targets > INCLUDED, np.abs(_offset_means(fit)), np.inf).min(0) / np.maximum(high - low, 1e-12)
+    far = [(fit.names["latent"][k], size[k]) for k in np.flatnonzero(size > REACH)]
+    if not far:
+        return None
+    said = ", ".join(f"{name} by {by:.0%} of its range" for name, by in far)
+    return Lack(f"perturbations move {said} at least", "smaller steps", which=tuple(name for name, _ in far))
+
+
+def _offset_means(fit: Fit) -> np.ndarray:
+    """(env, latent) offsets of the aligned chains, by their weights."""
+    each = [
+        alignment.act(program.offsets().mean.double().cpu().numpy(), {-1: 1})
+        for program, alignment in zip(fit.programs(), fit.alignments, strict=True)
+    ]
+    out: np.ndarray = np.einsum("c,cuk->uk", fit.weights, np.stack(each))
+    return out
+
+
 def _few_fire(fit: Fit, data: Data) -> Lack | None:
     """How many latents fire in nearly all rows, against half of the features, from which on other sets of as many reach
     the same rows, and against the search's limit, where it stops short."""
@@ -806,6 +890,10 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
     "dynamics_apart": _dynamics_apart,
+    "offsets_span": _offsets_span,
+    "axes_apart": _axes_apart,
+    "offsets_steady": _offsets_steady,
+    "offsets_overlap": _offsets_overlap,
     "few_fire": _few_fire,
     "firing_told": _firing_told,
     "directions_apart": _directions_apart,
@@ -1091,6 +1179,41 @@ def _differences(fit: Fit, data: Data) -> Found | None:
     return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
 
 
+def _displaced(fit: Fit, data: Data) -> Found | None:
+    """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
+    left, and its slope on the mean of both rows and on its square, corrected for their number. Within `MOVED_OFF`, for
+    networks are not exact."""
+    few = _unfitted(fit, data)
+    least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
+    few = data if least < MIN_PAIRS else few
+    few = few.rows_at(few.spread(PAIRED_ROWS))
+    batch = fit.batch_of(few)
+    with drawing(), torch.no_grad():
+        moved = fit.chains.chain(fit.reference).displaced(batch).double().cpu().numpy()
+    x, after = batch.x.double().cpu().numpy(), np.flatnonzero(few.after & (few.partner >= 0))
+    x, moved = x / np.maximum(x.std(0), 1e-12), moved / np.maximum(x.std(0), 1e-12)
+    left, middle, env = (x - moved)[after], (x[after] + x[few.partner[after]]) / 2, few.env[after]
+    middle = (middle - middle.mean(0)) / np.maximum(middle.std(0), 1e-12)
+    curved = middle**2 - 1
+    p: dict[str, float] = {}
+    for e in np.unique(env):
+        own = left[env == e]
+        if len(own) < MIN_PAIRS:
+            continue
+        terms = {"mean": np.ones_like(own), "slope": middle[env == e], "bend": curved[env == e] / np.sqrt(2)}
+        for kind, term in terms.items():
+            size = (own * term).mean(0)
+            error = np.maximum((own * term).std(0), 1e-9) / np.sqrt(len(own))
+            z = (np.abs(size) - MOVED_OFF) / error
+            for name, value in zip(fit.names["feature"], z, strict=True):
+                p[f"the {kind} of {name} under {data.env_names[e]}"] = 2 * float(stats.norm.sf(value))
+    if not p:
+        return None
+    worst = min(p, key=lambda one: p[one])
+    remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
+    return Found("where offsets move rows", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy)
+
+
 def _noiseless(fit: Fit, data: Data) -> Found | None:
     """Whether noise of features, as large among latents as in the directions without them, is more than `HEARD` of any
     latent: chi-squared, by how well those directions tell its size. Nothing is seen where there are none."""
@@ -1161,6 +1284,7 @@ TESTS: dict[str, Test] = {
     "given_environment": _given_environment,
     "left": _left,
     "differences": _differences,
+    "displaced": _displaced,
     "views": _views,
     "noiseless": _noiseless,
     "dynamics": _dynamics,

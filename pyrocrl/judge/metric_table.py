@@ -24,6 +24,7 @@ BEFORE = {
     "chance": "chance",
     "amuse": "AMUSE",
     "sobi": "SOBI",
+    "difference": "mean differences, inverted",
     "dictionary": "dictionary learning",
     "other": "other model",
 }
@@ -101,7 +102,7 @@ _TABLE = (
         "Correlation with the true latents (MCC)",
         "larger",
         figure=True,
-        beside=("start", "pca", "ica", "varimax", "pcavarimax", "amuse", "sobi", "other", "oracle"),
+        beside=("start", "pca", "ica", "varimax", "pcavarimax", "amuse", "sobi", "difference", "other", "oracle"),
         headline=True,
     ),
     Metric("mcc_spearman", "Rank correlation with the true latents", "larger"),

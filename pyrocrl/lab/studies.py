@@ -5,6 +5,7 @@ Models list theirs, so this file loads what fits and scores only when a study is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -720,6 +721,23 @@ def _only(data: Data, rows: np.ndarray) -> Data:
     labels = data.env_labels()[rows]
     targets = {env: hit for env, hit in (data.targets or {}).items() if env in set(labels)}
     return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)
+
+
+class MeanDifferences(Study):
+    """Latents of pairs, beside the closed form for a linear mixing whose offsets are of one latent each
+    (difference_): mean differences of pairs are then columns of the mixing."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        after = np.flatnonzero(fitted.after & (fitted.partner >= 0))
+        moved, env = fitted.x[after] - fitted.x[fitted.partner[after]], fitted.env[after]
+        columns = np.stack([moved[env == e].mean(0) for e in np.unique(env[env > 0])], 1)
+        told = (data.x - fitted.x.mean(0)) @ np.linalg.pinv(columns).T
+        score = metrics.mcc(z, told) if told.shape[1] == z.shape[1] else math.nan
+        return super().score(result, data) | {"difference_mcc": float(score)}
 
 
 class SwitchingSources(Study):
