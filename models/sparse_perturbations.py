@@ -1,7 +1,7 @@
 """Sparse perturbations: pairs of rows, before and after a perturbation that moves few latents by fixed offsets.
 
-    moved[u, k] ~ Bernoulli(chance), u a perturbation                          (env, latent)
-    offset[u, k] ~ N(0, slab^2) where moved, else 0                            (env, latent)
+    targets[u, k] ~ Bernoulli(chance), u a perturbation                        (env, latent)
+    offset[u, k] ~ N(0, slab^2) where targets[u, k], else 0                    (env, latent)
     z_i ~ N(0, C), C the covariance of the latents                             (data, latent)
           of rows after: N(z_j + offset[u], diag spread^2), j the row before
     x_i ~ N(f(z_i), diag sigma^2)                                              (data, feature)
@@ -13,7 +13,7 @@ to h: it is made by differences alone, and C is read off its latents.
 `initialise` (see `pyrocrl.constructions.offsets`): h is a network that every perturbation moves by the same in all its
 pairs, or principal components; then the axes are taken that the fewest perturbations move. The decoder is a regression;
 after it the evidence lower bound is maximised over everything but h. `model` is the story; given h the posterior of
-`moved` and `offset` is closed.
+`targets` and `offset` is closed, with an error that no number of pairs removes (`error`).
 
 *Identified:* latents up to permutation, scale and shift, if offsets of one latent each span all latents, or sparse ones
 such that no other axes are moved by as few perturbations (Ahuja et al. 2022, theorems 1 and 2). Latents that are always
@@ -40,11 +40,12 @@ from torch import Tensor, nn
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import offsets, optimise
 from pyrocrl.constructions.subspaces import principal
-from pyrocrl.dists import Gate, Normal, SpikeSlab
+from pyrocrl.dists import Normal, SpikeSlab
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies import MeanDifferences
 from pyrocrl.options import Positive, Share, Size
 from pyrocrl.parts.displaced import Displaced
+from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Environments, Features, Latents, Offsets, check_sizes
@@ -53,6 +54,7 @@ FIXED = "a perturbation moves latents by the same in all its pairs"
 SPARSE = "no axes are moved by fewer perturbations than the latents are"
 BENT = "the mixing does not bend in step with the offsets"
 NEEDS = ("observational_environment", "offsets_span", "axes_apart", "offsets_steady")
+DRAWS = 200
 LEAST, NEVER = 1e-3, -16.0  # deviation of noise and of q(z | x) at first; log odds of what the control moves
 ROUNDING = 1e-4  # error of differences under a linear mixing that stays however many pairs there are
 
@@ -84,7 +86,14 @@ class SparsePerturbations(Program):
                 (*NEEDS, "offsets_overlap"),
                 {"decoder": "nonlinear"},
             ),
-            Claim("targets", ("permutation",), (FIXED, SPARSE), NEEDS),
+            Claim("targets", ("permutation",), (FIXED, SPARSE), NEEDS, {"decoder": "linear"}),
+            Claim(
+                "targets",
+                ("permutation",),
+                (FIXED, SPARSE, BENT),
+                (*NEEDS, "offsets_overlap"),
+                {"decoder": "nonlinear"},
+            ),
         ),
         references=(
             Reference(
@@ -102,14 +111,12 @@ class SparsePerturbations(Program):
         ),
         needs_env=True,
         needs_pairs=True,
-        approximate="Given h, which stays as it is trained by differences of pairs, offsets have their exact posterior "
-        "with an error that no number of pairs removes (`error`); C is that of the latents that are read.",
     )
     recipe = Recipe.unannealed(epochs=4, least_steps=300, batch_size=512, lr=2e-3, held_out=0.1, chains=2)
     checks = {"displaced": (FIXED,)}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
-        "moved": Site(("env", "latent"), discrete=True),
+        "targets": Site(("env", "latent"), discrete=True),
         "offset": Site(("env", "latent"), {"latent": 1}),
     }
 
@@ -144,14 +151,13 @@ class SparsePerturbations(Program):
         self.raw_spread = nn.Parameter(torch.full((latents,), 0.1).log())  # of a row after about the one before
         self.raw_width = nn.Parameter(torch.full((latents,), 0.1).log())  # of q(z | x)
         table = torch.zeros(environments, latents)
+        self.drawn = DrawnBlock(DRAWS, targets=table.shape, offset=table.shape)
         self.register_buffers(
             signal=torch.eye(features),  # from x to what the encoder sees; h(x) = unmixing encoder(x) + centre
             unmixing=torch.eye(latents),
             centre=torch.zeros(latents),
             tril=torch.eye(latents),
-            log_odds=torch.full_like(table, NEVER),
-            offset_mean=table.clone(),  # where moved
-            offset_sd=torch.ones_like(table),
+            log_odds=torch.full_like(table, NEVER),  # that a perturbation moves a latent
             mean=table.clone(),  # of differences, and their errors
             error=torch.ones_like(table),
             spanned=torch.zeros(environments - 1),
@@ -163,9 +169,9 @@ class SparsePerturbations(Program):
     def story(self, batch: Batch) -> None:
         zero = torch.zeros_like(self.log_odds)  # (env, latent); the control's chance is 0
         chance = torch.cat([zero[:1], zero[1:] + self.config["chance"]])
-        with pyro.plate("env", len(zero), dim=-2), pyro.plate("latent", zero.shape[1], dim=-1):
-            moved = pyro.sample("moved", dist.Bernoulli(chance))
-            offset = pyro.sample("offset", SpikeSlab(moved, Normal(zero, zero + self.config["slab"])))
+        targets = pyro.sample("targets", dist.Bernoulli(chance).to_event(2))
+        slab = SpikeSlab(targets, Normal(zero, zero + self.config["slab"]))
+        offset = pyro.sample("offset", slab.to_event(2))  # (env, latent)
         place, follows = batch.before()
         with self.rows(batch):
             law = Displaced(offset[batch.env], self.raw_spread.exp(), self.tril, place, follows)
@@ -173,9 +179,7 @@ class SparsePerturbations(Program):
             pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
-        with pyro.plate("env", len(self.log_odds), dim=-2), pyro.plate("latent", self.log_odds.shape[1], dim=-1):
-            moved = pyro.sample("moved", Gate(self.log_odds, batch.temperature))
-            pyro.sample("offset", SpikeSlab(moved, Normal(self.offset_mean, self.offset_sd)))
+        self.drawn.sample()  # targets and offset
         with self.rows(batch):
             mean = self.latents(batch)
             pyro.sample("z", Normal(mean, self.raw_width.exp().expand_as(mean)).to_event(1))
@@ -236,7 +240,7 @@ class SparsePerturbations(Program):
         self.put(mixed=axes.mixed.to(z), tril=torch.linalg.cholesky(torch.cov(z[control].mT)))
         self.unmixing.copy_(rows @ white)
         self.centre.copy_(-(self.encoder(x @ self.signal) @ self.unmixing.mT)[control].mean(0))
-        self._settle(mean, error)
+        self._settle(mean, error, generator)
         apart = (z[after] - z[before] - mean[which]).std(0).clamp_min(LEAST)
         self.raw_spread.copy_(apart.log())
         jitter = 0.1 * torch.randn(len(apart), generator=generator).to(apart)
@@ -261,15 +265,17 @@ class SparsePerturbations(Program):
         out: Tensor = self.encoder(x @ self.signal)
         return out
 
-    def _settle(self, mean: Tensor, error: Tensor) -> None:
-        """The posterior of offsets given their means (perturbation, latent) and errors: of moved, then where it is."""
+    def _settle(self, mean: Tensor, error: Tensor, generator: torch.Generator) -> None:
+        """The posterior of offsets given their means (perturbation, latent) and errors, and draws of it."""
         slab2, chance = self.config["slab"] ** 2, torch.tensor(self.config["chance"]).to(mean)
         total = slab2 + error.square()
         fits = 0.5 * mean.square() * (1 / error.square() - 1 / total) - 0.5 * (total / error.square()).log()
         self.log_odds[1:] = (chance.logit() + fits).clamp(NEVER, -NEVER)
-        self.offset_mean[1:] = slab2 / total * mean
-        self.offset_sd[1:] = (slab2 / total).sqrt() * error
         self.mean[1:], self.error[1:] = mean, error
+        uniform, noise = (make(DRAWS, *mean.shape, generator=generator).to(mean) for make in (torch.rand, torch.randn))
+        self.drawn.targets[:, 1:] = (uniform < self.log_odds[1:].sigmoid()).to(mean)
+        where = slab2 / total * mean + (slab2 / total).sqrt() * error * noise
+        self.drawn.offset[:, 1:] = self.drawn.targets[:, 1:] * where
 
     def _decode(self, z: Tensor, x: Tensor, generator: torch.Generator) -> None:
         """The decoder by regression, noise by what it leaves."""

@@ -23,7 +23,7 @@ from pyrocrl.constructions import optimise
 from pyrocrl.parts.nets import Residual
 
 ROWS = 512  # pairs a step
-FIRST = 0.25  # share of the steps with an output for each perturbation
+FIRST = 0.4  # share of the steps with an output for each perturbation
 DIM = 1e-3  # variance, as a share of the largest, from which a principal component is scaled to 1
 HYPERPLANES = 20_000  # that are looked at, drawn at random where there are more
 NEAR = 4.0  # deviations within which a difference is taken to lie in a hyperplane

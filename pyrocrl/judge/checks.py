@@ -66,7 +66,7 @@ MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two 
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
-STEADY = 0.04  # share of a latent's variance by which it may be moved otherwise from pair to pair
+STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
 MOVED_OFF = 0.05  # of a feature's deviation, by which the rows after may be off, and differ more where it is larger
@@ -758,7 +758,7 @@ def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
     if apart[worst] < STEADY:
         return None
     said = f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
-    rows = data.rows * float(apart[worst] / STEADY) if fitted.max() < STEADY / 2 else 0.0
+    rows = data.rows * float(apart[worst] / STEADY) if fitted.max() < STEADY else 0.0
     return Lack(said, "more pairs, more steps; perturbations that do the same in all pairs", rows=rows)
 
 
