@@ -53,7 +53,7 @@ from pyrocrl.program import Environments, Features, Latents, Offsets, check_size
 FIXED = "a perturbation moves latents by the same in all its pairs"
 SPARSE = "no axes are moved by fewer perturbations than the latents are"
 BENT = "the mixing does not bend in step with the offsets"
-NEEDS = ("observational_environment", "offsets_span", "axes_apart", "offsets_steady")
+NEEDS = ("observational_environment", "offsets_span", "axes_apart", "offsets_steady", "little_left")
 DRAWS = 200
 LEAST, NEVER = 1e-3, -16.0  # deviation of noise and of q(z | x) at first; log odds of what the control moves
 ROUNDING = 1e-4  # error of differences under a linear mixing that stays however many pairs there are

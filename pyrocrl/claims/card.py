@@ -88,6 +88,7 @@ CONDITIONS: dict[str, str] = {
     "offsets_span": "offsets of the perturbations span all latents",
     "axes_apart": "no other axes are moved by as few perturbations",
     "offsets_steady": "what a perturbation moves latents by is the same in pairs that were not fitted",
+    "little_left": "latents leave little of any feature",
     "offsets_overlap": "some perturbation of each latent moves it by less than half of its range",
     "views_tied": "rows with several views, or labels of the shared latents, tie the views",
     "shared_in_views": "every view shows every shared latent",

@@ -67,6 +67,7 @@ AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from 
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
 STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
+LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
 MOVED_OFF = 0.05  # of a feature's deviation, by which the rows after may be off, and differ more where it is larger
@@ -790,6 +791,22 @@ def _offsets_overlap(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"perturbations move {said} at least", "smaller steps", which=tuple(name for name, _ in far))
 
 
+def _little_left(fit: Fit, data: Data) -> Lack | None:
+    """How much of a feature the decoder leaves open, given the latents: a latent that is not counted, and that no
+    perturbation moves, may be a part of all others."""
+    rows = _unfitted(fit, data)
+    batch, program = fit.batch_of(rows).annealed(), fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        sites = stories.centre(program, batch) | {"z": program.latents(batch)}
+        left = (batch.x - stories.expected(program, batch, sites)).double().cpu().numpy()
+    share = np.square(left).mean(0) / np.maximum(batch.x.double().cpu().numpy().var(0), 1e-12)
+    worst = int(share.argmax())
+    if share[worst] < LITTLE:
+        return None
+    said = f"latents leave {share[worst]:.0%} of the variance of {fit.names['feature'][worst]}"
+    return Lack(said, "more latents, features with less noise, more steps")
+
+
 def _offset_means(fit: Fit) -> np.ndarray:
     """(env, latent) offsets of the aligned chains, by their weights."""
     each = [
@@ -894,6 +911,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "axes_apart": _axes_apart,
     "offsets_steady": _offsets_steady,
     "offsets_overlap": _offsets_overlap,
+    "little_left": _little_left,
     "few_fire": _few_fire,
     "firing_told": _firing_told,
     "directions_apart": _directions_apart,
@@ -1181,8 +1199,8 @@ def _differences(fit: Fit, data: Data) -> Found | None:
 
 def _displaced(fit: Fit, data: Data) -> Found | None:
     """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
-    left, and its slope on the mean of both rows and on its square, corrected for their number. Within `MOVED_OFF`, for
-    networks are not exact."""
+    left, its slopes on the means of both rows and on their squares, and its variance against that under others, corrected
+    for their number. Within `MOVED_OFF`, for networks are not exact."""
     few = _unfitted(fit, data)
     least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
     few = data if least < MIN_PAIRS else few
@@ -1194,24 +1212,28 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
     x, moved = x / np.maximum(x.std(0), 1e-12), moved / np.maximum(x.std(0), 1e-12)
     left, middle, env = (x - moved)[after], (x[after] + x[few.partner[after]]) / 2, few.env[after]
     middle = (middle - middle.mean(0)) / np.maximum(middle.std(0), 1e-12)
-    curved = middle**2 - 1
+    terms = np.column_stack([np.ones(len(left)), middle, (middle**2 - 1) / np.sqrt(2)])
     p: dict[str, float] = {}
+    number = 0
     for e in np.unique(env):
-        own = left[env == e]
-        if len(own) < MIN_PAIRS:
+        here = env == e
+        if here.sum() < MIN_PAIRS or here.all():
             continue
-        terms = {"mean": np.ones_like(own), "slope": middle[env == e], "bend": curved[env == e] / np.sqrt(2)}
-        for kind, term in terms.items():
-            size = (own * term).mean(0)
-            error = np.maximum((own * term).std(0), 1e-9) / np.sqrt(len(own))
-            z = (np.abs(size) - MOVED_OFF) / error
-            for name, value in zip(fit.names["feature"], z, strict=True):
-                p[f"the {kind} of {name} under {data.env_names[e]}"] = 2 * float(stats.norm.sf(value))
+        products = left[here][:, :, None] * terms[here][:, None]  # (pair, feature, term)
+        apart = np.square(left[here] - left[here].mean(0))
+        size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - left[~here].var(0))[:, None]], 1)
+        error = np.concatenate([products.std(0), apart.std(0)[:, None]], 1) / np.sqrt(here.sum())
+        allowed = np.full_like(size, MOVED_OFF)
+        allowed[:, -1] = (2 * MOVED_OFF) ** 2
+        z = ((size - allowed) / np.maximum(error, 1e-9)).max(1)
+        number += size.size
+        for name, value in zip(fit.names["feature"], z, strict=True):
+            p[f"{name} under {data.env_names[e]}"] = 2 * float(stats.norm.sf(value))
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
     remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
-    return Found("where offsets move rows", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy)
+    return Found("where offsets move rows", min(1.0, p[worst] * number), f"least for {worst}", remedy)
 
 
 def _noiseless(fit: Fit, data: Data) -> Found | None:

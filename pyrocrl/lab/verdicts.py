@@ -357,7 +357,7 @@ def moved(
     """Three latents, uniform on (0, 5), and perturbations of these offsets (perturbation, latent), behind so many layers.
 
     how: "bent", x through a cubic; "wavy", the first latent bent in step with its offset; "varying", offsets differ from
-    pair to pair; "placed", they grow with another latent; "exchanged", partners are those of other pairs. known: of
+    pair to pair; "either", in half of the pairs a perturbation does what another does; "placed", they grow with another latent; "exchanged", partners are those of other pairs. known: of
     the latents.
     """
     rng = np.random.default_rng([23, seed])
@@ -365,6 +365,8 @@ def moved(
     step = np.asarray(offset)[which]
     if how == "varying":
         step = step * rng.uniform(0.2, 1.8, (pairs, 1))
+    if how == "either":  # each perturbation does in half of the pairs what the next one does
+        step = np.where(rng.random((pairs, 1)) < 0.5, step, 0.5 * np.roll(offset, 1, 0)[which])
     if how == "placed":
         step = step * (0.3 + 0.3 * before[:, [1, 2, 0]])
     z = np.stack([before, before + step], 1).reshape(-1, 3)
@@ -865,6 +867,7 @@ def perturbation_cases() -> list[Case]:
     each_way = np.array([[1, 1], [1, -0.6], [0.5, 1.4]])  # of any two latents
     two = np.concatenate([np.insert(each_way, k, 0, axis=1) for k in range(3)])
     bent_by = {"layers": 2, "pairs": 4000, "told": nets}
+    unmoved = bent_by | {"told": {**nets, "latents": 2}, "known": 2}
     return [
         case("one latent each", "identified", alone),
         case("two doses each", "identified", doses),
@@ -881,10 +884,14 @@ def perturbation_cases() -> list[Case]:
         case("steps beyond a latent's range, bent", "open", np.multiply(alone, 4), "offsets_overlap", **bent_by),
         case("two latents in two ratios", "word", [[1, 1, 0], [1, 2, 0], [0, 0, 1]], sparse),
         case("a wave in step with an offset", "word", alone, bent, how="wavy", **bent_by),
-        case("offsets that vary", "misspecified", alone, "offsets_steady", how="varying"),
+        case("a latent that nothing moves, not counted", "open", alone[:2], "little_left", {**linear, "latents": 2}, known=2),
+        case("a latent that nothing moves, not counted, bent", "open", alone[:2], "little_left", **unmoved),
+        case("a latent that nothing moves, counted", "open", [*alone[:2], [0, 0, 0]], "offsets_span"),
+        case("offsets that vary", "misspecified", alone, fixed, how="varying"),
+        case("perturbations that do one thing or another", "misspecified", alone, fixed, how="either"),
         case("offsets that grow with another latent", "misspecified", alone, fixed, how="placed"),
         case("features bent", "misspecified", alone, fixed, how="bent"),
-        case("partners of other pairs", "misspecified", alone, fixed, how="exchanged"),
+        case("partners of other pairs", "open", alone, "offsets_steady", how="exchanged"),
         case("two of three latents", "misspecified", alone, fixed, {**linear, "latents": 2}, known=2),
     ]
 
