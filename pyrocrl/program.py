@@ -166,9 +166,9 @@ class Partners:
 
 @dataclass(frozen=True)
 class Offsets:
-    """By how much perturbations move latents: mean, error (env, latent), 0 for the control. spanned: shares, descending,
-    about 1 for each direction of latents that the offsets span and about 0 beyond; mixed: (latent,) whether other axes,
-    of which the latent is a part, are moved by as few perturbations."""
+    """By how much perturbations move latents: mean, error (env, latent), 0 and 1 for the control. spanned: shares,
+    descending, about 1 for each direction of latents that the offsets span and about 0 beyond; mixed: (latent,) whether
+    other axes, of which the latent is a part, are moved by as few perturbations."""
 
     mean: Tensor
     error: Tensor

@@ -43,8 +43,8 @@ class Differences(NamedTuple):
 
 
 def differences(moved: Tensor, which: Tensor, perturbations: int) -> Differences:
-    """moved: (pair, latent) y' - y; which: (pair,) from 0. Raises nothing: of a perturbation with fewer than two pairs
-    the error is infinite."""
+    """moved: (pair, latent) y' - y; which: (pair,) below `perturbations`. Of one with fewer than two pairs the error is
+    very large."""
     one_hot = torch.nn.functional.one_hot(which, perturbations).to(moved)
     count = one_hot.sum(0)
     mean = one_hot.mT @ moved / count.clamp_min(1.0)[:, None]
@@ -67,7 +67,7 @@ def scaled_components(x: Tensor) -> Tensor:
 def encoder(
     before: Tensor, after: Tensor, which: Tensor, latents: int, width: int, steps: int, generator: torch.Generator
 ) -> tuple[Residual, Tensor]:
-    """(network of x, (m,) shares). before, after: (pair, feature) x and x'; which: (pair,) from 0 to m - 1, m >= latents.
+    """(network of x, (m,) shares). before, after: (pair, feature) x and x'; which: (pair,) below m >= latents.
 
     shares: descending; about 1 for each direction that offsets span, about 0 for others. Rows of which the network is
     trained are all.

@@ -758,7 +758,9 @@ def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
     worst = int(apart.argmax())
     if apart[worst] < STEADY:
         return None
-    said = f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
+    said = (
+        f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
+    )
     rows = data.rows * float(apart[worst] / STEADY) if fitted.max() < STEADY else 0.0
     return Lack(said, "more pairs, more steps; perturbations that do the same in all pairs", rows=rows)
 
@@ -1199,8 +1201,8 @@ def _differences(fit: Fit, data: Data) -> Found | None:
 
 def _displaced(fit: Fit, data: Data) -> Found | None:
     """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
-    left, its slopes on the means of both rows and on their squares, and its variance against that under others, corrected
-    for their number. Within `MOVED_OFF`, for networks are not exact."""
+    left, its slopes on the means of both rows and on their squares, and its variance against that under others,
+    corrected for their number. Within `MOVED_OFF`, for networks are not exact."""
     few = _unfitted(fit, data)
     least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
     few = data if least < MIN_PAIRS else few

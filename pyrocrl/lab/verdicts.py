@@ -354,11 +354,12 @@ def moved(
     noise: float = 0.01,
     known: int = 3,
 ) -> Data:
-    """Three latents, uniform on (0, 5), and perturbations of these offsets (perturbation, latent), behind so many layers.
+    """Three latents, uniform on (0, 5), and pairs of rows that perturbations move by these offsets (perturbation,
+    latent), behind so many layers.
 
-    how: "bent", x through a cubic; "wavy", the first latent bent in step with its offset; "varying", offsets differ from
-    pair to pair; "either", in half of the pairs a perturbation does what another does; "placed", they grow with another latent; "exchanged", partners are those of other pairs. known: of
-    the latents.
+    how: "bent", x through a cubic; "wavy", the first latent bent in step with its offset; "varying", offsets differ
+    from pair to pair; "either", in half of the pairs a perturbation does half of what another does; "placed", offsets
+    grow with another latent; "exchanged", partners are those of other pairs. known: of the latents.
     """
     rng = np.random.default_rng([23, seed])
     which, before = rng.integers(0, len(offset), pairs), rng.uniform(0, 5, (pairs, 3))
@@ -866,8 +867,8 @@ def perturbation_cases() -> list[Case]:
     doses = [*alone, [0.8, 0, 0], [0, -0.7, 0], [0, 0, 1.7]]
     each_way = np.array([[1, 1], [1, -0.6], [0.5, 1.4]])  # of any two latents
     two = np.concatenate([np.insert(each_way, k, 0, axis=1) for k in range(3)])
-    bent_by = {"layers": 2, "pairs": 4000, "told": nets}
-    unmoved = bent_by | {"told": {**nets, "latents": 2}, "known": 2}
+    bent_by: dict[str, Any] = {"layers": 2, "pairs": 4000, "told": nets}
+    unmoved: dict[str, Any] = bent_by | {"told": {**nets, "latents": 2}, "known": 2}
     return [
         case("one latent each", "identified", alone),
         case("two doses each", "identified", doses),
@@ -877,14 +878,26 @@ def perturbation_cases() -> list[Case]:
         case("two latents each, 100 pairs", "small", two, pairs=100),
         case("one latent each, bent", "identified", alone, **bent_by),
         case("two doses each, bent", "identified", doses, **bent_by),
+        case("features with some noise", "identified", alone, noise=0.1),
+        case("as many features as latents, bent", "identified", alone, **bent_by, features=3),
+        case("two latents each, in pairs that overlap, bent", "identified", two, **bent_by),
         case("one latent each, bent, 300 pairs", "small", alone, **bent_by | {"pairs": 300}),
         case("two latents in one ratio", "open", [[1, 1, 0], [2, 2, 0], [0, 0, 1]], "offsets_span"),
         case("two latents in one ratio, bent", "open", [[1, 1, 0], [-1, -1, 0], [0, 0, 1]], "offsets_span", **bent_by),
-        case("three directions of two latents", "open", [[1, 0.5, 0], [0.5, 1, 0], [1, -1, 0], [0, 0, 1]], "axes_apart"),
+        case(
+            "three directions of two latents", "open", [[1, 0.5, 0], [0.5, 1, 0], [1, -1, 0], [0, 0, 1]], "axes_apart"
+        ),
         case("steps beyond a latent's range, bent", "open", np.multiply(alone, 4), "offsets_overlap", **bent_by),
         case("two latents in two ratios", "word", [[1, 1, 0], [1, 2, 0], [0, 0, 1]], sparse),
         case("a wave in step with an offset", "word", alone, bent, how="wavy", **bent_by),
-        case("a latent that nothing moves, not counted", "open", alone[:2], "little_left", {**linear, "latents": 2}, known=2),
+        case(
+            "a latent that nothing moves, not counted",
+            "open",
+            alone[:2],
+            "little_left",
+            {**linear, "latents": 2},
+            known=2,
+        ),
         case("a latent that nothing moves, not counted, bent", "open", alone[:2], "little_left", **unmoved),
         case("a latent that nothing moves, counted", "open", [*alone[:2], [0, 0, 0]], "offsets_span"),
         case("offsets that vary", "misspecified", alone, fixed, how="varying"),

@@ -134,10 +134,10 @@ def ahuja2022_pairs(
 
     z is uniform on (0, 5), or normal in blocks of two with covariance I + 11'. Perturbation u moves latent u (modulo
     their number), or latents u and u + 1, by numbers of either sign and size U(1, 2). g: `layers` of leaky ReLUs (slope
-    .2), square; 0 = linear. A layer's weights, columns of length 1, are the best-conditioned of `draws`, as published,
-    where g has two layers, which the mean of x' - x nearly undoes; fewer draws make a harder mixing. features: None = as
-    many as latents; else the last layer has so many. perturbations: None = one for each latent; noise: deviation of
-    x's noise in that of each feature, published without.
+    .2), square; 0 = linear. A layer's weights, columns of length 1, are the best-conditioned of `draws`: 25,000 as
+    published, there with two layers, which the mean of x' - x nearly undoes; fewer draws make a harder mixing.
+    features: None = as many as latents; else the last layer has so many. perturbations: None = one for each latent;
+    noise: deviation of x's noise in that of each feature, published without.
 
     Truth: z, targets: which latents a perturbation moves.
     """
