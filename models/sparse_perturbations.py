@@ -227,7 +227,7 @@ class SparsePerturbations(Program):
         before, after = before[which > 0], after[which > 0]  # where nothing is done, nothing is told
         x, which = self.observation.inputs(batch), which[which > 0] - 1
         y = self._coordinates(x, before, after, which, generator)
-        control = ~follows
+        control = batch.pair % 2 == 0
         white = torch.linalg.inv(torch.linalg.cholesky(torch.cov(y[control].mT.double()))).to(y)
         y = (y - y[control].mean(0)) @ white.mT
         found = offsets.differences(y[after] - y[before], which, perturbations)
