@@ -67,10 +67,11 @@ AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from 
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
 STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
+BY_HEART = 0.7  # share of what is left of other pairs, below which pairs that were fitted are known by heart
 LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
-MOVED_OFF = 0.05  # of a feature's deviation, by which the rows after may be off, and differ more where it is larger
+MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -750,8 +751,8 @@ def _axes_apart(fit: Fit, data: Data) -> Lack | None:
 
 
 def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
-    """How much latents are moved otherwise than on average, in pairs that were not fitted. Undecided where that is
-    little in those that were: they were learned by heart."""
+    """How much latents are moved otherwise than on average, in pairs that were not fitted. Undecided where that is much
+    less in those that were: they were learned by heart."""
     apart, fitted = _unsteady(fit, _unfitted(fit, data)), _unsteady(fit, data)
     if apart is None or fitted is None:
         return None
@@ -761,7 +762,7 @@ def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
     said = (
         f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
     )
-    rows = data.rows * float(apart[worst] / STEADY) if fitted.max() < STEADY else 0.0
+    rows = data.rows * float(apart[worst] / STEADY) if fitted[worst] < BY_HEART * apart[worst] else 0.0
     return Lack(said, "more pairs, more steps; perturbations that do the same in all pairs", rows=rows)
 
 
@@ -1203,6 +1204,7 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
     """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
     left, its slopes on the means of both rows and on their squares, and its variance against that under others,
     corrected for their number. Within `MOVED_OFF`, for networks are not exact."""
+    allow = MOVED_OFF[fit.program.config["decoder"]]
     few = _unfitted(fit, data)
     least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
     few = data if least < MIN_PAIRS else few
@@ -1225,8 +1227,8 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
         apart = np.square(left[here] - left[here].mean(0))
         size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - left[~here].var(0))[:, None]], 1)
         error = np.concatenate([products.std(0), apart.std(0)[:, None]], 1) / np.sqrt(here.sum())
-        allowed = np.full_like(size, MOVED_OFF)
-        allowed[:, -1] = (2 * MOVED_OFF) ** 2
+        allowed = np.full_like(size, allow)
+        allowed[:, -1] = (2 * allow) ** 2
         z = ((size - allowed) / np.maximum(error, 1e-9)).max(1)
         number += size.size
         for name, value in zip(fit.names["feature"], z, strict=True):
