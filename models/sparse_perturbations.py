@@ -16,7 +16,7 @@ after it the evidence lower bound is maximised over everything but h. `model` is
 `targets` and `offset` is closed, with an error that no number of pairs removes (`error`).
 
 *Identified:* latents up to permutation, scale and shift, if offsets of one latent each span all latents, or sparse ones
-such that no other axes are moved by as few perturbations (Ahuja et al. 2022, theorems 1 and 2). Latents that are always
+such that no other axes are moved by as few perturbations (Ahuja et al. 2022). Latents that are always
 moved together are not told apart. With as many perturbations as latents any offsets look as if each moved one latent;
 and what bends in step with the offsets, a latent plus a function of their period, is moved by fixed offsets as well.
 
