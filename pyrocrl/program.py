@@ -165,6 +165,18 @@ class Partners:
 
 
 @dataclass(frozen=True)
+class Offsets:
+    """By how much perturbations move latents: mean, error (env, latent), 0 and 1 for the control. spanned: shares,
+    descending, about 1 for each direction of latents that the offsets span and about 0 beyond; mixed: (latent,) whether
+    other axes, of which the latent is a part, are moved by as few perturbations."""
+
+    mean: Tensor
+    error: Tensor
+    spanned: Tensor
+    mixed: Tensor
+
+
+@dataclass(frozen=True)
 class Ties:
     """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
 
@@ -412,6 +424,16 @@ class Program(nn.Module, metaclass=_InTurn):
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
         partners differ must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of pairs")
+
+    def offsets(self) -> Offsets:
+        """By how much perturbations move latents. Models whose claims need that offsets span all latents must have
+        it."""
+        raise TypeError(f"{type(self).__name__} says nothing of offsets")
+
+    def displaced(self, batch: Batch) -> Tensor:
+        """(rows, feature) x as the fitted offsets move the row before; of rows that follow none, x itself. Models that
+        test whether offsets are fixed must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of offsets")
 
     def translate(self, batch: Batch, view: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and deviation (rows, feature of the view) of a new measurement of this view given all others that each

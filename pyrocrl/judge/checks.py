@@ -72,6 +72,13 @@ NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that 
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 CLASS_DRAWS = 50  # of each chain, of which it is asked what directs the edges at the response
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
+SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
+STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
+BY_HEART = 0.7  # share of what is left of other pairs, below which pairs that were fitted are known by heart
+LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
+REACH = 0.5  # of a latent's range, within which an offset shows how it bends
+RANGE = (0.005, 0.995)  # quantiles that are its ends
+MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -723,6 +730,103 @@ def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
 
 
+def _offsets_span(fit: Fit, data: Data) -> Lack | None:
+    """Whether perturbations move latents in as many directions as there are, and in no more, and every latent at
+    all."""
+    found, names = fit.chains.chain(fit.reference).offsets(), fit.names["latent"]
+    share, latents = found.spanned.double().cpu().numpy(), len(names)
+    if (spanned := int((share > SPANNED).sum())) != latents:
+        worst, more = float(share[latents - 1]), spanned > latents
+        rows = data.rows * (1 - worst) / worst if HARDLY < worst < SPANNED else 0.0
+        said = f"offsets of the perturbations span {spanned} directions, of {latents} latents"
+        return Lack(said, "more latents" if more else "perturbations that move the others", rows=rows)
+    targets = fit.targets()
+    assert targets is not None
+    still = tuple(name for name, p in zip(names, targets.max(0), strict=True) if p < SURE)
+    if not still:
+        return None
+    return Lack(f"no perturbation surely moves {', '.join(still)}", "perturbations that move them", which=still)
+
+
+def _axes_apart(fit: Fit, data: Data) -> Lack | None:
+    mixed = fit.chains.chain(fit.reference).offsets().mixed.cpu().numpy()
+    names = tuple(fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places[np.flatnonzero(mixed)])
+    if not names:
+        return None
+    said = f"{', '.join(sorted(names))} mix: other axes of theirs are moved by as few perturbations"
+    return Lack(said, "perturbations that move each of them alone", which=tuple(sorted(names)))
+
+
+def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
+    """How much latents are moved otherwise than on average, in pairs that were not fitted. Undecided where that is much
+    less in those that were: they were learned by heart."""
+    apart, fitted = _unsteady(fit, _unfitted(fit, data)), _unsteady(fit, data)
+    if apart is None or fitted is None:
+        return None
+    worst = int(apart.argmax())
+    if apart[worst] < STEADY:
+        return None
+    said = (
+        f"what {fit.names['latent'][worst]} is moved by differs from pair to pair by {apart[worst]:.0%} of its variance"
+    )
+    rows = data.rows * float(apart[worst] / STEADY) if fitted[worst] < BY_HEART * apart[worst] else 0.0
+    return Lack(said, "more pairs, more steps; perturbations that do the same in all pairs", rows=rows)
+
+
+def _unsteady(fit: Fit, data: Data) -> np.ndarray | None:
+    """(latent,) variance of differences of pairs about their perturbation's mean, over that of latents of rows
+    before; None of fewer than `MIN_PAIRS`."""
+    after = np.flatnonzero(data.after & (data.partner >= 0))
+    if len(after) < MIN_PAIRS:
+        return None
+    z, env = fit.latents(data), data.env[after]
+    moved, before = z[after] - z[data.partner[after]], z[data.partner[after]]
+    present = np.flatnonzero(np.bincount(env) > 1)
+    left = np.concatenate([moved[env == e] - _offset_means(fit)[e] for e in present])
+    out: np.ndarray = np.square(left).mean(0) / np.maximum(before.var(0), 1e-12)
+    return out
+
+
+def _offsets_overlap(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows after reach where rows before are: a step of more than half of a latent's range leaves how the
+    latent bends inside of it open."""
+    z, targets = fit.latents(data.rows_at(np.flatnonzero(~data.after))), fit.targets()
+    assert targets is not None
+    low, high = np.quantile(z, RANGE, axis=0)
+    size = np.where(targets > INCLUDED, np.abs(_offset_means(fit)), np.inf).min(0) / np.maximum(high - low, 1e-12)
+    far = [(fit.names["latent"][k], size[k]) for k in np.flatnonzero(size > REACH)]
+    if not far:
+        return None
+    said = ", ".join(f"{name} by {by:.0%} of its range" for name, by in far)
+    return Lack(f"perturbations move {said} at least", "smaller steps", which=tuple(name for name, _ in far))
+
+
+def _little_left(fit: Fit, data: Data) -> Lack | None:
+    """How much of a feature the decoder leaves open, given the latents: a latent that is not counted, and that no
+    perturbation moves, may be a part of all others."""
+    rows = _unfitted(fit, data)
+    batch, program = fit.batch_of(rows).annealed(), fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        sites = stories.centre(program, batch) | {"z": program.latents(batch)}
+        left = (batch.x - stories.expected(program, batch, sites)).double().cpu().numpy()
+    share = np.square(left).mean(0) / np.maximum(batch.x.double().cpu().numpy().var(0), 1e-12)
+    worst = int(share.argmax())
+    if share[worst] < LITTLE:
+        return None
+    said = f"latents leave {share[worst]:.0%} of the variance of {fit.names['feature'][worst]}"
+    return Lack(said, "more latents, features with less noise, more steps")
+
+
+def _offset_means(fit: Fit) -> np.ndarray:
+    """(env, latent) offsets of the aligned chains, by their weights."""
+    each = [
+        alignment.act(program.offsets().mean.double().cpu().numpy(), {-1: 1})
+        for program, alignment in zip(fit.programs(), fit.alignments, strict=True)
+    ]
+    out: np.ndarray = np.einsum("c,cuk->uk", fit.weights, np.stack(each))
+    return out
+
+
 def _few_fire(fit: Fit, data: Data) -> Lack | None:
     """How many latents fire in nearly all rows, against half of the features, from which on other sets of as many reach
     the same rows, and against the search's limit, where it stops short."""
@@ -845,6 +949,11 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
     "dynamics_apart": _dynamics_apart,
+    "offsets_span": _offsets_span,
+    "axes_apart": _axes_apart,
+    "offsets_steady": _offsets_steady,
+    "offsets_overlap": _offsets_overlap,
+    "little_left": _little_left,
     "few_fire": _few_fire,
     "firing_told": _firing_told,
     "directions_apart": _directions_apart,
@@ -1162,6 +1271,46 @@ def _differences(fit: Fit, data: Data) -> Found | None:
     return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
 
 
+def _displaced(fit: Fit, data: Data) -> Found | None:
+    """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
+    left, its slopes on the means of both rows and on their squares, and its variance against that under others,
+    corrected for their number. Within `MOVED_OFF`, for networks are not exact."""
+    allow = MOVED_OFF[fit.program.config["decoder"]]
+    few = _unfitted(fit, data)
+    least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
+    few = data if least < MIN_PAIRS else few
+    few = few.rows_at(few.spread(PAIRED_ROWS))
+    batch = fit.batch_of(few)
+    with drawing(), torch.no_grad():
+        moved = fit.chains.chain(fit.reference).displaced(batch).double().cpu().numpy()
+    x, after = batch.x.double().cpu().numpy(), np.flatnonzero(few.after & (few.partner >= 0))
+    x, moved = x / np.maximum(x.std(0), 1e-12), moved / np.maximum(x.std(0), 1e-12)
+    left, middle, env = (x - moved)[after], (x[after] + x[few.partner[after]]) / 2, few.env[after]
+    middle = (middle - middle.mean(0)) / np.maximum(middle.std(0), 1e-12)
+    terms = np.column_stack([np.ones(len(left)), middle, (middle**2 - 1) / np.sqrt(2)])
+    p: dict[str, float] = {}
+    number = 0
+    for e in np.unique(env):
+        here = env == e
+        if here.sum() < MIN_PAIRS or here.all():
+            continue
+        products = left[here][:, :, None] * terms[here][:, None]  # (pair, feature, term)
+        apart = np.square(left[here] - left[here].mean(0))
+        size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - left[~here].var(0))[:, None]], 1)
+        error = np.concatenate([products.std(0), apart.std(0)[:, None]], 1) / np.sqrt(here.sum())
+        allowed = np.full_like(size, allow)
+        allowed[:, -1] = (2 * allow) ** 2
+        z = ((size - allowed) / np.maximum(error, 1e-9)).max(1)
+        number += size.size
+        for name, value in zip(fit.names["feature"], z, strict=True):
+            p[f"{name} under {data.env_names[e]}"] = 2 * float(stats.norm.sf(value))
+    if not p:
+        return None
+    worst = min(p, key=lambda one: p[one])
+    remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
+    return Found("where offsets move rows", min(1.0, p[worst] * number), f"least for {worst}", remedy)
+
+
 def _noiseless(fit: Fit, data: Data) -> Found | None:
     """Whether noise of features, as large among latents as in the directions without them, is more than `HEARD` of any
     latent: chi-squared, by how well those directions tell its size. Nothing is seen where there are none."""
@@ -1252,6 +1401,7 @@ TESTS: dict[str, Test] = {
     "left": _left,
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
     "differences": _differences,
+    "displaced": _displaced,
     "views": _views,
     "noiseless": _noiseless,
     "dynamics": _dynamics,

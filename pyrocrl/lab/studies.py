@@ -839,6 +839,22 @@ def _only(data: Data, rows: np.ndarray) -> Data:
     return Data(data.x[rows], env=labels, targets=targets, truth={"z": data.truth["z"][rows]}, name=data.name)
 
 
+class MeanDifferences(Study):
+    """Latents of pairs, beside the closed form for a linear mixing whose offsets are of one latent each
+    (difference_): mean differences of pairs are then columns of the mixing."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        after = np.flatnonzero(fitted.after & (fitted.partner >= 0))
+        moved, env = fitted.x[after] - fitted.x[fitted.partner[after]], fitted.env[after]
+        columns = np.stack([moved[env == e].mean(0) for e in np.unique(env[env > 0])], 1)
+        told = (data.x - fitted.x.mean(0)) @ np.linalg.pinv(columns).T
+        return super().score(result, data) | {"difference_mcc": float(metrics.mcc(z, told))}
+
+
 class SwitchingSources(Study):
     """Independent sources, beside AMUSE (amuse_, covariances one row apart) and SOBI (sobi_, of several lags), fitted
     to the same rows."""

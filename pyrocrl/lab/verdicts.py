@@ -353,6 +353,55 @@ def paired(seed: int, how: str = "", rows: int = 2000, **options: Any) -> Data:
     return Data(x, pair=pair, step=data.after, truth=truth, name="paired")
 
 
+def moved(
+    seed: int,
+    offset: Sequence[Sequence[float]],
+    pairs: int = 1500,
+    how: str = "",
+    layers: int = 0,
+    features: int = 5,
+    noise: float = 0.01,
+    known: int = 3,
+) -> Data:
+    """Three latents, uniform on (0, 5), and pairs of rows that perturbations move by these offsets (perturbation,
+    latent), behind so many layers.
+
+    how: "bent", x through a cubic; "wavy", the first latent bent in step with its offset; "varying", offsets differ
+    from pair to pair; "either", in half of the pairs a perturbation does half of what another does; "placed", offsets
+    grow with another latent; "exchanged", partners are those of other pairs. known: of the latents.
+    """
+    rng = np.random.default_rng([23, seed])
+    which, before = rng.integers(0, len(offset), pairs), rng.uniform(0, 5, (pairs, 3))
+    step = np.asarray(offset)[which]
+    if how == "varying":
+        step = step * rng.uniform(0.2, 1.8, (pairs, 1))
+    if how == "either":  # each perturbation does in half of the pairs what the next one does
+        step = np.where(rng.random((pairs, 1)) < 0.5, step, 0.5 * np.roll(offset, 1, 0)[which])
+    if how == "placed":
+        step = step * (0.3 + 0.3 * before[:, [1, 2, 0]])
+    z = np.stack([before, before + step], 1).reshape(-1, 3)
+    h = z.copy()
+    if how == "wavy":
+        period = np.abs(np.asarray(offset)[:, 0]).max()
+        h[:, 0] += 0.8 * period / (2 * np.pi) * np.sin(2 * np.pi * h[:, 0] / period)
+    h = h - 2.5
+    for layer in range(max(layers, 1)):
+        wide = features if layer >= layers - 1 else 3
+        turn = np.linalg.qr(rng.standard_normal((max(wide, 3), 3)))[0]
+        h = h @ turn.T if wide > 3 or layer else h @ turn
+        h = np.where(h > 0, h, 0.3 * h) if layers else h
+    x = h + noise * h.std(0) * rng.standard_normal(h.shape)
+    x = x / x.std(0)
+    x = x + 0.3 * x**3 if how == "bent" else x
+    pair = np.stack([np.arange(pairs), np.arange(pairs)], 1)
+    if how == "exchanged":
+        pair[:, 1] = rng.permutation(pairs)
+    env = np.stack([np.full(pairs, "control"), np.array([f"move_{u}" for u in range(len(offset))])[which]], 1)
+    step_of = np.tile([0, 1], pairs)
+    truth = {"z": z[:, :known]}
+    return Data(x, env.reshape(-1), pair=pair.reshape(-1), step=step_of, control="control", truth=truth, name="moved")
+
+
 def timed(seed: int, how: str = "", rows: int = 3000, features: int = 6, **options: Any) -> Data:
     """Sources with dynamics of their own. how: "shuffled", rows stand in any order; "bent", x through a cubic."""
     data = simulate.draw("halva2021_linear", seed, rows=rows, features=features, **options)
@@ -828,6 +877,75 @@ def pair_cases() -> list[Case]:
     ]
 
 
+def perturbation_cases() -> list[Case]:
+    model = "sparse_perturbations"
+    fixed = "a perturbation moves latents by the same in all its pairs"
+    sparse = "no axes are moved by fewer perturbations than the latents are"
+    bent = "the mixing does not bend in step with the offsets"
+    linear, nets = {"decoder": "linear"}, {"steps": 1500}
+    every = ("latents", "targets")
+
+    def case(name: str, kind: str, offset: Any, breaks: str = "", told: Any = None, **world: Any) -> Case:
+        names = "bend" if breaks == bent else "axes"
+        options = linear if told is None else told
+        return Case(
+            f"{model}: {name}",
+            model,
+            kind,
+            lambda seed: moved(seed, offset, **world),
+            options,
+            FEW,
+            every,
+            names,
+            breaks,
+        )
+
+    alone = [[1.5, 0, 0], [0, -1.2, 0], [0, 0, 1.0]]
+    doses = [*alone, [0.8, 0, 0], [0, -0.7, 0], [0, 0, 1.7]]
+    each_way = np.array([[1, 1], [1, -0.6], [0.5, 1.4]])  # of any two latents
+    two = np.concatenate([np.insert(each_way, k, 0, axis=1) for k in range(3)])
+    bent_by: dict[str, Any] = {"layers": 2, "pairs": 4000, "told": nets}
+    unmoved: dict[str, Any] = bent_by | {"told": {**nets, "latents": 2}, "known": 2}
+    return [
+        case("one latent each", "identified", alone),
+        case("two doses each", "identified", doses),
+        case("two latents each, in pairs that overlap", "identified", two),
+        case("no noise, as many features as latents", "identified", alone, noise=0.0, features=3),
+        case("one latent each, 60 pairs", "small", alone, pairs=60),
+        case("two latents each, 100 pairs", "small", two, pairs=100),
+        case("one latent each, bent", "identified", alone, **bent_by),
+        case("two doses each, bent", "identified", doses, **bent_by),
+        case("features with some noise", "identified", alone, noise=0.1),
+        case("as many features as latents, bent", "identified", alone, **bent_by, features=3),
+        case("two latents each, in pairs that overlap, bent", "identified", two, **bent_by),
+        case("one latent each, bent, 300 pairs", "small", alone, **bent_by | {"pairs": 300}),
+        case("two latents in one ratio", "open", [[1, 1, 0], [2, 2, 0], [0, 0, 1]], "offsets_span"),
+        case("two latents in one ratio, bent", "open", [[1, 1, 0], [-1, -1, 0], [0, 0, 1]], "offsets_span", **bent_by),
+        case(
+            "three directions of two latents", "open", [[1, 0.5, 0], [0.5, 1, 0], [1, -1, 0], [0, 0, 1]], "axes_apart"
+        ),
+        case("steps beyond a latent's range, bent", "open", np.multiply(alone, 4), "offsets_overlap", **bent_by),
+        case("two latents in two ratios", "word", [[1, 1, 0], [1, 2, 0], [0, 0, 1]], sparse),
+        case("a wave in step with an offset", "word", alone, bent, how="wavy", **bent_by),
+        case(
+            "a latent that nothing moves, not counted",
+            "open",
+            alone[:2],
+            "little_left",
+            {**linear, "latents": 2},
+            known=2,
+        ),
+        case("a latent that nothing moves, not counted, bent", "open", alone[:2], "little_left", **unmoved),
+        case("a latent that nothing moves, counted", "open", [*alone[:2], [0, 0, 0]], "offsets_span"),
+        case("offsets that vary", "misspecified", alone, fixed, how="varying"),
+        case("perturbations that do one thing or another", "misspecified", alone, fixed, how="either"),
+        case("offsets that grow with another latent", "misspecified", alone, fixed, how="placed"),
+        case("features bent", "misspecified", alone, fixed, how="bent"),
+        case("partners of other pairs", "open", alone, "offsets_steady", how="exchanged"),
+        case("two of three latents", "misspecified", alone, fixed, {**linear, "latents": 2}, known=2),
+    ]
+
+
 def view_cases() -> list[Case]:
     model, linear = "cross_modal", "x is linear in shared latents and in latents of each view alone"
     labels = "labels of environments move the shared latents alone"
@@ -1017,6 +1135,7 @@ def cases() -> list[Case]:
         score_cases,
         modulated_cases,
         pair_cases,
+        perturbation_cases,
         view_cases,
         series_cases,
         response_cases,

@@ -34,6 +34,7 @@ SETTINGS: dict[str, str] = {
     "varici2024_quadratic": "scores",
     "varici2024_general": "scores",
     "ahuja2023": "ahuja",
+    "ahuja2022_pairs": "ahuja",
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",
     "hagele2023": "observed",

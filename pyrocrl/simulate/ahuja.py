@@ -1,10 +1,10 @@
-"""Polynomial mixing of latents that interventions fix at a constant."""
+"""Polynomial mixing of latents that interventions fix at a constant, and pairs of rows that differ by fixed offsets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from pyrocrl.program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
 LAWS = ("uniform", "correlated", "mixture", "linear_sem")
+SLOPE = 0.2  # of leaky ReLUs below 0
 
 Array = np.ndarray
 
@@ -114,3 +115,72 @@ def _mix(rng: np.random.Generator, z: Array, degree: int, features: int) -> Arra
     rest = powers[:, z.shape[1] :]
     rest = rest @ rng.standard_normal((rest.shape[1], features))
     return np.asarray(first + rest / (0.5 * np.abs(rest).max() / np.abs(first).max()))
+
+
+def ahuja2022_pairs(
+    seed: Seed = 0,
+    pairs: int = 10_000,
+    latents: int = 6,
+    features: int | None = None,
+    layers: Annotated[int, Bounds(0, 10)] = 3,
+    draws: Annotated[int, Bounds(1)] = 25_000,
+    law: Literal["uniform", "blocks"] = "uniform",
+    perturbations: int | None = None,
+    together: Literal[1, 2] = 1,
+    noise: Deviation = 0.0,
+) -> Data:
+    """Ahuja, Hartford & Bengio (2022), "Weakly supervised representation learning with sparse perturbations": pairs
+    x = g(z), x' = g(z + offset_u) of a perturbation u, whose name is the environment of the row after.
+
+    z is uniform on (0, 5), or normal in blocks of two with covariance I + 11'. Perturbation u moves latent u (modulo
+    their number), or latents u and u + 1, by numbers of either sign and size U(1, 2). g: `layers` of leaky ReLUs (slope
+    .2), square; 0 = linear. A layer's weights, columns of length 1, are the best-conditioned of `draws`: 25,000 as
+    published, there with two layers, which the mean of x' - x nearly undoes; fewer draws make a harder mixing.
+    features: None = as many as latents; else the last layer has so many. perturbations: None = one for each latent;
+    noise: deviation of x's noise in that of each feature, published without.
+
+    Truth: z, targets: which latents a perturbation moves.
+    """
+    check_sizes(latents if features is None else features, latents, least=2, square=True)
+    perturbations = latents if perturbations is None else perturbations
+    check_whole("perturbations", perturbations, 1)
+    check_whole("pairs", pairs, 2 * perturbations)
+    rng = np.random.default_rng([2022, latents, seed])
+    before = rng.uniform(0.0, 5.0, (pairs, latents))
+    if law == "blocks":
+        before = rng.standard_normal((pairs, latents))
+        before = before + rng.standard_normal((pairs, -(-latents // 2))).repeat(2, 1)[:, :latents]
+    moved = np.zeros((perturbations, latents), dtype=bool)
+    first = rng.permutation(latents)
+    for u in range(perturbations):
+        moved[u, [first[(u + step) % latents] for step in range(together)]] = True
+    offset = moved * rng.choice([-1.0, 1.0], moved.shape) * rng.uniform(1.0, 2.0, moved.shape)
+    which = rng.integers(0, perturbations, pairs)
+    z = np.stack([before, before + offset[which]], 1).reshape(-1, latents)
+    x = z
+    for layer in range(max(layers, 1)):
+        wide = latents if features is None or layer < layers - 1 else features
+        x = x @ _conditioned(rng, latents, wide, draws)
+        x = np.where(x > 0, x, SLOPE * x) if layers else x
+    names = np.array([f"move_{u}" for u in range(perturbations)])
+    return Data(
+        x=x + noise * x.std(0) * rng.standard_normal(x.shape) if noise else x,
+        env=np.stack([np.full(pairs, "control"), names[which]], 1).reshape(-1),
+        pair=np.repeat(np.arange(pairs), 2),
+        step=np.tile([0, 1], pairs),
+        control="control",
+        truth={"z": z, "targets": {name: tuple(np.flatnonzero(m)) for name, m in zip(names, moved, strict=True)}},
+        name="ahuja2022_pairs",
+    )
+
+
+def _conditioned(rng: np.random.Generator, inputs: int, outputs: int, draws: int) -> Array:
+    """(inputs, outputs) uniform weights, columns of length 1, the best-conditioned of so many."""
+    best, least = np.eye(inputs, outputs), np.inf
+    for start in range(0, draws, 1000):
+        weight = rng.uniform(-1.0, 1.0, (min(1000, draws - start), inputs, outputs))
+        weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+        number = np.linalg.cond(weight)
+        if number.min() < least:
+            best, least = weight[number.argmin()], number.min()
+    return best
