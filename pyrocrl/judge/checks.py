@@ -65,6 +65,8 @@ OFF = 0.05  # difference of two distributions of what is left up to which a fit 
 MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
+MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
+FIXED = 0.25  # part of a direction's variance that they have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -431,6 +433,49 @@ def _simple_structure(fit: Fit, data: Data) -> Lack | None:
     return undecided
 
 
+def _zeros_tell(fit: Fit, data: Data) -> Lack | None:
+    """Reiersol's condition of features, or of rows: those that surely are without a latent have every direction of the
+    others, `FIXED` of its variance in all rows or more, and are more than rotations have without a law that is pointed
+    at 0. It is of all latents alike: what is sparse in loadings may take of what is sparse in scores."""
+    by_features = _simple_structure(fit, data)
+    if by_features is None:
+        return None
+    by_rows = _rows_without(fit, data)
+    if by_rows is None:
+        return None
+    said = f"{by_features.reason}, and {by_rows.reason}"
+    rows = [lack.rows for lack in (by_features, by_rows) if lack.rows]
+    return Lack(said, f"{by_features.remedy}, or {by_rows.remedy}", rows=min(rows, default=0.0))
+
+
+def _rows_without(fit: Fit, data: Data) -> Lack | None:
+    rows = data.rows_at(data.spread(FIRING_ROWS))
+    program, used = fit.chains.chain(fit.reference), np.flatnonzero(fit.in_use(fit.reference))
+    with drawing(), torch.no_grad():
+        batch = fit.batch_of(rows)
+        chance, z = program.silent(batch), program.latents(batch).double().cpu().numpy()[:, used]
+    if chance is None:
+        raise TypeError(f"{program.card.name} needs latents that rows are without but has no `silent()`")
+    sure = chance.double().cpu().numpy()[:, used] > SURE
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places[used]]
+    white = z / np.maximum(z.std(0), 1e-12)
+    tril = np.linalg.cholesky(np.cov(white.T).reshape(len(used), -1) + 1e-9 * np.eye(len(used)))
+    for k, name in enumerate(names):
+        without = sure[:, k]
+        if without.sum() < MIN_SILENT * len(used) or without.mean() < OFTEN:
+            return Lack(f"few rows are surely without {name} ({without.mean():.0%})", "rows without each of the latents")
+        others = np.delete(np.arange(len(used)), k)
+        if not len(others):
+            continue
+        root = np.linalg.cholesky((tril @ tril.T)[np.ix_(others, others)])
+        inside = np.linalg.solve(root, (white[np.ix_(without, others)]).T)
+        least = float(np.linalg.eigvalsh(inside @ inside.T / without.sum())[0])
+        if least < FIXED:
+            said = f"rows without {name} have {least:.1%} of a combination of the others"
+            return Lack(said, f"rows with each of the others and without {name}")
+    return None
+
+
 def _full_rank(loadings: np.ndarray, rows: np.ndarray, unsure: float) -> bool:
     """Whether these rows of the loadings have independent columns, beyond deviations `unsure` of their entries."""
     if rows.sum() < loadings.shape[1]:
@@ -792,6 +837,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "states_told": _states_told,
     "noise_told_apart": _noise_told_apart,
     "simple_structure": _simple_structure,
+    "zeros_tell": _zeros_tell,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
@@ -862,6 +908,10 @@ def _factors(fit: Fit, data: Data) -> Found | None:
     latents."""
     if data.counts or data.features > MOST_FEATURES:
         return None
+    if data.incomplete:  # by rows that lack nothing, if there are any
+        data = data.rows_at(data.known.all(1))
+        if data.rows <= 2:
+            return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
