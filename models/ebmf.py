@@ -197,6 +197,9 @@ class EBMF(Program):
     def silent(self, batch: Batch) -> Tensor:
         return self._given(batch)[0].exp()[..., 0]
 
+    def silent_share(self) -> Tensor:
+        return self.drawn.weights[..., 0]
+
     # -- from data ---------------------------------------------------------------------------------------------
 
     def construct(self, data: Data, generator: torch.Generator) -> None:

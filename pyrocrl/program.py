@@ -328,8 +328,12 @@ class Program(nn.Module, metaclass=_InTurn):
 
     def silent(self, batch: Batch) -> Tensor | None:
         """(rows, latent) probabilities that a row is without a latent, all but 0 there, or None. Models whose claims
-        may rest on zeros of latents must have it."""
+        may rest on zeros of latents must have it, and `silent_share`."""
         return None
+
+    def silent_share(self) -> Tensor:
+        """(draw, latent) share of all rows that are without a latent, in draws of the posterior."""
+        raise TypeError(f"{type(self).__name__} says nothing of rows without a latent")
 
     def pure(self) -> Tensor | None:
         """(feature, latent) probabilities that a feature is pure: that a latent has all but a twentieth of its squared

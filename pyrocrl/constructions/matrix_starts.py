@@ -1,7 +1,7 @@
 """Starts of a matrix factorisation: of sparse loadings, or of sparse scores, whichever priors explain better.
 
 Sparse loadings: a run of the sampler of `exact.spike_slab` over second moments, with normal scores; it also says how
-many factors there are (by BIC). Sparse scores: as many factors of maximum likelihood, turned until scores are most
+many factors there are (by BIC, of a few runs the best). Sparse scores: as many factors of maximum likelihood, turned until scores are most
 spread in size (varimax). Values that were not measured are drawn first, from factors that expectation-maximisation
 finds in what was (Rubin & Thayer 1982).
 """
@@ -21,6 +21,7 @@ from pyrocrl.exact.spike_slab import EFFORT, Sampler
 Floats = NDArray[np.float64]
 Known = NDArray[np.bool_]
 EFFORT_HERE = EFFORT._replace(sweeps=20, draws=1)
+TRIES = 3  # runs, of which the best by BIC counts
 ROWS = 1_500  # that expectation-maximisation and the comparison of starts look at
 STEPS = 30
 LEAST_NOISE = 1e-3
@@ -37,9 +38,13 @@ class Start(NamedTuple):
 def start(x: Floats, latents: int, rng: np.random.Generator) -> Start:
     """The better of two starts, for rows without gaps; `latents` are offered."""
     rows, features = x.shape
-    again = x[rng.integers(0, rows, rows)]
-    sampler = Sampler(x.T @ x / rows, rows, latents, SLAB, RATE, ETA, rng)
-    drawn = sampler.run(np.cov(again.T), EFFORT_HERE)
+    second, found = x.T @ x / rows, []
+    for _ in range(TRIES):
+        again = x[rng.integers(0, rows, rows)]
+        sampler = Sampler(second, rows, latents, SLAB, RATE, ETA, rng)
+        drawn = sampler.run(np.cov(again.T), EFFORT_HERE)
+        found.append((sampler.score(EFFORT_HERE), drawn))
+    drawn = max(found, key=lambda one: one[0])[1]
     used = np.flatnonzero((drawn.loadings[-1] != 0).any(0))
     if not len(used):
         return Start(np.zeros((features, 0)), drawn.variance[-1], np.eye(0))

@@ -66,7 +66,7 @@ MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two 
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
-FIXED = 0.25  # part of a direction's variance that they have
+FIXED = 0.33  # part of a direction's variance that they have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -457,13 +457,18 @@ def _rows_without(fit: Fit, data: Data) -> Lack | None:
     if chance is None:
         raise TypeError(f"{program.card.name} needs latents that rows are without but has no `silent()`")
     sure = chance.double().cpu().numpy()[:, used] > SURE
+    share = program.silent_share().double().cpu().numpy()[:, used]
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places[used]]
     white = z / np.maximum(z.std(0), 1e-12)
     tril = np.linalg.cholesky(np.cov(white.T).reshape(len(used), -1) + 1e-9 * np.eye(len(used)))
     for k, name in enumerate(names):
         without = sure[:, k]
-        if without.sum() < MIN_SILENT * len(used) or without.mean() < OFTEN:
-            return Lack(f"few rows are surely without {name} ({without.mean():.0%})", "rows without each of the latents")
+        needed = MIN_SILENT * len(used)
+        if without.sum() < needed or without.mean() < OFTEN:
+            said = f"{without.sum()} of {len(z)} rows are surely without {name}, of {needed} that are asked for"
+            maybe = np.quantile(share[:, k], SURE) > OFTEN  # rows may be too few to say
+            times = min(FAR, max(2.0, needed / max(without.sum(), 1))) if maybe else 0.0
+            return Lack(said, f"rows without {name}", rows=data.rows * times)
         others = np.delete(np.arange(len(used)), k)
         if not len(others):
             continue
