@@ -1,4 +1,4 @@
-"""Matrix factorisation whose factors learn their priors, in sparse loadings, sparse scores or both; values may be missing.
+"""Matrix factorisation whose factors learn their priors: sparse loadings, sparse scores or both; values may be missing.
 
     share_k ~ Beta(1 / latents, 1),  slab_k ~ LogNormal(log 0.5, 1)                   (latent,)
     weights_k ~ Dirichlet(1/2), of components whose deviations are as
@@ -16,9 +16,10 @@ nearly a point: rows without the latent. A factor on which nothing loads is off.
 its pattern, as long as that does not depend on the values. Features are standardised by what was measured of them.
 
 Each chain starts from sparse loadings or from sparse scores, whichever the priors explain better, by expectation-
-maximisation of one factor at a time, the paper's inner problem (`constructions.matrix_starts`); that settles how many
-factors are on. Then a Gibbs sampler runs (`exact.matrix_factors`). The guide draws all but rate, z and component from
-the run, components given these and x by expectation propagation, one by one, and z exactly given all of these.
+maximisation of one factor at a time, the paper's inner problem (`constructions.matrix_starts`). A start settles by BIC
+how many factors are on: that chains agree on it is the evidence. Then a Gibbs sampler runs (`exact.matrix_factors`).
+The guide draws all but rate, z and component from the run, components given these and x by expectation propagation,
+one by one, and z exactly given all of these.
 
 *Identified:* latents up to permutation, sign and scale, and the mask up to permutation, given that the true loadings or
 scores are the sparsest that fit, if noise can be told from latents (whichever feature is left out, the others hold two
@@ -51,20 +52,8 @@ from torch import Tensor
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions.matrix_starts import filled, start
 from pyrocrl.dists import Categorical, InverseGamma, LogNormal, MultivariateNormal, Normal, SpikeSlab
-from pyrocrl.exact.matrix_factors import (
-    ALPHA,
-    DRAWS,
-    ETA,
-    RATE,
-    SCALES,
-    SHAPE,
-    SLAB,
-    Sampler,
-    components_given,
-    deviations,
-    scores_given,
-    told,
-)
+from pyrocrl.exact.matrix_factors import ALPHA, DRAWS, ETA, RATE, SHAPE, SLAB, Sampler
+from pyrocrl.exact.score_mixtures import SCALES, components_given, deviations, scores_given, told
 from pyrocrl.lab.studies import Completion, SparseFactors
 from pyrocrl.options import Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
@@ -155,7 +144,7 @@ class EBMF(Program):
         rate = pyro.sample("rate", LogNormal(math.log(RATE) * one, one))
         variance = pyro.sample("variance", InverseGamma(SHAPE * every[:, 0], rate * every[:, 0]).to_event(1))
         with self.rows(batch):
-            component = pyro.sample("component", Categorical(weights).to_event(1))  # (rows, latent)
+            component = pyro.sample("component", Categorical(weights).to_event(1)).long()  # (rows, latent)
             sd = deviations(weights).gather(1, component.mT).mT  # (rows, latent)
             z = pyro.sample("z", MultivariateNormal(0 * sd, scale_tril=sd[:, :, None] * tril))
             law = Normal(z @ loadings.mT, variance.sqrt())
@@ -170,8 +159,8 @@ class EBMF(Program):
         inner, seen = told(batch.x, batch.known, sites["loadings"], sites["variance"])
         with self.rows(batch):
             log_p, _ = components_given(inner, seen, tril, weights)
-            component = pyro.sample("component", Categorical(logits=log_p).to_event(1))  # (rows, latent)
-            sd = deviations(weights).gather(1, component.mT).mT
+            component = pyro.sample("component", Categorical(logits=log_p).to_event(1)).long()
+            sd = deviations(weights).gather(1, component.long().mT).mT
             mean, covariance = scores_given(inner, seen, tril, sd)
             pyro.sample("z", MultivariateNormal(mean, scale_tril=torch.linalg.cholesky(covariance)))
 
@@ -226,8 +215,8 @@ class EBMF(Program):
     def example(cls, seed: int = 0) -> tuple[EBMF, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("sparse_fa", seed=seed, rows=400, latents=3, features=20, correlation=0.3)
-        return cls(features=data.features, latents=5, steps=200), data
+        data = draw("sparse_fa", seed=seed, rows=250, latents=2, features=14, correlation=0.3)
+        return cls(features=data.features, latents=3, steps=100), data
 
     studies = (
         SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 10, 0.1),

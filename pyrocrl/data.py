@@ -94,7 +94,7 @@ class Batch:
     rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
     clock: (rows,) numbers, one more in each row than in the row before of its series, and none of other series right
     before or after; None without series. present: (rows, view) whether the row has that view, x being 0 where not;
-    None without views. known: (rows, feature) whether that value was measured, x being 0 where not; None where all were.
+    None without views. known: (rows, feature) whether each value was measured, x being 0 where not; None if all.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -453,7 +453,9 @@ class Data:
 
     def _check_counts(self) -> None:
         if self.incomplete:
-            reject("x", f"counts with {self.missing_told()}", "counts that are all there, or counts=False (--no-counts)")
+            reject(
+                "x", f"counts with {self.missing_told()}", "counts that are all there, or counts=False (--no-counts)"
+            )
         for start, block in _blocks(self.x):
             bad = np.argwhere((block < 0) | ((block != np.round(block)) & ~np.isnan(block)))
             if bad.size:

@@ -67,8 +67,8 @@ def from_frame(
 
     view: a mapping of views to their columns, or what the names of columns of each view begin with, such as ["rna_",
     "atac_"], after which views are called. env, size_factor, batch, pair, series, step: names of columns;
-    adjust: those of covariates. control, counts, missing: as in `Data`. size_factor of counts: None = the first column of
-    `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping
+    adjust: those of covariates. control, counts, missing: as in `Data`. size_factor of counts: None = the first column
+    of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping
     environment -> latents or the path of a targets file. Raises InputError for unknown columns and names the columns
     that are not numbers.
     """
@@ -220,9 +220,9 @@ def from_anndata(
 
     layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch,
     pair, series, step: columns of `adata.obs`, or None; view: a column of `adata.var`, or as in `from_frame`; adjust:
-    columns of covariates. control, missing: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x holds whole
-    numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an error, as
-    everywhere.
+    columns of covariates. control, missing: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x
+    holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
+    error, as everywhere.
     Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
@@ -622,7 +622,18 @@ def _read_npz(
     names = ("feature_names", "aux_names", "row_names")
     features = [str(f) for f in arrays["feature_names"]] if "feature_names" in arrays else []
     views = _views(view, features) if view is not None else arrays.get("view")
-    known = {"x", "aux", "view", "missing", *names, "targets", "control", "counts", *columns.values(), *covariates.values()}
+    known = {
+        "x",
+        "aux",
+        "view",
+        "missing",
+        *names,
+        "targets",
+        "control",
+        "counts",
+        *columns.values(),
+        *covariates.values(),
+    }
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"

@@ -1,9 +1,9 @@
 """Starts of a matrix factorisation: of sparse loadings, or of sparse scores, whichever priors explain better.
 
 Sparse loadings: a run of the sampler of `exact.spike_slab` over second moments, with normal scores; it also says how
-many factors there are (by BIC, of a few runs the best). Sparse scores: as many factors of maximum likelihood, turned until scores are most
-spread in size (varimax). Values that were not measured are drawn first, from factors that expectation-maximisation
-finds in what was (Rubin & Thayer 1982).
+many factors there are (by BIC, of a few runs the best). Sparse scores: as many factors of maximum likelihood, turned
+until scores are most spread in size (varimax). Values that were not measured are drawn first, from factors that
+expectation-maximisation finds in what was (Rubin & Thayer 1982).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrocrl.exact.matrix_factors import ETA, RATE, SLAB, sparser
+from pyrocrl.exact.matrix_factors import ETA, RATE, SLAB
 from pyrocrl.exact.rotations import likely_factors, varimax
+from pyrocrl.exact.score_mixtures import sparser
 from pyrocrl.exact.spike_slab import EFFORT, Sampler
 
 Floats = NDArray[np.float64]
 Known = NDArray[np.bool_]
-EFFORT_HERE = EFFORT._replace(sweeps=20, draws=1)
+EFFORT_HERE = EFFORT._replace(heating=100, settling=40, frozen=20, sweeps=10, draws=1)
 TRIES = 3  # runs, of which the best by BIC counts
 ROWS = 1_500  # that expectation-maximisation and the comparison of starts look at
 STEPS = 30
@@ -39,9 +40,10 @@ def start(x: Floats, latents: int, rng: np.random.Generator) -> Start:
     """The better of two starts, for rows without gaps; `latents` are offered."""
     rows, features = x.shape
     second, found = x.T @ x / rows, []
-    for _ in range(TRIES):
-        again = x[rng.integers(0, rows, rows)]
-        sampler = Sampler(second, rows, latents, SLAB, RATE, ETA, rng)
+    few = x[rng.permutation(rows)[:ROWS]]
+    for own in rng.spawn(TRIES):  # what a run that is left out draws is of no account
+        again = x[own.integers(0, rows, rows)]
+        sampler = Sampler(second, rows, latents, SLAB, RATE, ETA, own)
         drawn = sampler.run(np.cov(again.T), EFFORT_HERE)
         found.append((sampler.score(EFFORT_HERE), drawn))
     drawn = max(found, key=lambda one: one[0])[1]
@@ -50,8 +52,7 @@ def start(x: Floats, latents: int, rng: np.random.Generator) -> Start:
         return Start(np.zeros((features, 0)), drawn.variance[-1], np.eye(0))
     tril = drawn.correlation_tril[-1]
     sparse = Start(drawn.loadings[-1][:, used], drawn.variance[-1], (tril @ tril.T)[np.ix_(used, used)])
-    turned = of_scores(x, again, len(used))
-    few = x[rng.permutation(rows)[:ROWS]]
+    turned = of_scores(x, x[rng.integers(0, rows, rows)], len(used))
     return max((sparse, turned), key=lambda one: sparser(few, one.loadings, one.variance))
 
 
@@ -73,7 +74,7 @@ def filled(x: Floats, known: Known, factors: int, rng: np.random.Generator) -> F
     some = rng.permutation(len(x))[:ROWS]
     there, seen = known[some].astype(float), np.where(known[some], x[some], 0.0)
     count = np.maximum(there.sum(0), 1.0)
-    left, size, right = np.linalg.svd(seen, full_matrices=False)
+    _, size, right = np.linalg.svd(seen, full_matrices=False)
     loadings = right[:factors].T * size[:factors] / math.sqrt(len(seen))
     loadings += 0.05 * rng.standard_normal(loadings.shape)
     variance = np.full(x.shape[1], 0.5)
@@ -98,5 +99,5 @@ def _scores(seen: Floats, there: Floats, loadings: Floats, variance: Floats) -> 
     scaled, factors = loadings / variance[:, None], loadings.shape[1]
     pairs = (loadings[:, :, None] * scaled[:, None]).reshape(len(loadings), -1)
     spread = np.linalg.inv((there @ pairs).reshape(-1, factors, factors) + np.eye(factors))
-    mean = np.einsum("ikl,il->ik", spread, seen @ scaled)
-    return mean, spread
+    mean: Floats = np.einsum("ikl,il->ik", spread, seen @ scaled)
+    return mean, spread.astype(np.float64)

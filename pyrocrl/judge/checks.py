@@ -914,7 +914,7 @@ def _factors(fit: Fit, data: Data) -> Found | None:
     if data.counts or data.features > MOST_FEATURES:
         return None
     if data.incomplete:  # by rows that lack nothing, if there are any
-        data = data.rows_at(data.known.all(1))
+        data = data.rows_at(np.flatnonzero(data.known.all(1)))
         if data.rows <= 2:
             return None
     known = situation(fit, data)

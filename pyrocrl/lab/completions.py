@@ -1,4 +1,4 @@
-"""Baselines of missing values: means of columns, a truncated SVD, and softImpute (Mazumder, Hastie & Tibshirani 2010)."""
+"""Baselines of missing values: means of columns, a truncated SVD, softImpute (Mazumder, Hastie & Tibshirani 2010)."""
 
 from __future__ import annotations
 

@@ -642,12 +642,12 @@ def product_cases() -> list[Case]:
     alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
 
     def twins(seed: int) -> Data:
-        return factors(seed, [[1, 0]] * 8 + [[0, 1]] * 8, rows=2000, correlation=0.98)
+        return factors(seed, [[1, 0]] * 8 + [[0, 1]] * 8, rows=2000, correlation=0.99)
 
     return [
         case("sparse loadings", "identified", sparse()),
         case("sparse loadings, normal scores", "identified", sparse(law="gaussian")),
-        case("sparse loadings, 20 % missing", "identified", lacking(sparse(rows=2500))),
+        case("sparse loadings, 20 % missing", "identified", lacking(sparse(rows=3500))),
         case("sparse scores", "identified", silent()),
         case("sparse scores, 20 % missing", "identified", lacking(silent())),
         case("sparse loadings and scores", "identified", silent(loadings="sparse")),
