@@ -42,8 +42,10 @@ def _path(y: Array, known: Array, most: int = len(SHARES), steps: int = 100) -> 
     largest = np.linalg.norm(np.where(known, y, 0.0), 2)
     for share in SHARES[:most]:
         for _ in range(steps):
-            left, size, right = np.linalg.svd(np.where(known, y, fit), full_matrices=False)
-            new = (left * np.maximum(size - share * largest, 0.0)) @ right
+            whole = np.where(known, y, fit)
+            square, right = np.linalg.eigh(whole.T @ whole)  # cheaper than an SVD, of few columns
+            size = np.sqrt(np.maximum(square, 1e-12 * square[-1]))
+            new = whole @ (right * np.maximum(1 - share * largest / size, 0.0)) @ right.T
             moved, fit = float(np.square(new - fit).sum()), new
             if moved <= 1e-6 * max(float(np.square(fit).sum()), 1e-12):
                 break
