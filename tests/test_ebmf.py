@@ -224,7 +224,7 @@ def test_only_models_that_leave_them_out_are_given_missing_values() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Data(HOLED), r"x: found 4 missing values .* or say missing=True \(--missing\)"),
+        (lambda: Data(HOLED), r"x: found 4 missing values .*; missing=True \(--missing\) for models"),
         (lambda: Data(np.round(HOLED), counts=True, missing=True), "x: found counts with 4 missing values"),
         (lambda: Data(HOLED, missing=True, view=list("aabb")), "missing: found True, with views; allowed: one of both"),
         (
