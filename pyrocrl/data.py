@@ -393,8 +393,8 @@ class Data:
                 first = start + int(missing.any(1).argmax()) if first < 0 else first
                 gaps += missing.sum(0)
         if gaps.any() and not missing_allowed:
-            allowed = "finite numbers: fill gaps in, or leave out these features (in files: drop) or rows (where); "
-            other = "missing=True (--missing) for models that leave gaps out, such as ebmf"
+            allowed = "finite numbers: fill gaps in, or leave out features (in files: drop) or rows (where); "
+            other = "missing=True (--missing) for models that leave gaps out, as ebmf"
             allowed += other if self.view is None else "a row may lack a whole view"
             reject("x", _gaps_told(gaps, first, self.feature_names), allowed)
         self.incomplete = bool(gaps.any())

@@ -199,6 +199,13 @@ def test_zeros_of_loadings_or_of_scores_tell_latents_and_nothing_else_does() -> 
         assert isinstance(found, Lack) and not found.rows and words in found.reason
 
 
+def test_where_nothing_is_shared_no_latent_is_claimed() -> None:
+    data = Data(np.random.default_rng(3).standard_normal((60, 6)))
+    fit = pyrocrl.fit(pyrocrl.build("ebmf", data, latents=2, steps=20), data, chains=1, seed=0, progress=False)
+    lack = CHECKS["zeros_tell"](fit, data)
+    assert lack is not None and "no latent is in use" in lack.reason
+
+
 # -- data ------------------------------------------------------------------------------------------------------
 
 X = np.square(np.arange(24.0)).reshape(6, 4) + 0.5

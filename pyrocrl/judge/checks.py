@@ -438,8 +438,8 @@ def _zeros_tell(fit: Fit, data: Data) -> Lack | None:
     others, `FIXED` of its variance in all rows or more, and are more than rotations have without a law that is pointed
     at 0. It is of all latents alike: what is sparse in loadings may take of what is sparse in scores."""
     by_features = _simple_structure(fit, data)
-    if by_features is None:
-        return None
+    if by_features is None or not fit.in_use(fit.reference).any():
+        return by_features
     by_rows = _rows_without(fit, data)
     if by_rows is None:
         return None
