@@ -101,6 +101,8 @@ class EBMF(Program):
             "factors start together in place of one by one",
         ),
         reads_missing=True,
+        approximate="How many factors are on is settled by BIC at the start and draws are given it, so for data of its "
+        "own story, with factors that hardly show, intervals of loadings are too narrow.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": (NOISE,)}
