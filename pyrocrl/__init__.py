@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .judge.targets import discover_targets, reversing_drugs
     from .lab.calibrate import calibrate
     from .lab.run import run
-    from .predict import impute, translate
+    from .predict import fill, impute, translate
     from .program import Program, Recipe, Site
     from .show import export, plots, report
     from .zoo import build, load
@@ -68,6 +68,7 @@ _HOMES = {
     "discover_targets": "judge.targets",
     "equivalence_class": "judge.equivalence",
     "evaluate": "judge.evaluate",
+    "fill": "predict",
     "fit": "infer.fit",
     "impute": "predict",
     "load": "zoo",
@@ -103,6 +104,7 @@ __all__ = [
     "equivalence_class",
     "evaluate",
     "export",
+    "fill",
     "fit",
     "impute",
     "io",

@@ -42,6 +42,8 @@ class Adjustment:
         from that of environments.
         """
         _check_floats(data)
+        if data.incomplete:
+            reject("x", data.missing_told(), "finite numbers, to take covariates out of")
         if data.gaps:
             reject("view", "rows that lack a view", "rows that have every view")
         if len(data.batch_names) < 2 and not data.covariates:

@@ -67,8 +67,9 @@ def floats(values: Any, argument: str) -> np.ndarray:
 
 def constant(x: Any) -> np.ndarray:
     """(feature,) whether a plain matrix has one value in all rows of a feature."""
-    low, high = x.min(0), x.max(0)
-    return np.asarray(low == high) if isinstance(x, np.ndarray) else (low.toarray() == high.toarray()).ravel()
+    if isinstance(x, np.ndarray):  # what is missing is passed over
+        return np.asarray(np.fmin.reduce(x, 0) == np.fmax.reduce(x, 0))
+    return np.asarray(x.min(0).toarray() == x.max(0).toarray()).ravel()
 
 
 def _of_torch(tensor: Any, argument: str) -> Any:

@@ -158,6 +158,10 @@ READING = {
             "also a column of var, of a .h5mu a modality, or MODALITY/LAYER.",
         ),
     ],
+    "missing": Annotated[
+        bool | None,
+        typer.Option("--missing", help="Single values may be missing, for models that leave them out."),
+    ],
     "adjust": Annotated[
         list[str] | None,
         typer.Option(

@@ -94,7 +94,7 @@ class Batch:
     rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
     clock: (rows,) numbers, one more in each row than in the row before of its series, and none of other series right
     before or after; None without series. present: (rows, view) whether the row has that view, x being 0 where not;
-    None without views.
+    None without views. known: (rows, feature) whether each value was measured, x being 0 where not; None if all.
     `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
     together: environments whose interventions act together on the observational equations, in place of each row's own.
     """
@@ -109,6 +109,7 @@ class Batch:
     pair: torch.Tensor | None = None
     clock: torch.Tensor | None = None
     present: torch.Tensor | None = None
+    known: torch.Tensor | None = None
     moments: Moments | None = None
     kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
     temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
@@ -130,7 +131,7 @@ class Batch:
         """The rows at positions `rows` of this batch, standing for the same `total` rows."""
         pick: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[rows]
-            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "clock", "present")
+            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "clock", "present", "known")
         }
         return dataclasses.replace(self, **pick)
 
@@ -268,6 +269,8 @@ class Data:
         them. step: (data,) numbers, evenly spaced, by the same distance in all series; None = rows are in order.
     view: views of the features, such as RNA and ATAC: (feature,) names, or a mapping of views to names of their
         features; two or more. A row may lack whole views: x is NaN there.
+    missing: whether single values of x may be missing, NaN: models whose card says `reads_missing` leave them out of
+        the likelihood, and all others refuse such rows. Not of counts, nor along with views.
     feature_names: (feature,) unique names; None = the table's, else
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
@@ -284,6 +287,7 @@ class Data:
     few the end of each; where rows between others are left out (`rows_at`) those after them begin anew. `view_names`
     are the views in the order of their first features, `view` (feature,) the code of each feature's, or None, and
     `present` (data, view) whether a row has it; a share of the rows is held out of those with the same views.
+    `incomplete` is whether single values are missing.
 
     `assumed` maps what was not told to what is taken in its place, in words; `repr` says it too. `size_rule` is where
     size factors of counts are from: "sums", "none" or "given"; None for floats. Raises InputError for anything that is
@@ -310,6 +314,7 @@ class Data:
         series: Any = None,
         step: Any = None,
         view: Any = None,
+        missing: bool = False,
         covariates: Any = None,
         feature_names: Sequence[str] | None = None,
         aux_names: Sequence[str] | None = None,
@@ -334,7 +339,10 @@ class Data:
         if view is not None:
             self.view_names, self.view = feature_views(view, self.feature_names)
         self.present = np.ones((rows, len(self.view_names)), dtype=bool)
-        self._check_x()
+        if missing and view is not None:
+            reject("missing", "True, with views", "one of both: single values that are missing, or views")
+        self.incomplete = False
+        self._check_x(bool(missing))
         self.row_names = self._check_row_names(index if row_names is None else row_names)
         self.assumed: dict[str, str] = {}
         self.counts = self._are_counts() if counts is None else bool(counts)
@@ -362,7 +370,7 @@ class Data:
 
     # -- checks ------------------------------------------------------------------------------------------------
 
-    def _check_x(self) -> None:
+    def _check_x(self, missing_allowed: bool) -> None:
         rows, features = self.x.shape
         if rows < 1:
             reject("x", "0 rows", "at least 1 row, and 2 to fit to")
@@ -384,8 +392,12 @@ class Data:
                     continue
                 first = start + int(missing.any(1).argmax()) if first < 0 else first
                 gaps += missing.sum(0)
-        if gaps.any():
-            self._reject_gaps(gaps, first)
+        if gaps.any() and not missing_allowed:
+            allowed = "finite numbers: fill gaps in, or leave out features (in files: drop) or rows (where); "
+            other = "missing=True (--missing) for models that leave gaps out, as ebmf"
+            allowed += other if self.view is None else "a row may lack a whole view"
+            reject("x", _gaps_told(gaps, first, self.feature_names), allowed)
+        self.incomplete = bool(gaps.any())
         if self.view is not None:
             if (bare := np.flatnonzero(~self.present.any(1))).size:
                 reject("x", f"row {bare[0]} without any view", "one view or more in every row")
@@ -405,25 +417,28 @@ class Data:
         low, high = np.full(self.features, np.inf), np.full(self.features, -np.inf)
         for _, block in self.blocks():  # NaN of views that a row lacks is passed over
             low, high = np.fmin(low, np.fmin.reduce(block, 0)), np.fmax(high, np.fmax.reduce(block, 0))
+        if (empty := np.flatnonzero(low > high)).size:
+            reject("x", f"feature {self.feature_names[empty[0]]!r} without any value", "features that were measured")
         constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
         if constant:
             found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
             reject("x", found, "features that vary: leave out those that do not (in files: drop 'constant')")
         return low, high
 
-    def _reject_gaps(self, gaps: Array, first: int) -> None:
-        """No model sums single missing values of x out: say how many there are, where, and what helps."""
-        total, columns = int(gaps.sum()), np.flatnonzero(gaps)
-        worst = columns[np.argsort(-gaps[columns], kind="stable")]
-        where = ", ".join(f"{self.feature_names[j]!r} ({gaps[j]})" for j in worst[:3])
-        more = ", ..." if len(worst) > 3 else ""
-        reject(
-            "x",
-            f"{total} missing value{'s' * (total > 1)} in {len(columns)} of {len(gaps)} features, the first at row "
-            f"{first}: {where}{more}",
-            "finite numbers: fill gaps in, or leave out these features (in files: drop) or rows (where)"
-            + ("; a row may lack a whole view" if self.view is not None else ""),
-        )
+    def missing_told(self) -> str:
+        """How many values are missing, and where, in words. Needs `incomplete`."""
+        gaps, first = np.zeros(self.features, dtype=np.int64), -1
+        for start, block in self.blocks():
+            lacks = np.isnan(block)
+            gaps += lacks.sum(0)
+            if first < 0 and lacks.any():
+                first = start + int(lacks.any(1).argmax())
+        return _gaps_told(gaps, first, self.feature_names) if gaps.any() else "missing values in other rows"
+
+    @property
+    def known(self) -> Array:
+        """(data, feature) whether each value was measured. Rows are made dense."""
+        return np.concatenate([~np.isnan(block) for _, block in self.blocks()])
 
     def _are_counts(self) -> bool:
         """Whether to take x for counts where nobody says; `assumed` tells, unless the numbers are not whole."""
@@ -437,6 +452,10 @@ class Data:
         return whole and counted
 
     def _check_counts(self) -> None:
+        if self.incomplete:
+            reject(
+                "x", f"counts with {self.missing_told()}", "counts that are all there, or counts=False (--no-counts)"
+            )
         for start, block in _blocks(self.x):
             bad = np.argwhere((block < 0) | ((block != np.round(block)) & ~np.isnan(block)))
             if bad.size:
@@ -654,6 +673,8 @@ class Data:
     @property
     def measured(self) -> Array:
         """(feature,) rows that have each feature."""
+        if self.incomplete:
+            return np.sum([(~np.isnan(block)).sum(0) for _, block in self.blocks()], axis=0)
         return np.full(self.features, self.rows) if self.view is None else self.present.sum(0)[self.view]
 
     def view_labels(self) -> Array:
@@ -939,10 +960,11 @@ class Data:
         def send(values: Array, kind: torch.dtype) -> torch.Tensor:
             return torch.as_tensor(np.ascontiguousarray(values[:n]), dtype=kind, device=device)
 
+        lacks = self.gaps or self.incomplete
         x = torch.empty(n, self.features, dtype=dtype)
         for start, block in _blocks(self.x[:n]):
             values = self._in_units(block)
-            x[start : start + len(block)] = torch.from_numpy(np.nan_to_num(values) if self.gaps else values)
+            x[start : start + len(block)] = torch.from_numpy(np.nan_to_num(values) if lacks else values)
         size = np.ones(n) if self.size_factor is None else self.size_factor
         return Batch(
             x=x.to(device),
@@ -955,11 +977,21 @@ class Data:
             pair=None if self.pair is None else send(2 * self.pair + self.after, torch.long),
             clock=None if (clock := self.clock) is None else send(clock, torch.long),
             present=None if self.view is None else send(self.present, torch.bool),
+            known=send(self.known, torch.bool) if self.incomplete else None,
             moments=self.moments.to(device) if moments else None,
             kl_weight=torch.ones((), device=device),
             temperature=torch.full((), 0.1, device=device),
             progress=torch.ones((), device=device),
         )
+
+
+def _gaps_told(gaps: Array, first: int, names: Sequence[str]) -> str:
+    """How many values are missing, `gaps` (feature,) of each, in words; first: the first row that lacks one."""
+    total, columns = int(gaps.sum()), np.flatnonzero(gaps)
+    worst = columns[np.argsort(-gaps[columns], kind="stable")]
+    where = ", ".join(f"{names[j]!r} ({gaps[j]})" for j in worst[:3]) + ", ..." * (len(worst) > 3)
+    plural = "s" * (total > 1)
+    return f"{total} missing value{plural} in {len(columns)} of {len(gaps)} features, the first at row {first}: {where}"
 
 
 def customary_controls(names: Sequence[str]) -> list[str]:

@@ -59,6 +59,7 @@ def from_frame(
     series: str | None = None,
     step: str | None = None,
     view: Views = None,
+    missing: bool = False,
     adjust: str | Sequence[str] = (),
     name: str = "data",
 ) -> Data:
@@ -66,8 +67,8 @@ def from_frame(
 
     view: a mapping of views to their columns, or what the names of columns of each view begin with, such as ["rna_",
     "atac_"], after which views are called. env, size_factor, batch, pair, series, step: names of columns;
-    adjust: those of covariates. control, counts: as in `Data`. size_factor of counts: None = the first column of
-    `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping
+    adjust: those of covariates. control, counts, missing: as in `Data`. size_factor of counts: None = the first column
+    of `LIBRARY_SIZES` (these are no features), or else the sums of rows; "none" = all rows alike. targets: a mapping
     environment -> latents or the path of a targets file. Raises InputError for unknown columns and names the columns
     that are not numbers.
     """
@@ -108,6 +109,7 @@ def from_frame(
         series=None if series is None else table[series].to_numpy(),
         step=None if step is None else table[step].to_numpy(),
         view=_views(view, list(genes.columns)),
+        missing=missing,
         covariates=table[adjust] if adjust else None,
         feature_names=list(genes.columns),
         row_names=list(table.index),
@@ -208,6 +210,7 @@ def from_anndata(
     series: str | None = None,
     step: str | None = None,
     view: str | Views = None,
+    missing: bool = False,
     adjust: str | Sequence[str] = (),
     targets: Targets = None,
     counts: bool | None = None,
@@ -217,9 +220,9 @@ def from_anndata(
 
     layer: a key of `adata.layers`, or "raw" for `adata.raw` with its own features; None = X. env, size_factor, batch,
     pair, series, step: columns of `adata.obs`, or None; view: a column of `adata.var`, or as in `from_frame`; adjust:
-    columns of covariates. control: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x holds whole
-    numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an error, as
-    everywhere.
+    columns of covariates. control, missing: as in `Data`; size_factor: as in `from_frame`. counts: None = whether x
+    holds whole numbers from 0 on, of whatever dtype, and a 0 or a number above 100. Features that do not vary are an
+    error, as everywhere.
     Raises InputError for unknown columns, labels and layers.
     """
     for attribute in ("X", "obs", "var_names", "layers"):
@@ -247,6 +250,7 @@ def from_anndata(
         series=None if series is None else adata.obs[series].to_numpy(dtype=object),
         step=None if step is None else adata.obs[step].to_numpy(dtype=object),
         view=_views_of(adata, view, layer, names),
+        missing=missing,
         covariates=adata.obs[adjust] if adjust else None,
         feature_names=names,
         row_names=list(adata.obs_names),
@@ -410,6 +414,7 @@ def read(
     series: str | None = None,
     step: str | None = None,
     view: Views = None,
+    missing: bool = False,
     adjust: str | Sequence[str] = (),
     layer: str | None = None,
     where: str | Sequence[str] = (),
@@ -424,6 +429,7 @@ def read(
     row_names, targets (a JSON text), as `write` makes it, or one scipy sparse matrix. In .csv and .tsv a first column
     without a header holds the names of the rows, as the index of a parquet file and `obs_names` do.
 
+    missing: whether single values may be missing, as in `Data`; of a .npz also where `write` said so.
     view: as in `from_frame` and `from_anndata`; of a .h5mu two modalities or more, each MODALITY or MODALITY/LAYER,
     whose rows are those of any of them. layer: of an AnnData, also "raw"; of a .h5mu "MODALITY" or "MODALITY/LAYER".
     where: which rows to keep, one condition or several that all hold, such as "day == 3", "cell_type != 'B cell'" or
@@ -452,7 +458,7 @@ def read(
     found = read_targets(targets)
     name = os.fsencode(path.stem).decode(errors="replace")  # paths may hold bytes that are no texts
     more: dict[str, Any] = {"size_factor": size_factor, "batch": batch, "pair": pair, "series": series}
-    more |= {"step": step, "adjust": adjust, "view": view or None, "name": name}
+    more |= {"step": step, "adjust": adjust, "view": view or None, "missing": missing, "name": name}
     if kind == ".npz":
         return _read_npz(path, env, control, found, counts, pick=pick, **more)
     if kind in ANNDATA:
@@ -560,6 +566,7 @@ def write(data: Data, path: str | Path) -> Path:
         arrays["batch"] = np.asarray(data.batch_names)[data.batch]
     arrays |= _order_columns(data)
     arrays |= {} if data.view is None else {"view": data.view_labels()}
+    arrays |= {"missing": np.asarray(True)} if data.incomplete else {}
     arrays |= {COVARIATE + name: values for name, values in data.covariates.items()}
     for key, value in data.truth.items():
         arrays[f"truth_{key}"] = np.asarray(_json_text(value) if isinstance(value, Mapping) else value)
@@ -581,6 +588,7 @@ def _read_npz(
     series: str | None,
     step: str | None,
     view: Views,
+    missing: bool,
     adjust: str | Sequence[str],
     name: str,
     pick: Pick,
@@ -614,7 +622,18 @@ def _read_npz(
     names = ("feature_names", "aux_names", "row_names")
     features = [str(f) for f in arrays["feature_names"]] if "feature_names" in arrays else []
     views = _views(view, features) if view is not None else arrays.get("view")
-    known = {"x", "aux", "view", *names, "targets", "control", "counts", *columns.values(), *covariates.values()}
+    known = {
+        "x",
+        "aux",
+        "view",
+        "missing",
+        *names,
+        "targets",
+        "control",
+        "counts",
+        *columns.values(),
+        *covariates.values(),
+    }
     odd = sorted(arrays.keys() - known)
     if "x" not in arrays or odd:
         found = f"array {odd[0]!r} in {path.name}" if odd else f"no array 'x' in {path.name}"
@@ -638,6 +657,7 @@ def _read_npz(
         series=arrays.get(columns["series"]),
         step=arrays.get(columns["step"]),
         view=views,
+        missing=missing or bool(arrays.get("missing", False)),
         covariates={name: arrays[key] for name, key in covariates.items()} or None,
         truth=truth,
         name=name,

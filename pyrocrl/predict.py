@@ -315,6 +315,40 @@ def translate(fit: Fit, data: Data, to: str, *, level: Share = 0.9) -> xr.Datase
 
 
 @checked
+def fill(fit: Fit, data: Data | None = None, *, draws: Draws = 50, level: Share = 0.9, seed: Seed = 0) -> xr.Dataset:
+    """Values of x that are missing, given those that are there: `mean`, `sd`, `low` and `high` (data, feature) of a
+    measurement, with the interval of `level`, and `measured` (data, feature), whether there was one.
+
+    data: None = the rows of the fit. Where a value was measured, `mean` is that of the fit, as of a second measurement.
+    draws: of each chain's posterior; chains are averaged by their weights. Raises InputError for fits of models that do
+    not leave missing values out.
+    """
+    if not fit.program.card.reads_missing:
+        reject("fit", f"a fit of {fit.program.card.name}", "a model that leaves out what is missing, such as ebmf")
+    data = fit._data(data)
+    fit.program.check(data)
+    batch = fit.batch_of(data).annealed()
+    check_memory("data", data.rows, 40.0 * data.rows * data.features)
+    centre, square = np.zeros((2, data.rows, data.features))
+    with drawing(), torch.no_grad():
+        for chain, program in enumerate(fit.programs()):
+            reseed(mix(seed, fit.meta["seed"], chain, 31))
+            for _ in range(draws):
+                law = stories.told(program, batch.blank(), stories.drawn(program, batch)).nodes["x"]["fn"]
+                mean, variance = (v.double().cpu().numpy() for v in (law.mean, law.variance))
+                share = fit.weights[chain] / draws
+                centre += share * mean
+                square += share * (mean**2 + variance)
+    sd = np.sqrt(np.maximum(square - centre**2, 0.0))
+    centre, sd = fit.in_data_units("x", centre), sd * (1.0 if fit.units is None else fit.units.scale)
+    half, dims = norm.ppf(0.5 + level / 2) * sd, ("data", "feature")
+    values = {"mean": centre, "sd": sd, "low": centre - half, "high": centre + half, "measured": data.known}
+    coords = {"data": data.row_labels(), "feature": fit.names["feature"]}
+    attrs = {"level": float(level), "fit": fit.digest}
+    return xr.Dataset({name: (dims, value) for name, value in values.items()}, coords=coords, attrs=attrs)
+
+
+@checked
 def impute(
     fit: Fit,
     data: Data | None = None,

@@ -338,6 +338,15 @@ class Program(nn.Module, metaclass=_InTurn):
         must have it."""
         return None
 
+    def silent(self, batch: Batch) -> Tensor | None:
+        """(rows, latent) probabilities that a row is without a latent, all but 0 there, or None. Models whose claims
+        may rest on zeros of latents must have it, and `silent_share`."""
+        return None
+
+    def silent_share(self) -> Tensor:
+        """(draw, latent) share of all rows that are without a latent, in draws of the posterior."""
+        raise TypeError(f"{type(self).__name__} says nothing of rows without a latent")
+
     def pure(self) -> Tensor | None:
         """(feature, latent) probabilities that a feature is pure: that a latent has all but a twentieth of its squared
         loadings. Independent between features; or None. Models whose claims need pure features must have it."""
@@ -665,6 +674,7 @@ class Program(nn.Module, metaclass=_InTurn):
         if self.config.get("likelihood") == "negative_binomial" and not data.counts:
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
         self.check_views(data)
+        self.check_missing(data)
         views = self.config.get("views")
         if views is not None and data.view_labels().tolist() != views:
             reject(
@@ -723,6 +733,13 @@ class Program(nn.Module, metaclass=_InTurn):
             few = data.rows - int(data.present.all(1).sum())
             reject("view", f"{few} rows that lack a view, which {name} does not read", "rows that have every view")
 
+    @classmethod
+    def check_missing(cls, data: Data) -> None:
+        """Raise InputError for single values that are missing, unless it leaves them out of the likelihood."""
+        if data.incomplete and not cls.card.reads_missing:
+            allowed = "finite numbers, or a model that leaves out what is missing, such as ebmf"
+            reject("x", f"{data.missing_told()}, which {cls.card.name} does not read", allowed)
+
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
         if not self.compares_with_control or data.control is not None:
@@ -770,6 +787,7 @@ class Program(nn.Module, metaclass=_InTurn):
             latents = options.get("latents", filled.get("latents"))
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
         cls.check_views(data)
+        cls.check_missing(data)
         program = cls(**(filled | options))
         if cls.card.needs_env and len(np.unique(data.env)) < 2:
             reject("env", "one environment", "two or more")

@@ -143,7 +143,6 @@ ELSEWHERE = {
     "observational_environment",
     "two_interventions_per_latent",
     "enough_settings",
-    "not_collinear",
     "clusters_apart",  # in `test_linear_latent_sem`
     "axes_told",  # in `test_heavy_tailed_fa`
 }

@@ -60,6 +60,7 @@ CONDITIONS: dict[str, str] = {
     "directions_shown": "v-structures or innovations that are not Gaussian tell all directions",
     "noise_told_apart": "without any one feature, the others hold two disjoint sets that fix all latents",
     "simple_structure": "for each latent, features that do not load on it fix all others, more than chance gives",
+    "zeros_tell": "for each latent, features that do not load on it, or rows without it, fix all others",
     "observational_environment": "one environment is observational",
     "one_intervention_per_latent": "every latent is the target of an environment",
     "two_interventions_per_latent": "every latent is the target of two environments",
@@ -225,7 +226,8 @@ class ModelCard:
     `TARGETS`) of telling which latents the environments intervene on, `values` (a key of `VALUES`) what latents are.
     `settings` names published simulation settings
     with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
-    reads_gaps: rows may lack whole views; models that do not say so are refused such rows.
+    reads_gaps: rows may lack whole views; reads_missing: single values may be missing. Models that do not say so refuse
+    such rows.
     `approximate` says in a sentence what of the story is plugged in or approximate in what is fitted, and why.
     """
 
@@ -245,6 +247,7 @@ class ModelCard:
     needs_views: bool = False
     needs_series: bool = False
     reads_gaps: bool = False
+    reads_missing: bool = False
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
@@ -288,6 +291,8 @@ class ModelCard:
             facts.append("needs series")
         if self.reads_gaps:
             facts.append("rows may lack views")
+        if self.reads_missing:
+            facts.append("single values may be missing")
         if self.targets:
             facts.append(f"targets: {', '.join(self.targets)}")
         claims = [claim.sentence() for claim in self.claims] or ["Nothing: this model makes no claim."]

@@ -366,6 +366,8 @@ class Fit:
         observed = self.in_data_units("x", batch.x.cpu().numpy())
         if data.view is not None and data.gaps:
             observed = np.where(data.present[rows][:, data.view], observed, np.nan)
+        if batch.known is not None:
+            observed = np.where(batch.known.cpu().numpy(), observed, np.nan)
         tree["observed_data"] = xr.Dataset(
             {"x": (("data", "feature"), observed, {"counts": int(data.counts)})},
             coords={k: coords[k] for k in ("data", "feature")},

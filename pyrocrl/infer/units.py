@@ -37,8 +37,8 @@ def units_of(program: Program, data: Data) -> Units | None:
         within = Units(low + reach, reach)  # from -1 to 1, whose squares neither over- nor underflow
     if (bad := ~(np.isfinite(reach) & (reach > np.finfo(np.float64).tiny))).any():
         reject("x", f"a spread beyond floats in {_named(data, bad)}", "deviations from 1e-300 to 1e300")
-    # rows that lack a view say nothing of its columns
-    known = np.nan_to_num if data.gaps else np.asarray
+    # what rows lack says nothing of its columns
+    known = np.nan_to_num if data.gaps or data.incomplete else np.asarray
     mean = sum(known(within.standard(block)).sum(0) for _, block in data.blocks()) / data.measured
     total, probes = np.zeros(data.features), np.zeros((2, data.features))
     rng = np.random.default_rng(0)

@@ -79,6 +79,8 @@ LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise o
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
 MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
+MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
+FIXED = 0.33  # part of a direction's variance that they have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -443,6 +445,54 @@ def _simple_structure(fit: Fit, data: Data) -> Lack | None:
                 return Lack(said, remedy)
             undecided = undecided or Lack(said, remedy, rows=data.rows * times)
     return undecided
+
+
+def _zeros_tell(fit: Fit, data: Data) -> Lack | None:
+    """Reiersol's condition of features, or of rows: those that surely are without a latent have every direction of the
+    others, `FIXED` of its variance in all rows or more, and are more than rotations have without a law that is pointed
+    at 0. It is of all latents alike: what is sparse in loadings may take of what is sparse in scores."""
+    by_features = _simple_structure(fit, data)
+    if by_features is None or not fit.in_use(fit.reference).any():
+        return by_features
+    by_rows = _rows_without(fit, data)
+    if by_rows is None:
+        return None
+    said = f"{by_features.reason}, and {by_rows.reason}"
+    rows = [lack.rows for lack in (by_features, by_rows) if lack.rows]
+    return Lack(said, f"{by_features.remedy}, or {by_rows.remedy}", rows=min(rows, default=0.0))
+
+
+def _rows_without(fit: Fit, data: Data) -> Lack | None:
+    rows = data.rows_at(data.spread(FIRING_ROWS))
+    program, used = fit.chains.chain(fit.reference), np.flatnonzero(fit.in_use(fit.reference))
+    with drawing(), torch.no_grad():
+        batch = fit.batch_of(rows)
+        chance, z = program.silent(batch), program.latents(batch).double().cpu().numpy()[:, used]
+    if chance is None:
+        raise TypeError(f"{program.card.name} needs latents that rows are without but has no `silent()`")
+    sure = chance.double().cpu().numpy()[:, used] > SURE
+    share = program.silent_share().double().cpu().numpy()[:, used]
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places[used]]
+    white = z / np.maximum(z.std(0), 1e-12)
+    tril = np.linalg.cholesky(np.cov(white.T).reshape(len(used), -1) + 1e-9 * np.eye(len(used)))
+    for k, name in enumerate(names):
+        without = sure[:, k]
+        needed = MIN_SILENT * len(used)
+        if without.sum() < needed or without.mean() < OFTEN:
+            said = f"{without.sum()} of {len(z)} rows are surely without {name}, of {needed} that are asked for"
+            maybe = np.quantile(share[:, k], SURE) > OFTEN  # rows may be too few to say
+            times = min(FAR, max(2.0, needed / max(without.sum(), 1))) if maybe else 0.0
+            return Lack(said, f"rows without {name}", rows=data.rows * times)
+        others = np.delete(np.arange(len(used)), k)
+        if not len(others):
+            continue
+        root = np.linalg.cholesky((tril @ tril.T)[np.ix_(others, others)])
+        inside = np.linalg.solve(root, (white[np.ix_(without, others)]).T)
+        least = float(np.linalg.eigvalsh(inside @ inside.T / without.sum())[0])
+        if least < FIXED:
+            said = f"rows without {name} have {least:.1%} of a combination of the others"
+            return Lack(said, f"rows with each of the others and without {name}")
+    return None
 
 
 def _full_rank(loadings: np.ndarray, rows: np.ndarray, unsure: float) -> bool:
@@ -935,6 +985,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "states_told": _states_told,
     "noise_told_apart": _noise_told_apart,
     "simple_structure": _simple_structure,
+    "zeros_tell": _zeros_tell,
     "two_components": _components,
     "distinct_variance_ratios": _variance_ratios,
     "non_gaussian": _non_gaussian,
@@ -1012,6 +1063,10 @@ def _factors(fit: Fit, data: Data) -> Found | None:
     latents."""
     if data.counts or data.features > MOST_FEATURES:
         return None
+    if data.incomplete:  # by rows that lack nothing, if there are any
+        data = data.rows_at(np.flatnonzero(data.known.all(1)))
+        if data.rows <= 2:
+            return None
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]

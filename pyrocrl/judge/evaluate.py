@@ -149,9 +149,9 @@ def _states_right(truth: np.ndarray, shares: np.ndarray, nodes: np.ndarray) -> d
 
 def seen(data: Data) -> np.ndarray:
     """(data, feature) dense x as baselines see it: counts as log(1 + x / s), s the size factor over its mean; means of
-    columns where a row lacks a view."""
+    columns where a row lacks it."""
     x = data.x.toarray() if hasattr(data.x, "toarray") else np.asarray(data.x)
-    if data.gaps:
+    if data.gaps or data.incomplete:
         x = np.where(np.isnan(x), np.nanmean(x, 0), x)
     if not data.counts:
         return x.astype(np.float64)
@@ -167,14 +167,15 @@ def reconstruction_error(fit: Fit, data: Data) -> float:
         for program in fit.programs():
             sites = stories.centre(program, batch) | {"z": program.latents(batch)} | program.beside(batch)
             square = (stories.expected(program, batch, sites) - batch.x).square().double().cpu().numpy()
-            gap = square.mean(0) if data.view is None else _over_present(square, data)
+            whole = data.view is None and not data.incomplete
+            gap = square.mean(0) if whole else _over_present(square, data)
             errors.append((gap * (1.0 if fit.units is None else fit.units.scale**2)).mean())
     return float(fit.weights @ errors)
 
 
 def _over_present(values: np.ndarray, data: Data) -> np.ndarray:
-    """(feature,) means over the rows that have the feature's view."""
-    there = data.present[:, data.view]
+    """(feature,) means over the rows that have the feature."""
+    there = data.known if data.view is None else data.present[:, data.view]
     mean: np.ndarray = (values * there).sum(0) / np.maximum(there.sum(0), 1)
     return mean
 

@@ -30,6 +30,9 @@ BEFORE = {
     "icp": "guaranteed (ICP)",
     "lasso": "lasso",
     "pooled": "pooled regression",
+    "softimpute": "softImpute",
+    "svd": "truncated SVD",
+    "means": "columns' means",
     "other": "other model",
 }
 AFTER = {
@@ -122,6 +125,9 @@ _TABLE = (
     Metric("match_10", "Match among the 10 nearest rows", "larger", 3, True, ("cca", "chance"), True),
     Metric("translation_error", "Error of a view told from another", "smaller", 3, True, ("cca", "chance")),
     Metric("translation_coverage", "Views inside 90 % intervals", None, figure=True),
+    # missing values
+    Metric("fill_error", "Missing values, relative error", "smaller", 3, True, ("softimpute", "svd", "means"), True),
+    Metric("fill_coverage", "Missing values inside 90 % intervals", None, 2, figure=True),
     # masks
     Metric("mask_f1", "Mask F1", "larger", figure=True, beside=("varimax", "pcavarimax", "ica"), headline=True),
     Metric("mask_precision", "Mask precision", "larger"),

@@ -339,6 +339,8 @@ def _simulated(
     x = told.pop("x")
     if template.view is not None and template.gaps:
         x = np.where(template.present[:, template.view], x, np.nan)
+    if template.incomplete:
+        x = np.where(template.known, x, np.nan)
     told = {n: v for n, v in told.items() if n in CELLS or n == "z" or _has_density(trace.nodes[n])}
     data = Data(
         x.round().astype(np.int64) if coded.counts else x,
@@ -353,6 +355,7 @@ def _simulated(
         series=None if template.series is None else template.series_labels(),
         step=_steps_of(template),
         view=None if template.view is None else template.view_labels(),
+        missing=template.incomplete,
         feature_names=coded.feature_names,
         aux_names=coded.aux_names if template.aux is not None else None,
         name="calibration",

@@ -696,6 +696,56 @@ class SparseFactors(Study):
         } | _rotated_factors(fitted.x, data.x, z, mask)
 
 
+@dataclass(frozen=True)
+class Completion(Study):
+    """Values missing at random, told from the others: root of the squared error over the squares, about columns' means;
+    beside softImpute (softimpute_), a truncated SVD of the true rank over columns' means (svd_) and these means
+    (means_). missing: share of the values. fill_coverage: of 90 % intervals."""
+
+    missing: float = 0.2
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        data = simulate.draw(self.setting, seed, **self.options)
+        lacks = np.random.default_rng([9, seed]).random(data.x.shape) < self.missing
+        x = np.where(lacks, np.nan, data.x)
+        return Data(x, truth=data.truth, missing=True, name=data.name), data
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+        from pyrocrl.lab import completions
+        from pyrocrl.predict import fill
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        lacks, x = ~fitted.known, fitted.x.astype(float)
+        told = fill(result)
+        inside = (told["low"].to_numpy() <= data.x) & (data.x <= told["high"].to_numpy())
+        mask = result.mask()
+        assert mask is not None
+        score, nodes = metrics.mcc(z, result.latents(fitted), return_assignment=True)
+        used = float((mask > 0.5).any(0).sum())
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "mask_f1": metrics.mask_scores(data.truth["mask"], mask, permutation=nodes)["f1"],
+            "latents_found": used,
+            "count_exact": float(used == z.shape[1]),
+            "fill_coverage": float(inside[lacks].mean()),
+            "fill_error": completions.relative_error(told["mean"].to_numpy(), data.x, lacks),
+        }
+        rivals = {
+            "softimpute": completions.soft_impute(x, result.meta["seed"]),
+            "svd": completions.truncated_svd(x, z.shape[1]),
+            "means": completions.column_means(x),
+        }
+        errors = {name: completions.relative_error(found, data.x, lacks) for name, found in rivals.items()}
+        return out | {f"{name}_fill_error": error for name, error in errors.items()}
+
+    @property
+    def label(self) -> str:
+        return f"{super().label}, {self.missing:.0%} missing"
+
+
 class Covariance(Study):
     """The features' covariance, the latents' subspace and their number, from all rows; _ml: of scikit-learn's factor
     analysis with the true number of latents; _ledoit: of Ledoit and Wolf's estimate.

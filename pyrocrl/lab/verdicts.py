@@ -423,6 +423,30 @@ def alike(seed: int, rows: int = 1000) -> Data:
     return Data(x, view=data.view_labels(), truth={"z": data.truth["z"]}, name="alike")
 
 
+def lacking(draw: Callable[[int], Data], share: float = 0.2, how: str = "") -> Callable[[int], Data]:
+    """The same rows without this share of the values, at random, or (how="low") those that are lowest."""
+
+    def other(seed: int) -> Data:
+        data = draw(seed)
+        chance = np.random.default_rng([23, seed]).random(data.x.shape)
+        lacks = data.x < np.quantile(data.x, share, axis=0) if how == "low" else chance < share
+        return Data(np.where(lacks, np.nan, data.x), truth=data.truth, missing=True, name=data.name)
+
+    return other
+
+
+def mixed_sparsity(seed: int, rows: int = 2000) -> Data:
+    """Two latents of sparse loadings that are in all rows, and two of dense ones that are in few, to which the former
+    are related: no zeros tell how."""
+    rng = np.random.default_rng([24, seed])
+    few = (rng.random((rows, 2)) < 0.2) * rng.standard_normal((rows, 2)) / 0.2**0.5
+    z = np.column_stack([rng.standard_normal((rows, 2)) + 0.6 * few, few])
+    loadings = rng.standard_normal((40, 4))
+    loadings[:, :2] *= np.arange(40)[:, None] % 4 == np.arange(2)
+    x = z @ loadings.T + 0.5 * rng.standard_normal((rows, 40))
+    return Data(x, truth={"z": z, "mask": (loadings != 0).astype(int)}, name="mixed_sparsity")
+
+
 def drawn(setting: str, **options: Any) -> Callable[[int], Data]:
     return lambda seed: simulate.draw(setting, seed, **options)
 
@@ -685,6 +709,48 @@ def loading_cases() -> list[Case]:
             "dense loadings", "open", lambda s: factors(s, [[1, 1, 1]] * 15, rows=2000), "simple_structure", latents=3
         ),
         case("three of four factors", "open", sparse(), "noise is independent", latents=3),
+    ]
+
+
+def product_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 6) -> Case:
+        told = {"latents": latents, "steps": 200}
+        return Case(f"ebmf: {name}", "ebmf", kind, draw, told, FEW, names="sparsest", breaks=breaks)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        return drawn("sparse_fa", **{"rows": 1500, "features": 40, "latents": 4, "correlation": 0.3} | options)
+
+    def silent(**options: Any) -> Callable[[int], Data]:
+        return drawn("sparse_scores", **{"rows": 1500, "features": 30, "latents": 4} | options)
+
+    noise = "noise is independent between features"
+    sparsest = "the true loadings or scores are the sparsest of those that fit as well"
+    alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
+
+    def twins(seed: int) -> Data:
+        return factors(seed, [[1, 0]] * 8 + [[0, 1]] * 8, rows=2000, correlation=0.99)
+
+    return [
+        case("sparse loadings", "identified", sparse()),
+        case("sparse loadings, normal scores", "identified", sparse(law="gaussian")),
+        case("sparse loadings, 20 % missing", "identified", lacking(sparse(rows=3500))),
+        case("sparse scores", "identified", silent()),
+        case("sparse scores, 20 % missing", "identified", lacking(silent())),
+        case("sparse loadings and scores", "identified", silent(loadings="sparse")),
+        case("sparse loadings, 60 rows", "small", sparse(rows=60)),
+        case("sparse scores, 60 rows", "small", silent(rows=60)),
+        case("dense loadings, normal scores", "open", silent(share=1.0), "zeros_tell"),
+        case("latents that are in the same rows", "open", silent(together=2), "zeros_tell"),
+        case("two features of a latent", "open", lambda s: factors(s, alone, correlation=0.0), "noise_told_apart"),
+        case("latents that are nearly one", "open", twins, "not_collinear"),
+        case("sparse loadings of some, sparse scores of others", "word", mixed_sparsity, sparsest),
+        case("three of four factors", "misspecified", sparse(), noise, latents=3),
+        case(
+            "the lowest fifth missing",
+            "misspecified",
+            lacking(sparse(), how="low"),
+            "what is missing does not depend on what its values are",
+        ),
     ]
 
 
@@ -1126,6 +1192,7 @@ def cases() -> list[Case]:
         factor_cases,
         triangular_cases,
         loading_cases,
+        product_cases,
         tail_cases,
         subspace_cases,
         pure_cases,

@@ -105,6 +105,42 @@ def sparse_fa(
     return Data(x, truth={"z": z, "mask": mask, "loadings": loadings}, name=f"sparse_fa, correlation {correlation:g}")
 
 
+def sparse_scores(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 2000,
+    features: Annotated[int, Bounds(2)] = 40,
+    latents: Size = 5,
+    share: Annotated[float, Bounds(0, 1, "(]")] = 0.2,
+    loadings: Literal["dense", "sparse"] = "dense",
+    together: Natural = 0,
+    noise: Positive = 0.5,
+) -> Data:
+    """Rows that have few latents each, of dense loadings or of sparse ones.
+
+        z_k = N(0, 1 / share) with the probability `share`, else 0                     (data, latent)
+        L_jk ~ N(0, 1), or |L_jk| ~ U(.5, 1.5) of two latents for each feature         (feature, latent)
+        x ~ N(L z, noise^2 I)                                                          (data, feature)
+
+    together: pairs of latents, 0 and 1, 2 and 3, ..., that are in the same rows. Truth: z, mask, loadings. Raises
+    InputError for more latents than features and for more pairs than there are.
+    """
+    if latents > features:
+        reject("latents", latents, f"at most {features}, the features")
+    if 2 * together > latents:
+        reject("together", together, f"at most {latents // 2}, the pairs of {latents} latents")
+    rng = np.random.default_rng([2021, seed])
+    there = rng.random((rows, latents)) < share
+    there[:, 1 : 2 * together : 2] = there[:, 0 : 2 * together : 2]
+    z = there * rng.standard_normal((rows, latents)) / share**0.5
+    own = rng.standard_normal((features, latents))
+    if loadings == "sparse":
+        own = rng.uniform(0.5, 1.5, own.shape) * rng.choice([-1, 1], own.shape)
+        own *= np.argsort(np.argsort(rng.random(own.shape), axis=1), axis=1) < 2
+    x = z @ own.T + noise * rng.standard_normal((rows, features))
+    truth = {"z": z, "mask": (own != 0).astype(int), "loadings": own}
+    return Data(x, truth=truth, name=f"sparse_scores, share {share:g}")
+
+
 def synth_sae_small(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 30_000,

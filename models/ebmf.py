@@ -1,0 +1,233 @@
+"""Matrix factorisation whose factors learn their priors: sparse loadings, sparse scores or both; values may be missing.
+
+    share_k ~ Beta(1 / latents, 1),  slab_k ~ LogNormal(log 0.5, 1)                   (latent,)
+    weights_k ~ Dirichlet(1/2), of components whose deviations are as
+        0.02 : 0.25 : 0.5 : 1 : 2, and such that scores have variance 1               (latent, component)
+    mask_jk ~ Bernoulli(share_k)                                                      (feature, latent)
+    loadings_jk ~ N(0, slab_k^2) where mask_jk is 1, 0 elsewhere                      (feature, latent)
+    R ~ LKJ(2), correlation_tril its Cholesky factor                                  (latent, latent)
+    component_ik ~ weights_k                                                          (data, latent)
+    z_i ~ N(0, D_i R D_i), D_i the deviations of row i's components                   (data, latent)
+    rate ~ LogNormal(log 0.1, 1),  variance_j ~ InverseGamma(1.5, rate)               (feature,)
+    x_ij ~ N(loadings_j z_i, variance_j), where x_ij was measured                     (data, feature)
+
+Each factor's loadings have a point-normal prior of its own, and its scores a mixture of normals of which the first is
+nearly a point: rows without the latent. A factor on which nothing loads is off. What is missing is left out, whatever
+its pattern, as long as that does not depend on the values. Features are standardised by what was measured of them.
+
+Each chain starts from sparse loadings or from sparse scores, whichever the priors explain better, by expectation-
+maximisation of one factor at a time, the paper's inner problem (`constructions.matrix_starts`). A start settles by BIC
+how many factors are on: that chains agree on it is the evidence. Then a Gibbs sampler runs (`exact.matrix_factors`).
+The guide draws all but rate, z and component from the run, components given these and x by expectation propagation,
+one by one, and z exactly given all of these.
+
+*Identified:* latents up to permutation, sign and scale, and the mask up to permutation, given that the true loadings or
+scores are the sparsest that fit, if noise can be told from latents (whichever feature is left out, the others hold two
+disjoint sets that fix all latents: Anderson & Rubin 1956, theorem 5.1), and if zeros tell latents: for each of them the
+features that do not load on it fix all others, with more such features than any rotation has by chance (Reiersol 1950);
+or, the same of the transposed x, the rows without it do. It has to be features for all latents, or rows for all:
+latents of sparse loadings may take anything from latents of sparse scores. Where loadings are dense and scores normal,
+any rotation fits as well. Tails that are heavy alone tell nothing here, for scores may correlate.
+
+Wang & Stephens (2021), Empirical Bayes matrix factorization; Reiersol (1950), On the identifiability of parameters in
+Thurstone's multiple factor analysis.
+
+*Differs from the paper in* a posterior over priors, loadings and scores in place of a variational approximation at the
+best priors; scores that may correlate; factors that start together in place of one by one.
+
+*For a variant, copy this file and change* `story`: the law of `loadings` or of `component`, and with it the
+conditionals of `Sampler` in `pyrocrl.exact.matrix_factors`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions.matrix_starts import filled, start
+from pyrocrl.dists import Categorical, InverseGamma, LogNormal, MultivariateNormal, Normal, SpikeSlab
+from pyrocrl.exact.matrix_factors import ALPHA, DRAWS, ETA, RATE, SHAPE, SLAB, Sampler
+from pyrocrl.exact.score_mixtures import SCALES, components_given, deviations, scores_given, told
+from pyrocrl.lab.studies import Completion, SparseFactors
+from pyrocrl.options import Size, check_memory
+from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
+from pyrocrl.program import Features, Latents, check_rows, check_sizes
+
+SPARSEST = "the true loadings or scores are the sparsest of those that fit as well"
+NOISE = "noise is independent between features"
+NEEDS = ("noise_told_apart", "zeros_tell", "not_collinear")
+
+
+class EBMF(Program):
+    card = ModelCard(
+        name="ebmf",
+        title="Empirical Bayes matrix factorisation",
+        family="factor analysis",
+        summary="Sparse loadings, sparse scores or both: each factor learns its priors; values may be missing.",
+        when=(
+            "features depend linearly on few latents each, or rows have few latents each, or values are missing",
+            "loadings are dense and all latents are in all rows: `heavy_tailed_fa` where they have heavy tails",
+        ),
+        assumes=("x is linear in the latents", NOISE, "what is missing does not depend on what its values are"),
+        claims=(
+            Claim("latents", ("permutation", "scale"), (SPARSEST,), NEEDS),
+            Claim("mask", ("permutation",), (SPARSEST,), NEEDS),
+        ),
+        references=(
+            Reference(
+                "Wang & Stephens",
+                2021,
+                "Empirical Bayes matrix factorization",
+                "Journal of Machine Learning Research",
+                "https://www.jmlr.org/papers/v22/20-589.html",
+            ),
+            Reference(
+                "Reiersol",
+                1950,
+                "On the identifiability of parameters in Thurstone's multiple factor analysis",
+                "Psychometrika",
+                "https://doi.org/10.1007/BF02289197",
+            ),
+        ),
+        differs=(
+            "a posterior over priors, loadings and scores in place of a variational approximation",
+            "scores may correlate",
+            "factors start together in place of one by one",
+        ),
+        reads_missing=True,
+        approximate="How many factors are on is settled by BIC at the start and draws are given it, so for data of its "
+        "own story, with factors that hardly show, intervals of loadings are too narrow.",
+    )
+    recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=4)
+    checks = {"factors": (NOISE,)}
+    sites = {
+        "z": Site(("data", "latent"), {"latent": "point"}),
+        "component": Site(("data", "latent"), discrete=True),
+        "share": Site(("latent",)),
+        "mask": Site(("feature", "latent"), discrete=True),
+        "loadings": Site(("feature", "latent"), {"latent": -1}, unit=1),
+        "variance": Site(("feature",), unit=2),
+        "correlation": Site(("parent", "child"), {"parent": 1, "child": 1}),
+    }
+
+    def __init__(self, features: Features, latents: Latents, steps: Size = 300) -> None:
+        """latents: how many are offered, at least 2; those that are not needed stay without features. steps: sweeps of
+        the sampler, of which the first quarter is left out."""
+        super().__init__()
+        check_sizes(features, latents, least=2)
+        check_memory("features", features, 8.0 * DRAWS * features * (2 * latents + 1))
+        self.rate = LogNormalBlock(loc=math.log(RATE))
+        one, both, components = (latents,), (features, latents), len(SCALES)
+        shapes = {"share": one, "slab": one, "weights": (latents, components), "mask": both, "loadings": both}
+        self.drawn = DrawnBlock(DRAWS, **shapes, correlation_tril=(latents, latents), variance=(features,))
+        for name, value in {"share": 0.5, "slab": SLAB, "weights": 1 / components, "variance": 1.0}.items():
+            getattr(self.drawn, name).fill_(value)
+        self.drawn.correlation_tril.copy_(torch.eye(latents))
+        self.register_buffers(centre=torch.zeros(features, latents), tril=torch.eye(latents))
+
+    def story(self, batch: Batch) -> None:
+        features, latents = self.config["features"], self.config["latents"]
+        one = torch.ones((), dtype=batch.dtype, device=batch.device)
+        every = one.expand(features, latents)
+        share = pyro.sample("share", dist.Beta(every[0] / latents, every[0]).to_event(1))  # (latent,)
+        slab = pyro.sample("slab", LogNormal(math.log(SLAB) * every[0], every[0]).to_event(1))  # (latent,)
+        equal = ALPHA * one.expand(latents, len(SCALES))
+        weights = pyro.sample("weights", dist.Dirichlet(equal).to_event(1))  # (latent, component)
+        mask = pyro.sample("mask", dist.Bernoulli(share.expand(features, latents)).to_event(2))
+        loadings = pyro.sample("loadings", SpikeSlab(mask, Normal(0 * every, slab * every)).to_event(2))
+        tril = pyro.sample("correlation_tril", dist.LKJCholesky(latents, ETA * one))  # (latent, latent)
+        pyro.deterministic("correlation", tril @ tril.mT)
+        rate = pyro.sample("rate", LogNormal(math.log(RATE) * one, one))
+        variance = pyro.sample("variance", InverseGamma(SHAPE * every[:, 0], rate * every[:, 0]).to_event(1))
+        with self.rows(batch):
+            component = pyro.sample("component", Categorical(weights).to_event(1)).long()  # (rows, latent)
+            sd = deviations(weights).gather(1, component.mT).mT  # (rows, latent)
+            z = pyro.sample("z", MultivariateNormal(0 * sd, scale_tril=sd[:, :, None] * tril))
+            law = Normal(z @ loadings.mT, variance.sqrt())
+            if batch.known is not None and batch.x is not None:
+                law = law.mask(batch.known)
+            pyro.sample("x", law.to_event(1), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        pyro.sample("rate", self.rate())
+        sites = self.drawn.sample()
+        weights, tril = sites["weights"], sites["correlation_tril"]
+        inner, seen = told(batch.x, batch.known, sites["loadings"], sites["variance"])
+        with self.rows(batch):
+            log_p, _ = components_given(inner, seen, tril, weights)
+            component = pyro.sample("component", Categorical(logits=log_p).to_event(1)).long()
+            sd = deviations(weights).gather(1, component.long().mT).mT
+            mean, covariance = scores_given(inner, seen, tril, sd)
+            pyro.sample("z", MultivariateNormal(mean, scale_tril=torch.linalg.cholesky(covariance)))
+
+    # -- read-outs ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        return self._given(batch)[1]
+
+    def _given(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`components_given` at the means of the draws."""
+        inner, seen = told(batch.x, batch.known, self.centre, self.drawn.variance.mean(0))
+        return components_given(inner, seen, self.tril, self.drawn.weights.mean(0))
+
+    def mask(self) -> Tensor:
+        return self.drawn.mask.mean(0)
+
+    def loading_matrix(self) -> tuple[Tensor, Tensor]:
+        """Means and deviations (feature, latent) over the draws."""
+        return self.drawn.loadings.mean(0), self.drawn.loadings.std(0)
+
+    @torch.no_grad()
+    def silent(self, batch: Batch) -> Tensor:
+        return self._given(batch)[0].exp()[..., 0]
+
+    def silent_share(self) -> Tensor:
+        return self.drawn.weights[..., 0]
+
+    # -- from data ---------------------------------------------------------------------------------------------
+
+    def construct(self, data: Data, generator: torch.Generator) -> None:
+        """A run of the sampler, from sparse loadings or scores; fewer than 3 rows say nothing of correlations."""
+        check_rows(data, 3)
+        batch, latents = data.tensors("cpu", torch.float64), self.config["latents"]
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+        x, known = batch.x.numpy(), None if batch.known is None else batch.known.numpy()
+        if known is not None:
+            x = filled(x, known, max(1, min(latents, (data.features - 1) // 2, data.rows - 1)), rng)
+        found = Sampler(x, known, *start(x, latents, rng), latents, rng).run(self.config["steps"])
+        each = {name: torch.as_tensor(value) for name, value in found._asdict().items()}
+        each["mask"] = each["loadings"] != 0
+        for name in self.drawn.names:
+            getattr(self.drawn, name).copy_(each[name])
+        tril, on = each["correlation_tril"], each["mask"].any(0).any(0)
+        correlation = (tril @ tril.mT).mean(0)  # with factors that are off it is 0, but for the draws
+        correlation = torch.where(on & on[:, None], correlation, torch.eye(latents, dtype=correlation.dtype))
+        self.put(centre=each["loadings"].mean(0), tril=torch.linalg.cholesky(correlation))
+        log_rate = each["rate"].log()
+        self.rate.set(log_rate.mean(), log_rate.std().clamp_min(0.05))
+
+    @classmethod
+    def example(cls, seed: int = 0) -> tuple[EBMF, Data]:
+        from pyrocrl.simulate import draw
+
+        data = draw("sparse_fa", seed=seed, rows=250, latents=2, features=14, correlation=0.3)
+        return cls(features=data.features, latents=3, steps=100), data
+
+    studies = (
+        SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 10, 0.1),
+        SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
+        SparseFactors("sparse_scores", {}, {"latents": 10}, 8, 0.1),
+        Completion("sparse_fa", {"correlation": 0.3, "rows": 1000}, {"latents": 20}),
+        Completion("sparse_fa", {"correlation": 0.3, "rows": 300}, {"latents": 20}),
+    )
+
+
+if __name__ == "__main__":
+    run(EBMF)
