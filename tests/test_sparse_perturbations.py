@@ -158,7 +158,7 @@ def test_the_order_of_rows_and_pairs_without_a_perturbation_do_not_matter() -> N
     ("offset", "world", "verdict", "words"),
     [
         ([[1, 0.5, 0], [0.5, 1, 0], [1, -1, 0], [0, 0, 1]], {}, "not identified", "mix: other axes of theirs"),
-        (ALONE, {"how": "varying"}, "contradicted", "where offsets move rows"),
+        (ALONE, {"how": "placed"}, "contradicted", "where offsets move rows"),
         (ALONE, {"how": "exchanged"}, "not identified", "differs from pair to pair"),
     ],
 )
