@@ -174,6 +174,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "weakly_supervised_pairs",
             "cross_modal",
             "snica_lin",
+            "ebmf",  # but that the number of latents is settled at the start
         )
         assert name in exact
 
