@@ -73,10 +73,8 @@ def test_neither_unit_nor_origin_of_a_column_moves_a_result(name: str) -> None:
         np.testing.assert_allclose(after.latents() / unit - origin, z, atol=2e-3 * z.std())
     else:
         turn = program.group.align(after.latents(), z)
-        apart, loose = turn.apply(after.latents()) - z, name in SAMPLED
-        assert (np.sqrt(np.square(apart).mean()) if loose else np.abs(apart).max()) <= (
-            0.1 if loose else 2e-3
-        ) * z.std()
+        apart, loose = np.abs(turn.apply(after.latents()) - z), name in SAMPLED
+        assert np.sqrt(np.square(apart).mean()) <= 0.1 * z.std() if loose else apart.max() <= 2e-3 * z.std()
         for read in ("mask", "graph", "targets"):
             own, there = getattr(before, read)(), getattr(after, read)()
             if own is not None:
