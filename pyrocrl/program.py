@@ -227,8 +227,8 @@ class Program(nn.Module, metaclass=_InTurn):
     constants: ClassVar[tuple[str, ...]] = ()
     has_constants: bool = False  # True: a start leaves them as they are (`with_constants_of`)
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
-    # tests of the fit that apply to it (`pyrocrl.judge.checks.TESTS`), and the assumptions, in the words of its claims,
-    # that each puts to the test
+    # tests of the fit that apply to it (`pyrocrl.judge.fit_tests.TESTS`), and the assumptions, in the words of its
+    # claims, that each puts to the test
     checks: Mapping[str, tuple[str, ...]] = {}
     studies: ClassVar[tuple[Any, ...]] = ()  # rows of its table of results, each a `pyrocrl.lab.studies.Study`
     vmappable: ClassVar[bool] = True  # False: chains run one after another

@@ -15,7 +15,7 @@ from pyrocrl.constructions import dictionaries
 from pyrocrl.dists import PositiveSpikeSlab, log_below
 from pyrocrl.errors import InputError
 from pyrocrl.exact.sparse_codes import Codes, Drawn
-from pyrocrl.judge import checks, metrics
+from pyrocrl.judge import checks, fit_tests, metrics
 from pyrocrl.lab.studies import directions_matched
 from pyrocrl.models.sparse_dictionary import SparseDictionary
 from pyrocrl.simulate import draw
@@ -124,7 +124,7 @@ def test_learns_directions_and_leaves_out_those_that_are_not_there() -> None:
     fires = data.truth["z"] > 0
     assert ((chance > 0.5) == fires).mean() > 0.98
     assert metrics.expected_calibration_error(fires, chance) < 0.02
-    assert not any(test.fails for test in checks.tests(fit, data))
+    assert not any(test.fails for test in fit_tests.tests(fit, data))
     assert all(checks.CHECKS[need](fit, data) is None for need in SparseDictionary.card.claims[0].needs)
 
 
@@ -137,7 +137,7 @@ def test_notices_what_breaks_it(options: dict, latents: int, lack: str) -> None:
     data = draw("synth_sae_small", seed=102, **{"rows": 1000, "latents": 8, "features": 6, "active": 1.2} | options)
     program = pyrocrl.build("sparse_dictionary", data, latents=latents, most=5)
     fit = pyrocrl.fit(program, data, chains=1, progress=False)
-    unexplained = any(test.fails for test in checks.tests(fit, data))
+    unexplained = any(test.fails for test in fit_tests.tests(fit, data))
     assert unexplained or (lack and checks.CHECKS[lack](fit, data) is not None)
 
 

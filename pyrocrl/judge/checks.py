@@ -1,16 +1,12 @@
-"""What data and fit show of a claim's conditions (`CHECKS`) and a model's assumptions (`TESTS`), with uncertainty.
+"""What data and fit show of a claim's conditions (`CHECKS`), with uncertainty.
 
-A condition's check returns None where it holds, or a `Lack`. A test returns what it `Found`: a p-value of known law
-if the model is right. Programs name the tests that apply to them, and the assumptions that each puts to the test
-(`Program.checks`); `tests` runs them and corrects for their number.
+A condition's check returns None where it holds, or a `Lack`. Tests of the fit against the data are in
+`pyrocrl.judge.fit_tests`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +31,7 @@ LEVEL = 0.001  # of all tests of a fit together
 SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
-MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
-PAIRED_ROWS = 10_000  # rows of pairs that a test of their differences looks at
-MIN_PAIRS = 20  # that it needs
-PROBABLY = 0.45  # probability below which a latent probably did not change in a pair
-EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
+MIN_PAIRS = 20  # pairs, or rows that follow others, that a test of them needs
 UNTOLD_STATES = 0.3  # share of a guess's errors about a latent's state that may be left
 UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
@@ -49,74 +41,26 @@ FAR = 100  # times the rows: what more of them would have to decide is open
 HIDDEN = 3.5  # deviations below which a loading may be taken to be 0
 ALIKE = 0.98  # correlation of two latents from which they are one
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
-SHARED = 0.03  # share of features' variances up to which a decoder may be off
-SHARED_BY_CHART = 0.05  # ... one of latents that are read by contrasts alone, without the decoder
-CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
-HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 PARALLEL = 0.9  # cosine of two directions from which they may be one
 ALONG = 0.9  # share of a latent's firing along with another from which neither is told from their sum
 NEARLY_ALL = 0.95  # share of the rows of which it is asked how many latents fire
 FIRING_ROWS, MIN_FIRING = 5_000, 5  # rows that are asked which latents fire, and firings that say something
-BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
-CORRELATED = 0.1  # correlation of the firing of two latents that is let be
-EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
-OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 MOST_LEFT_OUT = 100  # features, of the largest leverage, that are left out two at a time
 AXES = 0.95  # mean squared cosine of a latent's loadings with their mean, from which its axis is told
-DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
-NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
-APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 CLASS_DRAWS = 50  # of each chain, of which it is asked what directs the edges at the response
-IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below which more rows would not show it
 STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
 BY_HEART = 0.7  # share of what is left of other pairs, below which pairs that were fitted are known by heart
 LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
-MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
 MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
 FIXED = 0.33  # part of a direction's variance that they have
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
-
-
-@dataclass(frozen=True)
-class Found:
-    """p: the test's p-value, corrected for the number of tests; detail: what was seen; remedy: what to try."""
-
-    name: str
-    p: float
-    detail: str
-    remedy: str
-    tested: tuple[str, ...] = ()
-
-    @property
-    def words(self) -> str:
-        """The test, its p-value and what was seen."""
-        p = f"p = {self.p:.2g}" if self.p >= 1e-300 else "p < 1e-300"
-        return f"{self.name}: {p}, {self.detail}"
-
-    @property
-    def fails(self) -> bool:
-        return self.p < LEVEL
-
-
-Test = Callable[[Fit, Data], Found | None]
-
-
-def tests(fit: Fit, data: Data) -> tuple[Found, ...]:
-    """What the program's own tests find, p-values corrected for their number (Holm)."""
-    found = []
-    for name, tested in fit.program.checks.items():
-        one = TESTS[name](fit, data)
-        if one is not None:
-            found.append((one, tested))
-    corrected = goodness.holm([one.p for one, _ in found])
-    return tuple(Found(o.name, p, o.detail, o.remedy, said) for (o, said), p in zip(found, corrected, strict=True))
 
 
 # -- conditions that show in a fit -----------------------------------------------------------------------------
@@ -145,7 +89,7 @@ def _interventions_show(fit: Fit, data: Data) -> Lack | None:
     known = situation(fit, data)
     if known.hit is None or not (free := known.present & (known.hit.sum(1) == 0)).any():
         return None
-    z, env = _latents(fit, data)
+    z, env = latents_of(fit, data)
     if not (natural := free[env]).any():
         return None
     shown, said = np.zeros_like(known.hit), []
@@ -266,7 +210,7 @@ def _not_collinear(fit: Fit, data: Data) -> Lack | None:
     used = np.flatnonzero(fit.in_use(fit.reference))
     if len(used) < 2:
         return None
-    z = _latents(fit, data, aligned=False)[0][:, used]
+    z = latents_of(fit, data, aligned=False)[0][:, used]
     r = np.abs(np.corrcoef(z.T)) - np.eye(len(used))
     if r.max() < ALIKE:
         return None
@@ -512,7 +456,7 @@ def _components(fit: Fit, data: Data) -> Lack | None:
 def _variance_ratios(fit: Fit, data: Data) -> Lack | None:
     """For any two latents, the mixture against one in which components scale both alike (Kivva 2022), by BIC."""
     weights, mean, scale = _mixture(fit)
-    z = _latents(fit, data, aligned=False)[0]
+    z = latents_of(fit, data, aligned=False)[0]
     used = weights > 0.01
     start = weights[used] / weights[used].sum(), mean[used], scale[used]
     free = goodness.mixture_log_likelihood(z, *start)
@@ -601,7 +545,7 @@ def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
     law = program.modulated_law()
     if law is None:
         raise TypeError(f"{program.card.name} claims modulated latents but has no `modulated_law()`")
-    z, env = _latents(fit, _unfitted(fit, data))
+    z, env = latents_of(fit, unfitted(fit, data))
     found = goodness.modulation(z, env, law)
     remedy = "environments in which each latent's law differs in a way of its own"
     if found is not None and found.p < LEVEL:
@@ -618,7 +562,7 @@ def _modulated_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"the law of {', '.join(names)} {moves} (p = {found.p:.2g})", remedy, rows=rows)
 
 
-def _unfitted(fit: Fit, data: Data) -> Data:
+def unfitted(fit: Fit, data: Data) -> Data:
     """The rows that the fit held out, or all of them where it held out none or these are other rows."""
     try:
         fitted = fit.fitted_rows(data)
@@ -631,7 +575,7 @@ def _held(fit: Fit, data: Data) -> Lack | None:
     known = situation(fit, data)
     if known.hit is None:
         return None
-    z, env = _latents(fit, data)
+    z, env = latents_of(fit, data)
     moving = []
     for e, k in np.argwhere(known.hit & known.present[:, None]):
         share = float(z[env == e, k].std() / max(z[:, k].std(), 1e-12))
@@ -810,7 +754,7 @@ def _axes_apart(fit: Fit, data: Data) -> Lack | None:
 def _offsets_steady(fit: Fit, data: Data) -> Lack | None:
     """How much latents are moved otherwise than on average, in pairs that were not fitted. Undecided where that is much
     less in those that were: they were learned by heart."""
-    apart, fitted = _unsteady(fit, _unfitted(fit, data)), _unsteady(fit, data)
+    apart, fitted = _unsteady(fit, unfitted(fit, data)), _unsteady(fit, data)
     if apart is None or fitted is None:
         return None
     worst = int(apart.argmax())
@@ -854,7 +798,7 @@ def _offsets_overlap(fit: Fit, data: Data) -> Lack | None:
 def _little_left(fit: Fit, data: Data) -> Lack | None:
     """How much of a feature the decoder leaves open, given the latents: a latent that is not counted, and that no
     perturbation moves, may be a part of all others."""
-    rows = _unfitted(fit, data)
+    rows = unfitted(fit, data)
     batch, program = fit.batch_of(rows).annealed(), fit.chains.chain(fit.reference)
     with drawing(), torch.no_grad():
         sites = stories.centre(program, batch) | {"z": program.latents(batch)}
@@ -1014,426 +958,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
 }
 
 
-# -- tests of the fit against the data -------------------------------------------------------------------------
-
-
-def _moments(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of every environment's moments against the fitted equations."""
-    program = fit.chains.chain(fit.reference)
-    with torch.no_grad():
-        found = program.implied()
-    if found is None:
-        return None
-    ratio = goodness.likelihood_ratio(found)
-    if ratio.freedom <= 0:
-        return None
-    worst = int(np.argmax(ratio.deviance / np.maximum(found.rows, 1)))
-    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
-    p = ratio.p
-    remedy = ""
-    if p < LEVEL:
-        detail += f", most in {data.env_names[worst]}"
-        others = program.rivals(("perfect", "shift", "variance"))
-        better = max(others, key=lambda kind: others[kind], default=None)
-        remedy = "targets that were listed otherwise, batches that go with environments, a nonlinear model"
-        if better is not None and others[better] > EVIDENT:
-            remedy = f"intervention={better!r}, which has {others[better]:.0f} nats more evidence; {remedy}"
-    return Found("likelihood ratio of environments' moments", p, detail, remedy)
-
-
-def _gaussian(fit: Fit, data: Data) -> Found | None:
-    """Mardia's skewness and kurtosis of the latents of every environment."""
-    if data.counts or fit.program.config.get("escapees"):
-        return None
-    z, env = _latents(fit, data, aligned=False)
-    used = fit.in_use(fit.reference)
-    if not used.any():
-        return None
-    if data.gaps:  # means shrink by what a row lacks
-        rows = np.unique(np.linspace(0, data.rows - 1, len(env)).astype(int))
-        env = env + (1 + env.max()) * np.unique(data.present[rows], axis=0, return_inverse=True)[1].reshape(-1)
-    found = goodness.mardia(z[:, used], env)
-    detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
-    remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
-    return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
-
-
-def _factors(fit: Fit, data: Data) -> Found | None:
-    """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
-    latents."""
-    if data.counts or data.features > MOST_FEATURES:
-        return None
-    if data.incomplete:  # by rows that lack nothing, if there are any
-        data = data.rows_at(np.flatnonzero(data.known.all(1)))
-        if data.rows <= 2:
-            return None
-    known = situation(fit, data)
-    free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
-    rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
-    x, batch = fit.batch_of(data.rows_at(rows)).x.double().cpu().numpy(), data.batch[rows]
-    for one in np.unique(batch):
-        x[batch == one] -= x[batch == one].mean(0)
-    p = goodness.enough_factors(x, len(fit.names["latent"])) if len(x) > 2 else None
-    if p is None:
-        return None
-    detail = f"{len(fit.names['latent'])} factors for {data.features} features"
-    return Found("likelihood ratio of the number of factors", p, detail, "more latents; features without outliers")
-
-
-def _residuals(fit: Fit, data: Data) -> Found | None:
-    """The largest correlation of two features that the fitted moments leave, corrected for the number of pairs."""
-    with torch.no_grad():
-        found = fit.chains.chain(fit.reference).implied()
-    if found is None:
-        return None
-    p, worst = 1.0, (0, 0)
-    for rows, cov, fitted in zip(found.rows, found.cov, found.fitted_cov, strict=True):
-        one = goodness.residual_correlation(cov, fitted, rows)
-        p, worst = min((p, worst), one)
-    pair = " and ".join(data.feature_names[j] for j in worst)
-    remedy = "more latents; loadings that were shut; features that are copies of each other"
-    return Found("correlations that the latents leave", min(1.0, p * len(found.rows)), f"least for {pair}", remedy)
-
-
-def _clusters(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of the covariance that clusters imply, correlations of latents free. Where noise and
-    latents' innovations are independent it holds of any law of these (Browne & Shapiro 1988)."""
-    with torch.no_grad():
-        found = fit.chains.chain(fit.reference).implied()
-    if found is None or (ratio := goodness.likelihood_ratio(found)).freedom <= 0:
-        return None
-    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
-    remedy = "more latents; without the features that depend on two latents or on each other"
-    return Found("likelihood ratio of clusters of features", ratio.p, detail, remedy)
-
-
-def _views(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of the moments of rows with the same views against those of shared and private latents."""
-    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
-    with drawing():
-        found = fit.chains.chain(fit.reference).misfit(batch)
-    if found is None:
-        return None
-    p = float(stats.chi2.sf(found.deviance, found.freedom))
-    detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom"
-    remedy = "more shared or private latents; a transformation of the features; anchors=False, or labels of one kind"
-    return Found("likelihood ratio of the views' moments", p, detail, remedy)
-
-
-def _features(fit: Fit, data: Data) -> Found | None:
-    """Kolmogorov and Smirnov's test of every feature against its fitted law, corrected for their number."""
-    rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
-    with drawing(), torch.no_grad():
-        below = fit.chains.chain(fit.reference).cdf(fit.batch_of(data.rows_at(rows)))
-    if below is None:
-        return None
-    p = [float(stats.kstest(column, "uniform").pvalue) for column in below.double().cpu().numpy().T]
-    worst = int(np.argmin(p))
-    detail = f"least for {data.feature_names[worst]}"
-    remedy = "a transformation of the features; a look at outlying rows; more latents"
-    return Found("Kolmogorov-Smirnov test of features' fitted laws", min(1.0, min(p) * len(p)), detail, remedy)
-
-
-def _given_environment(fit: Fit, data: Data) -> Found | None:
-    """Whether latents given the environment are independent and of their law, on rows that were not fitted: within
-    `goodness.TOLERANCE` of it, for networks are not exact."""
-    program = fit.chains.chain(fit.reference)
-    law = program.modulated_law()
-    assert law is not None
-    z, env = _latents(fit, _unfitted(fit, data), aligned=False)
-    found = goodness.departure(z, env, law)
-    detail = f"levels p = {found.levels:.2g}, correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
-    other = 'law="normal", where environments have levels' if law == "scaled normal" else "another law"
-    return Found("departures of latents from their law given the environment", found.p, detail, other)
-
-
-def _nearly_gaussian(fit: Fit, data: Data) -> Found | None:
-    """Whether latents of every environment are normal, on all rows: within `NEARLY` of it, for networks are not exact.
-    Latents of equations that are not linear, of noise that is not normal, of environments that differ from what is told
-    of them, or that a network did not find, are further from it."""
-    used = fit.in_use(fit.reference)
-    if data.counts or not used.any():
-        return None
-    z, env = _latents(fit, data, aligned=False)
-    white = goodness.whitened(z[:, used], env)
-    found = goodness.departure(white, np.zeros(len(white), int), "normal", NEARLY)
-    detail = f"correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
-    remedy = "targets that were listed otherwise; score_crl, for equations that are not linear; more steps"
-    return Found("departures of latents from normal laws", found.p, detail, remedy)
-
-
-def _nearly_equations(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of every environment's moments of latents against equations that its interventions change:
-    within `APART` of them for each degree of freedom, for networks are not exact."""
-    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
-    with drawing():
-        found = fit.chains.chain(fit.reference).misfit(batch)
-    if found is None or found.freedom <= 0:
-        return None
-    p = float(stats.ncx2.sf(found.deviance, found.freedom, 2 * len(batch) * APART * found.freedom))
-    detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom, {len(batch)} rows"
-    remedy = "targets that were listed otherwise, batches that go with environments; more steps"
-    return Found("departures of environments' moments from equations", p, detail, remedy)
-
-
-def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
-    """Whether what a draw of their latents leaves of features is noise of each one's own, of one variance in all
-    environments, as it is where the model is right. Within `tolerance` of their variances, for networks are not
-    exact."""
-    if data.counts:
-        return None
-    rows = data.rows_at(np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int)))
-    program = fit.chains.chain(fit.reference)
-    batch = fit.batch_of(rows).annealed()
-    with drawing(43), torch.no_grad():
-        left = batch.x - stories.expected(program, batch, stories.drawn(program, batch))
-    x, left = batch.x.double().cpu().numpy(), left.double().cpu().numpy()
-    found = goodness.shared(left / np.maximum(x.std(0), 1e-12), rows.env, tolerance)
-    name = data.feature_names[found.column]
-    if found.group is None:
-        assert found.other is not None
-        detail = f"{name} and {data.feature_names[found.other]} share {abs(found.size):.0%} of their variances"
-    else:
-        detail = f"that of {name} changes by {abs(found.size):.0%} of its variance in {data.env_names[found.group]}"
-    return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
-
-
-def _explained(fit: Fit, data: Data) -> Found | None:
-    """Whether what a draw of the latents leaves of a row is noise. Its size: by the share of rows beyond the quantile
-    that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by how far its distribution is from that of
-    noise, which may be `OFF` (Dvoretzky, Kiefer & Wolfowitz 1956). And the largest variance in any direction, in rows
-    that are not beyond and in which one latent fires, of which `EXTRA` may be too much: two directions taken for one
-    leave what they differ in."""
-    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
-    program = fit.chains.chain(fit.reference)
-    with drawing(47), torch.no_grad():
-        values = stories.drawn(program, batch)
-        left = (batch.x - stories.expected(program, batch, values)) / values["variance"].sqrt()
-    left = left.double().cpu().numpy()
-    size = np.square(left).sum(1)
-    beyond = size > stats.chi2.isf(BEYOND, data.features)
-    away = float(stats.kstest(size, stats.chi2(data.features).cdf).statistic)
-    tail = float(stats.binom.sf(int(beyond.sum()) - 1, len(size), UNEXPLAINED))
-    inner = left[~beyond] / np.maximum(left[~beyond].std(0), 1e-12)
-    fires, wide, one = (values["z"] > 0).cpu().numpy()[~beyond], 1.0, 0.0
-    for own in fires.T:
-        if own.sum() >= 2 * data.features:
-            value = float(np.linalg.eigvalsh(np.atleast_2d(np.cov(inner[own].T)))[-1])
-            p = goodness.largest_eigenvalue(value / (1 + EXTRA), int(own.sum()), data.features)
-            wide, one = min((wide, one), (p, value))
-    wide = min(1.0, wide * fires.shape[1])
-    p = min(1.0, 3 * tail, 6 * float(np.exp(-2 * len(size) * max(0.0, away - OFF) ** 2)), 3 * wide)
-    detail = f"{beyond.mean():.1%} of the rows are beyond what {BEYOND:.1%} should be, sizes differ by {away:.1%}, "
-    detail += f"variance in one direction is {one:.2f} times that of noise"
-    return Found("what latents leave of a row", p, detail, "more latents; a look at outlying rows")
-
-
-def _independent_firing(fit: Fit, data: Data) -> Found | None:
-    """Whether latents fire independently, in a draw of them: the largest correlation, of which `CORRELATED` is let be,
-    corrected for the number of pairs."""
-    batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
-    program = fit.chains.chain(fit.reference)
-    with drawing(53), torch.no_grad():
-        fires = (stories.drawn(program, batch)["z"] > 0).double().cpu().numpy()
-    often = np.flatnonzero((fires.sum(0) >= MIN_FIRING) & (fires.sum(0) <= len(fires) - MIN_FIRING))
-    if len(often) < 2 or len(fires) < 4:
-        return None
-    r = np.abs(np.triu(np.corrcoef(fires[:, often].T), 1))
-    a, b = np.unravel_index(int(r.argmax()), r.shape)
-    away = math.atanh(min(r[a, b], 1 - 1e-12)) - math.atanh(CORRELATED)
-    p = min(1.0, float(stats.norm.sf(away * math.sqrt(len(fires) - 3))) * len(often) * (len(often) - 1))
-    places = fit.alignments[fit.reference].places
-    names = " and ".join(fit.names["latent"][int(places[often[k]])] for k in (a, b))
-    detail = f"correlation {r[a, b]:.2f} of {names}"
-    return Found("correlations of firing", p, detail, "more latents, or fewer; rows of other kinds apart")
-
-
-def _independent(fit: Fit, data: Data) -> Found | None:
-    """Spearman's test of sizes |z| of any two latents, corrected for their number, and of all pairs in the mean, both
-    against `DEPENDENT`: rows that share a scale give every latent heavy tails, and leave rotations open."""
-    z, used = np.abs(_latents(fit, data, aligned=False)[0]), np.flatnonzero(fit.in_use(fit.reference))
-    if len(used) < 2 or len(z) < goodness.FEWEST:
-        return None
-    ranks = stats.rankdata(z[:, used], axis=0)
-    signed = np.corrcoef(ranks.T) - np.eye(len(used))
-    r, pairs = np.abs(signed), len(used) * (len(used) - 1) / 2
-    largest, mean = float(r.max()), float(signed.sum() / (2 * pairs))
-    unit = np.sqrt(len(z) / 1.06)  # of Fisher's transform (Fieller, Hartley & Pearson 1957)
-    one = 2 * pairs * float(stats.norm.sf((np.arctanh(min(largest, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit))
-    every = float(stats.norm.sf((np.arctanh(min(mean, 1 - 1e-12)) - np.arctanh(DEPENDENT)) * unit * np.sqrt(pairs)))
-    places = fit.alignments[fit.reference].places[used]
-    a, b = (fit.names["latent"][int(places[k])] for k in divmod(int(r.argmax()), len(used)))
-    p = min(1.0, 2 * min(one, every))
-    detail = f"{largest:.2f} for {a} and {b}, {mean:.2f} in the mean"
-    return Found("rank correlation of latents' sizes", p, detail, "sparse_vae or spike_slab_fa, for sparse loadings")
-
-
-def _noise(fit: Fit, data: Data) -> Found | None:
-    """Kurtosis of what the latents leave of each feature, against the normal law's (Anscombe & Glynn 1983), corrected
-    for their number: noise of heavy tails would give normal latents tails of its own."""
-    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
-    program = fit.chains.chain(fit.reference)
-    with drawing(), torch.no_grad():
-        found = program.loading_matrix()
-        assert found is not None
-        z = program.latents(batch)
-    x, z = (v.double().cpu().numpy() for v in (batch.x, z))
-    if len(x) < 20:
-        return None
-    left = x - z @ np.linalg.lstsq(z, x, rcond=None)[0]
-    p = stats.kurtosistest(left).pvalue
-    worst = int(np.argmin(p))
-    detail = f"least for {data.feature_names[worst]}"
-    remedy = "a transformation of the features; a look at outlying rows; more latents"
-    return Found("kurtosis of what the latents leave", min(1.0, float(p[worst]) * len(p)), detail, remedy)
-
-
-def _differences(fit: Fit, data: Data) -> Found | None:
-    """Whether latents that are not the one that changed differ between a pair's rows as the fit says, by noise of their
-    own alone: of each, Kolmogorov and Smirnov's test, and rank correlations with its noise before and with the size of
-    other latents' changes; of any two their rank correlation; corrected for their number. Where they do not differ at
-    all, that is so."""
-    batch = fit.batch_of(data.rows_at(data.spread(PAIRED_ROWS)))
-    with drawing(), torch.no_grad():
-        found = fit.chains.chain(fit.reference).partners(batch)
-    below, changed, moved, before = (
-        v.double().cpu().numpy() for v in (found.below, found.changed, found.moved, found.before)
-    )
-    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
-    p: dict[str, float] = {}
-    clearly = [np.abs(below[changed[:, k] < CLEAR, k] - 0.5) for k in range(len(names))]
-    exact = np.array([len(own) >= MIN_PAIRS and (own < EXACT).all() for own in clearly])
-    for k, name in enumerate(names):
-        kept = changed[:, k] < PROBABLY
-        if exact[k] or len(kept) < 2 * MIN_PAIRS:
-            continue
-        if kept.sum() < MIN_PAIRS:  # though there are many pairs
-            p[f"{name}, which may have changed in all pairs"] = 0.0
-            continue
-        own, others = below[kept, k], np.delete(moved[kept], k, 1).max(1)
-        p[f"the law of {name}"] = stats.kstest(own, "uniform").pvalue
-        p[f"{name} and its noise before"] = stats.spearmanr(own, before[kept, k]).pvalue
-        p[f"{name} and the size of other changes"] = stats.spearmanr(np.abs(own - 0.5), others).pvalue
-        for m in range(k):
-            clear = (changed[:, [k, m]] < CLEAR).all(1)
-            if not exact[m] and clear.sum() >= MIN_PAIRS:
-                p[f"{names[m]} and {name}"] = stats.spearmanr(below[clear, k], below[clear, m]).pvalue
-    if not p:
-        return Found("differences of latents that did not change", 1.0, "there are none", "") if exact.all() else None
-    worst = min(p, key=lambda one: p[one])
-    remedy = "more latents; a nonlinear mixing; pairs in which one latent changes at a time, without noise of features"
-    least = min(1.0, float(p[worst]) * len(p))
-    return Found("differences of latents that did not change", least, f"least for {worst}", remedy)
-
-
-def _displaced(fit: Fit, data: Data) -> Found | None:
-    """Whether rows after are where the decoder moves rows before: of each perturbation and feature the mean of what is
-    left, its slopes on the means of both rows and on their squares, and its variance against that under others,
-    corrected for their number. Within `MOVED_OFF`, for networks are not exact."""
-    allow = MOVED_OFF[fit.program.config["decoder"]]
-    few = _unfitted(fit, data)
-    least = np.bincount(few.env[few.after & (few.partner >= 0)], minlength=len(data.env_names))[1:].min()
-    few = data if least < MIN_PAIRS else few
-    few = few.rows_at(few.spread(PAIRED_ROWS))
-    batch = fit.batch_of(few)
-    with drawing(), torch.no_grad():
-        moved = fit.chains.chain(fit.reference).displaced(batch).double().cpu().numpy()
-    x, after = batch.x.double().cpu().numpy(), np.flatnonzero(few.after & (few.partner >= 0))
-    x, moved = x / np.maximum(x.std(0), 1e-12), moved / np.maximum(x.std(0), 1e-12)
-    left, middle, env = (x - moved)[after], (x[after] + x[few.partner[after]]) / 2, few.env[after]
-    middle = (middle - middle.mean(0)) / np.maximum(middle.std(0), 1e-12)
-    terms = np.column_stack([np.ones(len(left)), middle, (middle**2 - 1) / np.sqrt(2)])
-    p: dict[str, float] = {}
-    number = 0
-    for e in np.unique(env):
-        here = env == e
-        if here.sum() < MIN_PAIRS or here.all():
-            continue
-        products = left[here][:, :, None] * terms[here][:, None]  # (pair, feature, term)
-        apart = np.square(left[here] - left[here].mean(0))
-        size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - left[~here].var(0))[:, None]], 1)
-        error = np.concatenate([products.std(0), apart.std(0)[:, None]], 1) / np.sqrt(here.sum())
-        allowed = np.full_like(size, allow)
-        allowed[:, -1] = (2 * allow) ** 2
-        z = ((size - allowed) / np.maximum(error, 1e-9)).max(1)
-        number += size.size
-        for name, value in zip(fit.names["feature"], z, strict=True):
-            p[f"{name} under {data.env_names[e]}"] = 2 * float(stats.norm.sf(value))
-    if not p:
-        return None
-    worst = min(p, key=lambda one: p[one])
-    remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
-    return Found("where offsets move rows", min(1.0, p[worst] * number), f"least for {worst}", remedy)
-
-
-def _noiseless(fit: Fit, data: Data) -> Found | None:
-    """Whether noise of features, as large among latents as in the directions without them, is more than `HEARD` of any
-    latent: chi-squared, by how well those directions tell its size. Nothing is seen where there are none."""
-    program = fit.chains.chain(fit.reference)
-    with torch.no_grad():
-        share = program.noise_share(fit.batch_of(data))
-    if share is None:
-        return None
-    freedom, worst = data.rows * (data.features - len(share)), int(share.argmax())
-    p = float(stats.chi2.sf(freedom * float(share[worst]) / HEARD, freedom))
-    name = fit.names["latent"][int(fit.alignments[fit.reference].places[worst])]
-    detail = f"{float(share[worst]):.1%} of the variance of {name}"
-    return Found("noise of features in latents", p, detail, "fewer latents; features with less noise")
-
-
-def _dynamics(fit: Fit, data: Data) -> Found | None:
-    """Whether latents go on from the rows before by their fitted laws, and each by itself: of each Kolmogorov and
-    Smirnov's test, and rank correlations with the row before, of values and of sizes; of any two rank correlations, in
-    the same row and with the row before, and a test of independence by cells; corrected for their number."""
-    with drawing(), torch.no_grad():
-        program = fit.chains.chain(fit.reference)
-        u = program.innovations_below(fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))).double().cpu().numpy()
-    if len(u) < MIN_PAIRS:
-        return None
-    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
-    size, p = np.abs(u - 0.5), {}
-    bins = int(np.clip(np.sqrt(len(u) / 20), 2, 8))  # 20 rows a cell, or more
-    for k, name in enumerate(names):
-        p[f"the law of {name}"] = stats.kstest(u[:, k], "uniform").pvalue
-        p[f"{name} and the row before"] = stats.spearmanr(u[1:, k], u[:-1, k]).pvalue
-        p[f"sizes of {name} and of the row before"] = stats.spearmanr(size[1:, k], size[:-1, k]).pvalue
-        for m, other in enumerate(names):
-            if m < k:
-                p[f"{other} and {name}"] = stats.spearmanr(u[:, k], u[:, m]).pvalue
-                cells = np.histogram2d(u[:, k], u[:, m], bins=bins, range=[[0, 1], [0, 1]])[0]
-                p[f"what {other} says of {name}"] = stats.chi2.sf(_independence(cells), (bins - 1) ** 2)
-            if m != k:
-                p[f"{name} and {other} in the row before"] = stats.spearmanr(u[1:, k], u[:-1, m]).pvalue
-    worst = min(p, key=lambda one: p[one])
-    remedy = "more lags or states; features without noise; latents that do not drive each other"
-    least = min(1.0, float(p[worst]) * len(p))
-    return Found("dynamics of latents", least, f"least for {worst}", remedy)
-
-
-def _independence(cells: np.ndarray) -> float:
-    """Pearson's statistic of a table of counts against the product of its margins."""
-    expected = np.maximum(np.outer(cells.sum(1), cells.sum(0)) / cells.sum(), 1e-12)
-    return float((np.square(cells - expected) / expected).sum())
-
-
-def _invariance(fit: Fit, data: Data) -> Found | None:
-    """Whether the response's regression on some set of parents that is not improbable is the same in all environments:
-    the largest of exact p-values, so that it is valid where the true set is one of them."""
-    found = fit.chains.chain(fit.reference).invariance()
-    assert found is not None
-    p, chance = (v.double().cpu().numpy() for v in found)
-    likely = (chance > IMPROBABLE) & np.isfinite(p)
-    if not likely.any():
-        return None
-    best = int(np.where(likely, p, -1.0).argmax())
-    others = [name for j, name in enumerate(fit.names["feature"]) if j != fit.program.config["response"]]
-    names = [name for c, name in enumerate(others) if best >> c & 1]
-    detail = f"of {int(likely.sum())} probable sets of parents the most invariant is {', '.join(names) or 'none'}"
-    remedy = "environments that do not act on the response; columns that act on it and were not measured"
-    return Found("F tests of the response's regression", float(p[best]), detail, remedy)
-
-
-def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def latents_of(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(row, latent) posterior means under the reference chain and (row,) environments, of `MOST_ROWS` rows at most."""
     rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
     few = data.rows_at(rows)
@@ -1441,28 +966,3 @@ def _latents(fit: Fit, data: Data, aligned: bool = True) -> tuple[np.ndarray, np
     with drawing(), torch.no_grad():
         z = program.latents(fit.batch_of(few)).double().cpu().numpy()
     return fit.alignments[fit.reference].apply(z) if aligned else z, few.env
-
-
-TESTS: dict[str, Test] = {
-    "moments": _moments,
-    "gaussian": _gaussian,
-    "factors": _factors,
-    "residuals": _residuals,
-    "clusters": _clusters,
-    "features": _features,
-    "given_environment": _given_environment,
-    "nearly_gaussian": _nearly_gaussian,
-    "nearly_equations": _nearly_equations,
-    "left": _left,
-    "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
-    "differences": _differences,
-    "displaced": _displaced,
-    "views": _views,
-    "noiseless": _noiseless,
-    "dynamics": _dynamics,
-    "explained": _explained,
-    "independent_firing": _independent_firing,
-    "independent": _independent,
-    "noise": _noise,
-    "invariance": _invariance,
-}

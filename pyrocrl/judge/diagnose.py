@@ -28,8 +28,9 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
-from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, Found, open_directions, tests
+from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, open_directions
 from pyrocrl.judge.equivalence import class_draws
+from pyrocrl.judge.fit_tests import Found, tests
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -146,7 +147,7 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     """A verdict for every claim of the fitted model's card.
 
     not identified: a condition fails, or chains equally good disagree and rows tell them no better. contradicted: a
-    test of the fit against the data fails (`pyrocrl.judge.checks`). not converged: one chain alone reaches the best
+    test of the fit against the data fails (`pyrocrl.judge.fit_tests`). not converged: one chain alone reaches the best
     objective and no other agrees with it on what is claimed. identified, undecided at this n: neither, and yet the
     posterior leaves open what is claimed. identified if: the chains that reach the best held-out objective agree after
     alignment and nothing is open, given assumptions that no data of this kind can show. identified: as before, and
