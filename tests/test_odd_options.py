@@ -34,6 +34,7 @@ SMALL = {
     "shifts": 1,
     "actions": 3,
     "active": 1.0,
+    "draws": 10,
 }
 
 

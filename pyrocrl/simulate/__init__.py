@@ -74,7 +74,7 @@ def _checked(function: Callable[..., Data]) -> Callable[..., Data]:
     def simulate(*args: Any, **kwargs: Any) -> Data:
         given = options.bound(function.__name__, function, args, kwargs)
         features, latents, environments = (given.get(name) or 1 for name in ("features", "latents", "environments"))
-        rows = given.get("rows", given.get("samples", 1))
+        rows = next((v for k in ("rows", "samples", "pairs") if type(v := given.get(k)) is int), 1)
         largest = max((v, k) for k, v in given.items() if type(v) is int and k != "seed")[::-1]
         options.check_memory(*largest, 8.0 * max(rows, environments, latents) * (features + latents))
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of
-from pyrocrl.options import Bounds, Deviation, Seed
+from pyrocrl.options import Bounds, Deviation, Seed, Size
 from pyrocrl.program import check_sizes, check_whole
 
 FIXED = 2.0  # do(z_k = 2)
@@ -119,11 +119,11 @@ def _mix(rng: np.random.Generator, z: Array, degree: int, features: int) -> Arra
 
 def ahuja2022_pairs(
     seed: Seed = 0,
-    pairs: int = 10_000,
+    pairs: Size = 10_000,
     latents: int = 6,
     features: int | None = None,
     layers: Annotated[int, Bounds(0, 10)] = 3,
-    draws: Annotated[int, Bounds(1)] = 25_000,
+    draws: Annotated[int, Bounds(1, 1_000_000)] = 25_000,
     law: Literal["uniform", "blocks"] = "uniform",
     perturbations: int | None = None,
     together: Literal[1, 2] = 1,

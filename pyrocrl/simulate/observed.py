@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Deviation, Natural, Positive, Seed, Share, Size
+from pyrocrl.options import Bounds, Deviation, Natural, Positive, Seed, Share, Size
 from pyrocrl.program import check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
 MOST = 1000  # latents and environments, each of which solves as many equations as there are latents
 SHIFT = 2.0  # of the target's mean
 CUT_SD = 1.0  # noise of a target that is cut off from its parents
+
+Further = Annotated[int, Bounds(0, MOST)]
 
 
 def squires2020(
@@ -52,10 +54,10 @@ def peters2016(
     seed: Seed = 0,
     rows: Size = 200,
     latents: int = 7,
-    environments: Size = 3,
+    environments: Annotated[int, Bounds(1, MOST)] = 3,
     density: Share = 0.5,
     shifted: Natural = 2,
-    strong: Natural = 0,
+    strong: Further = 0,
 ) -> Data:
     """A response among other columns, which environments shift, as in Peters, Buehlmann & Meinshausen (2016), "Causal
     inference by using invariant prediction".
@@ -89,7 +91,7 @@ def peters2016(
     return Data(z, np.repeat(["env_0", *targets], rows), feature_names=names, truth=truth, name="peters2016")
 
 
-def lu2021(seed: Seed = 0, rows: Size = 1000, features: int = 10, noise: Deviation = 0.1, strong: Natural = 0) -> Data:
+def lu2021(seed: Seed = 0, rows: Size = 1000, features: int = 10, noise: Deviation = 0.1, strong: Further = 0) -> Data:
     """A response among latents, in the manner of Lu et al. (2021), "Invariant causal representation learning": two of
     four latents are its parents, one its child, and one is correlated with it alone.
 
