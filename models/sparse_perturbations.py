@@ -134,9 +134,10 @@ class SparsePerturbations(Program):
         slab: Positive = 1.0,
         error: Share = 0.005,
     ) -> None:
-        """width: of networks' layers; steps: of the encoder's construction. chance: a priori, that a perturbation moves
-        a latent; slab: prior deviation of an offset, in those of latents. error: of offsets, in deviations of latents,
-        that a network leaves however many pairs there are.
+        """decoder: whether x depends linearly on latents, or by a network. width: of networks' layers; steps: of the
+        encoder's construction. chance: a priori, that a perturbation moves a latent; slab: prior deviation of an
+        offset, in those of latents. error: of offsets, in deviations of latents, that a network leaves however many
+        pairs there are.
 
         Raises InputError for fewer than 2 latents, or more than features, and for fewer perturbations than latents.
         """
