@@ -24,7 +24,7 @@ JITTER = 1e-6  # of the kernel between inducing points, whose variance is 1
 def quadratic(rows: Tensor, matrix: Tensor) -> Tensor:
     """(...) row @ matrix @ row, of rows (..., d) and matrices (..., d, d).
 
-    Not by `torch.einsum`, which looks for the best order of three operands anew in each call, for as long again.
+    Not by `torch.einsum`, which looks for the best order of three operands anew in each call.
     """
     return ((rows[..., None, :] @ matrix)[..., 0, :] * rows).sum(-1)
 

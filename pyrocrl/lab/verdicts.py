@@ -552,6 +552,8 @@ def network_cases() -> list[Case]:
     labels = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
     return [
         Case(f"{NETWORK}: perfect, two latents", NETWORK, "small", two),
+        Case(f"{NETWORK}: perfect", NETWORK, "small", world(HARD, **{**curved, "curved": 0.3})),
+        case("perfect, Buchholz et al.", "small", drawn("buchholz2023_hard", latents=3, samples=4000)),
         case("perfect, weights that nearly cancel", "small", world(HARD, **curved)),
         case(
             "two of three latents",
