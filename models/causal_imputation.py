@@ -55,6 +55,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import gp
 from pyrocrl.lab.imputations import Imputation, MeasuredEffects
 from pyrocrl.options import Bounds, Size
+from pyrocrl.parts.observed_equations import ObservedLatents
 from pyrocrl.program import check_whole
 
 MOST_PAIRS = 4_000  # profiles of all pairs are drawn together
@@ -66,7 +67,7 @@ EDGE = 1e-6  # of correlations, from singular
 STEPS = 40  # of the start's optimiser
 
 
-class CausalImputation(Program):
+class CausalImputation(ObservedLatents, Program):
     card = ModelCard(
         name="causal_imputation",
         title="Causal imputation",
@@ -292,15 +293,6 @@ class CausalImputation(Program):
         prior, cross = (self._kernel(block, log_amplitude, self.grid, to) for to in (self.grid, self.at))
         mean, scale, freedom = known.row(prior.diagonal(), cross)
         return self.base.double() + mean[place], scale[place], freedom
-
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        return ("exact",)
-
-    @property
-    def own_units(self) -> bool:
-        """x is told as it is; priors are in units of features' deviations."""
-        return True
 
     # -- from data ---------------------------------------------------------------------------------------------
 

@@ -48,7 +48,6 @@ from __future__ import annotations
 
 import math
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyro
@@ -64,6 +63,7 @@ from pyrocrl.exact import order_sampling as sampling
 from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.lab.studies import Parents, ParentsOfLatents
 from pyrocrl.options import Bounds, Positive, Share
+from pyrocrl.parts.observed_equations import ObservedEquations
 from pyrocrl.program import check_rows
 
 TOUCHING = 6  # environments a variable whose changes of it are summed over
@@ -76,11 +76,10 @@ MEASURED = "columns are measured without error"
 STRAIGHT = "equations are linear with additive Gaussian noise"
 FAITHFUL = "independences are those that the graph asks for (faithfulness)"
 NEEDS = ("environments_differ", "parents_directed")
-GATHERED = ("mean", "spread", "moments", "count", "evidence", "touching", "touched")
-_GATHERED: WeakKeyDictionary[Data, dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
-class InvariantPrediction(Program):
+class InvariantPrediction(ObservedEquations, Program):
+    gathered = ("mean", "spread", "moments", "count", "evidence", "touching", "touched")
     card = ModelCard(
         name="invariant_prediction",
         title="Invariant prediction",
@@ -261,30 +260,7 @@ class InvariantPrediction(Program):
         prior = own * math.log(chance) + (len(self.count) - own) * math.log1p(-chance)
         return hit, torch.where(free > 0, prior, torch.where(own > 0, -torch.inf, 0.0))
 
-    def _equations(
-        self, graph: Tensor, targets: Tensor, w: Tensor, precision: Tensor, *together: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Constant (case, latent), weights (case, parent, child) and noise (case, latent), in the data's units, where
-        the environments of each case act together."""
-        acting = w.new_zeros(len(together), len(targets))
-        for case, envs in enumerate(together):
-            acting[case, envs] = 1.0
-        mean, spread = self.mean.double(), self.spread.double()
-        offset, weight, s = interventions.equations(graph, targets, w, precision, acting, self.candidates, "soft")
-        weight = weight * spread / spread[:, None]
-        return mean + spread * offset - mean @ weight, weight, spread * s
-
-    def _acting(self, batch: Batch, *drawn: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """(rows,) which of the equations each row follows, and these equations."""
-        if batch.together is not None:
-            return torch.zeros_like(batch.env), self._equations(*drawn, list(batch.together))
-        return batch.env, self._equations(*drawn, *([e] for e in range(len(self.count))))
-
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return batch.x
 
     def _parent_sets(self) -> Tensor:
         """(latent, 2**candidates) probability of every set of parents, at the guide's mean of the log odds."""
@@ -324,26 +300,6 @@ class InvariantPrediction(Program):
         moments, count = (v.double().cpu().numpy() for v in (self.moments, self.count))
         return invariance.implied(moments, count, graph.cpu().numpy() > 0.5, hit.cpu().numpy() > 0.5)
 
-    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | graph, targets, weights, noise)."""
-        if "w" not in sites:
-            sites = sites | self.recovered(batch, sites)
-        own, (offset, weight, noise) = self._acting(
-            batch, sites["graph"], sites["targets"], sites["w"], sites["precision"]
-        )
-        x = batch.x.to(weight)
-        mean = torch.einsum("rp,epk->rek", x, weight)[torch.arange(len(x), device=own.device), own] + offset[own]
-        return Normal(mean, noise[own]).log_prob(x).sum(-1)
-
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        return ("exact",)
-
-    @property
-    def own_units(self) -> bool:
-        """x are the latents, told as they are; equations and priors are of standardised ones."""
-        return True
-
     # -- from data ---------------------------------------------------------------------------------------------
 
     @classmethod
@@ -359,13 +315,7 @@ class InvariantPrediction(Program):
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """All evidence, in closed form."""
-        known = _GATHERED.setdefault(data, {})  # chains of a fit, which start one after another, gather the same
-        key = repr((self.config, self.evidence.dtype))
-        if key in known:
-            self.put(**known[key])
-        else:
-            self._gather(data)
-            known[key] = {name: getattr(self, name).clone() for name in GATHERED}
+        self._gather_once(data)
         self.loc.add_(0.1 * torch.randn((), generator=generator))
 
     def _gather(self, data: Data) -> None:

@@ -55,6 +55,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import orders, regression, sharing
 from pyrocrl.lab.studies import ShiftedMechanisms
 from pyrocrl.options import Bounds, Positive
+from pyrocrl.parts.observed_equations import ObservedLatents
 from pyrocrl.program import check_rows
 
 MOST_LATENTS = 7  # moments are kept for each of the 2**latents sets of parents
@@ -71,7 +72,7 @@ COMPARED = ("observational_environment",)
 NONLINEAR, LINEAR = {"mechanism": "nonlinear"}, {"mechanism": "linear"}
 
 
-class MechanismShift(Program):
+class MechanismShift(ObservedLatents, Program):
     card = ModelCard(
         name="mechanism_shift",
         title="Sparse mechanism shifts",
@@ -340,15 +341,6 @@ class MechanismShift(Program):
             for k in range(x.shape[1])
         ]
         return torch.stack([law.log_prob(x[:, k]) for k, law in enumerate(laws)]).sum(0)
-
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        return ("exact",)
-
-    @property
-    def own_units(self) -> bool:
-        """x are the latents, told as they are; equations and priors are of standardised ones."""
-        return True
 
     # -- from data ---------------------------------------------------------------------------------------------
 

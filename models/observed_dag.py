@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyro
@@ -54,6 +53,7 @@ from pyrocrl.exact import all_subsets, interventions, orders, sharing
 from pyrocrl.exact import order_sampling as sampling
 from pyrocrl.lab.studies import ObservedGraph, SignallingGraph
 from pyrocrl.options import Bounds, Positive, Share, Size
+from pyrocrl.parts.observed_equations import ObservedEquations
 from pyrocrl.program import TargetMatrix, checked_targets
 
 MOST = 1000  # variables
@@ -67,11 +67,10 @@ GIVEN = (
 )
 SHARED = "the environments that share an equation are more than those that have any other one in common"
 COMPARED = ("observational_environment",)
-GATHERED = ("mean", "spread", "moments", "count", "candidates", "touching", "evidence", "touched")
-_GATHERED: WeakKeyDictionary[Data, dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
-class ObservedDAG(Program):
+class ObservedDAG(ObservedEquations, Program):
+    gathered = ("mean", "spread", "moments", "count", "candidates", "touching", "evidence", "touched")
     card = ModelCard(
         name="observed_dag",
         title="Graphs of observed variables",
@@ -308,30 +307,10 @@ class ObservedDAG(Program):
         chance, own = self.config["target_probability"], hit.sum(-1)
         return hit, own * math.log(chance) + (self.free_count - own) * math.log1p(-chance)
 
-    def _equations(
-        self, graph: Tensor, targets: Tensor, w: Tensor, precision: Tensor, *together: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Constant (case, latent), weights (case, parent, child) and noise (case, latent), in the data's units, where
-        the environments of each case act together."""
-        acting = w.new_zeros(len(together), len(targets))
-        for case, envs in enumerate(together):
-            acting[case, envs] = 1.0
-        kind, (mean, spread) = self.config["intervention"], (self.mean.double(), self.spread.double())
-        offset, weight, s = interventions.equations(graph, targets, w, precision, acting, self.candidates, kind)
-        weight = weight * spread / spread[:, None]
-        return mean + spread * offset - mean @ weight, weight, spread * s
-
-    def _acting(self, batch: Batch, *drawn: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """(rows,) which of the equations each row follows, and these equations."""
-        if batch.together is not None:
-            return torch.zeros_like(batch.env), self._equations(*drawn, list(batch.together))
-        return batch.env, self._equations(*drawn, *([e] for e in range(len(self.hit))))
+    def _targets(self, sites: dict[str, Tensor]) -> Tensor:
+        return sites["targets"] if self.unknown else self.hit.double()
 
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return batch.x
 
     def _parent_sets(self) -> Tensor:
         """(latent, 2**candidates) probability of every set of parents, at the guide's mean of the log odds."""
@@ -356,25 +335,6 @@ class ObservedDAG(Program):
         out = torch.zeros_like(self.hit.double().mT)
         return out.scatter(1, self.touching, chance.clamp(0.0, 1.0)).mT
 
-    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log p(x_i | graph, targets, weights, noise)."""
-        if "w" not in sites:
-            sites = sites | self.recovered(batch, sites)
-        targets = sites["targets"] if self.unknown else self.hit.double()
-        own, (offset, weight, noise) = self._acting(batch, sites["graph"], targets, sites["w"], sites["precision"])
-        x = batch.x.to(weight)
-        mean = torch.einsum("rp,epk->rek", x, weight)[torch.arange(len(x), device=own.device), own] + offset[own]
-        return Normal(mean, noise[own]).log_prob(x).sum(-1)
-
-    @property
-    def latents_up_to(self) -> tuple[str, ...]:
-        return ("exact",)
-
-    @property
-    def own_units(self) -> bool:
-        """x are the latents, told as they are; equations and priors are of standardised ones."""
-        return True
-
     # -- from data ---------------------------------------------------------------------------------------------
 
     @classmethod
@@ -383,13 +343,7 @@ class ObservedDAG(Program):
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Candidates and all evidence, in closed form; then this chain's own run over orders."""
-        known = _GATHERED.setdefault(data, {})  # chains of a fit, which start one after another, gather the same
-        key = repr((self.config, self.evidence.dtype))
-        if key in known:
-            self.put(**known[key])
-        else:
-            self._gather(data)
-            known[key] = {name: getattr(self, name).clone() for name in GATHERED}
+        self._gather_once(data)
         if self.sampled:
             rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
             run = sampling.run(self.evidence.double(), self.candidates, self.prior, len(self.orders), rng)
