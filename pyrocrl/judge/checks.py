@@ -381,7 +381,8 @@ def _simple_structure(fit: Fit, data: Data) -> Lack | None:
         sure = free > 0 and _full_rank(others, own.shut[:, k], unsure)
         chance = stats.binom.logsf(free - 1, among, unseen) + rotations if sure else 0.0
         if chance > np.log(LEVEL):
-            said = f"loadings on {name} may be 0 by a rotation of dense ones (p below {np.exp(min(chance, 0.0)):.2g})"
+            said = f"loadings on {name} may be 0 by a rotation of dense ones"
+            said += f" (p below {np.exp(chance):.2g})" if chance < np.log(0.5) else ""
             # `unseen` falls with the root of the rows
             short = stats.binom.logsf(probably - 1, among, unseen) + rotations - np.log(LEVEL)
             times = float(np.exp(max(0.0, 2 * short / probably))) if probably > 0 else np.inf

@@ -130,7 +130,7 @@ def loadings(tree: xr.DataTree) -> xr.DataArray:
         return _named(mean.transpose("feature", "latent")).assign_attrs(kind="loading")
     z = latent_means(tree)
     x, names = _seen(tree)
-    r = _standard(x).T @ _standard(z.to_numpy()) / len(x)
+    r = _correlation(x, z.to_numpy())
     return xr.DataArray(
         r, dims=("feature", "latent"), coords={"feature": names, "latent": z["latent"]}, attrs={"kind": "correlation"}
     )
@@ -142,8 +142,7 @@ def explained(tree: xr.DataTree) -> NDArray[np.float64]:
     Latents that are correlated share what they have in common.
     """
     x, _ = _seen(tree)
-    r = _standard(x).T @ _standard(latent_means(tree).to_numpy()) / len(x)
-    return (r**2).mean(0)
+    return (_correlation(x, latent_means(tree).to_numpy()) ** 2).mean(0)
 
 
 def ranking(strength: ArrayLike, loading: ArrayLike) -> NDArray[np.int64]:
@@ -661,15 +660,16 @@ def predictive(tree: xr.DataTree) -> Figure:
     chains, draws = replicated.shape[:2]
     looked = np.unique(np.linspace(0, draws - 1, max(1, min(draws, PREDICTED // chains))).astype(int))
     statistics: list[tuple[str, Callable[[Floats], Floats]]] = [
-        ("mean", lambda x: x.mean(0)),
-        ("standard deviation", lambda x: x.std(0)),
+        ("mean", lambda x: np.nanmean(x, 0)),
+        ("standard deviation", lambda x: np.nanstd(x, 0)),
     ]
+    missing = np.isnan(observed)
     if (observed == 0).any():
-        statistics.append(("share of zeros", lambda x: (x == 0).mean(0)))
+        statistics.append(("share of zeros", lambda x: (x == 0).sum(0) / (~missing).sum(0)))
     drawn: list[list[Floats]] = [[] for _ in statistics]
     for c in range(chains):
         for d in looked:
-            x = replicated[c, d].to_numpy()
+            x = np.where(missing, np.nan, replicated[c, d].to_numpy())
             for out, (_, statistic) in zip(drawn, statistics, strict=True):
                 out.append(statistic(x))
     weight = np.repeat(chain_weights(tree) / len(looked), len(looked))
@@ -866,6 +866,18 @@ def _standard(z: Floats) -> Floats:
     spread = z.std(0)
     alive = spread > 1e-12 * np.maximum(np.abs(z).max(0), 1e-300)
     return np.asarray(np.where(alive, z - z.mean(0), 0.0) / np.where(alive, spread, 1.0))
+
+
+def _correlation(x: Floats, z: Floats) -> Floats:
+    """(feature, latent) correlation over the rows in which the feature was measured; 0 where either is constant."""
+    there = np.isfinite(x)
+    count = np.maximum(there.sum(0), 1)[:, None]
+    x = np.where(there, x, 0.0)
+    x = np.where(there, x - x.sum(0) / count[:, 0], 0.0)
+    z = z - z.mean(0)
+    spread = np.sqrt(np.maximum(there.T @ z**2 / count - (there.T @ z / count) ** 2, 0.0))
+    scale = np.sqrt((x**2).sum(0)[:, None] / count) * spread
+    return np.asarray(np.where(scale > 1e-12 * scale.max(), x.T @ z / count / np.maximum(scale, 1e-300), 0.0))
 
 
 def _auroc(above: Floats, below: Floats) -> Floats:
