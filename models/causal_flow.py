@@ -72,8 +72,8 @@ from pyrocrl.program import (
 )
 
 GIVEN = ("noise is Gaussian", "structural equations are linear", "interventions are perfect", "mixing is invertible")
-ONCE = ("observational_environment", "one_intervention_per_latent", "single_targets", "perfect_interventions")
-TWICE = ("observational_environment", "two_interventions_per_latent", "single_targets", "perfect_interventions")
+EACH = ("observational_environment", "single_targets", "perfect_interventions", "readings_apart")
+ONCE, TWICE = (*EACH, "one_intervention_per_latent"), (*EACH, "two_interventions_per_latent")
 TOLD, UNKNOWN = {"targets": ("known", "relabelled")}, {"targets": "unknown"}
 
 
@@ -169,6 +169,7 @@ class CausalFlow(MarginalSEM, Program):
             project=torch.eye(latents),
             offset=torch.zeros(latents),
             log_jacobian=torch.zeros(()),  # mean log |det dy / dx|, times the counts
+            rival=torch.tensor(torch.inf),  # `margin`
         )
 
     # -- the story, what is fitted, and the way back -----------------------------------------------------------
@@ -243,6 +244,9 @@ class CausalFlow(MarginalSEM, Program):
     def targets_matrix(self) -> Tensor | None:
         return self.target if self.config["targets"] != "known" else None
 
+    def margin(self) -> float | None:
+        return float(self.rival)
+
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | M, weights, noise)."""
         unmixing, equations = self._of_draw(batch, sites)
@@ -258,8 +262,9 @@ class CausalFlow(MarginalSEM, Program):
         batch = data.tensors(self.target.device, torch.float32)
         hypotheses = self._hypotheses() if self.unknown else []
         sizes = self.config["width"], self.config["steps"]
-        flow = contrastive_flow.train(batch.x, batch.env, self.target.float(), *sizes, generator, hypotheses)
+        flow, rival = contrastive_flow.train(batch.x, batch.env, self.target.float(), *sizes, generator, hypotheses)
         self.flow.load_state_dict(flow.state_dict())
+        self.put(rival=torch.tensor(rival))
         self._gather(data)
         found = [(mode, target) for target in self._hypotheses() for mode in self._modes(target, generator)]
         evidence = torch.stack([mode.log_evidence for mode, _ in found])
@@ -294,11 +299,12 @@ class CausalFlow(MarginalSEM, Program):
         self.log_jacobian.copy_(volume)
 
     def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
-        """The maximum under these targets, from the theorem's candidates."""
-        candidates = directions.candidate_rows(self._environments()._replace(target=target), generator)
+        """The maximum under these targets, from the theorem's candidates and the planes that hold them."""
+        environments = self._environments()._replace(target=target)
+        candidates = directions.candidate_rows(environments, generator)
         objective = functools.partial(self._objective, target=target)
-        rivals = 0 if self.unknown else directions.EFFORT.rivals
-        starts = directions.choose_rows(candidates, objective, rivals, generator)
+        starts = directions.starts_around(environments, candidates, objective, generator)
+        starts = starts[: 1 if self.unknown else 1 + directions.EFFORT.rivals]
         return directions.best_modes(directions.climb(objective, starts), 1)
 
     @classmethod

@@ -419,6 +419,11 @@ class Program(nn.Module, metaclass=_InTurn):
         scale apart. Models whose claims need that dynamics tell latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
+    def margin(self) -> float | None:
+        """By how many nats the likeliest other latents that were found are less likely than the chain's, infinite where
+        there are none; None where a chain looks for no others."""
+        return None
+
     def noise_share(self, batch: Batch) -> Tensor | None:
         """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None
         where no direction is free of latents."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,9 @@ import pyrocrl
 from pyrocrl import InputError, simulate
 from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
+from pyrocrl.exact import linear_sem
+from pyrocrl.judge.checks import CHECKS
+from pyrocrl.lab.verdicts import HARD, linear_world
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin
 from pyrocrl.parts.nets import Residual
 
@@ -174,7 +179,7 @@ def test_construction_undoes_a_curved_mixing() -> None:
     x = ((x - x.mean(0)) / x.std(0)).float()
     target = torch.cat([torch.zeros(1, 3), HIT.float()])
     state = torch.random.get_rng_state()
-    encoder, unmixing = contrastive.construct(
+    encoder, unmixing, _ = contrastive.construct(
         x, group, target, width=32, steps=150, generator=torch.Generator().manual_seed(0)
     )
     assert torch.equal(state, torch.random.get_rng_state())
@@ -182,6 +187,49 @@ def test_construction_undoes_a_curved_mixing() -> None:
         h = (encoder(x).double() @ unmixing.mT).numpy()
     matched = np.abs(np.corrcoef(z.numpy().T, h.T)[:3, 3:]).diagonal()
     assert matched.min() > 0.97
+
+
+def nearly_cancelling(seed: int) -> tuple[torch.Tensor, torch.Tensor, linear_sem.Environments]:
+    """Latents (rows, latent) whose direct and indirect ways may nearly cancel, a chart of them that is not quite affine
+    and its moments."""
+    data = linear_world(seed, HARD, rows=1000, noise=0.0, features=3)
+    z = torch.as_tensor(data.truth["z"])
+    rng = np.random.default_rng(seed)
+    turn, other = (torch.as_tensor(np.linalg.qr(rng.standard_normal((3, 3)))[0]) for _ in range(2))
+    y = (z - z.mean(0)) / z.std(0) @ turn
+    y = y + 0.1 * torch.tanh(2 * y @ other)
+    target = torch.cat([torch.zeros(1, 3), HIT])
+    return z, y, contrastive.moments(y, torch.as_tensor(data.env), target)
+
+
+@pytest.mark.parametrize("seed", [1, 12])  # the theorem's candidates alone lead to others: correlations .37, .47
+def test_the_search_finds_latents_whose_ways_nearly_cancel(seed: int) -> None:
+    z, y, environments = nearly_cancelling(seed)
+    found = contrastive.optima(environments, torch.Generator().manual_seed(0))
+    values = [float(one.value) for one in found]
+    assert values == sorted(values, reverse=True)
+
+    def matched(unmixing: torch.Tensor) -> np.ndarray:
+        return np.abs(np.corrcoef((y @ unmixing.mT).numpy().T, z.numpy().T)[:3, 3:]).diagonal()
+
+    assert matched(found[0].unmixing).min() > 0.97
+    assert all(matched(one.unmixing).min() < 0.97 for one in found[1:])
+    settled = environments.transform(found[1].unmixing)  # a chart that was bent to other latents keeps to them
+    near = contrastive.likely(settled, 0.0125, True, torch.Generator().manual_seed(0))
+    assert (near[0] / near[0].abs().max(1, keepdim=True).values - torch.eye(3)).abs().max() < 0.3
+    best = contrastive.likely(settled, 0.0, True, torch.Generator().manual_seed(0))
+    assert len(best) == 1 and matched(best[0] @ found[1].unmixing).min() > 0.97
+
+
+def test_other_latents_that_are_nearly_as_likely_leave_it_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = LinearSEMNonlin.example()
+    fit = pyrocrl.fit(program, data, chains=1, epochs=1, least_steps=1, progress=False)
+    holds = CHECKS["readings_apart"]
+    monkeypatch.setattr(LinearSEMNonlin, "margin", lambda _: math.inf)
+    assert holds(fit, data) is None
+    monkeypatch.setattr(LinearSEMNonlin, "margin", lambda _: 2.0)
+    lack = holds(fit, data)
+    assert lack is not None and "(2.0 nats less)" in lack.reason and lack.rows == 5 * data.rows
 
 
 def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +246,10 @@ def test_round_that_does_not_help_on_kept_rows_is_undone(monkeypatch: pytest.Mon
     monkeypatch.setattr(Chart, "train_on", lambda *_: None)
     monkeypatch.setattr(Contrast, "train_on", train_on)
     target = torch.cat([torch.zeros(1, 3), HIT.float()])
-    encoder, _ = contrastive.construct(z, group, target, width=8, steps=4, generator=torch.Generator().manual_seed(0))
+    plan = contrastive.PLAN._replace(branches=1)
+    found = contrastive.construct(z, group, target, 8, 4, torch.Generator().manual_seed(0), plan=plan)
     assert len(states) == 2
-    assert all(torch.equal(value, states[0][name]) for name, value in encoder.state_dict().items())
+    assert all(torch.equal(value, states[0][name]) for name, value in found.encoder.state_dict().items())
 
 
 def test_dispersion_is_one_for_a_structural_equation_model_and_more_for_errors() -> None:

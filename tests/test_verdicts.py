@@ -144,6 +144,7 @@ ELSEWHERE = {
     "two_interventions_per_latent",
     "enough_settings",
     "clusters_apart",  # in `test_linear_latent_sem`
+    "readings_apart",  # in `test_contrastive`
     "axes_told",  # in `test_heavy_tailed_fa`
 }
 

@@ -15,9 +15,11 @@ good a classifier as the latents are; and wrong graphs, signs and directions are
    cross-entropy of these laws as a classifier, the distance between the law of residuals in every class and N(0, I),
    and the error of x decoded from h. The loss does not change under affine maps of h, so that there are no graphs,
    signs or permutations to be wrong about, and what has it at its least is affine in the latents;
-3. `affine` solves the linear case (`linear_sem.log_marginal`), `fitted` gives the equations, and both are put into the
+3. `optima` solves the linear case (`linear_sem.log_marginal`), `fitted` gives the equations, and both are put into the
    networks, which then minimise the same loss with the law of the equations (`Contrast`): far fewer parameters for
-   the same rows;
+   the same rows. Where direct and indirect ways nearly cancel, a chart that is right to 1 % has several optima that
+   are nearly as likely, and a network can bend to each: they are tried, and the one with the least loss and misfit
+   kept;
 4. the third step again from its own result, while the loss on rows kept out of it falls: from a chart that is not yet
    affine in the latents `affine` takes wrong directions and orders, and from a better one it mends them;
 5. `affine` once more.
@@ -30,6 +32,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
@@ -45,6 +48,7 @@ from pyrocrl.turns import drawing
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed: a step costs d^2 2^d
+SAME, OTHER = 0.97, 0.95  # correlations from which two maps read the same latent, and below which another one
 CLIMB = 200  # steps of it
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
 SLICES = 32  # directions along which residuals are compared with a normal law in a step
@@ -130,11 +134,20 @@ def dispersion(environments: linear_sem.Environments) -> float:
     return max(1.0, found.deviance / found.freedom)
 
 
-def affine(environments: linear_sem.Environments, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(unmixing (latent, latent), log-likelihood) of the linear case: rows that make y's law that of a graph.
+class Optimum(NamedTuple):
+    """A local maximum of the linear case: unmixing (latent, latent) of y, its log-likelihood, and whether y is what it
+    reads, but for signs and scales."""
 
-    They start as the theorem's candidates or those of the identity, whichever are likelier. Rows count as FEWER times
-    fewer: with all of them the objective takes errors of y for edges.
+    unmixing: Tensor
+    value: Tensor
+    own: bool
+
+
+def optima(environments: linear_sem.Environments, generator: torch.Generator) -> list[Optimum]:
+    """Unmixings that make y's law that of a graph, the likeliest first, no two of which read the same latents.
+
+    They start as the best choices among the theorem's candidates, those of the identity, and rows of the planes that
+    hold them. Rows count as FEWER times fewer: with all of them the objective takes errors of y for edges.
     """
     environments = environments._replace(count=(environments.count / FEWER).clamp_min(2.0))
     root = directions.whitening(environments.pooled((environments.target.sum(1) == 0).to(environments.cov))[2])
@@ -147,10 +160,35 @@ def affine(environments: linear_sem.Environments, generator: torch.Generator) ->
     own = torch.linalg.inv(root)
     own = own / own.norm(dim=-1, keepdim=True)
     candidates = torch.cat([directions.candidate_rows(white, generator), own[:, None]], 1)
-    starts = directions.choose_rows(candidates, objective, 2 if len(root) <= CHEAP else 0, generator)
-    found = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
-    rows, value = max(((rows, objective(rows)) for rows in found), key=lambda pair: float(pair[1]))
-    return rows / rows.norm(dim=-1, keepdim=True) @ root, value
+    cheap = len(root) <= CHEAP
+    starts = directions.choose_rows(candidates, objective, 2 if cheap else 0, generator)
+    if cheap:
+        starts = torch.cat([starts, directions.starts_around(white, candidates, objective, generator), own[None]])
+    cov = white.pooled(torch.ones_like(white.count))[2]
+    climbed = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
+    rows = sorted(climbed, key=lambda rows: -float(objective(rows)))
+    kept: list[Tensor] = []
+    for one in rows:
+        if not any(_same(one, better, cov) for better in kept):
+            kept.append(one / one.norm(dim=-1, keepdim=True))
+    return [Optimum(one @ root, objective(one), _same(one, own, cov)) for one in kept]
+
+
+def _same(rows: Tensor, others: Tensor, cov: Tensor) -> bool:
+    """Whether two unmixings of y, which has this covariance, read the same latents."""
+    scale = (quadratic(rows, cov) * quadratic(others, cov)).sqrt()
+    return bool((((rows @ cov) * others).sum(-1).abs() >= SAME * scale).all())
+
+
+def likely(
+    environments: linear_sem.Environments, within: float, settled: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Unmixings of the optima within so many nats a row of the best. settled: y was bent to equations, and is what one
+    of them reads: that one comes first, for what the others gain is not more than errors of y."""
+    found = optima(environments, generator)
+    enough = found[0].value - within * environments.count.sum() / FEWER
+    near = [one for one in found if one.value >= enough]
+    return [one.unmixing for one in sorted(near, key=lambda one: not (settled and one.own))]
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
@@ -272,6 +310,24 @@ class Chart(nn.Module):
         entropy, distance, error = self.terms(x, group, slices)
         return entropy + self.normality * distance + self.reconstruction * error + self.penalty()
 
+    @torch.no_grad()
+    def apart(self, x: Tensor, group: Tensor, target: Tensor) -> float:
+        """By how many nats a Gaussian law of its own for every class fits h better than equations do: a sharper test
+        than the distance from a normal law."""
+        return misfit(moments(self.encoder(x), group, target)).deviance / 2
+
+    @torch.no_grad()
+    def differs(self, other: Chart, x: Tensor) -> bool:
+        """Whether some output of h correlates less than OTHER with the same one of another chart."""
+        both = torch.cat([self.encoder(x), other.encoder(x)], 1).double()
+        latents = both.shape[1] // 2
+        return bool(torch.corrcoef(both.mT)[:latents, latents:].diagonal().abs().min() < OTHER)
+
+    @torch.no_grad()
+    def error(self, x: Tensor, group: Tensor, slices: int) -> float:
+        """The loss of these rows."""
+        return float(self.loss(x, group, slices))
+
     def train_on(
         self,
         x: Tensor,
@@ -288,6 +344,16 @@ class Chart(nn.Module):
             return self.loss(x[pick], group[pick], SLICES)
 
         minimise(self, loss, rows, steps, self.batch * len(self.share), generator, lr, heat)
+
+    def bent(self, unmixing: Tensor, x: Tensor, group: Tensor, target: Tensor) -> Contrast:
+        """A copy whose h is unmixing h, standardised, with the equations that fit it; target: (class, latent)."""
+        chart = Chart(copy.deepcopy(self.encoder), copy.deepcopy(self.decoder), self.share.exp())
+        found = moments(chart.encoder(x), group, target).transform(unmixing)
+        _, mean, cov = found.pooled(torch.ones_like(found.count))
+        sd = cov.diagonal().sqrt()
+        chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
+        equations = fitted(moments(chart.encoder(x), group, target))
+        return Contrast(chart.encoder, chart.decoder, self.share.exp(), target[1:], equations)
 
     @torch.no_grad()
     def reparametrise(self, unmixing: Tensor, offset: Tensor) -> None:
@@ -339,22 +405,34 @@ class Contrast(Chart):
 
 
 class Plan(NamedTuple):
-    """layers: of h's network. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
+    """layers: of h's network. branches: optima of the third step's affine map that are tried, at most, within so many
+    nats a row of the best. rounds: of the third step, at most. normality: its weight there. cooling: of the rates of
     optimisation, from one round to the next. pretrain: steps of the first step, in those of each later one. kept: one
-    row in this many is kept out, to tell whether a round helped, by residuals along last_slices directions. regressed:
-    rows, at most, of the regressions that tell which classes share a latent."""
+    row in this many is kept out, to tell whether a round helped, by residuals along last_slices directions. looked_at:
+    rows, at most, by which optima are compared, and of the regressions that tell which classes share a latent."""
 
     layers: int = 3
+    branches: int = 3
+    within: float = 0.0125
     rounds: int = 5
     normality: float = Contrast.normality
     cooling: float = 1.0
     pretrain: float = 0.25
     kept: int = 10
     last_slices: int = 256
-    regressed: int = 20_000
+    looked_at: int = 20_000
 
 
 PLAN = Plan()
+
+
+class Start(NamedTuple):
+    """encoder: h; unmixing (latent, latent): latents are unmixing h(x). rival: by how many nats the best of the other
+    optima that were tried, which bent h to other latents, is worse; infinite where there was none."""
+
+    encoder: Residual
+    unmixing: Tensor
+    rival: float
 
 
 def construct(
@@ -366,8 +444,8 @@ def construct(
     generator: torch.Generator,
     hypotheses: Sequence[Tensor] = (),
     plan: Plan = PLAN,
-) -> tuple[Residual, Tensor]:
-    """(h, unmixing): z = unmixing h(x), by the five steps of this file.
+) -> Start:
+    """h and its unmixing, by the five steps of this file.
 
     x: (rows, inputs), standardised; target: (env, latent) in {0, 1}; steps: of the second step, and of each round of
     the third. hypotheses: of targets, where they are unknown, environment 0 is observational and every latent has two
@@ -388,13 +466,13 @@ def _construct(
     generator: torch.Generator,
     hypotheses: Sequence[Tensor],
     plan: Plan,
-) -> tuple[Residual, Tensor]:
+) -> Start:
     changed = torch.nonzero(target.sum(1) > 0).flatten()
     group = torch.zeros_like(env)
     for position, e in enumerate(changed.tolist()):
         group[env == e] = position + 1
-    hit, latents = target[changed], target.shape[1]
-    target = torch.cat([torch.zeros_like(hit[:1]), hit])  # (class, latent)
+    latents = target.shape[1]
+    target = torch.cat([torch.zeros_like(target[:1]), target[changed]])  # (class, latent)
     share = one_hot(group, len(target)).to(x).mean(0)
     mixed = torch.randperm(len(x), generator=generator).to(x.device)
     out = max(1, len(x) // plan.kept)
@@ -405,39 +483,43 @@ def _construct(
         paired_start(encoder, x, group, rows, steps, hypotheses, generator, plan)
         with torch.no_grad():
             h = moments(encoder(x), group, target)
-            fits = [affine(h._replace(target=one.double()), generator)[1] for one in hypotheses]
+            fits = [optima(h._replace(target=one.double()), generator)[0].value for one in hypotheses]
         target = hypotheses[int(torch.stack(fits).argmax())].to(target)
-        hit = target[1:]
     else:
         linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)
 
-    def error(pick: Tensor, _: float) -> Tensor:
+    def decoded(pick: Tensor, _: float) -> Tensor:
         return mse_loss(decoder(encoder(x[pick])), x[pick])
 
     first = decoder if hypotheses else chart  # reconstruction alone would undo the log-odds
-    minimise(first, error, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
+    minimise(first, decoded, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
     if not hypotheses:
         chart.train_on(x, group, rows, steps, generator)
-    best, least = copy.deepcopy(encoder), math.inf
+    best, least, rival = chart.encoder, math.inf, math.inf
+    look = mixed[: plan.looked_at]
     for turn in range(plan.rounds):
         with torch.no_grad():
-            found = moments(encoder(x), group, target)
-            unmixing, _ = affine(found, generator)
-            _, mean, cov = found.transform(unmixing).pooled(torch.ones_like(found.count))
-            sd = cov.diagonal().sqrt()
-            chart.reparametrise((unmixing / sd[:, None]).to(x), (-mean / sd).to(x))
-            equations = fitted(moments(encoder(x), group, target))
-        contrast = Contrast(encoder, decoder, share, hit, equations)
-        contrast.normality = plan.normality
-        contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
-        with torch.no_grad():
-            reached = float(contrast.loss(x[kept], group[kept], plan.last_slices))
+            near = likely(moments(chart.encoder(x), group, target), plan.within, turn > 0, generator)
+            tried = [chart.bent(one, x, group, target) for one in near[: 1 if turn else plan.branches]]
+        for contrast in tried:
+            contrast.normality = plan.normality
+            contrast.train_on(x, group, rows, steps, generator, heat=plan.cooling**turn)
+        if not turn:
+            apart = [one.apart(x, group, target) for one in tried]
+            error = [one.error(x[look], group[look], plan.last_slices) for one in tried]
+            nats = len(x) * np.array(error) + np.array(apart)
+            others = [one.differs(tried[int(nats.argmin())], x[look]) for one in tried]
+            rival = float(np.min(nats[others] - nats.min(), initial=math.inf))
+            tried = [tried[int(nats.argmin())]]
+        (chart,) = tried
+        reached = chart.error(x[kept], group[kept], plan.last_slices)
         if not reached < least:
             break
-        best, least = copy.deepcopy(encoder), reached
+        least, best = reached, chart.encoder
     with torch.no_grad():
-        return best, affine(moments(best(x), group, target), generator)[0]
+        unmixing = likely(moments(best(x), group, target), plan.within, True, generator)[0]
+    return Start(best, unmixing, rival)
 
 
 @torch.no_grad()
@@ -475,7 +557,7 @@ def paired_start(
 
     minimise(encoder, loss, rows, steps, BATCH * classes, generator)
     with torch.no_grad():
-        logits = encoder(x[rows[: plan.regressed]]).double()
+        logits = encoder(x[rows[: plan.looked_at]]).double()
         odds = logits[:, 1:] - logits[:, :1]
         left = []
         for target in hypotheses:

@@ -38,13 +38,13 @@ def train(
     generator: torch.Generator,
     hypotheses: Sequence[Tensor] = (),
     effort: Effort = EFFORT,
-) -> FreeFormFlow:
-    """A flow whose latents are affine in those of the equations. Arguments are those of `contrastive.construct`, of
-    features x (rows, feature) as they are."""
+) -> tuple[FreeFormFlow, float]:
+    """A flow whose latents are affine in those of the equations, and `contrastive.Start.rival`. Arguments are those of
+    `contrastive.construct`, of features x (rows, feature) as they are."""
     flow = FreeFormFlow(x.shape[1], width).to(x)
     inputs = flow.start(x)
     plan = PLAN._replace(rounds=effort.rounds) if hypotheses else PLAN
-    encoder, _ = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
+    encoder, _, rival = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
     flow.encoder.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         h, g = encoder(inputs), flow.gaussianise(x)[0]
@@ -52,7 +52,7 @@ def train(
     with drawing(seed):
         flow.decoder = Residual(x.shape[1], x.shape[1], width).to(x)
     optimise.regress(flow.decoder, h, g, max(1, int(effort.decoder * steps)), generator)
-    return flow
+    return flow, rival
 
 
 def pairings(latents: int) -> Iterator[np.ndarray]:

@@ -25,6 +25,7 @@ from pyrocrl.parts.guides import FullNormalBlock
 Objective = Callable[[Tensor], Tensor]
 JOINT = 32  # candidates for a row that only joint interventions change
 MANY = 8  # latents above which a start takes seconds
+ANGLES, CHOICES = 8, 8  # rows around a plane, and choices among candidates from which an unmixing starts
 
 
 class Effort(NamedTuple):
@@ -166,6 +167,25 @@ def candidate_rows(
     return out / out.norm(dim=-1, keepdim=True)
 
 
+def plane_rows(environments: Environments, angles: int) -> Tensor:
+    """Rows (d, angles, d) all around the plane that holds the row of each target after perfect interventions: that of
+    the two leading eigenvectors of the change of precision (see `score_difference_directions`), of all environments
+    that intervene on it. Where moments are a little off, the two candidates of the theory are too, and the plane less.
+    """
+    reference = (environments.target.sum(1) == 0).to(environments.cov)
+    root = whitening(environments.pooled(reference)[2])
+    white = environments.transform(root)
+    eye = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    angle = torch.arange(angles, dtype=root.dtype, device=root.device) * (math.pi / angles)
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    rows = []
+    for hit in white.target.mT:
+        value, vector = torch.linalg.eigh(torch.linalg.inv(white.pooled(hit.to(root))[2]) - eye)
+        rows.append(circle @ vector[:, value.abs().argsort(descending=True)[:2]].mT)
+    out = torch.stack(rows) @ root
+    return out / out.norm(dim=-1, keepdim=True)
+
+
 def resample(environments: Environments, generator: torch.Generator) -> Environments:
     """A parametric bootstrap of the covariances: Wishart draws (Bartlett's decomposition) at each count."""
     d = environments.cov.shape[-1]
@@ -203,6 +223,18 @@ def choose_rows(candidates: Tensor, objective: Objective, rivals: int, generator
     values = torch.where(changed, values, -torch.inf)
     order = values.argsort(descending=True)[: min(rivals, int(changed.sum()))]
     return torch.cat([candidates[node, choice][None], rows[order]])
+
+
+def starts_around(
+    environments: Environments, candidates: Tensor, objective: Objective, generator: torch.Generator
+) -> Tensor:
+    """Unmixings (start, d, d), likeliest first: choices (`choose_rows`) among candidates (d, candidate, d) and rows of
+    the planes of all around, each from a random first choice."""
+    wide = torch.cat([candidates, plane_rows(environments, ANGLES)], 1)
+    found = torch.stack([choose_rows(wide, objective, 0, generator)[0] for _ in range(CHOICES)])
+    found = torch.unique(found, dim=0)
+    values = torch.stack([objective(rows) for rows in found]).nan_to_num(nan=-torch.inf)
+    return found[values.argsort(descending=True)]
 
 
 class Mode(NamedTuple):

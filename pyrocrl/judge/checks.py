@@ -60,6 +60,7 @@ REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
 MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
 FIXED = 0.33  # part of a direction's variance that they have
+RIVAL = 10.0  # nats by which latents should be likelier than others that a network finds
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
 
@@ -885,6 +886,15 @@ def _firing(fit: Fit, data: Data) -> np.ndarray:
     return chance.double().cpu().numpy()[:, fit.alignments[fit.reference].permutation]
 
 
+def _readings_apart(fit: Fit, data: Data) -> Lack | None:
+    """Other latents that a network was bent to from the same start, less likely by few nats: `RIVAL`."""
+    margin = fit.chains.chain(fit.reference).margin()
+    if margin is None or margin >= RIVAL:
+        return None
+    reason = f"other latents explain the environments nearly as well ({margin:.1f} nats less)"
+    return Lack(reason, "more rows, or stronger interventions", rows=data.rows * min(RIVAL / max(margin, 0.1), FAR))
+
+
 def _environments_differ(fit: Fit, data: Data) -> Lack | None:
     """Whether some environment changes the equation of some column, as the posterior has it. Which of two environments
     has an equation of its own is a matter of names."""
@@ -955,6 +965,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "directions_apart": _directions_apart,
     "fire_apart": _fire_apart,
     "environments_differ": _environments_differ,
+    "readings_apart": _readings_apart,
     "parents_directed": _parents_directed,
 }
 
