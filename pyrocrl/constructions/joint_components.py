@@ -68,7 +68,7 @@ def improve(x: Floats, share: Floats, steps: int, tolerance: float = 1e-3) -> Mi
     return Mixture(*law, share, fit)
 
 
-def halves(x: Floats, variance: Floats, known: bool, rng: np.random.Generator) -> tuple[float, Floats]:
+def halves(x: Floats, variance: Floats, known: bool) -> tuple[float, Floats]:
     """What it gains to take these rows for two components, and shares (rows, 2): by BIC, with noise of this variance
     where it is known, else with one of their own."""
     rows, features = x.shape
@@ -79,10 +79,10 @@ def halves(x: Floats, variance: Floats, known: bool, rng: np.random.Generator) -
     own = np.maximum(x.var(0), LEAST)
     one = expect(x, np.ones(1), x.mean(0)[None], variance if known else own)[1]
     two = one
-    for _ in range(25):
+    for step in range(25):
         weight, mean, noise = maximise(x, share)
         share, fit = expect(x, weight, mean, variance if known else noise)
-        if fit - two < 1e-3 and _ > 3:
+        if fit - two < 1e-3 and step > 3:
             break
         two = fit
     if share.sum(0).min() < FEW:
@@ -90,14 +90,14 @@ def halves(x: Floats, variance: Floats, known: bool, rng: np.random.Generator) -
     return two - one - 0.5 * np.log(rows) * (features + 1), share
 
 
-def split(x: Floats, now: Mixture, known: bool, rng: np.random.Generator) -> Floats | None:
+def split(x: Floats, now: Mixture, known: bool) -> Floats | None:
     """Shares with all components split that gain by it, or None."""
     label, parts, any_split = now.share.argmax(1), [], False
     for c in range(now.share.shape[1]):
         own = label == c
         parts.append(now.share[:, c : c + 1])
         if own.sum() > 2 * FEW:
-            gain, half = halves(x[own], now.variance, known, rng)
+            gain, half = halves(x[own], now.variance, known)
             if gain > 0:
                 any_split = True
                 both = np.full((len(x), 2), 0.5)
@@ -125,16 +125,16 @@ def merged(x: Floats, now: Mixture) -> Mixture:
     return now
 
 
-def components(x: Floats, most: int, rng: np.random.Generator) -> Mixture:
+def components(x: Floats, most: int) -> Mixture:
     """A mixture of so many components as BIC asks for, `most` at most; x: (rows, feature), standardised."""
     now = improve(x, np.ones((len(x), 1)), 2)
     for known in (False, True):
         while len(now.weight) < most:
-            share = split(x, now, known, rng)
+            share = split(x, now, known)
             if share is None:
                 break
-            now_too = improve(x, share, 30)
-            if now_too.bic <= now.bic:
+            more = improve(x, share, 30)
+            if more.bic <= now.bic:
                 break
-            now = now_too
+            now = more
     return merged(x, improve(x, now.share, 100))

@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pyrocrl.constructions import joint_components
-from pyrocrl.constructions.joint_components import LEAST, Mixture
+from pyrocrl.constructions.joint_components import LEAST, Mixture, expect
 from pyrocrl.exact import joint_states
 from pyrocrl.exact.joint_states import digits, log_counts, parent_scores, pooled, slots, subsets
 
@@ -60,10 +60,10 @@ class Tuples(NamedTuple):
 # -- tuples of components --------------------------------------------------------------------------------------
 
 
-def tuples(x: Floats, variable: Ints, most: int, rng: np.random.Generator) -> Tuples:
+def tuples(x: Floats, variable: Ints, most: int) -> Tuples:
     """Components of each variable by itself, and how they go together: weights of the tuples in which rows fall, at
     their most probable, by expectation-maximisation (a concave problem)."""
-    each = [joint_components.components(x[:, variable == v], most, rng) for v in range(variable.max() + 1)]
+    each = [joint_components.components(x[:, variable == v], most) for v in range(variable.max() + 1)]
     label = np.stack([mixture.share.argmax(1) for mixture in each], 1)
     kinds, count = np.unique(label, axis=0, return_counts=True)
     kinds = kinds[np.argsort(-count, kind="stable")[:MOST_TUPLES]]
@@ -72,16 +72,16 @@ def tuples(x: Floats, variable: Ints, most: int, rng: np.random.Generator) -> Tu
         mean[:, variable == v], variance[variable == v] = mixture.mean[kinds[:, v]], mixture.variance
     weight = np.full(len(kinds), 1 / len(kinds))
     for step in range(60):
-        share = joint_components.expect(x, weight, mean, variance)[0]
+        share = expect(x, weight, mean, variance)[0]
         weight = share.mean(0)
         if step % 10 == 9 and (kept := weight * len(x) > min(step // 10, 4)).any():
             kinds, mean, weight = kinds[kept], mean[kept], weight[kept] / weight[kept].sum()
-    return Tuples(kinds, joint_components.expect(x, weight, mean, variance)[0])
+    return Tuples(kinds, expect(x, weight, mean, variance)[0])
 
 
-def tuples_of_mixture(x: Floats, variable: Ints, most: int, rng: np.random.Generator) -> Tuples:
+def tuples_of_mixture(x: Floats, variable: Ints, most: int) -> Tuples:
     """Components of all variables at once, those of each variable merged where its evidence says that they are one."""
-    found = joint_components.components(x, most, rng)
+    found = joint_components.components(x, most)
     label = [_distinct(found, variable == v) for v in range(variable.max() + 1)]
     return Tuples(np.stack(label, 1), found.share)
 
@@ -179,7 +179,7 @@ def improve(x: Floats, variable: Ints, sizes: Sequence[int], parents: Bools, sha
             left[own] -= (sums**2 / size[:, None]).sum(0)
             mean[:, own] = (sums / size[:, None])[slot]
         weight, variance = count / rows, np.maximum(left / rows, LEAST)
-        share, fit = joint_components.expect(x, weight, mean, variance)
+        share, fit = expect(x, weight, mean, variance)
         if fit - before < 1e-3:
             break
         before = fit
@@ -233,14 +233,12 @@ def _ranked(x: Floats, variable: Ints, found: Tuples, latents: int, states: int,
     return sorted(((value(chosen), chosen) for chosen in sets), key=lambda one: -one[0])[:TRIED]
 
 
-def search(
-    x: Floats, variable: Ints, latents: int, states: int, odds: float, rng: np.random.Generator
-) -> Found:
+def search(x: Floats, variable: Ints, latents: int, states: int, odds: float) -> Found:
     """The latents that BIC asks for, at most so many with at most so many states; x (rows, feature) standardised,
     variable (feature,) of each feature, odds: log odds of a parent."""
     most, tried = states**latents, []
     for make in (tuples, tuples_of_mixture):
-        found = make(x, variable, most, rng)
+        found = make(x, variable, most)
         for _, chosen in _ranked(x, variable, found, latents, states, odds):
             sizes = tuple(int(own.max()) + 1 for own in chosen)
             code = np.ravel_multi_index(tuple(chosen), sizes) if sizes else np.zeros(len(found.label), dtype=np.int64)
@@ -248,3 +246,47 @@ def search(
             np.add.at(share.T, code, found.share.T)
             tried.append(settle(x, variable, sizes, share, odds))
     return max(tried, key=lambda one: one.bic)
+
+
+def numbered(x: Floats, variable: Ints, found: Found) -> Found:
+    """The same with each latent's states in the order of the mean of all features in them."""
+    states, count = digits(found.sizes), found.share.sum(0)
+    total, new = found.share.T @ x.sum(1), states.copy()
+    for k, size in enumerate(found.sizes):
+        rows = np.bincount(states[:, k], count, size)
+        mean = np.where(rows > 0, np.bincount(states[:, k], total, size) / np.maximum(rows, 1e-12), np.inf)
+        new[:, k] = np.argsort(np.argsort(mean, kind="stable"))[states[:, k]]
+    code = np.ravel_multi_index(tuple(new.T), found.sizes) if found.sizes else np.zeros(1, dtype=np.int64)
+    share = np.empty_like(found.share)
+    share[:, code] = found.share
+    return improve(x, variable, found.sizes, found.parents, share, 20)
+
+
+def margin(x: Floats, variable: Ints, found: Found) -> float:
+    """By how much BIC prefers this to what has two states of a latent merged, or none of it where it has but two; and
+    prefers each variable's components to more of them."""
+    other, states = -np.inf, digits(found.sizes)
+    for k, size in enumerate(found.sizes):
+        for a, b in itertools.combinations(range(size), 2):
+            new = states.copy()
+            new[:, k] = np.where(states[:, k] == b, a, states[:, k] - (states[:, k] > b))
+            sizes = [s - (h == k) for h, s in enumerate(found.sizes)]
+            share = np.zeros((len(x), int(np.prod(sizes))))
+            np.add.at(share.T, np.ravel_multi_index(tuple(new.T), sizes), found.share.T)
+            parents = found.parents & np.array([s > 1 for s in sizes])
+            other = max(other, improve(x, variable, sizes, parents, share, 20).bic)
+    gain = -np.inf
+    for v, parents in enumerate(found.parents):
+        own = x[:, variable == v]
+        now = joint_components.improve(own, pooled(found.share.T, slots(found.sizes, parents)).T, 50)
+        for known in (False, True):
+            more = joint_components.split(own, now, known)
+            if more is not None:
+                gain = max(gain, joint_components.improve(own, more, 50).bic - now.bic)
+    return float(min(found.bic - other, -gain))
+
+
+def places(sizes: Sequence[int], latents: int, states: int) -> Ints:
+    """(joint,) the number of each joint state among those of `latents` latents of `states` states (`exact.tables`)."""
+    place = states ** np.arange(latents - 1, -1, -1)[: len(sizes)]
+    return digits(sizes) @ place

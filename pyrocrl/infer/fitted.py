@@ -253,7 +253,7 @@ class Fit:
         return np.concatenate([latents, 1.0 - latents.sum(1, keepdims=True)], 1).clip(0.0, 1.0)
 
     def state_shares(self, data: Data | None = None) -> np.ndarray | None:
-        """(data, latent, state) probabilities of the state that each latent's dynamics are in, averaged over the
+        """(data, latent, state) probabilities of the state that each latent, or its dynamics, is in, averaged over the
         aligned chains by their weights; None where the model has no states."""
         batch = self.batch_of(self._data(data))
         with drawing(), torch.no_grad():

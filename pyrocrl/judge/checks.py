@@ -6,6 +6,7 @@ A condition's check returns None where it holds, or a `Lack`. Tests of the fit a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -225,9 +226,10 @@ def _own_features(fit: Fit, data: Data) -> Lack | None:
     if mask is None:
         return Lack(f"no mask, so it cannot hold that {CONDITIONS['own_features']}", "a model with a mask")
     remedy = "features that depend on one of the two latents only"
-    for a, b in np.ndindex(mask.shape[1], mask.shape[1]):
-        if a == b:
-            continue
+    used = np.flatnonzero((mask > INCLUDED).any(0))
+    if not used.size:
+        return Lack("no latent is in use", "features that depend on latents")
+    for a, b in itertools.permutations(used, 2):
         inside = float(np.prod(1 - mask[:, a] * (1 - mask[:, b])))  # that all features of a are features of b
         if inside > 1 - SURE:
             one, other = fit.names["latent"][a], fit.names["latent"][b]
@@ -247,11 +249,30 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
 
 
+def _states_apart(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        margin = fit.chains.chain(fit.reference).states_margin()
+    if margin is None:
+        raise TypeError(f"{fit.program.card.name} needs states that are apart but has no `states_margin()`")
+    if float(margin) > EVIDENT:
+        return None
+    said = f"two states merged, or one more component of a variable, fit as well ({-float(margin):+.1f} nats by BIC)"
+    remedy = "more rows; a transformation of the features, where components are not normal or differ in noise"
+    return Lack(said, remedy, rows=2.0 * data.rows)
+
+
 def _states_told(fit: Fit, data: Data) -> Lack | None:
     """Whether rows show which state each latent is in. A state that no feature tells is invented by halving the noise
     of some feature, which by masks looks like a feature of its own."""
-    chance = fit.chain_latents(data)[fit.reference]  # (row, latent) probabilities
-    wrong, guessed = np.minimum(chance, 1 - chance).mean(0), np.minimum(chance.mean(0), 1 - chance.mean(0))
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        states = program.state_shares(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
+    if states is None:
+        chance = fit.chain_latents(data)[fit.reference][..., None]  # (row, latent) probabilities of two states
+        chance = np.concatenate([chance, 1 - chance], -1)
+    else:
+        chance = states.double().cpu().numpy()  # (row, latent, state)
+    wrong, guessed = 1 - chance.max(-1).mean(0), 1 - chance.mean(0).max(-1)
     share = wrong / np.maximum(guessed, 1e-12)
     if share.max() < UNTOLD_STATES:
         return None
@@ -928,6 +949,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "own_features": _own_features,
     "all_states": _all_states,
     "states_told": _states_told,
+    "states_apart": _states_apart,
     "noise_told_apart": _noise_told_apart,
     "simple_structure": _simple_structure,
     "zeros_tell": _zeros_tell,
