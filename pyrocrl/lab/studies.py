@@ -325,7 +325,7 @@ class DiscreteLatents(Study):
         same = bool(number and (size[nodes] == sizes).all())
         classes = np.array([cpdag(one) for one in drawn["graph"].to_numpy().reshape(-1, *mask.shape[1:] * 2) > 0.5])
         weight = np.repeat(result.weights, DRAWN) / DRAWN
-        arcs = reorder_graph(np.einsum("d,dpk->pk", weight, classes), nodes) > 0.5
+        arcs = reorder_graph(np.einsum("d,dpk->pk", weight, classes) > 0.5, nodes) > 0
         verdict = diagnose(result)
         return {
             "held_out": float(result.weights @ result.scores),
