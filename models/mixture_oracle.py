@@ -25,8 +25,8 @@ That chains agree on these, and by how much BIC prefers them to others, is the e
 *Identified:* how many latents there are and how many states each has, the parents of each variable, the latents up to
 permutation and names of their states, and their graph up to Markov equivalence: if no latent's variables are all among
 another's (the subset condition), joint states that differ in a parent have different components, all joint states
-occur, and components are Gaussian and apart (Kivva et al. 2021, theorems 3.2 and 4.8). A joint state that does not occur
-is a component that nobody sees: then fewer latents of more states may fit as well, and no data tell.
+occur, and components are Gaussian and apart (Kivva et al. 2021). A joint state that does not occur is a component that
+nobody sees: then fewer latents of more states may fit as well, and no data tell.
 
 Kivva, Rajendran, Ravikumar & Aragam (2021), Learning latent causal graphs via mixture oracles.
 
@@ -75,7 +75,7 @@ OCCUR = "all combinations of the latents' states occur, and differ where a paren
 FAITHFUL = "independences are those that the graph asks for (faithfulness)"
 ALONE = "nothing unobserved acts on two latents"
 GIVEN = (GAUSSIAN, OWN, OCCUR)
-NEEDS = ("own_features", "all_states", "states_apart", "states_told")
+NEEDS = ("own_features", "all_states", "states_apart")
 _MARGINS: WeakKeyDictionary[Data, dict[bytes, float]] = WeakKeyDictionary()
 
 
@@ -94,7 +94,7 @@ class MixtureOracle(Program):
         ),
         assumes=("latents are discrete", *GIVEN),
         claims=(
-            Claim("latents", ("permutation", "elementwise"), GIVEN, NEEDS),
+            Claim("latents", ("permutation", "elementwise"), GIVEN, (*NEEDS, "states_told")),
             Claim("mask", ("permutation",), GIVEN, NEEDS),
             Claim("graph", ("permutation", "markov equivalence"), (*GIVEN, FAITHFUL, ALONE), NEEDS),
         ),
@@ -181,14 +181,18 @@ class MixtureOracle(Program):
         graph = pyro.sample("graph", dist.Bernoulli(edge.sigmoid() * free).to_event(2))  # (parent, child)
         table, level, precision = self._laws(graph, mask, size)
         place = tables.radix(*self._offered, batch.device)
+
+        def state(z: Tensor) -> Tensor:  # `do` may set it to any number
+            return torch.minimum(z.round().clamp_min(0), size - 1)
+
         with self.rows(batch):
 
             def equation(k: int, z: Tensor) -> Categorical:
-                own = table[k, (z * graph[:, k] * place).sum(-1).long()]  # (rows, state)
+                own = table[k, (state(z) * graph[:, k] * place).sum(-1).long()]  # (rows, state)
                 return Categorical(logits=own.clamp_min(1e-300).log())
 
             z = self.along([int(k) for k in order], equation, level.new_zeros(len(batch), len(graph)))
-            slot = ((z * place) @ mask.mT).long()  # (rows, feature)
+            slot = ((state(z) * place) @ mask.mT).long()  # (rows, feature)
             mean = level[torch.arange(len(level), device=level.device), slot]
             pyro.sample("x", Normal(mean, precision.rsqrt()).to_event(1), obs=batch.x)
 
@@ -250,9 +254,7 @@ class MixtureOracle(Program):
     def _digits(self, batch: Batch) -> Tensor:
         return tables.all_digits(*self._offered, batch.device)
 
-    def _joint(
-        self, x: Tensor, table: Tensor, graph: Tensor, mask: Tensor, level: Tensor, precision: Tensor
-    ) -> Tensor:
+    def _joint(self, x: Tensor, table: Tensor, graph: Tensor, mask: Tensor, level: Tensor, precision: Tensor) -> Tensor:
         """(rows, joint) log p(x_i, joint state)."""
         centre = level.gather(1, tables.slots(mask, self.config["states"])).mT  # (joint, feature)
         return tables.joint_law(table, graph) + _log_density(x, centre, precision)
@@ -260,8 +262,8 @@ class MixtureOracle(Program):
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | tables, graph, levels, noise), states summed out."""
         mask = sites["acts"][self.variable]
-        own = (sites[name] for name in ("table", "graph"))
-        return self._joint(batch.x, *own, mask, sites["level"], sites["precision"]).logsumexp(-1)
+        laws = sites["table"], sites["graph"], mask, sites["level"], sites["precision"]
+        return self._joint(batch.x, *laws).logsumexp(-1)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -340,19 +342,23 @@ class MixtureOracle(Program):
         data = draw("kivva2021", seed=seed, rows=500, latents=2, variables=5, width=2, separation=6.0)
         return cls.from_data(data, latents=3, states=3), data
 
-    studies = (
-        *(
-            DiscreteLatents(
-                "kivva2021",
-                {"rows": rows, "latents": latents, "variables": variables, "separation": separation},
-                {"latents": latents + 2},
-                10,
-                0.1,
-                False,
-            )
-            for rows, latents, variables in ((1000, 2, 5), (10_000, 3, 8))
-            for separation in (20.0, 3.0)
-        ),
+    studies = tuple(
+        DiscreteLatents(
+            "kivva2021",
+            {"rows": rows, "latents": latents, "variables": variables, "separation": apart, "width": width},
+            {"latents": latents + 2},
+            10,
+            0.1,
+            False,
+        )
+        for rows, latents, variables, apart, width in (
+            (1000, 2, 5, 20.0, 5),
+            (1000, 2, 5, 3.0, 5),
+            (1000, 2, 5, 1.5, 5),
+            (1000, 2, 6, 4.0, 1),
+            (10_000, 3, 8, 20.0, 5),
+            (10_000, 3, 8, 3.0, 5),
+        )
     )
 
 

@@ -410,7 +410,7 @@ class Program(nn.Module, metaclass=_InTurn):
         return None
 
     def state_shares(self, batch: Batch) -> Tensor | None:
-        """(rows, latent, state) posterior probabilities of the state that each latent, or its dynamics, is in, or None."""
+        """(rows, latent, state) posterior probabilities of the states of latents, or of their dynamics, or None."""
         return None
 
     def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:

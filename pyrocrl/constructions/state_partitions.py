@@ -5,8 +5,8 @@ together is a list of tuples, and each variable a partition of it. Where all joi
 that those of two variables refine (components linked by tuples) is that of the parents that they have in common; so
 under the subset condition the coarsest ones of more than one block, among all that come about in this way, are the
 latents: their blocks are states, and a variable has the latents as parents whose partitions its own refines. Numbers of
-components of sets of variables, whose logarithms Kivva, Rajendran, Ravikumar & Aragam (2021) decompose (theorem 3.2 and
-section 4), are those of joint refinements of these partitions.
+components of sets of variables, whose logarithms Kivva, Rajendran, Ravikumar & Aragam (2021) decompose, are
+those of joint refinements of these partitions.
 
 Counts err, so partitions are candidates, with links of few rows left out or not: sets of them are ranked by evidence,
 given the rows' tuples, and the best ones compared by BIC after expectation-maximisation with levels tied.
@@ -25,7 +25,6 @@ from scipy.sparse.csgraph import connected_components
 
 from pyrocrl.constructions import joint_components
 from pyrocrl.constructions.joint_components import LEAST, Mixture, expect
-from pyrocrl.exact import joint_states
 from pyrocrl.exact.joint_states import digits, log_counts, parent_scores, pooled, slots, subsets
 
 Floats = NDArray[np.float64]
@@ -128,7 +127,8 @@ def _alike(a: Ints, b: Ints, rows: Floats) -> bool:
 def partitions(found: Tuples) -> list[Ints]:
     """Partitions of the tuples: those of variables, all that they have in common, and what is left of one given
     another, where that has as many blocks everywhere."""
-    rows, known = found.share.sum(0), []
+    rows = found.share.sum(0)
+    known: list[Ints] = []
 
     def add(new: Ints) -> None:
         if new.max() > 0 and len(known) < MOST_PARTITIONS and not any(_alike(new, old, rows) for old in known):
@@ -188,9 +188,7 @@ def improve(x: Floats, variable: Ints, sizes: Sequence[int], parents: Bools, sha
     return Found(tuple(sizes), parents, share, weight, mean, variance, fit - 0.5 * np.log(rows) * numbers)
 
 
-def best_parents(
-    x: Floats, variable: Ints, sizes: Sequence[int], share: Floats, odds: float
-) -> tuple[float, Bools]:
+def best_parents(x: Floats, variable: Ints, sizes: Sequence[int], share: Floats, odds: float) -> tuple[float, Bools]:
     """Evidence of the rows' features given shares of joint states, and each variable's likeliest parents."""
     scores = parent_scores(share.sum(0), share.T @ x, (x**2).sum(0), variable, sizes, odds)
     return float(scores.max(1).sum()), subsets(len(sizes))[scores.argmax(1)]
@@ -200,7 +198,8 @@ def settle(x: Floats, variable: Ints, sizes: Sequence[int], share: Floats, odds:
     """Parents and levels by turns, from shares of the rows, until parents stay. Latents without variables go."""
     for _ in range(6):
         parents = best_parents(x, variable, sizes, share, odds)[1]
-        if not (used := parents.any(0)).all():
+        used: Bools = np.asarray(parents.any(0))
+        if not used.all():
             state = slots(sizes, used)
             share = pooled(share.T, state).T
             sizes, parents = tuple(np.asarray(sizes)[used].tolist()), parents[:, used]
@@ -227,7 +226,7 @@ def _ranked(x: Floats, variable: Ints, found: Tuples, latents: int, states: int,
 
     pool = [own for own in partitions(found) if own.max() < states]
     pool = sorted(pool, key=lambda own: -value([own]))[:MOST_CANDIDATES]
-    sets = [[]]
+    sets: list[list[Ints]] = [[]]
     for count in range(1, min(latents, len(pool)) + 1):
         sets += [list(chosen) for chosen in itertools.combinations(pool, count)]
     return sorted(((value(chosen), chosen) for chosen in sets), key=lambda one: -one[0])[:TRIED]

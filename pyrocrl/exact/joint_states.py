@@ -43,7 +43,7 @@ def subsets(latents: int) -> NDArray[np.bool_]:
 def slots(sizes: Sequence[int], parents: NDArray[np.bool_]) -> Ints:
     """(joint,) which combination of the parents' states each joint state has; parents: (latent,)."""
     states, code = digits(sizes), np.zeros(math.prod(sizes), dtype=np.int64)
-    for k in np.flatnonzero(parents):
+    for k in np.flatnonzero(parents).tolist():
         code = code * sizes[k] + states[:, k]
     return code
 
@@ -129,7 +129,14 @@ class Sampler:
         weight: float,
         generator: torch.Generator,
     ) -> None:
-        self.x, self.variable, self.sizes, self.odds, self.sparse, self.weight = x, variable, sizes, odds, sparse, weight
+        self.x, self.variable, self.sizes, self.odds, self.sparse, self.weight = (
+            x,
+            variable,
+            sizes,
+            odds,
+            sparse,
+            weight,
+        )
         self.generator, self.second = generator, (x**2).sum(0)
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         self.state, self.edge = share.argmax(1), sparse
@@ -198,8 +205,9 @@ class Sampler:
             log_law += np.log(table[slot, states[:, k]])
         self.law = np.exp(log_law)
         there, pairs = self.graph.sum(), u * (u - 1) / 2
-        self.edge = float(GRID[_any_of(there * GRID - pairs * np.log1p(np.exp(GRID)) - 0.5 * (GRID - self.sparse) ** 2,
-                                       self.rng)])
+        self.edge = float(
+            GRID[_any_of(there * GRID - pairs * np.log1p(np.exp(GRID)) - 0.5 * (GRID - self.sparse) ** 2, self.rng)]
+        )
 
     def move_rows(self) -> None:
         """The joint state of each row."""

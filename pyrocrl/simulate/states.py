@@ -72,7 +72,7 @@ def kivva2021(
         slot = np.ravel_multi_index(tuple(z[:, parents].T), tuple(size[parents]))
         parts.append(mean[slot] * separation / apart + noise)
     x = np.concatenate(parts, 1)
-    z = _numbered(z, size, x)
+    z = numbered(z, size, x)
     mask, truth_z = np.repeat(parent, width, 0).astype(int), z.astype(float)
     truth = {"z": truth_z, "state": z, "mask": mask, "graph": graph}
     view = None if width == 1 or variables == 1 else np.repeat([f"x{v}" for v in range(variables)], width)
@@ -91,7 +91,7 @@ def _bipartite(rng: np.random.Generator, variables: int, latents: int, density: 
     reject("variables", found, f"others: none of {TRIES} graphs tells all latents apart")
 
 
-def _numbered(z: np.ndarray, size: np.ndarray, x: np.ndarray) -> np.ndarray:
+def numbered(z: np.ndarray, size: np.ndarray, x: np.ndarray) -> np.ndarray:
     """States (rows, latent) numbered by the mean of standardised features in them."""
     total, out = ((x - x.mean(0)) / x.std(0)).sum(1), z.copy()
     for k, states in enumerate(size):
