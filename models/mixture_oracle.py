@@ -54,7 +54,7 @@ from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import state_partitions
-from pyrocrl.dists import Categorical, Gamma, Law, Normal, SpikeSlab
+from pyrocrl.dists import Gamma, Law, Normal, SpikeSlab
 from pyrocrl.errors import reject
 from pyrocrl.exact import tables
 from pyrocrl.exact.joint_states import LEVEL, RATE, SHAPE, Sampler
@@ -120,7 +120,7 @@ class MixtureOracle(Program):
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),
-        "size": Site(("latent",)),
+        "size": Site(("latent",), discrete=True),
         "graph": Site(("parent", "child"), discrete=True),
         "variance": Site(("feature",), unit=2),
     }
@@ -187,9 +187,9 @@ class MixtureOracle(Program):
 
         with self.rows(batch):
 
-            def equation(k: int, z: Tensor) -> Categorical:
+            def equation(k: int, z: Tensor) -> tables.State:
                 own = table[k, (state(z) * graph[:, k] * place).sum(-1).long()]  # (rows, state)
-                return Categorical(logits=own.clamp_min(1e-300).log())
+                return tables.State(own)
 
             z = self.along([int(k) for k in order], equation, level.new_zeros(len(batch), len(graph)))
             slot = ((state(z) * place) @ mask.mT).long()  # (rows, feature)

@@ -142,7 +142,7 @@ class Site:
     scales: how its latent, parent and child dimensions change with the latents' units, in the words of
     `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
     left out = 0, only reordered. unit: the power of the features' units in which a site of features is, 1 for loadings;
-    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued.
+    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued, or whole numbers.
     """
 
     dims: tuple[str, ...]

@@ -89,6 +89,31 @@ class Tables(TorchDistribution):
         return line + torch.where(cell, each, 0.0).sum((-1, -2, -3))
 
 
+class State(TorchDistribution):
+    """The state of one latent, as a number: by probabilities (..., state)."""
+
+    arg_constraints: dict = {}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, chance: Tensor, validate_args: bool | None = None) -> None:
+        self.chance = chance
+        super().__init__(chance.shape[:-1], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> State:
+        return State(self.chance.expand(*batch_shape, -1))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.chance @ torch.arange(self.chance.shape[-1], dtype=self.chance.dtype, device=self.chance.device)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        logits = self.chance.detach().clamp_min(1e-300).log()
+        return categorical(logits.expand(torch.Size(sample_shape) + self.chance.shape)).to(self.chance)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.chance.gather(-1, value.long()[..., None])[..., 0].clamp_min(1e-300).log()
+
+
 class JointState(TorchDistribution):
     """The joint state of each row as a row of digits, by log-probabilities (..., joint), normalised."""
 
