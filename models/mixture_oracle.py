@@ -114,7 +114,7 @@ class MixtureOracle(Program):
         ),
         approximate="The numbers of latents and of their states are those of the best answer by BIC.",
     )
-    recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=512, lr=0.02, dtype=torch.float64, chains=3)
+    recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=512, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"features": (GAUSSIAN,), "left": (OWN,)}
     new_rows = True
     sites = {
@@ -345,19 +345,17 @@ class MixtureOracle(Program):
     studies = tuple(
         DiscreteLatents(
             "kivva2021",
-            {"rows": rows, "latents": latents, "variables": variables, "separation": apart, "width": width},
+            {"rows": rows, "latents": latents, "variables": variables, "separation": separation},
             {"latents": latents + 2},
-            10,
+            seeds,
             0.1,
             False,
         )
-        for rows, latents, variables, apart, width in (
-            (1000, 2, 5, 20.0, 5),
-            (1000, 2, 5, 3.0, 5),
-            (1000, 2, 5, 1.5, 5),
-            (1000, 2, 6, 4.0, 1),
+        for rows, latents, variables, separation, seeds in (
+            (1000, 2, 5, 3.0, 10),
+            (10_000, 3, 8, 3.0, 10),
+            (1000, 2, 5, 20.0, 10),
             (10_000, 3, 8, 20.0, 5),
-            (10_000, 3, 8, 3.0, 5),
         )
     )
 

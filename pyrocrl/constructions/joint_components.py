@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 LEAST = 1e-6  # variance of noise, in that of a feature
@@ -42,16 +41,20 @@ def expect(x: Floats, weight: Floats, mean: Floats, variance: Floats) -> tuple[F
     """Shares (rows, component) and the log-likelihood."""
     scaled = mean / variance
     joint = x @ scaled.T - 0.5 * (scaled * mean).sum(1) + np.log(np.maximum(weight, 1e-300))
-    total = logsumexp(joint, axis=1)
-    constant = -0.5 * (x**2 / variance).sum() - 0.5 * len(x) * np.log(2 * np.pi * variance).sum()
-    return np.exp(joint - total[:, None]), float(total.sum() + constant)
+    most = joint.max(1)
+    joint -= most[:, None]
+    share = np.exp(joint, out=joint)
+    total = share.sum(1)
+    share /= total[:, None]
+    constant = -0.5 * (np.einsum("ij,ij->j", x, x) / variance).sum() - 0.5 * len(x) * np.log(2 * np.pi * variance).sum()
+    return share, float(most.sum() + np.log(total).sum() + constant)
 
 
 def maximise(x: Floats, share: Floats) -> tuple[Floats, Floats, Floats]:
     """Weights, means and the noise that are the most probable, given shares of the rows."""
     count = np.maximum(share.sum(0), 1e-12)
     mean = (share.T @ x) / count[:, None]
-    left = (x**2).mean(0) - (count[:, None] * mean**2).sum(0) / len(x)
+    left = np.einsum("ij,ij->j", x, x) / len(x) - (count[:, None] * mean**2).sum(0) / len(x)
     return count / len(x), mean, np.maximum(left, LEAST)
 
 
