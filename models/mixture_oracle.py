@@ -314,7 +314,7 @@ class MixtureOracle(Program):
         check_rows(data, 10)
         x = data.tensors(dtype=torch.float64).x.numpy()
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        variable, chance = self.variable.numpy(), self.config["mask_probability"]
+        variable, chance = self.variable.cpu().numpy(), self.config["mask_probability"]
         (latents, states), odds = self._offered, math.log(chance / (1 - chance))
         part = rng.permutation(len(x))[: min(math.ceil(PART * len(x)), MOST_SEARCHED)]
         first = state_partitions.search(x[part], variable, latents, states, odds)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
-from pyrocrl.options import Bounds, Natural, Positive, Seed, Share
-from pyrocrl.program import check_whole
+from pyrocrl.options import Bounds, Positive, Seed, Share, check_memory
 
 MOST_JOINT = 4096  # joint states of all latents
 TRIES = 10_000
@@ -19,13 +19,13 @@ def kivva2021(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 10_000,
     latents: Annotated[int, Bounds(1, 8)] = 3,
-    variables: Annotated[int, Bounds(1)] = 8,
+    variables: Annotated[int, Bounds(1, 1000)] = 8,
     states: Annotated[int, Bounds(2, 8)] = 3,
-    width: Annotated[int, Bounds(1)] = 5,
+    width: Annotated[int, Bounds(1, 1000)] = 5,
     separation: Positive = 20.0,
     edges: Share = 0.6,
     density: Share = 0.5,
-    skewed: Natural = 0,
+    skewed: bool = False,
 ) -> Data:
     """Mixtures of joint states, as Kivva, Rajendran, Ravikumar & Aragam (2021), "Learning latent causal graphs via
     mixture oracles", draw them.
@@ -37,14 +37,14 @@ def kivva2021(
         x_v ~ N(mean of the states of its parents, sd^2 I): means uniform on the unit sphere of `width` dimensions
 
     sd is such that the two closest means of each variable are `separation` of it apart (those of the paper were about
-    20). With width 1 means are numbers at distances of separation, moved by up to a fifth. skewed: 1 adds to noise the
-    square of itself. States are numbered by the mean of all features in them. Features of a variable are a view.
+    20). With width 1 means are numbers at distances of separation, moved by up to a fifth. skewed:
+    noise has its own square added. States are numbered by the mean of all features in them; a variable is a view.
 
     Truth: z (the states' numbers), state (the same), mask (feature, latent), graph.
     """
     if states**latents > MOST_JOINT:
         reject("states", f"{states} of {latents} latents", f"{MOST_JOINT} joint states at most")
-    check_whole("skewed", skewed, 0, 1)
+    check_memory("width", width, 8.0 * rows * variables * width)
     rng = np.random.default_rng([2021, seed])
     size = rng.integers(2, states + 1, latents)
     order = rng.permutation(latents)
@@ -66,7 +66,7 @@ def kivva2021(
         else:
             mean = rng.standard_normal((cells, width))
             mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-        apart = np.linalg.norm(mean[:, None] - mean, axis=-1)[np.triu_indices(cells, 1)].min()
+        apart = pdist(mean).min()
         noise = rng.standard_normal((rows, width))
         noise = noise + skewed * (noise**2 - 1)
         slot = np.ravel_multi_index(tuple(z[:, parents].T), tuple(size[parents]))
