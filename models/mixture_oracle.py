@@ -23,9 +23,9 @@ and is a run of a Gibbs sampler from there (`exact.joint_states`), in which the 
 That chains agree on these, and by how much BIC prefers them to others, is the evidence for them.
 
 *Identified:* how many latents there are and how many states each has, the parents of each variable, the latents up to
-permutation and names of their states, and their graph up to Markov equivalence: if no latent's variables are all among
-another's (the subset condition), joint states that differ in a parent have different components, all joint states
-occur, and components are Gaussian and apart (Kivva et al. 2021). A joint state that does not occur is a component that
+permutation and their graph up to Markov equivalence: if no latent's variables are all among another's (the subset
+condition), joint states that differ in a parent have different components, all joint states occur, and components are
+Gaussian and apart (Kivva et al. 2021). Names of states are free: the order in which they are numbered settles them. A joint state that does not occur is a component that
 nobody sees: then fewer latents of more states may fit as well, and no data tell.
 
 Kivva, Rajendran, Ravikumar & Aragam (2021), Learning latent causal graphs via mixture oracles.
@@ -94,7 +94,7 @@ class MixtureOracle(Program):
         ),
         assumes=("latents are discrete", *GIVEN),
         claims=(
-            Claim("latents", ("permutation", "elementwise"), GIVEN, (*NEEDS, "states_told")),
+            Claim("latents", ("permutation",), GIVEN, (*NEEDS, "states_told")),
             Claim("mask", ("permutation",), GIVEN, NEEDS),
             Claim("graph", ("permutation", "markov equivalence"), (*GIVEN, FAITHFUL, ALONE), NEEDS),
         ),

@@ -43,6 +43,7 @@ AFTER = {
     "ml": "of maximum likelihood",
     "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
+    "gmm": "mixture of normals by BIC",
 }
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
