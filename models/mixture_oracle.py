@@ -25,8 +25,9 @@ That chains agree on these, and by how much BIC prefers them to others, is the e
 *Identified:* how many latents there are and how many states each has, the parents of each variable, the latents up to
 permutation and their graph up to Markov equivalence: if no latent's variables are all among another's (the subset
 condition), joint states that differ in a parent have different components, all joint states occur, and components are
-Gaussian and apart (Kivva et al. 2021). Names of states are free: the order in which they are numbered settles them. A joint state that does not occur is a component that
-nobody sees: then fewer latents of more states may fit as well, and no data tell.
+Gaussian and apart (Kivva et al. 2021). Names of states are free: the order in which they are numbered settles them. A
+joint state that does not occur is a component that nobody sees: then fewer latents of more states may fit as well, and
+no data tell.
 
 Kivva, Rajendran, Ravikumar & Aragam (2021), Learning latent causal graphs via mixture oracles.
 
@@ -339,7 +340,7 @@ class MixtureOracle(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("kivva2021", seed=seed, rows=500, latents=2, variables=5, width=2, separation=6.0)
+        data = draw("kivva2021", seed=seed, rows=500, latents=2, variables=6, width=2, separation=6.0)
         return cls.from_data(data, latents=3, states=3), data
 
     studies = tuple(
