@@ -142,7 +142,7 @@ class Site:
     scales: how its latent, parent and child dimensions change with the latents' units, in the words of
     `Alignment.act`: loadings {"latent": -1}, edge weights {"parent": -1, "child": 1}, values {"latent": "point"};
     left out = 0, only reordered. unit: the power of the features' units in which a site of features is, 1 for loadings;
-    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued.
+    a program sees x standardised, and posteriors are told in the data's units. discrete: 0/1 valued, or whole numbers.
     """
 
     dims: tuple[str, ...]
@@ -372,6 +372,11 @@ class Program(nn.Module, metaclass=_InTurn):
         or None. Models whose claims need clusters that are apart must have it."""
         return None
 
+    def states_margin(self) -> Tensor | None:
+        """() log evidence of its latents' numbers of states less that of the best answer with two states merged or a
+        component more, or None. Models whose claims need states that are apart must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""
@@ -405,7 +410,7 @@ class Program(nn.Module, metaclass=_InTurn):
         return None
 
     def state_shares(self, batch: Batch) -> Tensor | None:
-        """(rows, latent, state) posterior probabilities of the state that each latent's dynamics are in, or None."""
+        """(rows, latent, state) posterior probabilities of the states of latents, or of their dynamics, or None."""
         return None
 
     def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:

@@ -370,6 +370,9 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     assert again.latents(new).shape == (5, fit.program.latents_count)
 
 
+STATES = {"mixture_oracle"}  # latents are states
+
+
 @every_model
 def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
     """Under one seed two values differ in the descendants of each draw's graph, by their total effects if linear."""
@@ -397,7 +400,8 @@ def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
     share = reach[:, :, k].mean(1)
     share[:, k] = 1.0
     error = np.sqrt(share * (1 - share) * (1 / 120 + 1 / 60))
-    assert (np.abs(moved - share) <= 5 * error + 0.05).all()
+    more = moved - share if name in STATES else np.abs(moved - share)  # a state may stay though its law moves
+    assert (more <= 5 * error + 0.05).all()
     if "weight" in drawn(name) and fit.program.config.get("mechanism", "linear") == "linear":
         effect = np.linalg.inv(np.eye(latents) - drawn(name)["weight"].values)[:, :, k]  # (chain, draw, latent)
         error = 5 * effect.std(1) * np.sqrt(1 / 120 + 1 / 60)

@@ -84,6 +84,7 @@ CONDITIONS: dict[str, str] = {
     "own_features": "no latent's features are all among another's",
     "all_states": "all combinations of states occur",
     "states_told": "features tell which state each latent is in",
+    "states_apart": "no other numbers of states fit as well, nor components of another law",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
     "dynamics_apart": "no two latents have the same dynamics",
     "offsets_span": "offsets of the perturbations span all latents",

@@ -253,8 +253,8 @@ class Fit:
         return np.concatenate([latents, 1.0 - latents.sum(1, keepdims=True)], 1).clip(0.0, 1.0)
 
     def state_shares(self, data: Data | None = None) -> np.ndarray | None:
-        """(data, latent, state) probabilities of the state that each latent's dynamics are in, averaged over the
-        aligned chains by their weights; None where the model has no states."""
+        """(data, latent, state) probabilities of the states of latents, or of their dynamics, averaged over the aligned
+        chains by their weights; None where the model has no states."""
         batch = self.batch_of(self._data(data))
         with drawing(), torch.no_grad():
             own = [v.double().cpu().numpy() for p in self.programs() if (v := p.state_shares(batch)) is not None]

@@ -6,6 +6,7 @@ A condition's check returns None where it holds, or a `Lack`. Tests of the fit a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +33,11 @@ SEEN = 0.05  # p from which an environment counts as unchanged
 TELLING = 400  # rows of an environment from which an intervention worth the name should be seen
 SURE = 0.9  # probability from which something is decided
 MIN_PAIRS = 20  # pairs, or rows that follow others, that a test of them needs
+MIN_STATE = 5.0  # rows in which a combination of states occurs, for it to be taken to occur
+MANY = 20  # rows for each combination of states, of which one that never occurs is taken not to
+RARE = 0.05  # share of the rows that a state has, which should not be overlooked
 UNTOLD_STATES = 0.3  # share of a guess's errors about a latent's state that may be left
+UNTOLD_NUMBERS = 0.1  # share of the variance of states' numbers that may be left: estimates correlate .95 with them
 UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
@@ -226,9 +231,10 @@ def _own_features(fit: Fit, data: Data) -> Lack | None:
     if mask is None:
         return Lack(f"no mask, so it cannot hold that {CONDITIONS['own_features']}", "a model with a mask")
     remedy = "features that depend on one of the two latents only"
-    for a, b in np.ndindex(mask.shape[1], mask.shape[1]):
-        if a == b:
-            continue
+    used = np.flatnonzero((mask > INCLUDED).any(0))
+    if not used.size:
+        return Lack("no latent is in use", "features that depend on latents")
+    for a, b in itertools.permutations(used, 2):
         inside = float(np.prod(1 - mask[:, a] * (1 - mask[:, b])))  # that all features of a are features of b
         if inside > 1 - SURE:
             one, other = fit.names["latent"][a], fit.names["latent"][b]
@@ -243,14 +249,38 @@ def _all_states(fit: Fit, data: Data) -> Lack | None:
     if counts is None:
         return None
     few = float(counts.min())
-    if few >= 5.0:
+    if few >= MIN_STATE:
         return None
-    return Lack(f"a combination of the latents' states occurs in {few:.1f} rows", "rows of all combinations of states")
+    rows = MIN_STATE * data.rows / max(few, 1.0)
+    if few < 1.0 and data.rows >= MANY * len(counts):  # not that rows are few
+        rows = 0.0
+    said = f"a combination of the latents' states occurs in {few:.1f} rows"
+    return Lack(said, "rows of all combinations of states", rows=rows)
+
+
+def _states_apart(fit: Fit, data: Data) -> Lack | None:
+    with torch.no_grad():
+        margin = fit.chains.chain(fit.reference).states_margin()
+    if margin is None:
+        raise TypeError(f"{fit.program.card.name} needs states that are apart but has no `states_margin()`")
+    if float(margin) > EVIDENT:
+        if (seen := RARE * data.rows) >= 2 * MIN_STATE:
+            return None
+        said = f"a state of {RARE:.0%} of the rows, in {seen:.0f} of them, might be overlooked"
+        return Lack(said, "more rows", rows=2 * MIN_STATE / RARE)
+    said = f"two states merged, or one more component of a variable, fit as well ({-float(margin):+.1f} nats by BIC)"
+    remedy = "more rows; a transformation of the features, where components are not normal or differ in noise"
+    return Lack(said, remedy, rows=2.0 * data.rows)
 
 
 def _states_told(fit: Fit, data: Data) -> Lack | None:
     """Whether rows show which state each latent is in. A state that no feature tells is invented by halving the noise
     of some feature, which by masks looks like a feature of its own."""
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        states = program.state_shares(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
+    if states is not None:
+        return _numbers_told(fit, states.double().cpu().numpy())
     chance = fit.chain_latents(data)[fit.reference]  # (row, latent) probabilities
     wrong, guessed = np.minimum(chance, 1 - chance).mean(0), np.minimum(chance.mean(0), 1 - chance.mean(0))
     share = wrong / np.maximum(guessed, 1e-12)
@@ -260,6 +290,20 @@ def _states_told(fit: Fit, data: Data) -> Lack | None:
     name = fit.names["latent"][int(fit.alignments[fit.reference].places[worst])]
     said = f"rows show the state of {name} little better than a guess ({share[worst]:.2f} of its errors are left)"
     return Lack(said, f"fewer latents, or features that depend on {name} more strongly")
+
+
+def _numbers_told(fit: Fit, chance: np.ndarray) -> Lack | None:
+    """The same of latents of any number of states, by the variance of their numbers; chance: (row, latent, state)."""
+    number = np.arange(chance.shape[2])
+    mean = chance @ number
+    inside = np.maximum((chance @ number**2 - mean**2).mean(0), 0.0)
+    share = inside / np.maximum(inside + mean.var(0), 1e-12)
+    if share.max() < UNTOLD_NUMBERS:
+        return None
+    worst = int(share.argmax())
+    name = fit.names["latent"][int(fit.alignments[fit.reference].places[worst])]
+    said = f"rows leave {share[worst]:.0%} of the variance of the state of {name} open"
+    return Lack(said, f"features that depend on {name} more strongly")
 
 
 class Loadings(NamedTuple):
@@ -938,6 +982,7 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "own_features": _own_features,
     "all_states": _all_states,
     "states_told": _states_told,
+    "states_apart": _states_apart,
     "noise_told_apart": _noise_told_apart,
     "simple_structure": _simple_structure,
     "zeros_tell": _zeros_tell,

@@ -5,11 +5,13 @@ Models list theirs, so this file loads what fits and scores only when a study is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from pyrocrl import datasets, simulate
 from pyrocrl.data import Data
@@ -21,6 +23,7 @@ REACH = 2.0
 NOISE = 0.5  # variance of features' noise in `bhattacharya2011`
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
 DRAWN = 200  # of a chain
+COMPONENTS = (1, 2, 3, 4, 6, 8, 9, 12, 18, 27)  # of mixtures beside discrete latents: all numbers that there are
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
 SIGNALLING = (
     "Raf>Mek Mek>Erk PLCg>PIP2 PLCg>PKC PIP2>PKC PIP3>PLCg PIP3>PIP2 PIP3>Akt PKC>Raf PKC>Mek PKC>Jnk PKC>P38 PKA>Raf "
@@ -285,6 +288,73 @@ class MeasuredGraph(Study):
             each = graph[seen] / joined[seen]
             out |= {"direction": float(each.mean()), "direction_least": float(each.min())}
         return out
+
+
+@dataclass(frozen=True)
+class DiscreteLatents(Study):
+    """Discrete latents: how many, of how many states, which features depend on them, and the class of their graph.
+
+    sizes_exact: whether numbers of latents and of their states are right, bipartite_exact: and all features' latents,
+    latents being matched by what their states tell of the true ones'. class_shd: pairs of latents that the Markov
+    equivalence class joins otherwise than the true one, an arc where its probability exceeds .5; where the number of
+    latents is wrong, one that is not there is joined with none. components_exact_gmm: whether, of mixtures of normals
+    with full covariances, BIC chooses that of as many components as there are joint states, among `COMPONENTS`.
+    states_right: of rows and latents, states being matched.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.metrics import mutual_info_score
+
+        from pyrocrl.claims.indeterminacy import cpdag, differing_pairs
+        from pyrocrl.judge.diagnose import diagnose
+        from pyrocrl.judge.evaluate import _states_right
+        from pyrocrl.judge.metrics import reorder_graph
+
+        fitted, mask, shares = result.data, result.mask(), result.state_shares(data)
+        assert fitted is not None and mask is not None and shares is not None
+        true, graph = data.truth["state"].astype(int), data.truth["graph"] > 0
+        sizes = np.array([len(np.unique(column)) for column in fitted.truth["state"].T])
+        found, open_ = np.flatnonzero((mask > 0.5).any(0)), mask > 0.5
+        told = np.array([[mutual_info_score(a, b) for b in shares.argmax(2).T] for a in true.T])
+        nodes = np.full(len(sizes), -1)
+        rows, places = linear_sum_assignment(-told)
+        nodes[rows] = places
+        few = data.rows_at(np.arange(10))
+        drawn = result.posterior(DRAWN, few, predictive=False, density=False)["posterior"]
+        size = drawn["size"].to_numpy()[result.reference].mean(0)
+        number = len(found) == len(sizes) and set(found) == set(nodes)
+        same = bool(number and (size[nodes] == sizes).all())
+        classes = np.array([cpdag(one) for one in drawn["graph"].to_numpy().reshape(-1, *mask.shape[1:] * 2) > 0.5])
+        weight = np.repeat(result.weights, DRAWN) / DRAWN
+        arcs = reorder_graph(np.einsum("d,dpk->pk", weight, classes) > 0.5, nodes) > 0
+        verdict = diagnose(result)
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "latents_found": float(len(found)),
+            "latents_there": float(len(sizes)),
+            "count_exact": float(number),
+            "sizes_exact": float(same),
+            "bipartite_exact": float(same and (open_[:, nodes] == (data.truth["mask"] > 0)).all()),
+            "components_exact_gmm": float(_components(fitted.x) == sizes.prod()),
+            "class_shd": float(differing_pairs(arcs, cpdag(graph))),
+            "class_shd_empty": float(differing_pairs(np.zeros_like(arcs), cpdag(graph))),
+            "identified": float(verdict["mask"].identified),
+        } | _states_right(true, shares, nodes)
+
+
+def _components(x: np.ndarray) -> int:
+    """Of a mixture of normals with full covariances, by BIC among `COMPONENTS`, until it has become worse twice."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    scores: list[float] = []
+    for count in COMPONENTS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            scores.append(GaussianMixture(count, max_iter=50, reg_covar=1e-4, random_state=0).fit(x).bic(x))
+        if len(scores) > 2 and min(scores[-2:]) > min(scores[:-2]):
+            break
+    return COMPONENTS[int(np.argmin(scores))]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, ClaimVerdict, diagnose
 from pyrocrl.judge.metrics import mcc, r2, reorder_graph
 from pyrocrl.lab.reproduce import parse_seeds, provenance
+from pyrocrl.simulate.states import numbered
 
 UNDECIDED = "identified, undecided at this n"
 REFUSED = ("not identified", "contradicted", "not converged")
@@ -1144,6 +1145,134 @@ def causes(
     return Data(z, labels, feature_names=list(names), truth=truth, name="causes")
 
 
+def mixed(
+    seed: int,
+    acts: Sequence[Sequence[int]],
+    sizes: Sequence[int] = (3, 2),
+    rows: int = 1000,
+    *,
+    width: int = 2,
+    separation: float = 6.0,
+    never: Sequence[int] = (),
+    noise: str = "",
+    same: bool = False,
+    hidden: bool = False,
+) -> Data:
+    """Discrete latents, the first one a parent of the others, and variables of `width` features in joint states' means.
+
+    acts: (variable, latent) in {0, 1}; separation: of the two closest means of a variable, in noise's deviations;
+    never: a joint state that does not occur. noise: "skewed", of heavy "tails", of "sizes" that differ between states,
+    or "shared" by the features of a variable; with "between" latents are normal and means linear in them. same:
+    whether the first variable's mean is the same in all but one of its states; hidden: whether something unobserved
+    acts on all latents, in place of the first one.
+    """
+    rng = np.random.default_rng([2106, seed])
+    between = rng.standard_normal((rows, len(sizes)))
+    size, z = np.array(sizes), np.zeros((rows, len(sizes)), dtype=int)
+    other = rng.integers(0, 2, rows) if hidden else np.zeros(rows, dtype=int)
+    for k, states in enumerate(sizes):
+        table = rng.dirichlet(np.full(states, 4.0), (size[0], 2))
+        if k:  # the first state of the first latent favours the first one of this, and so on
+            table = 0.5 * table + 0.5 * np.eye(states)[(np.arange(size[0])[:, None] + np.arange(2)) % states]
+        chance = table[0, other] if not k else table[0 if hidden else z[:, 0], other]
+        z[:, k] = (rng.random(rows)[:, None] > chance.cumsum(-1)[:, :-1]).sum(-1)
+    if len(never):
+        z[(z == np.array(never)).all(1), 0] = (never[0] + 1) % size[0]
+    parts = []
+    for v, own in enumerate(acts):
+        parents = np.flatnonzero(own)
+        cells = int(np.prod(size[parents]))
+        mean = rng.standard_normal((cells, width))
+        if width == 1:
+            mean = (rng.permutation(cells) * rng.uniform(1.0, 1.3))[:, None].astype(float)
+        mean *= separation / np.linalg.norm(mean[:, None] - mean, axis=-1)[np.triu_indices(cells, 1)].min()
+        slot = np.ravel_multi_index(tuple(z[:, parents].T), tuple(size[parents]))
+        mean = mean[np.minimum(np.arange(cells), 1)] if same and not v else mean
+        e = rng.standard_normal((rows, width))
+        e = e + (e**2 - 1) if noise == "skewed" else e
+        e = rng.standard_t(3, e.shape) / np.sqrt(3) if noise == "tails" else e
+        e = e * rng.uniform(0.4, 1.6, cells)[slot][:, None] if noise == "sizes" else e
+        mean = mean[slot]
+        if noise == "between":
+            mean = 3.0 * (between * own) @ rng.standard_normal((len(sizes), width))
+        parts.append(mean + (e + rng.standard_normal((rows, 1)) if noise == "shared" else e))
+    x, graph = np.concatenate(parts, 1), np.zeros((len(sizes),) * 2, dtype=int)
+    graph[0, 1:] = 0 if hidden else 1
+    z = between if noise == "between" else numbered(z, size, x).astype(float)
+    truth = {"z": z, "graph": graph, "mask": np.repeat(np.array(acts), width, 0)}
+    view = None if width == 1 else np.repeat([f"x{v}" for v in range(len(acts))], width)
+    return Data(x, truth=truth, view=view, name="mixed")
+
+
+def oracle_cases() -> list[Case]:
+    model, every = "mixture_oracle", ("latents", "mask", "graph")
+
+    def case(name: str, kind: str, acts: Any, breaks: str = "", open: Any = every, told: Any = None, **w: Any) -> Case:
+        given = {"latents": 4, "states": 4} | (told or {})
+        return Case(
+            f"{model}: {name}", model, kind, lambda s: mixed(s, acts, **w), given, FEW, tuple(open), breaks, breaks
+        )
+
+    two = [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]
+    three = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]
+    within, one = [[1, 0], [1, 1], [1, 0], [1, 1]], [[1], [1], [1]]
+    normal = "noise of features is Gaussian, the same in all states"
+    alone = "noise is independent between features"
+    occur = "all combinations of the latents' states occur, and differ where a parent does"
+    return [
+        case("two latents", "identified", two),
+        case("two latents, 3 deviations apart", "identified", two, separation=3.0, width=4),
+        case("three latents", "identified", three, sizes=(2, 3, 2), rows=2000),
+        case("three latents of two states", "identified", three, sizes=(2, 2, 2), rows=4000, separation=4.0),
+        case("single columns", "identified", two * 2, width=1),
+        case("one latent", "identified", one, sizes=(3,)),
+        case("more latents offered", "identified", two, told={"latents": 5, "states": 3}),
+        case("two latents, 60 rows", "small", two, rows=60),
+        case("two latents, 2 deviations apart, 300 rows", "small", two, separation=2.0, rows=300),
+        case("a latent whose variables are another's", "open", within, "own_features"),
+        case("a joint state that does not occur", "open", two, "all_states", never=(0, 0)),
+        case("three joint states of two latents of two", "word", two, occur, sizes=(2, 2), never=(0, 0)),
+        case(
+            "states that overlap",
+            "open",
+            [[1]] * 2,
+            "states_told",
+            ("latents",),
+            sizes=(2,),
+            separation=1.3,
+            width=3,
+            rows=8000,
+        ),
+        case(
+            "states that overlap, by few rows",
+            "open",
+            one,
+            "states_told",
+            ("latents",),
+            sizes=(2,),
+            separation=1.3,
+            rows=400,
+        ),
+        case("joint states of one mean", "word", two, occur, same=True),
+        case(
+            "something unobserved",
+            "word",
+            three,
+            "nothing unobserved acts on two latents",
+            ("graph",),
+            sizes=(2, 2, 2),
+            hidden=True,
+            rows=2000,
+        ),
+        case("skewed noise", "misspecified", two, "states_apart", noise="skewed"),
+        case("noise of different sizes", "misspecified", two, normal, noise="sizes"),
+        case("heavy tails", "misspecified", two, normal, noise="tails"),
+        case("latents that are not discrete", "misspecified", two, "latents are discrete", noise="between"),
+        case("noise that features share", "misspecified", two, alone, noise="shared"),
+        case("two latents, one offered", "misspecified", two, "latents are discrete", told={"latents": 1}),
+    ]
+
+
 def response_cases() -> list[Case]:
     model = "invariant_prediction"
 
@@ -1209,6 +1338,7 @@ def cases() -> list[Case]:
         view_cases,
         series_cases,
         response_cases,
+        oracle_cases,
     )
     return [case for some in every for case in some()]
 

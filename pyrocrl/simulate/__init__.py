@@ -51,6 +51,7 @@ SETTINGS: dict[str, str] = {
     "bhattacharya2011": "factors",
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
+    "kivva2021": "states",
     "stored_rows": "memories",
     "shared_private": "views",
     "halva2021_linear": "dynamics",
