@@ -25,12 +25,13 @@ def run(program: type[Program], seed: int = 0) -> Fit:
     return result
 
 
-def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
+def table(link: str = "", *, whole: bool = False) -> str:
     """All models as a markdown table, made from their cards: README's, with the first claim on each thing, what it
     leaves open in brackets, and how rows must be told; and that of the site, with all claims and needs and how targets
-    may be told (whole). link: where names lead."""
+    may be told (whole). link: where names lead, if anywhere."""
+    where, open_to = "" if link else ", in [models](models)", "" if whole else " (up to)"
     lines = [
-        f"| model († experimental) | identifies{'' if whole else ' (up to)'} | needs |",
+        f"| model{where} († experimental) | identifies{open_to} | needs |",
         "|---|---|---|",
     ]
     for name in built_in():
@@ -47,5 +48,6 @@ def table(link: str = "models/{}.py", *, whole: bool = False) -> str:
         if whole and card.claims and not card.needs_env:
             wanted += [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
         trial = "†" if card.status == "experimental" else ""
-        lines.append(f"| [`{name}`]({link.format(name)}){trial} | {claims} | {'; '.join(wanted) or '–'} |")
+        called = f"[`{name}`]({link.format(name)})" if link else f"`{name}`"
+        lines.append(f"| {called}{trial} | {claims} | {'; '.join(wanted) or '–'} |")
     return "\n".join(lines)
