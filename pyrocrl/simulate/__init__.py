@@ -22,6 +22,7 @@ SETTINGS: dict[str, str] = {
     "squires2023_soft": "linear_sem",
     "squires2023_sparse": "linear_sem",
     "varici2024_linear": "linear_sem",
+    "acarturk2024": "linear_sem",
     "kivva2022_2d": "mixtures",
     "kivva2022_5d": "mixtures",
     "perturb_seq": "perturb_seq",
