@@ -79,7 +79,7 @@ from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.lab.studies import BesideExact, Escapees, FiniteSamples, ManyLatents, Study
+from pyrocrl.lab.studies import Bend, BesideExact, Escapees, FiniteSamples, ManyLatents, Study
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of
@@ -187,7 +187,14 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             "x may be counts, of log rates W z; rows may have escaped their intervention",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        settings=("squires2023_hard", "squires2023_sparse", "squires2023_soft", "varici2024_linear", "acarturk2024"),
+        settings=(
+            "squires2023_hard",
+            "squires2023_sparse",
+            "squires2023_soft",
+            "varici2024_linear",
+            "acarturk2024",
+            "buchholz2024",
+        ),
         status="stable",
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
@@ -421,6 +428,11 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
             FiniteSamples("acarturk2024", {"latents": k, "samples": 2 * n}, seeds=20, reference=reached)
             for k, curve in RERUN.items()
             for n, reached in curve.items()
+        ),
+        *(
+            Bend("buchholz2024", {"bend": bend, "samples": 2 * n}, identified=not bend)
+            for n in (100, 1_000)
+            for bend in (0.0, 0.1, 0.3, 1.0)
         ),
         *(
             ManyLatents("squires2023_sparse", {"latents": k, "samples": n}, {"edge_probability": 2 / k}, seeds, 1 / 21)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import xarray as xr
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.options import Bounds, Seed, Size, checked
+from pyrocrl.options import Seed, Share, Size, checked
 
 LEVEL, DRAWS = 0.9, 500  # share of the posterior; draws of each chain
 
@@ -20,7 +18,7 @@ def credible_graphs(
     fit: Fit,
     data: Data | None = None,
     *,
-    level: Annotated[float, Bounds(0, 1)] = LEVEL,
+    level: Share = LEVEL,
     draws: Size = DRAWS,
     seed: Seed = 0,
 ) -> xr.Dataset:

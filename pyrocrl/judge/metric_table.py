@@ -227,6 +227,7 @@ _TABLE = (
     Metric("direction_least", "... of the least probable one", None, 2),
     Metric("heavy_found", "Latents surely not Gaussian", None, None, figure=True),
     Metric("identified", "Called identified, share", None, 2, figure=True, worst=False),
+    Metric("contradicted", "Called contradicted, share", None, 2, figure=True, worst=False),
     # predictions, in standard deviations of features
     Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
     Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),

@@ -198,6 +198,33 @@ class FiniteSamples(Study):
 
 
 @dataclass(frozen=True)
+class Bend(Study):
+    """Whether the verdict falls before the answer does, as the mixing bends: latents and edges, and what is said of the
+    latents (contradicted, identified: whether it is); linear_r2: of the best linear unmixing, which knows z."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import PCA
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.diagnose import diagnose
+
+        z, true, graph = data.truth["z"], data.truth["graph"], result.graph()
+        assert graph is not None
+        score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
+        said = diagnose(result)["latents"]
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "pca_mcc": metrics.mcc(z, PCA(z.shape[1], svd_solver="full").fit_transform(data.x)),
+            "linear_r2": metrics.linear_r2(data.x, z),
+            "shd": float(metrics.shd(true, metrics.reorder_graph(graph, nodes) > 0.5)),
+            "shd_empty": float(metrics.shd(true, np.zeros_like(true))),
+            "contradicted": float(said.verdict == "contradicted"),
+            "identified": float(said.identified),
+        }
+
+
+@dataclass(frozen=True)
 class BesideVAE(Study):
     """The latents of a plain VAE of as many on the same rows, `other_mcc`, after `epochs` passes: its loss is flat."""
 

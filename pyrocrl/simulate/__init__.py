@@ -31,6 +31,7 @@ SETTINGS: dict[str, str] = {
     "jiang2023": "measurement",
     "buchholz2023": "buchholz",
     "buchholz2023_hard": "buchholz",
+    "buchholz2024": "buchholz",
     "cauca": "cauca",
     "varici2024_quadratic": "scores",
     "varici2024_general": "scores",
