@@ -202,6 +202,7 @@ class LinearSEMLin(MarginalSEM, LinearRows, Program):
         "first, rows' latents by Laplace's method; so are shares of escaped rows; unknown targets are maximised with "
         "the unmixing. More than 12 latents are sampled, with the graph.",
     )
+    counted = "evidence"
     recipe = MarginalSEM.recipe
     checks = {"moments": (), "gaussian": GIVEN, "factors": ()}
     sites = {
