@@ -107,7 +107,7 @@ def build(model: Model, data: Data, **options: Any) -> Program:
     if not isinstance(data, Data):
         raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
     kind, told = get(model), None
-    if number.asked(kind, latents := options.get("latents")) is not None:
+    if isinstance(latents := options.get("latents"), str):
         told = number.count(kind, data, latents, options)
         options = {**options, "latents": told.latents}
     with drawing():  # no parameter drawn here outlives the start of a chain

@@ -119,9 +119,9 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
         about = "the end of the range" if high is not None else "no factors could be counted"
         return Number(most, "offered", {}, low, most, _words(found, data) if found else about)
     if found is None:
-        few = f"{data.rows} rows of {data.features} {'counts' if data.counts else 'features'}"
+        seen = f"{data.rows} rows of {data.features} {'counts' if data.counts else 'features'}"
         needs = f"none missing, more rows than features, and {MOST_FEATURES} of these at most"
-        reject("latents", f"{text} for {few}", f"a whole number; to count them takes no counts, {needs}")
+        reject("latents", f"{text} for {seen}", f"a whole number; to count them takes no counts, {needs}")
     within = {k: float(p) for k, p in zip(found.number, found.probability, strict=True)}
     number = Number(found.mode, "evidence", within, found.number[0], found.number[-1], _words(found, data))
     if not low <= found.mode <= (found.mode if high is None else high):  # of exact dimensions
