@@ -48,7 +48,7 @@ def test_a_bend_is_as_large_as_it_is_told_and_not_linear() -> None:
 
 
 def test_a_study_of_finite_samples_beside_the_published_estimator() -> None:
-    study = FiniteSamples("acarturk2024", {"samples": 400}, reference=(0.25, 1.55, 0.085))
+    study = FiniteSamples("acarturk2024", {"samples": 400, "latents": 2}, reference=(0.25, 1.55, 0.085))
     train, test = study.draw(100)
     fit = pyrocrl.fit(
         pyrocrl.build("linear_sem_lin", train), train, chains=2, progress=False, device="cpu", seed=0, epochs=1
@@ -66,7 +66,7 @@ def test_a_study_of_finite_samples_beside_the_published_estimator() -> None:
 
 
 def test_a_study_of_a_bend_tells_what_the_verdict_says() -> None:
-    study = Bend("buchholz2024", {"bend": 1.0, "samples": 200})
+    study = Bend("buchholz2024", {"bend": 1.0, "samples": 200, "latents": 2, "features": 5})
     train, test = study.draw(100)
     fit = pyrocrl.fit(
         pyrocrl.build("linear_sem_lin", train), train, chains=2, progress=False, device="cpu", seed=0, epochs=1

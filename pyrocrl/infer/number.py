@@ -18,7 +18,7 @@ from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.exact.number import Factors, factors
 from pyrocrl.exact.number import most as most_told
-from pyrocrl.options import check_memory
+from pyrocrl.options import check_memory, reach
 from pyrocrl.program import Program
 
 if TYPE_CHECKING:
@@ -99,17 +99,16 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
     if kind.counted == "targets":
         if named is None:
             reject("latents", f"{text} for {name} of data that tell no targets", "a whole number from 1 on")
-        if not low <= named <= (named if high is None else high):
-            reject("latents", f"{text}, where environments target {named} latents", "a range that holds this number")
-        return Number(named, "targets", {named: 1.0}, low, high or named, "as many as environments are told to target")
+        return _by_targets(named, low, high, "")
+    least, largest = reach(kind.options()["latents"].hint)  # of the model
+    low = max(low, int(max(least, 1)))
     found = None if high is not None and kind.counted == "offered" else _factors(data, low, high)
     few = found is not None and not found.exact and (named or 0) > most_told(data.features)
     if named is not None and (found is None or few):
         why = f"{data.features} features tell fewer factors from noise" if few else "no factors could be counted"
-        about = f"as many as environments are told to target, for {why}"
-        return Number(named, "targets", {named: 1.0}, low, high or named, about)
+        return _by_targets(named, low, high, f", for {why}")
     if kind.counted == "offered":
-        most = data.features - 1 if high is None else min(high, data.features - 1)
+        most = int(min(largest, data.features - 1, data.features if high is None else high))
         if high is None and found is not None:
             most = min(most, max(2 * found.mode, found.mode + SPARE))
         elif high is None:
@@ -162,6 +161,14 @@ def in_use(fit: Fit) -> Number | None:
     if probability.get(latents, 0.0) > 0.5:
         about += "; all are in use, so offer more"
     return Number(latents, "offered", probability, low, high, about)
+
+
+def _by_targets(named: int, low: int, high: int | None, why: str) -> Number:
+    if not low <= named <= (named if high is None else high):
+        found = f"'{low}-{named if high is None else high}', where environments target {named} latents"
+        reject("latents", found, "a range that holds this number")
+    about = f"as many as environments are told to target{why}"
+    return Number(named, "targets", {named: 1.0}, low, high or named, about)
 
 
 def _named(kind: type[Program], data: Data, options: Mapping[str, Any]) -> int | None:
