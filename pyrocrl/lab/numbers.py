@@ -3,7 +3,7 @@
     python -m pyrocrl.lab.numbers --seeds 0:10 --json pyrocrl/models/results/numbers.json
 
 Models that count by evidence are not fitted: the number is found before. Models that are offered more than they need
-are fitted with their own recipe. `baseline`: eigenvalues of the features' correlations above 1 (Kaiser's rule).
+are fitted, in `CHAINS` chains. `baseline`: eigenvalues of the features' correlations above 1 (Kaiser's rule).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pyrocrl.infer.number import Number
 from pyrocrl.io import write_json
 from pyrocrl.lab.reproduce import parse_seeds, provenance
 
+CHAINS = 2
 FILE = Path(__file__).resolve().parents[1] / "models" / "results" / "numbers.json"
 
 
@@ -68,7 +69,7 @@ def run_case(case: Case, seed: int) -> dict[str, Any]:
     assert program.number is not None
     number: Number | None = Number.from_dict(program.number)
     if program.counted == "offered":
-        number = fit(program, data, seed=seed, device="cpu", progress=False).number()
+        number = fit(program, data, chains=CHAINS, seed=seed, device="cpu", progress=False).number()
     assert number is not None
     there = int(data.truth["z"].shape[1])
     return {
