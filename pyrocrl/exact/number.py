@@ -4,6 +4,9 @@
     p_K = features K - K (K - 1) / 2 + features
 
 and K uniform a priori. Where x has fewer exact dimensions than features there is no noise, and these are the factors.
+Factors that hardly stand out of the noise are not counted, and the probabilities do not tell of them: they are those of
+factors as strong as one row's worth of prior expects.
+
 Schwarz (1978), Estimating the dimension of a model; for factors, Bai & Ng (2002), Lopes & West (2004).
 """
 

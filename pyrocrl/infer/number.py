@@ -17,7 +17,6 @@ import numpy as np
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.exact.number import Factors, factors
-from pyrocrl.exact.number import most as most_told
 from pyrocrl.options import check_memory, reach
 from pyrocrl.program import Program
 
@@ -103,10 +102,9 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
     least, largest = reach(kind.options()["latents"].hint)  # of the model
     low = max(low, int(max(least, 1)))
     found = None if high is not None and kind.counted == "offered" else _factors(data, low, high)
-    few = found is not None and not found.exact and (named or 0) > most_told(data.features)
-    if named is not None and (found is None or few):
-        why = f"{data.features} features tell fewer factors from noise" if few else "no factors could be counted"
-        return _by_targets(named, low, high, f", for {why}")
+    if named is not None and (found is None or (not found.exact and found.mode < named)):  # weak factors do not show
+        why = "no factors could be counted" if found is None else f"{_words(found, data)} alone finds {found.mode}"
+        return _by_targets(named, low, high, f"; {why}")
     if kind.counted == "offered":
         most = int(min(largest, data.features - 1, data.features if high is None else high))
         if high is None and found is not None:
