@@ -94,7 +94,7 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
     assert told is not None
     low, high = told
     text, name = repr(latents), kind.card.name
-    named = _named(kind, data, options)
+    named = _named(data, options)
     if kind.counted == "targets":
         if named is None:
             reject("latents", f"{text} for {name} of data that tell no targets", "a whole number from 1 on")
@@ -102,13 +102,17 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
     least, largest = reach(kind.options()["latents"].hint)  # of the model
     low = max(low, int(max(least, 1)))
     found = None if high is not None and kind.counted == "offered" else _factors(data, low, high)
-    if named is not None and (found is None or (not found.exact and found.mode < named)):  # weak factors do not show
+    if (
+        kind.counted == "evidence"
+        and named is not None
+        and (found is None or (not found.exact and found.mode < named))  # weak factors do not show
+    ):
         why = "no factors could be counted" if found is None else f"{_words(found, data)} alone finds {found.mode}"
         return _by_targets(named, low, high, f"; {why}")
     if kind.counted == "offered":
         most = int(min(largest, data.features - 1, data.features if high is None else high))
         if high is None and found is not None:
-            most = min(most, max(2 * found.mode, found.mode + SPARE))
+            most = min(most, max(2 * found.mode, found.mode + SPARE, named or 0))
         elif high is None:
             most = min(most, OFFERED)
         if most < low:
@@ -123,7 +127,8 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
     number = Number(found.mode, "evidence", within, found.number[0], found.number[-1], _words(found, data))
     if not low <= found.mode <= (found.mode if high is None else high):  # of exact dimensions
         reject("latents", f"{text}; {number}", "a range that holds this number")
-    enough = named is None or found.mode == named or (found.mode > named and options.get("incomplete", False))
+    others = bool(options.get("incomplete", not kind.card.targets))  # whether latents may be no environment's target
+    enough = named is None or found.mode == named or (found.mode > named and others)
     if not enough:
         assert named is not None
         more = "interventions on the others, or latents as many as are targeted, which the verdict may contradict"
@@ -169,9 +174,9 @@ def _by_targets(named: int, low: int, high: int | None, why: str) -> Number:
     return Number(named, "targets", {named: 1.0}, low, high or named, about)
 
 
-def _named(kind: type[Program], data: Data, options: Mapping[str, Any]) -> int | None:
-    """How many latents environments are told to target, where the program believes it."""
-    if not kind.card.targets or data.targets is None or options.get("targets") == "unknown":
+def _named(data: Data, options: Mapping[str, Any]) -> int | None:
+    """How many latents environments are told to target, unless that is not to be believed."""
+    if data.targets is None or options.get("targets") == "unknown":
         return None
     hit = {int(k) for latents in data.targets.values() for k in latents}
     return max(hit) + 1 if hit else None

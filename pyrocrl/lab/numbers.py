@@ -43,15 +43,14 @@ class Case:
         return f"{self.model}: {self.setting}{f' ({told})' if told else ''}"
 
 
-# the noise of a feature as large as what three latents leave in it, of 120 rows
-WEAK = Case("plt_fa", "buchholz2024", {"bend": 0.0, "noise": 1.0, "samples": 30})
+WEAK = Case("heavy_tailed_fa", "dense_fa", {"rows": 100, "noise": 3.0})  # factors that hardly stand out of the noise
 CASES = (
     *(Case("linear_sem_lin", "squires2023_hard", {"samples": n}) for n in (100, 2_500)),
     *(Case("linear_sem_lin", "buchholz2024", {"bend": 0.0, "noise": noise}) for noise in (0.05, 0.5)),
     Case("linear_sem_lin", "buchholz2024", {"bend": 0.0, "samples": 30}),
     Case("plt_fa", "plt2010"),
-    WEAK,
     *(Case("heavy_tailed_fa", "dense_fa", {"rows": n}) for n in (100, 3_000)),
+    WEAK,
     Case("snica_lin", "halva2021_linear"),
     Case("weakly_supervised_pairs", "brehmer2022_linear"),
     Case("spike_slab_fa", "sparse_fa", {"correlation": 0.3}),
