@@ -94,6 +94,7 @@ class AnchorFA(Program):
             "latents have unit variance, where pure features have loadings of 1 in the paper",
         ),
     )
+    counted = "offered"
     recipe = Recipe.unannealed(epochs=5, least_steps=40, batch_size=512, lr=0.003, dtype=torch.float64, chains=4)
     checks = {"gaussian": (LAW,), "residuals": (FACTORS,)}
     sites = {

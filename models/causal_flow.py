@@ -129,6 +129,7 @@ class CausalFlow(MarginalSEM, Program):
         "less than one (`correlation_error`) in the story as in what is fitted, and a chain holds one hypothesis of "
         "unknown targets.",
     )
+    counted = "targets"
     recipe = MarginalSEM.recipe
     sites = {
         **{k: v for k, v in SEMReadouts.sites.items() if k not in ("escaped", "env_weight")},

@@ -187,6 +187,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
         "error.",
     )
+    counted = "targets"
     infers_targets = True
     compares_with_control = True  # whatever is known of the targets
     checks = {"left": ()}

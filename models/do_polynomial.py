@@ -109,6 +109,7 @@ class DoPolynomial(Program):
         approximate="Targets and constants are plugged in while latents are fitted: all rows of an environment share "
         "them, so that rows tell them almost exactly; afterwards they are drawn given moments of the latents.",
     )
+    counted = "targets"
     infers_targets = True
     checks = {"left": ()}
     recipe = Recipe.unannealed(epochs=8, least_steps=200, batch_size=512, lr=3e-4, lr_end=0.01, check_every=2, chains=4)

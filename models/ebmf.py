@@ -104,6 +104,7 @@ class EBMF(Program):
         approximate="How many factors are on is settled by BIC at the start and draws are given it, so for data of its "
         "own story, with factors that hardly show, intervals of loadings are too narrow.",
     )
+    counted = "offered"
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": (NOISE,)}
     sites = {

@@ -93,6 +93,7 @@ class HeavyTailedFA(Program):
             "noise of unequal variances",
         ),
     )
+    counted = "evidence"
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": (NOISE,), "independent": (INDEPENDENT,), "noise": (NOISE,)}
     sites = {

@@ -143,6 +143,7 @@ class LinearLatentSEM(Program):
             "directions by the evidence of innovations that are mixtures of two normals, by Laplace's method",
         ),
     )
+    counted = "offered"
     recipe = Recipe.unannealed(epochs=10, most_steps=60, batch_size=512, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"clusters": (PURE,), "residuals": (PURE,)}
     sites = {

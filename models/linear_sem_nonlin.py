@@ -125,6 +125,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         approximate="Equations are parameters while a chain is trained; graph and equations are then drawn given the "
         "moments of the rows' latents, with a unit-information prior and counts that carry the latents' error.",
     )
+    counted = "targets"
     checks = {"nearly_left": (), "nearly_gaussian": (), "nearly_equations": ()}
     recipe = Recipe.unannealed(epochs=10, least_steps=800, batch_size=512, lr=1e-3, check_every=2, chains=4)
 

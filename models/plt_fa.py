@@ -77,6 +77,7 @@ class PLTFA(Program):
         ),
         differs=("a posterior about its mode in place of Gibbs sampling", "no sparsity of loadings"),
     )
+    counted = "evidence"
     recipe = Recipe.unannealed(epochs=20, least_steps=100, batch_size=512, lr=0.01, dtype=torch.float64, chains=2)
     checks = {"gaussian": (LAW,), "factors": ()}
     sites = {

@@ -127,6 +127,7 @@ class ScoreCRL(Program):
         approximate="The equations' networks are trained with every latent that is earlier in the chain's order as a "
         "parent; graphs are drawn from the evidence of regressions of latents on fixed functions of others.",
     )
+    counted = "targets"
     recipe = Recipe.unannealed(
         epochs=40, least_steps=1500, batch_size=1024, lr=1e-2, held_out=0.05, check_every=2, patience=None, chains=4
     )

@@ -113,6 +113,7 @@ class ShrinkageFA(Program):
             "the rate of the noise is learned",
         ),
     )
+    counted = "offered"
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"residuals": (NOISE,)}
     constants = ("frame",)

@@ -102,6 +102,7 @@ class SnicaLin(Program):
         approximate="Unmixing and dynamics are drawn from a normal approximation about their maximum; states given "
         "these are exact.",
     )
+    counted = "evidence"
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=4)
     checks = {"dynamics": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True

@@ -131,6 +131,7 @@ class SparseVAE(Program):
         likelihoods=("gaussian", "negative_binomial"),
         status="stable",
     )
+    counted = "offered"
     checks = {"left": ()}
     recipe = Recipe(
         epochs=450,

@@ -103,6 +103,7 @@ class SpikeSlabFA(Program):
             "chains start from promax factors",
         ),
     )
+    counted = "offered"
     recipe = Recipe.unannealed(epochs=10, most_steps=100, batch_size=512, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": ()}
     sites = {

@@ -101,6 +101,7 @@ class WeaklySupervisedPairs(Program):
         "how probably each latent changed there; given these, order, graph and equations by Gibbs sampling, "
         "whose runs are too short to settle the graph of many more than 15 latents.",
     )
+    counted = "evidence"
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=4)
     checks = {"differences": (LINES,), "factors": ()}
     new_rows = True

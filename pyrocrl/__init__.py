@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .infer.fitted import Fit, to_arviz
     from .judge import metrics
     from .judge.choose import choose
+    from .judge.credible import credible_graphs
     from .judge.design import next_interventions
     from .judge.diagnose import diagnose
     from .judge.evaluate import evaluate
@@ -64,6 +65,7 @@ _HOMES = {
     "build": "zoo",
     "calibrate": "lab.calibrate",
     "choose": "judge.choose",
+    "credible_graphs": "judge.credible",
     "diagnose": "judge.diagnose",
     "discover_targets": "judge.targets",
     "equivalence_class": "judge.equivalence",
@@ -98,6 +100,7 @@ __all__ = [
     "build",
     "calibrate",
     "choose",
+    "credible_graphs",
     "datasets",
     "diagnose",
     "discover_targets",

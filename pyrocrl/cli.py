@@ -86,6 +86,10 @@ Source = Annotated[
 OwnSource = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help="As in `fit`; without it the data that were fitted.")
 ]
+Number = Annotated[
+    str | None,
+    typer.Option(metavar="K|auto|LOW-HIGH", help="Number of latents; auto, or a range, leaves it to the data."),
+]
 Env = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds environments.")]
 Control = Annotated[
     str | None,
@@ -334,7 +338,7 @@ def fit(
     model: ModelName,
     data: Source,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for everything the fit leaves.")],
-    latents: Annotated[int | None, typer.Option(metavar="K", help="Number of latents.")] = None,
+    latents: Number = None,
     chains: Annotated[int | None, typer.Option(help="Independent fits.  [default: the model's]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: the model's]")] = None,
     seed: Seed = 0,
@@ -380,7 +384,7 @@ def compare(
     models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL ...", help="Two models or more, or files.")],
     data: Source,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder: compare.html, and a folder per model.")],
-    latents: Annotated[int | None, typer.Option(metavar="K", help="Number of latents.")] = None,
+    latents: Number = None,
     chains: Annotated[int | None, typer.Option(help="Independent fits.  [default: each model's]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.  [default: each model's]")] = None,
     seed: Seed = 0,
@@ -1106,6 +1110,7 @@ def _check_fit(
     """The model's class; refuses what can be refused before the data are read."""
     from pyrocrl import zoo
     from pyrocrl.infer.fit import resolve_device
+    from pyrocrl.infer.number import asked
     from pyrocrl.options import Seed as SeedHint
     from pyrocrl.options import Size, conform
     from pyrocrl.program import check_options
@@ -1115,7 +1120,8 @@ def _check_fit(
     conform("--seed", seed, SeedHint)
     resolve_device(device)
     kind = zoo.get(model, "MODEL")
-    check_options(kind, build)
+    left = asked(kind, build.get("latents")) is not None
+    check_options(kind, {name: value for name, value in build.items() if name != "latents" or not left})
     return kind
 
 
@@ -1167,6 +1173,8 @@ def _fit(
         effort = chains, epochs, seed, device, not quiet
         found = pyrocrl.fit(program, rows, *effort, out=out, resume=resume, **on)
     print(found)
+    if (number := found.number()) is not None:
+        print(number)
     kept = min(rows.rows, KEPT_ROWS)
     if draws is None:
         draws = min(100, max(20, KEPT_NUMBERS // (found.chains.count * rows.features * kept)))
@@ -1183,6 +1191,7 @@ def _fit(
         "fit": found.digest,
         "origin": found.meta.get("origin"),
         "build": build,
+        "number": None if number is None else number.to_dict(),
         "source": source,
         "chains": found.chains.count,
         "epochs": found.meta["epochs"],
@@ -1325,9 +1334,12 @@ def _number(option: str, name: str, text: str) -> float:
 
 
 def _assumed(
-    latents: int | None, targets: str | None, intervention: str | None, mechanism: str | None
+    latents: int | str | None, targets: str | None, intervention: str | None, mechanism: str | None
 ) -> dict[str, Any]:
     """What options of their own tell a model, by the names of the model's options."""
+    if isinstance(latents, str):
+        with contextlib.suppress(ValueError):
+            latents = int(latents)
     told = {"latents": latents, "targets": targets, "intervention": intervention, "mechanism": mechanism}
     return {name: value for name, value in told.items() if value is not None}
 

@@ -80,6 +80,12 @@ class Option:
         return {"name": self.name, "meaning": self.meaning, **default, "allowed": words(self.hint)}
 
 
+def reach(hint: Any) -> tuple[float, float]:
+    """The least and the largest value that all bounds of an annotated number leave."""
+    bounds = [one for one in get_args(hint) if isinstance(one, Bounds)]
+    return max((one.low for one in bounds), default=-math.inf), min((one.high for one in bounds), default=math.inf)
+
+
 @functools.cache
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     """The arguments of a function by name, without `self` and without those that only stars take."""

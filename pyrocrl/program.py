@@ -236,9 +236,12 @@ class Program(nn.Module, metaclass=_InTurn):
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
     imputes: ClassVar[bool] = False  # whether it has `impute`: effects of environments in contexts, told as batches
     auto_encodes: ClassVar[bool] = False  # whether it has `auto_encode`: a map of rows to rows
+    # how the number of its latents is found, where the user leaves it to the data (`infer.number`); None = it is not
+    counted: ClassVar[Literal["evidence", "targets", "offered"] | None] = None
     infers_targets: ClassVar[bool] = False  # True: targets that the data do not list are taken as unknown
     written_in: ClassVar[dict[str, str] | None] = None  # its `file` and the `sha256` of its text, as of the import
     arguments: dict[str, Any]  # what it was made with: another of its kind is made with the same
+    number: dict[str, Any] | None = None  # how many latents there are, as it was found from the data
     config: dict[str, Any]  # all options by name: its own and, as its `__init__` set them, its parents'
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:

@@ -30,7 +30,7 @@ from typing import Any
 from pyrocrl.claims.card import ModelCard
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
-from pyrocrl.infer import origin
+from pyrocrl.infer import number, origin
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.options import conform
 from pyrocrl.program import Program
@@ -102,12 +102,18 @@ def build(model: Model, data: Data, **options: Any) -> Program:
 
     pyrocrl.build("linear_sem_lin", data, latents=5, targets="relabelled")
     pyrocrl.build("./my_model.py", data, latents=5)
+    pyrocrl.build("linear_sem_lin", data, latents="auto")  # or "2-8": as many as the data say; see `infer.number`
     """
     if not isinstance(data, Data):
         raise InputError(f"data: found a {type(data).__name__}; allowed: a pyrocrl.Data")
+    kind, told = get(model), None
+    if isinstance(latents := options.get("latents"), str):
+        told = number.count(kind, data, latents, options)
+        options = {**options, "latents": told.latents}
     with drawing():  # no parameter drawn here outlives the start of a chain
-        program = get(model).from_data(data, **options)
+        program = kind.from_data(data, **options)
     program.check(data)
+    program.number = None if told is None else told.to_dict()
     return program
 
 

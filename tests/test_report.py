@@ -29,6 +29,7 @@ import xarray as xr
 from pyrocrl import Data, Program
 from pyrocrl.claims.card import Claim, ModelCard, Reference
 from pyrocrl.errors import InputError
+from pyrocrl.infer.number import Number
 from pyrocrl.judge.diagnose import HOLDS
 from pyrocrl.show import report
 from pyrocrl.show.effects import effects
@@ -164,6 +165,7 @@ def make_fit(labels, z, *, chains=2, claims=(CLAIM,), data=True):
         programs=lambda: [Tiny() for _ in range(chains)],
         latents=lambda data: np.asarray(data.x)[:, :3].astype(float),
         graph=lambda: np.eye(3, k=1),
+        number=lambda: Number(3, "evidence", {3: 0.9, 2: 0.1}, 1, 5, "evidence of 1 to 5 factors"),
         do=do,
         data=known if data else None,
         digest=DIGEST,
@@ -204,6 +206,10 @@ def verdict(outcome="identified", reason=f"2 of 2 chains agree {EVIL}"):
 def page():
     tree, labels, z = make_tree()
     return report.render(make_fit(labels, z), tree, verdict(), SCORES)
+
+
+def test_the_number_of_latents_is_told_where_it_was_left_to_the_data(page):
+    assert "Latents: 3 (probability of 2: 0.10, 3: 0.90; evidence of 1 to 5 factors)." in page
 
 
 def test_each_programme_says_how_far_chains_agree_on_it_and_how_much_it_explains(page):

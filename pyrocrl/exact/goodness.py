@@ -247,12 +247,12 @@ def enough_factors(x: Floats, factors: int) -> float | None:
     freedom = ((features - factors) ** 2 - features - factors) / 2
     if freedom <= 0 or rows < 3 * features:
         return None
-    lost = _factor_discrepancy(second, factors)
+    lost = factor_discrepancy(second, factors)
     scale = rows - 1 - (2 * features + 5) / 6 - 2 * factors / 3
     return float(stats.chi2.sf(scale * lost, freedom))
 
 
-def _factor_discrepancy(second: Floats, factors: int) -> float:
+def factor_discrepancy(second: Floats, factors: int) -> float:
     """log |S| less that of the best factor model, per half row, loadings maximised out (Joreskog 1967)."""
     left = len(second) - factors
 

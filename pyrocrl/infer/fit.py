@@ -226,6 +226,7 @@ class _Loop:
     ) -> None:
         """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on."""
         self.program, self.data, self.seed = program, data, seed
+        self.number = program.number if start is None or program.number is not None else start.meta.get("number")
         self.device, self.path = device, path
         self.units = units_of(program, data)
         self.origin = origin(type(program))
@@ -529,6 +530,7 @@ class _Loop:
                 "size_factor": self.data.size_rule,
                 "adjustment": self.data.adjustment,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
+                "number": self.number,
             },
             data=self.data,
             units=self.units,

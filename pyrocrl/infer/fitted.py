@@ -24,6 +24,7 @@ from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
+from pyrocrl.infer.number import Number, in_use
 from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
@@ -208,6 +209,15 @@ class Fit:
                         second += weight / draws * apart**2
                 parts.append(np.sqrt(np.maximum(second - first**2, 0.0)))
         return np.concatenate(parts)
+
+    def number(self) -> Number | None:
+        """How many latents there are, its posterior probabilities and what they rest on: of models that learn which of
+        those offered are in use, and where it was left to the data (`latents="auto"`); None elsewhere."""
+        return self._number
+
+    @cached_property
+    def _number(self) -> Number | None:
+        return in_use(self)
 
     def mask(self) -> np.ndarray | None:
         """(feature, latent) inclusion probabilities, averaged over the aligned chains by their weights."""

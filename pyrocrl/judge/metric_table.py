@@ -34,6 +34,7 @@ BEFORE = {
     "svd": "truncated SVD",
     "means": "columns' means",
     "other": "other model",
+    "reference": "published estimator",
 }
 AFTER = {
     "empty": "empty",
@@ -164,8 +165,14 @@ _TABLE = (
     Metric("skeleton_errors", "Adjacencies wrong", "smaller", None),
     Metric("order_right", "Causal order right", "larger", 2, figure=True, worst=False),
     Metric("order_errors", "Edges against the estimated order", "smaller", None),
-    Metric("closure_errors", "Ancestor relations wrong", "smaller", None, figure=True, headline=True),
+    Metric("graph_exact", "Edges all right", "larger", 2, figure=True, worst=False),
+    Metric("closure_exact", "Ancestor relations all right", "larger", 2, True, ("reference",), worst=False),
+    Metric("closure_errors", "Ancestor relations wrong", "smaller", None, True, ("reference",), headline=True),
     Metric("closure_shd", "Ancestor relations wrong (SHD of closures)", "smaller", None),
+    Metric("credible_size", "Graphs in the 90 % credible set", "smaller", None, figure=True),
+    Metric("credible_holds", "True graph in the 90 % credible set", None, 2, figure=True, worst=False),
+    Metric("encoder_error", "Encoder, what else than parents it mixes in", "smaller", 3, True, ("reference",)),
+    Metric("encoder_mixes", "Encoder, what it mixes in", "smaller", 3, figure=True),
     Metric("auroc", "Edges, AUROC", "larger"),
     Metric("ece", "Edges, calibration error", "smaller"),
     Metric("weight_coverage", "True edge weights inside 90 % intervals", None, 2, figure=True),
@@ -224,6 +231,7 @@ _TABLE = (
     Metric("direction_least", "... of the least probable one", None, 2),
     Metric("heavy_found", "Latents surely not Gaussian", None, None, figure=True),
     Metric("identified", "Called identified, share", None, 2, figure=True, worst=False),
+    Metric("contradicted", "Called contradicted, share", None, 2, figure=True, worst=False),
     # predictions, in standard deviations of features
     Metric("pair_model", "Pairs never seen, error of the mean", "smaller", figure=True),
     Metric("pair_additive", "... of adding the parts' effects", "smaller", figure=True, worst=False),

@@ -381,14 +381,22 @@ def _targets() -> str:
     return targets.tables()
 
 
+def _numbers() -> str:
+    from pyrocrl.lab import numbers  # which knows this file
+
+    return numbers.table()
+
+
 MARKED = re.compile(
-    r"(<!-- (models|figures|calibration|calibrated|targets)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)", re.DOTALL
+    r"(<!-- (models|figures|calibration|calibrated|targets|numbers)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)",
+    re.DOTALL,
 )
 
 
 def fill(page: str) -> str:
     """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
-    results), `calibrated` (what `calibrate` found) and `targets` (what `pyrocrl.lab.targets` found).
+    results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found) and `numbers`
+    (`pyrocrl.lab.numbers`).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
@@ -398,6 +406,7 @@ def fill(page: str) -> str:
         "calibration": calibration_text,
         "calibrated": calibrations.table,
         "targets": _targets,
+        "numbers": _numbers,
     }
 
     def filled(found: re.Match[str]) -> str:

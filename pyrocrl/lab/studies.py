@@ -161,6 +161,73 @@ class ManyLatents(Study):
 
 
 @dataclass(frozen=True)
+class FiniteSamples(Study):
+    """How right a graph and an encoder are at this number of rows, and how sure; beside the published estimator.
+
+    closure_exact: whether all ancestors are right, graph_exact: all edges, of probability above .5. encoder_mixes:
+    spectral norm of what is off the diagonal of encoder times decoder, rows of norm 1; encoder_error: that of what is
+    neither there nor of a latent's parents, which is all that the published theorem forbids. credible_size: graphs in
+    the 90 % credible set (`credible_graphs`), credible_holds: whether the true one is among them. reference: what the
+    published estimator reaches, its code re-run: closure_exact, closure_errors, encoder_error, means of 20 runs.
+    """
+
+    reference: tuple[float, float, float] = (np.nan, np.nan, np.nan)
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import PCA
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.credible import credible_graphs
+
+        z, found, true, graph = data.truth["z"], result.latents(data), data.truth["graph"], result.graph()
+        assert graph is not None
+        score, nodes = metrics.mcc(z, found, return_assignment=True)
+        centred = z - z.mean(0)
+        encoded = np.linalg.lstsq(centred, found - found.mean(0), rcond=None)[0].T[nodes]  # encoder times decoder
+        encoded /= np.linalg.norm(encoded, axis=1, keepdims=True)
+        likely = credible_graphs(result, draws=DRAWN)["graph"].to_numpy()[:, nodes][:, :, nodes]
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "pca_mcc": metrics.mcc(z, PCA(z.shape[1], svd_solver="full").fit_transform(data.x)),
+            "encoder_error": float(np.linalg.norm(encoded * ~((true > 0).T | np.eye(len(true), dtype=bool)), 2)),
+            "encoder_mixes": float(np.linalg.norm(encoded - np.diag(np.diag(encoded)), 2)),
+            "credible_size": float(len(likely)),
+            "credible_holds": float((likely == true).all((1, 2)).any()),
+        } | metrics.graph_scores(true, metrics.reorder_graph(graph, nodes))
+        out |= {"closure_exact": float(not out["closure_errors"]), "graph_exact": float(not out["shd"])}
+        names = ("closure_exact", "closure_errors", "encoder_error")
+        return out | {f"reference_{name}": value for name, value in zip(names, self.reference, strict=True)}
+
+
+@dataclass(frozen=True)
+class Bend(Study):
+    """Whether the verdict falls before the answer does, as the mixing bends: latents and edges, and what is said of the
+    latents (contradicted, identified: whether it is); linear_r2: of the best linear unmixing, which knows z."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import PCA
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.diagnose import diagnose
+
+        z, true, graph = data.truth["z"], data.truth["graph"], result.graph()
+        assert graph is not None
+        score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
+        said = diagnose(result)["latents"]
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "pca_mcc": metrics.mcc(z, PCA(z.shape[1], svd_solver="full").fit_transform(data.x)),
+            "linear_r2": metrics.linear_r2(data.x, z),
+            "shd": float(metrics.shd(true, metrics.reorder_graph(graph, nodes) > 0.5)),
+            "shd_empty": float(metrics.shd(true, np.zeros_like(true))),
+            "contradicted": float(said.verdict == "contradicted"),
+            "identified": float(said.identified),
+        }
+
+
+@dataclass(frozen=True)
 class BesideVAE(Study):
     """The latents of a plain VAE of as many on the same rows, `other_mcc`, after `epochs` passes: its loss is flat."""
 

@@ -538,6 +538,16 @@ def linear_cases() -> list[Case]:
         case("an intervention that hits a second latent", "misspecified", world(off_target, told=labels), breaks=ALONE),
         case("two of three factors", "misspecified", confounded, breaks=MIXED),
         case("Laplace noise", "misspecified", world(HARD, law="laplace"), breaks="noise is Gaussian"),
+        case("mixing not bent", "identified", drawn("buchholz2024", bend=0.0)),
+        case("mixing not bent, 100 rows", "small", drawn("buchholz2024", bend=0.0, samples=100)),
+        case("mixing bent a little", "misspecified", drawn("buchholz2024", bend=0.1), breaks=MIXED),
+        case("mixing bent", "misspecified", drawn("buchholz2024", bend=1.0), breaks=MIXED),
+        case(
+            "mixing bent, 100 rows of four features",
+            "misspecified",
+            drawn("buchholz2024", bend=0.3, samples=100, features=4),
+            breaks=MIXED,
+        ),
     ]
 
 

@@ -189,6 +189,7 @@ def _facts(fit: Fit, tree: xr.DataTree) -> dict[str, Any]:
     pip = plots.inclusion(tree)
     used = latents if pip is None else int((pip.to_numpy() > plots.PRESENT).any(0).sum())
     counts = fit.data.counts if fit.data is not None else None
+    number = fit.number() if fit.data is not None else None
     return {
         "name": fit.data.name if fit.data is not None else "data",
         "rows": int(fit.meta.get("rows", shape["data"])),
@@ -198,6 +199,7 @@ def _facts(fit: Fit, tree: xr.DataTree) -> dict[str, Any]:
         "environments": len(fit.names.get("env", [])) or 1,
         "latents": latents,
         "used": used if pip is not None else None,
+        "number": number,
         "chains": fit.chains.count,
         "duration": _duration(float(fit.meta.get("seconds", math.nan))),
         "epochs": fit.meta.get("epochs"),

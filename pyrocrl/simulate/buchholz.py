@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Seed
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.mixtures import linear_r2
 
@@ -43,9 +44,49 @@ def buchholz2023_hard(seed: Seed = 0, samples: int = 10_000, latents: int = 5) -
     return _buchholz2023("buchholz2023_hard", seed, samples, latents, sizes, standardise=True)
 
 
+def buchholz2024(
+    seed: Seed = 0,
+    samples: int = 1_000,
+    latents: int = 3,
+    features: int = 10,
+    bend: Annotated[float, Bounds(0, 10, "[]")] = 0.1,
+    noise: Annotated[float, Bounds(0, 10, "[]")] = 0.05,
+) -> Data:
+    """Latents of `buchholz2023` behind a mixing that is linear but for a bend, after Buchholz & Schoelkopf (2024),
+    "Robustness of nonlinear representation learning": x = A z + bend h(z) + noise.
+
+    z is standardised over all rows first. A (feature, latent) standard normal; h = C tanh(B z + b) less its linear
+    regression on z, B standard normal to 8 units a latent, b ~ U(-1, 1), C standard normal, scaled so that h varies as
+    much as A z in all. noise: deviation of what is added to each feature, in those that it has.
+
+    samples: rows in each of the latents + 1 environments. Truth: z, graph and weight (parent, child), targets.
+    """
+    check_sizes(features, latents, least=2)
+    check_whole("samples", samples, 2)
+    rng = np.random.default_rng([2024, latents, seed])
+    z, env, graph, weight = _latents(rng, samples, latents)
+    s = (z - z.mean(0)) / z.std(0)
+    straight = s @ rng.standard_normal((latents, features))
+    units = np.tanh(s @ rng.standard_normal((latents, 8 * latents)) + rng.uniform(-1, 1, 8 * latents))
+    bent = units @ rng.standard_normal((8 * latents, features))
+    bent -= bent.mean(0)
+    bent -= s @ np.linalg.lstsq(s, bent, rcond=None)[0]
+    x = straight + bend * np.sqrt(straight.var(0).sum() / bent.var(0).sum()) * bent
+    x += noise * x.std(0) * rng.standard_normal(x.shape)
+    return _told("buchholz2024", x, z, env, graph, weight)
+
+
 def _buchholz2023(name: str, seed: int, samples: int, latents: int, sizes: Sequence[int], standardise: bool) -> Data:
     check_whole("samples", samples, 2)
     rng = np.random.default_rng([2023, latents, seed])
+    z, env, graph, weight = _latents(rng, samples, latents)
+    x = _mix(rng, z, sizes, standardise)
+    rows = rng.permutation(len(x))  # `linear_r2` fits on the first half
+    return _told(f"{name}, linear R2 {linear_r2(x[rows], z[rows]):.3f}", x, z, env, graph, weight)
+
+
+def _latents(rng: np.random.Generator, samples: int, latents: int) -> tuple[Array, list[str], Array, Array]:
+    """z (row, latent), environments' names, graph and weight (parent, child)."""
     rank = rng.permutation(latents)
     degree = min(latents - 1, 2 if latents < 10 else 4)
     graph = (rank[:, None] < rank[None, :]) & (rng.random((latents, latents)) < degree / (latents - 1))
@@ -61,16 +102,17 @@ def _buchholz2023(name: str, seed: int, samples: int, latents: int, sizes: Seque
             noise[:, k] = mean + own * rng.standard_normal(samples)
         parts.append(noise @ np.linalg.inv(np.eye(latents) - changed))
         env += ["observational" if k < 0 else f"target_{k}"] * samples
-    z = np.concatenate(parts)
-    x = _mix(rng, z, sizes, standardise)
-    targets = {f"target_{k}": (k,) for k in range(latents)}
-    rows = rng.permutation(len(x))  # `linear_r2` fits on the first half
+    return np.concatenate(parts), env, graph, weight
+
+
+def _told(name: str, x: Array, z: Array, env: list[str], graph: Array, weight: Array) -> Data:
+    targets = {f"target_{k}": (k,) for k in range(z.shape[1])}
     return Data(
         x=x,
         env=env,
         targets=targets,
         truth={"z": z, "graph": graph.astype(int), "weight": weight, "targets": targets},
-        name=f"{name}, linear R2 {linear_r2(x[rows], z[rows]):.3f}",
+        name=name,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pyrocrl.data import Data
@@ -82,20 +84,57 @@ def varici2024_linear(seed: Seed = 0, samples: int = 5000, latents: int = 5, fea
 
     samples: rows in each of the latents + 1 environments. Truth: z, graph and weight (parent, child), targets.
     """
+
+    def mixed(rng: np.random.Generator, *shape: int) -> np.ndarray:
+        return rng.standard_normal(shape)
+
+    return _varici2024("varici2024_linear", seed, samples, latents, features, 5.0, mixed)
+
+
+def acarturk2024(seed: Seed = 0, samples: int = 10_000, latents: int = 3, features: int = 15) -> Data:
+    """Acarturk et al. (2024), "Sample complexity of interventional causal representation learning", hard interventions.
+
+    Latents as those of `varici2024_linear`, but that environment k multiplies the noise variance of latent k by .25.
+    x = Q R z: Q (feature, latent) random orthonormal columns, R entries U(-.5, .5) of singular values that differ by a
+    factor of 10 at most. Published of 3 or 5 latents, 15 features and 316 to 100,000 rows in each of the latents + 1
+    environments (`samples`). Truth: z, graph and weight (parent, child), targets.
+    """
+    return _varici2024("acarturk2024", seed, samples, latents, features, 0.25, _well_mixed)
+
+
+def _well_mixed(rng: np.random.Generator, features: int, latents: int) -> np.ndarray:
+    basis = np.linalg.qr(rng.standard_normal((features, latents)))[0]
+    while True:
+        inside = rng.random((latents, latents)) - 0.5
+        size = np.linalg.svd(inside, compute_uv=False)
+        if size[-1] >= 0.1 * size[0]:
+            return basis @ inside
+
+
+def _varici2024(
+    name: str,
+    seed: int,
+    samples: int,
+    latents: int,
+    features: int,
+    changed: float,
+    mixed: Callable[[np.random.Generator, int, int], np.ndarray],
+) -> Data:
+    """changed: what an intervention multiplies its target's noise variance by; mixed: draws (feature, latent)."""
     _check(samples, latents, features)
     rng = np.random.default_rng(seed)
     graph, weight = _weighted_graph(rng, latents, 0.5, 0.5, 1.5)
     variance = rng.uniform(0.5, 1.5, latents)
-    mixing = rng.standard_normal((features, latents))
+    mixing = mixed(rng, features, latents)
     z = []
     for k in range(-1, latents):
         cut, scale = weight.copy(), np.sqrt(variance)
         if k >= 0:
             cut[:, k] = 0.0
-            scale[k] *= np.sqrt(5.0)
+            scale[k] *= np.sqrt(changed)
         noise = scale[:, None] * rng.standard_normal((latents, samples))
         z.append(np.linalg.solve(np.eye(latents) - cut.T, noise).T)
-    return _labelled("varici2024_linear", z, mixing, graph, weight)
+    return _labelled(name, z, mixing, graph, weight)
 
 
 def _check(samples: int, latents: int, features: int) -> None:
