@@ -124,7 +124,7 @@ class SpikeSlabLassoFA(Program):
         slab: Positive = 0.5,
         spike: Positive = 0.01,
         rate: Positive = 0.1,
-        starts: Annotated[int, Bounds(1, 50)] = 3,
+        starts: Annotated[int, Bounds(1, 50)] = 2,
     ) -> None:
         """latents: how many are offered, at least 2; those that are not needed stay without features.
 
@@ -222,10 +222,7 @@ class SpikeSlabLassoFA(Program):
 
     studies = (
         SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 10, 0.1),
-        SparseFactors("sparse_fa", {}, {"latents": 20}, 8, 0.1),
-        SparseFactors("sparse_fa", {"correlation": 0.3, "second": 1.0}, {"latents": 20}, 8, 0.1),
         SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
-        SparseFactors("sparse_fa", {"correlation": 0.3, "law": "gaussian"}, {"latents": 20}, 8, 0.1),
     )
 
 

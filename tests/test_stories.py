@@ -175,6 +175,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "cross_modal",
             "snica_lin",
             "ebmf",  # but that the number of latents is settled at the start
+            "ssl_fa",  # the same
         )
         assert name in exact
 

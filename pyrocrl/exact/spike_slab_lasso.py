@@ -26,6 +26,8 @@ from pyrocrl.exact.spike_slab import EFFORT, GRID, MANY, Effort, Floats, Sampler
 Mask = NDArray[np.bool_]
 ROOT = 0.5 * math.log(2 * math.pi)
 LEAST = 1e-12  # a share, and what it lacks of one
+TURNS = 1  # of two latents in a sweep, for each latent in use
+WIDTHS = (-3.0, 0.0)  # logarithms to the base 10 of the deviation of a turn's c
 STEP = 2.4  # of a stick's proposal, in deviations that counts leave it
 
 
@@ -123,6 +125,49 @@ class LassoSampler(Sampler):
         return LassoDraws(*(np.array(part) for part in zip(*kept, strict=True)))
 
     # -- a sweep -----------------------------------------------------------------------------------------------
+
+    def sweep(self, rows: int) -> None:
+        super().sweep(rows)
+        for _ in range(TURNS * int(self.opened.any(0).sum())):
+            self.turn_two()
+
+    def turn_two(self) -> None:
+        """A step of Metropolis along what leaves the likelihood as it is: L_l + c L_k and (z_k - c z_l) / unit, with
+        the mask of both, which is drawn given the loadings."""
+        used = np.flatnonzero(self.opened.any(0))
+        if len(used) < 2:
+            return
+        k, other = self.rng.choice(used, 2, replace=False)
+        wide = 10 ** self.rng.uniform(*WIDTHS)
+        c = wide * self.rng.standard_normal()
+        square = 1 - 2 * c * self.correlation[k, other] + c**2
+        if square < LEAST:
+            return
+        unit, pair = math.sqrt(square), [k, other]
+        old = self.loadings[:, pair]
+        new = np.column_stack([old[:, 0] * unit, old[:, 1] + c * old[:, 0]])
+        share = np.clip(self.stick.cumprod()[pair], LEAST, 1 - LEAST)
+        before, _ = self._mixed(old, share)
+        after, opened = self._mixed(new, share)
+        mask = self.rng.random(new.shape) < opened
+        if (mask.sum(0) < 2).any():
+            return
+        # of loadings, of R and c, and of LKJ's law, whose determinant falls by unit^2; backwards c is -c / unit
+        gain = after - before + (self.features - self.latents - 2 - 2 * (self.eta - 1)) * math.log(unit)
+        gain += 0.5 * (c / wide) ** 2 * (1 - 1 / square)
+        if math.log(self.rng.random()) < gain:
+            move = np.eye(self.latents)
+            move[k, other] = -c
+            move[k] /= unit
+            self.loadings[:, pair], self.opened[:, pair] = new, mask
+            self.correlation = move @ self.correlation @ move.T
+
+    def _mixed(self, loadings: Floats, share: Floats) -> tuple[float, Floats]:
+        """Log density of loadings (feature, latent), the mask summed out, and their probabilities to be the slab's."""
+        size = np.abs(loadings)
+        slab = np.log(share / self.slab) - size / self.slab
+        spike = np.log((1 - share) / self.spike) - size / self.spike
+        return float(np.logaddexp(slab, spike).sum()), special.expit(slab - spike)
 
     def move_column(self, k: int, cross: Floats, inner: Floats) -> None:
         """Mask and loadings of latent k, given z; whether it has any, too."""
