@@ -121,8 +121,8 @@ class SpikeSlabLassoFA(Program):
         self,
         features: Features,
         latents: Latents,
-        slab: Positive = 0.5,
-        spike: Positive = 0.01,
+        slab: Positive = 1.0,
+        spike: Positive = 0.005,
         rate: Positive = 0.1,
         starts: Annotated[int, Bounds(1, 50)] = 2,
     ) -> None:
@@ -220,10 +220,7 @@ class SpikeSlabLassoFA(Program):
         data = draw("sparse_fa", seed=seed, rows=400, latents=3, features=20, correlation=0.3)
         return cls(features=data.features, latents=5), data
 
-    studies = (
-        SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 10, 0.1),
-        SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
-    )
+    studies = (SparseFactors("sparse_fa", {"correlation": 0.3}, {"latents": 20}, 8, 0.1),)
 
 
 if __name__ == "__main__":
