@@ -57,7 +57,7 @@ from pyrocrl.exact.spike_slab import EFFORT, SHAPE
 from pyrocrl.exact.spike_slab_lasso import LassoSampler
 from pyrocrl.lab.studies import SparseFactors
 from pyrocrl.options import Bounds, Positive, check_memory
-from pyrocrl.parts.factor_scores import factors_given
+from pyrocrl.parts.factor_scores import factors_given, factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
@@ -174,9 +174,7 @@ class SpikeSlabLassoFA(Program):
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log N(x_i; 0, loadings R loadings^T + diag(variance))."""
-        root = sites["loadings"] @ sites["correlation_tril"]  # (feature, latent)
-        law = dist.LowRankMultivariateNormal(0 * sites["variance"], root, sites["variance"], validate_args=False)
-        return law.log_prob(batch.x)
+        return factors_log_prob(batch.x, *(sites[name] for name in ("loadings", "variance", "correlation_tril")))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

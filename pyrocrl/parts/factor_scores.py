@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -15,3 +16,9 @@ def factors_given(loadings: Tensor, variance: Tensor, tril: Tensor) -> tuple[Ten
     precision = loadings.mT @ scaled + torch.cholesky_inverse(tril)
     covariance = torch.linalg.inv(precision)
     return covariance @ scaled.mT, covariance
+
+
+def factors_log_prob(x: Tensor, loadings: Tensor, variance: Tensor, tril: Tensor) -> Tensor:
+    """(rows,) log N(x_i; 0, loadings R loadings^T + diag(variance)), see `factors_given`."""
+    law = dist.LowRankMultivariateNormal(0 * variance, loadings @ tril, variance, validate_args=False)
+    return law.log_prob(x)
