@@ -104,7 +104,8 @@ class SpikeSlabLassoFA(Program):
             "draws of the posterior from its mode on",
         ),
         approximate="How many latents are in use is settled by BIC at the start and draws are given it, so for data of "
-        "its own story, with latents that hardly show, intervals of loadings are too narrow.",
+        "its own story, with latents that hardly show, intervals of loadings are too narrow; also where nearly all "
+        "features load on a latent and rows are few, for a run turns latents slowly.",
     )
     recipe = Recipe.unannealed(epochs=10, most_steps=100, batch_size=512, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": ()}
