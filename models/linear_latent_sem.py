@@ -67,6 +67,7 @@ from pyrocrl.exact.order_sampling import AnyOrder
 from pyrocrl.exact.orders import MAX_NODES, Order, earlier, log_orders, only
 from pyrocrl.lab.studies import MeasuredGraph
 from pyrocrl.options import Bounds, Positive, check_memory
+from pyrocrl.parts.factor_scores import factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import EdgeProbability, Features, Latents, check_rows, check_sizes
 
@@ -281,9 +282,8 @@ class LinearLatentSEM(Program):
         """(rows,) log N(x_i; 0, the covariance of features), of normal innovations."""
         if self.config["innovations"] == "any":
             return None
-        root = sites["loadings"] @ _unit_root(sites["slope"], sites["precision"])
-        law = dist.LowRankMultivariateNormal(0 * sites["variance"], root, sites["variance"], validate_args=False)
-        return law.log_prob(batch.x)
+        root = _unit_root(sites["slope"], sites["precision"])
+        return factors_log_prob(batch.x, sites["loadings"], sites["variance"], root)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ from pyrocrl.exact.shrinkage import (
 )
 from pyrocrl.lab.studies import Covariance
 from pyrocrl.options import Positive, Size, check_memory
+from pyrocrl.parts.factor_scores import factors_given
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
@@ -178,7 +179,8 @@ class ShrinkageFA(Program):
     def guide(self, batch: Batch) -> None:
         pyro.sample("rate", self.rate())
         sites = self.drawn.sample()
-        scores, covariance = _given(turned(sites["column"], self.frame), sites["variance"])
+        eye = torch.eye(self.config["latents"], dtype=batch.dtype, device=batch.device)
+        scores, covariance = factors_given(turned(sites["column"], self.frame), sites["variance"], eye)
         with self.rows(batch):
             law = MultivariateNormal(batch.x @ scores.mT, scale_tril=torch.linalg.cholesky(covariance))
             pyro.sample("z", law)
@@ -187,7 +189,8 @@ class ShrinkageFA(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return batch.x @ _given(self.frame, self.drawn.variance.mean(0))[0].mT
+        eye = torch.eye(self.config["latents"], dtype=self.frame.dtype, device=self.frame.device)
+        return batch.x @ factors_given(self.frame, self.drawn.variance.mean(0), eye)[0].mT
 
     def loading_matrix(self) -> tuple[Tensor, Tensor]:
         """Means and deviations (feature, latent), these given the rotation."""
@@ -261,14 +264,6 @@ def turned(column: Tensor, frame: Tensor) -> Tensor:
     """The columns (feature, latent), rotated to be most like `frame` (feature, latent)."""
     left, _, right = torch.linalg.svd(column.mT @ frame)
     return column @ left @ right
-
-
-def _given(loadings: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Of z given x: the map of its mean (latent, feature), and its covariance (latent, latent)."""
-    scaled = loadings / variance[:, None]
-    inner = loadings.mT @ scaled
-    covariance = torch.linalg.inv(inner + torch.eye(len(inner), dtype=inner.dtype, device=inner.device))
-    return covariance @ scaled.mT, covariance
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE, Sampler
 from pyrocrl.lab.studies import SparseFactors
 from pyrocrl.options import Positive, check_memory
+from pyrocrl.parts.factor_scores import factors_given, factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
@@ -148,16 +149,14 @@ class SpikeSlabFA(Program):
     def guide(self, batch: Batch) -> None:
         pyro.sample("log_concentration", self.log_concentration())
         _, loadings, variance, tril = self.drawn.sample().values()
-        scores, covariance = _given(loadings, variance, tril)
+        scores, covariance = factors_given(loadings, variance, tril)
         with self.rows(batch):
             law = MultivariateNormal(batch.x @ scores.mT, scale_tril=torch.linalg.cholesky(covariance))
             pyro.sample("z", law)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log N(x_i; 0, loadings R loadings^T + diag(variance))."""
-        root = sites["loadings"] @ sites["correlation_tril"]  # (feature, latent)
-        law = dist.LowRankMultivariateNormal(0 * sites["variance"], root, sites["variance"], validate_args=False)
-        return law.log_prob(batch.x)
+        return factors_log_prob(batch.x, *(sites[name] for name in ("loadings", "variance", "correlation_tril")))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -183,7 +182,7 @@ class SpikeSlabFA(Program):
         latents, slab, rate = (self.config[name] for name in ("latents", "slab", "rate"))
         drawn = Sampler(x.T @ x / len(x), len(x), latents, slab, rate, ETA, rng).run(np.cov(again.T))
         loadings, variance, tril = (torch.as_tensor(part) for part in drawn[:3])
-        scores = [_given(*one)[0] for one in zip(loadings, variance, tril, strict=True)]
+        scores = [factors_given(*one)[0] for one in zip(loadings, variance, tril, strict=True)]
         self.put(scores=torch.stack(scores).mean(0))
         for name, value in {"mask": loadings != 0, "loadings": loadings, "variance": variance}.items():
             getattr(self.drawn, name).copy_(value)
@@ -205,14 +204,6 @@ class SpikeSlabFA(Program):
         SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
         SparseFactors("sparse_fa", {"correlation": 0.3, "law": "gaussian"}, {"latents": 20}, 8, 0.1),
     )
-
-
-def _given(loadings: Tensor, variance: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
-    """Of z given x: the map of its mean (latent, feature), and its covariance (latent, latent)."""
-    scaled = loadings / variance[:, None]
-    precision = loadings.mT @ scaled + torch.cholesky_inverse(tril)
-    covariance = torch.linalg.inv(precision)
-    return covariance @ scaled.mT, covariance
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "snica_lin",
             "ebmf",  # but that the number of latents is settled at the start
             "mixture_oracle",  # but for that, and numbers of states
+            "ssl_fa",
         )
         assert name in exact
 

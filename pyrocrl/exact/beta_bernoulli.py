@@ -54,12 +54,8 @@ class BuffetColumns(TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         like, (features, latents) = self.log_concentration, self.event_shape
-        tries = (TRIES, *sample_shape)
-        uniform = torch.rand(*tries, 1, latents, dtype=like.dtype, device=like.device)
-        theta = uniform ** (latents / like.exp())
-        drawn = torch.rand(*tries, features, latents, dtype=like.dtype, device=like.device) < theta
-        first = (drawn.sum(-2) != 1).to(torch.uint8).argmax(0)  # (..., latent) the first try that fits
-        return drawn.to(like.dtype).gather(0, first[None, ..., None, :].expand(1, *drawn.shape[1:]))[0]
+        uniform = torch.rand(TRIES, *sample_shape, 1, latents, dtype=like.dtype, device=like.device)
+        return _columns(uniform ** (latents / like.exp()), features)
 
     def log_prob(self, value: Tensor) -> Tensor:
         features, latents = self.event_shape
@@ -68,6 +64,34 @@ class BuffetColumns(TorchDistribution):
         one = math.log(features) + torch.lgamma(a + 1) + math.lgamma(features) - torch.lgamma(a + 1 + features)
         log_a = a.log()
         return (column + log_a - (-torch.expm1(one + log_a)).log()).sum(-1)
+
+
+class SharedColumns(TorchDistribution):
+    """(feature, latent) gates m_jk ~ Bernoulli(share_k), given that no column has just one. share: (latent,)."""
+
+    arg_constraints = {"share": constraints.independent(constraints.unit_interval, 1)}
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(self, share: Tensor, features: int, validate_args: bool | None = None) -> None:
+        self.share = share.clamp(1e-30, 1 - 1e-12)
+        super().__init__(torch.Size(), torch.Size((features, len(share))), validate_args=validate_args)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return _columns(self.share.expand(TRIES, *sample_shape, 1, -1), self.event_shape[0])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        features, count = self.event_shape[0], value.sum(-2)
+        log_on, log_off = self.share.log(), (-self.share).log1p()
+        log_one = (math.log(features) + log_on + (features - 1) * log_off).clamp_max(-1e-7)
+        return (count * log_on + (features - count) * log_off - (-torch.expm1(log_one)).log()).sum(-1)
+
+
+def _columns(theta: Tensor, features: int) -> Tensor:
+    """(..., feature, latent) gates with the probabilities theta (try, ..., 1, latent), of each column the first try
+    that has not exactly one entry."""
+    drawn = torch.rand(*theta.shape[:-2], features, theta.shape[-1], dtype=theta.dtype, device=theta.device) < theta
+    first = (drawn.sum(-2) != 1).to(torch.uint8).argmax(0)  # (..., latent)
+    return drawn.to(theta.dtype).gather(0, first[None, ..., None, :].expand(1, *drawn.shape[1:]))[0]
 
 
 def log_odds_given_others(gate: Tensor, b: float) -> Tensor:

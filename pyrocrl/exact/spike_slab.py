@@ -111,12 +111,19 @@ def _proper(correlation: Floats) -> Floats:
 class Sampler:
     """State and sweeps of a chain. second: (feature, feature) mean of x x^T over `rows` rows."""
 
+    state: tuple[str, ...] = ("loadings", "variance", "correlation")  # that sweeps move
+
     def __init__(
         self, second: Floats, rows: int, latents: int, slab: float, rate: float, eta: float, rng: np.random.Generator
     ) -> None:
         self.second, self.rows, self.latents, self.features = second, rows, latents, len(second)
         self.slab, self.rate, self.eta, self.rng = slab, rate, eta, rng
         self.root = second_root(second, rows)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(feature, latent), which loadings are from the slab."""
+        return self.loadings != 0
 
     def start(self, second: Floats) -> None:
         """Begin with promax factors of these second moments, as many as can be told from noise."""
@@ -172,7 +179,11 @@ class Sampler:
         rest = np.maximum(rows * np.diag(self.second) + fitted, 1e-9 * rows)
         self.variance = (self.rate + 0.5 * rest) / self.rng.standard_gamma(SHAPE + rows / 2, self.features)
         self.move_correlation(inner, rows)
-        log_prob = buffet_log_prob(GRID, (self.loadings != 0).sum(0), self.features) - 0.5 * GRID**2
+        self.move_shares()
+
+    def move_shares(self) -> None:
+        """What the law of the mask depends on, given the mask."""
+        log_prob = buffet_log_prob(GRID, self.mask.sum(0), self.features) - 0.5 * GRID**2
         self.concentration = math.exp(self.rng.choice(GRID, p=special.softmax(log_prob)))
 
     def complete(self, rows: int) -> tuple[Floats, Floats]:
@@ -194,15 +205,20 @@ class Sampler:
         slope = (cross[:, k] - self.loadings @ inner[:, k]) / self.variance
         precision = inner[k, k] / self.variance + self.slab**-2
         opened = special.expit(odds - 0.5 * np.log(precision * self.slab**2) + 0.5 * slope**2 / precision)
-        mask = before
-        for tries in () if self.frozen else (1, EFFORT.tries):
-            drawn = self.rng.random((tries, self.features)) < opened
-            fits = np.flatnonzero(drawn.sum(1) != 1)
-            if len(fits):
-                mask = drawn[fits[0]]
-                break
+        mask = before if self.frozen else self.fitting(opened, before)
         value = slope / precision + self.rng.standard_normal(self.features) / np.sqrt(precision)
         self.loadings[:, k] = np.where(mask, value, 0.0)
+
+    def fitting(self, opened: Floats, before: NDArray[np.bool_], *, empty: bool = True) -> NDArray[np.bool_]:
+        """A draw of a column of the mask, opened with these probabilities (feature,), given that not one feature alone
+        is open, nor none unless `empty`; `before` where no draw has that."""
+        for tries in (1, EFFORT.tries):
+            drawn = self.rng.random((tries, self.features)) < opened
+            count = drawn.sum(1)
+            fits = np.flatnonzero((count > 1) | (empty & (count == 0)))
+            if len(fits):
+                return np.asarray(drawn[fits[0]])
+        return before
 
     def move_correlation(self, inner: Floats, rows: int) -> None:
         """R and the scales d of latents in use, z / d and loadings d fitting as well; R of the others by its prior.
@@ -210,8 +226,8 @@ class Sampler:
         d R d is proposed from the inverse Wishart law that it has given z under the prior |R|^-(count + 1) / 2 and the
         invariant measure of d.
         """
-        size = (self.loadings != 0).sum(0)
-        order, count = np.argsort(size == 0, kind="stable"), int((size > 0).sum())
+        off = (self.loadings == 0).all(0)
+        order, count = np.argsort(off, kind="stable"), int((~off).sum())
         used, tril = order[:count], np.eye(self.latents)
         place = np.ix_(used, used)
         now = old = self.correlation[place]
@@ -221,8 +237,7 @@ class Sampler:
             new = new / unit / unit[:, None]
             eta = self.eta + (self.latents - count) / 2  # of LKJ's law for some of the latents
             gain = (eta - 1 + (count + 1) / 2) * (np.linalg.slogdet(new)[1] - np.linalg.slogdet(old)[1])
-            slabs = (self.loadings[:, used] ** 2).sum(0) / self.slab**2
-            gain += (size[used] * np.log(unit) - 0.5 * (unit**2 - 1) * slabs).sum()
+            gain += self._gain_of_scales(used, unit)
             if not self.settled or math.log(self.rng.random()) < gain:
                 now = _proper(new)
                 self.loadings[:, used] *= unit
@@ -234,6 +249,12 @@ class Sampler:
             tril[i, i] = math.sqrt(1 - square)
         back = np.argsort(order)
         self.correlation = (tril @ tril.T)[np.ix_(back, back)]
+
+    def _gain_of_scales(self, used: NDArray[np.int64], unit: Floats) -> float:
+        """Log of by how much loadings of these latents are more probable in this unit (latent,), its measure with
+        it."""
+        slabs = (self.loadings[:, used] ** 2).sum(0) / self.slab**2
+        return float((self.mask[:, used].sum(0) * np.log(unit) - 0.5 * (unit**2 - 1) * slabs).sum())
 
     # -- before draws are kept ---------------------------------------------------------------------------------
 
@@ -255,17 +276,16 @@ class Sampler:
         """Leave out each of the smallest latents where the posterior is better without it, to second order."""
         now = self.score(effort)
         for _ in range(self.latents):
-            count = (self.loadings != 0).sum(0)
+            count = self.mask.sum(0)
             tried = [k for k in np.argsort(count, kind="stable") if count[k]][: effort.trials]
             for k in tried:
-                kept = self.loadings, self.variance, self.correlation
-                self.loadings = self.loadings.copy()
+                kept = {name: vars(self)[name].copy() for name in self.state}
                 self.loadings[:, k] = 0.0
                 new = self.score(effort)
                 if new > now:
                     now = new
                     break
-                self.loadings, self.variance, self.correlation = kept
+                vars(self).update(kept)
             else:
                 return
 
@@ -279,9 +299,9 @@ class Sampler:
         return float(np.mean(total))
 
     def _log_posterior(self) -> float:
-        count = (self.loadings != 0).sum(0)
+        count, loadings = self.mask.sum(0), np.where(self.mask, self.loadings, 0.0)
         used = int((count > 0).sum())
-        covariance = self.loadings @ self.correlation @ self.loadings.T + np.diag(self.variance)
+        covariance = loadings @ self.correlation @ loadings.T + np.diag(self.variance)
         tril = np.linalg.cholesky(covariance)
         white = linalg.solve_triangular(tril, self.root, lower=True)
         fit = -self.rows * (np.log(np.diag(tril)).sum() + 0.5 * (white**2).sum())

@@ -226,6 +226,21 @@ def factors(seed: int, masks: Sequence[Sequence[int]], rows: int = 500, correlat
     return Data(z @ loadings.T + 0.4 * rng.standard_normal((rows, len(mask))), truth={"z": z, "mask": mask})
 
 
+def twins(seed: int) -> Data:
+    """Two factors that correlate at .99."""
+    return factors(seed, [[1, 0]] * 8 + [[0, 1]] * 8, rows=2000, correlation=0.99)
+
+
+def one_sum(seed: int, rows: int = 2000) -> Data:
+    """Two factors, of which half of the features have the second alone and half as much of either: the sum of the two
+    with the second is sparser."""
+    rng = np.random.default_rng([31, seed])
+    z = rng.standard_normal((rows, 2))
+    mask = np.array([[1, 1]] * 10 + [[0, 1]] * 10)
+    loadings = mask * rng.uniform(0.8, 1.6, (20, 1)) * rng.choice([-1, 1], (20, 1))
+    return Data(z @ loadings.T + 0.4 * rng.standard_normal((rows, 20)), truth={"z": z, "mask": mask}, name="one_sum")
+
+
 def heavy_noise(seed: int, rows: int = 2000) -> Data:
     """Two Gaussian latents behind six features with noise of three degrees of freedom."""
     rng = np.random.default_rng([22, seed])
@@ -707,9 +722,9 @@ def pure_cases() -> list[Case]:
     ]
 
 
-def loading_cases() -> list[Case]:
+def loading_cases(model: str = "spike_slab_fa") -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **given: Any) -> Case:
-        return Case(f"spike_slab_fa: {name}", "spike_slab_fa", kind, draw, given, FEW, breaks=breaks)
+        return Case(f"{model}: {name}", model, kind, draw, given, FEW, names="sparsest", breaks=breaks)
 
     def sparse(**options: Any) -> Callable[[int], Data]:
         return drawn("sparse_fa", **{"rows": 2000, "features": 40, "latents": 4, "correlation": 0.3} | options)
@@ -723,6 +738,22 @@ def loading_cases() -> list[Case]:
             "dense loadings", "open", lambda s: factors(s, [[1, 1, 1]] * 15, rows=2000), "simple_structure", latents=3
         ),
         case("three of four factors", "open", sparse(), "noise is independent", latents=3),
+    ]
+
+
+def lasso_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 4) -> Case:
+        return Case(f"ssl_fa: {name}", "ssl_fa", kind, draw, {"latents": latents}, FEW, names="sparsest", breaks=breaks)
+
+    normal = {"rows": 2000, "features": 40, "latents": 4, "correlation": 0.5, "law": "gaussian"}
+    sparsest = "the true loadings are the sparsest of those that fit as well"
+    alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
+    return [
+        *loading_cases("ssl_fa"),
+        case("normal factors of correlation .5", "identified", drawn("sparse_fa", **normal), latents=6),
+        case("two features of a latent", "open", lambda s: factors(s, alone, 1000, 0.0), "noise_told_apart"),
+        case("latents that are nearly one", "open", twins, "not_collinear"),
+        case("loadings that are equal", "word", one_sum, sparsest),
     ]
 
 
@@ -740,9 +771,6 @@ def product_cases() -> list[Case]:
     noise = "noise is independent between features"
     sparsest = "the true loadings or scores are the sparsest of those that fit as well"
     alone = [[1, 1, 0]] * 18 + [[0, 0, 1]] * 2
-
-    def twins(seed: int) -> Data:
-        return factors(seed, [[1, 0]] * 8 + [[0, 1]] * 8, rows=2000, correlation=0.99)
 
     return [
         case("sparse loadings", "identified", sparse()),
@@ -1334,6 +1362,7 @@ def cases() -> list[Case]:
         factor_cases,
         triangular_cases,
         loading_cases,
+        lasso_cases,
         product_cases,
         tail_cases,
         subspace_cases,
