@@ -177,6 +177,21 @@ class Offsets:
 
 
 @dataclass(frozen=True)
+class Carries:
+    """How actions carry latents: turn (env, latent, latent), shift (env, latent), the identity and 0 for the control.
+    free: (map, latent, latent + 1) a basis [D, c] of the affine maps z + D z + c that commute with all of them; mixing:
+    where some of them mix latents, what each does, in words; bent: latents to which bent maps that commute as well may
+    add something. error: of latents, in their deviations, that stays however many pairs there are."""
+
+    turn: Tensor
+    shift: Tensor
+    free: Tensor
+    mixing: tuple[str, ...]
+    bent: tuple[str, ...]
+    error: float
+
+
+@dataclass(frozen=True)
 class Ties:
     """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
 
@@ -456,6 +471,10 @@ class Program(nn.Module, metaclass=_InTurn):
         """(rows, feature) x as the fitted offsets move the row before; of rows that follow none, x itself. Models that
         test whether offsets are fixed must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of offsets")
+
+    def carries(self) -> Carries:
+        """How actions carry latents. Models whose claims need that mechanisms tell latents must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of mechanisms")
 
     def translate(self, batch: Batch, view: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and deviation (rows, feature of the view) of a new measurement of this view given all others that each

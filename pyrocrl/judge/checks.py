@@ -7,6 +7,7 @@ A condition's check returns None where it holds, or a `Lack`. Tests of the fit a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,11 +22,12 @@ from pyrocrl.claims.card import CONDITIONS
 from pyrocrl.claims.conditions import Check, Lack, Situation
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
-from pyrocrl.exact import goodness
+from pyrocrl.exact import equivariances, goodness
 from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.equivalence import class_draws
+from pyrocrl.program import Carries
 from pyrocrl.turns import drawing
 
 LEVEL = 0.001  # of all tests of a fit together
@@ -36,6 +38,7 @@ MIN_PAIRS = 20  # pairs, or rows that follow others, that a test of them needs
 MIN_STATE = 5.0  # rows in which a combination of states occurs, for it to be taken to occur
 MANY = 20  # rows for each combination of states, of which one that never occurs is taken not to
 RARE = 0.05  # share of the rows that a state has, which should not be overlooked
+LEAST_PAIRS = 5  # that were not fitted, of which it is asked whether actions do the same in all
 UNTOLD_STATES = 0.3  # share of a guess's errors about a latent's state that may be left
 UNTOLD_NUMBERS = 0.1  # share of the variance of states' numbers that may be left: estimates correlate .95 with them
 UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
@@ -63,6 +66,9 @@ BY_HEART = 0.7  # share of what is left of other pairs, below which pairs that w
 LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
+HARDLY_MOVED = 1e-3  # part of a latent's range below which an action does not move it
+MOST_MAPS = 4  # that commute with mechanisms, that are named
+MOVED = 0.3  # deviations by which a map that nearly commutes may have moved latents: a third of one added to another
 MIN_SILENT, OFTEN = 20, 0.05  # rows without a latent, for each latent in use, and their share, that are asked for
 FIXED = 0.33  # part of a direction's variance that they have
 RIVAL = 10.0  # nats by which latents should be likelier than others that a network finds
@@ -867,6 +873,121 @@ def _offset_means(fit: Fit) -> np.ndarray:
     return out
 
 
+def _mechanisms_tell(fit: Fit, data: Data) -> Lack | None:
+    """Which maps commute with the mechanisms told, as computed from these alone."""
+    found = fit.chains.chain(fit.reference).carries()
+    remedy = "actions that move latents by steps of known sizes in all directions"
+    if found.mixing:
+        shown = "; ".join(found.mixing[:MOST_MAPS])
+        more = f"; and {len(found.mixing) - MOST_MAPS} more" if len(found.mixing) > MOST_MAPS else ""
+        linear = found.free[:, :, :-1].double().cpu().numpy() * (1 - np.eye(len(fit.names["latent"])))
+        mixed = (linear != 0).any((0, 1)) | (linear != 0).any((0, 2))
+        which = tuple(name for name, one in zip(fit.names["latent"], mixed, strict=True) if one)
+        return Lack(f"other maps commute with the mechanisms: {shown}{more}", remedy, which=which)
+    if found.bent:
+        said = f"nothing fixes the scale of {', '.join(found.bent)}, so that bent maps commute as well, as z + |z| does"
+        return Lack(f"{said} with a scaling", remedy, which=found.bent)
+    return None
+
+
+class CarriedPairs(NamedTuple):
+    """Latents of the reference chain: before, after (pair, latent); which: (pair,) actions from 0 on."""
+
+    before: np.ndarray
+    after: np.ndarray
+    which: np.ndarray
+
+
+def carried(fit: Fit, data: Data) -> tuple[CarriedPairs, equivariances.Mechanisms]:
+    """Pairs to which something was done, and how it maps latents."""
+    program, found = fit.chains.chain(fit.reference), fit.chains.chain(fit.reference).carries()
+    rows = data.rows_at(data.spread(MOST_ROWS))
+    with drawing(), torch.no_grad():
+        z = program.latents(fit.batch_of(rows)).double().cpu().numpy()
+    after = np.flatnonzero(rows.after & (rows.partner >= 0) & (rows.env > 0))
+    known = equivariances.Mechanisms(*(v[1:].double().cpu().numpy() for v in (found.turn, found.shift)))
+    return CarriedPairs(z[rows.partner[after]], z[after], rows.env[after] - 1), known
+
+
+def nearly_free(found: Carries, pairs: CarriedPairs, known: equivariances.Mechanisms) -> tuple[float, np.ndarray]:
+    """`equivariances.slack` of maps outside of what is free."""
+    return equivariances.slack(pairs.before, pairs.which, known, found.free.double().cpu().numpy())
+
+
+def _mechanisms_apart(fit: Fit, data: Data) -> Lack | None:
+    """The map outside of what is free that most nearly commutes with the mechanisms, against what pairs leave open by
+    chance and a network by its errors: how far it may have moved latents."""
+    found = fit.chains.chain(fit.reference).carries()
+    pairs, known = carried(fit, data)
+    rate, turned = nearly_free(found, pairs, known)
+    left = equivariances.left(*pairs, known)
+    if (few := left.pairs == 0).any():
+        name = data.env_names[1 + int(few.argmax())]
+        rows = data.rows * (known.latents + 3) / max(int((pairs.which == few.argmax()).sum()), 1)
+        return Lack(f"{name} has too few pairs to tell what it does", f"more pairs of {name}", rows=rows)
+    share = left.pairs / max(left.pairs.sum(), 1.0)
+    chance, lasting = (value / max(rate, 1e-12) for value in (math.sqrt(share @ left.chance.sum(1)), found.error))
+    if (may := math.hypot(chance, lasting)) < MOVED:
+        return None
+    names, linear = fit.names["latent"], np.abs(turned[:, :-1])
+    i, j = np.unravel_index(int(linear.argmax()), linear.shape)
+    said = f"{names[j]} added to {names[i]}" if i != j else f"a scaling or shift of {names[i]}"
+    said = f"{said} nearly commutes with the mechanisms: it may be off by {may:.2f} of its deviation"
+    rows = data.rows * (chance / MOVED) ** 2 * 2 if lasting < 0.5 * MOVED else 0.0
+    return Lack(said, "actions of larger or more different effects", rows=rows, which=(names[i],))
+
+
+def _mechanisms_steady(fit: Fit, data: Data) -> Lack | None:
+    """How much of latents actions leave to chance, in pairs that were not fitted, against their variance before or
+    after, whichever is less. Undecided where that is much less in those that were: they were learned by heart."""
+    pairs, known = carried(fit, data)
+    few, _ = carried(fit, unfitted(fit, data))
+    if len(few.which) < LEAST_PAIRS:
+        rows = data.rows * LEAST_PAIRS / max(len(few.which), 1)
+        said = f"{len(few.which)} pairs that were not fitted do not tell whether actions do the same in all"
+        return Lack(said, "more pairs", rows=rows)
+    apart, fitted = (_chance(some, pairs, known) for some in (few, pairs))
+    worst = int(apart.argmax())
+    if apart[worst] < STEADY:
+        return None
+    said = f"what actions do to {fit.names['latent'][worst]} differs from pair to pair by {apart[worst]:.0%} of its"
+    rows = data.rows * float(apart[worst] / STEADY) if fitted[worst] < BY_HEART * apart[worst] else 0.0
+    return Lack(f"{said} variance", "more pairs, more steps; actions that do the same in all pairs", rows=rows)
+
+
+def _chance(some: CarriedPairs, fitted: CarriedPairs, known: equivariances.Mechanisms) -> np.ndarray:
+    """(latent,) share of the variance that no affine map explains: of all actions together, or of one of `MIN_PAIRS`
+    pairs of which it is larger."""
+    rest = equivariances.left(*some, known, (fitted.before, fitted.after, fitted.which)).rest
+    count, unit = np.bincount(some.which, minlength=len(rest)), np.maximum(fitted.before.var(0), 1e-12)
+    shares = np.zeros_like(rest)
+    for u in np.unique(fitted.which):
+        here = fitted.which == u
+        least = np.minimum(fitted.before[here].var(0), fitted.after[here].var(0)) / unit
+        shares[u] = rest[u] / np.maximum(least, 1e-12)
+    out: np.ndarray = np.concatenate([[count @ shares / max(count.sum(), 1)], shares[count >= MIN_PAIRS]]).max(0)
+    return out
+
+
+def _steps_overlap(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows after reach where rows before are, by some action that moves the latent: a step of more than half of
+    its range leaves how the latent bends inside of it open."""
+    pairs, known = carried(fit, data)
+    low, high = np.quantile(pairs.before, RANGE, axis=0)
+    steps = []
+    for matrix, offset in zip(known.matrix, known.offset, strict=True):
+        step = np.median(np.abs(pairs.before @ (matrix.T - np.eye(len(low))) + offset), 0) / np.maximum(
+            high - low, 1e-12
+        )
+        steps.append(np.where(step > HARDLY_MOVED, step, np.inf))
+    size = np.min(steps, 0)
+    far = [(fit.names["latent"][k], size[k]) for k in np.flatnonzero((size > REACH) & np.isfinite(size))]
+    if not far:
+        return None
+    said = ", ".join(f"{name} by {by:.0%} of its range" for name, by in far)
+    return Lack(f"actions move {said} at least", "smaller steps", which=tuple(name for name, _ in far))
+
+
 def _few_fire(fit: Fit, data: Data) -> Lack | None:
     """How many latents fire in nearly all rows, against half of the features, from which on other sets of as many reach
     the same rows, and against the search's limit, where it stops short."""
@@ -1004,6 +1125,10 @@ CHECKS: dict[str, Callable[[Fit, Data], Lack | None]] = {
     "axes_apart": _axes_apart,
     "offsets_steady": _offsets_steady,
     "offsets_overlap": _offsets_overlap,
+    "mechanisms_tell": _mechanisms_tell,
+    "mechanisms_apart": _mechanisms_apart,
+    "mechanisms_steady": _mechanisms_steady,
+    "steps_overlap": _steps_overlap,
     "little_left": _little_left,
     "few_fire": _few_fire,
     "firing_told": _firing_told,

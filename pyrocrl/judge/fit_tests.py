@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from pyrocrl.data import Data
-from pyrocrl.exact import goodness
+from pyrocrl.exact import equivariances, goodness
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks import (
@@ -27,7 +27,10 @@ from pyrocrl.judge.checks import (
     MIN_FIRING,
     MIN_PAIRS,
     MOST_ROWS,
+    MOVED,
+    carried,
     latents_of,
+    nearly_free,
     situation,
     unfitted,
 )
@@ -417,11 +420,12 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
     number = 0
     for e in np.unique(env):
         here = env == e
-        if here.sum() < MIN_PAIRS or here.all():
+        if here.sum() < MIN_PAIRS:
             continue
         products = left[here][:, :, None] * terms[here][:, None]  # (pair, feature, term)
         apart = np.square(left[here] - left[here].mean(0))
-        size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - left[~here].var(0))[:, None]], 1)
+        others = apart.mean(0) if here.all() else left[~here].var(0)
+        size = np.concatenate([np.abs(products.mean(0)), np.abs(apart.mean(0) - others)[:, None]], 1)
         error = np.concatenate([products.std(0), apart.std(0)[:, None]], 1) / np.sqrt(here.sum())
         allowed = np.full_like(size, allow)
         allowed[:, -1] = (2 * allow) ** 2
@@ -434,6 +438,26 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
     worst = min(p, key=lambda one: p[one])
     remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
     return Found("where offsets move rows", min(1.0, p[worst] * number), f"least for {worst}", remedy)
+
+
+def _carried(fit: Fit, data: Data) -> Found | None:
+    """Whether latents after an action are where the mechanism told takes those of the row before: chi-squared of what
+    an affine map explains of the rest, for each action, corrected for their number. Within half of what a map may do
+    that nearly commutes, and a network's errors."""
+    found = fit.chains.chain(fit.reference).carries()
+    pairs, known = carried(fit, data)
+    left, (rate, _) = equivariances.left(*pairs, known), nearly_free(found, pairs, known)
+    allow = max(MOVED * rate / 2, 2 * found.error) if math.isfinite(rate) else 2 * found.error
+    freedom, p = left.explained.shape[1] + 1, {}
+    for u in np.flatnonzero(left.pairs > 0):
+        noise = np.maximum(left.chance[u] * left.pairs[u] / freedom, 1e-12)  # of a latent
+        size, beyond = ((left.pairs[u] * value / noise).max() for value in (left.explained[u], allow**2))
+        p[data.env_names[u + 1]] = min(1.0, float(stats.ncx2.sf(size, freedom, beyond)) * left.explained.shape[1])
+    if not p:
+        return None
+    worst = min(p, key=lambda one: p[one])
+    remedy = "other mechanisms; more latents; more steps; actions that do the same in all pairs"
+    return Found("where mechanisms take latents", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy)
 
 
 def _noiseless(fit: Fit, data: Data) -> Found | None:
@@ -517,6 +541,7 @@ TESTS: dict[str, Test] = {
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
     "differences": _differences,
     "displaced": _displaced,
+    "carried": _carried,
     "views": _views,
     "noiseless": _noiseless,
     "dynamics": _dynamics,

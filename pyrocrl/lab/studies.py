@@ -1042,6 +1042,28 @@ class MeanDifferences(Study):
         return super().score(result, data) | {"difference_mcc": float(metrics.mcc(z, told))}
 
 
+class KnownMechanisms(MeanDifferences):
+    """Latents of pairs whose mechanisms are told, beside the closed form for a linear mixing (closed_). concordance: of
+    latents with the true ones, after what the mechanisms leave free and nothing else."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.judge import metrics
+
+        z, fitted = data.truth["z"], result.data
+        assert fitted is not None
+        linear = type(result.program)(**(result.program.arguments | {"decoder": "linear"}))
+        with torch.no_grad():
+            linear.initialise(fitted, torch.Generator().manual_seed(result.meta["seed"]))
+            told = linear.latents(data.tensors(dtype=torch.float32)).double().numpy()
+        group = result.program.group
+        out = {"closed_mcc": float(metrics.mcc(z, told))}
+        out["concordance"] = float(group.align(result.latents(data), z).agreement.mean())
+        out["closed_concordance"] = float(group.align(told, z).agreement.mean())
+        return super().score(result, data) | out
+
+
 class SwitchingSources(Study):
     """Independent sources, beside AMUSE (amuse_, covariances one row apart) and SOBI (sobi_, of several lags), fitted
     to the same rows."""

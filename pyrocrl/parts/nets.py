@@ -130,6 +130,14 @@ class Residual(nn.Module):
             layer.out_features = len(matrix)
         self.linear.bias.add_(offset)
 
+    @torch.no_grad()
+    def preceded_by(self, scale: Tensor, offset: Tensor) -> None:
+        """The map becomes map(scale * x + offset), both (inputs,)."""
+        for layer in (self.linear, self.net[0]):
+            assert isinstance(layer, nn.Linear)
+            layer.bias.add_(layer.weight @ offset)
+            layer.weight.mul_(scale)
+
 
 class TrilEncoder(nn.Module):
     """q(z | x) = N(loc, L L^T): (rows, inputs) -> loc (rows, latent) and L (rows, latent, latent).

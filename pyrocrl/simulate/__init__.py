@@ -37,6 +37,7 @@ SETTINGS: dict[str, str] = {
     "varici2024_general": "scores",
     "ahuja2023": "ahuja",
     "ahuja2022_pairs": "ahuja",
+    "ahuja2022_mechanisms": "ahuja",
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",
     "hagele2023": "observed",

@@ -1,10 +1,11 @@
-"""Polynomial mixing of latents that interventions fix at a constant, and pairs of rows that differ by fixed offsets."""
+"""Polynomial mixing of latents that interventions fix at a constant, and pairs of rows that differ by fixed offsets or
+by known maps of the latents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -172,6 +173,77 @@ def ahuja2022_pairs(
         truth={"z": z, "targets": {name: tuple(np.flatnonzero(m)) for name, m in zip(names, moved, strict=True)}},
         name="ahuja2022_pairs",
     )
+
+
+def ahuja2022_mechanisms(
+    seed: Seed = 0,
+    pairs: Size = 10_000,
+    latents: int = 4,
+    features: int = 8,
+    layers: Annotated[int, Bounds(0, 10)] = 3,
+    draws: Annotated[int, Bounds(1, 1_000_000)] = 25_000,
+    mechanism: Literal["steps", "scaling", "rotation"] = "steps",
+    spread: Deviation = 0.0,
+    noise: Deviation = 0.0,
+) -> Data:
+    """Pairs x = g(z), x' = g(m_u(z)) of actions whose maps of latents are known, as in Ahuja, Hartford & Bengio (2022),
+    "Properties from mechanisms"; which action it was is the environment of the row after.
+
+    z ~ N(0, I). mechanism: "steps", action u adds 1 to latent u; "scaling", one action, which multiplies latent k by
+    1 + (k + 1) / latents; "rotation", one action, which turns latents 2 k and 2 k + 1 by .5 + k radians, a last one
+    without partner staying as it is. `known_mechanisms` tells them to a model. g: `layers` of leaky ReLUs (slope .2),
+    the last of which has so many features; 0 = linear. A layer's weights, columns of length 1, are the best-conditioned
+    of `draws`. spread: deviation of latents after an action about where it takes them; noise: of x's noise in that of
+    each feature.
+
+    Truth: z.
+    """
+    check_sizes(features, latents, least=2, square=True)
+    matrix, offset = _actions(latents, mechanism)
+    check_whole("pairs", pairs, 2 * len(matrix))
+    rng = np.random.default_rng([20222, latents, seed])
+    before = rng.standard_normal((pairs, latents))
+    which = rng.integers(0, len(matrix), pairs)
+    after = np.einsum("pij,pj->pi", matrix[which], before) + offset[which]
+    after = after + spread * rng.standard_normal(after.shape) if spread else after
+    z = np.stack([before, after], 1).reshape(-1, latents)
+    x = z
+    for layer in range(max(layers, 1)):
+        x = x @ _conditioned(rng, latents, latents if layer < layers - 1 else features, draws)
+        x = np.where(x > 0, x, SLOPE * x) if layers else x
+    names = np.array([f"action_{u}" for u in range(len(matrix))])
+    return Data(
+        x=x + noise * x.std(0) * rng.standard_normal(x.shape) if noise else x,
+        env=np.stack([np.full(pairs, "control"), names[which]], 1).reshape(-1),
+        pair=np.repeat(np.arange(pairs), 2),
+        step=np.tile([0, 1], pairs),
+        control="control",
+        truth={"z": z},
+        name="ahuja2022_mechanisms",
+    )
+
+
+def _actions(latents: int, mechanism: str) -> tuple[Array, Array]:
+    """(action, latent, latent) and (action, latent) of z -> matrix z + offset."""
+    if mechanism == "steps":
+        return np.stack([np.eye(latents)] * latents), np.eye(latents)
+    matrix = np.diag(1 + np.arange(1, latents + 1) / latents)
+    if mechanism == "rotation":
+        matrix = np.eye(latents)
+        for k in range(latents // 2):
+            cos, sin = np.cos(0.5 + k), np.sin(0.5 + k)
+            matrix[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = [[cos, -sin], [sin, cos]]
+    return matrix[None], np.zeros((1, latents))
+
+
+def known_mechanisms(latents: int = 4, mechanism: str = "steps") -> dict[str, dict[str, Any]]:
+    """What `ahuja2022_mechanisms` does to latents, by the names of its environments, as `equivariant_mechanism` is told
+    it."""
+    matrix, offset = _actions(latents, mechanism)
+    return {
+        f"action_{u}": {"matrix": a.tolist(), "offset": b.tolist()}
+        for u, (a, b) in enumerate(zip(matrix, offset, strict=True))
+    }
 
 
 def _conditioned(rng: np.random.Generator, inputs: int, outputs: int, draws: int) -> Array:
