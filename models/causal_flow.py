@@ -170,7 +170,7 @@ class CausalFlow(MarginalSEM, Program):
             project=torch.eye(latents),
             offset=torch.zeros(latents),
             log_jacobian=torch.zeros(()),  # mean log |det dy / dx|, times the counts
-            rival=torch.tensor(torch.inf),  # `margin`
+            rival=torch.tensor(torch.inf),  # `readings_margin`
         )
 
     # -- the story, what is fitted, and the way back -----------------------------------------------------------
@@ -245,7 +245,7 @@ class CausalFlow(MarginalSEM, Program):
     def targets_matrix(self) -> Tensor | None:
         return self.target if self.config["targets"] != "known" else None
 
-    def margin(self) -> float | None:
+    def readings_margin(self) -> float | None:
         return float(self.rival)
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:

@@ -167,7 +167,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.decoder = nets.Residual(latents, features, width)
         signal = torch.eye(features)  # from x to what the encoder sees; h(x) = unmixing encoder(x) + offset
         self.register_buffers(signal=signal, unmixing=torch.eye(latents), offset=torch.zeros(latents))
-        self.register_buffers(rival=torch.tensor(math.inf))  # `margin`
+        self.register_buffers(rival=torch.tensor(math.inf))  # `readings_margin`
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def latents(self, batch: Batch) -> Tensor:
         return self.encoder(self._inputs(batch)) @ self.unmixing.mT + self.offset
 
-    def margin(self) -> float | None:
+    def readings_margin(self) -> float | None:
         return float(self.rival)
 
     @torch.no_grad()

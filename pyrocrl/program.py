@@ -442,7 +442,7 @@ class Program(nn.Module, metaclass=_InTurn):
         scale apart. Models whose claims need that dynamics tell latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
-    def margin(self) -> float | None:
+    def readings_margin(self) -> float | None:
         """By how many nats the likeliest other latents that were found are less likely than the chain's, infinite where
         there are none; None where a chain looks for no others."""
         return None

@@ -225,9 +225,9 @@ def test_other_latents_that_are_nearly_as_likely_leave_it_undecided(monkeypatch:
     program, data = LinearSEMNonlin.example()
     fit = pyrocrl.fit(program, data, chains=1, epochs=1, least_steps=1, progress=False)
     holds = CHECKS["readings_apart"]
-    monkeypatch.setattr(LinearSEMNonlin, "margin", lambda _: math.inf)
+    monkeypatch.setattr(LinearSEMNonlin, "readings_margin", lambda _: math.inf)
     assert holds(fit, data) is None
-    monkeypatch.setattr(LinearSEMNonlin, "margin", lambda _: 2.0)
+    monkeypatch.setattr(LinearSEMNonlin, "readings_margin", lambda _: 2.0)
     lack = holds(fit, data)
     assert lack is not None and "(2.0 nats less)" in lack.reason and lack.rows == 5 * data.rows
 

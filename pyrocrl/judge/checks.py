@@ -1053,7 +1053,7 @@ def _firing(fit: Fit, data: Data) -> np.ndarray:
 
 def _readings_apart(fit: Fit, data: Data) -> Lack | None:
     """Other latents that a network was bent to from the same start, less likely by few nats: `RIVAL`."""
-    margin = fit.chains.chain(fit.reference).margin()
+    margin = fit.chains.chain(fit.reference).readings_margin()
     if margin is None or margin >= RIVAL:
         return None
     reason = f"other latents explain the environments nearly as well ({margin:.1f} nats less)"
