@@ -67,7 +67,7 @@ ETA = 2.0  # of LKJ's law: 1 is uniform over correlation matrices
 APART = 10.0  # by which the slab is wider than the spike, at least
 
 
-class SpikeSlabLassoFA(Program):
+class SSLFA(Program):
     card = ModelCard(
         name="ssl_fa",
         title="Spike-and-slab lasso factor analysis",
@@ -213,7 +213,7 @@ class SpikeSlabLassoFA(Program):
         self.put(scores=torch.stack(scores).mean(0))
 
     @classmethod
-    def example(cls, seed: int = 0) -> tuple[SpikeSlabLassoFA, Data]:
+    def example(cls, seed: int = 0) -> tuple[SSLFA, Data]:
         from pyrocrl.simulate import draw
 
         data = draw("sparse_fa", seed=seed, rows=400, latents=3, features=20, correlation=0.3)
@@ -223,4 +223,4 @@ class SpikeSlabLassoFA(Program):
 
 
 if __name__ == "__main__":
-    run(SpikeSlabLassoFA)
+    run(SSLFA)
