@@ -139,15 +139,17 @@ class Optimum(NamedTuple):
     reads, but for signs and scales."""
 
     unmixing: Tensor
-    value: Tensor
+    value: float
     own: bool
 
 
-def optima(environments: linear_sem.Environments, generator: torch.Generator) -> list[Optimum]:
+def optima(environments: linear_sem.Environments, generator: torch.Generator, wide: bool = True) -> list[Optimum]:
     """Unmixings that make y's law that of a graph, the likeliest first, no two of which read the same latents.
 
     They start as the best choices among the theorem's candidates, those of the identity, and rows of the planes that
-    hold them. Rows count as FEWER times fewer: with all of them the objective takes errors of y for edges.
+    hold them. wide: then two rows of the best at a time are exchanged for others of their planes, while that leads to a
+    better one; where ways nearly cancel, two latents are wrong together. Rows count as FEWER times fewer: with all of
+    them the objective takes errors of y for edges.
     """
     environments = environments._replace(count=(environments.count / FEWER).clamp_min(2.0))
     root = directions.whitening(environments.pooled((environments.target.sum(1) == 0).to(environments.cov))[2])
@@ -157,21 +159,27 @@ def optima(environments: linear_sem.Environments, generator: torch.Generator) ->
     def objective(rows: Tensor) -> Tensor:
         return linear_sem.log_marginal(rows, slices, total, 0.5)
 
+    def climb(starts: Tensor) -> list[tuple[float, Tensor]]:
+        ends = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
+        return [(float(objective(rows)), rows / rows.norm(dim=-1, keepdim=True)) for rows in ends]
+
     own = torch.linalg.inv(root)
-    own = own / own.norm(dim=-1, keepdim=True)
+    own = (own / own.norm(dim=-1, keepdim=True)).contiguous()
     candidates = torch.cat([directions.candidate_rows(white, generator), own[:, None]], 1)
     cheap = len(root) <= CHEAP
-    starts = directions.choose_rows(candidates, objective, 2 if cheap else 0, generator)
+    found = climb(directions.choose_rows(candidates, objective, 2 if cheap else 0, generator))
     if cheap:
-        starts = torch.cat([starts, directions.starts_around(white, candidates, objective, generator), own[None]])
+        found += climb(torch.cat([directions.starts_around(white, candidates, objective, generator), own[None]]))
+    before, planes = -math.inf, directions.plane_rows(white, directions.ANGLES)
+    while cheap and wide and (best := max(found, key=lambda one: one[0]))[0] > before + 0.1:
+        before = best[0]
+        found += climb(directions.pairs_exchanged(best[1], planes, objective))
     cov = white.pooled(torch.ones_like(white.count))[2]
-    climbed = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
-    rows = sorted(climbed, key=lambda rows: -float(objective(rows)))
-    kept: list[Tensor] = []
-    for one in rows:
-        if not any(_same(one, better, cov) for better in kept):
-            kept.append(one / one.norm(dim=-1, keepdim=True))
-    return [Optimum(one @ root, objective(one), _same(one, own, cov)) for one in kept]
+    kept: list[tuple[float, Tensor]] = []
+    for value, rows in sorted(found, key=lambda one: -one[0]):
+        if not any(_same(rows, better, cov) for _, better in kept):
+            kept.append((value, rows))
+    return [Optimum(rows @ root, value, _same(rows, own, cov)) for value, rows in kept]
 
 
 def _same(rows: Tensor, others: Tensor, cov: Tensor) -> bool:
@@ -185,8 +193,8 @@ def likely(
 ) -> list[Tensor]:
     """Unmixings of the optima within so many nats a row of the best. settled: y was bent to equations, and is what one
     of them reads: that one comes first, for what the others gain is not more than errors of y."""
-    found = optima(environments, generator)
-    enough = found[0].value - within * environments.count.sum() / FEWER
+    found = optima(environments, generator, wide=not settled)
+    enough = found[0].value - within * float(environments.count.sum()) / FEWER
     near = [one for one in found if one.value >= enough]
     return [one.unmixing for one in sorted(near, key=lambda one: not (settled and one.own))]
 
@@ -484,7 +492,7 @@ def _construct(
         with torch.no_grad():
             h = moments(encoder(x), group, target)
             fits = [optima(h._replace(target=one.double()), generator)[0].value for one in hypotheses]
-        target = hypotheses[int(torch.stack(fits).argmax())].to(target)
+        target = hypotheses[int(np.argmax(fits))].to(target)
     else:
         linear_start(encoder, decoder, x)
     chart = Chart(encoder, decoder, share)

@@ -6,6 +6,7 @@ A row has no scale of its own, so it is a direction: `Directions` is its uniform
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from pyrocrl.parts.guides import FullNormalBlock
 Objective = Callable[[Tensor], Tensor]
 JOINT = 32  # candidates for a row that only joint interventions change
 MANY = 8  # latents above which a start takes seconds
+FAR = 0.9  # cosine of two rows, in white coordinates, below which they are not near
 ANGLES, CHOICES = 8, 8  # rows around a plane, and choices among candidates from which an unmixing starts
 
 
@@ -235,6 +237,23 @@ def starts_around(
     found = torch.unique(found, dim=0)
     values = torch.stack([objective(rows) for rows in found]).nan_to_num(nan=-torch.inf)
     return found[values.argsort(descending=True)]
+
+
+def pairs_exchanged(rows: Tensor, candidates: Tensor, objective: Objective) -> Tensor:
+    """(pair, d, d) the unmixing `rows` with two rows exchanged, for each pair of them: the best of their candidates
+    (d, candidate, d) that are not near what they replace (`FAR`)."""
+    others = [own[(own @ row).abs() < FAR] for own, row in zip(candidates, rows, strict=True)]
+    starts = []
+    for j, k in itertools.combinations(range(len(rows)), 2):
+        both = len(others[j]), len(others[k])
+        if min(both) == 0:
+            continue
+        tried = rows.repeat(*both, 1, 1)
+        tried[:, :, j] = others[j][:, None]
+        tried[:, :, k] = others[k]
+        values = torch.func.vmap(objective, chunk_size=64)(tried.flatten(0, 1)).nan_to_num(nan=-torch.inf)
+        starts.append(tried.flatten(0, 1)[int(values.argmax())])
+    return torch.stack(starts) if starts else rows.new_zeros(0, *rows.shape)
 
 
 class Mode(NamedTuple):
