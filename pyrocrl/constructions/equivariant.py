@@ -116,14 +116,18 @@ def affine(
     left = np.concatenate(system).T @ np.concatenate(goal)
     start = vector[:kept].T @ (vector[:kept] @ left / np.maximum(value[:kept], 1e-9 * value[0]) ** 2)
     y = np.concatenate([before, after])
-    best, most = start, -np.inf
-    for attempt in range(TRIES if len(free) else 1):
-        size = 0.0 if not attempt else 1.0
-        weights = torch.randn(len(free), generator=generator, dtype=torch.float64).numpy()
-        one = start + size * weights @ vector[kept:]
-        score = _volume(y @ one[: d * d].reshape(d, d).T)
-        if score > most:
-            best, most = one, score
+    best, most, first = start, -np.inf, kept
+    while most == -np.inf:  # factors that are nearly equal leave a map that noise makes look less free
+        for attempt in range(TRIES if first < len(vector) else 1):
+            size = 0.0 if not attempt else 1.0
+            weights = torch.randn(len(vector) - first, generator=generator, dtype=torch.float64).numpy()
+            one = start + size * weights @ vector[first:]
+            score = _volume(y @ one[: d * d].reshape(d, d).T)
+            if score > most:
+                best, most = one, score
+        if first == 0:
+            break
+        first -= 1
     rows, centre = best[: d * d].reshape(d, d) * unit[:, None], best[d * d :] * unit
     z = before @ rows.T + centre
     # without noise z is nearest to these of all that is left free
