@@ -110,8 +110,8 @@ REFUSED = {
     ),
     "a range without the number": (
         lambda: pyrocrl.build("linear_sem_lin", linear(), latents="4-5"),
-        "latents: found '4-5'; latents: 2 (probability of 2: 1.00; 6 features of so many exact dimensions); allowed: a "
-        "range that holds this number",
+        "latents: found '4-5'; latents: 2 (probability of 2: 1.00; 6 features span exactly so many dimensions); allowed: "
+        "a range that holds this number",
     ),
     "targets of fewer": (
         lambda: pyrocrl.build("linear_sem_lin", simulate.draw("buchholz2024", 0, bend=0.3), latents="auto"),
@@ -150,7 +150,7 @@ def test_the_shell_tells_it_and_the_run_keeps_it(tmp_path: Path, capsys: pytest.
     pyrocrl.io.write(linear(), data)
     told = ["fit", "linear_sem_lin", "--data", str(data), "--out", str(out), "--chains", "2", "--draws", "5", "--quiet"]
     assert cli.main([*told, "--latents", "auto"]) == 0
-    line = "latents: 2 (probability of 2: 1.00; 6 features of so many exact dimensions)"
+    line = "latents: 2 (probability of 2: 1.00; 6 features span exactly so many dimensions)"
     assert line in capsys.readouterr().out
     record = json.loads((out / "run.json").read_text())
     assert record["build"]["latents"] == "auto" and record["number"]["mode"] == 2

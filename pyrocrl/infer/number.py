@@ -198,6 +198,6 @@ def _factors(data: Data, low: int, high: int | None) -> Factors | None:
 
 def _words(found: Factors, data: Data) -> str:
     if found.exact:
-        return f"{data.features} features of so many exact dimensions"
+        return f"{data.features} features span exactly so many dimensions"
     tried = f"{found.number[0]} to {found.number[-1]}" if len(found.number) > 1 else str(found.number[0])
     return f"evidence of {tried} factors in {data.features} features"
