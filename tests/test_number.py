@@ -110,8 +110,8 @@ REFUSED = {
     ),
     "a range without the number": (
         lambda: pyrocrl.build("linear_sem_lin", linear(), latents="4-5"),
-        "latents: found '4-5'; latents: 2 (probability of 2: 1.00; 6 features span exactly so many dimensions); allowed: "
-        "a range that holds this number",
+        "latents: found '4-5'; latents: 2 (probability of 2: 1.00; 6 features span exactly so many dimensions); "
+        "allowed: a range that holds this number",
     ),
     "targets of fewer": (
         lambda: pyrocrl.build("linear_sem_lin", simulate.draw("buchholz2024", 0, bend=0.3), latents="auto"),
