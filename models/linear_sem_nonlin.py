@@ -32,8 +32,8 @@ likelihood with a decoder, and in a posterior of graphs in place of a threshold 
 
 The verdict tests what latents leave of features, their normality and their equations within tolerances that right fits
 keep: what is off by less (too few latents that tell little of features) it does not notice. Where direct and indirect
-ways nearly cancel, other latents may explain the environments nearly as well: those that were tried are compared, and
-less than ten nats leave the claims undecided.
+ways nearly cancel, other latents may explain the environments nearly as well: up to three are tried and compared, and
+less than ten nats leave the claims undecided. Of more than six latents no others are tried.
 
 Longer than other models because it takes floats and counts, each with a decoder and escaped rows of its own.
 

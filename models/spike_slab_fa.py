@@ -42,7 +42,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import InverseGamma, MultivariateNormal, Normal, SpikeSlab
@@ -50,7 +49,7 @@ from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE, Sampler
 from pyrocrl.lab.studies import SparseFactors
 from pyrocrl.options import Positive, check_memory
-from pyrocrl.parts.factor_scores import factors_given, factors_log_prob
+from pyrocrl.parts.factor_scores import FactorReadouts, factors_given
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
@@ -59,7 +58,7 @@ NEEDS = ("noise_told_apart", "simple_structure", "not_collinear")
 ETA = 2.0  # of LKJ's law: 1 is uniform over correlation matrices
 
 
-class SpikeSlabFA(Program):
+class SpikeSlabFA(FactorReadouts, Program):
     card = ModelCard(
         name="spike_slab_fa",
         title="Spike-and-slab factor analysis",
@@ -153,23 +152,6 @@ class SpikeSlabFA(Program):
         with self.rows(batch):
             law = MultivariateNormal(batch.x @ scores.mT, scale_tril=torch.linalg.cholesky(covariance))
             pyro.sample("z", law)
-
-    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log N(x_i; 0, loadings R loadings^T + diag(variance))."""
-        return factors_log_prob(batch.x, *(sites[name] for name in ("loadings", "variance", "correlation_tril")))
-
-    # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return batch.x @ self.scores.mT
-
-    def mask(self) -> Tensor:
-        return self.drawn.mask.mean(0)
-
-    def loading_matrix(self) -> tuple[Tensor, Tensor]:
-        """Means and deviations (feature, latent) over the draws."""
-        return self.drawn.loadings.mean(0), self.drawn.loadings.std(0)
 
     # -- from data ---------------------------------------------------------------------------------------------
 

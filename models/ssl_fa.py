@@ -46,7 +46,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions.lasso_ladder import Ladder
@@ -57,7 +56,7 @@ from pyrocrl.exact.spike_slab import EFFORT, SHAPE
 from pyrocrl.exact.spike_slab_lasso import LassoSampler
 from pyrocrl.lab.studies import SparseFactors
 from pyrocrl.options import Bounds, Positive, check_memory
-from pyrocrl.parts.factor_scores import factors_given, factors_log_prob
+from pyrocrl.parts.factor_scores import FactorReadouts, factors_given
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
@@ -67,7 +66,7 @@ ETA = 2.0  # of LKJ's law: 1 is uniform over correlation matrices
 APART = 10.0  # by which the slab is wider than the spike, at least
 
 
-class SSLFA(Program):
+class SSLFA(FactorReadouts, Program):
     card = ModelCard(
         name="ssl_fa",
         title="Spike-and-slab lasso factor analysis",
@@ -172,23 +171,6 @@ class SSLFA(Program):
         with self.rows(batch):
             law = MultivariateNormal(batch.x @ scores.mT, scale_tril=torch.linalg.cholesky(covariance))
             pyro.sample("z", law)
-
-    def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
-        """(rows,) log N(x_i; 0, loadings R loadings^T + diag(variance))."""
-        return factors_log_prob(batch.x, *(sites[name] for name in ("loadings", "variance", "correlation_tril")))
-
-    # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return batch.x @ self.scores.mT
-
-    def mask(self) -> Tensor:
-        return self.drawn.mask.mean(0)
-
-    def loading_matrix(self) -> tuple[Tensor, Tensor]:
-        """Means and deviations (feature, latent) over the draws."""
-        return self.drawn.loadings.mean(0), self.drawn.loadings.std(0)
 
     # -- from data ---------------------------------------------------------------------------------------------
 

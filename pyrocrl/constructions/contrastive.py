@@ -19,10 +19,10 @@ good a classifier as the latents are; and wrong graphs, signs and directions are
    networks, which then minimise the same loss with the law of the equations (`Contrast`): far fewer parameters for
    the same rows. Where direct and indirect ways nearly cancel, a chart that is right to 1 % has several optima that
    are nearly as likely, and a network can bend to each: they are tried, and the one with the least loss and misfit
-   kept;
+   kept. Above CHEAP latents one optimum is climbed, and no other tried;
 4. the third step again from its own result, while the loss on rows kept out of it falls: from a chart that is not yet
-   affine in the latents `affine` takes wrong directions and orders, and from a better one it mends them;
-5. `affine` once more.
+   affine in the latents `optima` are of wrong directions and orders, and from a better one they are mended;
+5. `optima` once more.
 """
 
 from __future__ import annotations
