@@ -267,12 +267,12 @@ class CausalFlow(MarginalSEM, Program):
         self.flow.load_state_dict(flow.state_dict())
         self.put(rival=torch.tensor(rival))
         self._gather(data)
-        found = [(mode, target) for target in self._hypotheses() for mode in self._modes(target, generator)]
-        evidence = torch.stack([mode.log_evidence for mode, _ in found])
+        found = [(self._modes(target, generator), target) for target in self._hypotheses()]
+        evidence = torch.stack([modes[0].log_evidence for modes, _ in found])
         chosen = int(torch.multinomial((evidence - evidence.max()).exp().cpu(), 1, generator=generator))
-        mode, target = found[chosen]
+        modes, target = found[chosen]
         self.target.copy_(target)
-        self._laplace([mode])
+        self._laplace(modes)
         self._start_apart(generator)
 
     def _hypotheses(self) -> list[Tensor]:
@@ -300,13 +300,18 @@ class CausalFlow(MarginalSEM, Program):
         self.log_jacobian.copy_(volume)
 
     def _modes(self, target: Tensor, generator: torch.Generator) -> list[directions.Mode]:
-        """The maximum under these targets, from the theorem's candidates and the planes that hold them."""
+        """The maxima under these targets, from the theorem's candidates and the planes that hold them; where targets
+        are unknown the best alone, for there are many of them."""
         environments = self._environments()._replace(target=target)
         candidates = directions.candidate_rows(environments, generator)
         objective = functools.partial(self._objective, target=target)
         starts = directions.starts_around(environments, candidates, objective, generator)
         starts = starts[: 1 if self.unknown else 1 + directions.EFFORT.rivals]
-        return directions.best_modes(directions.climb(objective, starts), 1)
+        found = directions.climb(objective, starts)
+        if not self.unknown:
+            planes = directions.plane_rows(environments, directions.ANGLES)
+            found += directions.climb(objective, directions.rows_exchanged(found[0].chart[:, 0], planes))
+        return directions.best_modes(found, 1 if self.unknown else directions.EFFORT.keep)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -447,6 +447,11 @@ class Program(nn.Module, metaclass=_InTurn):
         there are none; None where a chain looks for no others."""
         return None
 
+    def latent_maps(self) -> Tensor | None:
+        """(draw, latent, latent) linear maps from latents as they are read to those that the equations may be of; None
+        where they are the same."""
+        return None
+
     def noise_share(self, batch: Batch) -> Tensor | None:
         """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None
         where no direction is free of latents."""

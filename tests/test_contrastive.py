@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -12,11 +13,12 @@ import pyrocrl
 from pyrocrl import InputError, simulate
 from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
-from pyrocrl.exact import linear_sem
+from pyrocrl.exact import linear_sem, orders
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.lab.suite.equations import HARD, linear_world
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin
 from pyrocrl.parts.nets import Residual
+from pyrocrl.turns import drawing
 
 HIT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
@@ -212,13 +214,58 @@ def test_the_search_finds_latents_whose_ways_nearly_cancel(seed: int) -> None:
     def matched(unmixing: torch.Tensor) -> np.ndarray:
         return np.abs(np.corrcoef((y @ unmixing.mT).numpy().T, z.numpy().T)[:3, 3:]).diagonal()
 
-    assert matched(found[0].unmixing).min() > 0.97
-    assert all(matched(one.unmixing).min() < 0.97 for one in found[1:])
-    settled = environments.transform(found[1].unmixing)  # a chart that was bent to other latents keeps to them
+    assert matched(found[0].unmixing).min() > 0.95
+    others = [one for one in found[1:] if matched(one.unmixing).min() < 0.9]
+    assert others and found[0].value - others[0].value < 10, "which are to be tried as well"
+    settled = environments.transform(others[0].unmixing)  # a chart that was bent to other latents keeps to them
     near = contrastive.likely(settled, 0.0125, True, torch.Generator().manual_seed(0))
-    assert (near[0] / near[0].abs().max(1, keepdim=True).values - torch.eye(3)).abs().max() < 0.3
-    best = contrastive.likely(settled, 0.0, True, torch.Generator().manual_seed(0))
-    assert len(best) == 1 and matched(best[0] @ found[1].unmixing).min() > 0.97
+    assert ((near[0] / near[0].abs().max(1, keepdim=True).values).abs() - torch.eye(3)).abs().max() < 0.3
+    best = contrastive.likely(settled, 0.0, False, torch.Generator().manual_seed(0))
+    assert len(best) == 1 and matched(best[0] @ others[0].unmixing).min() > 0.95
+
+
+def test_maps_vary_as_much_as_rows_leave_them_open() -> None:
+    """Of exact latents the identity lies within draws as it should, rows counting as if they were as many, and four
+    times the rows halve their spread."""
+    eq, target = equations(), torch.cat([torch.zeros(1, 3), HIT])
+    off = ~torch.eye(3, dtype=torch.bool)
+    scores = []
+    for seed in range(8):
+        environments = contrastive.moments(*rows(eq, HIT, 300, seed), target)
+        environments = environments._replace(count=contrastive.LOOSE * environments.count)
+        draws = contrastive.nearby_maps(environments, 200, torch.Generator().manual_seed(seed))
+        assert (draws.diagonal(dim1=-2, dim2=-1) == 1).all()
+        scores.append(((torch.eye(3) - draws.mean(0)) / draws.std(0))[off])
+    assert 0.75 < float(torch.cat(scores).square().mean().sqrt()) < 1.35
+    more = contrastive.nearby_maps(
+        environments._replace(count=4 * environments.count), 200, torch.Generator().manual_seed(1)
+    )
+    assert float((more.std(0) / draws.std(0))[off].log().mean().exp()) == pytest.approx(0.5, rel=0.15)
+
+
+def test_graphs_are_of_all_maps_to_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = LinearSEMNonlin.example()
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+    sem = program.sem
+    table = sem._slices(sem.hard_targets())
+    each = [linear_sem.mechanism_scores(m.to(table.cov), table, sem.edge_probability, "perfect") for m in sem.maps]
+    averaged = torch.stack([orders.edge_probabilities(scores) for scores in each]).mean(0)
+    torch.testing.assert_close(sem.graph(), averaged.to(sem.graph()))
+    with drawing(0):
+        traces = [pyro.poutine.trace(sem.recover).get_trace() for _ in range(300)]
+    drawn = torch.stack([one.nodes["graph"]["value"] for one in traces]).double().mean(0)
+    assert (drawn - averaged).abs().max() < 0.1
+
+    fit = pyrocrl.fit(program, data, chains=1, epochs=1, least_steps=1, progress=False)
+    told = CHECKS["map_told"]
+    monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: torch.eye(3).repeat(4, 1, 1))
+    assert told(fit, data) is None
+    apart = torch.eye(3).repeat(2, 1, 1)
+    apart[:, 1, 0] = torch.tensor([0.5, -0.5])  # a quarter of the variance of a latent of the same size
+    monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: apart)
+    lack = told(fit, data)
+    assert lack is not None and lack.which == (fit.names["latent"][1],) and lack.rows > data.rows
 
 
 def test_other_latents_that_are_nearly_as_likely_leave_it_undecided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_evidence_by_what_is_added_is_that_of_all_moments(kind: str) -> None:
     options = torch.eye(D + 1, D)
 
     def whole(target: Tensor) -> float:
-        scores = model._scores(model._slices(target))
+        scores = model._scores(model._slices(target), model.maps[0])
         value = scores[:, 0].sum() if model.absorbed else orders.log_partition(scores)
         for e, k in model._pairs(target) if kind in ("shift", "variance") else []:
             value = value - 0.5 * model.count[e].log()

@@ -103,6 +103,7 @@ CONDITIONS: dict[str, str] = {
     "firing_told": "rows tell which latents fire in them",
     "directions_apart": "no two directions are near parallel",
     "fire_apart": "no latent fires only along with another",
+    "map_told": "environments tell latents from mixtures of them",
     "readings_apart": "no other latents that were tried explain the environments as well",
     "environments_differ": "there are two environments or more, which change the equation of some column",
     "parents_directed": "environments or v-structures tell parents of the response from its children",

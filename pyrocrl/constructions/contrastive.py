@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from pyrocrl.constructions import directions
-from pyrocrl.constructions.optimise import LR, descend, minimise
-from pyrocrl.exact import linear_sem, orders
+from pyrocrl.constructions.optimise import LR, minimise
+from pyrocrl.exact import annealed, linear_sem, orders
 from pyrocrl.exact.goodness import Misfit
 from pyrocrl.exact.regression import least_squares, quadratic
 from pyrocrl.parts.nets import Residual
@@ -47,9 +47,9 @@ from pyrocrl.turns import drawing
 
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
+LOOSE = 30.0  # ... for how far it may be off: in charts of 2,000 rows a class by five deviations, as all rows have them
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed: a step costs d^2 2^d
 SAME, OTHER = 0.97, 0.95  # correlations from which two maps read the same latent, and below which another one
-CLIMB = 200  # steps of it
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
 SLICES = 32  # directions along which residuals are compared with a normal law in a step
 SPARSITY = 2e-4  # of a Cauchy-like prior of standardised weights, whose half-width is NEGLIGIBLE
@@ -147,9 +147,9 @@ def optima(environments: linear_sem.Environments, generator: torch.Generator, wi
     """Unmixings that make y's law that of a graph, the likeliest first, no two of which read the same latents.
 
     They start as the best choices among the theorem's candidates, those of the identity, and rows of the planes that
-    hold them. wide: then two rows of the best at a time are exchanged for others of their planes, while that leads to a
-    better one; where ways nearly cancel, two latents are wrong together. Rows count as FEWER times fewer: with all of
-    them the objective takes errors of y for edges.
+    hold them. wide: then one row or two of the best at a time are exchanged for others of their planes, while that
+    leads to a better one; where ways nearly cancel, two latents are wrong together. Rows count as FEWER times fewer:
+    with all of them the objective takes errors of y for edges.
     """
     environments = environments._replace(count=(environments.count / FEWER).clamp_min(2.0))
     root = directions.whitening(environments.pooled((environments.target.sum(1) == 0).to(environments.cov))[2])
@@ -160,20 +160,22 @@ def optima(environments: linear_sem.Environments, generator: torch.Generator, wi
         return linear_sem.log_marginal(rows, slices, total, 0.5)
 
     def climb(starts: Tensor) -> list[tuple[float, Tensor]]:
-        ends = [descend(lambda rows: -objective(rows) / total, start, CLIMB) for start in starts]
-        return [(float(objective(rows)), rows / rows.norm(dim=-1, keepdim=True)) for rows in ends]
+        ends = [mode.chart[:, 0] for mode in directions.climb(objective, starts)]
+        return [(float(objective(rows)), rows) for rows in ends]
 
     own = torch.linalg.inv(root)
     own = (own / own.norm(dim=-1, keepdim=True)).contiguous()
     candidates = torch.cat([directions.candidate_rows(white, generator), own[:, None]], 1)
     cheap = len(root) <= CHEAP
-    found = climb(directions.choose_rows(candidates, objective, 2 if cheap else 0, generator))
+    starts = directions.choose_rows(candidates, objective, 2 if cheap else 0, generator)
     if cheap:
-        found += climb(torch.cat([directions.starts_around(white, candidates, objective, generator), own[None]]))
+        starts = torch.cat([starts, directions.starts_around(white, candidates, objective, generator), own[None]])
+    found = climb(starts)
     before, planes = -math.inf, directions.plane_rows(white, directions.ANGLES)
     while cheap and wide and (best := max(found, key=lambda one: one[0]))[0] > before + 0.1:
         before = best[0]
-        found += climb(directions.pairs_exchanged(best[1], planes, objective))
+        pairs = directions.pairs_exchanged(best[1], planes, objective)
+        found += climb(torch.cat([pairs, directions.rows_exchanged(best[1], planes)]))
     cov = white.pooled(torch.ones_like(white.count))[2]
     kept: list[tuple[float, Tensor]] = []
     for value, rows in sorted(found, key=lambda one: -one[0]):
@@ -197,6 +199,29 @@ def likely(
     enough = found[0].value - within * float(environments.count.sum()) / FEWER
     near = [one for one in found if one.value >= enough]
     return [one.unmixing for one in sorted(near, key=lambda one: not (settled and one.own))]
+
+
+def nearby_maps(environments: linear_sem.Environments, draws: int, generator: torch.Generator) -> Tensor:
+    """Draws of the unmixing of y (draw, latent, latent) about the maximum at the identity, with rows of unit diagonals.
+
+    Rows count as LOOSE times fewer, for errors of y: where ways nearly cancel, little of the likelihood tells the map.
+    """
+    environments = environments._replace(count=(environments.count / LOOSE).clamp_min(2.0))
+    slices = linear_sem.slices(environments, linear_sem.target_pairs(environments.target.cpu()))
+    total = environments.count.sum()
+
+    def objective(rows: Tensor) -> Tensor:
+        return linear_sem.log_marginal(rows, slices, total, 0.5)
+
+    eye = torch.eye(environments.mean.shape[1]).to(environments.cov)
+    mode = directions.climb(objective, eye[None])[0]
+    start = annealed.Maxima(mode.chart[None], mode.root[None], mode.value.new_zeros(1))
+    if len(eye) <= CHEAP:
+        rows = annealed.about_maxima(objective, start, generator).rows
+    else:
+        rows = annealed.of_maxima(start, mode.log_evidence, generator).rows
+    rows = rows[torch.randperm(len(rows), generator=generator)[:draws].to(rows.device)]
+    return rows / rows.diagonal(dim1=-2, dim2=-1)[..., None]
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
@@ -420,7 +445,7 @@ class Plan(NamedTuple):
     rows, at most, by which optima are compared, and of the regressions that tell which classes share a latent."""
 
     layers: int = 3
-    branches: int = 3
+    branches: int = 5
     within: float = 0.0125
     rounds: int = 5
     normality: float = Contrast.normality

@@ -256,6 +256,15 @@ def pairs_exchanged(rows: Tensor, candidates: Tensor, objective: Objective) -> T
     return torch.stack(starts) if starts else rows.new_zeros(0, *rows.shape)
 
 
+def rows_exchanged(rows: Tensor, candidates: Tensor) -> Tensor:
+    """(latent times candidate, d, d) the unmixing `rows` with one row exchanged for each of its candidates (d,
+    candidate, d)."""
+    node = torch.arange(len(rows), device=rows.device)
+    starts = rows.repeat(*candidates.shape[:2], 1, 1)
+    starts[node, :, node] = candidates
+    return starts.flatten(0, 1)
+
+
 class Mode(NamedTuple):
     """A local maximum of log p(y, unmixing): chart (d, d, d) centred on it, and its Laplace approximation."""
 

@@ -104,13 +104,15 @@ class LatentSEM(nn.Module):
         spike: float = 0.02,
         none_probability: float = 0.5,
         escape_prior: escapees.Prior = escapees.PRIOR,
+        maps: int = 1,
     ) -> None:
         """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
         environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
         n / (1 + n variation^2) independent ones. free: the decoder is a network, which can absorb relu links as well
         as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
         prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
-        escaped."""
+        escaped. maps: how many draws of the affine map to latents there are to hold, of which each draw of the
+        equations takes one; 1 = latents as they are."""
         super().__init__()
         if latents > orders.MAX_NODES:
             reject("latents", latents, f"at most {orders.MAX_NODES}: sums over graphs are exact")
@@ -153,6 +155,7 @@ class LatentSEM(nn.Module):
         self.register_buffer("count", torch.zeros(2 * environments, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(2 * environments, size, dtype=torch.float64))
         self.register_buffer("cov", torch.eye(size, dtype=torch.float64).repeat(2 * environments, 1, 1))
+        self.register_buffer("maps", torch.eye(latents, dtype=torch.float64).repeat(maps, 1, 1))
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
 
@@ -315,11 +318,10 @@ class LatentSEM(nn.Module):
         the most probable one given the latents."""
         self.gather(z, env)
         target = self.hard_targets()
-        table = self._slices(target)
+        table, eye = self._slices(target), torch.eye(self.latents).to(self.cov)
         if not self.absorbed:
-            place = (orders.best_order(self._scores(table)) if order is None else order).argsort()
+            place = (orders.best_order(self._scores(table, eye)) if order is None else order).argsort()
             self.before.copy_((place[:, None] < place[None, :]).to(self.before))
-        eye = torch.eye(self.latents, dtype=self.cov.dtype, device=self.cov.device)
         fitted = linear_sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
         d = self.latents
         if self.intervention == "variance":  # weights and variance ratios in turn: weighted least squares
@@ -479,9 +481,8 @@ class LatentSEM(nn.Module):
         cov, column = self._columns(out.cov, out.node), self._column(out.node)
         return linear_sem.Slices(out.node, out.count, out.mean.gather(1, column), cov)
 
-    def _scores(self, table: linear_sem.Slices) -> Tensor:
-        eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
-        return linear_sem.mechanism_scores(eye, table, self.edge_probability, self._conjugate())
+    def _scores(self, table: linear_sem.Slices, unmixing: Tensor) -> Tensor:
+        return linear_sem.mechanism_scores(unmixing.to(table.cov), table, self.edge_probability, self._conjugate())
 
     @torch.no_grad()
     def graph(self) -> Tensor:
@@ -489,7 +490,9 @@ class LatentSEM(nn.Module):
         prior's where weights are `absorbed`."""
         if self.absorbed:
             return orders.edge_probabilities(self._prior_scores()).to(self.weight)
-        return orders.edge_probabilities(self._scores(self._slices(self.hard_targets()))).to(self.weight)
+        table = self._slices(self.hard_targets())
+        each = [orders.edge_probabilities(self._scores(table, unmixing)) for unmixing in self.maps]
+        return torch.stack(each).mean(0).to(self.weight)
 
     def _prior_scores(self) -> Tensor:
         return orders.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
@@ -527,11 +530,11 @@ class LatentSEM(nn.Module):
         `absorbed` weights the prior."""
         targets = self._targets(self.target_log_prob)
         table, pairs = self._slices(targets), self._pairs(targets)
-        scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table)
+        unmixing = self.maps[0] if len(self.maps) == 1 else self.maps[int(torch.randint(len(self.maps), ()))]
+        scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table, unmixing)
         order = pyro.sample("order", orders.Order(scores))
         graph = pyro.sample("graph", orders.Graph(scores, order))
-        eye = torch.eye(self.latents, dtype=table.cov.dtype, device=table.cov.device)
-        known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
+        known = linear_sem.regressions(unmixing.to(table.cov), graph * (not self.absorbed), table, self._conjugate())
         with table_of(len(table.node), drawn=self.unknown):
             variance = pyro.sample("variance", known.variance())
             law = self._prior_slopes(variance).to_event(1) if self.absorbed else known.slopes(variance)

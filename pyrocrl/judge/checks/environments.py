@@ -26,6 +26,7 @@ from pyrocrl.judge.equivalence import class_draws
 
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 CLASS_DRAWS = 50  # of each chain, of which it is asked what directs the edges at the response
+MAPPED = 0.1  # share of a latent's variance that its map may leave open: the estimate then correlates .95 with it
 RIVAL = 10.0  # nats by which latents should be likelier than others that a network finds
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
@@ -146,6 +147,27 @@ def _readings_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(reason, "more rows, or stronger interventions", rows=data.rows * min(RIVAL / max(margin, 0.1), FAR))
 
 
+def _map_told(fit: Fit, data: Data) -> Lack | None:
+    """Share of each latent's variance that the affine map to it leaves open: where direct and indirect ways nearly
+    cancel, environments hardly tell it."""
+    maps = fit.chains.chain(fit.reference).latent_maps()
+    if maps is None:
+        return None
+    draws = maps.double().cpu().numpy()
+    cov = np.cov(latents_of(fit, data, aligned=False)[0].T)
+    mean = draws.mean(0)
+    apart = draws - mean
+    total = np.einsum("ki,ij,kj->k", mean, cov, mean)
+    open_ = np.einsum("mki,ij,mkj->k", apart, cov, apart) / len(draws) / np.maximum(total, 1e-12)
+    far = np.flatnonzero(open_ > MAPPED)
+    if not far.size:
+        return None
+    names = tuple(fit.names["latent"][int(fit.alignments[fit.reference].places[k])] for k in far)
+    said = f"environments leave {open_.max():.0%} of the variance of {', '.join(names)} to other latents"
+    rows = data.rows * float(open_.max()) / MAPPED
+    return Lack(said, "more rows, or stronger interventions", rows=rows, which=names)
+
+
 def _environments_differ(fit: Fit, data: Data) -> Lack | None:
     """Whether some environment changes the equation of some column, as the posterior has it. Which of two environments
     has an equation of its own is a matter of names."""
@@ -186,5 +208,6 @@ CHECKS: dict[str, FitCheck] = {
     "directions_shown": _directions_shown,
     "environments_differ": _environments_differ,
     "readings_apart": _readings_apart,
+    "map_told": _map_told,
     "parents_directed": _parents_directed,
 }
