@@ -366,7 +366,8 @@ def test_targets_show_probabilities_and_shifts():
     tree["posterior"] = posterior.assign(targets=(dims, hit), offset=(dims, shift))
     lines = plots.targets(tree).axes[1].lines
     assert [line.get_xdata() for line in lines if line.get_marker() == "o"] == dots
-    tree["posterior"] = posterior.assign(targets=(dims, hit), offset=(("chain", "draw", "feature"), np.ones((3, 10, 7))))
+    offset = (("chain", "draw", "feature"), np.ones((3, 10, 7)))
+    tree["posterior"] = posterior.assign(targets=(dims, hit), offset=offset)
     assert not any("Shift" in text for text in drawn(plots.targets(tree)))
 
 
