@@ -363,6 +363,12 @@ def test_targets_show_probabilities_and_shifts():
     dots = [line.get_xdata() for line in figure.axes[1].lines if line.get_marker() == "o"]
     assert len(dots) == 1  # a target that is not probable has no shift
     assert 2.0 <= dots[0][0] <= 2.1
+    tree["posterior"] = posterior.assign(targets=(dims, hit), offset=(dims, shift))
+    lines = plots.targets(tree).axes[1].lines
+    assert [line.get_xdata() for line in lines if line.get_marker() == "o"] == dots
+    offset = (("chain", "draw", "feature"), np.ones((3, 10, 7)))
+    tree["posterior"] = posterior.assign(targets=(dims, hit), offset=offset)
+    assert not any("Shift" in text for text in drawn(plots.targets(tree)))
 
 
 def test_targets_need_a_model_of_interventions(tree):

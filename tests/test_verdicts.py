@@ -218,6 +218,8 @@ def test_probabilities_between_are_no_answer() -> None:
     assert open_directions(np.array(turning)) == [(0, 1)]
     assert len(_undecided(known(turning), Claim("graph", ()))[0]) == 2
     assert _undecided(known(turning), Claim("graph", ("markov equivalence",))) == ((), 0.0)
+    joined = _undecided(known([[0, 0.06], [0.05, 0]]), Claim("graph", ("markov equivalence",)))
+    assert joined[0] == ("latent_0 - latent_1 (0.11)",), "of a pair, whatever the direction"
 
 
 def test_a_closure_is_decided_where_open_edges_do_not_change_it() -> None:

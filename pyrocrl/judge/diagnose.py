@@ -248,7 +248,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         )
         return said("not converged", reason)
     if failed:
-        tries = "; ".join(dict.fromkeys(test.remedy for test in failed if test.remedy))
+        tries = "; ".join(dict.fromkeys(each for test in failed if test.remedy for each in test.remedy.split("; ")))
         return said("contradicted", doubts + (f". To try: {tries}" if tries else ""))
     reach = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, "
     if alone:
@@ -397,8 +397,8 @@ def _undecided(known: _Known, claim: Claim) -> tuple[tuple[str, ...], float]:
         sides, label = (names["latent"], names["latent"]), "{} -> {}"
         kinds = [name for name in claim.up_to if name in ("transitive closure", "markov equivalence")]
         if kinds == ["markov equivalence"]:
-            joined = values + values.T
-            unsure = np.triu(np.minimum(joined, 1 - joined) > 1 - SURE)
+            values = values + values.T  # that a pair is joined
+            unsure = np.triu(np.minimum(values, 1 - values) > 1 - SURE)
             label = "{} - {}"
         elif kinds and _same_closure(values):
             return (), 0.0

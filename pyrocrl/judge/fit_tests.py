@@ -434,7 +434,8 @@ def _displaced(fit: Fit, data: Data) -> Found | None:
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
-    remedy = "decoder='nonlinear'; more latents; more steps; perturbations that do the same in all pairs"
+    first = "decoder='nonlinear'" if fit.program.config["decoder"] == "linear" else "more steps"
+    remedy = f"{first}; more latents; actions that do the same in all pairs"
     return Found("where offsets move rows", min(1.0, p[worst] * number), f"least for {worst}", remedy)
 
 
@@ -454,7 +455,8 @@ def _carried(fit: Fit, data: Data) -> Found | None:
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
-    remedy = "other mechanisms; more latents; more steps; actions that do the same in all pairs"
+    steps = "" if fit.program.config["decoder"] == "linear" else "more steps; "
+    remedy = f"other mechanisms; more latents; {steps}actions that do the same in all pairs"
     return Found("where mechanisms take latents", min(1.0, p[worst] * len(p)), f"least for {worst}", remedy)
 
 

@@ -419,9 +419,9 @@ def effects(found: xr.Dataset, top: int = 6) -> Figure:
 def targets(tree: xr.DataTree) -> Figure:
     """Which latent each environment intervenes on: probabilities, "none" last, and the shift of the most probable one.
 
-    Shifts are medians with 90 % intervals over the draws that have the target, in deviations of the latent's noise in
-    the first environment where the model has noise. Environments are ordered by their targets, those without a
-    probable one last; the control, which has none, is left out.
+    Shifts or offsets, of models that have them, are medians with 90 % intervals over the draws that have the target, in
+    deviations of the latent's noise in the first environment where the model has noise. Environments are ordered by
+    their targets, those without a probable one last; the control, which has none, is left out.
     """
     prob = posterior_mean(tree, "targets")
     if prob is None:
@@ -434,8 +434,13 @@ def targets(tree: xr.DataTree) -> Figure:
     control = _reference(tree, names := [str(e) for e in _named(prob)["env"].to_numpy()])
     places = [e for e, name in enumerate(names) if name != control or p[e].any()]
     shown = sorted(places, key=lambda e: (unsure[e], best[e] * (not unsure[e]), -p[e].max()))
-    figure = Figure(figsize=(0.42 * len(latents) + 6.0, max(0.22 * len(shown) + 1.6, 2.6)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.42 * (len(latents) + 1) + 0.6, 3.4))
+    posterior, by = _group(tree, "posterior"), {"env", "latent"}
+    moved = next((n for n in ("shift", "offset") if n in posterior and by <= set(posterior[n].dims)), None)
+    wide, high = 0.42 * len(latents), max(0.22 * len(shown) + 1.6, 2.6)
+    figure = Figure(figsize=(wide + (2.6 if moved is None else 6.0), high), layout="constrained")
+    ratios = [wide + 1.02] if moved is None else [wide + 1.02, 3.4]
+    panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    left = panels[0]
     table = np.column_stack([p, none])[shown]
     image = left.imshow(table, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     _grid(left, len(shown), len(latents) + 1)
@@ -447,23 +452,24 @@ def targets(tree: xr.DataTree) -> Figure:
     bar = figure.colorbar(image, ax=left, location="bottom", shrink=0.8, aspect=18, pad=0.02)
     bar.outline.set_visible(False)
 
-    posterior = _group(tree, "posterior")
+    if moved is None:
+        return figure
+    right = panels[1]
     right.axvline(0.0, color=FAINT, lw=1)
-    if "shift" in posterior:
-        order = ("chain", "draw", "env", "latent")
-        hit, shift = (posterior[name].transpose(*order).to_numpy() for name in ("targets", "shift"))
-        if "noise" in posterior:
-            shift = shift / posterior["noise"].transpose(*order).to_numpy()[:, :, :1]
-        weight = np.broadcast_to(chain_weights(tree)[:, None], hit.shape[:2])
-        for place, e in enumerate(shown):
-            use = hit[:, :, e, best[e]] > 0
-            if unsure[e] or not use.any():
-                continue
-            values = shift[:, :, e, best[e]][use][:, None]
-            low, middle, high = (float(v[0]) for v in weighted_quantiles(values, weight[use], (0.05, 0.5, 0.95)))
-            colour = RED if middle < 0 else BLUE
-            right.plot([low, high], [place, place], color=colour, lw=1.6)
-            right.plot([middle], [place], "o", color=colour, ms=4)
+    order = ("chain", "draw", "env", "latent")
+    hit, shift = (posterior[name].transpose(*order).to_numpy() for name in ("targets", moved))
+    if "noise" in posterior:
+        shift = shift / posterior["noise"].transpose(*order).to_numpy()[:, :, :1]
+    weight = np.broadcast_to(chain_weights(tree)[:, None], hit.shape[:2])
+    for place, e in enumerate(shown):
+        use = hit[:, :, e, best[e]] > 0
+        if unsure[e] or not use.any():
+            continue
+        values = shift[:, :, e, best[e]][use][:, None]
+        low, middle, upper = (float(v[0]) for v in weighted_quantiles(values, weight[use], (0.05, 0.5, 0.95)))
+        colour = RED if middle < 0 else BLUE
+        right.plot([low, upper], [place, place], color=colour, lw=1.6)
+        right.plot([middle], [place], "o", color=colour, ms=4)
     right.set_title("Shift, in deviations of noise" if "noise" in posterior else "Shift, in units of z", loc="left")
     right.tick_params(axis="y", length=0)
     right.spines[["top", "right", "left"]].set_visible(False)
