@@ -1,0 +1,179 @@
+"""Where chains of `neuro_causal_fa` start: covers of the graph of dependences, and masks that explain rows better.
+
+Of latents with a pure child each, children of the latent are what its pure child depends on, and pure children of
+different latents are independent: a maximum independent set of the graph of dependences has one of each latent, and
+the neighbourhoods of its members are the minimum edge clique cover (Markham et al. 2024). Among features of a latent a
+pure child has the fewest neighbours, so that the set is found greedily.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from pyrocrl.exact.pure_masks import Bools, Floats, MaskPosterior, Pure
+
+LEVELS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03)  # of tests of dependence, of which starts are made
+ANCHORED = (1e-4, 0.01)  # ... and of which a latent's children are told, from one that is to be pure
+BLUR = 1.0  # neighbours by which a start's choice of pure children may be off
+STARTS, BEST = 30, 4  # that are made, and of which the search goes on
+ROUNDS = 20  # of moves of whole latents, at most
+TRIED = 6  # flips, the most promising ones, of which one has to gain
+HOPE, APART = 2.0, 10.0  # times what flips promise, and nats beyond that, from which a climb is given up
+NEAR, KEPT = 12.0, 30  # nats within which other masks are kept, and how many
+TURNED, LEAST = 0.3, 0.1  # cosine of what is turned to be pure, and loading of a deviation from which it is one
+
+
+def fisher_z(second: Floats, rows: int) -> Floats:
+    """(feature, feature) deviations from 0 of correlations, by Fisher's transform; 0 on the diagonal."""
+    unit = np.sqrt(np.maximum(np.diag(second), 1e-12))
+    r = np.clip(second / unit / unit[:, None], -1 + 1e-12, 1 - 1e-12)
+    out = np.arctanh(r) * np.sqrt(max(rows - 3, 1))
+    np.fill_diagonal(out, 0.0)
+    return out
+
+
+def cover(dependent: Bools, latents: int, rng: np.random.Generator | None = None) -> Bools:
+    """(feature, latent) mask: neighbourhoods of an independent set of features that depend on others, the largest
+    `latents` of them.
+
+    dependent: (feature, feature), of any two features. rng: where given, the choice is blurred (`BLUR`).
+    """
+    dependent = dependent | np.eye(len(dependent), dtype=bool)
+    degree = dependent.sum(1).astype(float)
+    if rng is not None:
+        degree += BLUR * rng.exponential(size=len(degree))
+    left, found = dependent.sum(1) > 1, []
+    while left.any():
+        p = int(np.where(left, degree, np.inf).argmin())
+        found.append(dependent[p])
+        left &= ~dependent[p]
+    found = sorted(found, key=lambda column: -int(column.sum()))[:latents]
+    out = np.zeros((len(dependent), latents), dtype=bool)
+    out[:, : len(found)] = np.array(found).reshape(len(found), -1).T
+    return out
+
+
+def linked(deviation: Floats, level: float) -> Bools:
+    """(feature, feature) whether two are dependent, by tests at this level."""
+    return np.abs(deviation) > stats.norm.isf(level / 2)
+
+
+class Found(NamedTuple):
+    """A mask (feature, latent) from which no single flip gains, and its log posterior."""
+
+    value: float
+    mask: Bools
+
+
+def climb(posterior: MaskPosterior, mask: Bools, least: float = -math.inf) -> Found:
+    """Where flips of one entry at a time lead to, while they gain; given up where the next flips would not bring it
+    near `least`."""
+    mask, answer = mask.copy(), posterior(mask)
+    for _ in range(mask.size):
+        order = np.argsort(-answer.flips, axis=None)[:TRIED]
+        hoped = np.maximum(answer.flips.ravel()[order], 0.0).sum()
+        if answer.value + HOPE * hoped < least - APART:
+            break
+        for place in order:
+            j, k = np.unravel_index(int(place), mask.shape)
+            if answer.flips[j, k] < -0.5:
+                return Found(answer.value, mask)
+            mask[j, k] ^= True
+            if (new := posterior(mask)).value > answer.value + 1e-6:
+                answer = new
+                break
+            mask[j, k] ^= True
+        else:
+            break
+    return Found(answer.value, mask)
+
+
+def search(posterior: MaskPosterior, latents: int, rng: np.random.Generator) -> list[Found]:
+    """The best mask of so many latents at most that was found, first, and others near it that no flip improves.
+
+    Covers of dependences at several levels are starts; then latents are left out, merged, put in another's place or
+    added, at other features' neighbourhoods, and turned, two at a time, while that gains.
+    """
+    deviation = fisher_z(posterior.second, posterior.rows)
+    blurred = [rng.choice(LEVELS) for _ in range(STARTS - len(LEVELS))]
+    starts = [cover(linked(deviation, level), latents) for level in LEVELS]
+    starts += [cover(linked(deviation, level), latents, rng) for level in blurred]
+    starts += [np.zeros((len(deviation), latents), dtype=bool)]
+    valued = sorted((Found(posterior(mask).value, mask) for mask in map(settled, starts)), key=lambda one: -one.value)
+    found = {posterior.key(mask): climb(posterior, mask) for _, mask in valued[:BEST]}
+    best = max(found.values(), key=lambda one: one.value)
+    for _ in range(ROUNDS):
+        before = best
+        for mask in moves(posterior, best.mask, deviation):
+            one = climb(posterior, mask, best.value)
+            if one.value > best.value - NEAR:
+                found[posterior.key(one.mask)] = one
+            best = max(best, one, key=lambda each: each.value)
+        if best.value <= before.value + 1e-6:
+            break
+    near = {posterior.key(one.mask): one for one in found.values() if one.value > best.value - NEAR}
+    return sorted(near.values(), key=lambda one: -one.value)[:KEPT]
+
+
+def settled(mask: Bools) -> Bools:
+    """The mask without latents that lack a pure child or another child, one after another."""
+    mask = mask.copy()
+    while not (of := Pure.of(mask)).allowed:
+        short = of.used & ~(of.pure.any(0) & (of.count > 1))
+        mask[:, int(np.where(short, of.count, len(mask) + 1).argmin())] = False
+    return mask
+
+
+def moves(posterior: MaskPosterior, mask: Bools, deviation: Floats) -> Iterator[Bools]:
+    """Masks in which latents are other ones: see `search`."""
+    used = np.flatnonzero(mask.any(0))
+    for k in used:
+        new = mask.copy()
+        new[:, k] = False
+        yield settled(new)
+    for k, m in itertools.combinations(used, 2):
+        new = mask.copy()
+        new[:, k] |= new[:, m]
+        new[:, m] = False
+        yield settled(new)
+    free = np.flatnonzero(~mask.any(0))
+    for p, level in itertools.product(range(len(mask)), ANCHORED):
+        column = linked(deviation, level)[p]
+        column[p] = True
+        if column.sum() < 2:
+            continue
+        for k in (*free[:1], *np.flatnonzero(mask[p])):  # beside others, or in the place of one
+            new = mask.copy()
+            new[p] = False
+            new[:, k] = column
+            yield settled(new)
+    for new, _ in turned(posterior, mask):
+        yield new
+
+
+def turned(posterior: MaskPosterior, mask: Bools) -> Iterator[tuple[Bools, float]]:
+    """Masks in which two latents are turned so that other features are pure children, allowed ones; and the cosine of
+    the loadings of two features that are to be pure, which would be 0."""
+    answer, unit = posterior(mask), np.sqrt(np.diag(posterior.second))
+    loadings = answer.loadings / unit[:, None]
+    for k, m in itertools.combinations(np.flatnonzero(mask.any(0)), 2):
+        others = np.delete(mask, (k, m), 1).any(1)
+        both = np.flatnonzero(mask[:, k] & mask[:, m] & ~others)
+        pairs = loadings[:, [k, m]]
+        for a, b in itertools.combinations(both, 2):
+            cosine = float(pairs[a] @ pairs[b] / np.linalg.norm(pairs[a]) / np.linalg.norm(pairs[b]))
+            if abs(cosine) > TURNED:
+                continue
+            along = pairs[a] / np.linalg.norm(pairs[a])
+            new = pairs @ np.array([along, [-along[1], along[0]]]).T
+            out = mask.copy()
+            out[:, [k, m]] = np.abs(new) > LEAST
+            out[a, [k, m]], out[b, [k, m]] = (True, False), (False, True)
+            if Pure.of(out).allowed:
+                yield out, cosine
