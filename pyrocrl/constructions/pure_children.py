@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from pyrocrl.exact.one_pure import most_latents
 from pyrocrl.exact.pure_masks import Bools, Floats, MaskPosterior, Pure
 
 LEVELS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03)  # of tests of dependence, of which starts are made
@@ -53,7 +54,7 @@ def cover(dependent: Bools, latents: int, rng: np.random.Generator | None = None
         p = int(np.where(left, degree, np.inf).argmin())
         found.append(dependent[p])
         left &= ~dependent[p]
-    found = sorted(found, key=lambda column: -int(column.sum()))[:latents]
+    found = sorted(found, key=lambda column: -int(column.sum()))[: most_latents(len(dependent), latents)]
     out = np.zeros((len(dependent), latents), dtype=bool)
     out[:, : len(found)] = np.array(found).reshape(len(found), -1).T
     return out
@@ -142,7 +143,7 @@ def moves(posterior: MaskPosterior, mask: Bools, deviation: Floats) -> Iterator[
         new[:, k] |= new[:, m]
         new[:, m] = False
         yield settled(new)
-    free = np.flatnonzero(~mask.any(0))
+    free = np.flatnonzero(~mask.any(0)) if len(used) < most_latents(*mask.shape) else used[:0]
     for p, level in itertools.product(range(len(mask)), ANCHORED):
         column = linked(deviation, level)[p]
         column[p] = True
@@ -153,27 +154,52 @@ def moves(posterior: MaskPosterior, mask: Bools, deviation: Floats) -> Iterator[
             new[p] = False
             new[:, k] = column
             yield settled(new)
-    for new, _ in turned(posterior, mask):
-        yield new
+    for turn in turned(posterior, mask):
+        yield turn.mask
 
 
-def turned(posterior: MaskPosterior, mask: Bools) -> Iterator[tuple[Bools, float]]:
-    """Masks in which two latents are turned so that other features are pure children, allowed ones; and the cosine of
-    the loadings of two features that are to be pure, which would be 0."""
-    answer, unit = posterior(mask), np.sqrt(np.diag(posterior.second))
-    loadings = answer.loadings / unit[:, None]
-    for k, m in itertools.combinations(np.flatnonzero(mask.any(0)), 2):
-        others = np.delete(mask, (k, m), 1).any(1)
-        both = np.flatnonzero(mask[:, k] & mask[:, m] & ~others)
-        pairs = loadings[:, [k, m]]
+class Turn(NamedTuple):
+    """A mask in which two latents are turned so that the features `pure` are pure children, which they are not in
+    another; cosine: of their loadings there, 0 where they cancel; error: its deviation."""
+
+    mask: Bools
+    pure: tuple[int, int]
+    cosine: float
+    error: float
+
+
+def turned(posterior: MaskPosterior, mask: Bools) -> Iterator[Turn]:
+    """Allowed masks in which two latents are turned so that two of their features, that depend on no other latent, are
+    pure children in place of others; where loadings of these are near enough to orthogonal."""
+    unit = np.sqrt(np.diag(posterior.second))
+    loadings, spread = posterior(mask).loadings / unit[:, None], np.zeros(mask.shape)
+    opened = int(mask.sum())
+    spread[mask] = np.diag(posterior.covariance(mask))[:opened]
+    spread /= unit[:, None] ** 2
+    for pair in itertools.combinations(np.flatnonzero(mask.any(0)), 2):
+        two, others = list(pair), np.delete(mask, pair, 1).any(1)
+        both = np.flatnonzero(mask[:, two].all(1) & ~others)
+        length = np.linalg.norm(loadings[:, two], axis=1)
         for a, b in itertools.combinations(both, 2):
-            cosine = float(pairs[a] @ pairs[b] / np.linalg.norm(pairs[a]) / np.linalg.norm(pairs[b]))
+            along, across = loadings[a, two] / length[a], loadings[b, two] / length[b]
+            cosine = float(along @ across)
             if abs(cosine) > TURNED:
                 continue
-            along = pairs[a] / np.linalg.norm(pairs[a])
-            new = pairs @ np.array([along, [-along[1], along[0]]]).T
+            error = np.sqrt(spread[a, two].max() / length[a] ** 2 + spread[b, two].max() / length[b] ** 2)
+            new = loadings[:, two] @ np.array([along, [-along[1], along[0]]]).T
             out = mask.copy()
-            out[:, [k, m]] = np.abs(new) > LEAST
-            out[a, [k, m]], out[b, [k, m]] = (True, False), (False, True)
+            out[:, two] = np.abs(new) > LEAST
+            out[a, two], out[b, two] = (True, False), (False, True)
             if Pure.of(out).allowed:
-                yield out, cosine
+                yield Turn(out, (int(a), int(b)), cosine, float(error))
+
+
+def turns_margin(posterior: MaskPosterior, mask: Bools) -> tuple[float, float, float]:
+    """By how many nats a mask is more probable than any in which two latents are turned, see `turned`, the cosine of
+    that one and its deviation; infinite where there is none."""
+    best, out = posterior(mask).value, (math.inf, math.inf, math.inf)
+    for turn in turned(posterior, mask):
+        found = climb(posterior, turn.mask)
+        if (found.mask[list(turn.pure)].sum(1) == 1).all():
+            out = min(out, (best - found.value, turn.cosine, turn.error))
+    return out

@@ -22,8 +22,8 @@ from pyrocrl.exact.pure_masks import DENSITY, SHAPE, Bools, Floats, MaskPosterio
 from pyrocrl.exact.spike_slab import latent_moments, second_root
 
 DRAWS = 200
-EVERY = 10  # steps between draws
-BURN = 200  # steps before the first
+EVERY = 5  # steps between draws
+BURN = 100  # steps before the first
 JUMPS = 0.1  # share of steps that propose a jump
 SWEEPS = 8  # of loadings and noise, for each draw
 
@@ -106,8 +106,8 @@ def given(
     """A draw of loadings (feature, latent) and variances (feature,) given a mask, the sign of each latent such that the
     loading of the pure child that is largest at the mode is positive there."""
     answer, latents = posterior(mask), mask.shape[1]
-    j, k = answer.places
-    tril = linalg.cholesky(answer.covariance, lower=True, check_finite=False)
+    j, k = mask.nonzero()
+    tril = linalg.cholesky(posterior.covariance(mask), lower=True, check_finite=False)
     moved = tril @ rng.standard_normal(len(tril))
     loadings = answer.loadings.copy()
     loadings[j, k] += moved[: len(j)]

@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, special
 
+from pyrocrl.exact.one_pure import most_latents
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 SHAPE = 1.5  # of the variances' prior
 DENSITY = (1.0, 3.0)  # of the Beta law of the density
 STEPS = 60  # of scoring, most of which are not needed
 CLOSE = 1e-4  # nats of gain at which the mode is reached
+LEAST = 1e-9  # of a feature's variance
 FULL = 0.9  # share of a feature's variance that latents have at a start, at most
 
 
@@ -53,12 +56,13 @@ def log_prior(mask: Bools, density: float | None = None) -> float:
     """Log probability of a mask (feature, latent), see `one_pure.OnePure`; None = its density summed out."""
     features, latents = mask.shape
     of = Pure.of(mask)
-    if not of.allowed:
+    most, used = most_latents(features, latents), int(of.used.sum())
+    if used > most or not of.allowed:
         return -math.inf
-    count, used = of.count[of.used] - 1, int(of.used.sum())
+    count = of.count[of.used] - 1
     others = features - used
     there, absent = float((count - 1).sum()), float((others - count).sum())
-    total = -math.log(min(latents, features // 2) + 1) - math.log(special.comb(latents, used))
+    total = -math.log(most + 1) - math.log(special.comb(latents, used))
     total += math.lgamma(others + 1) - math.lgamma(features + 1)
     total += float(np.log(of.pure.sum(0)[of.used]).sum() + np.log(count / max(others, 1)).sum())
     if density is None:
@@ -95,14 +99,12 @@ def prior_flips(mask: Bools) -> Floats:
 
 class Answer(NamedTuple):
     """Of a mask: log posterior, up to a constant; loadings (feature, latent) and log_variance (feature,) at the mode;
-    covariance of the loadings at `places` (of rows, of columns) and the log variances; flips: (feature, latent) about
-    how much the log posterior gains where an entry is flipped, -inf where that is not allowed."""
+    flips: (feature, latent) about how much the log posterior gains where an entry is flipped, -inf where that is not
+    allowed."""
 
     value: float
     loadings: Floats
     log_variance: Floats
-    places: tuple[NDArray[np.intp], NDArray[np.intp]]
-    covariance: Floats
     flips: Floats
 
 
@@ -110,7 +112,7 @@ class MaskPosterior:
     """second: (feature, feature) mean of x x^T over `rows` rows, of features of unit size about."""
 
     def __init__(self, second: Floats, rows: int, slab: float, rate: float) -> None:
-        self.second, self.rows, self.slab, self.rate = second, rows, slab, rate
+        self.second, self.rows, self.slab, self.rate = second + LEAST * np.eye(len(second)), rows, slab, rate
         self.known: dict[bytes, Answer] = {}
 
     def __call__(self, mask: Bools) -> Answer:
@@ -121,8 +123,7 @@ class MaskPosterior:
         if key not in self.known:
             self.known[key] = self._answer(mask[:, order])
         found, back = self.known[key], np.argsort(order)
-        places = found.places[0], order[found.places[1]]
-        return found._replace(loadings=found.loadings[:, back], flips=found.flips[:, back], places=places)
+        return found._replace(loadings=found.loadings[:, back], flips=found.flips[:, back])
 
     @staticmethod
     def key(mask: Bools) -> bytes:
@@ -198,6 +199,20 @@ class MaskPosterior:
             grad, info = self.scoring(loadings, log_variance, j, k)
         return value, loadings, log_variance
 
+    def covariance(self, mask: Bools) -> Floats:
+        """Covariance of open loadings, by rows, and log variances about the mode."""
+        answer = self(mask)
+        out: Floats = linalg.inv(self.scoring(answer.loadings, answer.log_variance, *mask.nonzero())[1])
+        return out
+
+    def best(self) -> tuple[Floats, int]:
+        """(feature, feature) covariance by the most probable mask of those asked for, and how many numbers it has been
+        chosen by, the features' means among them. Of a latent with two children their product is one number."""
+        found = max(self.known.values(), key=lambda one: one.value)
+        children = (found.loadings != 0).sum(0)
+        fitted = found.loadings @ found.loadings.T + np.diag(np.exp(found.log_variance))
+        return fitted, int(children.sum() - (children == 2).sum() + 2 * len(fitted))
+
     def _answer(self, mask: Bools) -> Answer:
         used = np.flatnonzero(mask.any(0))
         value, loadings, log_variance = self.mode(mask)
@@ -205,7 +220,6 @@ class MaskPosterior:
         shut_k, opened, features = used[own], len(j), len(mask)
         info = self.scoring(loadings, log_variance, j, k)[1]
         tril = linalg.cholesky(info, lower=True, check_finite=False)
-        covariance = linalg.cho_solve((tril, True), np.eye(len(info)), check_finite=False)
         half = math.log(2 * math.pi * self.slab**2) / 2
         total = value - opened * half + 0.5 * len(info) * math.log(2 * math.pi) - np.log(np.diag(tril)).sum()
         flips = np.full(mask.shape, -math.inf)
@@ -222,7 +236,7 @@ class MaskPosterior:
         grad = 2 * (down @ loadings)[shut_j, shut_k]
         flips[shut_j, shut_k] = 0.5 * grad**2 / rest - 0.5 * np.log(rest * self.slab**2)
         # one that is open: Savage & Dickey's ratio
-        spread = np.diag(covariance)[:opened]
+        spread = (linalg.solve_triangular(tril, np.eye(len(info))[:, :opened], lower=True) ** 2).sum(0)
         flips[j, k] = half - 0.5 * np.log(2 * math.pi * spread) - 0.5 * loadings[j, k] ** 2 / spread
         total += log_prior(mask) + len(used) * math.log(2)
-        return Answer(float(total), loadings, log_variance, (j, k), covariance, flips + prior_flips(mask))
+        return Answer(float(total), loadings, log_variance, flips + prior_flips(mask))
