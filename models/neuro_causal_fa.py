@@ -5,12 +5,13 @@
         as many as are offered, each with a pure child at random, a feature that
         depends on it alone; of the other features one, each alike, is its child,
         and all others are with the probability `density`
-    loadings_jk ~ N(0, slab^2) where mask_jk is 1, 0 elsewhere                        (feature, latent)
+    loadings_jk of random sign and size slab chi(3) where mask_jk is 1, 0 elsewhere   (feature, latent)
     variance_j ~ InverseGamma(1.5, rate)                                              (feature,)
     z_ik ~ N(0, 1)                                                                    (data, latent)
     x_ij ~ N(loadings_j z_i, variance_j)                                              (data, feature)
 
-Features are standardised. A latent has two children or more, for one that acts on a single feature is that feature's
+Features are standardised. The law of loadings is away from 0, so that entries are those that matter, and ones that are
+not there are refuted at a faster rate than under a normal law (Johnson & Rossell 2010). A latent has two children or more, for one that acts on a single feature is that feature's
 noise; features that depend on no latent are allowed.
 
 Each chain starts from the theorem's construction: children of a latent are the features on which its pure child depends
@@ -42,6 +43,8 @@ posterior over masks in place of tests of pairs; no latents beyond those that fe
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -50,13 +53,13 @@ from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions.pure_children import search, turns_margin
-from pyrocrl.dists import InverseGamma, LogitNormal, MultivariateNormal, Normal, SpikeSlab
+from pyrocrl.dists import InverseGamma, LogitNormal, Moment, MultivariateNormal, Normal, SpikeSlab
 from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.exact.mask_walk import DRAWS, draws
 from pyrocrl.exact.one_pure import OnePure
 from pyrocrl.exact.pure_masks import DENSITY, SHAPE, MaskPosterior
 from pyrocrl.lab.studies import Covers
-from pyrocrl.options import Positive, check_memory
+from pyrocrl.options import Bounds, Positive, check_memory
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given, factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
@@ -117,11 +120,18 @@ class NeuroCausalFA(FactorReadouts, Program):
         "variance": Site(("feature",), unit=2),
     }
 
-    def __init__(self, features: Features, latents: Latents, slab: Positive = 0.7, rate: Positive = 0.1) -> None:
+    def __init__(
+        self,
+        features: Features,
+        latents: Latents,
+        slab: Positive = 0.4,
+        rate: Positive = 0.1,
+        steps: Annotated[int, Bounds(1, 1_000_000)] = 1200,
+    ) -> None:
         """latents: how many are offered; those that are not needed stay without features.
 
-        slab: prior deviation of a loading; rate: of the variances' prior, which has its mode at rate / 2.5. Both in
-        units of the features' deviations.
+        slab: most loadings are from half of it to three times it in size; rate: of the variances' prior, which has its
+        mode at rate / 2.5. Both in units of the features' deviations. steps: of the walk over masks.
         """
         super().__init__()
         check_sizes(features, latents)
@@ -144,7 +154,7 @@ class NeuroCausalFA(FactorReadouts, Program):
         one = torch.ones((), dtype=batch.dtype, device=batch.device)
         density = pyro.sample("density", dist.Beta(DENSITY[0] * one, DENSITY[1] * one))
         mask = pyro.sample("mask", OnePure(density, features, latents))  # (feature, latent)
-        slab = Normal(0 * mask, self.config["slab"] * one)
+        slab = Moment(self.config["slab"] * torch.ones_like(mask))
         loadings = pyro.sample("loadings", SpikeSlab(mask, slab).to_event(2))  # (feature, latent)
         noise = InverseGamma(SHAPE * one.expand(features), self.config["rate"] * one)
         variance = pyro.sample("variance", noise.to_event(1))  # (feature,)
@@ -185,10 +195,11 @@ class NeuroCausalFA(FactorReadouts, Program):
         check_rows(data, 3)
         x = data.tensors(dtype=torch.float64).x.numpy()
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        latents, slab, rate = (self.config[name] for name in ("latents", "slab", "rate"))
+        latents, slab, rate, steps = (self.config[name] for name in ("latents", "slab", "rate", "steps"))
         posterior = MaskPosterior(x.T @ x / len(x), len(x), slab, rate)
         found = search(posterior, latents, rng)
-        drawn = {n: torch.as_tensor(v) for n, v in draws(posterior, [one.mask for one in found], rng)._asdict().items()}
+        sampled = draws(posterior, [one.mask for one in found], steps, rng)
+        drawn = {name: torch.as_tensor(part) for name, part in sampled._asdict().items()}
         for name in self.drawn.names:
             getattr(self.drawn, name).copy_(drawn[name])
         log_odds = drawn["density"].logit()
@@ -209,8 +220,8 @@ class NeuroCausalFA(FactorReadouts, Program):
     def example(cls, seed: int = 0) -> tuple[NeuroCausalFA, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("markham2024", seed=seed, rows=400, features=10, latents=3)
-        return cls(features=data.features, latents=4), data
+        data = draw("markham2024", seed=seed, rows=400, features=8, latents=2)
+        return cls(features=data.features, latents=3, steps=200), data
 
     studies = tuple(
         Covers("markham2024", {"features": p, "latents": k, "density": d, "rows": rows}, {"latents": k + 4}, 10)

@@ -22,10 +22,9 @@ from pyrocrl.exact.pure_masks import DENSITY, SHAPE, Bools, Floats, MaskPosterio
 from pyrocrl.exact.spike_slab import latent_moments, second_root
 
 DRAWS = 200
-EVERY = 5  # steps between draws
-BURN = 100  # steps before the first
+BURN = 0.1  # share of the steps that is left out
 JUMPS = 0.1  # share of steps that propose a jump
-SWEEPS = 8  # of loadings and noise, for each draw
+SWEEPS = 5  # of loadings and noise, for each draw
 
 
 class Draws(NamedTuple):
@@ -84,11 +83,13 @@ def matched(mask: Bools, to: Bools) -> Bools:
 
 
 def draws(
-    posterior: MaskPosterior, found: Sequence[Bools], rng: np.random.Generator, count: int = DRAWS
+    posterior: MaskPosterior, found: Sequence[Bools], steps: int, rng: np.random.Generator, count: int = DRAWS
 ) -> Draws:
-    """Draws of the posterior from the first of the masks found on; columns are in the order of those of the first."""
+    """Draws of the posterior, of so many steps from the first of the masks found on; columns are in the order of those
+    of the first."""
     first, root = found[0], second_root(posterior.second, posterior.rows)
-    masks = walk(posterior, first, found, BURN + count * EVERY, rng)[BURN + EVERY - 1 :: EVERY]
+    walked = walk(posterior, first, found, steps, rng)
+    masks = [walked[int(t)] for t in np.linspace(BURN * steps, steps - 1, count)]
     kept = []
     for mask in masks:
         mask = matched(mask, first)
@@ -114,23 +115,24 @@ def given(
     variance = np.exp(answer.log_variance + moved[len(j) :])
     for _ in range(SWEEPS):
         cross, inner = latent_moments(root, posterior.rows, loadings, variance, np.eye(latents), rng)
-        loadings, variance = sweep(posterior, mask, cross, inner, variance, rng)
+        loadings, variance = sweep(posterior, loadings, cross, inner, variance, rng)
     return loadings * np.where((loadings * answer.loadings).sum(0) < 0, -1.0, 1.0), variance
 
 
 def sweep(
-    posterior: MaskPosterior, mask: Bools, cross: Floats, inner: Floats, variance: Floats, rng: np.random.Generator
+    posterior: MaskPosterior, loadings: Floats, cross: Floats, inner: Floats, variance: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Loadings and variances given sums of x z^T (feature, latent) and z z^T (latent, latent), loadings first."""
-    loadings = np.zeros(mask.shape)
-    for row in range(len(mask)):
-        at = np.flatnonzero(mask[row])
-        if at.size:
-            precision = inner[np.ix_(at, at)] / variance[row] + np.eye(at.size) / posterior.slab**2
-            tril = linalg.cholesky(precision, lower=True, check_finite=False)
-            white = linalg.solve_triangular(tril, cross[row, at] / variance[row], lower=True, check_finite=False)
-            white += rng.standard_normal(at.size)
-            loadings[row, at] = linalg.solve_triangular(tril.T, white, check_finite=False)
+    """Loadings, those that are not 0, and variances, moved given sums of x z^T (feature, latent) and z z^T (latent,
+    latent): loadings of a row as under their normal law, accepted by what their squares are worth."""
+    mask = loadings != 0
+    both = mask[:, :, None] & mask[:, None]  # rows at a time; of what is shut, draws are thrown away
+    precision = both * inner / variance[:, None, None] + np.eye(len(inner)) / posterior.slab**2
+    tril = np.linalg.cholesky(precision)
+    white = np.linalg.solve(tril, (mask * cross / variance[:, None])[:, :, None])
+    white += rng.standard_normal(white.shape)
+    new = np.linalg.solve(tril.swapaxes(1, 2), white)[:, :, 0]
+    worth = np.where(mask, np.square(new / np.where(mask, loadings, 1.0)), 1.0).prod(1)
+    loadings = np.where(mask & (rng.random(len(mask)) < worth)[:, None], new, loadings)
     rest = posterior.rows * np.diag(posterior.second) + ((loadings @ inner - 2 * cross) * loadings).sum(1)
     rest = np.maximum(rest, 1e-9 * posterior.rows)
-    return loadings, (posterior.rate + 0.5 * rest) / rng.standard_gamma(SHAPE + posterior.rows / 2, len(mask))
+    return loadings, (posterior.rate + 0.5 * rest) / rng.standard_gamma(SHAPE + posterior.rows / 2, len(loadings))

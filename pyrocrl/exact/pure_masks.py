@@ -1,10 +1,12 @@
 """Masks of independent Gaussian latents that have a pure child each, and what data say of a mask, all else summed out.
 
-    L_jk ~ N(0, slab^2) where mask_jk, else 0;  v_j ~ InverseGamma(SHAPE, rate)
+    L_jk of density l^2 / slab^2 N(l; 0, slab^2) where mask_jk, else 0;  v_j ~ InverseGamma(SHAPE, rate)
     z_i ~ N(0, I),  x_i ~ N(L z_i, diag v)
 
-Rows enter by their second moments. Loadings and log variances are summed out to second order about their mode, with the
-expected information of `exact.factor_analysis`; a column's sign is free, so that every latent doubles the evidence.
+Rows enter by their second moments. Under normal laws of loadings these and log variances are summed out to second order
+about their mode, with the expected information of `exact.factor_analysis`; then the evidence is times the mean of what
+the products of l^2 / slab^2 are there (Johnson & Rossell 2012, Bayesian model selection in high-dimensional settings).
+A column's sign is free, so that every latent doubles the evidence.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ DENSITY = (1.0, 3.0)  # of the Beta law of the density
 STEPS = 60  # of scoring, most of which are not needed
 CLOSE = 1e-4  # nats of gain at which the mode is reached
 LEAST = 1e-9  # of a feature's variance
+FLAT = 10.0  # slab of a law that says little of loadings
 FULL = 0.9  # share of a feature's variance that latents have at a start, at most
 
 
@@ -109,7 +112,7 @@ class Answer(NamedTuple):
 
 
 class MaskPosterior:
-    """second: (feature, feature) mean of x x^T over `rows` rows, of features of unit size about."""
+    """second: (feature, feature) mean of x x^T over `rows` rows, of features of about unit size."""
 
     def __init__(self, second: Floats, rows: int, slab: float, rate: float) -> None:
         self.second, self.rows, self.slab, self.rate = second + LEAST * np.eye(len(second)), rows, slab, rate
@@ -208,9 +211,12 @@ class MaskPosterior:
     def best(self) -> tuple[Floats, int]:
         """(feature, feature) covariance by the most probable mask of those asked for, and how many numbers it has been
         chosen by, the features' means among them. Of a latent with two children their product is one number."""
-        found = max(self.known.values(), key=lambda one: one.value)
-        children = (found.loadings != 0).sum(0)
-        fitted = found.loadings @ found.loadings.T + np.diag(np.exp(found.log_variance))
+        key = max(self.known, key=lambda one: self.known[one].value)
+        mask = np.frombuffer(key, dtype=bool).reshape(len(self.second), -1)
+        flat = MaskPosterior(self.second, self.rows, FLAT, self.rate / FLAT)
+        _, loadings, log_variance = flat.mode(mask)
+        children = mask.sum(0)
+        fitted = loadings @ loadings.T + np.diag(np.exp(log_variance))
         return fitted, int(children.sum() - (children == 2).sum() + 2 * len(fitted))
 
     def _answer(self, mask: Bools) -> Answer:
@@ -234,9 +240,12 @@ class MaskPosterior:
         across = linalg.solve_triangular(tril, across, lower=True, check_finite=False)
         rest = np.maximum(whole - (across**2).sum(0), self.slab**-2)
         grad = 2 * (down @ loadings)[shut_j, shut_k]
-        flips[shut_j, shut_k] = 0.5 * grad**2 / rest - 0.5 * np.log(rest * self.slab**2)
+        worth = np.log((grad**2 / rest + 1) / (rest * self.slab**2))  # of the square of a loading
+        flips[shut_j, shut_k] = 0.5 * grad**2 / rest - 0.5 * np.log(rest * self.slab**2) + worth
         # one that is open: Savage & Dickey's ratio
         spread = (linalg.solve_triangular(tril, np.eye(len(info))[:, :opened], lower=True) ** 2).sum(0)
-        flips[j, k] = half - 0.5 * np.log(2 * math.pi * spread) - 0.5 * loadings[j, k] ** 2 / spread
+        worth = np.log((loadings[j, k] ** 2 + spread) / self.slab**2)
+        flips[j, k] = half - 0.5 * np.log(2 * math.pi * spread) - 0.5 * loadings[j, k] ** 2 / spread - worth
+        total += worth.sum()
         total += log_prior(mask) + len(used) * math.log(2)
         return Answer(float(total), loadings, log_variance, flips + prior_flips(mask))
