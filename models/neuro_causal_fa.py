@@ -68,7 +68,8 @@ LAW = "latents and noise are Gaussian, and features linear in latents"
 INDEPENDENT = "latents are independent, and noise is between features"
 PURE = "each latent has a pure child: a feature that depends on it alone"
 CANCEL = "what two latents give two features does not cancel"
-GIVEN = (LAW, INDEPENDENT, PURE, CANCEL)
+WEAK = "no loading that is not 0 is below a tenth of its feature's deviation"
+GIVEN = (LAW, INDEPENDENT, PURE, CANCEL, WEAK)
 
 
 class NeuroCausalFA(FactorReadouts, Program):

@@ -56,7 +56,8 @@ def cover(dependent: Bools, latents: int, rng: np.random.Generator | None = None
         left &= ~dependent[p]
     found = sorted(found, key=lambda column: -int(column.sum()))[: most_latents(len(dependent), latents)]
     out = np.zeros((len(dependent), latents), dtype=bool)
-    out[:, : len(found)] = np.array(found).reshape(len(found), -1).T
+    for k, column in enumerate(found):
+        out[:, k] = column
     return out
 
 

@@ -14,7 +14,8 @@ from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, SURE, FitCheck, latents_of, rows_to_decide
 
-CANCELS = 0.12  # deviation of a cosine from which it is known well enough to call it 0
+CANCELS = 0.12  # deviation of a cosine below which it is known well enough to call it 0
+BY_CHANCE = 6.0  # nats that chance may put between two masks of which neither is refuted
 
 
 def _two_anchors(fit: Fit, data: Data) -> Lack | None:
@@ -116,8 +117,8 @@ def _clusters_apart(fit: Fit, data: Data) -> Lack | None:
 
 
 def _turned_apart(fit: Fit, data: Data) -> Lack | None:
-    """Whether two latents may be turned so that two features that they share are pure: rows do not tell where these
-    features' loadings are orthogonal within `CANCELS`, and others are off by no more than chance."""
+    """Whether two latents may be turned so that two features that they share are pure children. Where these features'
+    loadings are orthogonal, more rows do not tell, and chance prefers one of the masks by `BY_CHANCE` at most."""
     with torch.no_grad():
         found = fit.chains.chain(fit.reference).turned()
     if found is None:
@@ -125,10 +126,10 @@ def _turned_apart(fit: Fit, data: Data) -> Lack | None:
     if not fit.in_use(fit.reference).any():
         return Lack("no latent is in use", "features that share latents")
     margin, cosine, error = found.tolist()
-    if margin > EVIDENT:
+    cancels = abs(cosine) < 2 * error and error < CANCELS
+    if margin > (BY_CHANCE if cancels else EVIDENT):
         return None
     said = f"two latents turned, so that two other features are pure children, fit as well ({-margin:+.1f} nats)"
-    cancels = abs(cosine) < 2 * error and error < CANCELS
     return Lack(said, "more features of each latent", rows=0.0 if cancels else 2.0 * data.rows)
 
 
