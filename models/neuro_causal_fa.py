@@ -10,9 +10,9 @@
     z_ik ~ N(0, 1)                                                                    (data, latent)
     x_ij ~ N(loadings_j z_i, variance_j)                                              (data, feature)
 
-Features are standardised. The law of loadings is away from 0, so that entries are those that matter, and ones that are
-not there are refuted at a faster rate than under a normal law (Johnson & Rossell 2010). A latent has two children or more, for one that acts on a single feature is that feature's
-noise; features that depend on no latent are allowed.
+Features are standardised. The law of loadings is away from 0: entries are those that matter, and what is not there is
+refuted at a faster rate than under a normal law (Johnson & Rossell 2010). A latent has two children or more, for one
+that acts on a single feature is that feature's noise; features may depend on no latent.
 
 Each chain starts from the theorem's construction: children of a latent are the features on which its pure child depends
 (Fisher's z), and pure children are a maximum independent set of the graph of dependences. Of such covers at several
@@ -22,16 +22,16 @@ free of the rows. The guide draws mask, loadings and variances from the walk and
 logit-normal law that is fitted.
 
 *Identified:* the mask up to permutation, and with it how many latents there are, if latents and noise are independent
-and each latent has a pure child: then pure children depend on exactly the features of their latent, no two of them on
-each other, and whatever a feature depends on, its latents' pure children do too. So features with the fewest
-dependences are pure (Markham et al. 2024). The paper asks besides that features that share latents are dependent
-(faithfulness). The likelihood sees more than pairs: where what two latents give two features cancels, it tells the mask
-all the same, unless the two latents may be turned so that these two features are pure and others are not. Then either
-mask fits, and the one with fewer entries is preferred.
+and each latent has a pure child: pure children depend on the features of their latent and no others, two of different
+latents are independent, and any feature depends on all that its latents' pure children depend on, so that pure children
+are those with the fewest dependences (Markham et al. 2023). The paper asks besides that features with a common latent
+are dependent. The likelihood sees more than pairs: where what two latents give two features cancels, it tells the mask
+all the same, unless the two latents may be turned so that these features are pure children in place of others. Then
+either mask fits, and the one with fewer entries is preferred; where neither has, the verdict says so.
 
 Loadings are not claimed: of a latent with two children only their product is known.
 
-Markham, Liu, Aragam & Solus (2024), Neuro-causal factor analysis; Markham & Grosse-Wentrup (2020), Measurement
+Markham, Liu, Aragam & Solus (2023), Neuro-causal factor analysis; Markham & Grosse-Wentrup (2020), Measurement
 dependence inducing latent causal models.
 
 *Differs from the paper in* linear Gaussian features in place of a variational autoencoder with the mask of one cover; a
@@ -89,7 +89,7 @@ class NeuroCausalFA(FactorReadouts, Program):
         references=(
             Reference(
                 "Markham, Liu, Aragam & Solus",
-                2024,
+                2023,
                 "Neuro-causal factor analysis",
                 "arXiv",
                 "https://arxiv.org/abs/2305.19802",

@@ -2,7 +2,7 @@
 
 Of latents with a pure child each, children of the latent are what its pure child depends on, and pure children of
 different latents are independent: a maximum independent set of the graph of dependences has one of each latent, and
-the neighbourhoods of its members are the minimum edge clique cover (Markham et al. 2024). Among features of a latent a
+the neighbourhoods of its members are the minimum edge clique cover (Markham et al. 2023). Among features of a latent a
 pure child has the fewest neighbours, so that the set is found greedily.
 """
 
@@ -127,8 +127,8 @@ def settled(mask: Bools) -> Bools:
     """The mask without latents that lack a pure child or another child, one after another."""
     mask = mask.copy()
     while not (of := Pure.of(mask)).allowed:
-        short = of.used & ~(of.pure.any(0) & (of.count > 1))
-        mask[:, int(np.where(short, of.count, len(mask) + 1).argmin())] = False
+        short = of.used & ~(of.pure.any(0) & (of.children > 1))
+        mask[:, int(np.where(short, of.children, len(mask) + 1).argmin())] = False
     return mask
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 from scipy.optimize import linear_sum_assignment
 
@@ -95,15 +94,13 @@ def draws(
         mask = matched(mask, first)
         loadings, variance = given(posterior, mask, root, rng)
         of = Pure.of(mask)
-        children, others = of.count[of.used] - 1, len(mask) - int(of.used.sum())
+        children, others = of.children[of.used] - 1, len(mask) - int(of.used.sum())
         more = float((children - 1).sum()), float((others - children).sum())
         kept.append((mask, loadings, variance, rng.beta(DENSITY[0] + more[0], DENSITY[1] + more[1])))
     return Draws(*(np.array(part) for part in zip(*kept, strict=True)))
 
 
-def given(
-    posterior: MaskPosterior, mask: Bools, root: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+def given(posterior: MaskPosterior, mask: Bools, root: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """A draw of loadings (feature, latent) and variances (feature,) given a mask, the sign of each latent such that the
     loading of the pure child that is largest at the mode is positive there."""
     answer, latents = posterior(mask), mask.shape[1]

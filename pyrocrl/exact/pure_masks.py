@@ -32,11 +32,11 @@ FULL = 0.9  # share of a feature's variance that latents have at a start, at mos
 
 
 class Pure(NamedTuple):
-    """Of a mask: pure (feature, latent), which features are children of that latent alone; count (latent,), children;
-    used (latent,)."""
+    """Of a mask: pure (feature, latent), which features are children of that latent alone; children (latent,), how many
+    there are; used (latent,)."""
 
     pure: Bools
-    count: NDArray[np.int64]
+    children: NDArray[np.int64]
     used: Bools
 
     @classmethod
@@ -47,7 +47,7 @@ class Pure(NamedTuple):
     @property
     def allowed(self) -> bool:
         """Whether every latent in use has a pure child and another child."""
-        return bool((self.pure.any(0) & (self.count > 1))[self.used].all())
+        return bool((self.pure.any(0) & (self.children > 1))[self.used].all())
 
 
 def columns_in_order(mask: Bools) -> NDArray[np.intp]:
@@ -62,7 +62,7 @@ def log_prior(mask: Bools, density: float | None = None) -> float:
     most, used = most_latents(features, latents), int(of.used.sum())
     if used > most or not of.allowed:
         return -math.inf
-    count = of.count[of.used] - 1
+    count = of.children[of.used] - 1
     others = features - used
     there, absent = float((count - 1).sum()), float((others - count).sum())
     total = -math.log(most + 1) - math.log(special.comb(latents, used))
@@ -78,7 +78,7 @@ def prior_flips(mask: Bools) -> Floats:
     """(feature, latent) by how much `log_prior` gains where one entry is flipped, -inf where that is not allowed."""
     of, features = Pure.of(mask), len(mask)
     parents, pure, used = mask.sum(1), of.pure.sum(0), int(of.used.sum())
-    count, others = np.maximum(of.count - 1, 0), features - used
+    count, others = np.maximum(of.children - 1, 0), features - used
     there = float((count[of.used] - 1).sum())
     a, b = DENSITY
     a, b = a + there, b + others * used - used - there  # of the density's law, given the mask
@@ -185,9 +185,7 @@ class MaskPosterior:
         value, damping = self.log_density(loadings, log_variance), 1e-3
         grad, info = self.scoring(loadings, log_variance, j, k)
         for _ in range(STEPS):
-            step = linalg.solve(
-                info + damping * np.diag(info.diagonal()), grad, assume_a="pos", check_finite=False
-            )
+            step = linalg.solve(info + damping * np.diag(info.diagonal()), grad, assume_a="pos", check_finite=False)
             to, to_variance = loadings.copy(), log_variance + step[len(j) :]
             to[j, k] += step[: len(j)]
             new = self.log_density(to, to_variance)
@@ -223,7 +221,7 @@ class MaskPosterior:
         used = np.flatnonzero(mask.any(0))
         value, loadings, log_variance = self.mode(mask)
         (j, k), (shut_j, own) = mask.nonzero(), (~mask[:, used]).nonzero()
-        shut_k, opened, features = used[own], len(j), len(mask)
+        shut_k, opened = used[own], len(j)
         info = self.scoring(loadings, log_variance, j, k)[1]
         tril = linalg.cholesky(info, lower=True, check_finite=False)
         half = math.log(2 * math.pi * self.slab**2) / 2

@@ -137,7 +137,7 @@ def markham2024(
     latents: Size = 5,
     density: Fraction = 0.2,
 ) -> Data:
-    """Independent latents with a pure child each, in the setting of Markham et al. (2024), Neuro-causal factor analysis.
+    """Independent latents with a pure child each, as in Markham et al. (2023), Neuro-causal factor analysis.
 
         mask: a pure child for each latent, of every other feature one latent at random, and of the
             entries that are left of these features the share `density`            (feature, latent)
@@ -150,7 +150,7 @@ def markham2024(
     rng, most = np.random.default_rng([2024, seed]), features - latents
     left = round(density * most * (latents - 1))
     if most < 1 or most + left < latents:
-        reject("latents", latents, "so many that the other features give each of them a second child")
+        reject("latents", latents, "so few that the other features give each a second child")
     for _ in range(TRIES):
         own = np.eye(latents)[rng.integers(latents, size=most)]
         rest = np.argwhere(own == 0)

@@ -126,7 +126,7 @@ def _turned_apart(fit: Fit, data: Data) -> Lack | None:
     if not fit.in_use(fit.reference).any():
         return Lack("no latent is in use", "features that share latents")
     margin, cosine, error = found.tolist()
-    cancels = abs(cosine) < 2 * error and error < CANCELS
+    cancels = abs(cosine) < 3 * error and error < CANCELS
     if margin > (BY_CHANCE if cancels else EVIDENT):
         return None
     said = f"two latents turned, so that two other features are pure children, fit as well ({-margin:+.1f} nats)"

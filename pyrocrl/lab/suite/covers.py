@@ -22,7 +22,7 @@ SHARED = [[1, 0, 0]] * 2 + [[0, 1, 0]] * 2 + [[0, 0, 1]] * 2 + [[1, 1, 0]] * 2 +
 
 def covered(
     seed: int,
-    masks: Sequence[Sequence[float]],
+    masks: Sequence[Sequence[float] | np.ndarray],
     rows: int = 1000,
     *,
     correlation: float = 0.0,
@@ -67,7 +67,7 @@ def cover_cases() -> list[Case]:
     return [
         case("features of one latent each", "identified", lambda s: covered(s, BLOCKS)),
         case("features of two latents", "identified", lambda s: covered(s, SHARED)),
-        case("two children each", "identified", lambda s: covered(s, np.repeat(np.eye(4), 2, 0))),
+        case("two children each", "identified", lambda s: covered(s, [*np.repeat(np.eye(4), 2, 0)])),
         case("features of no latent", "identified", lambda s: covered(s, [*BLOCKS[:8], *[[0, 0, 0]] * 4])),
         case(
             "15 features of 5 latents",
