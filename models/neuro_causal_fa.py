@@ -147,7 +147,7 @@ class NeuroCausalFA(FactorReadouts, Program):
             fitted=torch.eye(features),  # by the most probable mask
             entries=torch.zeros(()),  # numbers that it is chosen by
             count=torch.ones(()),
-            turn=torch.full((3,), torch.inf),  # see `turns_margin`
+            turn=torch.full((4,), torch.inf),  # see `turns_margin`
         )
 
     def story(self, batch: Batch) -> None:

@@ -396,9 +396,10 @@ class Program(nn.Module, metaclass=_InTurn):
         return None
 
     def turned(self) -> Tensor | None:
-        """(3,) of the most probable answer in which two latents are turned so that other features are pure: how many
-        nats it is less probable than its own, the cosine of these features' loadings, and its deviation; infinite
-        where there is none. Models whose claims need latents that no turn replaces must have it."""
+        """(4,) of the most probable answer in which two latents are turned so that other features are pure: how many
+        nats it is less probable than its own, the cosine of these features' loadings, its deviation, and how many
+        entries of the mask it has more; infinite where there is none.
+        Models whose claims need latents that no turn replaces must have it."""
         return None
 
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:

@@ -194,8 +194,8 @@ def test_columns_are_matched() -> None:
 def test_a_turn_of_two_latents_is_seen_where_loadings_are_orthogonal() -> None:
     one, other, along, across = (1.2, 0.0), (0.0, 1.2), (1.0, 0.7), (-0.7, 1.0)
     told = posterior(covered(100, [one, other, along, across] * 2, 1000, exact=True))
-    margin, cosine, error = turns_margin(told, search(told, 3, np.random.default_rng(0))[0].mask)
-    assert margin < 6 and abs(cosine) < 3 * error
+    margin, cosine, error, more = turns_margin(told, search(told, 3, np.random.default_rng(0))[0].mask)
+    assert margin < 6 and abs(cosine) < 3 * error and more == 0
     apart = posterior(covered(100, [*[one] * 3, *[other] * 3, along, across], 1000, exact=True))
     assert turns_margin(apart, search(apart, 3, np.random.default_rng(0))[0].mask)[0] > 6
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from pyrocrl.exact.one_pure import most_latents
-from pyrocrl.exact.pure_masks import Bools, Floats, MaskPosterior, Pure
+from pyrocrl.exact.pure_masks import NEAR, Bools, Floats, MaskPosterior, Pure
 
 LEVELS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03)  # of tests of dependence, of which starts are made
 ANCHORED = (1e-4, 0.01)  # ... and of which a latent's children are told, from one that is to be pure
@@ -26,7 +26,7 @@ STARTS, BEST = 30, 4  # that are made, and of which the search goes on
 ROUNDS = 20  # of moves of whole latents, at most
 TRIED = 6  # flips, the most promising ones, of which one has to gain
 HOPE, APART = 2.0, 10.0  # times what flips promise, and nats beyond that, from which a climb is given up
-NEAR, KEPT = 12.0, 30  # nats within which other masks are kept, and how many
+KEPT = 30  # other masks that are kept
 TURNED, LEAST = 0.3, 0.1  # cosine of what is turned to be pure, and loading of a deviation from which it is one
 
 
@@ -195,12 +195,13 @@ def turned(posterior: MaskPosterior, mask: Bools) -> Iterator[Turn]:
                 yield Turn(out, (int(a), int(b)), cosine, float(error))
 
 
-def turns_margin(posterior: MaskPosterior, mask: Bools) -> tuple[float, float, float]:
+def turns_margin(posterior: MaskPosterior, mask: Bools) -> tuple[float, float, float, float]:
     """By how many nats a mask is more probable than any in which two latents are turned, see `turned`, the cosine of
-    that one and its deviation; infinite where there is none."""
-    best, out = posterior(mask).value, (math.inf, math.inf, math.inf)
+    that one, its deviation, and how many entries it has more; infinite where there is none."""
+    best, out = posterior(mask).value, (math.inf, math.inf, math.inf, math.inf)
     for turn in turned(posterior, mask):
         found = climb(posterior, turn.mask)
         if (found.mask[list(turn.pure)].sum(1) == 1).all():
-            out = min(out, (best - found.value, turn.cosine, turn.error))
+            more = float(found.mask.sum()) - float(mask.sum())
+            out = min(out, (best - found.value, turn.cosine, turn.error, more))
     return out

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, special
 from scipy.optimize import linear_sum_assignment
 
 from pyrocrl.exact.pure_masks import DENSITY, SHAPE, Bools, Floats, MaskPosterior, Pure
@@ -22,7 +22,8 @@ from pyrocrl.exact.spike_slab import latent_moments, second_root
 
 DRAWS = 200
 BURN = 0.1  # share of the steps that is left out
-JUMPS = 0.1  # share of steps that propose a jump
+JUMPS = 0.2  # share of steps that propose a jump
+SCOUTED, SCOUTING = 5, 10  # masks of which neighbours are looked at first, and by what share of the steps each
 SWEEPS = 5  # of loadings and noise, for each draw
 
 
@@ -50,16 +51,17 @@ class Proposals(NamedTuple):
 def walk(
     posterior: MaskPosterior, mask: Bools, others: Sequence[Bools], steps: int, rng: np.random.Generator
 ) -> list[Bools]:
-    """The masks that so many steps from a mask lead to, one for each; others: to which jumps are proposed."""
+    """The masks that so many steps from a mask lead to, one for each; others: to which jumps are proposed, each as it
+    is probable among them, so that a jump from one of them is always right."""
     modes = {posterior.key(one): one for one in others}
+    listed = list(modes.values())
+    chance = special.softmax([posterior(one).value for one in listed]) if listed else np.zeros(0)
     out, answer = [], posterior(mask)
     for _ in range(steps):
-        if rng.random() < JUMPS:
-            if posterior.key(mask) in modes and len(modes) > 1:
-                new = matched(list(modes.values())[rng.integers(len(modes))], mask)
-                there = posterior(new)
-                if math.log(rng.random()) < there.value - answer.value:
-                    mask, answer = new, there
+        if listed and rng.random() < JUMPS:
+            if posterior.key(mask) in modes:
+                mask = matched(listed[rng.choice(len(listed), p=chance)], mask)
+                answer = posterior(mask)
         elif np.isfinite((forth := Proposals.of(answer.flips).log_p).max(initial=-math.inf)):
             place = int(rng.choice(len(forth), p=np.exp(forth)))
             new = mask.copy()
@@ -87,7 +89,9 @@ def draws(
     """Draws of the posterior, of so many steps from the first of the masks found on; columns are in the order of those
     of the first."""
     first, root = found[0], second_root(posterior.second, posterior.rows)
-    walked = walk(posterior, first, found, steps, rng)
+    for mask in found[:SCOUTED]:
+        walk(posterior, mask, (), steps // SCOUTING, rng)
+    walked = walk(posterior, first, posterior.near(first.shape), steps, rng)
     masks = [walked[int(t)] for t in np.linspace(BURN * steps, steps - 1, count)]
     kept = []
     for mask in masks:

@@ -27,6 +27,7 @@ DENSITY = (1.0, 3.0)  # of the Beta law of the density
 STEPS = 60  # of scoring, most of which are not needed
 CLOSE = 1e-4  # nats of gain at which the mode is reached
 LEAST = 1e-9  # of a feature's variance
+NEAR, MOST = 12.0, 1000  # nats within which masks are weighed against each other, and how many
 FLAT = 10.0  # slab of a law that says little of loadings
 FULL = 0.9  # share of a feature's variance that latents have at a start, at most
 
@@ -216,6 +217,12 @@ class MaskPosterior:
         children = mask.sum(0)
         fitted = loadings @ loadings.T + np.diag(np.exp(log_variance))
         return fitted, int(children.sum() - (children == 2).sum() + 2 * len(fitted))
+
+    def near(self, shape: tuple[int, int]) -> list[Bools]:
+        """Masks of this shape that have been asked for, within `NEAR` nats of the best one, `MOST` of them at most."""
+        best = max(one.value for one in self.known.values())
+        keys = sorted(self.known, key=lambda one: -self.known[one].value)[:MOST]
+        return [np.frombuffer(k, bool).reshape(shape) for k in keys if self.known[k].value > best - NEAR]
 
     def _answer(self, mask: Bools) -> Answer:
         used = np.flatnonzero(mask.any(0))

@@ -14,7 +14,7 @@ from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, SURE, FitCheck, latents_of, rows_to_decide
 
-CANCELS = 0.12  # deviation of a cosine below which it is known well enough to call it 0
+CANCELS = 0.12  # deviation of a cosine below which it may be called 0
 BY_CHANCE = 6.0  # nats that chance may put between two masks of which neither is refuted
 
 
@@ -118,15 +118,16 @@ def _clusters_apart(fit: Fit, data: Data) -> Lack | None:
 
 def _turned_apart(fit: Fit, data: Data) -> Lack | None:
     """Whether two latents may be turned so that two features that they share are pure children. Where these features'
-    loadings are orthogonal, more rows do not tell, and chance prefers one of the masks by `BY_CHANCE` at most."""
+    loadings are orthogonal and the mask has no more entries, rows do not tell, and chance prefers one of the masks by
+    `BY_CHANCE` at most."""
     with torch.no_grad():
         found = fit.chains.chain(fit.reference).turned()
     if found is None:
         raise TypeError(f"{fit.program.card.name} needs latents that no turn replaces but has no `turned()`")
     if not fit.in_use(fit.reference).any():
         return Lack("no latent is in use", "features that share latents")
-    margin, cosine, error = found.tolist()
-    cancels = abs(cosine) < 3 * error and error < CANCELS
+    margin, cosine, error, more = found.tolist()
+    cancels = abs(cosine) < 3 * error and error < CANCELS and more <= 0
     if margin > (BY_CHANCE if cancels else EVIDENT):
         return None
     said = f"two latents turned, so that two other features are pure children, fit as well ({-margin:+.1f} nats)"
