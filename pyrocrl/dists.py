@@ -76,6 +76,36 @@ class Laplace(dist.Laplace):
         return self.rsample(sample_shape).detach()
 
 
+class Moment(TorchDistribution):
+    """Numbers away from 0: of random sign and the size of `scale` chi(3), density x^2 / scale^2 N(x; 0, scale^2).
+
+    Johnson & Rossell (2010), On the use of non-local prior densities in Bayesian hypothesis tests.
+    """
+
+    arg_constraints = {"scale": dist.constraints.positive}
+    support = dist.constraints.real
+
+    def __init__(self, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.scale = scale
+        super().__init__(scale.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Moment:
+        return Moment(self.scale.expand(batch_shape), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self.scale)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        like, shape = self.scale, self._extended_shape(torch.Size(sample_shape))
+        three = torch.randn(3, *shape, dtype=like.dtype, device=like.device)
+        return (three.square().sum(0).sqrt() * three[0].sign() * like).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        square = (value / self.scale).square().clamp_min(torch.finfo(value.dtype).tiny)  # a density of 0 is not finite
+        return square.log() - 0.5 * square - self.scale.log() - 0.5 * math.log(2 * math.pi)
+
+
 class Gamma(dist.Gamma):
     """`pyro.distributions.Gamma` whose draws can be vmapped; they carry no gradient."""
 

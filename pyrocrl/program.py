@@ -395,6 +395,13 @@ class Program(nn.Module, metaclass=_InTurn):
         component more, or None. Models whose claims need states that are apart must have it."""
         return None
 
+    def turned(self) -> Tensor | None:
+        """(4,) of the most probable answer in which two latents are turned so that other features are pure: how many
+        nats it is less probable than its own, the cosine of these features' loadings, its deviation, and how many
+        entries of the mask it has more; infinite where there is none.
+        Models whose claims need latents that no turn replaces must have it."""
+        return None
+
     def loading_matrix(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations (feature, latent) of linear loadings in the program's units, 0 where the story has none,
         or None. Models whose claims need loadings that differ from 0 must have it."""

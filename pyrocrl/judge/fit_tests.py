@@ -178,6 +178,17 @@ def _clusters(fit: Fit, data: Data) -> Found | None:
     return Found("likelihood ratio of clusters of features", ratio.p, detail, remedy)
 
 
+def _covariance(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of the covariance that masked loadings and noise imply against any."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).implied()
+    if found is None or (ratio := goodness.likelihood_ratio(found)).freedom <= 0:
+        return None
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    remedy = "more latents; a model of latents that depend on each other, such as linear_latent_sem or spike_slab_fa"
+    return Found("likelihood ratio of the features' covariance", ratio.p, detail, remedy)
+
+
 def _views(fit: Fit, data: Data) -> Found | None:
     """Likelihood-ratio test of the moments of rows with the same views against those of shared and private latents."""
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
@@ -533,6 +544,7 @@ TESTS: dict[str, Test] = {
     "factors": _factors,
     "residuals": _residuals,
     "clusters": _clusters,
+    "covariance": _covariance,
     "features": _features,
     "given_environment": _given_environment,
     "nearly_gaussian": _nearly_gaussian,

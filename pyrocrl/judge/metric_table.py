@@ -36,6 +36,7 @@ BEFORE = {
     "means": "columns' means",
     "other": "other model",
     "reference": "published estimator",
+    "fisherz": "tests of pairs, greedy cover",
 }
 AFTER = {
     "empty": "empty",
@@ -154,6 +155,8 @@ _TABLE = (
     Metric("mask_ece", "Mask, calibration error", "smaller", figure=True),
     Metric("latents_found", "Latents found", None, None, figure=True),
     Metric("latents_there", "Latents there are", None, None, figure=True),
+    Metric("cover_exact", "Bipartite graph right", "larger", 2, True, ("fisherz", "empty"), True, False),
+    Metric("cover_errors", "Wrong entries of the bipartite graph", "smaller", None, True, ("fisherz", "empty")),
     Metric("count_exact", "Number of latents right", "larger", 2, figure=True, worst=False),
     Metric("count_probability", "Probability of the true number of latents", "larger", 2, figure=True),
     Metric("covariance_error", "Covariance, mean squared error", "smaller", 3, True, ("ml", "ledoit"), headline=True),

@@ -23,6 +23,8 @@ REACH = 2.0
 NOISE = 0.5  # variance of features' noise in `bhattacharya2011`
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
 DRAWN = 200  # of a chain
+SCORED = 200  # rows beyond those of a fit
+TESTED = 0.001  # level of tests of pairs of features
 COMPONENTS = (1, 2, 3, 4, 6, 8, 9, 12, 18, 27)  # of mixtures beside discrete latents: all numbers that there are
 # edges of the consensus network of Sachs et al. (2005), and what their drugs act on
 SIGNALLING = (
@@ -407,6 +409,59 @@ class DiscreteLatents(Study):
             "class_shd_empty": float(differing_pairs(np.zeros_like(arcs), cpdag(graph))),
             "identified": float(verdict["mask"].identified),
         } | _states_right(true, shares, nodes)
+
+
+@dataclass(frozen=True)
+class Covers(Study):
+    """The bipartite graph of latents with a pure child each, latents being matched by their features, beside tests of
+    all pairs of features (Fisher's z at the level .001) with the greedy cover of what depends on what, and no entries.
+
+    cover_exact: whether entries of probability above .5 are the true ones and no others, cover_errors: how many are
+    wrong, latents without a counterpart counting with all of theirs. mask_ece: over true latents' entries and those of
+    latents beyond them that have features. identified: whether the verdict is that the mask may be read.
+    """
+
+    def draw(self, seed: int) -> tuple[Data, Data]:
+        rows = int(self.options["rows"])
+        data = simulate.draw(self.setting, seed, **{**self.options, "rows": rows + SCORED})
+        return data.rows_at(np.arange(rows)), data.rows_at(np.arange(rows, data.rows))
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.constructions.pure_children import cover, fisher_z, linked
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.diagnose import diagnose
+
+        fitted, true, found = result.data, data.truth["mask"] > 0, result.mask()
+        assert fitted is not None and found is not None
+        tested = cover(linked(fisher_z(np.cov(fitted.x.T), fitted.rows), TESTED), data.features)
+        ours, chance, there = _side_by_side(found, true)
+        theirs, _, known = _side_by_side(tested.astype(float), true)
+        wrong, missed = float((ours != there).sum()), float((theirs != known).sum())
+        number = float((found > 0.5).any(0).sum())
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "cover_exact": float(wrong == 0),
+            "fisherz_cover_exact": float(missed == 0),
+            "cover_exact_empty": 0.0,
+            "cover_errors": wrong,
+            "fisherz_cover_errors": missed,
+            "cover_errors_empty": float(true.sum()),
+            "latents_found": number,
+            "count_exact": float(number == true.shape[1]),
+            "mask_ece": metrics.expected_calibration_error(there, chance),
+            "identified": float(diagnose(result)["mask"].identified),
+        }
+
+
+def _side_by_side(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(feature, latent) which entries are found, their probabilities and which are true, latents matched by the entries
+    in which they differ; those beyond the true ones that have no entry are left out."""
+    used = found[:, (found > 0.5).any(0)]
+    most = max(used.shape[1], true.shape[1])
+    chance, there = (np.pad(one, ((0, 0), (0, most - one.shape[1]))) for one in (used, true))
+    open_ = chance > 0.5
+    _, places = linear_sum_assignment((there[:, :, None] != open_[:, None]).sum(0))
+    return open_[:, places], chance[:, places], there
 
 
 def _components(x: np.ndarray) -> int:

@@ -54,6 +54,7 @@ SETTINGS: dict[str, str] = {
     "bhattacharya2011": "factors",
     "brehmer2022_linear": "brehmer",
     "silva2006": "measurement",
+    "markham2024": "measurement",
     "kivva2021": "states",
     "stored_rows": "memories",
     "shared_private": "views",

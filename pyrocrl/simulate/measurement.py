@@ -1,4 +1,4 @@
-"""Latents measured by features of their own: binary ones under interventions, and ones of linear equations."""
+"""Latents measured by features of their own: binary ones under interventions, ones of linear equations, and causes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
-from pyrocrl.options import Bounds, Positive, Seed
+from pyrocrl.options import Bounds, Fraction, Positive, Seed, Size
 from pyrocrl.program import check_sizes, check_whole
 from pyrocrl.simulate.linear_sem import _weighted_graph
 
@@ -128,3 +128,40 @@ def silva2006(
     truth = {"z": z, "mask": mask, "loadings": loadings, "graph": (weight != 0).astype(int)}
     truth["weight"] = weight * unit[:, None] / unit
     return Data(x, truth=truth, name="silva2006")
+
+
+def markham2024(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 1000,
+    features: Annotated[int, Bounds(2)] = 15,
+    latents: Size = 5,
+    density: Fraction = 0.2,
+) -> Data:
+    """Independent latents with a pure child each, as in Markham et al. (2023), Neuro-causal factor analysis.
+
+        mask: a pure child for each latent, of every other feature one latent at random, and of the
+            entries that are left of these features the share `density`            (feature, latent)
+        w_jk of size U(.5, 2) and random sign where mask_jk, v_j ~ U(.5, 2)         (feature, latent), (feature,)
+        z ~ N(0, I),  x ~ N(w z, diag v)                                           (data, latent), (data, feature)
+
+    Features are in random order. A latent of its pure child alone would be noise: masks that have one are drawn again.
+    Truth: z, mask, loadings. Raises InputError where too few entries are there for a second child of each latent.
+    """
+    rng, most = np.random.default_rng([2024, seed]), features - latents
+    left = round(density * most * (latents - 1))
+    if most < 1 or most + left < latents:
+        reject("latents", latents, "so few that the other features give each a second child")
+    for _ in range(TRIES):
+        own = np.eye(latents)[rng.integers(latents, size=most)]
+        rest = np.argwhere(own == 0)
+        own[tuple(rest[rng.permutation(len(rest))[:left]].T)] = 1
+        if own.any(0).all():
+            break
+    else:
+        reject("density", density, f"a larger one: of {TRIES} masks none has a second child of each latent")
+    mask = rng.permutation(np.concatenate([np.eye(latents), own]))
+    loadings = mask * rng.uniform(0.5, 2.0, mask.shape) * rng.choice([-1, 1], mask.shape)
+    variance = rng.uniform(0.5, 2.0, features)
+    z = rng.standard_normal((rows, latents))
+    x = z @ loadings.T + np.sqrt(variance) * rng.standard_normal((rows, features))
+    return Data(x, truth={"z": z, "mask": mask.astype(int), "loadings": loadings}, name="markham2024")

@@ -14,6 +14,9 @@ from pyrocrl.exact.sparse_factors import rival_axes
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, SURE, FitCheck, latents_of, rows_to_decide
 
+CANCELS = 0.12  # deviation of a cosine below which it may be called 0
+BY_CHANCE = 6.0  # nats that chance may put between two masks of which neither is refuted
+
 
 def _two_anchors(fit: Fit, data: Data) -> Lack | None:
     """Two features that load on a latent alone, with the probability `SURE` together."""
@@ -113,6 +116,24 @@ def _clusters_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "more features of each latent, or more rows", rows=2.0 * data.rows)
 
 
+def _turned_apart(fit: Fit, data: Data) -> Lack | None:
+    """Whether two latents may be turned so that two features that they share are pure children. Where these features'
+    loadings are orthogonal and the mask has no more entries, rows do not tell, and chance prefers one of the masks by
+    `BY_CHANCE` at most."""
+    with torch.no_grad():
+        found = fit.chains.chain(fit.reference).turned()
+    if found is None:
+        raise TypeError(f"{fit.program.card.name} needs latents that no turn replaces but has no `turned()`")
+    if not fit.in_use(fit.reference).any():
+        return Lack("no latent is in use", "features that share latents")
+    margin, cosine, error, more = found.tolist()
+    cancels = abs(cosine) < 3 * error and error < CANCELS and more <= 0
+    if margin > (BY_CHANCE if cancels else EVIDENT):
+        return None
+    said = f"two latents turned, so that two other features are pure children, fit as well ({-margin:+.1f} nats)"
+    return Lack(said, "more features of each latent", rows=0.0 if cancels else 2.0 * data.rows)
+
+
 def _not_collinear(fit: Fit, data: Data) -> Lack | None:
     used = np.flatnonzero(fit.in_use(fit.reference))
     if len(used) < 2:
@@ -167,6 +188,7 @@ CHECKS: dict[str, FitCheck] = {
     "pure_features": _pure_features,
     "pure_children": _pure_children,
     "clusters_apart": _clusters_apart,
+    "turned_apart": _turned_apart,
     "not_collinear": _not_collinear,
     "own_features": _own_features,
     "number_told": _number_told,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocrl.lab.suite import actions, equations, factors, linked_rows, modulation, states
+from pyrocrl.lab.suite import actions, covers, equations, factors, linked_rows, modulation, states
 from pyrocrl.lab.suite.case import Case
 
 
@@ -23,6 +23,7 @@ def cases() -> list[Case]:
         factors.subspace_cases,
         factors.pure_cases,
         factors.cluster_cases,
+        covers.cover_cases,
         modulation.held_cases,
         states.mixture_cases,
         equations.score_cases,
