@@ -154,7 +154,7 @@ def test_the_number_of_latents_is_told_known_or_asked_for(cards: None) -> None:
 
 def test_auxiliary_variables_and_counts(cards: None) -> None:
     aux = np.tile(np.arange(4), 120)
-    assert heads(by_name(choose(data(None, aux=aux), latents=3))["settings"]) == ["latents up to linear"]
+    assert heads(by_name(choose(data(None, aux=aux), latents=3))["settings"]) == ["latents up to a linear map"]
     few = by_name(choose(data(None, aux=aux), latents=4))["settings"]
     assert few.missing == ("an auxiliary variable with 5 values or more",)
     floats = "x: found floats, of which counts has no law; allowed: counts"

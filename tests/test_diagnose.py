@@ -22,6 +22,7 @@ from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.diagnose import (
     _agreement,
+    _overlap,
     pairwise_agreement,
     pareto_khat,
     psis_khat,
@@ -353,3 +354,10 @@ def test_too_few_latents_of_a_triangle_and_heavy_tails_are_contradicted() -> Non
         fit = pyrocrl.fit(pyrocrl.build("plt_fa", rows, latents=latents), rows, chains=2, seed=0, progress=False)
         verdict = pyrocrl.diagnose(fit, rows)["latents"]
         assert verdict.verdict == said, verdict.reason
+
+
+def test_chains_agree_on_what_neither_has() -> None:
+    few, none = np.array([0.08, 0.02, 0.0]), np.array([0.03, 0.06, 0.01])
+    assert _overlap(few, none) == 1.0, "how improbable an edge is, is noise"
+    assert _overlap(np.array([0.9, 0.08]), np.array([0.6, 0.0])) == pytest.approx(2 / 3)
+    assert _overlap(np.array([0.9, 0.0]), np.array([0.0, 0.9])) == 0.0

@@ -82,13 +82,11 @@ def test_the_subspace_the_covariance_and_the_number_of_latents_are_found() -> No
     assert found["count_probability"] > 0.5 and found["subspace_error"] < 0.01
     verdict = pyrocrl.diagnose(fit, data)
     assert verdict["latents"].verdict in ("identified", "identified, undecided at this n"), verdict
-    assert verdict["latents"].claim.startswith("latents up to linear"), "and nothing of loadings"
+    assert verdict["latents"].claim.startswith("latents up to a linear map"), "and nothing of loadings"
     assert r2(data.truth["z"], fit.latents(data)) > 0.98
 
 
-@pytest.mark.parametrize(
-    ("latents", "says"), [(4, "as many latents are in use as are offered"), (6, "too few features tell")]
-)
+@pytest.mark.parametrize(("latents", "says"), [(4, "all latents that can be in use are"), (6, "too few features tell")])
 def test_too_few_columns_and_too_few_features_are_noticed(latents: int, says: str) -> None:
     rng = np.random.default_rng(0)
     z, loadings = rng.standard_normal((400, 4)), rng.standard_normal((20, 4))

@@ -211,7 +211,8 @@ class Claim:
 
     def head(self) -> str:
         """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
-        names = [name for name in self.up_to if name != "exact"]
+        maps = {"linear": "a linear map", "affine": "an affine map"}
+        names = [maps.get(name, name) for name in self.up_to if name != "exact"]
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 
     def brief(self) -> str:

@@ -500,9 +500,10 @@ def _share_apart(a: np.ndarray, b: np.ndarray, kind: str) -> float:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Probability that two chains have in common, over what either has; 1 where both are empty."""
-    either = np.maximum(a, b).sum()
-    return float(np.minimum(a, b).sum() / either) if either > 0.01 else 1.0
+    """Probability that two chains have in common, over what either has, of entries that one of them does not surely
+    lack; 1 where there are none."""
+    there = np.maximum(a, b) > 1 - SURE
+    return float(np.minimum(a, b)[there].sum() / np.maximum(a, b)[there].sum()) if there.any() else 1.0
 
 
 def tied_chains(held_out: np.ndarray) -> np.ndarray:

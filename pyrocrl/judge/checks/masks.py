@@ -173,7 +173,7 @@ def _number_told(fit: Fit, data: Data) -> Lack | None:
     numbers, often = np.unique(drawn.cpu().numpy().astype(int), return_counts=True)
     most = fit.program.latents_count - 1
     if numbers[often.argmax()] >= most:
-        return Lack(f"as many latents are in use as are offered ({most})", "more latents")
+        return Lack(f"all latents that can be in use are ({most} of {most + 1} offered)", "one latent more, or several")
     share = often / often.sum()
     if share.max() > SURE:
         return None
