@@ -79,7 +79,7 @@ class AdditiveFA(Program):
             "features are lines of latents (`ssl_fa`, `spike_slab_fa`), or latents act together on features: then "
             "`sparse_vae`",
         ),
-        assumes=("effects of latents on a feature add up", "curves are smooth", "latents are independent"),
+        assumes=("curves are smooth", ADDITIVE, INDEPENDENT),
         claims=(
             Claim("latents", ("permutation", "elementwise"), GIVEN, NEEDS),
             Claim("mask", ("permutation",), GIVEN, NEEDS),
@@ -164,7 +164,9 @@ class AdditiveFA(Program):
     @torch.no_grad()
     def values_apart(self) -> Tensor:
         at = self.curve @ torch.as_tensor(ON_GRID, dtype=self.curve.dtype, device=self.curve.device).mT
-        return torch.stack([torch.cdist(one.mT, one.mT) for one in (at / self.noise.sqrt()[:, None, None]).mT])
+        return torch.stack(
+            [torch.cdist(one.mT, one.mT) for one in (at / self.noise.sqrt()[:, None, None]).transpose(0, 1)]
+        )
 
     @torch.no_grad()
     def cdf(self, batch: Batch) -> Tensor:

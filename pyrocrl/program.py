@@ -385,6 +385,11 @@ class Program(nn.Module, metaclass=_InTurn):
         told must have it."""
         return None
 
+    def values_apart(self) -> Tensor:
+        """(latent, place, place) how far features are apart at any two of evenly spaced ranks of a latent, the others
+        as they are, in deviations of their noise. Models whose claims need that values are told must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of curves")
+
     def clusters_margin(self) -> Tensor | None:
         """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
         or None. Models whose claims need clusters that are apart must have it."""

@@ -175,9 +175,7 @@ class Regressions:
         return chosen
 
 
-def climb(
-    x: Floats, cell: Cells, slab: float, rate: float, rng: np.random.Generator, sweeps: int = SWEEPS
-) -> Start:
+def climb(x: Floats, cell: Cells, slab: float, rate: float, rng: np.random.Generator, sweeps: int = SWEEPS) -> Start:
     """Draws from this layout (latent, row) on."""
     sampler = Sampler(x, len(cell), slab, rate, rng)
     sampler.begin(cell, np.ones((x.shape[1], len(cell)), dtype=bool), np.full(x.shape[1], 0.5))

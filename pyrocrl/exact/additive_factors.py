@@ -117,9 +117,7 @@ class Sampler:
         for t in range(burn + keep * thin):
             self.sweep()
             if t >= burn and (t - burn) % thin == 0:
-                kept.append(
-                    (self.mask * 1.0, self.coefficients.copy(), self.variance.copy(), self.log_concentration)
-                )
+                kept.append((self.mask * 1.0, self.coefficients.copy(), self.variance.copy(), self.log_concentration))
         return Draws(*(np.stack(part) for part in zip(*kept, strict=True)))
 
     def _curves(self, masks: bool) -> None:
