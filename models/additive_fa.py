@@ -52,7 +52,7 @@ from pyrocrl.constructions import independent_curves
 from pyrocrl.dists import InverseGamma, Normal, SpikeSlab
 from pyrocrl.exact.additive_factors import SHAPE, OnGrid, Sampler, latent_shares
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
-from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE, basis
+from pyrocrl.exact.curves import BASIS, NORMAL_LINE, ON_GRID, SHARE, basis
 from pyrocrl.lab.studies import Curves
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
@@ -60,7 +60,7 @@ from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
 INDEPENDENT, ADDITIVE = "latents are independent", "features are sums of curves of single latents"
 NOISE, WHOLE = "noise is independent and Gaussian", "a latent that shows only folded is its fold"
-GIVEN, NEEDS = (INDEPENDENT, ADDITIVE, NOISE, WHOLE), ("pure_features", "values_told", "not_collinear")
+GIVEN, NEEDS = (INDEPENDENT, ADDITIVE, NOISE, WHOLE), ("pure_features", "values_told", "curves_bent", "number_apart")
 BURN, KEPT = 50, 100  # sweeps
 SWEEPS, READ = 3, 8  # of mean field, in the guide and for read-outs
 POINTS = 512  # of a lattice, over which laws of features are averaged
@@ -103,7 +103,12 @@ class AdditiveFA(Program):
         "the guide has a mean field on a grid.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=3)
-    checks = {"additive": (ADDITIVE,), "independent_pairs": (INDEPENDENT,), "left": (NOISE,), "features": (NOISE,)}
+    checks = {
+        "additive": (ADDITIVE,),
+        "independent_pairs": (INDEPENDENT,),
+        "closely_left": (NOISE,),
+        "features": (NOISE,),
+    }
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),
@@ -124,7 +129,9 @@ class AdditiveFA(Program):
         both = (features, latents)
         self.drawn = DrawnBlock(KEPT, mask=both, coefficients=(*both, BASIS), variance=(features,))
         self.drawn.variance.fill_(1.0)
-        self.register_buffers(curve=torch.zeros(*both, BASIS), noise=torch.ones(features))  # means over the draws
+        self.register_buffers(  # means over the draws, and what the start says of other numbers of latents
+            curve=torch.zeros(*both, BASIS), noise=torch.ones(features), margin=torch.zeros(())
+        )
 
     def story(self, batch: Batch) -> None:
         features, latents, slab = (self.config[name] for name in ("features", "latents", "slab"))
@@ -168,6 +175,17 @@ class AdditiveFA(Program):
             [torch.cdist(one.mT, one.mT) for one in (at / self.noise.sqrt()[:, None, None]).transpose(0, 1)]
         )
 
+    def number_margin(self) -> Tensor:
+        return self.margin
+
+    @torch.no_grad()
+    def normal_lines(self) -> Tensor:
+        line = torch.as_tensor(NORMAL_LINE, dtype=self.curve.dtype, device=self.curve.device)
+        square, error = self.curve.square(), self.drawn.coefficients.var(0)  # of means of draws, about the truth
+        whole = ((square - error).sum(-1) / self.noise[:, None]).sum(0)
+        along = (((self.curve @ line).square() - error @ line.square()) / self.noise[:, None]).sum(0)
+        return torch.where(whole > 0, along / whole.clamp_min(1e-12), 0.0)
+
     @torch.no_grad()
     def cdf(self, batch: Batch) -> Tensor:
         steps = torch.arange(1, POINTS + 1, dtype=batch.dtype, device=batch.device)[:, None]
@@ -192,7 +210,8 @@ class AdditiveFA(Program):
         for name in self.drawn.names:
             getattr(self.drawn, name).copy_(drawn[name])
         self.log_concentration.set(drawn["log_concentration"].mean(), drawn["log_concentration"].std().clamp_min(0.05))
-        self.put(curve=drawn["coefficients"].mean(0), noise=drawn["variance"].mean(0))
+        means = {"curve": drawn["coefficients"].mean(0), "noise": drawn["variance"].mean(0)}
+        self.put(**means, margin=torch.tensor(min(start.margin, 1e6)))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

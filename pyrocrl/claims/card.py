@@ -81,6 +81,8 @@ CONDITIONS: dict[str, str] = {
     "free_environment": "an environment holds no latent at a constant",
     "held_at_constants": "interventions hold their target at a constant",
     "not_collinear": "latents are not perfectly correlated",
+    "number_apart": "no other number of latents fits nearly as well",
+    "curves_bent": "at most one latent is normal and has lines alone",
     "values_told": "features tell values of a latent that are far from each other",
     "own_features": "no latent's features are all among another's",
     "all_states": "all combinations of states occur",

@@ -4,10 +4,10 @@ Without noise rows are a sum over latents of curves, so the space that they span
 are independent of each other (independent subspaces: Hyvarinen & Hoyer 2000). Independent components of the rows fall
 into such parts, for components of one part are curves of one number, and so tell each other (`components`,
 `dependence`, `parts`). Rows of one part lie along a curve, and the second eigenvector of a random walk among them
-ascends along it (diffusion maps: Coifman & Lafon 2006; `along`), be any feature monotone or none. Normal latents behind
-lines have no independent components; then ranks of features may do, those whose curves tell all others best
-(`Regressions`). From both, with one to all latents, draws of the whole model start (`exact.additive_factors`), and what
-rows come to then, less what curves cost, decides (`search`). Each latent is laid out anew by what the others leave.
+ascends along it (diffusion maps: Coifman & Lafon 2006; `along`), be any feature monotone or none. With
+one to all latents draws of the whole model start from there (`exact.additive_factors`), and what rows come to then,
+less what curves cost, decides (`search`); the best are laid out anew, each latent by what the others leave, and with
+one latent less. Lines of normal latents have no independent components: of these nothing is found but by chance.
 
 NIFTY lays out all latents at once by diffusion maps (Xu, Herring & Dunson 2023).
 """
@@ -23,7 +23,7 @@ from scipy import linalg, stats
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from pyrocrl.exact.additive_factors import Sampler, bound, latent_shares, on_grid
+from pyrocrl.exact.additive_factors import Sampler, latent_shares, on_grid, rows_told
 from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE
 
 Floats = NDArray[np.float64]
@@ -46,6 +46,7 @@ class Start(NamedTuple):
     coefficients: Floats
     variance: Floats
     score: float
+    margin: float = np.inf
 
 
 def cells(values: Floats) -> Cells:
@@ -58,7 +59,25 @@ def cells(values: Floats) -> Cells:
 def search(x: Floats, latents: int, slab: float, rate: float, rng: np.random.Generator) -> Start:
     """The best start, of at most so many latents, from a part of the rows; x (row, feature), standardised."""
     x = x[rng.permutation(len(x))[: min(MOST_ROWS, max(round(PART * len(x)), 2))]]
-    starts: list[Floats] = []
+    best: dict[int, Start] = {}  # by the number of latents
+
+    def tried(cell: Cells, sweeps: int = SWEEPS) -> Start:
+        one = climb(x, cell, slab, rate, rng, sweeps)
+        count = len(one.cell)
+        if count not in best or one.score > best[count].score:
+            best[count] = one
+        return one
+
+    def improved(one: Start) -> Start:
+        """Laid out anew as long as that is better."""
+        for _ in range(ROUNDS):
+            again = laid_out(x, one, rng)
+            if again is None or (then := tried(again)).score <= one.score:
+                break
+            one = then
+        return one
+
+    starts = [np.zeros((len(x), 0))]
     for cubic in (True, False):
         y = components(x, cubic, rng)
         told = dependence(y)
@@ -66,31 +85,21 @@ def search(x: Floats, latents: int, slab: float, rate: float, rng: np.random.Gen
         for count in range(1, min(latents, len(told)) + 1):
             group = np.ones(1, int) if tree is None else fcluster(tree, count, "maxclust")
             starts.append(np.stack([along(y[:, group == k], rng) for k in np.unique(group)], 1))
-    chosen: list[int] = []
-    regressions = Regressions(x, slab)
-    for _ in range(latents):
-        chosen = regressions.choose(chosen)
-        starts.append(x[:, chosen])
-    args = slab, rate, rng
-    found = sorted((climb(x, cells(one), *args, SHORT) for one in starts), key=lambda one: -one.score)[:CLIMBED]
-    best = max((_improved(x, climb(x, one.cell, *args), *args) for one in found), key=lambda one: one.score)
-    while len(best.cell) > 1:  # one less
-        fewer = (climb(x, np.delete(best.cell, k, 0), *args, SHORT) for k in range(len(best.cell)))
-        then = _improved(x, climb(x, max(fewer, key=lambda one: one.score).cell, *args), *args)
-        if then.score <= best.score:
+    found = sorted((tried(cells(one), SHORT) for one in starts), key=_score)[-CLIMBED:]
+    now = max((improved(tried(one.cell)) for one in found), key=_score)
+    while len(now.cell) > 1:  # one less
+        fewer = (tried(np.delete(now.cell, k, 0), SHORT) for k in range(len(now.cell)))
+        then = improved(tried(max(fewer, key=_score).cell))
+        if then.score <= now.score:
             break
-        best = then
-    return best
+        now = then
+    now = max(best.values(), key=_score)
+    others = [one.score for count, one in best.items() if count != len(now.cell)]
+    return now._replace(margin=now.score - max(others, default=-np.inf))
 
 
-def _improved(x: Floats, best: Start, slab: float, rate: float, rng: np.random.Generator) -> Start:
-    """Laid out anew as long as that is better."""
-    for _ in range(ROUNDS):
-        again = laid_out(x, best, rng)
-        if again is None or (then := climb(x, again, slab, rate, rng)).score <= best.score:
-            break
-        best = then
-    return best
+def _score(start: Start) -> float:
+    return start.score
 
 
 def components(x: Floats, cubic: bool, rng: np.random.Generator) -> Floats:
@@ -144,48 +153,19 @@ def along(y: Floats, rng: np.random.Generator) -> Floats:
     return out
 
 
-class Regressions:
-    """Of all features on curves of the ranks of some of them."""
-
-    def __init__(self, x: Floats, slab: float) -> None:
-        self.features = x.shape[1]
-        design = ON_GRID[cells(x)].transpose(1, 0, 2).reshape(len(x), -1)  # (row, feature * basis)
-        self.gram, self.cross = design.T @ design, design.T @ x
-        self.total, self.prior = np.maximum(np.square(x).sum(0), 1e-12), 1 / (slab**2 * SHARE)
-
-    def left(self, chosen: list[int]) -> float:
-        """Sum of logarithms of the shares that curves of these leave of each of the others."""
-        take = (np.array(chosen)[:, None] * BASIS + np.arange(BASIS)).ravel()
-        gram = self.gram[np.ix_(take, take)] + np.diag(np.tile(self.prior, len(chosen)))
-        cross = self.cross[take]
-        share = np.maximum(1 - (cross * np.linalg.solve(gram, cross)).sum(0) / self.total, 1e-6)
-        share[chosen] = 1.0
-        return float(np.log(share).sum())
-
-    def choose(self, chosen: list[int]) -> list[int]:
-        """One more than these, then exchanges, one pass."""
-        others = [j for j in range(self.features) if j not in chosen]
-        chosen = [*chosen, min(others, key=lambda j: self.left([*chosen, j]))]
-        best = self.left(chosen)
-        for place in range(len(chosen)):
-            for j in set(range(self.features)) - set(chosen):
-                tried = [*chosen[:place], j, *chosen[place + 1 :]]
-                if (value := self.left(tried)) < best:
-                    chosen, best = tried, value
-        return chosen
-
-
 def climb(x: Floats, cell: Cells, slab: float, rate: float, rng: np.random.Generator, sweeps: int = SWEEPS) -> Start:
-    """Draws from this layout (latent, row) on."""
-    sampler = Sampler(x, len(cell), slab, rate, rng)
+    """Draws from this layout (latent, row) on, in which a latent may come to be without features."""
+    sampler = Sampler(x, max(len(cell), 1), slab, rate, rng)
     sampler.begin(cell, np.ones((x.shape[1], len(cell)), dtype=bool), np.full(x.shape[1], 0.5))
-    draws = sampler.run(sweeps, KEPT)
+    draws = sampler.run(sweeps, KEPT, closing=True)
     used = sampler.used
     mask, variance = sampler.mask[:, used], draws.variance.mean(0)
     mean = draws.coefficients.mean(0)[:, used] * mask[:, :, None]
     prior = slab**2 * SHARE
     cost = np.log1p(len(x) * prior / variance[:, None]).sum(1)[:, None] + (np.square(mean) / prior).sum(2)
-    return Start(sampler.cell[used], mask, mean, variance, bound(x, mean, variance) - 0.5 * float((cost * mask).sum()))
+    return Start(
+        sampler.cell[used], mask, mean, variance, rows_told(x, mean, variance, rng) - 0.5 * float((cost * mask).sum())
+    )
 
 
 def laid_out(x: Floats, start: Start, rng: np.random.Generator) -> Cells | None:

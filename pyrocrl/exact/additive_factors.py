@@ -83,7 +83,8 @@ def on_grid(coefficients: Floats) -> Floats:
 class Sampler:
     """The state of a chain: `cell` (latent, row) of u, `mask`, `coefficients`, `variance`, `log_concentration`.
 
-    x: (row, feature), standardised. Columns of the mask that are shut when it begins stay shut.
+    x: (row, feature), standardised. Columns of the mask that are shut when it begins stay shut,
+    and those that are open stay open, unless `closing`.
     """
 
     def __init__(self, x: Floats, latents: int, slab: float, rate: float, rng: np.random.Generator) -> None:
@@ -106,21 +107,20 @@ class Sampler:
         self.mask[:, : len(cell)] = mask
         self._curves(masks=False)
 
-    def sweep(self, masks: bool = True) -> None:
-        if len(self.used):
-            self._curves(masks)
-            self._latents()
+    def sweep(self, closing: bool = False) -> None:
+        self._curves(masks=True, closing=closing)
+        self._latents()
         self._strength()
 
-    def run(self, burn: int, keep: int, thin: int = 1) -> Draws:
+    def run(self, burn: int, keep: int, closing: bool = False) -> Draws:
         kept: list[tuple[Floats, Floats, Floats, float]] = []
-        for t in range(burn + keep * thin):
-            self.sweep()
-            if t >= burn and (t - burn) % thin == 0:
+        for t in range(burn + keep):
+            self.sweep(closing)
+            if t >= burn:
                 kept.append((self.mask * 1.0, self.coefficients.copy(), self.variance.copy(), self.log_concentration))
         return Draws(*(np.stack(part) for part in zip(*kept, strict=True)))
 
-    def _curves(self, masks: bool) -> None:
+    def _curves(self, masks: bool, closing: bool = False) -> None:
         """Masks with curves summed out, curves and variances."""
         used, features = self.used, self.x.shape[1]
         if not len(used):
@@ -144,14 +144,15 @@ class Sampler:
             weight = math.exp(self.log_concentration) / self.mask.shape[1]
             for k in self.rng.permutation(len(used)):
                 count = open_[:, k].sum()
-                share = self.rng.beta(weight + count, 1 + features - count)
+                share = min(max(self.rng.beta(weight + count, 1 + features - count), 1e-12), 1 - 1e-12)
                 other = open_.copy()
                 other[:, k] = ~open_[:, k]
                 then = evidence(other)
                 gain = np.where(open_[:, k], now - then, then - now)
                 chance = special.expit(gain + math.log(share) - math.log1p(-share))
                 drawn = self.rng.random((TRIES, features)) < chance
-                fine = np.flatnonzero(drawn.sum(1) > 1)  # not left out here: that is for the start to decide
+                count = drawn.sum(1)
+                fine = np.flatnonzero((count > 1) | ((count == 0) & closing))
                 if len(fine):
                     now = np.where(drawn[fine[0]] == open_[:, k], now, then)
                     open_[:, k] = drawn[fine[0]]
@@ -209,8 +210,8 @@ class Sampler:
 def latent_shares(x: Tensor, coefficients: Tensor, variance: Tensor, sweeps: int) -> Tensor:
     """(row, latent, cell) probabilities of u on the grid given curves, by mean field.
 
-    x (row, feature), coefficients (feature, latent, basis), variance (feature,). The first sweep takes the others' curves
-    for noise of their variance, so that a latent begins where features of its own put it.
+    x (row, feature), coefficients (feature, latent, basis), variance (feature,). At first the others' curves are
+    taken for noise of their variance, so that a latent begins where features of its own put it.
     """
     phi = torch.as_tensor(ON_GRID, dtype=x.dtype, device=x.device)
     curve = coefficients @ phi.mT  # (feature, latent, cell)
@@ -221,6 +222,8 @@ def latent_shares(x: Tensor, coefficients: Tensor, variance: Tensor, sweeps: int
         g = curve[:, k]
         scaled = g / (variance + size.sum(1) - size[:, k])[:, None]
         first.append((x @ scaled - 0.5 * (g * scaled).sum(0)).softmax(-1))
+    if not latents:
+        return x.new_zeros(len(x), 0, CELLS)
     share = first
     scaled = curve / variance[:, None, None]
     half = 0.5 * (curve * scaled).sum(0)  # (latent, cell)
@@ -235,12 +238,21 @@ def latent_shares(x: Tensor, coefficients: Tensor, variance: Tensor, sweeps: int
     return torch.stack(share, 1)
 
 
-def bound(x: Floats, coefficients: Floats, variance: Floats, sweeps: int = 6) -> float:
-    """A lower bound of rows' log-likelihood given curves, by mean field."""
+def rows_told(
+    x: Floats, coefficients: Floats, variance: Floats, rng: np.random.Generator, draws: int = 16, sweeps: int = 6
+) -> float:
+    """A lower bound of rows' log-likelihood given curves, by importance of draws from a mean field (Burda et al.
+    2016)."""
     share = latent_shares(*(torch.as_tensor(part) for part in (x, coefficients, variance)), sweeps).numpy()
-    curve = on_grid(coefficients)
-    mean = np.einsum("ikc,jkc->ikj", share, curve)
-    second = np.einsum("ikc,jkc->ikj", share, np.square(curve))
-    left = np.square(x - mean.sum(1)) + (second - np.square(mean)).sum(1)
-    told = -0.5 * (left / variance + np.log(2 * np.pi * variance)).sum()
-    return float(told - special.xlogy(share, share * CELLS).sum())
+    curve, log_share = on_grid(coefficients), np.log(np.maximum(share * CELLS, 1e-300))
+    below, place = share.cumsum(2), np.arange(len(x))
+    told = np.empty((draws, len(x)))
+    for one in told:
+        one[:] = -0.5 * np.log(2 * np.pi * variance).sum()
+        left = x.copy()
+        for k in range(share.shape[1]):
+            cell = (below[:, k] < rng.random((len(x), 1))).sum(1).clip(0, CELLS - 1)
+            left -= curve[:, k].T[cell]
+            one -= log_share[place, k, cell]
+        one -= 0.5 * np.square(left) @ (1 / variance)
+    return float((special.logsumexp(told, 0) - math.log(draws)).sum())

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import linalg
+from scipy import linalg, special
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -63,3 +63,6 @@ def basis(u: Tensor) -> Tensor:
 
 
 ON_GRID: Floats = basis(torch.as_tensor(GRID)).numpy()  # (CELLS, BASIS)
+
+_QUANTILE = np.sqrt(2) * special.erfinv(2 * GRID - 1)
+NORMAL_LINE: Floats = _QUANTILE @ ON_GRID / np.linalg.norm(_QUANTILE @ ON_GRID)  # (BASIS,) of a line of a normal latent

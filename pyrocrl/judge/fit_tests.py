@@ -40,6 +40,7 @@ PROBABLY = 0.45  # probability below which a latent probably did not change in a
 EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
 SHARED_BY_CHART = 0.05  # ... one of latents that are read by contrasts alone, without the decoder
+SHARED_BY_CURVES = 0.01  # ... one of curves that are drawn, not trained
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
@@ -574,6 +575,7 @@ TESTS: dict[str, Test] = {
     "nearly_equations": _nearly_equations,
     "left": _left,
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
+    "closely_left": partial(_left, tolerance=SHARED_BY_CURVES),
     "differences": _differences,
     "displaced": _displaced,
     "carried": _carried,

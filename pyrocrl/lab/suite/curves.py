@@ -14,6 +14,7 @@ from pyrocrl.simulate.additive import curve
 
 ALL, BENT = ("linear", "square", "sine", "exponential", "bent"), ("saturating", "square", "sine", "bent")
 CLOSED, FOLDED = ("sine", "cosine"), ("square", "cosine", "square")
+TOGETHER = [[1, 1]] * 14
 APART = [[1, 0]] * 4 + [[0, 1]] * 4 + [[1, 1]] * 6
 
 
@@ -28,11 +29,12 @@ def curves(
     law: str = "uniform",
     together: float = 0.0,
     heavy: bool = False,
+    faint: float = 1.0,
 ) -> Data:
     """Features of `masks`, each a sum of curves of the latents in it, for each latent the next of its `kinds`.
 
     correlation: of any two latents, by normal ones. law: "uniform", or "normal", lines of which are then lines.
-    together: of a product of two latents that features of both have as well. heavy: noise of two degrees of freedom.
+    faint: size of curves of the last latent. together: of a product of two latents that features of both have as well. heavy: noise of two degrees of freedom.
     """
     rng = np.random.default_rng([61, seed])
     mask = np.asarray(masks)
@@ -47,6 +49,7 @@ def curves(
         for place, j in enumerate(np.flatnonzero(mask[:, k])):
             name = kinds[k][place % len(kinds[k])]
             part = z[:, k] if law == "normal" and name == "linear" else curve(name, u[:, k])
+            part = faint * part if k == latents - 1 else part
             x[:, j] += rng.choice([-1, 1]) * rng.uniform(0.7, 1.3) * part
     both = mask.sum(1) > 1
     x[:, both] += together * np.prod(np.sqrt(12) * (u[:, :2] - 0.5), 1)[:, None] * rng.choice([-1, 1], both.sum())
@@ -74,15 +77,11 @@ def curve_cases() -> list[Case]:
         ),
         case("features of one latent alone, saturating and not monotone", "identified", world(kinds=(BENT, BENT))),
         case("lines", "identified", world(kinds=lines)),
-        case("lines of normal latents", "identified", world(kinds=lines, law="normal", rows=1000)),
+        case("normal latents behind curves", "identified", world(law="normal", kinds=(BENT, ALL))),
         case("large noise", "identified", world(noise=0.8)),
         case("60 rows", "small", world(rows=60)),
-        case(
-            "lines of normal latents, none of one alone",
-            "open",
-            world([[1, 1]] * 14, lines, law="normal"),
-            "pure_features",
-        ),
+        case("lines of normal latents, none of one alone", "open", world(TOGETHER, lines, law="normal"), "curves_bent"),
+        case("curves of both latents alone", "open", world(TOGETHER, law="normal"), "pure_features"),
         case(
             "a latent with one curve of it alone",
             "open",
@@ -90,7 +89,9 @@ def curve_cases() -> list[Case]:
             "pure_features",
         ),
         case("a closed curve", "open", world(kinds=(CLOSED, ALL)), "values_told"),
-        case("latents that are nearly one", "open", world(correlation=0.995, rows=1500), "not_collinear"),
+        case(
+            "latents that are nearly one", "misspecified", world(correlation=0.99, rows=1500), "latents are independent"
+        ),
         case(
             "a latent that is folded", "word", world(kinds=(FOLDED, ALL)), "a latent that shows only folded is its fold"
         ),
@@ -101,6 +102,7 @@ def curve_cases() -> list[Case]:
             "noise is independent and Gaussian",
             2,
         ),
+        case("a latent that hardly shows", "misspecified", world(faint=0.15), "number_apart"),
         case("noise of heavy tails", "misspecified", world(heavy=True), "noise is independent and Gaussian"),
         case("latents that correlate", "misspecified", world(correlation=0.6), "latents are independent"),
         case(
