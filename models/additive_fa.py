@@ -52,7 +52,7 @@ from pyrocrl.constructions import independent_curves
 from pyrocrl.dists import InverseGamma, Normal, SpikeSlab
 from pyrocrl.exact.additive_factors import SHAPE, OnGrid, Sampler, latent_shares
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
-from pyrocrl.exact.curves import BASIS, NORMAL_LINE, ON_GRID, SHARE, basis
+from pyrocrl.exact.curves import BASIS, basis, constants
 from pyrocrl.lab.studies import Curves
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
@@ -139,7 +139,7 @@ class AdditiveFA(Program):
         log_concentration = pyro.sample("log_concentration", Normal(0 * one, one))
         mask = pyro.sample("mask", BuffetColumns(log_concentration, features, latents))  # (feature, latent), no rate
         gate = mask[:, :, None].expand(features, latents, BASIS)
-        scale = (slab * torch.as_tensor(SHARE, dtype=batch.dtype, device=batch.device).sqrt()).expand(gate.shape)
+        scale = (slab * constants(batch.dtype, batch.device).share.sqrt()).expand(gate.shape)
         coefficients = pyro.sample("coefficients", SpikeSlab(gate, Normal(0 * scale, scale)).to_event(3))
         pyro.deterministic("effect", coefficients.square().sum(-1).sqrt())  # (feature, latent), deviations of curves
         noise = InverseGamma(SHAPE * one.expand(features), self.config["rate"] * one)
@@ -170,7 +170,7 @@ class AdditiveFA(Program):
 
     @torch.no_grad()
     def values_apart(self) -> Tensor:
-        at = self.curve @ torch.as_tensor(ON_GRID, dtype=self.curve.dtype, device=self.curve.device).mT
+        at = self.curve @ constants(self.curve.dtype, self.curve.device).on_grid.mT
         return torch.stack(
             [torch.cdist(one.mT, one.mT) for one in (at / self.noise.sqrt()[:, None, None]).transpose(0, 1)]
         )
@@ -180,7 +180,7 @@ class AdditiveFA(Program):
 
     @torch.no_grad()
     def normal_lines(self) -> Tensor:
-        line = torch.as_tensor(NORMAL_LINE, dtype=self.curve.dtype, device=self.curve.device)
+        line = constants(self.curve.dtype, self.curve.device).line
         square, error = self.curve.square(), self.drawn.coefficients.var(0)  # of means of draws, about the truth
         whole = ((square - error).sum(-1) / self.noise[:, None]).sum(0)
         along = (((self.curve @ line).square() - error @ line.square()) / self.noise[:, None]).sum(0)
@@ -217,8 +217,8 @@ class AdditiveFA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("xu2023_additive", seed=seed, rows=400, latents=2, features=12)
-        return cls(features=data.features, latents=3), data
+        data = draw("xu2023_additive", seed=seed, rows=120, latents=2, features=9)
+        return cls(features=data.features, latents=2), data
 
     studies = tuple(Curves("xu2023_additive", {"curves": curves}, {"latents": 5}, 8, 0.2) for curves in ("all", "hard"))
 

@@ -23,7 +23,16 @@ every_model = pytest.mark.parametrize("name", MODELS)
 BRIEF: dict[str, Any] = {"steps": 4, "search_steps": 4, "starts": 2, "width": 8, "hidden": 8, "inducing": 8}
 ROWS = 400
 # starts that sample: a last digit changes which draw comes next, and results by what short samplers leave open
-SAMPLED = {"spike_slab_fa", "ssl_fa", "ebmf", "anchor_fa", "plt_fa", "linear_latent_sem", "mixture_oracle"}
+SAMPLED = {
+    "additive_fa",
+    "spike_slab_fa",
+    "ssl_fa",
+    "ebmf",
+    "anchor_fa",
+    "plt_fa",
+    "linear_latent_sem",
+    "mixture_oracle",
+}
 
 
 SMALL = affine.Effort(rows=300, starts=2, steps=20, last_steps=20, rounds=1, finalists=1, linear_steps=20, net_steps=5)

@@ -17,13 +17,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import linalg, stats
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from pyrocrl.exact.additive_factors import Sampler, latent_shares, on_grid, rows_told
+from pyrocrl.exact.additive_factors import Sampler, on_grid, rows_told, shares_of
 from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE
 
 Floats = NDArray[np.float64]
@@ -185,8 +184,7 @@ def laid_out(x: Floats, start: Start, rng: np.random.Generator) -> Cells | None:
 
 def placed(x: Floats, start: Start, rng: np.random.Generator) -> Cells:
     """(latent, row) of all rows, drawn given the curves of a start."""
-    parts = (torch.as_tensor(part) for part in (x, start.coefficients, start.variance))
-    share = latent_shares(*parts, 6).numpy().cumsum(2)
+    share = shares_of(x, start.coefficients, start.variance).cumsum(2)
     uniform = rng.random((*share.shape[:2], 1))
     out: Cells = (share < uniform).sum(2).clip(0, CELLS - 1).T
     return out

@@ -22,7 +22,7 @@ from scipy import special
 from torch import Tensor
 
 from pyrocrl.dists import categorical
-from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE
+from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE, constants
 
 Floats = NDArray[np.float64]
 Cells = NDArray[np.int64]
@@ -170,8 +170,8 @@ class Sampler:
         scale = 1 / self.variance[:, None]
         precision = (there * scale)[:, :, None] * gram * there[:, None]
         precision[:, np.arange(len(prior)), np.arange(len(prior))] += prior
-        root = np.linalg.cholesky(precision)
-        solved = np.linalg.solve(root, (there * cross * scale)[:, :, None])[:, :, 0]
+        root: Floats = np.asarray(np.linalg.cholesky(precision), dtype=float)
+        solved: Floats = np.asarray(np.linalg.solve(root, (there * cross * scale)[:, :, None])[:, :, 0], dtype=float)
         return root, solved, there
 
     def _noise(self, square: Floats) -> Floats:
@@ -213,8 +213,7 @@ def latent_shares(x: Tensor, coefficients: Tensor, variance: Tensor, sweeps: int
     x (row, feature), coefficients (feature, latent, basis), variance (feature,). At first the others' curves are
     taken for noise of their variance, so that a latent begins where features of its own put it.
     """
-    phi = torch.as_tensor(ON_GRID, dtype=x.dtype, device=x.device)
-    curve = coefficients @ phi.mT  # (feature, latent, cell)
+    curve = coefficients @ constants(x.dtype, x.device).on_grid.mT  # (feature, latent, cell)
     latents = curve.shape[1]
     size = curve.square().mean(-1)  # (feature, latent)
     first = []
@@ -238,12 +237,19 @@ def latent_shares(x: Tensor, coefficients: Tensor, variance: Tensor, sweeps: int
     return torch.stack(share, 1)
 
 
+def shares_of(x: Floats, coefficients: Floats, variance: Floats, sweeps: int = 6) -> Floats:
+    """The same of arrays."""
+    parts = [torch.as_tensor(part) for part in (x, coefficients, variance)]
+    out: Floats = latent_shares(parts[0], parts[1], parts[2], sweeps).numpy()
+    return out
+
+
 def rows_told(
     x: Floats, coefficients: Floats, variance: Floats, rng: np.random.Generator, draws: int = 16, sweeps: int = 6
 ) -> float:
     """A lower bound of rows' log-likelihood given curves, by importance of draws from a mean field (Burda et al.
     2016)."""
-    share = latent_shares(*(torch.as_tensor(part) for part in (x, coefficients, variance)), sweeps).numpy()
+    share = shares_of(x, coefficients, variance, sweeps)
     curve, log_share = on_grid(coefficients), np.log(np.maximum(share * CELLS, 1e-300))
     below, place = share.cumsum(2), np.arange(len(x))
     told = np.empty((draws, len(x)))

@@ -9,6 +9,8 @@ N(0, SHARE_b): the root of what a penalty of second derivatives would give, for 
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,13 +58,31 @@ _OFFSET, _TURN, SHARE = _prepared()
 GRID: Floats = (np.arange(CELLS) + 0.5) / CELLS
 
 
+@cache
+def _turns(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(_OFFSET, dtype=dtype, device=device), torch.as_tensor(_TURN, dtype=dtype, device=device)
+
+
 def basis(u: Tensor) -> Tensor:
     """(..., BASIS) the phi_b at u."""
-    offset, turn = (torch.as_tensor(part, dtype=u.dtype, device=u.device) for part in (_OFFSET, _TURN))
+    offset, turn = _turns(u.dtype, u.device)
     return (_splines(u) - offset) @ turn
 
 
 ON_GRID: Floats = basis(torch.as_tensor(GRID)).numpy()  # (CELLS, BASIS)
-
 _QUANTILE = np.sqrt(2) * special.erfinv(2 * GRID - 1)
 NORMAL_LINE: Floats = _QUANTILE @ ON_GRID / np.linalg.norm(_QUANTILE @ ON_GRID)  # (BASIS,) of a line of a normal latent
+
+
+class Constants(NamedTuple):
+    """`SHARE`, `ON_GRID` and `NORMAL_LINE` as tensors."""
+
+    share: Tensor
+    on_grid: Tensor
+    line: Tensor
+
+
+@cache
+def constants(dtype: torch.dtype, device: torch.device) -> Constants:
+    """Of this type, sent to this device once."""
+    return Constants(*(torch.as_tensor(part, dtype=dtype, device=device) for part in (SHARE, ON_GRID, NORMAL_LINE)))

@@ -43,10 +43,10 @@ def interactions(left: Floats, u: Floats, let_be: Floats) -> tuple[float, int, t
     """p that noise left (row, feature), of variance 1, goes with a column of u (row, number), or with two together, by
     more than `let_be` (feature,) of its variance, corrected for the number of tests; which feature and columns."""
     phi, rows = _functions(u), len(u)
-    terms = {(k,): phi[:, k] for k in range(u.shape[1])}
+    terms: dict[tuple[int, ...], Floats] = {(k,): phi[:, k] for k in range(u.shape[1])}
     for k, m in itertools.combinations(range(u.shape[1]), 2):
         terms[k, m] = (phi[:, k, :2, None] * phi[:, m, None, :2]).reshape(rows, -1)
-    out = (1.0, 0, (0,))
+    out: tuple[float, int, tuple[int, ...]] = (1.0, 0, (0,))
     for which, design in terms.items():
         size = np.square(left.T @ design / rows).sum(1)
         p = stats.ncx2.sf(rows * size, design.shape[1], rows * let_be) * left.shape[1] * len(terms)

@@ -33,8 +33,9 @@ def curves(
 ) -> Data:
     """Features of `masks`, each a sum of curves of the latents in it, for each latent the next of its `kinds`.
 
-    correlation: of any two latents, by normal ones. law: "uniform", or "normal", lines of which are then lines.
-    faint: size of curves of the last latent. together: of a product of two latents that features of both have as well. heavy: noise of two degrees of freedom.
+    correlation: of any two latents, by normal ones. law: "uniform", or "normal", lines of which are then lines. faint:
+    size of curves of the last latent. together: of a product of two latents that features of both have as well. heavy:
+    noise of two degrees of freedom.
     """
     rng = np.random.default_rng([61, seed])
     mask = np.asarray(masks)
