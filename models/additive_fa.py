@@ -64,7 +64,8 @@ GIVEN, NEEDS = (INDEPENDENT, ADDITIVE, NOISE, WHOLE), ("pure_features", "values_
 BURN, KEPT = 50, 100  # sweeps
 SWEEPS, READ = 3, 8  # of mean field, in the guide and for read-outs
 POINTS = 512  # of a lattice, over which laws of features are averaged
-LEAST_ROWS = 30
+LEAST_ROWS, MOST_ROWS = 30, 10_000  # of a fit, and of the run of a sampler; more are drawn from
+AT_ONCE = 20_000  # rows that are read at once
 
 
 class AdditiveFA(Program):
@@ -100,7 +101,7 @@ class AdditiveFA(Program):
             "the latents' uniform law is a prior alone, without a penalty of draws' law",
         ),
         approximate="How many latents are in use is settled at the start, by an approximate evidence; of rows' latents "
-        "the guide has a mean field on a grid.",
+        "the guide has a mean field on a grid. Of more than 10,000 rows curves are told by as many.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=3)
     checks = {
@@ -124,7 +125,7 @@ class AdditiveFA(Program):
         """
         super().__init__()
         check_sizes(features, latents)
-        check_memory("features", features, 8.0 * KEPT * features * latents * (BASIS + 1))
+        check_memory("features", features, 8.0 * features * latents * BASIS * (2 * KEPT + 3 * latents * BASIS))
         self.log_concentration = NormalBlock()
         both = (features, latents)
         self.drawn = DrawnBlock(KEPT, mask=both, coefficients=(*both, BASIS), variance=(features,))
@@ -159,7 +160,8 @@ class AdditiveFA(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return OnGrid(latent_shares(batch.x, self.curve, self.noise, READ)).mean
+        parts = batch.x.split(AT_ONCE)
+        return torch.cat([OnGrid(latent_shares(part, self.curve, self.noise, READ)).mean for part in parts])
 
     def mask(self) -> Tensor:
         return self.drawn.mask.mean(0)
@@ -204,6 +206,7 @@ class AdditiveFA(Program):
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         latents, slab, rate = (self.config[name] for name in ("latents", "slab", "rate"))
         start = independent_curves.search(x, latents, slab, rate, rng)
+        x = x if len(x) <= MOST_ROWS else x[rng.permutation(len(x))[:MOST_ROWS]]
         sampler = Sampler(x, latents, slab, rate, rng)
         sampler.begin(independent_curves.placed(x, start, rng), start.mask, start.variance)
         drawn = {name: torch.as_tensor(part) for name, part in sampler.run(BURN, KEPT)._asdict().items()}
