@@ -33,8 +33,8 @@ Xu, Herring & Dunson (2023), Identifiable and interpretable nonparametric factor
 *Differs from the paper in* a posterior by Gibbs sampling, splines with a mask in place of anchors that are told, a
 start by independent components, the uniform law as a prior alone, without a penalty of draws' law.
 
-*For a variant, copy this file and change* `story`: the law of `z` or of `coefficients`, and with it `Sampler` and
-`latent_shares` in `pyrocrl.exact.additive_factors`.
+*For a variant, copy this file and change* `story`: the law of `z` or of `coefficients`, and with it `Sampler` in
+`pyrocrl.exact.additive_factors` and `latent_shares` in `pyrocrl.exact.curve_latents`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ from torch import Tensor
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import independent_curves
 from pyrocrl.dists import InverseGamma, Normal, SpikeSlab
-from pyrocrl.exact.additive_factors import SHAPE, OnGrid, Sampler, latent_shares
+from pyrocrl.exact.additive_factors import SHAPE, Sampler
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
+from pyrocrl.exact.curve_latents import OnGrid, latent_shares
 from pyrocrl.exact.curves import BASIS, basis, constants
 from pyrocrl.lab.studies import Curves
 from pyrocrl.options import Positive, check_memory
@@ -220,7 +221,7 @@ class AdditiveFA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("xu2023_additive", seed=seed, rows=120, latents=2, features=9)
+        data = draw("xu2023_additive", seed=seed, rows=200, latents=2, features=10)
         return cls(features=data.features, latents=2), data
 
     studies = tuple(Curves("xu2023_additive", {"curves": curves}, {"latents": 5}, 8, 0.2) for curves in ("all", "hard"))

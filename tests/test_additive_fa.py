@@ -14,8 +14,9 @@ from scipy import stats
 from pyrocrl import InputError, diagnose, fit, zoo
 from pyrocrl.constructions import independent_curves
 from pyrocrl.exact import dependence
-from pyrocrl.exact.additive_factors import OnGrid, Sampler, latent_shares, rows_told, shares_of
+from pyrocrl.exact.additive_factors import Sampler
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
+from pyrocrl.exact.curve_latents import OnGrid, latent_shares, rows_told, shares_of
 from pyrocrl.exact.curves import BASIS, CELLS, GRID, NORMAL_LINE, ON_GRID, SHARE, basis
 from pyrocrl.judge import metrics
 from pyrocrl.judge.checks import CHECKS

@@ -22,8 +22,9 @@ from scipy import linalg, stats
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from pyrocrl.exact.additive_factors import Sampler, on_grid, rows_told, shares_of
-from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE
+from pyrocrl.exact.additive_factors import Sampler
+from pyrocrl.exact.curve_latents import rows_told, shares_of
+from pyrocrl.exact.curves import BASIS, CELLS, ON_GRID, SHARE, on_grid
 
 Floats = NDArray[np.float64]
 Cells = NDArray[np.int64]

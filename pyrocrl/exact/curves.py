@@ -86,3 +86,9 @@ class Constants(NamedTuple):
 def constants(dtype: torch.dtype, device: torch.device) -> Constants:
     """Of this type, sent to this device once."""
     return Constants(*(torch.as_tensor(part, dtype=dtype, device=device) for part in (SHARE, ON_GRID, NORMAL_LINE)))
+
+
+def on_grid(coefficients: Floats) -> Floats:
+    """(..., CELLS) curves of these coefficients (..., basis)."""
+    out: Floats = coefficients @ ON_GRID.T
+    return out
