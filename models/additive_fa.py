@@ -221,7 +221,7 @@ class AdditiveFA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("xu2023_additive", seed=seed, rows=200, latents=2, features=10)
+        data = draw("xu2023_additive", seed=seed, rows=300, latents=2, features=12)
         return cls(features=data.features, latents=2), data
 
     studies = tuple(Curves("xu2023_additive", {"curves": curves}, {"latents": 5}, 8, 0.2) for curves in ("all", "hard"))
