@@ -385,6 +385,21 @@ class Program(nn.Module, metaclass=_InTurn):
         told must have it."""
         return None
 
+    def values_apart(self) -> Tensor:
+        """(latent, place, place) how far features are apart at any two of evenly spaced ranks of a latent, the others
+        as they are, in deviations of their noise. Models whose claims need that values are told must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of curves")
+
+    def normal_lines(self) -> Tensor:
+        """(latent,) part of the size of each latent's curves, in units of noise, that is lines of a normal latent.
+        Models whose claims need curves that are none must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of curves")
+
+    def number_margin(self) -> Tensor:
+        """() log evidence of its number of latents less that of the best other number that was tried. Models whose
+        claims need that numbers are apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of other numbers of latents")
+
     def clusters_margin(self) -> Tensor | None:
         """() log evidence of its clusters of features less that of the best ones with two of them merged or one split,
         or None. Models whose claims need clusters that are apart must have it."""

@@ -23,8 +23,17 @@ every_model = pytest.mark.parametrize("name", MODELS)
 BRIEF: dict[str, Any] = {"steps": 4, "search_steps": 4, "starts": 2, "width": 8, "hidden": 8, "inducing": 8}
 ROWS = 400
 # starts that sample: a last digit changes which draw comes next, and results by what short samplers leave open
-SAMPLED = {"spike_slab_fa", "ssl_fa", "ebmf", "anchor_fa", "plt_fa", "linear_latent_sem", "mixture_oracle"}
-SAMPLED |= {"neuro_causal_fa"}
+SAMPLED = {
+    "additive_fa",
+    "anchor_fa",
+    "ebmf",
+    "linear_latent_sem",
+    "mixture_oracle",
+    "neuro_causal_fa",
+    "plt_fa",
+    "spike_slab_fa",
+    "ssl_fa",
+}
 
 
 SMALL = affine.Effort(rows=300, starts=2, steps=20, last_steps=20, rounds=1, finalists=1, linear_steps=20, net_steps=5)

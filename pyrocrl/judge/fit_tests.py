@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from pyrocrl.data import Data
-from pyrocrl.exact import equivariances, goodness
+from pyrocrl.exact import dependence, equivariances, goodness
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.actions import MOVED, carried, nearly_free
@@ -40,6 +40,7 @@ PROBABLY = 0.45  # probability below which a latent probably did not change in a
 EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
 SHARED_BY_CHART = 0.05  # ... one of latents that are read by contrasts alone, without the decoder
+SHARED_BY_CURVES = 0.01  # ... one of curves that are drawn, not trained
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
@@ -50,6 +51,8 @@ DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates 
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
+TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
+BENT_OFF = 0.01  # part of a feature's variance by which a sum of curves may be off
 MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
 
 
@@ -538,6 +541,41 @@ def _invariance(fit: Fit, data: Data) -> Found | None:
     return Found("F tests of the response's regression", float(p[best]), detail, remedy)
 
 
+def _independent_pairs(fit: Fit, data: Data) -> Found | None:
+    """Whether latents, in a draw of them, are independent, but for `TOGETHER`."""
+    z, _, names = _curves(fit, data)
+    if z.shape[1] < 2:
+        return None
+    p, (k, m), size = dependence.independence(z, TOGETHER)
+    detail = f"{names[k]} and {names[m]} correlate by {math.sqrt(size):.2f}, over smooth functions of theirs"
+    return Found("independence of two latents", p, detail, "more latents; a model whose latents may correlate")
+
+
+def _additive(fit: Fit, data: Data) -> Found | None:
+    """Whether what a sum of curves leaves of a feature, in a draw of latents, goes with a latent or with two together,
+    but for `BENT_OFF` of its variance."""
+    z, left, names = _curves(fit, data)
+    if not z.shape[1]:
+        return None
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    spread, noise = batch.x.double().cpu().numpy().var(0), np.maximum(left.var(0), 1e-12)
+    p, j, which = dependence.interactions(left / np.sqrt(noise), z, BENT_OFF * spread / noise)
+    detail = f"least for {data.feature_names[j]} and {' with '.join(names[k] for k in which)}"
+    return Found("what sums of curves leave of features", p, detail, "latents that act together: sparse_vae")
+
+
+def _curves(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A draw of the latents in use (row, latent), what it leaves of features, and the latents' names."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS))).annealed()
+    program = fit.chains.chain(fit.reference)
+    with drawing(59), torch.no_grad():
+        values = stories.drawn(program, batch)
+        left = batch.x - stories.expected(program, batch, values)
+    used, places = np.flatnonzero(fit.in_use(fit.reference)), fit.alignments[fit.reference].places
+    names = [fit.names["latent"][int(places[k])] for k in used]
+    return values["z"].double().cpu().numpy()[:, used], left.double().cpu().numpy(), names
+
+
 TESTS: dict[str, Test] = {
     "moments": _moments,
     "gaussian": _gaussian,
@@ -551,6 +589,7 @@ TESTS: dict[str, Test] = {
     "nearly_equations": _nearly_equations,
     "left": _left,
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
+    "closely_left": partial(_left, tolerance=SHARED_BY_CURVES),
     "differences": _differences,
     "displaced": _displaced,
     "carried": _carried,
@@ -561,5 +600,7 @@ TESTS: dict[str, Test] = {
     "independent_firing": _independent_firing,
     "independent": _independent,
     "noise": _noise,
+    "independent_pairs": _independent_pairs,
+    "additive": _additive,
     "invariance": _invariance,
 }

@@ -889,6 +889,54 @@ class SparseFactors(Study):
 
 
 @dataclass(frozen=True)
+class Curves(Study):
+    """Latents behind curves, their mask and their number, beside factors by principal components, FastICA and factor
+    analysis with varimax, as many as there are, and a plain VAE of as many (`other_mcc`).
+
+    linear_r2: of the best linear unmixing, which knows z. mcc_spearman: of ranks. latents_found: how many are in use,
+    some feature's probability above .5.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import FactorAnalysis
+
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge import metrics
+
+        fitted, z, mask, found = result.data, data.truth["z"], data.truth["mask"], result.mask()
+        assert fitted is not None and found is not None
+        ours, latents = result.latents(data), z.shape[1]
+        score, nodes = metrics.mcc(z, ours, return_assignment=True)
+        centre, unit = fitted.x.mean(0), fitted.x.std(0)
+        factors = FactorAnalysis(latents, rotation="varimax", max_iter=500).fit((fitted.x - centre) / unit)
+        rotated = factors.transform((data.x - centre) / unit)
+        others = {"varimax": {"mcc": metrics.mcc(z, rotated), "mcc_spearman": metrics.mcc(z, rotated, "spearman")}}
+        others |= metrics.baselines((data.x - centre) / unit, z, latents)
+        rival = fit(
+            zoo.build("vae", fitted, latents=latents),
+            fitted,
+            seed=result.meta["seed"],
+            device="cpu",
+            progress=False,
+            chains=1,
+        )
+        used = float((found > 0.5).any(0).sum())
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "mcc_spearman": metrics.mcc(z, ours, "spearman"),
+            "linear_r2": metrics.linear_r2(data.x, z),
+            "other_mcc": metrics.mcc(z, rival.latents(data)),
+            "mask_f1": metrics.mask_scores(mask, found, permutation=nodes)["f1"],
+            "latents_found": used,
+            "count_exact": float(used == latents),
+        }
+        names = ("mcc", "mcc_spearman")
+        return out | {f"{name}_{k}": others[name][k] for name in ("pca", "ica", "varimax") for k in names}
+
+
+@dataclass(frozen=True)
 class Completion(Study):
     """Values missing at random, told from the others: root of the squared error over the squares, about columns' means;
     beside softImpute (softimpute_), a truncated SVD of the true rank over columns' means (svd_) and these means

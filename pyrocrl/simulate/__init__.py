@@ -59,6 +59,7 @@ SETTINGS: dict[str, str] = {
     "stored_rows": "memories",
     "shared_private": "views",
     "halva2021_linear": "dynamics",
+    "xu2023_additive": "additive",
 }
 
 
