@@ -2,15 +2,19 @@
 
     width s ~ LogNormal(log .5, 1)                                             (latent,)
     level b ~ N(0, 2^2)                                                        (env, latent)
-    z_i   ~ N(0, R), times prod_k exp(-(z_ik - b_ek)^2 / 2 s_k^2) over the concepts k of environment e   (data, latent)
+    z_i   ~ N(0, R) prod_k exp(-(z_ik - b_ek)^2 / 2 s_k^2), over the concepts k of environment e   (data, latent)
+    reading_i ~ N(z_i, diag error^2)                                           (data, latent)
     rest_i ~ N(0, I)                                                           (data, rest)
-    x_i   ~ N(f(z_i, rest_i), diag sigma^2)                                    (data, feature)
+    x_i   ~ N(f(reading_i, rest_i), diag sigma^2)                              (data, feature)
 
 A latent here is a concept's value: c = a'z of the latents of the paper, whose other directions are `rest`; they may be
 taken independent of the concepts in the base environment, and then are in all. Conditioning a normal law gives a
 normal one, so that rows are drawn in closed form. `targets` tell which concepts an environment conditions on. f is
-linear plus a network; the guide is q(z, rest | x) = N(h(x), diag t(x)^2). `model` is the story; R is read off the base
-environment's rows.
+linear plus a network. R is read off the base environment's rows.
+
+A network h reads concepts with an error that no row tells: `error`, from what another h, of half of the rows, reads
+(`conditioned.construct_with_error`). It is taken for noise of each row. `model` sums z out, the guide is
+q(reading, rest | x) = N(h(x), diag t(x)^2), and `recover` draws z given its reading and its environment.
 
 *Identified:* each concept up to scale and shift, whatever the other latents, if f is injective and environments
 condition softly on the concepts told, with one deviation each: where the matrix of environments and concepts has full
@@ -20,8 +24,7 @@ quadratic functions of its concepts, whatever the mixing.
 
 `construct` (see `pyrocrl.constructions.conditioned`): h as a classifier of environments whose log-odds are those sums,
 with an inverse, and normal laws. `initialise` adds the decoder by regression; then the evidence lower bound is
-maximised over everything but h. Each chain's h is trained on its own draw of the rows with replacement, so that chains
-differ as much as h is uncertain: intervals of concepts are over chains.
+maximised over everything but h.
 
 Rajendran, Buchholz, Aragam, Schoelkopf & Ravikumar (2024), From causal to concept-based representation learning.
 
@@ -34,6 +37,7 @@ simulates; h starts as a chart with a Gaussian law for every environment, for th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import pyro
@@ -76,6 +80,7 @@ NEEDS = (
     "little_left",
 )
 NOISE = 0.02  # least deviation of q(z | x) and of x, in those of latents and features
+SINGULAR = 1e-3  # least variance of a combination of concepts
 FIRST = 0.1  # of q(z | x) and of levels, in deviations of z
 Rest = Annotated[int, Bounds(0, 100), "how many latents there are beside the concepts"]
 
@@ -112,16 +117,19 @@ class Concepts(Program):
             "latents are normal in the base environment",
             "a likelihood with a decoder",
             "laws of environments are Gaussian without concepts at first: the start of the concepts",
-            "chains are trained on draws of the rows with replacement, and give intervals",
+            "a network's error, from half of the rows, gives intervals",
         ),
         needs_env=True,
+        approximate="A network's error in reading a concept is taken for independent noise of each row, of a size told "
+        "by another network of half of the rows.",
         targets=("known", "relabelled"),
     )
     counted = "targets"
     checks = {"nearly_gaussian": (), "nearly_conditioned": GIVEN[1:]}
-    recipe = Recipe.unannealed(epochs=10, least_steps=400, batch_size=512, lr=1e-3, check_every=2, chains=4)
+    recipe = Recipe.unannealed(epochs=10, least_steps=400, batch_size=512, lr=1e-3, check_every=2, chains=2)
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
+        "reading": Site(("data", "latent"), {"latent": "point"}),
         "rest": Site(("data", "rest")),
         "level": Site(("env", "latent"), {"latent": "point"}),
         "width": Site(("latent",), {"latent": "spread"}),
@@ -134,7 +142,7 @@ class Concepts(Program):
         target_matrix: TargetMatrix,
         targets: ToldTargets = "known",
         rest: Rest = 0,
-        hidden: Size = 64,
+        hidden: Size = 96,
         steps: Size = 400,
         slab: Positive = 2.0,
     ) -> None:
@@ -160,27 +168,31 @@ class Concepts(Program):
             unmixing=one.clone(),  # (z, rest) = unmixing h(x) + centre
             centre=torch.zeros(every),
             tril=one[:latents, :latents].clone(),  # tril tril' = R
+            error=torch.full((latents,), FIRST),
             rival=torch.tensor(math.inf),
         )
 
-    # -- the story and the guide -------------------------------------------------------------------------------
+    # -- story, model and guide --------------------------------------------------------------------------------
 
     def story(self, batch: Batch) -> None:
-        latents, rest = self.config["latents"], self.config["rest"]
-        one = torch.ones((), dtype=self.tril.dtype, device=self.tril.device)
-        with pyro.plate("latent", latents, dim=-1):
-            width = pyro.sample("width", LogNormal(math.log(0.5) * one, one))  # (latent,)
-            with pyro.plate("env", len(self.hit), dim=-2):
-                level = pyro.sample("level", Normal(0 * one, self.config["slab"] * one))  # (env, latent)
-        rows = torch.diag_embed(1 / width)  # concepts in units of the conditioning's deviation
-        law = conditioned.laws(rows, level / width, self.hit, torch.cholesky_inverse(self.tril))
-        root = torch.linalg.cholesky_ex(torch.linalg.inv(law.precision)).L
+        mean, cov = self._held(self._globals())
+        root = torch.linalg.cholesky_ex(cov).L  # (env, latent, latent)
         with self.rows(batch):
-            z = pyro.sample("z", MultivariateNormal(law.mean[batch.env], scale_tril=root[batch.env]))  # (rows, latent)
-            if rest:
-                free = torch.zeros(len(batch), rest).to(one)
-                z = torch.cat([z, pyro.sample("rest", Normal(free, one).to_event(1))], -1)
-            pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
+            z = pyro.sample("z", MultivariateNormal(mean[batch.env], scale_tril=root[batch.env]))  # (rows, latent)
+            reading = pyro.sample("reading", Normal(z, self.error.expand_as(z)).to_event(1))  # (rows, latent)
+            self._features(reading, batch)
+
+    def model(self, batch: Batch) -> None:
+        mean, cov = self._held(self._globals())
+        root = torch.linalg.cholesky_ex(cov + torch.diag_embed(self.error.square())).L
+        with self.rows(batch):
+            reading = pyro.sample("reading", MultivariateNormal(mean[batch.env], scale_tril=root[batch.env]))
+            self._features(reading, batch)
+
+    def recover(self, batch: Batch, **kept: Tensor) -> None:
+        mean, root = self._given(kept["reading"], kept, batch)
+        with self.rows(batch):
+            pyro.sample("z", MultivariateNormal(mean, scale_tril=root))
 
     def guide(self, batch: Batch) -> None:
         latents = self.config["latents"]
@@ -191,12 +203,42 @@ class Concepts(Program):
         with self.rows(batch):
             mean = self._read(batch)
             scale = softplus(self.deviation(self.observation.inputs(batch))) + NOISE
-            pyro.sample("z", Normal(mean[:, :latents], scale[:, :latents]).to_event(1))
+            pyro.sample("reading", Normal(mean[:, :latents], scale[:, :latents]).to_event(1))
             if self.config["rest"]:
                 pyro.sample("rest", Normal(mean[:, latents:], scale[:, latents:]).to_event(1))
 
+    def _globals(self) -> dict[str, Tensor]:
+        one = torch.ones((), dtype=self.tril.dtype, device=self.tril.device)
+        with pyro.plate("latent", self.config["latents"], dim=-1):
+            width = pyro.sample("width", LogNormal(math.log(0.5) * one, one))  # (latent,)
+            with pyro.plate("env", len(self.hit), dim=-2):
+                level = pyro.sample("level", Normal(0 * one, self.config["slab"] * one))  # (env, latent)
+        return {"width": width, "level": level}
+
+    def _held(self, sites: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean (env, latent) and covariance (env, latent, latent) of concepts."""
+        width, level = sites["width"], sites["level"]
+        rows = torch.diag_embed(1 / width)  # concepts in units of the conditioning's deviation
+        law = conditioned.laws(rows, level / width, self.hit.to(width), torch.cholesky_inverse(self.tril).to(width))
+        return law.mean, torch.linalg.inv(law.precision)
+
+    def _given(self, reading: Tensor, sites: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean (rows, latent) and root (rows, latent, latent) of the covariance of concepts given their readings."""
+        mean, cov = self._held(sites)
+        gain = cov @ torch.linalg.inv(cov + torch.diag_embed(self.error.square()))  # (env, latent, latent)
+        root = torch.linalg.cholesky_ex(gain * self.error.square()).L
+        centre, e = mean[batch.env], batch.env
+        return centre + (gain[e] @ (reading - centre)[..., None])[..., 0], root[e]
+
+    def _features(self, reading: Tensor, batch: Batch) -> None:
+        every = reading
+        if self.config["rest"]:
+            free = torch.zeros(len(batch), self.config["rest"]).to(reading)
+            every = torch.cat([reading, pyro.sample("rest", Normal(free, torch.ones_like(free)).to_event(1))], -1)
+        pyro.sample("x", self.observation.likelihood(self.decoder(every), batch).to_event(1), obs=batch.x)
+
     def _read(self, batch: Batch) -> Tensor:
-        """(rows, latent + rest) concepts and the other latents."""
+        """(rows, latent + rest) readings of concepts and the other latents."""
         with torch.no_grad():
             return self.encoder(self.observation.inputs(batch)) @ self.unmixing.mT + self.centre
 
@@ -204,10 +246,12 @@ class Concepts(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self._read(batch)[:, : self.config["latents"]]
+        sites = {"width": self.width.loc.exp(), "level": self.level.loc}
+        return self._given(self._read(batch)[:, : self.config["latents"]], sites, batch)[0]
 
     def beside(self, batch: Batch) -> dict[str, Tensor]:
-        return {"rest": self._read(batch)[:, self.config["latents"] :]} if self.config["rest"] else {}
+        reading, rest = self._read(batch).split([self.config["latents"], self.config["rest"]], 1)
+        return {"reading": reading} | ({"rest": rest} if self.config["rest"] else {})
 
     def held_near(self) -> tuple[Tensor, Tensor]:
         return self.level.loc, self.level.scale
@@ -217,15 +261,18 @@ class Concepts(Program):
 
     @torch.no_grad()
     def misfit(self, batch: Batch) -> Misfit | None:
-        y, (group, hit, acting) = self._read(batch).double(), self._classes(batch.env)
-        width, level = self.width.loc.exp().double(), self.level.loc[[0, *acting]].double()
-        rows = torch.cat([torch.diag(1 / width), torch.zeros(len(width), y.shape[1] - len(width)).to(width)], 1)
-        return conditioned.misfit(y, group, hit, rows, hit * level / width, self._base_precision())
+        group, hit, acting = self._classes(batch.env)
+        mean, cov = self._held({"width": self.width.loc.exp().double(), "level": self.level.loc.double()})
+        rest = torch.eye(self.config["rest"]).to(mean)
+        each = [torch.block_diag(torch.linalg.inv(c + torch.diag(self.error.double().square())), rest) for c in cov]
+        own = [int(torch.nonzero(self.hit.sum(1) == 0)[0]), *acting]
+        law = conditioned.Law(torch.stack(each)[own], torch.nn.functional.pad(mean, (0, len(rest)))[own])
+        return conditioned.misfit(self._read(batch).double(), group, hit, law)
 
     # -- from data ---------------------------------------------------------------------------------------------
 
     def construct(self, data: Data, generator: torch.Generator) -> None:
-        """The encoder, of a draw of the rows with replacement, and the law of concepts.
+        """The encoder, its error and the law of concepts.
 
         Raises InputError for an environment of too few rows for its covariance.
         """
@@ -233,20 +280,20 @@ class Concepts(Program):
         check_rows(data, 2 * every, f", for {every} latents")
         batch = self.observation.start(data)
         x, (group, hit, acting) = self.observation.inputs(batch), self._classes(batch.env)
-        drawn = torch.cat([_redrawn(torch.nonzero(group == g).flatten(), generator) for g in range(len(hit))])
-        found = conditioned.construct(
-            x[drawn], group[drawn], hit, every, self.config["hidden"], self.config["steps"], generator
+        found, share = conditioned.construct_with_error(
+            x, group, hit, every, self.config["hidden"], self.config["steps"], generator
         )
         self.encoder.load_state_dict(found.encoder.state_dict())
-        y = self.encoder(x).double()
+        y, rows = self.encoder(x).double(), found.rows.double()
         base = y[group == 0]
-        mean, rows = base.mean(0), found.rows.double()
+        mean, error = base.mean(0), share / (1 - share)  # concepts have variance 1, readings 1 + error
         turn = conditioned.coordinates(rows, torch.cov(base.mT))
-        width = turn[:latents].norm(dim=1) / rows.norm(dim=1)  # of the conditioning, concepts being of variance 1
+        turn[:latents] *= (1 + error).sqrt()[:, None]
+        width = turn[:latents].norm(dim=1) / rows.norm(dim=1)
         level = (found.level.double() - rows @ mean) * width
-        correlation = torch.corrcoef((base @ turn[:latents].mT).mT).reshape(latents, latents)
+        cov = torch.cov((base @ turn[:latents].mT).mT).reshape(latents, latents) - torch.diag(error)
         self.put(unmixing=turn, centre=-turn @ mean, rival=torch.tensor(found.rival))
-        self.put(tril=torch.linalg.cholesky(correlation))
+        self.put(error=error.sqrt(), tril=_correlation_root(cov))
         self.width.set(width.log().to(x), torch.full_like(x[0, :latents], FIRST))
         loc, scale = torch.zeros_like(self.hit), torch.full_like(self.hit, self.config["slab"])
         loc[acting] = torch.where(self.hit[acting] > 0, level[1:].to(x), loc[acting])
@@ -260,17 +307,12 @@ class Concepts(Program):
             group[env == e] = position + 1
         return group, torch.cat([0 * self.hit[:1], self.hit[acting]]).double(), acting
 
-    def _base_precision(self) -> Tensor:
-        """(latent + rest, latent + rest) of concepts and the other latents in the base."""
-        rest = torch.eye(self.config["rest"]).to(self.tril)
-        return torch.block_diag(torch.cholesky_inverse(self.tril), rest).double()
-
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """The construction, then the decoder by regression of features on latents."""
         self.construct(data, generator)
         batch = data.tensors(dtype=self.unmixing.dtype)
         x, z = self.observation.inputs(batch), self._read(batch)
-        optimise.regress(self.decoder, z, x, self.config["steps"], generator, noise=NOISE)
+        optimise.regress(self.decoder, z, x, 2 * self.config["steps"], generator, noise=NOISE)
         self.observation.raw_noise.copy_((x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE).log())
         self.deviation.constant(math.log(math.expm1(FIRST)))
 
@@ -284,9 +326,12 @@ class Concepts(Program):
     studies = (ConceptValues("rajendran2024", {"samples": 10_000}, {"rest": 3}),)
 
 
-def _redrawn(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """As many of these rows, drawn with replacement."""
-    return rows[torch.randint(len(rows), (len(rows),), generator=generator).to(rows.device)]
+def _correlation_root(cov: Tensor) -> Tensor:
+    """Root of the correlations nearest to a covariance from which errors were taken, which may have left none."""
+    value, vector = torch.linalg.eigh(cov)
+    cov = vector * value.clamp_min(SINGULAR) @ vector.mT
+    sd = cov.diagonal().sqrt()
+    return torch.linalg.cholesky(cov / sd[:, None] / sd)
 
 
 if __name__ == "__main__":

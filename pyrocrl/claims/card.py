@@ -90,7 +90,7 @@ CONDITIONS: dict[str, str] = {
     "conditioned_apart": "there are more environments than concepts, of full rank, and of any two concepts some "
     "environment conditions on the one and not on the other",
     "levels_apart": "environments condition on each concept at levels that tell it from its mirror image",
-    "concepts_told": "rows are enough to tell concepts' values, whichever of them are drawn",
+    "concepts_told": "rows are enough for networks to tell concepts' values",
     "offsets_span": "offsets of the perturbations span all latents",
     "axes_apart": "no other axes are moved by as few perturbations",
     "offsets_steady": "what a perturbation moves latents by is the same in pairs that were not fitted",

@@ -31,9 +31,11 @@ from pyrocrl.exact.regression import quadratic
 from pyrocrl.parts.nets import Residual
 from pyrocrl.turns import drawing
 
-STARTS, CLIMB = 12, 300  # of the search for concepts, and steps of each
+STARTS, CLIMB = 6, 150  # of the search for concepts, and steps of each
 ALIKE = 0.97  # correlation from which two answers read the same concept
 CHART, LAWS = (1.0, 1.0), (3.0, 3.0)  # weights of normality and of reconstruction in steps 1 and 3
+LEAST_ERROR, MOST_ERROR = 1e-4, 0.9  # share of a concept's variance that its error may be told to have
+MIN_HALF = 20  # rows of a class in its half
 PRETRAIN = 0.25  # steps as an encoder, in those of the others
 
 
@@ -107,13 +109,12 @@ def _same(rows: Tensor, others: Tensor) -> bool:
     return bool((nn.functional.cosine_similarity(rows, others, dim=-1).abs() > ALIKE).all())
 
 
-def misfit(z: Tensor, group: Tensor, hit: Tensor, rows: Tensor, level: Tensor, base: Tensor) -> Misfit:
-    """How far z (row, latent) is in every class from the law of conditioning, in Gaussian moments; see `laws`."""
+def misfit(z: Tensor, group: Tensor, hit: Tensor, law: Law) -> Misfit:
+    """How far z (row, latent) is in every class from its law, in Gaussian moments."""
     found, latents = moments(z, group, hit), z.shape[1]
-    deviance = found.count @ divergence(found, laws(rows, level, hit, base))
     each = latents + latents * (latents + 1) / 2
-    used = each + len(rows) + float(hit.sum())  # the base law, deviations of conditioning and its levels
-    return Misfit(float(deviance), len(hit) * each - used)
+    used = each + hit.shape[1] + float(hit.sum())  # the base law, deviations of conditioning and its levels
+    return Misfit(float(found.count @ divergence(found, law)), len(hit) * each - used)
 
 
 def coordinates(rows: Tensor, cov: Tensor) -> Tensor:
@@ -152,8 +153,8 @@ class Conditioned(Chart):
 
 
 class Start(NamedTuple):
-    """encoder: h; rows (concept, latent) and level (class, concept) of concepts in h's coordinates, in which the base
-    is about N(0, I), in units of the conditioning's deviation. rival: by how many nats the best other concepts, of
+    """encoder: h; rows (concept, latent) of concepts in h's coordinates, in which the base is about N(0, I), and level
+    (class, concept), in units of the conditioning's deviation. rival: by how many nats the best other concepts, of
     those that were tried, explain the moments less well; infinite where there were none."""
 
     encoder: Residual
@@ -193,6 +194,32 @@ def construct(
         bent = Conditioned(chart, hit, found[0])
         bent.train_on(x, group, rows, steps, generator)
         return Start(encoder, bent.rows.detach(), bent.level.detach(), near / 2)
+
+
+def construct_with_error(
+    x: Tensor, group: Tensor, hit: Tensor, latents: int, width: int, steps: int, generator: torch.Generator
+) -> tuple[Start, Tensor]:
+    """(`construct` of all rows, (concept,) the share of each concept's variance in the base that its error has).
+
+    The error is what another h, of half of each class's rows, has that this one has not. Where errors fell as one over
+    the rows, it would have as much more as this one has in all; they fall more slowly, and other errors are common.
+    """
+    own = construct(x, group, hit, latents, width, steps, generator)
+    half = torch.cat(
+        [(rows := torch.nonzero(group == g).flatten())[_shuffled(rows, generator)] for g in range(len(hit))]
+    )
+    other = construct(x[half], group[half], hit, latents, width, steps, generator)
+    base = x[group == 0]
+    with torch.no_grad():
+        read = [(one.encoder(base) @ one.rows.mT).double() for one in (own, other)]
+    a, b = ((z - z.mean(0)) / z.std(0) for z in read)
+    return own, (1 - (a * b).mean(0).square()).clamp(LEAST_ERROR, MOST_ERROR)
+
+
+def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions of half of these rows, of all where they are few."""
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    return order[: max(len(rows) // 2, min(len(rows), MIN_HALF))]
 
 
 def quadratic_directions(x: Tensor, env: Tensor, hit: Tensor, steps: int) -> Tensor:

@@ -12,11 +12,11 @@ from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import FAR, SEEN, TELLING, FitCheck, latents_of, situation, unfitted
+from pyrocrl.judge.checks.shared import FAR, SEEN, TELLING, FitCheck, latents_of, situation
 
 MIRROR = 0.15  # deviations of a concept by which levels should differ, beyond what they are uncertain by
 SURELY = 3.0  # deviations of that uncertainty
-UNTOLD = 0.1  # share of a concept's variance by which chains of other rows may differ
+UNTOLD, TOLD_ROWS = 0.1, 1_000  # share of a concept's variance that may be open, and rows of which it is asked
 
 
 def _conditioned_apart(fit: Fit, data: Data) -> Lack | None:
@@ -72,21 +72,19 @@ def _levels_apart(fit: Fit, data: Data) -> Lack | None:
 
 
 def _concepts_told(fit: Fit, data: Data) -> Lack | None:
-    """By how much of a concept's variance chains differ, each of which has its own draw of the rows."""
-    if len(fit.weights) < 2:
-        return Lack("one chain does not tell how sure concepts are", "two chains or more")
-    rows = unfitted(fit, data)
-    own = np.stack([a.apply(z) for a, z in zip(fit.alignments, fit.chain_latents(rows), strict=True)])
-    apart = own.var(0, ddof=1).mean(0) / np.maximum(own.mean(0).var(0), 1e-12)
-    short = np.flatnonzero(apart > UNTOLD)
+    """How much of a concept's variance in the base the posterior leaves open."""
+    rows = data.rows_at(np.flatnonzero(data.control_rows)[:TOLD_ROWS])
+    sd = fit.latents_sd(rows)
+    assert sd is not None
+    left = np.square(sd).mean(0)
+    share = left / np.maximum(left + fit.latents(rows).var(0), 1e-12)
+    short = np.flatnonzero(share > UNTOLD)
     if not short.size:
         return None
     names = tuple(fit.names["latent"][k] for k in short)
-    said = ", ".join(f"{name} by {apart[k]:.0%}" for k, name in zip(short, names, strict=True))
-    more = float(data.rows * min(apart.max() / UNTOLD, FAR))
-    return Lack(
-        f"chains of other draws of the rows differ in {said} of its variance", "more rows", rows=more, which=names
-    )
+    said = ", ".join(f"{share[k]:.0%} of the variance of {name}" for k, name in zip(short, names, strict=True))
+    more = float(data.rows * min(share.max() / UNTOLD, FAR))
+    return Lack(f"networks of these rows leave {said} open", "more rows", rows=more, which=names)
 
 
 CHECKS: dict[str, FitCheck] = {
