@@ -62,7 +62,9 @@ def test_densities_of_the_head_are_those_of_the_laws() -> None:
 
 def environments(rows: torch.Tensor, level: torch.Tensor, hit: torch.Tensor) -> linear_sem.Environments:
     law = conditioned.laws(rows, level, hit, EYE)
-    return linear_sem.Environments(torch.full((len(hit),), 1e3).double(), law.mean, torch.linalg.inv(law.precision), hit)
+    return linear_sem.Environments(
+        torch.full((len(hit),), 1e3).double(), law.mean, torch.linalg.inv(law.precision), hit
+    )
 
 
 def test_concepts_of_exact_moments_are_found_and_stand_alone() -> None:
@@ -158,7 +160,7 @@ def test_concepts_are_found_and_assumptions_named() -> None:
     base = data.control_rows
     share = {name: affine(data.x @ rows.T, data.truth["z"])[1] for name, rows in directions(data).items()}
     assert affine(fit.latents(data)[base], data.truth["z"][base])[1].min() > 0.95
-    assert share["oracle"].min() > 0.999 > 0.9 > share["means"].min(), "the mixing is linear"
+    assert share["regression"].min() > 0.999 > 0.9 > share["meandiff"].min(), "the mixing is linear"
     assert share["quadratic"].min() > 0.97
 
 

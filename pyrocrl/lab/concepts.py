@@ -21,13 +21,13 @@ STEPS = 300  # of the search for quadratic forms
 @dataclass(frozen=True)
 class ConceptValues(Study):
     """R^2 of each concept's true values on its estimate (an affine map of one number), in rows of the base environment
-    that were not fitted: the mean over concepts, least_ of them, and covered_90, the share of values within 90 %
-    intervals after that map.
+    that were not fitted: base_r2, the mean over concepts, base_least_r2, of the worst, and base_covered_90, the share
+    of values within 90 % intervals after that map.
 
-    Beside: means_, the direction of the difference of means between the base and the environments that condition on the
-    concept; lda_, the same in units of the covariance within environments; quadratic_, logistic regression of
-    environments on principal components with quadratic forms of the concepts, the head of the model without its
-    network; oracle_, linear regression of the true concept on x, which is told it.
+    Beside: meandiff_, the difference of means between the base and that of the environments that condition on the
+    concept which is furthest from it; lda_, that in units of the covariance within environments; quadratic_, logistic
+    regression of environments on principal components with quadratic forms of the concepts, the model's head without
+    its network; regression_, linear regression of the true concept on x, which is told it.
     """
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
@@ -38,12 +38,12 @@ class ConceptValues(Study):
         guess, sd = result.latents(base), result.latents_sd(base)
         assert sd is not None
         slope, share = affine(guess, true)
-        out["r2_base"], out["least_r2_base"] = float(share.mean()), float(share.min())
+        out["base_r2"], out["base_least_r2"] = float(share.mean()), float(share.min())
         left = true - true.mean(0) - slope * (guess - guess.mean(0))
-        out["covered_90"] = float((np.abs(left) < NINETY * np.abs(slope) * sd).mean())
+        out["base_covered_90"] = float((np.abs(left) < NINETY * np.abs(slope) * sd).mean())
         for name, rows in directions(fitted).items():
             share = affine(base.x @ rows.T, true)[1]
-            out[f"{name}_r2_base"], out[f"{name}_least_r2_base"] = float(share.mean()), float(share.min())
+            out[f"{name}_base_r2"], out[f"{name}_base_least_r2"] = float(share.mean()), float(share.min())
         return super().score(result, data) | out
 
 
@@ -69,4 +69,4 @@ def directions(data: Data) -> dict[str, Array]:
     within = np.linalg.pinv(np.cov((x - mean[env]).T))
     oracle = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), z, rcond=None)[0][:-1].T
     rows = conditioned.quadratic_directions(torch.as_tensor(x), torch.as_tensor(env), torch.as_tensor(hit), STEPS)
-    return {"means": shift, "lda": shift @ within, "quadratic": rows.numpy(), "oracle": oracle}
+    return {"meandiff": shift, "lda": shift @ within, "quadratic": rows.numpy(), "regression": oracle}

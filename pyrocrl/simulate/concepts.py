@@ -123,7 +123,8 @@ def conditioned_latents(
         mean = np.linalg.solve(precision, rows.T @ (on * at)) / spread**2
         root = np.linalg.inv(np.linalg.cholesky(precision))  # root' root is the covariance
         return np.asarray(mean + rng.standard_normal((samples, latents)) @ root)
-    parts, found = [], 0
+    parts: list[Array] = []
+    found = 0
     while found < samples:
         z = rng.uniform(-(3**0.5), 3**0.5, (TRIED, latents))
         kept = z[rng.random(TRIED) < np.exp(-0.5 * (on * (z @ rows.T - at) ** 2).sum(1) / spread**2)]

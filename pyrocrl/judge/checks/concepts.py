@@ -12,7 +12,8 @@ from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import FAR, SEEN, TELLING, FitCheck, latents_of, situation
+from pyrocrl.judge.checks.shared import FAR, MOST_ROWS, SEEN, TELLING, FitCheck, situation
+from pyrocrl.turns import drawing
 
 MIRROR = 0.15  # deviations of a concept by which levels should differ, beyond what they are uncertain by
 SURELY = 3.0  # deviations of that uncertainty
@@ -25,7 +26,10 @@ def _conditioned_apart(fit: Fit, data: Data) -> Lack | None:
     lack = conditions.CHECKS["conditioned_apart"](known)
     if lack is not None or known.hit is None:
         return lack
-    z, env = latents_of(fit, data)
+    few = data.rows_at(data.spread(MOST_ROWS))
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():  # what the law of an environment does to its latents is not in its readings
+        z, env = program.beside(fit.batch_of(few))["reading"].double().cpu().numpy(), few.env
     free = known.present & (known.hit.sum(1) == 0)
     same = [
         e for e in np.flatnonzero(known.present & ~free) if goodness.samples_differ(z[env == e], z[free[env]]) >= SEEN

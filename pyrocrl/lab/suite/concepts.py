@@ -17,7 +17,7 @@ def world(
     seed: int,
     matrix: Sequence[Sequence[int]],
     level: Sequence[Sequence[float]],
-    samples: int = 1000,
+    samples: int = 600,
     latents: int = 3,
     alike: float | None = None,
     told: Sequence[Sequence[int]] | None = None,
@@ -42,7 +42,7 @@ def world(
 
 
 def concept_cases() -> list[Case]:
-    model, build = "concepts", {"rest": 1, "hidden": 32, "steps": 150}
+    model, build = "concepts", {"rest": 1, "hidden": 24, "steps": 100}
     two, both = [[1, 0], [0, 1], [1, 1]], [[1.0, 0], [0, -1.0], [-1.0, 1.0]]
     three = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
     apart = [[1.0, 0, 0], [0, -1.0, 0], [0, 0, 1.0], [-1.0, 1.0, -1.0]]
