@@ -233,7 +233,7 @@ class Concepts(Program):
     def _features(self, reading: Tensor, batch: Batch) -> None:
         every = reading
         if self.config["rest"]:
-            free = torch.zeros(len(batch), self.config["rest"]).to(reading)
+            free = reading.new_zeros(len(batch), self.config["rest"])
             every = torch.cat([reading, pyro.sample("rest", Normal(free, torch.ones_like(free)).to_event(1))], -1)
         pyro.sample("x", self.observation.likelihood(self.decoder(every), batch).to_event(1), obs=batch.x)
 
