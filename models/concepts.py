@@ -80,6 +80,7 @@ NEEDS = (
     "little_left",
 )
 NOISE = 0.02  # least deviation of q(z | x) and of x, in those of latents and features
+LEAST = 200  # steps of the decoder's regression
 SINGULAR = 1e-3  # least variance of a combination of concepts
 FIRST = 0.1  # of q(z | x) and of levels, in deviations of z
 Rest = Annotated[int, Bounds(0, 100), "how many latents there are beside the concepts"]
@@ -143,7 +144,7 @@ class Concepts(Program):
         targets: ToldTargets = "known",
         rest: Rest = 0,
         hidden: Size = 96,
-        steps: Size = 400,
+        steps: Size = 600,
         slab: Positive = 2.0,
     ) -> None:
         """target_matrix: (env, latent) in {0, 1}, which concepts each environment conditions on. rest: latents beside
@@ -312,7 +313,7 @@ class Concepts(Program):
         self.construct(data, generator)
         batch = data.tensors(dtype=self.unmixing.dtype)
         x, z = self.observation.inputs(batch), self._read(batch)
-        optimise.regress(self.decoder, z, x, 2 * self.config["steps"], generator, noise=NOISE)
+        optimise.regress(self.decoder, z, x, max(self.config["steps"], LEAST), generator, noise=NOISE)
         self.observation.raw_noise.copy_((x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE).log())
         self.deviation.constant(math.log(math.expm1(FIRST)))
 

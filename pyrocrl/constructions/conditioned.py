@@ -35,6 +35,7 @@ STARTS, CLIMB = 6, 150  # of the search for concepts, and steps of each
 ALIKE = 0.97  # correlation from which two answers read the same concept
 CHART, LAWS = (1.0, 1.0), (3.0, 3.0)  # weights of normality and of reconstruction in steps 1 and 3
 LEAST_ERROR, MOST_ERROR = 1e-4, 0.9  # share of a concept's variance that its error may be told to have
+LEAST_STEPS = 100  # of a network of half of the rows
 MIN_HALF = 20  # rows of a class in its half
 PRETRAIN = 0.25  # steps as an encoder, in those of the others
 
@@ -208,7 +209,8 @@ def construct_with_error(
     half = torch.cat(
         [(rows := torch.nonzero(group == g).flatten())[_shuffled(rows, generator)] for g in range(len(hit))]
     )
-    other = construct(x[half], group[half], hit, latents, width, steps, generator)
+    fewer = max(steps // 2, min(steps, LEAST_STEPS))  # as many passes over its rows
+    other = construct(x[half], group[half], hit, latents, width, fewer, generator)
     base = x[group == 0]
     with torch.no_grad():
         read = [(one.encoder(base) @ one.rows.mT).double() for one in (own, other)]

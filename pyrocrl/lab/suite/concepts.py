@@ -24,7 +24,8 @@ def world(
     known: int | None = None,
     **more: Any,
 ) -> Data:
-    """Concepts of `latents`, on which environments condition by `matrix` at `level` (env, concept), two layers deep.
+    """Concepts of `latents`, on which environments condition by `matrix` at `level` (env, concept). The mixing is linear
+    unless `layers` are more than one.
 
     alike: cosine of the first two concepts; else all are random. told: what is said of `matrix`, of the first `known`
     concepts.
@@ -37,7 +38,7 @@ def world(
         rows[1] = alike * rows[0] + (1 - alike**2) ** 0.5 * rows[1] / np.linalg.norm(rows[1])
     names = [f"near_{e}" for e in range(len(acting))]
     kept = np.array(matrix if told is None else told)[:, : known or acting.shape[1]]
-    options = {"features": 2 * latents, "layers": 2, "draws": 2000} | more
+    options = {"features": 2 * latents, "layers": 1, "draws": 2000} | more
     return simulated.conditioned_data(rng, samples, rows, acting, np.array(level), names, told=kept, **options)
 
 
@@ -58,8 +59,8 @@ def concept_cases() -> list[Case]:
 
     return [
         case("two concepts, each alone and both", "identified", two, both),
+        case("two layers", "identified", two, both, more={"steps": 200}, layers=2, samples=1000),
         case("three concepts, conditioned in pairs", "identified", pairs, paired, latents=4),
-        case("linear mixing", "identified", two, both, layers=1),
         case("concepts that correlate", "identified", two, both, alike=0.6),
         case("no other latents", "identified", two, both, more={"rest": 0}, latents=2),
         case("noise of features", "identified", two, both, noise=0.05),
