@@ -24,8 +24,8 @@ def world(
     known: int | None = None,
     **more: Any,
 ) -> Data:
-    """Concepts of `latents`, on which environments condition by `matrix` at `level` (env, concept). The mixing is linear
-    unless `layers` are more than one.
+    """Concepts of `latents`, on which environments condition by `matrix` at `level` (env, concept). The mixing is
+    linear unless `layers` are more than one.
 
     alike: cosine of the first two concepts; else all are random. told: what is said of `matrix`, of the first `known`
     concepts.
