@@ -54,8 +54,8 @@ def concept_cases() -> list[Case]:
     normal = "latents are normal in the base"
 
     def case(name: str, kind: str, matrix: Any, level: Any, breaks: str = "", more: Any = None, **own: Any) -> Case:
-        draw = functools.partial(world, matrix=matrix, level=level, **own)
-        return Case(f"{model}: {name}", model, kind, draw, build | (more or {}), FEW, breaks=breaks)
+        draw, options = functools.partial(world, matrix=matrix, level=level, **own), build | (more or {})
+        return Case(f"{model}: {name}", model, kind, draw, options, FEW, names="same deviation", breaks=breaks)
 
     return [
         case("two concepts, each alone and both", "identified", two, both),
@@ -64,7 +64,10 @@ def concept_cases() -> list[Case]:
         case("concepts that correlate", "identified", two, both, alike=0.6),
         case("no other latents", "identified", two, both, more={"rest": 0}, latents=2),
         case("noise of features", "identified", two, both, noise=0.05),
-        case("120 rows of each", "small", two, both, "concepts_told", samples=120),
+        case("levels of one sign", "identified", two, [[0.3, 0], [0, -0.3], [1.5, -1.5]]),
+        case("more environments than are needed", "identified", [*two, *two], [*both, [0, 0], [0, 1.0], [0.5, 0.5]]),
+        case("120 rows of each", "small", two, both, samples=120),
+        case("25 rows of each", "misspecified", two, both, "concepts_told", layers=2, samples=25),
         case("environments that do nothing", "open", [[1, 0], [0, 0], [0, 0]], both, "interventions_show", told=two),
         case("an environment that does nothing", "open", [[0, 0], [0, 1], [1, 1]], both, "conditioned_apart", told=two),
         case("no more environments than concepts", "open", three[:3], apart[:3], "conditioned_apart", latents=4),
@@ -94,7 +97,7 @@ def concept_cases() -> list[Case]:
             others,
             told=two,
         ),
-        case("held twice as closely in one environment", "misspecified", two, both, same, spread=[0.3, 0.3, 0.9]),
+        case("held less closely in one environment", "word", two, both, same, spread=[0.3, 0.3, 0.9]),
         case("uniform latents", "misspecified", two, both, normal, base="uniform"),
         case("more latents than are counted", "open", two, both, "little_left", {"rest": 0}, latents=5),
     ]
