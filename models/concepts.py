@@ -31,6 +31,13 @@ Rajendran, Buchholz, Aragam, Schoelkopf & Ravikumar (2024), From causal to conce
 *Differs from the paper in* the base law, which is normal here and any there, and in a decoder, so that the story
 simulates; h starts as a chart with a Gaussian law for every environment, for the paper's loss alone has local optima.
 
+The verdict tests moments of readings and of the other latents against conditioning on the concepts told, within a
+tolerance that right fits keep: conditioning on another concept that moves little, or less closely in one environment
+than in others, it does not notice, nor laws of the base that are not quite normal. Intervals leave out what networks
+of all rows and of half of them have in common.
+
+Longer than other models because rows' concepts are summed out beside the story, and the start is put in its units.
+
 *For a variant, copy this file and change* `story`: the law of `z` given its environment.
 """
 
@@ -126,7 +133,7 @@ class Concepts(Program):
         targets=("known", "relabelled"),
     )
     counted = "targets"
-    checks = {"nearly_gaussian": (), "nearly_conditioned": GIVEN[1:]}
+    checks = {"nearly_gaussian": (), "nearly_conditioned": GIVEN[1:2]}
     recipe = Recipe.unannealed(epochs=10, least_steps=400, batch_size=512, lr=1e-3, check_every=2, chains=2)
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
