@@ -19,7 +19,7 @@ q(reading, rest | x) = N(h(x), diag t(x)^2), and `recover` draws z given its rea
 *Identified:* each concept up to scale and shift, whatever the other latents, if f is injective and environments
 condition softly on the concepts told, with one deviation each: where the matrix of environments and concepts has full
 rank and more environments than concepts, for any two concepts an environment conditions on one and not on the other,
-and the levels differ (Rajendran et al. 2024, theorem 1). Log-odds of an environment and the base are then sums of
+and the levels differ (Rajendran et al. 2024). Log-odds of an environment and the base are then sums of
 quadratic functions of its concepts, whatever the mixing.
 
 `construct` (see `pyrocrl.constructions.conditioned`): h as a classifier of environments whose log-odds are those sums,

@@ -5,7 +5,7 @@ the base environment are
 
     l_e(z) = sum_k b_ek a_k'z - (a_k'z)^2 / 2 + const,
 
-and so are those of a classifier of x, whatever the injective mixing (Rajendran et al. 2024, section 3): the head of
+and so are those of a classifier of x, whatever the injective mixing (Rajendran et al. 2024): the head of
 `pyrocrl.constructions.contrastive` with quadratic forms of low rank. As there, a network alone finds local optima of
 it, and is trained in steps:
 
