@@ -185,7 +185,7 @@ def _environments(times: int) -> Check:
 
 
 def _conditioned_apart(s: Situation) -> Lack | None:
-    """What the theorem asks of the matrix of environments and concepts (Rajendran et al. 2024, on the diversity of environments)."""
+    """What the theorem asks of the matrix of environments and concepts (Rajendran et al. 2024)."""
     if s.hit is None or s.latents is None:
         return UNCOUNTED
     matrix = s.hit[s.present & (s.hit.sum(1) > 0)]
