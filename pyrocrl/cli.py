@@ -196,6 +196,8 @@ READING = {
         typer.Option(metavar="TEXT", help="What stands between the parts of a combination's label: + for A+B, A+ctrl."),
     ],
 }
+Level = Annotated[float, typer.Option(help="Of the intervals.")]
+PredictedFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Means, deviations and intervals, as netCDF.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
@@ -534,10 +536,7 @@ def evaluate(
     import pyrocrl
     from pyrocrl.lab.reproduce import score_table
 
-    record = _read_record(run)
-    rows = _data_of_run(record, data, reading, env, control, targets, counts, size_factor, batch)
-    found = pyrocrl.load(run / CHECKPOINT, program=model)
-    found.check_own(RUN, record.get("fit"))
+    found, rows = _run_and_rows(run, model, data, reading, env, control, targets, counts, size_factor, batch)
     scores = pyrocrl.evaluate(found, rows)
     _print_json(scores) if as_json else print(score_table(scores, found.program.card.name))
 
@@ -598,14 +597,7 @@ def export(
     from pyrocrl.judge.diagnose import Verdict
     from pyrocrl.show import export as exports
 
-    wanted = {"--csv": csv, "--h5ad": h5ad}
-    if csv is None and h5ad is None:
-        reject("--csv", "neither it nor --h5ad", "one of them or both")
-    for option, path in wanted.items():
-        if path is not None and path.suffix != f".{option[2:]}":
-            reject(option, f"{str(path)!r}", f"a file ending in .{option[2:]}")
-        if path is not None and path.exists() and not force:
-            reject(option, f"{str(path)!r}, which exists", "a new file, or --force")
+    _check_files({"--csv": csv, "--h5ad": h5ad}, force)
     source = _source_of_run(_read_record(run), data, reading, env, control, targets, counts, size_factor, batch)
     if not (run / VERDICT).exists():
         reject("RUN", f"no {VERDICT} in {str(run)!r}", "one with it; `pyrocrl report` writes it")
@@ -624,6 +616,64 @@ def export(
 
 @app.command()
 @_reading
+def fill(
+    reading: dict[str, Any],
+    run: RunFolder,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The table, missing values filled in with their means.")
+    ] = None,
+    nc: PredictedFile = None,
+    level: Level = 0.9,
+    draws: Annotated[int, typer.Option(help="Of each chain's posterior.")] = 50,
+    data: OwnSource = None,
+    env: Env = None,
+    control: Control = None,
+    batch: Batch = None,
+    model: OwnModel = None,
+    force: Force = False,
+) -> None:
+    """Fill in values that are missing, in a run's rows or in new ones, with intervals."""
+    from pyrocrl import predict
+
+    _check_files({"--csv": csv, "--nc": nc}, force)
+    found, rows = _run_and_rows(run, model, data, reading, env, control, None, None, None, batch)
+    filled = predict.fill(found, rows, level=level, draws=draws)
+    measured = filled["measured"].to_numpy()
+    _write_predicted(filled, predict.filled_frame(rows, filled), csv, nc)
+    print(f"{int((~measured).sum())} of {measured.size} values filled in")
+
+
+@app.command()
+@_reading
+def translate(
+    reading: dict[str, Any],
+    run: RunFolder,
+    to: Annotated[str, typer.Option(metavar="VIEW", help="The view to tell; rows need another one.")],
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Means of the view, a row for each of the data's.")
+    ] = None,
+    nc: PredictedFile = None,
+    level: Level = 0.9,
+    data: OwnSource = None,
+    env: Env = None,
+    control: Control = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    batch: Batch = None,
+    model: OwnModel = None,
+    force: Force = False,
+) -> None:
+    """Tell one view of a run's rows, or of new ones, from the other views that they have, with intervals."""
+    from pyrocrl import predict
+
+    _check_files({"--csv": csv, "--nc": nc}, force)
+    found, rows = _run_and_rows(run, model, data, reading, env, control, None, counts, size_factor, batch)
+    told = predict.translate(found, rows, to, level=level)
+    _write_predicted(told, told["mean"].to_pandas(), csv, nc)
+
+
+@app.command()
+@_reading
 def impute(
     reading: dict[str, Any],
     data: Source,
@@ -631,7 +681,7 @@ def impute(
     env: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds perturbations.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds contexts.")] = None,
     control: Control = None,
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    level: Level = 0.9,
     folds: Annotated[
         int, typer.Option(help="Parts of every context's pairs, left out in turn to compare methods; 0 = none.")
     ] = 10,
@@ -717,7 +767,7 @@ def next_(
         Path | None, typer.Option(metavar="FILE", help="The graph, where it is known: a .csv of parent,child.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the table goes as well.")] = None,
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    level: Level = 0.9,
     draws: Annotated[
         int | None, typer.Option(help="Posterior draws per chain; of --graph in all.  [default: 50; 400]")
     ] = None,
@@ -849,7 +899,7 @@ def discover(
         typer.Option(metavar="NAME", help="A context to rank drugs in, may be repeated.  [default: all]"),
     ] = None,
     threshold: Annotated[float, typer.Option(help="A drug reverses below minus this correlation.")] = 0.3,
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    level: Level = 0.9,
     draws: Annotated[int, typer.Option(help="Of drugs' signatures.")] = 200,
     seed: Seed = 0,
     device: Device = "auto",
@@ -1403,6 +1453,41 @@ def _read_record(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         reject("RUN", f"a damaged {RUN} in {str(run)!r}", "a folder that `pyrocrl fit` wrote")
     return record
+
+
+def _check_files(wanted: Mapping[str, Path | None], force: bool) -> None:
+    """Of options such as --csv: one of them or more, each a file of that ending that is not there yet."""
+    if all(path is None for path in wanted.values()):
+        first, *others = wanted
+        reject(first, f"neither it nor {', '.join(others)}", "one of them or more")
+    for option, path in wanted.items():
+        if path is not None and path.suffix != f".{option[2:]}":
+            reject(option, f"{str(path)!r}", f"a file ending in .{option[2:]}")
+        if path is not None and path.exists() and not force:
+            reject(option, f"{str(path)!r}, which exists", "a new file, or --force")
+
+
+def _run_and_rows(
+    run: Path, model: str | None, data: str | None, reading: dict[str, Any], *told: Any
+) -> tuple[Fit, Data]:
+    """A run's fit, and its rows or new ones."""
+    import pyrocrl
+
+    record = _read_record(run)
+    rows = _data_of_run(record, data, reading, *told)
+    found = pyrocrl.load(run / CHECKPOINT, program=model)
+    found.check_own(RUN, record.get("fit"))
+    return found, rows
+
+
+def _write_predicted(values: Any, table: Any, csv: Path | None, nc: Path | None) -> None:
+    from pyrocrl import io
+    from pyrocrl.show import export as exports
+
+    if csv is not None:
+        print(exports.write_csv(table, csv))
+    if nc is not None:
+        print(io.write_dataset(values, nc))
 
 
 def _check_out(

@@ -348,6 +348,12 @@ def fill(fit: Fit, data: Data | None = None, *, draws: Draws = 50, level: Share 
     return xr.Dataset({name: (dims, value) for name, value in values.items()}, coords=coords, attrs=attrs)
 
 
+def filled_frame(data: Data, filled: xr.Dataset) -> pd.DataFrame:
+    """The rows as a table, what is missing filled in with the means that `fill` gave of them."""
+    x = np.where(data.known, np.asarray(data.x, np.float64), filled["mean"].to_numpy())
+    return pd.DataFrame(x, filled["data"].to_numpy(), filled["feature"].to_numpy())
+
+
 @checked
 def impute(
     fit: Fit,

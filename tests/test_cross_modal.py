@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -84,6 +86,30 @@ def test_a_view_is_told_as_the_joint_law_has_it(partly: tuple[Fit, Data]) -> Non
     ):
         with pytest.raises(InputError, match=message):
             pyrocrl.translate(**{"fit": fit, "data": data, "to": "view 0"} | bad)  # type: ignore[arg-type]
+
+
+def test_the_shell_tells_a_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pyrocrl.cli import main
+
+    data = simulate.draw("shared_private", 100, **SMALL)
+    table = pd.DataFrame(data.x, [f"cell_{i}" for i in range(data.rows)], data.feature_names)
+    table.columns = [f"{'rna' if v == 0 else 'atac'}_{j}" for j, v in enumerate(data.view)]
+    table.to_csv(tmp_path / "both.csv")
+    table.iloc[:9].to_csv(tmp_path / "few.csv")
+    views, run = ["--view", "rna_", "--view", "atac_"], str(tmp_path / "run")
+    fit = ["fit", "cross_modal", "--data", str(tmp_path / "both.csv"), *views, "--latents", "2", "--chains", "1"]
+    assert main([*fit, "--out", run, "--draws", "5", "--quiet"]) == 0
+    few = ["--data", str(tmp_path / "few.csv"), *views]
+    capsys.readouterr()
+    assert main(["translate", run, "--to", "atac", *few, "--csv", str(tmp_path / "atac.csv")]) == 0, capsys.readouterr()
+    found = pd.read_csv(tmp_path / "atac.csv", index_col=0)
+    own = [name for name in table.columns if name.startswith("atac_")]
+    assert list(found.index) == list(table.index[:9]) and list(found.columns) == own
+    loaded = pyrocrl.load(tmp_path / "run" / "checkpoint.safetensors")
+    told = pyrocrl.translate(loaded, pyrocrl.io.read(tmp_path / "few.csv", view=["rna_", "atac_"]), "atac")
+    np.testing.assert_allclose(found, told["mean"])
+    assert main(["translate", run, "--to", "protein", "--csv", str(tmp_path / "p.csv")]) == 2
+    assert "to: found 'protein'" in capsys.readouterr().err
 
 
 def test_intervals_of_a_view_hold_what_they_say() -> None:

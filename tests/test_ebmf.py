@@ -274,6 +274,40 @@ def test_files_and_the_shell_hold_missing_values(tmp_path: Path, capsys: pytest.
     assert main([*fit, "--force"]) == 2 and "which vae does not read" in capsys.readouterr().err
 
 
+def test_the_shell_fills_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pyrocrl.cli import main
+
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((120, 1)) @ rng.uniform(1, 2, (1, 8)) + 0.1 * rng.standard_normal((120, 8))
+    holed = np.where(rng.random(x.shape) < 0.1, np.nan, x)
+    table = pd.DataFrame(holed, [f"cell_{i}" for i in range(120)], list("abcdefgh"))
+    table.to_csv(tmp_path / "holed.csv")
+    run, filled, full = str(tmp_path / "run"), tmp_path / "filled.csv", tmp_path / "filled.nc"
+    fit = ["fit", "ebmf", "--data", str(tmp_path / "holed.csv"), "--missing", "--latents", "2", "--chains", "1"]
+    assert main([*fit, "--out", run, "--draws", "5", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["fill", run, "--csv", str(filled), "--nc", str(full)]) == 0
+    lacks = np.isnan(holed)
+    assert f"{lacks.sum()} of {x.size} values filled in" in capsys.readouterr().out
+    found = pd.read_csv(filled, index_col=0)
+    assert list(found.index) == list(table.index) and list(found.columns) == list(table.columns)
+    np.testing.assert_allclose(found.to_numpy()[~lacks], holed[~lacks])
+    assert np.abs(found.to_numpy() - x)[lacks].max() < 1.0 < np.abs(x[lacks]).max()
+    kept = io.read_tree(full)
+    np.testing.assert_allclose(kept["mean"].to_numpy()[lacks], found.to_numpy()[lacks])
+    assert (kept["high"] > kept["low"]).all() and (kept["measured"].to_numpy() == ~lacks).all()
+    table.iloc[:7].to_csv(tmp_path / "more.csv")
+    more = ["--data", str(tmp_path / "more.csv"), "--missing", "--csv", str(tmp_path / "more_filled.csv")]
+    assert main(["fill", run, *more]) == 0 and len(pd.read_csv(tmp_path / "more_filled.csv")) == 7
+    for bad, said in {
+        (): "--csv: found neither it nor --nc",
+        ("--csv", str(filled)): "which exists",
+        ("--nc", "filled.csv"): "a file ending in .nc",
+        ("--csv", str(tmp_path / "f.csv"), "--level", "2"): "level: found 2.0",
+    }.items():
+        assert main(["fill", run, *bad]) == 2 and said in capsys.readouterr().err
+
+
 def test_pictures_tell_what_was_measured() -> None:
     """Shares of variance and predictive checks with a tenth of the values missing are those of whole rows, nearly."""
     rng = np.random.default_rng(0)
