@@ -328,8 +328,8 @@ class Concepts(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("rajendran2024", seed=seed, samples=300, latents=3, concepts=2, layers=1, draws=1000)
-        return cls.from_data(data, rest=1, hidden=16, steps=60), data
+        data = draw("rajendran2024", seed=seed, samples=300, latents=4, concepts=2, layers=1, draws=1000)
+        return cls.from_data(data, rest=2, hidden=16, steps=60), data
 
     studies = (ConceptValues("rajendran2024", {"samples": 10_000}, {"rest": 3}),)
 
