@@ -474,6 +474,11 @@ class Program(nn.Module, metaclass=_InTurn):
         where they are the same."""
         return None
 
+    def held_near(self) -> tuple[Tensor, Tensor]:
+        """Values (env, latent) near which environments hold the latents that they condition on, in these' deviations,
+        and their deviations. Models whose claims need that such levels differ must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of conditioning")
+
     def noise_share(self, batch: Batch) -> Tensor | None:
         """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None
         where no direction is free of latents."""

@@ -179,6 +179,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "ssl_fa",
             "neuro_causal_fa",  # but that draws of masks rest on second-order evidence
             "additive_fa",  # but that the number of latents is settled at the start
+            "concepts",
         )
         assert name in exact
 

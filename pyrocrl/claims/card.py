@@ -91,6 +91,10 @@ CONDITIONS: dict[str, str] = {
     "states_apart": "no other numbers of states fit as well, nor components of another law",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
     "dynamics_apart": "no two latents have the same dynamics",
+    "conditioned_apart": "there are more environments than concepts, of full rank, and of any two concepts some "
+    "environment conditions on the one and not on the other",
+    "levels_apart": "environments condition on each concept at levels that tell it from its mirror image",
+    "concepts_told": "rows are enough for networks to tell concepts' values",
     "offsets_span": "offsets of the perturbations span all latents",
     "axes_apart": "no other axes are moved by as few perturbations",
     "offsets_steady": "what a perturbation moves latents by is the same in pairs that were not fitted",

@@ -184,6 +184,26 @@ def _environments(times: int) -> Check:
     return check
 
 
+def _conditioned_apart(s: Situation) -> Lack | None:
+    """What the theorem asks of the matrix of environments and concepts (Rajendran et al. 2024)."""
+    if s.hit is None or s.latents is None:
+        return UNCOUNTED
+    matrix = s.hit[s.present & (s.hit.sum(1) > 0)]
+    found, names = len(matrix), s.latents
+    if found <= len(names):
+        reason = f"{found} environment{'s' * (found != 1)} for {len(names)} concepts, more than {len(names)} are needed"
+        return Lack(reason, f"more than {len(names)} environments that condition on concepts")
+    for a, one in enumerate(matrix.T):
+        for b, other in enumerate(matrix.T):
+            if a != b and not (one > other).any():
+                reason = f"no environment conditions on {names[a]} and not on {names[b]}"
+                return Lack(reason, f"an environment that conditions on {names[a]} alone")
+    if (rank := int(np.linalg.matrix_rank(matrix))) < len(names):
+        reason = f"the matrix of environments and concepts has rank {rank}, for {len(names)} concepts"
+        return Lack(reason, "environments that condition on other combinations of concepts")
+    return None
+
+
 def _some(count: int, kind: str, more: bool = False) -> str:
     number = {1: "one", 2: "two"}[count]
     return " ".join([number, *["more"] * more, *[kind] * bool(kind), "interventions" if count > 1 else "intervention"])
@@ -202,4 +222,5 @@ CHECKS: dict[str, Check] = {
     "more_environments": _environments(1),
     "twice_the_environments": _environments(2),
     "free_environment": _free,
+    "conditioned_apart": _conditioned_apart,
 }

@@ -50,6 +50,7 @@ OFF = 0.05  # difference of two distributions of what is left up to which a fit 
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
+APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 BENT_OFF = 0.01  # part of a feature's variance by which a sum of curves may be off
@@ -247,18 +248,31 @@ def _nearly_gaussian(fit: Fit, data: Data) -> Found | None:
     return Found("departures of latents from normal laws", found.p, detail, remedy)
 
 
-def _nearly_equations(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of every environment's moments of latents against equations that its interventions change:
-    within `APART` of them for each degree of freedom, for networks are not exact."""
+def _nearly_law(fit: Fit, data: Data, law: str, apart: float, remedy: str) -> Found | None:
+    """Likelihood-ratio test of every environment's moments of latents against the model's law of them: within `apart`
+    of it for each degree of freedom, for networks are not exact."""
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
     with drawing():
         found = fit.chains.chain(fit.reference).misfit(batch)
     if found is None or found.freedom <= 0:
         return None
-    p = float(stats.ncx2.sf(found.deviance, found.freedom, 2 * len(batch) * APART * found.freedom))
+    p = float(stats.ncx2.sf(found.deviance, found.freedom, 2 * len(batch) * apart * found.freedom))
     detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom, {len(batch)} rows"
-    remedy = "targets that were listed otherwise, batches that go with environments; more steps"
-    return Found("departures of environments' moments from equations", p, detail, remedy)
+    return Found(f"departures of environments' moments from {law}", p, detail, remedy)
+
+
+_nearly_equations = partial(
+    _nearly_law,
+    law="equations",
+    apart=APART,
+    remedy="targets that were listed otherwise, batches that go with environments; more steps",
+)
+_nearly_conditioned = partial(
+    _nearly_law,
+    law="conditioning",
+    apart=APART_BY_ROWS,
+    remedy="concepts that environments condition on and that were not told; more latents beside; more rows",
+)
 
 
 def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
@@ -587,6 +601,7 @@ TESTS: dict[str, Test] = {
     "given_environment": _given_environment,
     "nearly_gaussian": _nearly_gaussian,
     "nearly_equations": _nearly_equations,
+    "nearly_conditioned": _nearly_conditioned,
     "left": _left,
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
     "closely_left": partial(_left, tolerance=SHARED_BY_CURVES),

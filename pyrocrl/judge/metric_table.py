@@ -25,6 +25,10 @@ BEFORE = {
     "amuse": "AMUSE",
     "sobi": "SOBI",
     "difference": "mean differences, inverted",
+    "meandiff": "difference of means",
+    "lda": "LDA",
+    "quadratic": "logistic regression, quadratic forms",
+    "regression": "linear regression, told the truth",
     "closed": "closed form for a linear mixing",
     "dictionary": "dictionary learning",
     "surely": "of a probability above .9",
@@ -105,6 +109,8 @@ class Metric:
 def _text(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
+
+CONCEPTS = ("meandiff", "lda", "quadratic", "regression")
 
 _TABLE = (
     # latents
@@ -280,6 +286,9 @@ _TABLE = (
     Metric("contracting", "Rows of spectral radius below 1, worst chain", "larger", None, figure=True, headline=True),
     Metric("stored", "Rows looked at", None, None, figure=True),
     Metric("radius", "Largest spectral radius at a row", "smaller", 2, figure=True),
+    Metric("base_r2", "Concepts in new rows of the base, R²", "larger", figure=True, beside=CONCEPTS, headline=True),
+    Metric("base_least_r2", "... of the worst concept", "larger", figure=True, beside=CONCEPTS),
+    Metric("base_covered_90", "... within 90 % intervals", None, 2, figure=True),
     Metric("recalled_*", "Rows recalled from noise of * deviations, worst chain", "larger", None, figure=True),
     Metric("stored_error", "Largest error of a stored row", "smaller", 6),
     Metric("elsewhere", "Random starts that end at no row, share", None, 2, figure=True),

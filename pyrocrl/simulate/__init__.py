@@ -38,6 +38,7 @@ SETTINGS: dict[str, str] = {
     "ahuja2023": "ahuja",
     "ahuja2022_pairs": "ahuja",
     "ahuja2022_mechanisms": "ahuja",
+    "rajendran2024": "concepts",
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",
     "hagele2023": "observed",

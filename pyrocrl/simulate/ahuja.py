@@ -161,7 +161,7 @@ def ahuja2022_pairs(
     x = z
     for layer in range(max(layers, 1)):
         wide = latents if features is None or layer < layers - 1 else features
-        x = x @ _conditioned(rng, latents, wide, draws)
+        x = x @ well_conditioned(rng, latents, wide, draws)
         x = np.where(x > 0, x, SLOPE * x) if layers else x
     names = np.array([f"move_{u}" for u in range(perturbations)])
     return Data(
@@ -209,7 +209,7 @@ def ahuja2022_mechanisms(
     z = np.stack([before, after], 1).reshape(-1, latents)
     x = z
     for layer in range(max(layers, 1)):
-        x = x @ _conditioned(rng, latents, latents if layer < layers - 1 else features, draws)
+        x = x @ well_conditioned(rng, latents, latents if layer < layers - 1 else features, draws)
         x = np.where(x > 0, x, SLOPE * x) if layers else x
     names = np.array([f"action_{u}" for u in range(len(matrix))])
     return Data(
@@ -246,7 +246,7 @@ def known_mechanisms(latents: int = 4, mechanism: str = "steps") -> dict[str, di
     }
 
 
-def _conditioned(rng: np.random.Generator, inputs: int, outputs: int, draws: int) -> Array:
+def well_conditioned(rng: np.random.Generator, inputs: int, outputs: int, draws: int) -> Array:
     """(inputs, outputs) uniform weights, columns of length 1, the best-conditioned of so many."""
     best, least = np.eye(inputs, outputs), np.inf
     for start in range(0, draws, 1000):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pyrocrl.claims import conditions
 from pyrocrl.claims.conditions import Check
 from pyrocrl.judge.checks import actions, codes, curves, environments, linked_rows, masks, rotations, states
+from pyrocrl.judge.checks import actions, codes, concepts, environments, linked_rows, masks, rotations, states
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
 
@@ -24,6 +25,7 @@ CHECKS: dict[str, FitCheck] = {
     **environments.CHECKS,
     **linked_rows.CHECKS,
     **actions.CHECKS,
+    **concepts.CHECKS,
     **codes.CHECKS,
     **curves.CHECKS,
 }

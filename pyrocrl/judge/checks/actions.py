@@ -106,7 +106,7 @@ def _little_left(fit: Fit, data: Data) -> Lack | None:
     rows = unfitted(fit, data)
     batch, program = fit.batch_of(rows).annealed(), fit.chains.chain(fit.reference)
     with drawing(), torch.no_grad():
-        sites = stories.centre(program, batch) | {"z": program.latents(batch)}
+        sites = stories.centre(program, batch) | program.beside(batch) | {"z": program.latents(batch)}
         left = (batch.x - stories.expected(program, batch, sites)).double().cpu().numpy()
     share = np.square(left).mean(0) / np.maximum(batch.x.double().cpu().numpy().var(0), 1e-12)
     worst = int(share.argmax())

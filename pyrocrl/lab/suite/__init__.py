@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocrl.lab.suite import actions, covers, curves, equations, factors, linked_rows, modulation, states
+from pyrocrl.lab.suite import actions, concepts, covers, curves, equations, factors, linked_rows, modulation, states
 from pyrocrl.lab.suite.case import Case
 
 
@@ -36,5 +36,6 @@ def cases() -> list[Case]:
         equations.response_cases,
         states.oracle_cases,
         curves.curve_cases,
+        concepts.concept_cases,
     )
     return [case for some in every for case in some()]
