@@ -58,6 +58,7 @@ SETTINGS: dict[str, str] = {
     "stored_rows": "memories",
     "shared_private": "views",
     "halva2021_linear": "dynamics",
+    "wang2024_support": "supports",
 }
 
 
