@@ -193,7 +193,8 @@ def api_pages() -> dict[str, str]:
     found = [m for m in pkgutil.iter_modules([str(ROOT)]) if m.name not in ("models", "cli")]
     pages = {"modules": _room("Data, files, programs", [m.name for m in found if not m.ispkg])}
     for package in (m.name for m in found if m.ispkg):
-        inside = [f"{package}.{m.name}" for m in pkgutil.iter_modules([str(ROOT / package)])]
+        below = pkgutil.walk_packages([str(ROOT / package)], f"pyrocrl.{package}.")
+        inside = [m.name.removeprefix("pyrocrl.") for m in below]
         title = importlib.import_module(f"pyrocrl.{package}").__doc__.split("\n")[0].rstrip(".")  # type: ignore[union-attr]
         pages[package] = _room(f"`{package}`: {title}", inside if package != "simulate" else [package, *inside])
     pages["shell"] = _shell()

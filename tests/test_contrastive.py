@@ -14,7 +14,7 @@ from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
 from pyrocrl.exact import linear_sem
 from pyrocrl.judge.checks import CHECKS
-from pyrocrl.lab.verdicts import HARD, linear_world
+from pyrocrl.lab.suite.equations import HARD, linear_world
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin
 from pyrocrl.parts.nets import Residual
 

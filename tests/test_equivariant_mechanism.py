@@ -19,7 +19,9 @@ from pyrocrl.constructions import equivariant
 from pyrocrl.exact import equivariances
 from pyrocrl.exact.equivariances import Mechanisms
 from pyrocrl.judge.metrics import mcc
-from pyrocrl.lab.verdicts import acted, cases, run_case
+from pyrocrl.lab.suite import cases
+from pyrocrl.lab.suite.actions import acted
+from pyrocrl.lab.verdicts import run_case
 from pyrocrl.parts.displaced import Carried
 from pyrocrl.parts.mechanisms import in_order, told
 from pyrocrl.simulate.ahuja import known_mechanisms

@@ -16,7 +16,7 @@ import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.exact import goodness, invariance
 from pyrocrl.judge.metrics import expected_calibration_error
-from pyrocrl.lab.verdicts import causes
+from pyrocrl.lab.suite.equations import causes
 from pyrocrl.models.invariant_prediction import InvariantPrediction
 from pyrocrl.predict import beside_response
 

@@ -15,7 +15,7 @@ from pyrocrl.claims.conditions import CHECKS, Situation
 from pyrocrl.constructions import modulation
 from pyrocrl.dists import Laplace
 from pyrocrl.exact import goodness
-from pyrocrl.lab.verdicts import modulated
+from pyrocrl.lab.suite.modulation import modulated
 from pyrocrl.models.ivae import IVAE
 
 ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])

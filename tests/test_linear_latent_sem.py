@@ -20,7 +20,7 @@ from pyrocrl.exact.measured_sem import NONE, SIZE, Measured, MeasuredDraws, Samp
 from pyrocrl.exact.mixed_sem import Directions, _Scores, _turn, components
 from pyrocrl.exact.orders import is_order_of, parent_sets
 from pyrocrl.judge.checks import CHECKS
-from pyrocrl.lab.verdicts import measured
+from pyrocrl.lab.suite.factors import measured
 
 TWO = [np.array(c) for c in itertools.product((NONE, 0, 1), repeat=6) if min(c.count(0), c.count(1)) > 1]
 

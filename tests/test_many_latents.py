@@ -14,7 +14,7 @@ from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.constructions import directions, many_latents
 from pyrocrl.exact import annealed, joint_sampling, linear_sem, orders
 from pyrocrl.infer import stories
-from pyrocrl.lab.verdicts import each, linear_world
+from pyrocrl.lab.suite.equations import each, linear_world
 from pyrocrl.simulate import draw
 from pyrocrl.turns import drawing
 

@@ -30,7 +30,7 @@ from pyrocrl.exact.joint_states import (
     subsets,
 )
 from pyrocrl.judge.checks import CHECKS
-from pyrocrl.lab.verdicts import mixed
+from pyrocrl.lab.suite.states import mixed
 
 ODDS = np.log(0.3 / 0.7)
 VARIABLE = np.array([0, 1, 1, 2])

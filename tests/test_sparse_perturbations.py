@@ -16,7 +16,7 @@ from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.constructions import offsets
 from pyrocrl.judge.metrics import mcc
 from pyrocrl.lab.studies import MeanDifferences
-from pyrocrl.lab.verdicts import moved
+from pyrocrl.lab.suite.actions import moved
 from pyrocrl.parts.displaced import Displaced
 
 ALONE = [[1.5, 0, 0], [0, -1.2, 0], [0, 0, 1.0]]

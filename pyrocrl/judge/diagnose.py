@@ -28,7 +28,9 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
-from pyrocrl.judge.checks import CHECKS, EVIDENT, SURE, TELLING, open_directions
+from pyrocrl.judge.checks import CHECKS
+from pyrocrl.judge.checks.environments import open_directions
+from pyrocrl.judge.checks.shared import EVIDENT, SURE, TELLING
 from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.judge.fit_tests import Found, tests
 from pyrocrl.options import Seed, checked

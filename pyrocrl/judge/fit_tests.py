@@ -20,17 +20,15 @@ from pyrocrl.data import Data
 from pyrocrl.exact import equivariances, goodness
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks import (
+from pyrocrl.judge.checks.actions import MOVED, carried, nearly_free
+from pyrocrl.judge.checks.codes import MIN_FIRING
+from pyrocrl.judge.checks.shared import (
     EVIDENT,
     FIRING_ROWS,
     LEVEL,
-    MIN_FIRING,
     MIN_PAIRS,
     MOST_ROWS,
-    MOVED,
-    carried,
     latents_of,
-    nearly_free,
     situation,
     unfitted,
 )

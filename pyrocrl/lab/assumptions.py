@@ -10,7 +10,7 @@ from typing import Any
 
 from pyrocrl import zoo
 from pyrocrl.claims.card import CONDITIONS, ON_WORD, Claim
-from pyrocrl.lab import verdicts
+from pyrocrl.lab.suite import cases
 from pyrocrl.program import Program
 
 RESULTS = Path(__file__).resolve().parent.parent / "models" / "results" / "verdicts.json"
@@ -56,7 +56,7 @@ def _of(program: type[Program], seen: Mapping[str, tuple[str, ...]]) -> list[Ass
     for sentence in card.assumes if whole else ():
         buys.setdefault(sentence, whole)
     broken: dict[str, dict[str, tuple[str, ...]]] = {}
-    for case in verdicts.cases():
+    for case in cases():
         if case.model == card.name and case.breaks:
             setting = case.name.removeprefix(f"{card.name}: ")
             broken.setdefault(CONDITIONS.get(case.breaks, case.breaks), {})[setting] = seen.get(case.name, ())

@@ -947,7 +947,7 @@ class HeavyTails(Study):
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         from pyrocrl.judge import metrics
-        from pyrocrl.judge.checks import SURE
+        from pyrocrl.judge.checks.shared import SURE
         from pyrocrl.judge.diagnose import diagnose
 
         fitted, z = result.data, data.truth["z"]

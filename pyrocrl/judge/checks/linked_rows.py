@@ -1,0 +1,115 @@
+"""Conditions on rows that belong together: views of one row, before and after, steps of a series."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pyrocrl.claims.conditions import Lack
+from pyrocrl.data import Data
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, FitCheck
+from pyrocrl.turns import drawing
+
+UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
+TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
+SHOWS = 0.1  # least share of a shared latent's variance that a view shows
+BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+ROTATED = 0.02  # share of a latent's variance that rotations may leave open
+
+
+def _views_tied(fit: Fit, data: Data) -> Lack | None:
+    """Whether rows with several views or levels of environments tie every direction of the shared latents."""
+    found = fit.chains.chain(fit.reference).ties()
+    tied = found.tied.double().cpu().numpy()
+    if fit.program.config["anchors"]:  # what noise of the levels adds to the least of them
+        tied = np.maximum(tied - (np.sqrt(len(data.env_names)) + np.sqrt(len(tied))) ** 2, 0.0)
+    needed = float(TIED * found.factors)
+    if tied.min() >= needed:
+        return None
+    open_ = int((tied < needed).sum())
+    said = f"{open_} of {len(tied)} directions of the shared latents rest on {tied.min():.0f} rows' worth of ties"
+    remedy = "rows with several views, or anchors=True with more labels than shared latents"
+    rows = data.rows * needed / tied.min() if tied.min() > 1 else 0.0
+    return Lack(f"{said}, of {needed:.0f} that are asked", remedy, rows=rows)
+
+
+def _shared_in_views(fit: Fit, data: Data) -> Lack | None:
+    """Whether every view alone tells something of every direction of the shared latents, and more than noise would."""
+    found = fit.chains.chain(fit.reference).ties()
+    shown, common, chance = (v.double().cpu().numpy() for v in (found.shown, found.common, found.chance))
+    noise = (chance >= 1) | (common * (1 - chance) < BY_CHANCE * chance * (1 - common))  # odds against odds
+    if not noise.any() and shown.min() >= SHOWS:
+        return None
+    v = int(np.argmax(noise)) if noise.any() else int(shown.argmin())
+    said = f"view {data.view_names[v]!r} shows {shown[v]:.1%} of a shared latent's variance"
+    said += f", {common[v]:.2g} of it in common with another, where noise may have {chance[v]:.2g}" if noise[v] else ""
+    rows = 0.0
+    if noise[v] and common[v] > 0.5:  # noise falls with the rows, and what is there stays
+        odds = common[v] / max(1 - common[v], 1e-9) / BY_CHANCE
+        rows = data.rows * float(chance[v] * (1 + odds) / odds)
+    return Lack(said, "fewer latents, or more rows" if noise[v] else "fewer latents", rows=rows)
+
+
+def _private_apart(fit: Fit, data: Data) -> Lack | None:
+    """Whether the loadings of shared latents are outside the span of the private ones: else views are alike and not the
+    same there, and how much of what they share is in either is open."""
+    within = fit.chains.chain(fit.reference).ties().within.double().cpu().numpy()
+    if within.max() < ALIKE:
+        return None
+    said = f"a shared latent of view {data.view_names[int(within.argmax())]!r} has loadings of its private ones"
+    return Lack(f"{said} ({within.max():.1%} of them)", "fewer private latents, or fewer shared ones")
+
+
+def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
+    """Whether every latent changes, and in as many pairs as tell it from its parents: the posterior leaves at most
+    `UNTOLD` of its variance open."""
+    chance = fit.row_targets(data)
+    if chance is None:
+        raise TypeError(f"{fit.program.card.name} claims pairs but has no `row_targets()`")
+    names, count = fit.names["latent"], chance[data.after, :-1].sum(0)
+    rows = data.rows_at(data.spread(TOLD_ROWS))
+    sd = fit.latents_sd(rows)
+    assert sd is not None
+    open_ = np.square(sd).mean(0) / np.maximum(fit.latents(rows).var(0), 1e-12)
+    few = np.flatnonzero((count < 2) | (open_ > UNTOLD))
+    if not few.size:
+        return None
+    said = ", ".join(f"{names[k]} changes in {count[k]:.0f} pairs" for k in few)
+    remedy = f"pairs in which {', '.join(names[k] for k in few)} changes"
+    return Lack(said, remedy, rows=0.0 if count.min() < 2 else data.rows * float(open_.max()) / UNTOLD)
+
+
+def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
+    """Whether dynamics tell every two latents apart: by BIC against Gaussian ones that both share, which any
+    combinations of the two would have as well; and the posterior leaves at most `ROTATED` of each variance open."""
+    program, batch = fit.chains.chain(fit.reference), fit.batch_of(data)
+    with drawing(), torch.no_grad():
+        found, numbers = program.dynamics_apart(batch)
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    gain = found.double().cpu().numpy()
+    needed = EVIDENT + 0.5 * numbers * np.log(data.rows)
+    pairs = [(gain[j, k], j, k) for j in range(len(gain)) for k in range(j)]
+    alike = [(value, *sorted((names[j], names[k]))) for value, j, k in pairs if value < needed]
+    if alike:
+        least, one, other = min(alike)
+        said = f"{one} and {other} may have the same dynamics ({least:.0f} nats tell them apart; {needed:.0f} would)"
+        more = f", and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
+        seen = least > 2 * numbers  # more than fitted numbers give by chance
+        rows = data.rows * float(needed / least) if seen else 0.0
+        return Lack(said + more, f"rows in which dynamics of {one} and {other} differ", rows=rows)
+    open_ = program.rotated().double().cpu().numpy()
+    if (open_ <= ROTATED).all():
+        return None
+    far = ", ".join(names[k] for k in np.flatnonzero(open_ > ROTATED))
+    more_rows = data.rows * float(open_.max()) / ROTATED
+    return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
+
+
+CHECKS: dict[str, FitCheck] = {
+    "changed_in_pairs": _changed_in_pairs,
+    "views_tied": _views_tied,
+    "shared_in_views": _shared_in_views,
+    "private_apart": _private_apart,
+    "dynamics_apart": _dynamics_apart,
+}

@@ -1,0 +1,38 @@
+"""Settings of the verdict suite (`pyrocrl.lab.verdicts`): worlds to draw from and what is right of them, by family."""
+
+from __future__ import annotations
+
+from pyrocrl.lab.suite import actions, equations, factors, linked_rows, modulation, states
+from pyrocrl.lab.suite.case import Case
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    every = (
+        states.dictionary_cases,
+        equations.linear_cases,
+        equations.network_cases,
+        equations.shift_cases,
+        states.state_cases,
+        factors.factor_cases,
+        factors.triangular_cases,
+        factors.loading_cases,
+        factors.lasso_cases,
+        factors.product_cases,
+        factors.tail_cases,
+        factors.subspace_cases,
+        factors.pure_cases,
+        factors.cluster_cases,
+        modulation.held_cases,
+        states.mixture_cases,
+        equations.score_cases,
+        modulation.modulated_cases,
+        linked_rows.pair_cases,
+        actions.perturbation_cases,
+        actions.mechanism_cases,
+        linked_rows.view_cases,
+        linked_rows.series_cases,
+        equations.response_cases,
+        states.oracle_cases,
+    )
+    return [case for some in every for case in some()]
