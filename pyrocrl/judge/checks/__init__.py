@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyrocrl.claims import conditions
 from pyrocrl.claims.conditions import Check
-from pyrocrl.judge.checks import actions, codes, environments, linked_rows, masks, rotations, states
+from pyrocrl.judge.checks import actions, codes, environments, linked_rows, masks, rotations, states, supports
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
 
@@ -25,4 +25,5 @@ CHECKS: dict[str, FitCheck] = {
     **linked_rows.CHECKS,
     **actions.CHECKS,
     **codes.CHECKS,
+    **supports.CHECKS,
 }
