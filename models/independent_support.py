@@ -22,7 +22,8 @@ the bulk's.
 
 Each chain takes the span of the latents from factors of maximum likelihood, searches in it for the box from several
 starts, by some of the rows first (`constructions.boxes`), and goes on with a Metropolis sampler of axes, edges and
-`fill` (`exact.box_sampling`), all given the span, the noise and the bulk. The guide draws all but rate from the run.
+`fill` (`exact.box_sampling`), given the span, the noise and the bulk. The guide draws all but rate from the run, span
+and noise as the rows leave them.
 
 *Identified:* latents up to permutation and scale, if their joint support is a box and x is linear in them: no other
 linear map of a box is one (Wang & Jordan 2024, theorem 10; Ahuja et al. 2023, theorem 5). Latents may depend on one
@@ -113,8 +114,8 @@ class IndependentSupport(Program):
             "linear mixing",
             "a posterior of the axes",
         ),
-        approximate="The span of the latents, noise and the bulk are those of maximum likelihood; draws of axes, edges "
-        "and of the share that fills are given these.",
+        approximate="Draws of axes, edges and of the share that fills are given the span of the latents, the noise and "
+        "the bulk of maximum likelihood; span and noise are drawn about these, the bulk is not.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"factors": (LINEAR,), "noiseless": ()}
@@ -154,7 +155,7 @@ class IndependentSupport(Program):
         for name, value in {"fill": 0.5, "weights": 1 / components, "width": 1.0, "variance": 1.0}.items():
             getattr(self.drawn, name).fill_(value)
         self.drawn.loadings.copy_(torch.eye(features, latents))
-        self.register_buffers(turned=torch.zeros(latents))
+        self.register_buffers(turned=torch.zeros(latents), below=boxes.places_below(latents))
 
     def story(self, batch: Batch) -> None:
         fill, weights, middle, tril, *mixing = self._laws(batch)
@@ -180,7 +181,7 @@ class IndependentSupport(Program):
         loadings = pyro.sample("loadings", Normal(0 * each, each).to_event(2))  # (feature, latent)
         center = pyro.sample("center", Normal(0 * each[:, 0], each[:, 0]).to_event(1))  # (feature,)
         variance = pyro.sample("variance", InverseGamma(SHAPE * each[:, 0], rate * each[:, 0]).to_event(1))
-        return fill, weights, middle, boxes.tril_of(width, lean), loadings, center, variance
+        return fill, weights, middle, boxes.tril_of(width, lean, self.below), loadings, center, variance
 
     def model(self, batch: Batch) -> None:
         *bulk, loadings, center, variance = self._laws(batch)
@@ -194,7 +195,7 @@ class IndependentSupport(Program):
     @torch.no_grad()
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         seen = boxes.unmixed(batch.x, *(kept[name] for name in ("loadings", "center", "variance")))
-        middle, tril = kept["middle"], boxes.tril_of(kept["width"], kept["lean"])
+        middle, tril = kept["middle"], boxes.tril_of(kept["width"], kept["lean"], self.below)
         joint = boxes.log_joint(seen, kept["fill"], kept["weights"], middle, tril)
         with self.rows(batch):
             component = pyro.sample("component", Categorical(logits=joint))
@@ -207,7 +208,7 @@ class IndependentSupport(Program):
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | all that rows share)."""
         seen = boxes.unmixed(batch.x, *(sites[name] for name in ("loadings", "center", "variance")))
-        tril = boxes.tril_of(sites["width"], sites["lean"])
+        tril = boxes.tril_of(sites["width"], sites["lean"], self.below)
         return boxes.log_joint(seen, sites["fill"], sites["weights"], sites["middle"], tril).logsumexp(-1)
 
     # -- read-outs ---------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ class IndependentSupport(Program):
     def latents(self, batch: Batch) -> Tensor:
         mean = {name: getattr(self.drawn, name).mean(0) for name in self.drawn.names}
         seen = boxes.unmixed(batch.x, mean["loadings"], mean["center"], mean["variance"])
-        middle, tril = mean["middle"], boxes.tril_of(mean["width"], mean["lean"])
+        middle, tril = mean["middle"], boxes.tril_of(mean["width"], mean["lean"], self.below)
         joint = boxes.log_joint(seen, mean["fill"], mean["weights"], middle, tril)
         return boxes.mean_given(seen, joint.log_softmax(-1), middle, tril)
 
@@ -251,21 +252,23 @@ class IndependentSupport(Program):
         bulk = np.logaddexp.reduce(box.bulk.log_parts(y), 1)
         sampler = BoxSampler(y, space.noise, bulk, space.loadings, space.center, rng)
         sampler.begin(box.unmixing, box.offset, box.fill)
-        self._take(space, box, sampler.run(steps))
-        self.rate.set(torch.tensor(np.log(space.variance).mean() + math.log(SHAPE)), torch.tensor(0.3))
+        self._take(space, box, sampler.run(steps), y, rng)
+        log_rate = np.log(SHAPE / (1 / space.variance).mean())
+        spread = (SHAPE * data.features) ** -0.5
+        self.rate.set(torch.tensor(rng.normal(log_rate, spread)), torch.tensor(spread))
 
     @torch.no_grad()
-    def _take(self, space: Span, box: Box, found: BoxDraws) -> None:
+    def _take(self, space: Span, box: Box, found: BoxDraws, y: np.ndarray, rng: np.random.Generator) -> None:
         """Set the draws: bulk and mixing are told in each draw's own units of z."""
-        to, back = found.unmixing, np.linalg.inv(found.unmixing)
-        loadings = space.loadings @ back  # (draw, feature, latent)
+        to, variance = found.unmixing, space.variances(len(y), DRAWS, rng)
+        loadings = (space.loadings + space.tilts(y, DRAWS, rng)) @ np.linalg.inv(to)  # (draw, feature, latent)
         cov = np.einsum("tka,cab,tlb->tckl", to, box.bulk.covariance, to, optimize=True)
         noise = np.einsum("tka,ab,tkb->tk", to, space.noise, to)
         value, vector = np.linalg.eigh(cov - np.eye(cov.shape[-1]) * noise[:, None, None])
         tril = np.linalg.cholesky((vector * np.maximum(value, LEAST**2)[..., None, :]) @ vector.swapaxes(-1, -2))
         width = np.diagonal(tril, axis1=-2, axis2=-1)
         row, column = np.tril_indices(cov.shape[-1], -1)
-        for name, value in {
+        for name, draws in {
             "fill": found.fill,
             "weights": np.broadcast_to(box.bulk.weights, (DRAWS, len(box.bulk.weights))),
             "middle": box.bulk.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
@@ -273,9 +276,9 @@ class IndependentSupport(Program):
             "lean": (tril / width[..., None])[..., row, column],
             "loadings": loadings,
             "center": space.center - (loadings @ found.offset[..., None])[..., 0],
-            "variance": np.broadcast_to(space.variance, (DRAWS, len(space.variance))),
+            "variance": variance,
         }.items():
-            getattr(self.drawn, name).copy_(torch.as_tensor(value.copy()))
+            getattr(self.drawn, name).copy_(torch.as_tensor(draws.copy()))
         turn = to @ np.linalg.inv(to.mean(0))
         own = np.diagonal(turn, axis1=1, axis2=2) ** 2
         self.put(turned=torch.as_tensor((1 - own / (turn**2).sum(-1)).mean(0)))

@@ -49,6 +49,19 @@ class Span(NamedTuple):
         """(rows, latent) y."""
         return (x - self.center) @ self.read.T
 
+    def variances(self, rows: int, draws: int, rng: np.random.Generator) -> Floats:
+        """(draw, feature) noise as the rows leave it, by as much of each feature as is off the span."""
+        freedom = max(rows * (1 - len(self.noise) / len(self.center)), 1.0)
+        return self.variance * freedom / rng.chisquare(freedom, (draws, len(self.center)))
+
+    def tilts(self, y: Floats, draws: int, rng: np.random.Generator) -> Floats:
+        """(draw, feature, latent) by which loadings may be off the span, as a regression on y (rows, latent) has it."""
+        root = np.linalg.cholesky(np.linalg.inv(y.T @ y))
+        off = rng.standard_normal((draws, *self.loadings.shape)) @ root.T * np.sqrt(self.variance)[:, None]
+        scaled = self.loadings / self.variance[:, None]
+        within = np.linalg.solve(scaled.T @ self.loadings, scaled.T)
+        return off - self.loadings @ (within @ off)
+
 
 def span(x: Floats, latents: int, rounds: int = 4) -> Span:
     """Factors of maximum likelihood of the rows (row, feature) that are off the span by no more than noise.

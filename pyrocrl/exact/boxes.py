@@ -18,7 +18,7 @@ import pyro.distributions.constraints as constraints
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.special import log_ndtr, ndtr, ndtri
+from torch.special import erfcx, ndtr, ndtri
 
 from pyrocrl.dists import MultivariateNormal
 
@@ -55,21 +55,32 @@ def noise_tril(loadings: Tensor, variance: Tensor) -> Tensor:
     return torch.linalg.cholesky(torch.diag_embed(variance) + loadings @ (kept - inverse) @ loadings.mT)
 
 
-def tril_of(width: Tensor, lean: Tensor) -> Tensor:
+def places_below(latents: int) -> Tensor:
+    """(pair, latent, latent) a one for each place below the diagonal."""
+    row, column = torch.tril_indices(latents, latents, -1)
+    out = torch.zeros(len(row), latents, latents)
+    out[torch.arange(len(row)), row, column] = 1.0
+    return out
+
+
+def tril_of(width: Tensor, lean: Tensor, below: Tensor) -> Tensor:
     """(component, latent, latent) Cholesky factors of S: `lean` (component, pair) below a diagonal of ones, rows by
-    `width` (component, latent)."""
-    latents = width.shape[-1]
-    row, column = torch.tril_indices(latents, latents, -1, device=width.device)
-    at = torch.zeros(len(row), latents, latents, dtype=width.dtype, device=width.device)
-    at[torch.arange(len(row)), row, column] = 1.0
-    unit = torch.eye(latents, dtype=width.dtype, device=width.device) + torch.einsum("cp,pkl->ckl", lean, at)
-    return width[..., None] * unit
+    `width` (component, latent); below: `places_below`."""
+    leaning = torch.einsum("cp,pkl->ckl", lean, below)
+    return torch.diag_embed(width) + width[..., None] * leaning
+
+
+def log_below(z: Tensor) -> Tensor:
+    """log Phi(z), exact and with gradients far out; `torch.special.log_ndtr` cannot be vmapped."""
+    size = z.abs() / math.sqrt(2)
+    tail = erfcx(size)  # of erfc, in units of exp(-size^2)
+    return torch.where(z < 0, (0.5 * tail).log() - size.square(), torch.log1p(-0.5 * tail * (-size.square()).exp()))
 
 
 def log_filled(u: Tensor, soft: Tensor) -> Tensor:
     """(rows, latent) log density of u of rows that fill the box; soft: (latent,)."""
     size = u.abs()
-    inner, outer = log_ndtr((1 - size) / soft), log_ndtr((-1 - size) / soft)
+    inner, outer = log_below((1 - size) / soft), log_below((-1 - size) / soft)
     return inner + torch.log1p(-(outer - inner).clamp_max(-1e-12).exp()) - math.log(2)
 
 
@@ -89,16 +100,32 @@ def component_law(fill: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([fill[None], (1 - fill) * weights])
 
 
+class BoxWhere(constraints.Constraint):
+    """Vectors in [-1, 1]^K in rows that fill, any others elsewhere; fills: (rows,) booleans."""
+
+    event_dim = 1
+
+    def __init__(self, fills: Tensor) -> None:
+        self.fills = fills
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return ~self.fills | (value.abs() <= 1).all(-1)
+
+
 class BoxOrBulk(TorchDistribution):
     """z (rows, latent) given the rows' components, 0 for rows that fill: uniform on the box, or normal."""
 
     arg_constraints: dict = {}
-    support = constraints.real_vector
 
     def __init__(self, component: Tensor, middle: Tensor, tril: Tensor) -> None:
         self.fills, which = component == 0, (component.long() - 1).clamp_min(0)
         self.bulk = MultivariateNormal(middle[which], scale_tril=tril[which])
         super().__init__(component.shape, middle.shape[-1:], validate_args=False)
+
+    @property
+    def support(self) -> BoxWhere:
+        return BoxWhere(self.fills)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         bulk = self.bulk.sample(sample_shape)
@@ -115,7 +142,6 @@ class BoxOrBulkGiven(TorchDistribution):
     as the component and u have it."""
 
     arg_constraints: dict = {}
-    support = constraints.real_vector
 
     def __init__(self, seen: Unmixed, component: Tensor, middle: Tensor, tril: Tensor) -> None:
         self.u, self.soft, self.fills = seen.u, seen.soft, component == 0
@@ -124,6 +150,10 @@ class BoxOrBulkGiven(TorchDistribution):
         rows = torch.arange(len(which), device=which.device)
         self.bulk = MultivariateNormal(mean[rows, which], scale_tril=root[which])
         super().__init__(component.shape, seen.u.shape[-1:], validate_args=False)
+
+    @property
+    def support(self) -> BoxWhere:
+        return BoxWhere(self.fills)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         bulk = self.bulk.sample(sample_shape)

@@ -14,16 +14,17 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.shared import FAR, FitCheck, latents_of
 
 CORNER = 0.5  # of a latent's half-range from its end on: what counts as a corner, the latents' units being that
-FILLED = 0.5  # share of the rows expected in a corner that have to be there
+FILLED = 0.4  # share of the rows expected in a corner that have to be there
 DOUBT = 0.01  # probability, over all corners, of taking those that are less filled for filled, and the reverse
 EDGE = 0.1  # of a half-range, by which rows may be beyond the box
+GAPS = 3.0  # mean distances between rows that fill, by which edges may be beyond the last of them
 BEYOND = 0.02  # share of rows that may be farther beyond
 TURNED = 0.02  # share of an axis that the posterior may leave to others
 
 
 def _corners_filled(fit: Fit, data: Data) -> Lack | None:
     """Rows in the corners of each two latents, against those that rows which fill the box would leave there, by Poisson
-    counts: more than half of them, surely."""
+    counts: more than `FILLED` of them, surely."""
     z, _ = latents_of(fit, data, aligned=False)
     expected = _filling(fit) * len(z) * (CORNER / 2) ** 2
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
@@ -64,13 +65,14 @@ def _filling(fit: Fit) -> float:
 
 
 def _within_the_box(fit: Fit, data: Data) -> Lack | None:
-    """Share of the rows that are beyond the box by more than a tenth of a half-range, the latents' noise apart."""
+    """Share of the rows that are beyond the box by more than `EDGE`, noise and what rows leave open of edges apart."""
     z, _ = latents_of(fit, data, aligned=False)
     with torch.no_grad():
         noise = fit.chains.chain(fit.reference).noise_share(fit.batch_of(data))
     assert noise is not None
     soft = np.sqrt(noise.double().cpu().numpy()) * z.std(0)
-    over = np.abs(z) > 1 + EDGE + 3 * soft
+    gaps = GAPS * 2 / max(_filling(fit) * data.rows, 1.0)
+    over = np.abs(z) > 1 + EDGE + gaps + 3 * soft
     share = float(over.any(1).mean())
     if stats.binom.sf(round(share * len(z)) - 1, len(z), BEYOND) > DOUBT:
         return None
