@@ -55,7 +55,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions.boxes import Box, Span, search, span
+from pyrocrl.constructions.boxes import Box, Span, boxes_apart, search, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
 from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler
@@ -65,10 +65,12 @@ from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
 RATE, SHAPE, WIDTH = 0.01, 1.5, 0.3
+RICHER = 2  # times as many normal laws, with which the box should be the same
+MOST_ROWS = 8000  # of which that is asked
 LEAST = 1e-3  # deviation of the bulk's components, at least
 BOX = "the joint support of the latents is a box"
 LINEAR = "x is linear in the latents"
-NEEDS = ("corners_filled", "within_the_box", "box_told")
+NEEDS = ("corners_filled", "within_the_box", "any_bulk", "box_told")
 
 
 class IndependentSupport(Program):
@@ -132,7 +134,7 @@ class IndependentSupport(Program):
         latents: Latents,
         components: Annotated[int, Bounds(1, 100), "normal laws of rows that do not fill the box"] = 8,
         starts: Annotated[int, Bounds(1, 50)] = 3,
-        steps: Size = 450,
+        steps: Size = 300,
     ) -> None:
         """latents: how many there are, at least 2. starts: of a chain's search for the box. steps: sweeps of the
         sampler, of which the first third is left out."""
@@ -155,7 +157,11 @@ class IndependentSupport(Program):
         for name, value in {"fill": 0.5, "weights": 1 / components, "width": 1.0, "variance": 1.0}.items():
             getattr(self.drawn, name).fill_(value)
         self.drawn.loadings.copy_(torch.eye(features, latents))
-        self.register_buffers(turned=torch.zeros(latents), below=boxes.places_below(latents))
+        self.register_buffers(
+            turned=torch.zeros(latents),  # share of axes that draws leave to others
+            moved=torch.zeros(latents),  # ... and that other laws of the bulk do
+            below=boxes.places_below(latents),
+        )
 
     def story(self, batch: Batch) -> None:
         fill, weights, middle, tril, *mixing = self._laws(batch)
@@ -231,6 +237,9 @@ class IndependentSupport(Program):
     def rotated(self) -> Tensor:
         return self.turned
 
+    def box_moved(self) -> Tensor:
+        return self.moved
+
     @torch.no_grad()
     def noise_share(self, batch: Batch) -> Tensor:
         mean = [getattr(self.drawn, name).mean(0) for name in ("loadings", "center", "variance")]
@@ -250,6 +259,8 @@ class IndependentSupport(Program):
         y = space.rows(x)[space.kept]
         box = search(y, space.noise, components, starts, rng)
         bulk = np.logaddexp.reduce(box.bulk.log_parts(y), 1)
+        some = y[rng.permutation(len(y))[:MOST_ROWS]]
+        self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * components, 2, rng))))
         sampler = BoxSampler(y, space.noise, bulk, space.loadings, space.center, rng)
         sampler.begin(box.unmixing, box.offset, box.fill)
         self._take(space, box, sampler.run(steps), y, rng)

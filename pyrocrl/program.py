@@ -452,6 +452,11 @@ class Program(nn.Module, metaclass=_InTurn):
         there are none; None where a chain looks for no others."""
         return None
 
+    def box_moved(self) -> Tensor:
+        """(latent,) share of each axis of the box that rows fill which other laws of the other rows leave to other
+        latents. Models whose claims need a box must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of a box")
+
     def noise_share(self, batch: Batch) -> Tensor | None:
         """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None
         where no direction is free of latents."""

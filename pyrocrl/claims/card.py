@@ -105,6 +105,7 @@ CONDITIONS: dict[str, str] = {
     "fire_apart": "no latent fires only along with another",
     "corners_filled": "rows are in all four corners of each two latents",
     "within_the_box": "few rows are beyond the box",
+    "any_bulk": "other laws of the rows that do not fill the box leave its axes as they are",
     "box_told": "rows are enough to tell the axes of the box",
     "readings_apart": "no other latents that were tried explain the environments as well",
     "environments_differ": "there are two environments or more, which change the equation of some column",

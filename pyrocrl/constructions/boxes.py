@@ -251,3 +251,10 @@ def search(y: Floats, noise: Floats, components: int, starts: int, rng: np.rando
         found.append(refined(begun, some, noise, BLUR))
     best = max(found, key=lambda box: box.log_likelihood(y, noise))
     return refined(best, y, noise, LAST)
+
+
+def boxes_apart(one: Box, other: Box) -> Floats:
+    """(latent,) share of each axis of the one box, in squares, that is along others than its own of the other box."""
+    share = (one.unmixing @ np.linalg.inv(other.unmixing)) ** 2
+    share /= share.sum(1, keepdims=True)
+    return 1 - share[optimize.linear_sum_assignment(-share)]

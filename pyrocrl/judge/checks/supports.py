@@ -19,6 +19,7 @@ DOUBT = 0.01  # probability, over all corners, of taking those that are less fil
 EDGE = 0.1  # of a half-range, by which rows may be beyond the box
 GAPS = 3.0  # mean distances between rows that fill, by which edges may be beyond the last of them
 BEYOND = 0.02  # share of rows that may be farther beyond
+MOVED = 0.03  # share of an axis that other laws of the bulk may leave to others
 TURNED = 0.02  # share of an axis that the posterior may leave to others
 
 
@@ -82,6 +83,20 @@ def _within_the_box(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "latents that have ends; a look at outlying rows", which=(names[worst],))
 
 
+def _any_bulk(fit: Fit, data: Data) -> Lack | None:
+    """How far axes are off those of a box beside twice as many laws of the bulk, in the second best chain, for a search
+    may fail: where rows in the corners are few, or no box is there, the box is what these laws leave."""
+    with torch.no_grad():
+        moved = fit.chain_values("box_moved")
+    assert moved is not None
+    open_ = moved[np.argsort(moved.max(1))[min(1, len(moved) - 1)]]
+    if (worst := float(open_.max())) <= MOVED:
+        return None
+    which = tuple(fit.names["latent"][k] for k in np.flatnonzero(open_ > MOVED))
+    said = f"beside twice as many normal laws, {worst:.0%} of the axis of {', '.join(which)} goes to other latents"
+    return Lack(said, "rows with other combinations of the latents' extremes", which=which)
+
+
 def _box_told(fit: Fit, data: Data) -> Lack | None:
     """Share of each axis that the posterior leaves to others; short of `TURNED` it falls with the rows."""
     with torch.no_grad():
@@ -97,5 +112,6 @@ def _box_told(fit: Fit, data: Data) -> Lack | None:
 CHECKS: dict[str, FitCheck] = {
     "corners_filled": _corners_filled,
     "within_the_box": _within_the_box,
+    "any_bulk": _any_bulk,
     "box_told": _box_told,
 }
