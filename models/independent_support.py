@@ -306,6 +306,8 @@ class IndependentSupport(Program):
         Supports("wang2024_support", {"correlation": 0.5}),
         Supports("wang2024_support", {"correlation": 0.9}),
         Supports("wang2024_support", {"correlation": 0.9, "rows": 1000}),
+        Supports("wang2024_support", {"correlation": 0.9, "filled": 0.0}),
+        Supports("wang2024_support", {"correlation": 0.9, "mixing": "mlp", "rows": 5000}),
     )
 
 
