@@ -78,11 +78,11 @@ class IndependentSupport(Program):
         name="independent_support",
         title="Independent support",
         family="support",
-        summary="Latents that depend on one another, but of which each takes all its values whatever the others are: the "
-        "box that rows fill tells them.",
+        summary="Latents that depend on one another, while each takes all its values whatever the others are: the box "
+        "that rows fill tells them.",
         when=(
-            "features are linear in latents that are bounded and depend on each other, and rows reach every combination "
-            "of their extremes now and then",
+            "features are linear in latents that are bounded and depend on each other, and now and then rows reach "
+            "every combination of their extremes",
             "latents have no ends, or some combinations of their extremes never occur: `heavy_tailed_fa` or `ebmf`",
         ),
         assumes=(BOX, LINEAR),
@@ -302,12 +302,12 @@ class IndependentSupport(Program):
         return cls(features=data.features, latents=2, components=3, steps=100), data
 
     studies = (
-        Supports("wang2024_support", {"correlation": 0.0}),
-        Supports("wang2024_support", {"correlation": 0.5}),
-        Supports("wang2024_support", {"correlation": 0.9}),
-        Supports("wang2024_support", {"correlation": 0.9, "rows": 1000}),
-        Supports("wang2024_support", {"correlation": 0.9, "filled": 0.0}),
-        Supports("wang2024_support", {"correlation": 0.9, "mixing": "mlp", "rows": 5000}),
+        Supports("wang2024_support", {"correlation": 0.0}, held_out=0.1),
+        Supports("wang2024_support", {"correlation": 0.5}, held_out=0.1),
+        Supports("wang2024_support", {"correlation": 0.9}, held_out=0.1),
+        Supports("wang2024_support", {"correlation": 0.9, "rows": 1000}, held_out=0.1),
+        Supports("wang2024_support", {"correlation": 0.9, "filled": 0.0}, held_out=0.1),
+        Supports("wang2024_support", {"correlation": 0.9, "mixing": "mlp", "rows": 2000}, held_out=0.1),
     )
 
 
