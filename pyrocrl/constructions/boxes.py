@@ -98,7 +98,7 @@ class Bulk(NamedTuple):
     def log_parts(self, y: Floats) -> Floats:
         """(rows, component)"""
         root = np.linalg.cholesky(self.covariance)
-        white = np.linalg.solve(root, (y - self.middle[:, None]).transpose(0, 2, 1))  # (component, latent, rows)
+        white = np.linalg.inv(root) @ (y - self.middle[:, None]).transpose(0, 2, 1)  # (component, latent, rows)
         volume = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1) + 0.5 * y.shape[1] * np.log(2 * np.pi)
         return (np.log(self.weights) - volume)[None] - 0.5 * (white**2).sum(1).T
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocrl.lab.suite import actions, equations, factors, linked_rows, modulation, states
+from pyrocrl.lab.suite import actions, equations, factors, linked_rows, modulation, states, supports
 from pyrocrl.lab.suite.case import Case
 
 
@@ -34,5 +34,6 @@ def cases() -> list[Case]:
         linked_rows.series_cases,
         equations.response_cases,
         states.oracle_cases,
+        supports.support_cases,
     )
     return [case for some in every for case in some()]
