@@ -66,6 +66,7 @@ from pyrocrl.program import Features, Latents, check_rows, check_sizes
 
 RATE, SHAPE, WIDTH = 0.01, 1.5, 0.3
 RICHER = 2  # times as many normal laws, with which the box should be the same
+ROWS_EACH = 250  # of a normal law, at least
 MOST_ROWS = 8000  # of which that is asked
 LEAST = 1e-3  # deviation of the bulk's components, at least
 BOX = "the joint support of the latents is a box"
@@ -132,12 +133,13 @@ class IndependentSupport(Program):
         self,
         features: Features,
         latents: Latents,
-        components: Annotated[int, Bounds(1, 100), "normal laws of rows that do not fill the box"] = 8,
+        components: Annotated[int, Bounds(1, 100), "most normal laws of rows that do not fill the box"] = 8,
         starts: Annotated[int, Bounds(1, 50)] = 3,
         steps: Size = 200,
     ) -> None:
-        """latents: how many there are, at least 2. starts: of a chain's search for the box. steps: sweeps of the
-        sampler, of which the first third is left out."""
+        """latents: how many there are, at least 2. components: those that are used are one for each 250 rows, at least
+        2. starts: of a chain's search for the box. steps: sweeps of the sampler, of which the first third is left
+        out."""
         super().__init__()
         check_sizes(features, latents, least=2)
         both, pairs = (components, latents), latents * (latents - 1) // 2
@@ -257,10 +259,11 @@ class IndependentSupport(Program):
         latents, components, starts, steps = (self.config[k] for k in ("latents", "components", "starts", "steps"))
         space = span(x, latents)
         y = space.rows(x)[space.kept]
-        box = search(y, space.noise, components, starts, rng)
+        laws = min(components, max(2, len(y) // ROWS_EACH))
+        box = search(y, space.noise, laws, starts, rng)
         bulk = np.logaddexp.reduce(box.bulk.log_parts(y), 1)
         some = y[rng.permutation(len(y))[:MOST_ROWS]]
-        self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * components, 2, rng))))
+        self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * laws, 2, rng))))
         sampler = BoxSampler(y, space.noise, bulk, space.loadings, space.center, rng)
         sampler.begin(box.unmixing, box.offset, box.fill)
         self._take(space, box, sampler.run(steps), y, rng)
@@ -271,9 +274,10 @@ class IndependentSupport(Program):
     @torch.no_grad()
     def _take(self, space: Span, box: Box, found: BoxDraws, y: np.ndarray, rng: np.random.Generator) -> None:
         """Set the draws: bulk and mixing are told in each draw's own units of z."""
+        bulk = box.bulk.repeated(self.config["components"])
         to, variance = found.unmixing, space.variances(len(y), DRAWS, rng)
         loadings = (space.loadings + space.tilts(y, DRAWS, rng)) @ np.linalg.inv(to)  # (draw, feature, latent)
-        cov = np.einsum("tka,cab,tlb->tckl", to, box.bulk.covariance, to, optimize=True)
+        cov = np.einsum("tka,cab,tlb->tckl", to, bulk.covariance, to, optimize=True)
         noise = np.einsum("tka,ab,tkb->tk", to, space.noise, to)
         value, vector = np.linalg.eigh(cov - np.eye(cov.shape[-1]) * noise[:, None, None])
         tril = np.linalg.cholesky((vector * np.maximum(value, LEAST**2)[..., None, :]) @ vector.swapaxes(-1, -2))
@@ -281,8 +285,8 @@ class IndependentSupport(Program):
         row, column = np.tril_indices(cov.shape[-1], -1)
         for name, draws in {
             "fill": found.fill,
-            "weights": np.broadcast_to(box.bulk.weights, (DRAWS, len(box.bulk.weights))),
-            "middle": box.bulk.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
+            "weights": np.broadcast_to(bulk.weights, (DRAWS, len(bulk.weights))),
+            "middle": bulk.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
             "width": width,
             "lean": (tril / width[..., None])[..., row, column],
             "loadings": loadings,

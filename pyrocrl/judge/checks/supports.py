@@ -84,12 +84,12 @@ def _within_the_box(fit: Fit, data: Data) -> Lack | None:
 
 
 def _any_bulk(fit: Fit, data: Data) -> Lack | None:
-    """How far axes are off those of a box beside twice as many laws of the bulk, in one of the chains that agree best, as a
-    search may fail: where rows in the corners are few, or no box is there, the box is what these laws leave."""
+    """How far axes are off those of a box beside twice as many laws of the bulk, in one of the best chains, as a search
+    may fail: where rows in the corners are few, or no box is there, the box is what these laws leave."""
     with torch.no_grad():
         moved = fit.chain_values("box_moved")
     assert moved is not None
-    open_ = moved[np.argsort(moved.max(1))[(len(moved) - 1) // 3]]
+    open_ = moved[np.argsort(moved.max(1))[(len(moved) - 1) // 3]]  # the better one of two, the second of four
     if (worst := float(open_.max())) <= MOVED:
         return None
     which = tuple(fit.names["latent"][k] for k in np.flatnonzero(open_ > MOVED))
