@@ -114,7 +114,7 @@ def test_recovers_and_says_so() -> None:
 @pytest.mark.parametrize(
     "options, lacking",
     [
-        ({"support": "cut", "latents": 3, "features": 7, "correlation": 0.3}, {"corners_filled"}),
+        ({"support": "cut", "latents": 3, "features": 7, "correlation": 0.3}, {"corners_filled", "within_the_box"}),
         ({"support": "ball"}, {"within_the_box", "corners_filled"}),
         ({"support": "unbounded"}, {"within_the_box", "any_bulk", "corners_filled"}),
     ],

@@ -35,7 +35,7 @@ def support_cases() -> list[Case]:
         case("few rows", "small", "box_told", rows=300),
         case("two thousand rows, a tenth of them anywhere", "small"),
         case("no rows in the corners", "open", "any_bulk", filled=0.0),
-        case("an empty corner", "misspecified", "corners_filled", support="cut", latents=2, features=6, filled=0.4),
+        case("an empty corner", "misspecified", "corners_filled", support="cut", rows=5000, filled=0.2),
         case("a ball", "open", "within_the_box", support="ball", latents=3),
         case("a simplex", "open", support="simplex", latents=2, features=6),
         case("normal latents", "open", support="unbounded"),
