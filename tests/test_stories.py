@@ -177,6 +177,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "ebmf",  # but that the number of latents is settled at the start
             "mixture_oracle",  # but for that, and numbers of states
             "ssl_fa",
+            "independent_support",  # but that the law of rows that do not fill is settled at the start
         )
         assert name in exact
 
