@@ -12,6 +12,7 @@ from pyrocrl.lab.suite.case import FEW, Case, drawn
 
 MODEL = "independent_support"
 BOX, LINEAR = "the joint support of the latents is a box", "x is linear in the latents"
+NOISE = "noise of features is small against the box"
 
 
 def sheared(seed: int, **options: Any) -> Data:
@@ -32,16 +33,16 @@ def support_cases() -> list[Case]:
         case("four independent latents", "identified", correlation=0.0),
         case("five thousand rows, a fifth of them anywhere", "identified", rows=5000, filled=0.2),
         case("more noise", "identified", latents=2, features=10, filled=0.3, noise=0.1),
-        case("few rows", "small", "box_told", rows=300),
+        case("few rows", "misspecified", "box_told", rows=300),
         case("two thousand rows, a tenth of them anywhere", "small"),
         case("no rows in the corners", "open", "any_bulk", filled=0.0),
         case("an empty corner", "misspecified", "corners_filled", support="cut", rows=5000, filled=0.2),
         case("a ball", "open", "within_the_box", support="ball", latents=3),
-        case("a simplex", "open", support="simplex", latents=2, features=6),
-        case("normal latents", "open", support="unbounded"),
+        case("a simplex", "open", BOX, support="simplex", latents=2, features=6),
+        case("normal latents", "open", BOX, support="unbounded"),
         case("a sheared box", "word", BOX, draw=lambda seed: sheared(seed, rows=2000, latents=2, filled=0.3)),
         case("bent mixing", "misspecified", LINEAR, mixing="mlp"),
-        case("one latent too few", "misspecified", told={"latents": 3}),
-        case("one row in twenty is bad", "misspecified", bad=0.05),
-        case("noise as large as the box", "misspecified", noise=0.5, filled=0.3),
+        case("one latent too few", "misspecified", LINEAR, told={"latents": 3}),
+        case("one row in twenty is bad", "misspecified", "within_the_box", bad=0.05),
+        case("noise as large as the box", "misspecified", NOISE, noise=0.5, filled=0.3),
     ]
