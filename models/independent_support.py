@@ -26,10 +26,14 @@ starts, by some of the rows first (`constructions.boxes`), and goes on with a Me
 and noise as the rows leave them.
 
 *Identified:* latents up to permutation and scale, if their joint support is a box and x is linear in them: no other
-linear map of a box is one (Wang & Jordan 2024, theorem 10; Ahuja et al. 2023, theorem 5). Latents may depend on one
-another in any way as long as rows reach all corners. The verdict asks whether rows are in all four corners of each two
-latents, as many as rows that fill would leave there, and whether few are beyond the box. That what fills is a box in
-the true latents and not in some mixture of them, a sheared one, no data tell.
+linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023). Latents may depend on one another in any way as long
+as rows reach all corners. The verdict asks whether rows are in all four corners of each two latents, as rows that fill
+would leave there, whether few are beyond the box, and whether a search beside twice as many normal laws finds the same
+box: without rows in the corners it does not. Where rows are few that search may fail, and a box that was found is
+refused. That what fills is a box in the true latents and not in some mixture of them, a sheared one, no data tell.
+
+Intervals are those of a uniform law of the rows that fill: where these are denser in the middle, as by a copula, axes
+are off by a little more than intervals say.
 
 Wang & Jordan (2024), Desiderata for representation learning: a causal perspective; Ahuja et al. (2023), Interventional
 causal representation learning; Roth et al. (2023), Disentanglement of correlated factors via Hausdorff factorized
@@ -38,6 +42,8 @@ support.
 *Differs from the paper in* a likelihood in place of distances of codes from recombined codes (IOSS, HFS), which have
 none and need a term that keeps codes from shrinking; rows that fill are uniform; linear mixing; a posterior of the
 axes.
+
+Longer than other models because draws of the span, the bulk and the box are put together in each draw's units of z.
 
 *For a variant, copy this file and change* `story`: the law of `z`, and with it `log_joint` and `BoxOrBulkGiven` in
 `pyrocrl.exact.boxes`.

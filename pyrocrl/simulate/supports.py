@@ -29,7 +29,7 @@ def wang2024_support(
     support: Literal["box", "cut", "ball", "simplex", "unbounded"] = "box",
     bad: Fraction = 0.0,
 ) -> Data:
-    """Dependent latents that have a box to themselves, after Wang & Jordan (2024), section 4, and Roth et al. (2023).
+    """Dependent latents that have a box to themselves, after Wang & Jordan (2024) and Roth et al. (2023).
 
         g ~ N(0, R),  R_kl = correlation for k != l                                        (data, latent)
         z = 2 Phi(g) - 1, or with the probability `filled` uniform on [-1, 1]^K            (data, latent)
