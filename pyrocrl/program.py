@@ -461,8 +461,13 @@ class Program(nn.Module, metaclass=_InTurn):
 
     def rotated(self) -> Tensor:
         """(latent,) share of each latent's variance that the posterior of the unmixing leaves to other directions, its
-        scale apart. Models whose claims need that dynamics tell latents apart must have it."""
-        raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+        scale apart. Models whose claims need that dynamics, or a box, tell latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} does not say how far its axes are settled")
+
+    def filling(self) -> Tensor | None:
+        """(draw,) share of the rows that fill the box of the latents' support, or None. Models whose claims need that
+        rows fill it must have it, latents being from -1 to 1 there."""
+        return None
 
     def readings_margin(self) -> float | None:
         """By how many nats the likeliest other latents that were found are less likely than the chain's, infinite where
@@ -478,6 +483,11 @@ class Program(nn.Module, metaclass=_InTurn):
         """Values (env, latent) near which environments hold the latents that they condition on, in these' deviations,
         and their deviations. Models whose claims need that such levels differ must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of conditioning")
+
+    def box_moved(self) -> Tensor:
+        """(latent,) share of each axis of the box that rows fill which other laws of the other rows leave to other
+        latents. Models whose claims need a box must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of a box")
 
     def noise_share(self, batch: Batch) -> Tensor | None:
         """(latent,) share of the variance of each latent, as it is read off the features, that is noise of theirs; None

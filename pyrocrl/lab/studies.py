@@ -1079,6 +1079,41 @@ class HeavyTails(Study):
         } | {name: value for name, value in _rotated_factors(fitted.x, data.x, z).items() if name.endswith("mcc")}
 
 
+@dataclass(frozen=True)
+class Supports(Study):
+    """Latents whose joint support is a box, [-1, 1] of each, beside PCA, FastICA and the best linear unmixing.
+
+    latents_coverage: true latents inside their 90 % intervals, in the box's units. identified: whether the verdict says
+    so of the latents.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import PCA
+
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.diagnose import diagnose
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        found = result.latents(data)
+        score, nodes = metrics.mcc(z, found, return_assignment=True)
+        drawn = result.posterior(DRAWN, data, predictive=False, density=False, thin=20)["posterior"].to_dataset()
+        drawn = drawn.stack(sample=("chain", "draw")).transpose("sample", ...)
+        mine = drawn["z"].to_numpy()[..., nodes] * np.sign((found[:, nodes] * z).sum(0))
+        low, high = metrics.weighted_quantiles(mine, np.repeat(result.weights / DRAWN, DRAWN), (0.05, 0.95))
+        beside = _rotated_factors(fitted.x, data.x, z)
+        pca = metrics.mcc(z, PCA(z.shape[1]).fit(fitted.x).transform(data.x))
+        return {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(score),
+            "pca_mcc": float(pca),
+            "ica_mcc": beside["ica_mcc"],
+            "linear_r2": metrics.linear_r2(data.x, z),
+            "latents_coverage": float(((low <= z[::20]) & (z[::20] <= high)).mean()),
+            "identified": float(diagnose(result)["latents"].identified),
+        }
+
+
 def _rotated_factors(x: np.ndarray, new: np.ndarray, z: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
     """mcc on new rows, and mask_f1 where there is a mask, of the baselines of `SparseFactors`, fitted to x (row,
     feature)."""

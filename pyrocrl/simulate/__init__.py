@@ -61,6 +61,7 @@ SETTINGS: dict[str, str] = {
     "shared_private": "views",
     "halva2021_linear": "dynamics",
     "xu2023_additive": "additive",
+    "wang2024_support": "supports",
 }
 
 

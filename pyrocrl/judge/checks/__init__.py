@@ -10,6 +10,7 @@ from pyrocrl.claims import conditions
 from pyrocrl.claims.conditions import Check
 from pyrocrl.judge.checks import actions, codes, curves, environments, linked_rows, masks, rotations, states
 from pyrocrl.judge.checks import actions, codes, concepts, environments, linked_rows, masks, rotations, states
+from pyrocrl.judge.checks import actions, codes, environments, linked_rows, masks, rotations, states, supports
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
 
@@ -28,4 +29,5 @@ CHECKS: dict[str, FitCheck] = {
     **concepts.CHECKS,
     **codes.CHECKS,
     **curves.CHECKS,
+    **supports.CHECKS,
 }

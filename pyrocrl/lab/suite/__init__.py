@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pyrocrl.lab.suite import actions, concepts, covers, curves, equations, factors, linked_rows, modulation, states
+from pyrocrl.lab.suite import (
+    actions,
+    concepts,
+    covers,
+    curves,
+    equations,
+    factors,
+    linked_rows,
+    modulation,
+    states,
+    supports,
+)
 from pyrocrl.lab.suite.case import Case
 
 
@@ -37,5 +48,6 @@ def cases() -> list[Case]:
         states.oracle_cases,
         curves.curve_cases,
         concepts.concept_cases,
+        supports.support_cases,
     )
     return [case for some in every for case in some()]
