@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from pyrocrl.claims import conditions
 from pyrocrl.claims.conditions import Check
-from pyrocrl.judge.checks import actions, codes, curves, environments, linked_rows, masks, rotations, states
-from pyrocrl.judge.checks import actions, codes, concepts, environments, linked_rows, masks, rotations, states
-from pyrocrl.judge.checks import actions, codes, environments, linked_rows, masks, rotations, states, supports
+from pyrocrl.judge.checks import (
+    actions,
+    codes,
+    concepts,
+    curves,
+    environments,
+    linked_rows,
+    masks,
+    rotations,
+    states,
+    supports,
+)
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
 
