@@ -167,7 +167,7 @@ class IndependentSupport(Program):
             getattr(self.drawn, name).fill_(value)
         self.drawn.loadings.copy_(torch.eye(features, latents))
         self.register_buffers(
-            turned=torch.zeros(latents),  # share of axes that draws leave to others
+            left_open=torch.zeros(latents),  # share of axes that draws leave to others
             moved=torch.zeros(latents),  # ... and that other laws of the bulk do
             below=boxes.places_below(latents),
         )
@@ -244,7 +244,7 @@ class IndependentSupport(Program):
         return self.drawn.loadings.mean(0), self.drawn.loadings.std(0)
 
     def rotated(self) -> Tensor:
-        return self.turned
+        return self.left_open
 
     def box_moved(self) -> Tensor:
         return self.moved
@@ -303,7 +303,7 @@ class IndependentSupport(Program):
             getattr(self.drawn, name).copy_(torch.as_tensor(draws.copy()))
         turn = to @ np.linalg.inv(to.mean(0))
         own = np.diagonal(turn, axis1=1, axis2=2) ** 2
-        self.put(turned=torch.as_tensor((1 - own / (turn**2).sum(-1)).mean(0)))
+        self.put(left_open=torch.as_tensor((1 - own / (turn**2).sum(-1)).mean(0)))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[IndependentSupport, Data]:

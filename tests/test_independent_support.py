@@ -119,6 +119,16 @@ def test_notices_supports_that_are_no_box(support: str) -> None:
     assert any(lacks), "nothing is lacking"
 
 
+def test_axes_that_the_posterior_leaves_open_are_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = IndependentSupport.example()
+    fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    monkeypatch.setattr(IndependentSupport, "rotated", lambda _: tensor(np.array([0.01, 0.01])))
+    assert CHECKS["box_told"](fit, data) is None
+    monkeypatch.setattr(IndependentSupport, "rotated", lambda _: tensor(np.array([0.01, 0.06])))
+    lack = CHECKS["box_told"](fit, data)
+    assert lack is not None and lack.rows == pytest.approx(3 * data.rows) and len(lack.which) == 1
+
+
 def test_axes_apart_are_those_of_other_directions() -> None:
     one = construction.Box(np.eye(2), np.zeros(2), 0.5, construction.Bulk(*(np.ones(1),) * 3))
     assert np.allclose(construction.boxes_apart(one, one._replace(unmixing=np.array([[0, -3.0], [2, 0]]))), 0)

@@ -299,7 +299,7 @@ def test_latents_that_are_innovations_have_no_deviation(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ([], "--csv: found neither it nor --h5ad; allowed: one of them or both"),
+        ([], "--csv: found neither it nor --h5ad; allowed: one of them or more"),
         (["--csv", "z.tsv"], "--csv: found 'z.tsv'; allowed: a file ending in .csv"),
         (["--h5ad", "screen.h5ad"], "--h5ad: found 'screen.h5ad', which exists; allowed: a new file, or --force"),
         (["--csv", "z.csv", "--data", "new_cells.h5ad"], "batch: found none; allowed: labels, as in the fit"),

@@ -145,6 +145,7 @@ ELSEWHERE = {
     "two_interventions_per_latent",
     "enough_settings",
     "clusters_apart",  # in `test_linear_latent_sem`
+    "box_told",  # in `test_independent_support`
     "map_told",  # in `test_contrastive`
     "readings_apart",  # in `test_contrastive`
     "axes_told",  # in `test_heavy_tailed_fa`

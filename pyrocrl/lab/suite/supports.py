@@ -33,7 +33,7 @@ def support_cases() -> list[Case]:
         case("four independent latents", "identified", correlation=0.0),
         case("five thousand rows, a fifth of them anywhere", "identified", rows=5000, filled=0.2),
         case("more noise", "identified", latents=2, features=10, filled=0.3, noise=0.1),
-        case("few rows", "misspecified", "box_told", rows=300),
+        case("few rows", "small", rows=300),
         case("two thousand rows, a tenth of them anywhere", "small"),
         case("no rows in the corners", "open", "any_bulk", filled=0.0),
         case("an empty corner", "misspecified", "corners_filled", support="cut", rows=5000, filled=0.2),
