@@ -20,8 +20,8 @@ identifies them, for a little noise. Of counts h sees the principal components t
 have missed their intervention (`escapees`): a Bernoulli each, summed out; h is trained on a draw of which did.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
-equations from the moments of all rows' latents, for one of the affine maps to latents that environments leave open
-(`contrastive.nearby_maps`). Errors of which rows are no cure let rows count as fewer (`LatentSEM.temper`): q's
+equations from the moments of all rows' latents, for one of the affine maps to latents that environments leave open, by
+how much another round of training changes h (`contrastive.nearby_maps`). Errors of which rows are no cure let rows count as fewer (`LatentSEM.temper`): q's
 variance, what q does not know (`correlation_error`), the dispersion of the moments.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
@@ -177,7 +177,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.decoder = nets.Residual(latents, features, width)
         signal = torch.eye(features)  # from x to what the encoder sees; h(x) = unmixing encoder(x) + offset
         self.register_buffers(signal=signal, unmixing=torch.eye(latents), offset=torch.zeros(latents))
-        self.register_buffers(rival=torch.tensor(math.inf))  # `readings_margin`
+        # `readings_margin`, and how much of h another round of training changed
+        self.register_buffers(rival=torch.tensor(math.inf), changed=torch.zeros(()))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -243,11 +244,12 @@ class LinearSEMNonlin(SEMReadouts, Program):
         if sem.escapees:
             env, share = subspaces.escaped(x, env, sem.target.sum(1) == 0, latents, sem.escape_prior, generator)
         width, steps = self.config["width"], self.config["steps"]
-        encoder, unmixing, rival = contrastive.construct(x, env, sem.target, width, steps, generator)
+        encoder, unmixing, rival, changed = contrastive.construct(x, env, sem.target, width, steps, generator)
         self.encoder.load_state_dict(encoder.state_dict())
         z = encoder(x) @ unmixing.to(x).mT
         mean, sd = z.mean(0), z.std(0)
-        self.put(unmixing=unmixing / sd[:, None], offset=-mean / sd, rival=torch.tensor(rival))
+        self.put(unmixing=unmixing / sd[:, None], offset=-mean / sd)
+        self.put(rival=torch.tensor(rival), changed=torch.tensor(changed))
         sem.escape_logit.fill_(-math.inf)  # of the rows as they are drawn, none did
         sem.start((z - mean) / sd, env)
         sem.escape_logit.copy_(share.clamp_min(1e-3).logit())
@@ -270,9 +272,9 @@ class LinearSEMNonlin(SEMReadouts, Program):
         batch = data.tensors(self.unmixing.device, self.unmixing.dtype)
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
-        changed = self.sem.changed()
-        self.sem.maps.copy_(contrastive.nearby_maps(changed, MAPS, generator))
-        fewer = contrastive.dispersion(changed)
+        environments = self.sem.changed()
+        self.sem.maps.copy_(contrastive.nearby_maps(environments, float(self.changed), MAPS, generator))
+        fewer = contrastive.dispersion(environments)
         self.sem.temper(q.mean, q.stddev.square(), fewer, self.config["correlation_error"])
 
     @classmethod

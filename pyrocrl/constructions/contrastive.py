@@ -47,7 +47,7 @@ from pyrocrl.turns import drawing
 
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
-LOOSE = 30.0  # ... for how far it may be off: in charts of 2,000 rows a class by five deviations, as all rows have them
+HIDDEN = 1.25  # square of errors in moments, in what another round of training changes of h (see `nearby_maps`)
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed: a step costs d^2 2^d
 SAME, OTHER = 0.97, 0.95  # correlations from which two maps read the same latent, and below which another one
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
@@ -201,12 +201,17 @@ def likely(
     return [one.unmixing for one in sorted(near, key=lambda one: not (settled and one.own))]
 
 
-def nearby_maps(environments: linear_sem.Environments, draws: int, generator: torch.Generator) -> Tensor:
+def nearby_maps(
+    environments: linear_sem.Environments, changed: float, draws: int, generator: torch.Generator
+) -> Tensor:
     """Draws of the unmixing of y (draw, latent, latent) about the maximum at the identity, with rows of unit diagonals.
 
-    Rows count as LOOSE times fewer, for errors of y: where ways nearly cancel, little of the likelihood tells the map.
+    changed: as `Start` has it. n rows count as m, 1 / m = 1 / n + HIDDEN changed, for errors of y that are the same in
+    all: where ways nearly cancel, little of the likelihood tells the map. In the charts looked at, the share of latents
+    that no affine map of y gives was about five times `changed`, and errors of the map as large as those m rows leave.
     """
-    environments = environments._replace(count=(environments.count / LOOSE).clamp_min(2.0))
+    fewer = 1.0 + float(environments.count.sum()) * HIDDEN * changed
+    environments = environments._replace(count=(environments.count / fewer).clamp_min(2.0))
     slices = linear_sem.slices(environments, linear_sem.target_pairs(environments.target.cpu()))
     total = environments.count.sum()
 
@@ -461,11 +466,13 @@ PLAN = Plan()
 
 class Start(NamedTuple):
     """encoder: h; unmixing (latent, latent): latents are unmixing h(x). rival: by how many nats the best of the other
-    optima that were tried, which bent h to other latents, is worse; infinite where there was none."""
+    optima that were tried, which bent h to other latents, is worse; infinite where there was none. changed: share of
+    the variance of h after the last round of training that is no affine function of h before it."""
 
     encoder: Residual
     unmixing: Tensor
     rival: float
+    changed: float
 
 
 def construct(
@@ -529,9 +536,10 @@ def _construct(
     minimise(first, decoded, rows, max(1, int(plan.pretrain * steps)), chart.batch * len(share), generator)
     if not hypotheses:
         chart.train_on(x, group, rows, steps, generator)
-    best, least, rival = chart.encoder, math.inf, math.inf
+    best, least, rival, changed = chart.encoder, math.inf, math.inf, 0.0
     look = mixed[: plan.looked_at]
     for turn in range(plan.rounds):
+        before = chart.encoder
         with torch.no_grad():
             near = likely(moments(chart.encoder(x), group, target), plan.within, turn > 0, generator)
             tried = [chart.bent(one, x, group, target) for one in near[: 1 if turn else plan.branches]]
@@ -546,13 +554,22 @@ def _construct(
             rival = float(np.min(nats[others] - nats.min(), initial=math.inf))
             tried = [tried[int(nats.argmin())]]
         (chart,) = tried
+        changed = _not_affine(before(x), chart.encoder(x)) if turn else 0.0
         reached = chart.error(x[kept], group[kept], plan.last_slices)
         if not reached < least:
             break
         least, best = reached, chart.encoder
     with torch.no_grad():
         unmixing = likely(moments(best(x), group, target), plan.within, True, generator)[0]
-    return Start(best, unmixing, rival)
+    return Start(best, unmixing, rival, changed)
+
+
+@torch.no_grad()
+def _not_affine(inputs: Tensor, outputs: Tensor) -> float:
+    """Share of the outputs' (rows, output) variance that no affine function of the inputs (rows, input) explains."""
+    a, b = (v.double() - v.double().mean(0) for v in (inputs, outputs))
+    left = b - a @ least_squares(a, b)
+    return float((left.var(0) / b.var(0)).mean())
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def train(
     flow = FreeFormFlow(x.shape[1], width).to(x)
     inputs = flow.start(x)
     plan = PLAN._replace(rounds=effort.rounds) if hypotheses else PLAN
-    encoder, _, rival = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
+    encoder, _, rival, _ = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
     flow.encoder.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         h, g = encoder(inputs), flow.gaussianise(x)[0]
