@@ -21,8 +21,9 @@ have missed their intervention (`escapees`): a Bernoulli each, summed out; h is 
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
 equations from the moments of all rows' latents, for one of the affine maps to latents that environments leave open, by
-how much another round of training changes h (`contrastive.nearby_maps`). Errors of which rows are no cure let rows count
-as fewer (`LatentSEM.temper`): q's variance, what q does not know (`correlation_error`), the dispersion of the moments.
+how much another round of training changes h (`contrastive.nearby_maps`). Errors of which rows are no cure let rows
+count as fewer (`LatentSEM.temper`): q's variance, what q does not know (`correlation_error`), the dispersion of the
+moments.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.
