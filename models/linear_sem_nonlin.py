@@ -20,10 +20,10 @@ identifies them, for a little noise. Of counts h sees the principal components t
 have missed their intervention (`escapees`): a Bernoulli each, summed out; h is trained on a draw of which did.
 
 While a chain is trained its equations are parameters, with every earlier latent a parent. `recover` draws graphs and
-equations from the moments of all rows' latents, for one of the affine maps to latents that environments leave open, by
-how much another round of training changes h (`contrastive.nearby_maps`). Errors of which rows are no cure let rows
-count as fewer (`LatentSEM.temper`): q's variance, what q does not know (`correlation_error`), the dispersion of the
-moments.
+equations from the moments of all rows' latents: a graph for one of the affine maps to latents that environments leave
+open, by how much another round of training changes h (`contrastive.nearby_maps`), and equations given it. Errors of
+which rows are no cure let rows count as fewer (`LatentSEM.temper`): q's variance, what q does not know
+(`correlation_error`), the dispersion of the moments.
 
 Buchholz, Rajendran, Rosenfeld, Aragam, Schoelkopf & Ravikumar (2023), Learning linear causal representations from
 interventions under general nonlinear mixing.

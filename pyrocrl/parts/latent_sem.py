@@ -112,7 +112,7 @@ class LatentSEM(nn.Module):
         as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
         prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
         escaped. maps: how many draws of the affine map to latents there are to hold, of which each draw of the
-        equations takes one; 1 = latents as they are."""
+        graph takes one; 1 = latents as they are."""
         super().__init__()
         if latents > orders.MAX_NODES:
             reject("latents", latents, f"at most {orders.MAX_NODES}: sums over graphs are exact")
@@ -534,7 +534,8 @@ class LatentSEM(nn.Module):
         scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table, unmixing)
         order = pyro.sample("order", orders.Order(scores))
         graph = pyro.sample("graph", orders.Graph(scores, order))
-        known = linear_sem.regressions(unmixing.to(table.cov), graph * (not self.absorbed), table, self._conjugate())
+        eye = torch.eye(self.latents).to(table.cov)  # the decoder's latents are those that are read
+        known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
         with table_of(len(table.node), drawn=self.unknown):
             variance = pyro.sample("variance", known.variance())
             law = self._prior_slopes(variance).to_event(1) if self.absorbed else known.slopes(variance)
