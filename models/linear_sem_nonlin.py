@@ -126,8 +126,9 @@ class LinearSEMNonlin(SEMReadouts, Program):
         status="stable",
         needs_env=True,
         targets=("known", "relabelled"),
-        approximate="Equations are parameters while a chain is trained; graph and equations are then drawn given the "
-        "moments of the rows' latents, with a unit-information prior and counts that carry the latents' error.",
+        approximate="Equations are parameters while a chain is trained; graphs are then drawn for maps to latents that "
+        "the rows leave open, and equations given the moments of the rows' latents, with a unit-information prior and "
+        "counts that carry the latents' error.",
     )
     counted = "targets"
     checks = {"nearly_left": (), "nearly_gaussian": (), "nearly_equations": ()}

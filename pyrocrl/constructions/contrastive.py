@@ -207,9 +207,8 @@ def nearby_maps(
     """Draws of the unmixing of y (draw, latent, latent) about the maximum at the identity, with rows of unit diagonals.
 
     changed: as `Start` has it. n rows count as m, 1 / m = 1 / n + HIDDEN changed, for errors of y that are the same in
-    all: where ways nearly cancel, little of the likelihood tells the map. In the charts looked at, the share of latents
-    that no affine map of y gives was two to ten times `changed`; errors of the map were a quarter of those that m rows
-    leave behind mixings that are nearly linear, and up to four times as large behind one that bends.
+    all: where ways nearly cancel, little of the likelihood tells the map. HIDDEN stands between what mixings that hardly
+    bend need and, larger, those that bend: network and map err together, which no constant tells.
     """
     fewer = 1.0 + float(environments.count.sum()) * HIDDEN * changed
     environments = environments._replace(count=(environments.count / fewer).clamp_min(2.0))
