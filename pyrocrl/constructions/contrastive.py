@@ -207,8 +207,8 @@ def nearby_maps(
     """Draws of the unmixing of y (draw, latent, latent) about the maximum at the identity, with rows of unit diagonals.
 
     changed: as `Start` has it. n rows count as m, 1 / m = 1 / n + HIDDEN changed, for errors of y that are the same in
-    all: where ways nearly cancel, little of the likelihood tells the map. HIDDEN stands between what mixings that hardly
-    bend need and, larger, those that bend: network and map err together, which no constant tells.
+    all: where ways nearly cancel, little of the likelihood tells the map. HIDDEN stands between what mixings that
+    hardly bend need and, larger, those that bend: network and map err together, which no constant tells.
     """
     fewer = 1.0 + float(environments.count.sum()) * HIDDEN * changed
     environments = environments._replace(count=(environments.count / fewer).clamp_min(2.0))
