@@ -347,7 +347,7 @@ class ObservedDAG(ObservedEquations, Program):
         if self.sampled:
             rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
             run = sampling.run(self.evidence.double(), self.candidates, self.prior, len(self.orders), rng)
-            self.put(orders=torch.as_tensor(run.order), log_density=torch.as_tensor(run.value - run.log_total))
+            self.put(orders=torch.as_tensor(run.key.argsort(1)), log_density=torch.as_tensor(run.value - run.log_total))
             self.loc.fill_(run.edge)
         self.loc.add_(0.1 * torch.randn((), generator=generator))
 

@@ -33,6 +33,11 @@ def table(d: int, seed: int, spread: float = 2.0) -> tuple[torch.Tensor, torch.T
     return scores, sampling.likely_parents(none, torch.ones(1, d), torch.zeros(d).double(), d)
 
 
+def keys_of(order: np.ndarray) -> np.ndarray:
+    """Keys whose orders these are."""
+    return (np.argsort(order, 1) + 0.5) / order.shape[1]
+
+
 def started(data: Data, seed: int = 0, **options: object) -> ObservedDAG:
     program = ObservedDAG.from_data(data, **options).double()
     with torch.no_grad():
@@ -100,10 +105,10 @@ def test_sampled_orders_give_the_graphs_that_enumeration_gives(d: int) -> None:
     exact = float(orders.log_partition(sampling.over_nodes(scores, candidates)))
     assert run.log_total == pytest.approx(exact, abs=0.1)
     every = np.array(list(itertools.permutations(range(d))))
-    values = sampler.values(every)
+    values = sampler.values(keys_of(every))
     assert np.logaddexp.reduce(values) == pytest.approx(exact, abs=1e-9)
     code = every @ d ** np.arange(d)
-    share = np.array([(run.order @ d ** np.arange(d) == c).mean() for c in code])
+    share = np.array([(run.key.argsort(1) @ d ** np.arange(d) == c).mean() for c in code])
     graphs = np.stack([*orders.all_dags(d)])
     place = np.argsort(every, 1)
     backwards = place[:, :, None] > place[:, None, :]  # (order, parent, child)
@@ -120,10 +125,15 @@ def test_moving_a_node_leaves_the_law_of_orders_as_it_is() -> None:
     scores, candidates = table(4, seed=1)
     sampler, rng = sampling.OrderSampler(scores, candidates), np.random.default_rng(1)
     every = np.array(list(itertools.permutations(range(4))))
-    weight = np.exp(0.7 * (values := sampler.values(every)) - (0.7 * values).max())
+    weight = np.exp(0.7 * (values := sampler.values(keys_of(every))) - (0.7 * values).max())
     start = every[rng.choice(len(every), 60_000, p=weight / weight.sum())]
-    moved = sampler.move(start, 2, 0.7, rng)
-    assert (np.sort(moved, 1) == np.arange(4)).all() and (moved != start).any()
+    key = np.take_along_axis(np.sort(rng.random(start.shape), 1), np.argsort(start, 1), 1)
+    before = key.copy()
+    sampler.move(key, 2, 0.7, rng)
+    assert (key[:, [0, 1, 3]] == before[:, [0, 1, 3]]).all() and (key > 0).all() and (key < 1).all()
+    moved = key.argsort(1)
+    assert (moved != start).any()
+    np.testing.assert_allclose(np.sort(key, 1).mean(0), [0.2, 0.4, 0.6, 0.8], atol=0.004)  # uniform, whatever the order
     code = 4 ** np.arange(4)
     share = np.array([(moved @ code == c).mean() for c in every @ code])
     np.testing.assert_allclose(share, weight / weight.sum(), atol=0.006)

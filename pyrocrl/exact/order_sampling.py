@@ -208,12 +208,13 @@ TURNS = 5  # of setting them
 
 
 class Run(NamedTuple):
-    """Particles of a run, (particle, node) orders, their `log_sum` (particle,), and the log of its sum over orders.
+    """Particles of a run: keys (particle, node), whose orders they stand for, these' `log_sum` (particle,), and the log
+    of its sum over orders.
 
     edge: the log odds of an edge that the scores had.
     """
 
-    order: np.ndarray
+    key: np.ndarray
     value: np.ndarray
     log_total: float
     edge: float = 0.0
@@ -227,15 +228,18 @@ def run(
     evidence: (node, 2**candidates) log evidence of every set of parents; prior: mean and deviation of the log odds.
     """
     size, d = members(candidates.shape[1]).sum(1), len(candidates)
-    edge, order = prior[0], None
+    edge, key = prior[0], None
     for _ in range(TURNS):
         sampler = OrderSampler(evidence + edge * size, candidates)
-        order = sampler.run(TUNING, rng).order if order is None else sampler.sweep(order, 1.0, rng, 2)
-        edge = _log_odds(sampler.expected_edges(order), d * (d - 1) / 2, *prior)
+        if key is None:
+            key = sampler.run(TUNING, rng).key
+        else:
+            sampler.sweep(key, 1.0, rng, 2)
+        edge = _log_odds(sampler.expected_edges(key), d * (d - 1) / 2, *prior)
     sampler = OrderSampler(evidence + edge * size, candidates)
     found = sampler.run(particles, rng)
-    order = sampler.sweep(found.order, 1.0, rng, TURNS)
-    return Run(order, sampler.values(order), found.log_total, edge)
+    sampler.sweep(found.key, 1.0, rng, TURNS)
+    return Run(found.key, sampler.values(found.key), found.log_total, edge)
 
 
 def _log_odds(count: float, most: float, mean: float, sd: float) -> float:
@@ -248,7 +252,12 @@ def _log_odds(count: float, most: float, mean: float, sd: float) -> float:
 
 
 class OrderSampler:
-    """Orders with probability proportional to the product over nodes of the sums over sets of earlier candidates."""
+    """Orders with probability proportional to the product over nodes of the sums over sets of earlier candidates.
+
+    An order is that of keys (particle, node), a priori independent and uniform in (0, 1): then a node's place matters
+    among those nodes alone that have to do with it, its candidates and its suitors, whose candidate it is, and moving
+    it costs nothing for all others.
+    """
 
     def __init__(self, scores: Tensor, candidates: Tensor) -> None:
         """scores: (node, 2**candidates); candidates: (node, candidate)."""
@@ -256,54 +265,58 @@ class OrderSampler:
         self.candidates = candidates.numpy()
         d, count = self.candidates.shape
         self.bits = 2 ** np.arange(count)
-        self.weight = np.zeros((d, d), dtype=np.int64)  # (node, other): the bit of the other among its candidates
-        np.put_along_axis(self.weight, self.candidates, np.broadcast_to(self.bits, (d, count)), 1)
-        self.suitors = [np.flatnonzero(self.weight[:, v]) for v in range(d)]  # whose candidate a node is
+        self.suitors, self.near = [], []
+        self.own: list[np.ndarray] = []  # (near,) each near node's bit among the node's candidates, 0 of mere suitors
+        self.held: list[np.ndarray] = []  # (suitor,) the node's bit among each suitor's candidates
+        by_parent = np.argsort(self.candidates.ravel(), kind="stable")
+        ends = np.searchsorted(self.candidates.ravel()[by_parent], np.arange(d + 1))
+        for v in range(d):
+            suitors, places = np.divmod(by_parent[ends[v] : ends[v + 1]], count)
+            near = np.union1d(self.candidates[v], suitors)
+            own = np.zeros(len(near), dtype=np.int64)
+            own[np.searchsorted(near, self.candidates[v])] = self.bits
+            for kept, value in zip(
+                (self.suitors, self.held, self.near, self.own), (suitors, self.bits[places], near, own), strict=True
+            ):
+                kept.append(value)
 
-    def values(self, order: np.ndarray) -> np.ndarray:
-        """(particle,) log of the sum over graphs that fit each order (particle, node)."""
-        place = np.argsort(order, 1)
-        before = place[:, self.candidates] < place[:, :, None]
+    def values(self, key: np.ndarray) -> np.ndarray:
+        """(particle,) log of the sum over graphs that fit each row of keys (particle, node)."""
+        before = key[:, self.candidates] < key[:, :, None]
         return self.table[np.arange(len(self.table)), before @ self.bits].sum(1)
 
-    def move(self, order: np.ndarray, node: int, power: float, rng: np.random.Generator) -> np.ndarray:
-        """Each order with this node at a place drawn from its conditional, orders' probabilities to this power."""
-        count, d = order.shape
-        rest = order[order != node].reshape(count, d - 1)
-        place = np.empty((count, d), dtype=np.int64)
-        np.put_along_axis(place, rest, np.broadcast_to(np.arange(d - 1), rest.shape), 1)
-        place[:, node] = d  # behind all others: in no set of earlier candidates
-        own = np.zeros((count, d), dtype=np.int64)
-        np.cumsum(self.weight[node, rest], axis=1, out=own[:, 1:])
-        value = self.table[node, own]  # (particle, place)
-        suitors = self.suitors[node]
+    def move(self, key: np.ndarray, node: int, power: float, rng: np.random.Generator) -> None:
+        """Draw this node's key anew in each row of keys, from its conditional, orders' probabilities to this power."""
+        near, suitors, held = self.near[node], self.suitors[node], self.held[node]
+        row = np.arange(len(key))[:, None]
+        order = np.argsort(key[:, near], 1)
+        edges = np.pad(key[row, near[order]], ((0, 0), (1, 1)), constant_values=((0, 0), (0.0, 1.0)))
+        earlier = np.pad(self.own[node][order].cumsum(1), ((0, 0), (1, 0)))
+        value = self.table[node, earlier]  # (particle, gap)
         if suitors.size:
-            before = place[:, self.candidates[suitors]] < place[:, suitors, None]
-            without = before @ self.bits
-            gain = self.table[suitors, without + self.weight[suitors, node]] - self.table[suitors, without]
-            at = np.zeros((count, d))
-            np.put_along_axis(at, place[:, suitors], gain, 1)
-            value = value + np.cumsum(at[:, ::-1], 1)[:, ::-1]  # of those that come after the place
-        noisy = power * value - np.log(-np.log(rng.random((count, d))))
-        chosen = noisy.argmax(1)[:, None]
-        new = np.empty_like(order)
-        steps = np.arange(d - 1)
-        np.put_along_axis(new, np.broadcast_to(steps, rest.shape) + (steps >= chosen), rest, 1)
-        np.put_along_axis(new, chosen, node, 1)
-        return new
+            key[:, node] = np.inf  # in no set of earlier candidates
+            without = (key[:, self.candidates[suitors]] < key[:, suitors, None]) @ self.bits
+            gain = np.zeros((len(key), len(near)))
+            at = np.searchsorted(near, suitors)
+            gain[:, at] = self.table[suitors, without + held] - self.table[suitors, without]
+            value[:, :-1] += gain[row, order][:, ::-1].cumsum(1)[:, ::-1]  # of those that come after the gap
+        size = np.diff(edges)
+        with np.errstate(divide="ignore"):  # of two keys that are the same to a computer's precision
+            noisy = power * value + np.log(size) - np.log(-np.log(rng.random(size.shape)))
+        gap = noisy.argmax(1)[:, None]
+        key[:, node] = (edges[row, gap] + size[row, gap] * rng.random(gap.shape))[:, 0]
 
-    def sweep(self, order: np.ndarray, power: float, rng: np.random.Generator, times: int = 1) -> np.ndarray:
-        """Orders after every node has moved, in random turns."""
+    def sweep(self, key: np.ndarray, power: float, rng: np.random.Generator, times: int = 1) -> None:
+        """Draw every node's keys anew, in random turns."""
         for _ in range(times):
-            for node in rng.permutation(order.shape[1]):
-                order = self.move(order, int(node), power, rng)
-        return order
+            for node in rng.permutation(key.shape[1]):
+                self.move(key, int(node), power, rng)
 
     def run(self, particles: int, rng: np.random.Generator) -> Run:
         """Annealed from uniform orders to those that the table says."""
         d = len(self.table)
-        order = np.argsort(rng.random((particles, d)), 1)
-        value, power, log_total = self.values(order), 0.0, math.lgamma(d + 1)
+        key = rng.random((particles, d))
+        value, power, log_total = self.values(key), 0.0, math.lgamma(d + 1)
         while power < 1.0:
             step = _next_step(value, 1.0 - power)
             log_weight = step * value
@@ -313,18 +326,17 @@ class OrderSampler:
             power = 1.0 if step >= 1.0 - power else power + step
             start = (rng.random() + np.arange(particles)) / particles  # systematic resampling
             kept = np.searchsorted(np.cumsum(weight) / weight.sum(), start).clip(max=particles - 1)
-            order = self.sweep(order[kept], power, rng)
-            value = self.values(order)
-        return Run(order, value, log_total)
+            key = key[kept]
+            self.sweep(key, power, rng)
+            value = self.values(key)
+        return Run(key, value, log_total)
 
-    def expected_edges(self, order: np.ndarray) -> float:
+    def expected_edges(self, key: np.ndarray) -> float:
         """Mean over orders of the number of edges, given that each is followed."""
-        place = np.argsort(order, 1)
-        before = place[:, self.candidates] < place[:, :, None]  # (particle, node, candidate)
-        mask = before @ self.bits
+        mask = (key[:, self.candidates] < key[:, :, None]) @ self.bits  # (particle, node)
         node = np.arange(len(self.table))
-        without = self.table[node[:, None], mask[:, :, None] & ~self.bits]
-        return float((1.0 - np.exp(without - self.table[node, mask][:, :, None])).sum() / len(order))
+        without = self.table[node[:, None], mask[:, :, None] & ~self.bits]  # (particle, node, candidate)
+        return float((1.0 - np.exp(without - self.table[node, mask][:, :, None])).sum() / len(key))
 
 
 def _next_step(value: np.ndarray, rest: float) -> float:
