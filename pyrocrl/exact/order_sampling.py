@@ -26,7 +26,7 @@ from pyrocrl.dists import categorical
 from pyrocrl.exact import all_subsets, orders
 
 KEEP = 0.6  # share of the particles that a step of the annealing leaves effective
-CELLS = 2**24  # entries of the nodes' matrices that are swept at once
+CELLS = 2**24  # entries of the nodes' rows of moments that are held at once
 
 
 # ---- candidates and their sets -------------------------------------------------------------------------------
@@ -43,30 +43,46 @@ def likely_parents(moments: Tensor, use: Tensor, count: Tensor, most: int) -> Te
     if d - 1 <= most:
         places = torch.arange(d - 1, device=use.device)
         return places + (places >= torch.arange(d, device=use.device)[:, None])
-    step = max(1, CELLS // (d + 1) ** 2)
-    found = []
-    for nodes in torch.arange(d, device=use.device).split(step):
-        own = torch.einsum("pk,pab->kab", use[:, nodes], moments)
-        found.append(_forward(own, nodes + 1, count[nodes], most))
-    return torch.cat(found).sort(-1).values
+    step = max(1, CELLS // ((d + 1) * (most + len(use))))
+    every = torch.arange(d, device=use.device).split(step)
+    found = torch.cat([_forward(moments, use[:, nodes], nodes + 1, count[nodes], most) for nodes in every])
+    return found.sort(-1).values
 
 
-def _forward(left: Tensor, own: Tensor, count: Tensor, most: int) -> Tensor:
-    """(node, most) which other columns enter first, less 1: left (node, ...) has the node's in the place `own`."""
+def _forward(moments: Tensor, use: Tensor, own: Tensor, count: Tensor, most: int) -> Tensor:
+    """(node, most) which other columns enter first, less 1: of some nodes, in the columns `own` of the moments.
+
+    Columns are swept out of each node's moments, of which only the rows that are asked for are made (a Cholesky
+    decomposition whose pivots are chosen): a node costs most^2 columns, not columns^2.
+    """
     at = torch.arange(len(own), device=own.device)
-    left = left + torch.eye(left.shape[-1], dtype=left.dtype, device=left.device)
-    left[at, own, own] -= 1.0  # the node itself has no ridge
+
+    def row(column: Tensor) -> Tensor:
+        """(node, column) of each node's moments, with a ridge of 1 but for the node itself, one row."""
+        found = torch.einsum("pk,pka->ka", use, moments[:, column])
+        found[at, column] += (column != own).to(found)
+        return found
+
+    pivot = use.mT @ moments.diagonal(dim1=1, dim2=2) + 1.0
+    pivot[at, own] -= 1.0
+    cross = row(own)
     shape = all_subsets.SHAPE + 0.5 * count
-    free = torch.ones(left.shape[:2], dtype=torch.bool, device=left.device)
+    free = torch.ones_like(pivot, dtype=torch.bool)
     free[at, own], free[:, 0] = False, False
+    roots: list[Tensor] = []
     chosen, out = torch.zeros_like(own), []  # the intercept first
     for _ in range(most):
-        row = left[at, chosen]  # (node, 1 + nodes)
-        left = left - row[:, :, None] * (row / row.gather(1, chosen[:, None]))[:, None, :]
-        pivot = left.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
-        square = pivot.gather(1, own[:, None])
-        rest = square - (left[at, own].square() / pivot).minimum(square)
-        gain = -0.5 * pivot.log() - shape[:, None] * (all_subsets.RATE + 0.5 * rest).log()
+        root = row(chosen)
+        for earlier in roots:
+            root -= earlier[at, chosen, None] * earlier
+        root /= root[at, chosen, None].clamp_min(1e-12).sqrt()
+        roots.append(root)
+        pivot = pivot - root.square()
+        cross = cross - root[at, own, None] * root
+        left = pivot.clamp_min(1e-12)
+        square = left[at, own, None]
+        rest = square - (cross.square() / left).minimum(square)
+        gain = -0.5 * left.log() - shape[:, None] * (all_subsets.RATE + 0.5 * rest).log()
         chosen = torch.where(free, gain, -torch.inf).argmax(1)
         free[at, chosen] = False
         out.append(chosen - 1)
@@ -265,7 +281,8 @@ class OrderSampler:
         self.candidates = candidates.numpy()
         d, count = self.candidates.shape
         self.bits = 2 ** np.arange(count)
-        self.suitors, self.near = [], []
+        self.suitors: list[np.ndarray] = []
+        self.near: list[np.ndarray] = []
         self.own: list[np.ndarray] = []  # (near,) each near node's bit among the node's candidates, 0 of mere suitors
         self.held: list[np.ndarray] = []  # (suitor,) the node's bit among each suitor's candidates
         by_parent = np.argsort(self.candidates.ravel(), kind="stable")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyrocrl.claims.indeterminacy import transitive_closure
+from pyrocrl.claims.indeterminacy import joined, transitive_closure
 from pyrocrl.data import Data
 
 MOST_STEPS = 10_000
@@ -31,31 +31,36 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
         use = np.ones(envs) if shifts else 1.0 - hit[:, k]
         moments.append(np.einsum("e,eab->ab", use, np.stack(products)))
 
-    def score(k: int, parents: np.ndarray) -> float:
-        m, columns = moments[k], [0, *(1 + np.flatnonzero(parents))]
-        rows = max(m[0, 0], 1.0)
-        cross = m[columns, 1 + k]
-        left = m[1 + k, 1 + k] - cross @ np.linalg.lstsq(m[np.ix_(columns, columns)], cross, rcond=None)[0]
-        return -0.5 * rows * np.log(max(left, 1e-12) / rows) - 0.5 * len(columns) * np.log(rows)
-
     graph = np.zeros((d, d), dtype=bool)
-    own = np.array([score(k, graph[:, k]) for k in range(d)])
+    own = np.zeros(d)
     flip = np.full((d, d), -np.inf)  # gain of adding or removing an edge
 
+    def bic(k: int, left: np.ndarray, parents: int) -> np.ndarray:
+        rows = max(moments[k][0, 0], 1.0)
+        return -0.5 * rows * np.log(np.maximum(left, 1e-12) / rows) - 0.5 * (1 + parents) * np.log(rows)
+
     def refresh(k: int) -> None:
-        own[k] = score(k, graph[:, k])
-        for j in range(d):
-            if j != k:
-                parents = graph[:, k].copy()
-                parents[j] = not parents[j]
-                flip[j, k] = score(k, parents) - own[k]
+        m, inside = moments[k], np.flatnonzero(graph[:, k])
+        columns, size = np.array([0, *(1 + inside)]), len(inside)
+        regression = np.linalg.lstsq(m[np.ix_(columns, columns)], m[columns], rcond=None)[0]  # of every column
+        left = (m[1 + k] - m[1 + k, columns] @ regression)[1:]
+        spread = (m.diagonal() - (m[columns] * regression).sum(0))[1:]
+        own[k] = bic(k, left[k], size)
+        free = spread > 1e-10 * m.diagonal()[1:]  # not a combination of the parents
+        less = np.where(free, left**2 / np.where(free, spread, 1.0), 0.0)
+        flip[:, k] = bic(k, left[k] - less, size + 1) - own[k]
+        flip[k, k] = -np.inf
+        for j in inside:
+            rest = columns[columns != 1 + j]
+            cross = m[rest, 1 + k]
+            without = m[1 + k, 1 + k] - cross @ np.linalg.lstsq(m[np.ix_(rest, rest)], cross, rcond=None)[0]
+            flip[j, k] = bic(k, without, size - 1) - own[k]
 
     for k in range(d):
         refresh(k)
     for _ in range(MOST_STEPS):
         reach = transitive_closure(graph)
-        direct = graph.astype(int)
-        around = (direct @ (reach | np.eye(d, dtype=bool)).astype(int) - direct) > 0  # another way from j to k
+        around = joined(graph, reach)  # another way from j to k
         add = np.where(~graph & ~reach.T, flip, -np.inf)
         np.fill_diagonal(add, -np.inf)
         remove = np.where(graph, flip, -np.inf)
