@@ -76,7 +76,7 @@ class ObservedDAG(ObservedEquations, Program):
         title="Graphs of observed variables",
         family="observed graphs",
         summary="Posterior over graphs of measured variables, from observational rows and interventions that are "
-        "perfect, soft or shifts, targets known or not: sums over sets of parents are exact, up to hundreds of nodes.",
+        "perfect, soft or shifts, targets known or not: sums over sets of parents are exact, up to a thousand nodes.",
         when=(
             "the causal variables themselves are measured, their equations are about linear, and it is the graph, or "
             "what interventions hit, that is asked for",

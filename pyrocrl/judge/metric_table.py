@@ -218,7 +218,7 @@ _TABLE = (
         headline=True,
     ),
     Metric("expected_shd", "Edges wrong, mean over posterior graphs", "smaller", 2, figure=True, beside=("empty",)),
-    Metric("auprc", "Edges, area under the precision-recall curve", "larger", 2, figure=True, beside=("empty",)),
+    Metric("auprc", "Edges, area under the precision-recall curve", "larger", 2, True, ("empty", "greedy")),
     Metric("sure_right", "Edges of probability .9 or more that are there, share", "larger", 2, figure=True),
     Metric("targets_found", "Targets found", "larger", None, figure=True),
     Metric("targets_there", "Targets there are", None, None, figure=True),

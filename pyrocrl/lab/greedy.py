@@ -26,35 +26,33 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
     for e in range(envs):
         own = np.column_stack([np.ones((data.env == e).sum()), x[data.env == e]])
         products.append(own.T @ own)
-    moments = []
-    for k in range(d):
-        use = np.ones(envs) if shifts else 1.0 - hit[:, k]
-        moments.append(np.einsum("e,eab->ab", use, np.stack(products)))
+    used = np.ones((d, envs)) if shifts else 1.0 - hit.T
+    kinds, kind = np.unique(used, axis=0, return_inverse=True)  # nodes of the same rows share moments
+    moments = np.einsum("ue,eab->uab", kinds, np.stack(products))
 
     graph = np.zeros((d, d), dtype=bool)
-    own = np.zeros(d)
     flip = np.full((d, d), -np.inf)  # gain of adding or removing an edge
 
     def bic(k: int, left: np.ndarray, parents: int) -> np.ndarray:
-        rows = max(moments[k][0, 0], 1.0)
+        rows = max(moments[kind[k], 0, 0], 1.0)
         return -0.5 * rows * np.log(np.maximum(left, 1e-12) / rows) - 0.5 * (1 + parents) * np.log(rows)
 
     def refresh(k: int) -> None:
-        m, inside = moments[k], np.flatnonzero(graph[:, k])
+        m, inside = moments[kind[k]], np.flatnonzero(graph[:, k])
         columns, size = np.array([0, *(1 + inside)]), len(inside)
         regression = np.linalg.lstsq(m[np.ix_(columns, columns)], m[columns], rcond=None)[0]  # of every column
         left = (m[1 + k] - m[1 + k, columns] @ regression)[1:]
         spread = (m.diagonal() - (m[columns] * regression).sum(0))[1:]
-        own[k] = bic(k, left[k], size)
+        now = bic(k, left[k], size)
         free = spread > 1e-10 * m.diagonal()[1:]  # not a combination of the parents
         less = np.where(free, left**2 / np.where(free, spread, 1.0), 0.0)
-        flip[:, k] = bic(k, left[k] - less, size + 1) - own[k]
+        flip[:, k] = bic(k, left[k] - less, size + 1) - now
         flip[k, k] = -np.inf
         for j in inside:
             rest = columns[columns != 1 + j]
             cross = m[rest, 1 + k]
             without = m[1 + k, 1 + k] - cross @ np.linalg.lstsq(m[np.ix_(rest, rest)], cross, rcond=None)[0]
-            flip[j, k] = bic(k, without, size - 1) - own[k]
+            flip[j, k] = bic(k, without, size - 1) - now
 
     for k in range(d):
         refresh(k)
