@@ -68,6 +68,7 @@ def fit(
     *,
     start: Fit | None = None,
     recipe: Recipe | None = None,
+    compile: bool = False,
     checkpoint_every: Size = 10,
     on_epoch: Callable[[int], None] | None = None,
     **overrides: Any,
@@ -77,14 +78,17 @@ def fit(
     chains, epochs: None = the model's own recipe, in which small data have more epochs and large ones fewer; other
     fields of `Recipe` may be given by name (lr=, patience=...). seed: everything random follows it. device: "auto"
     (cuda where there is one), "cpu" or "cuda[:i]". Small fits (fewer than a million entries of x in a step of all
-    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS).
-    out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
-    fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
-    have. start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs`
-    more, without annealing; where a recipe keeps the best state, never to a worse one. on_epoch: called after each
-    epoch. Threads that fit take turns; processes run side by side. The global random state of torch, numpy and python
-    is afterwards what it was before. Raises InputError for bad arguments before any work and for a folder that another
-    fit is writing, FitError when no chain stays finite.
+    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS). out:
+    a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the fit
+    and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would have.
+    start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs` more,
+    without annealing; where a recipe keeps the best state, never to a worse one. compile: steps through
+    `torch.compile`, which takes a minute at first and seconds once torch has kept it on disk, and pays in long fits; of
+    a step the results are the same but for rounding, and where there is no compiler, or it fails, the fit says so in a
+    line and goes on without (`fit.meta["compiled"]`). on_epoch: called after each epoch. Threads that fit take turns;
+    processes run side by side. The global random state of torch, numpy and python is afterwards what it was before.
+    Raises InputError for bad arguments before any work and for a folder that another fit is writing, FitError when no
+    chain stays finite.
     """
     recipe = _recipe(program, recipe, chains, epochs, overrides)
     if start is not None:
@@ -109,7 +113,7 @@ def fit(
         if saved is not None and saved[1].get("before"):
             recipe = _annealed(recipe, saved[1]["recipe"]["chains"])
         try:
-            loop = _Loop(program, data, recipe, seed, where, path, saved, start)
+            loop = _Loop(program, data, recipe, seed, where, path, saved, start, compile)
             return loop.run(progress, checkpoint_every, on_epoch)
         except SINGULAR as error:
             raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
@@ -223,8 +227,10 @@ class _Loop:
         path: Path | None,
         saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
         start: Fit | None = None,
+        compiled: bool = False,
     ) -> None:
-        """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on."""
+        """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on.
+        compiled: whether steps are to be."""
         self.program, self.data, self.seed = program, data, seed
         self.number = program.number if start is None or program.number is not None else start.meta.get("number")
         self.device, self.path = device, path
@@ -263,7 +269,12 @@ class _Loop:
             raise
         self.flats = self._flatten()
         self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
-        self.objective = Objective(self.chains, [flat for _, flat in self.flats], self.recipe.epochs * self.steps)
+        self.objective = Objective(
+            self.chains,
+            [flat for _, flat in self.flats],
+            self.recipe.epochs * self.steps,
+            self._say_not_compiled if compiled else None,
+        )
         self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
         self._retire_singular()
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
@@ -281,6 +292,9 @@ class _Loop:
         validate(self.chains.chain(0).train(), self._sample_batch())
         if saved is not None and "best_epoch" in saved[1]:
             self._restore(*saved)
+
+    def _say_not_compiled(self, why: str) -> None:
+        log.warning("%s: steps are not compiled: %s", self.program.card.name, why)
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.chains.params, **self.chains.buffers}
@@ -530,6 +544,7 @@ class _Loop:
                 "size_factor": self.data.size_rule,
                 "adjustment": self.data.adjustment,
                 "retired": torch.nonzero(~self.alive).flatten().tolist(),
+                "compiled": self.objective.compiled,
                 "number": self.number,
             },
             data=self.data,
