@@ -5,6 +5,7 @@ Where it is asked for, the recording is compiled as well.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from pyrocrl.turns import drawing
 
 Function = Callable[..., tuple[Tensor, ...]]
 WORTH = 250  # calls from which a recording, which takes about a hundred, is made
+FASTER = 0.97  # of a recording's time, that what is compiled takes at most
+TIMED = 5  # calls of each, in turns, of which the shortest is compared
 READS = {"tolist", "numpy", "__array__"}
 SHAPED_BY_VALUES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
@@ -44,7 +47,8 @@ class Recorded:
     any case, as long as nothing but its arguments changes between calls.
 
     A recording that is replayed may be compiled at the fourth call: results are then the same but for rounding, which
-    that call makes sure of, and draws are the same. Where that cannot be had the recording is replayed as it is.
+    that call makes sure of, and draws are the same. Where that cannot be had, or is no faster, the recording is
+    replayed as it is.
     """
 
     def __init__(self, function: Function, calls: int, refused: Callable[[str], None] | None = None) -> None:
@@ -100,13 +104,15 @@ class Recorded:
                 for one in (self.replay, fast):
                     _set_generators(tensors, before)
                     outs.append([one(*tensors), _generators(tensors)])
+            if not (_same(outs[0][1], outs[1][1]) and _near(outs[0][0], outs[1][0])):
+                return self.refused("the compiler's results are not the same")
+            if (ratio := _ratio(fast, self.replay, tensors)) > FASTER:
+                return self.refused(f"compiled ones take {ratio:.2f} of the time")
         except (NotCompiled, RuntimeError) as error:
             return self.refused(str(error).splitlines()[0])
         finally:
             _set_generators(tensors, before)
             self.graph = None
-        if not (_same(outs[0][1], outs[1][1]) and _near(outs[0][0], outs[1][0])):
-            return self.refused("the compiler's results are not the same")
         self.replay, self.compiled = fast, True
 
 
@@ -185,6 +191,20 @@ def _set_generators(tensors: Sequence[Tensor], states: Sequence[Tensor]) -> None
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     """To the last bit, NaN being NaN."""
     return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(one, other, strict=True))
+
+
+def _ratio(one: Function, other: Function, tensors: Sequence[Tensor]) -> float:
+    """Of times that a call takes."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        for _ in range(TIMED):
+            for function, taken in zip((one, other), times, strict=True):
+                started = time.perf_counter()
+                function(*tensors)
+                for device in _cuda(tensors):
+                    torch.cuda.synchronize(device)
+                taken.append(time.perf_counter() - started)
+    return min(times[0]) / min(times[1])
 
 
 def _near(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

@@ -148,6 +148,7 @@ def test_a_recording_is_compiled_with_the_same_draws(monkeypatch: pytest.MonkeyP
     graphs = []
     compile_ = recorded.compiled
     monkeypatch.setattr(recorded, "compiled", lambda graph, *a: graphs.append(graph) or compile_(graph, *a))
+    monkeypatch.setattr(recorded, "_ratio", lambda *a: 0.5)
     fast, own = Counted(growing), Counted(growing)
     compiled, plain = Recorded(fast, 1000, said.append), Recorded(own, 1000)
     states = []
@@ -163,7 +164,7 @@ def test_a_recording_is_compiled_with_the_same_draws(monkeypatch: pytest.MonkeyP
     assert "pyrocrl.lgamma" in graphs[0].code and "aten.lgamma" not in graphs[0].code  # torch's own, many times faster
 
 
-@pytest.mark.parametrize("fault", ["none", "no compiler", "wrong"])
+@pytest.mark.parametrize("fault", ["none", "no compiler", "wrong", "slow"])
 def test_a_fit_says_in_a_line_why_it_is_not_compiled(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_fit_says_in_a_line_why_it_is_not_compiled(
         return (lambda *t: tuple(1.1 * v for v in graph(*t))) if fault == "wrong" else graph
 
     monkeypatch.setattr(recorded, "compiled", compile_)
+    monkeypatch.setattr(recorded, "_ratio", lambda *a: 1.64 if fault == "slow" else 0.5)
     monkeypatch.setattr(recorded, "WORTH", 0)
     program, data = zoo.get("vae").example(0)
     with caplog.at_level(logging.WARNING, logger="pyrocrl"):
@@ -181,6 +183,7 @@ def test_a_fit_says_in_a_line_why_it_is_not_compiled(
         ]
     said = [record.getMessage() for record in caplog.records]
     why = {"no compiler": "InvalidCxxCompiler: no working C++ compiler", "wrong": "results are not the same"}
+    why["slow"] = "compiled ones take 1.64 of the time"
     assert found[1].meta["compiled"] == (fault == "none") and not found[0].meta["compiled"]
     assert len(said) == (fault != "none") and all("\n" not in line and why[fault] in line for line in said)
     for key, value in found[0].chains.params.items():
