@@ -72,8 +72,9 @@ class Recipe:
     norm of a chain. held_out: fraction of the rows kept for the held-out objective, looked at every `check_every`
     epochs; 0, for models that store rows: none, and all rows are looked at. A fit ends when no chain has improved for
     `patience` epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is
-    over, or its "last", for priors that are still at work when prediction no longer gains. chains: how many. A program
-    whose options ask for another recipe sets `self.recipe` in `__init__`.
+    over, or its "last", for priors that are still at work when prediction no longer gains. chains: how many.
+    stop_behind: whether chains that fall hopelessly behind, by their own noise and progress, are stopped and left out.
+    A program whose options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
     epochs: Size = 200
@@ -94,6 +95,7 @@ class Recipe:
     patience: Size | None = 60
     keep: Literal["best", "last"] = "best"
     chains: Size = 8
+    stop_behind: bool = False
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
