@@ -1,12 +1,14 @@
 """Arrays as users hold them, made plain: numpy or scipy CSR of native numbers that torch takes, gaps as NaN.
 
-Nothing is read through a mask, and nothing is dropped on the way: what has no such form is refused.
+What lies on disk or comes in blocks is read block by block and kept in the smaller of both forms. Nothing is read
+through a mask, and nothing is dropped on the way: what has no such form is refused.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import scipy.sparse
 from pyrocrl.errors import reject
 
 LAZY = ("to_memory", "compute")  # of backed AnnData matrices; of dask's and xarray's
+BLOCK = 4_000_000  # entries that are read at once of what lies on disk
 
 
 def plain(values: Any, argument: str) -> Any:
@@ -23,7 +26,9 @@ def plain(values: Any, argument: str) -> Any:
 
     Takes numpy arrays (masked, memory-mapped, big-endian, half and long floats), torch tensors (sparse, bfloat16, with
     gradient, on any device), scipy.sparse, tables of pandas with their nullable types, h5py, zarr and dask arrays,
-    backed AnnData matrices and nested lists. What is masked or NA becomes NaN. Raises InputError for complex numbers,
+    backed AnnData matrices, nested lists, and iterators of blocks of rows of any of these. What is masked or NA becomes
+    NaN. Arrays that are read from disk and have more than `BLOCK` entries, and blocks, come out sparse where that takes
+    less memory, and are never in memory as a whole in any other form. Raises InputError for complex numbers,
     dates, texts, ragged lists, and for sparse matrices whose indices lie outside of them.
     """
     if hasattr(values, "obs") and hasattr(values, "var_names"):
@@ -32,6 +37,11 @@ def plain(values: Any, argument: str) -> Any:
         reject(argument, f"the text {values!r}", "an array; io.read(path, env=...) reads a file")
     if hasattr(values, "detach"):
         values = _of_torch(values, argument)
+    if isinstance(values, Iterator):
+        return stacked(values, argument)
+    if _on_disk(values):
+        step = max(1, BLOCK // max(1, values.shape[1]))
+        return stacked((values[at : at + step] for at in range(0, values.shape[0], step)), argument)
     for load in LAZY:
         if hasattr(values, load):
             values = getattr(values, load)()
@@ -52,6 +62,54 @@ def plain(values: Any, argument: str) -> Any:
     if array.dtype.kind == "O" and array.ndim == 0:
         reject(argument, f"a {type(values).__name__}", "an array of numbers")
     return _numbers(array, argument)
+
+
+def _on_disk(values: Any) -> bool:
+    """Whether these are the rows of a large array of h5py, zarr or dask, of which parts can be read."""
+    if isinstance(values, np.ndarray | np.generic) or scipy.sparse.issparse(values) or hasattr(values, "to_numpy"):
+        return False
+    shape: Any = getattr(values, "shape", ())
+    return len(shape) == 2 and hasattr(values, "chunks") and shape[0] * shape[1] > BLOCK
+
+
+def stacked(blocks: Iterable[Any], argument: str) -> Any:
+    """Blocks of rows, one below the other, as `plain` gives each, read one by one; sparse where that is smaller."""
+    parts: list[Any] = []
+    width, whole = None, 0
+    for block in blocks:
+        part = plain(block, argument)
+        if part.ndim != 2 or width not in (None, part.shape[1]):
+            allowed = "blocks of rows, (rows, feature)" + (
+                "" if width is None else f" with {width} columns as the first"
+            )
+            reject(argument, f"a block of shape {part.shape}", allowed)
+        width = part.shape[1]
+        whole += part.shape[0] * width * part.dtype.itemsize
+        if not scipy.sparse.issparse(part) and _sparse_bytes(part) < part.nbytes:
+            part = scipy.sparse.csr_matrix(part)
+        parts.append(part)
+    if width is None:
+        reject(argument, "no blocks", "one or more")
+    if sum(_sparse_bytes(part) for part in parts) >= whole:
+        return np.concatenate([p.toarray() if scipy.sparse.issparse(p) else p for p in parts])
+    return _joined([p if scipy.sparse.issparse(p) else scipy.sparse.csr_matrix(p) for p in parts], width)
+
+
+def _sparse_bytes(part: Any) -> int:
+    """Of a plain matrix as CSR."""
+    filled = part.nnz if scipy.sparse.issparse(part) else int(np.count_nonzero(part))
+    return int(filled * (part.dtype.itemsize + 4) + 4 * part.shape[0])
+
+
+def _joined(parts: list[Any], width: int) -> Any:
+    """CSR matrices one below the other; `parts` is emptied, so that few of their numbers are there twice."""
+    rows = np.concatenate([np.diff(p.indptr) for p in parts])
+    pieces = {"data": [p.data for p in parts], "indices": [p.indices for p in parts]}
+    parts.clear()
+    total = np.concatenate([[0], np.cumsum(rows)])
+    data = np.concatenate(pieces.pop("data"))
+    indices = np.concatenate(pieces.pop("indices"))
+    return scipy.sparse.csr_matrix((data, indices, total.astype(indices.dtype)), shape=(len(rows), width))
 
 
 def dense(values: Any, argument: str) -> np.ndarray:

@@ -361,6 +361,17 @@ def fit(
     more: Annotated[
         int | None, typer.Option(metavar="EPOCHS", help="Go on with the finished fit in --out for as many epochs more.")
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile steps: a minute at first, and up to half of their time in long fits."),
+    ] = False,
+    stop_behind: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-behind/--no-stop-behind",
+            help="Stop chains that fall hopelessly behind, and leave them out.  [default: the model's]",
+        ),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -376,7 +387,19 @@ def fit(
     with _writing(out, "pyrocrl fit"):
         rows = _adjusted(_read_data(source))
         effort = chains, epochs if more is None else more, seed, device, draws
-        _fit(kind, rows, source, build, out, *effort, resume, quiet, going=going)
+        _fit(
+            kind,
+            rows,
+            source,
+            build,
+            out,
+            *effort,
+            resume,
+            quiet,
+            going=going,
+            compiled=compiled,
+            stop_behind=stop_behind,
+        )
 
 
 @app.command()
@@ -1190,9 +1213,11 @@ def _fit(
     quiet: bool,
     pages: dict[str, str | None] | None = None,
     going: bool = False,
+    compiled: bool = False,
+    stop_behind: bool | None = None,
 ) -> tuple[Fit, Verdict]:
     """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`. going: with the finished
-    fit that is there."""
+    fit that is there. compiled: steps. stop_behind: as in `Recipe`."""
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
@@ -1221,7 +1246,9 @@ def _fit(
         for path in out.glob("*.part"):
             path.unlink(missing_ok=True)
         effort = chains, epochs, seed, device, not quiet
-        found = pyrocrl.fit(program, rows, *effort, out=out, resume=resume, **on)
+        if stop_behind is not None:
+            on["stop_behind"] = stop_behind
+        found = pyrocrl.fit(program, rows, *effort, out=out, resume=resume, compile=compiled, **on)
     print(found)
     if (number := found.number()) is not None:
         print(number)
@@ -1244,9 +1271,12 @@ def _fit(
         "number": None if number is None else number.to_dict(),
         "source": source,
         "chains": found.chains.count,
+        "stop_behind": found.meta["recipe"].get("stop_behind", False),
+        "stopped": found.meta.get("stopped", []),
         "epochs": found.meta["epochs"],
         "seed": seed,
         "device": found.meta["device"],
+        "compiled": found.meta.get("compiled", False),
         "draws": draws,
         "rows": rows.rows,
         "features": rows.features,

@@ -13,8 +13,9 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from pyrocrl.arrays import constant, floats, plain
+from pyrocrl.arrays import constant, floats, plain, stacked
 from pyrocrl.data import TRUTH_KEYS, Data, _some, are_counts
 from pyrocrl.errors import InputError, reject
 from pyrocrl.files import replacing, write_bytes
@@ -258,6 +259,66 @@ def from_anndata(
     )
     data.assumed |= assumed | ({"counts": "True (whole numbers)"} if whole else {})
     return data
+
+
+def from_blocks(blocks: Iterable[Any], env: str | None = "target", **told: Any) -> Data:
+    """A `Data` from blocks of rows, in any iterable: AnnData, also backed, or mappings with "X" and, if wanted, "obs",
+    as annbatch's loaders give them, or tables of features, or arrays.
+
+    Blocks are read one by one, and x is kept sparse where that takes less memory. env, told: as in `from_anndata`,
+    whose columns are those of `obs`. Raises InputError for blocks whose features differ, and as `from_anndata` does.
+    """
+    layer = told.pop("layer", None)
+    tables: list[pd.DataFrame] = []
+    names: list[str] = []
+
+    def rows() -> Iterator[Any]:
+        for block in blocks:
+            obs, own = None, []
+            if isinstance(block, Mapping):
+                if "X" not in block:
+                    reject("blocks", f"a mapping of {_some(sorted(map(str, block)))}", 'mappings with "X"')
+                x, obs = block["X"], block.get("obs")
+                own = [str(name) for name in block.get("var_names", ())]
+            elif hasattr(block, "var_names"):
+                x, own = _layer(block, layer)
+                obs = block.obs
+            else:
+                x = block
+                own = [str(name) for name in getattr(block, "columns", ())]
+            if tables and own != names:
+                odd = sorted(set(own) ^ set(names))
+                reject(
+                    "blocks", f"features that differ from the first block's ({_some(odd, 3) or 'their order'})", "one"
+                )
+            names[:] = own
+            x = plain(x, "x")
+            obs = pd.DataFrame(index=pd.RangeIndex(x.shape[0])) if obs is None else pd.DataFrame(obs)
+            if len(obs) != x.shape[0]:
+                reject("blocks", f"{len(obs)} rows of obs beside {x.shape[0]} of X", "as many")
+            tables.append(obs)
+            yield x
+
+    x = stacked(rows(), "x")
+    obs = pd.concat(tables)
+    if all(isinstance(table.index, pd.RangeIndex) for table in tables):
+        obs = obs.reset_index(drop=True)
+    found = _Block(x, obs, names or [f"feature_{j}" for j in range(x.shape[1])])
+    return from_anndata(found, env, **told)
+
+
+@dataclass
+class _Block:
+    """What `from_anndata` reads of an AnnData."""
+
+    X: Any
+    obs: pd.DataFrame
+    var_names: Sequence[str]
+    layers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def obs_names(self) -> Any:
+        return self.obs.index
 
 
 def _views_of(adata: Any, view: Views, layer: str | None, names: list[str]) -> Any:
@@ -499,10 +560,38 @@ def _read_anndata(path: Path, kind: str, layer: str | None, views: Sequence[str]
         if kind == ".h5mu":
             adata, layer = _read_modality(path, layer)
         else:
+            if (found := _read_parts(path, kind, layer)) is not None:
+                return found
             adata = anndata.read_h5ad(path) if kind == ".h5ad" else anndata.read_zarr(path)
         x, names = _layer(adata, layer)
         var = adata.var if len(adata.var) == len(names) else pd.DataFrame(index=pd.Index(names, dtype=object))
         return anndata.AnnData(x, obs=adata.obs, var=var)
+
+
+def _read_parts(path: Path, kind: str, layer: str | None) -> Any:
+    """An AnnData of X, or the layer, obs and var alone, in blocks where X is dense; None where they are not there, or
+    written before files said of what kind their parts are."""
+    anndata, read_elem = _bio("anndata", path.name), _bio("anndata.io", path.name).read_elem
+    if kind == ".h5ad":
+        import h5py
+
+        opened = h5py.File(path)
+    else:
+        opened = _bio("zarr", path.name).open_group(str(path), mode="r")
+    try:
+        if opened.attrs.get("encoding-type") != "anndata":
+            return None
+        own = layer == "raw" and layer not in opened.get("layers", {})
+        top = opened["raw"] if own and "raw" in opened else opened
+        place = "X" if layer is None or own else f"layers/{layer}"
+        if place not in top or (own and top is opened):
+            return None
+        obs, var = read_elem(opened["obs"]), read_elem(top["var"])
+        x = top[place]
+        return anndata.AnnData(plain(x if hasattr(x, "shape") else read_elem(x), "x"), obs=obs, var=var)
+    finally:
+        if kind == ".h5ad":
+            opened.close()
 
 
 def _side_by_side(anndata: Any, path: Path, views: Sequence[str], layer: str | None) -> Any:

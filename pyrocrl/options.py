@@ -14,6 +14,7 @@ import functools
 import inspect
 import math
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,7 +130,8 @@ def bound(what: str, function: Callable[..., Any], args: Sequence[Any], kwargs: 
         known_names(what, given, known)
     for name, option in known.items():
         if name not in given and option.default is REQUIRED:
-            raise InputError(f"{name}: missing; {what} needs a value for it")
+            meaning = f" ({textwrap.shorten(option.meaning, 100, placeholder=' ...')})" if option.meaning else ""
+            raise InputError(f"{name}: missing; {what} needs a value for it; allowed: {words(option.hint)}{meaning}")
     return {
         name: conform(name, given[name], known[name].hint if name in known else Any)
         if name in given

@@ -26,8 +26,8 @@ from pyrocrl import options
 from pyrocrl.claims.card import TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data, _some, customary_controls
-from pyrocrl.errors import one_of, reject
-from pyrocrl.options import Bounds, Fraction, Natural, Option, Positive, Size
+from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.options import REQUIRED, Bounds, Fraction, Natural, Option, Positive, Size, words
 from pyrocrl.turns import turn
 
 # options that several models have, and what they mean
@@ -72,8 +72,9 @@ class Recipe:
     norm of a chain. held_out: fraction of the rows kept for the held-out objective, looked at every `check_every`
     epochs; 0, for models that store rows: none, and all rows are looked at. A fit ends when no chain has improved for
     `patience` epochs (None = never early). keep: a chain's "best" state by the held-out objective once annealing is
-    over, or its "last", for priors that are still at work when prediction no longer gains. chains: how many. A program
-    whose options ask for another recipe sets `self.recipe` in `__init__`.
+    over, or its "last", for priors that are still at work when prediction no longer gains. chains: how many.
+    stop_behind: whether chains that fall hopelessly behind, by their own noise and progress, are stopped and left out.
+    A program whose options ask for another recipe sets `self.recipe` in `__init__`.
     """
 
     epochs: Size = 200
@@ -94,6 +95,7 @@ class Recipe:
     patience: Size | None = 60
     keep: Literal["best", "last"] = "best"
     chains: Size = 8
+    stop_behind: bool = False
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -862,6 +864,13 @@ class Program(nn.Module, metaclass=_InTurn):
             filled["target_matrix"] = data.target_matrix(latents).tolist() if latents else None
         cls.check_views(data)
         cls.check_missing(data)
+        if "latents" in known and known["latents"].default is REQUIRED and "latents" not in filled | options:
+            told = cls.counted is not None and (cls.counted != "targets" or data.targets is not None)
+            number = f"{words(known['latents'].hint)} (in the shell --latents K)"
+            auto = ", or 'auto' or a range such as '2-8', which leave it to the data" if told else ""
+            raise InputError(f"latents: missing; {cls.card.name} needs their number; allowed: {number}{auto}")
+        if "aux" in known and known["aux"].default is REQUIRED and "aux" not in filled | options:
+            reject("aux", "None", f"auxiliary columns, which {cls.card.name} needs, as in Data(x, aux=...)")
         program = cls(**(filled | options))
         if cls.card.needs_env and len(np.unique(data.env)) < 2:
             reject("env", "one environment", "two or more")

@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "broken aux": (lambda: Data(X[:4], aux=broken()), "aux: found a broken sparse matrix ("),
     "an AnnData": (lambda: Data(adata(X)), "x: found an AnnData; allowed: an array; io.from_anndata(adata, env=...)"),
     "a path": (lambda: Data("x.csv"), "x: found the text 'x.csv'; allowed: an array; io.read(path, env=...)"),
-    "rows one by one": (lambda: Data(row for row in X), "x: found a generator; allowed: an array of numbers"),
+    "rows one by one": (lambda: Data(row for row in X), "x: found a block of shape (3,); allowed: blocks of rows"),
     "constant features": (
         lambda: pyrocrl.choose(Data(X * [1, 0, 0], feature_names=list("abc"))),
         "x: found constant features 'b', 'c'; allowed: features that vary",

@@ -145,6 +145,22 @@ def test_what_cannot_be_counted_is_refused_in_one_line(case: str) -> None:
     assert str(error.value).startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("model", "told", "auto"),
+    [("ebmf", False, True), ("vae", False, False), ("do_polynomial", False, False), ("do_polynomial", True, True)],
+)
+def test_a_number_that_is_missing_may_be_left_to_the_data_where_these_tell_it(
+    model: str, told: bool, auto: bool
+) -> None:
+    env = np.repeat(["ctrl", "A", "B"], 20)
+    data = Data(rows_of(2, rows=60), env, {"A": (0,), "B": (1,)} if told else None, counts=False)
+    with pytest.raises(InputError, match=r"^latents: missing; .*allowed: a whole number .*--latents K") as raised:
+        pyrocrl.build(model, data)
+    assert ("'auto'" in str(raised.value)) == auto and "\n" not in str(raised.value)
+    if auto:
+        pyrocrl.build(model, data, latents="auto")
+
+
 def test_the_shell_tells_it_and_the_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data, out = tmp_path / "data.npz", tmp_path / "run"
     pyrocrl.io.write(linear(), data)

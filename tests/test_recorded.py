@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import Tensor
 
 import pyrocrl
 from pyrocrl import recorded, zoo
+from pyrocrl.compiled import NotCompiled
 from pyrocrl.recorded import Recorded
 
 
@@ -130,3 +134,57 @@ def test_a_fit_by_recorded_steps_is_the_same(name: str, monkeypatch: pytest.Monk
     for key, value in fits[0].chains.params.items():
         assert torch.equal(value, fits[1].chains.params[key]), key
     np.testing.assert_array_equal(fits[0].history, fits[1].history)
+
+
+def growing(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    w = w.detach().requires_grad_()
+    value = torch.func.vmap(lambda v: torch.lgamma((x @ v).exp() + torch.rand(len(x))).sum(), randomness="different")(w)
+    return value.detach(), *torch.autograd.grad(value.sum(), w)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler here")
+def test_a_recording_is_compiled_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    graphs = []
+    compile_ = recorded.compiled
+    monkeypatch.setattr(recorded, "compiled", lambda graph, *a: graphs.append(graph) or compile_(graph, *a))
+    monkeypatch.setattr(recorded, "_ratio", lambda *a: 0.5)
+    fast, own = Counted(growing), Counted(growing)
+    compiled, plain = Recorded(fast, 1000, said.append), Recorded(own, 1000)
+    states = []
+    for one in (compiled, plain):
+        torch.manual_seed(0)
+        found = [one(*inputs(seed)) for seed in range(7)]
+        states.append((found, torch.get_rng_state()))
+    assert not said and compiled.compiled and compiled.settled and not plain.compiled
+    assert fast.runs == own.runs  # what is compiled is the recording, not the function once more
+    assert torch.equal(states[0][1], states[1][1])
+    for mine, theirs in zip(states[0][0], states[1][0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert "pyrocrl.lgamma" in graphs[0].code and "aten.lgamma" not in graphs[0].code  # torch's own, many times faster
+
+
+@pytest.mark.parametrize("fault", ["none", "no compiler", "wrong", "slow"])
+def test_a_fit_says_in_a_line_why_it_is_not_compiled(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_(graph: Any, tensors: Any) -> Any:
+        if fault == "no compiler":
+            raise NotCompiled("InvalidCxxCompiler: no working C++ compiler")
+        return (lambda *t: tuple(1.1 * v for v in graph(*t))) if fault == "wrong" else graph
+
+    monkeypatch.setattr(recorded, "compiled", compile_)
+    monkeypatch.setattr(recorded, "_ratio", lambda *a: 1.64 if fault == "slow" else 0.5)
+    monkeypatch.setattr(recorded, "WORTH", 0)
+    program, data = zoo.get("vae").example(0)
+    with caplog.at_level(logging.WARNING, logger="pyrocrl"):
+        found = [
+            pyrocrl.fit(program, data, chains=2, epochs=8, seed=3, progress=False, compile=c) for c in (False, True)
+        ]
+    said = [record.getMessage() for record in caplog.records]
+    why = {"no compiler": "InvalidCxxCompiler: no working C++ compiler", "wrong": "results are not the same"}
+    why["slow"] = "compiled ones take 1.64 of the time"
+    assert found[1].meta["compiled"] == (fault == "none") and not found[0].meta["compiled"]
+    assert len(said) == (fault != "none") and all("\n" not in line and why[fault] in line for line in said)
+    for key, value in found[0].chains.params.items():
+        assert torch.equal(value, found[1].chains.params[key]), key

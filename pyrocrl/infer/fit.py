@@ -26,6 +26,7 @@ from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.files import held
 from pyrocrl.infer import checkpoint
+from pyrocrl.infer.behind import Stopped, behind
 from pyrocrl.infer.chains import SINGULAR, Chains, Flat, clip_by_chain, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.elbo import validate
@@ -47,6 +48,7 @@ DENSE = 64_000_000  # entries of x beyond which a sparse table stays sparse
 MANY = 1_000_000  # entries of x in a step of all chains from which threads may pay
 MEASURED = 1.0  # seconds of steps that show how long they take
 LONG = 10.0  # seconds of a fit that says how long it will take
+STOP_STEPS = 200.0  # of all chains that stopping some must save: a step of fewer is recorded anew
 SAVE_SECONDS = 20.0  # between checkpoints, however long an epoch is
 
 
@@ -68,6 +70,7 @@ def fit(
     *,
     start: Fit | None = None,
     recipe: Recipe | None = None,
+    compile: bool = False,
     checkpoint_every: Size = 10,
     on_epoch: Callable[[int], None] | None = None,
     **overrides: Any,
@@ -77,14 +80,17 @@ def fit(
     chains, epochs: None = the model's own recipe, in which small data have more epochs and large ones fewer; other
     fields of `Recipe` may be given by name (lr=, patience=...). seed: everything random follows it. device: "auto"
     (cuda where there is one), "cpu" or "cuda[:i]". Small fits (fewer than a million entries of x in a step of all
-    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS).
-    out: a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the
-    fit and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would
-    have. start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs`
-    more, without annealing; where a recipe keeps the best state, never to a worse one. on_epoch: called after each
-    epoch. Threads that fit take turns; processes run side by side. The global random state of torch, numpy and python
-    is afterwards what it was before. Raises InputError for bad arguments before any work and for a folder that another
-    fit is writing, FitError when no chain stays finite.
+    chains) run on one thread, larger ones on as many as torch is set to (torch.set_num_threads, OMP_NUM_THREADS). out:
+    a folder for the checkpoint, written every `checkpoint_every` epochs, every 20 seconds, when Ctrl-C stops the fit
+    and at the end; with resume=True an interrupted fit found there goes on and ends as an uninterrupted one would have.
+    start: a finished fit of this program to these data, whose chains go on from where they ended for `epochs` more,
+    without annealing; where a recipe keeps the best state, never to a worse one. compile: steps through
+    `torch.compile`, which takes a minute at first and seconds once torch has kept it on disk, and pays in long fits; of
+    a step the results are the same but for rounding, and where there is no compiler, or it fails, the fit says so in a
+    line and goes on without (`fit.meta["compiled"]`). on_epoch: called after each epoch. Threads that fit take turns;
+    processes run side by side. The global random state of torch, numpy and python is afterwards what it was before.
+    Raises InputError for bad arguments before any work and for a folder that another fit is writing, FitError when no
+    chain stays finite.
     """
     recipe = _recipe(program, recipe, chains, epochs, overrides)
     if start is not None:
@@ -109,7 +115,7 @@ def fit(
         if saved is not None and saved[1].get("before"):
             recipe = _annealed(recipe, saved[1]["recipe"]["chains"])
         try:
-            loop = _Loop(program, data, recipe, seed, where, path, saved, start)
+            loop = _Loop(program, data, recipe, seed, where, path, saved, start, compile)
             return loop.run(progress, checkpoint_every, on_epoch)
         except SINGULAR as error:
             raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
@@ -223,11 +229,15 @@ class _Loop:
         path: Path | None,
         saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
         start: Fit | None = None,
+        compiled: bool = False,
     ) -> None:
-        """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on."""
+        """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on.
+        compiled: whether steps are to be."""
         self.program, self.data, self.seed = program, data, seed
         self.number = program.number if start is None or program.number is not None else start.meta.get("number")
         self.device, self.path = device, path
+        self.running = list(range(recipe.chains))  # which of the chains the rows of stacked tensors are
+        self.stopped: list[Stopped] = []  # those that fell behind
         self.units = units_of(program, data)
         self.origin = origin(type(program))
         out = held_out_rows(program, data, recipe.held_out, seed)
@@ -256,31 +266,41 @@ class _Loop:
             self._take_starts(*saved)
         try:
             self.chains = Chains.start(
-                program, self.train, recipe.chains, seed, device, recipe.dtype, self.made, self._save_starts
+                program, self.train, len(self.running), seed, device, recipe.dtype, self.made, self._save_starts
             )
         except KeyboardInterrupt:
             self._save_starts(at_once=True)
             raise
         self.flats = self._flatten()
         self.optimiser = torch.optim.Adam(self._groups(), betas=recipe.betas, fused=True)
-        self.objective = Objective(self.chains, [flat for _, flat in self.flats], self.recipe.epochs * self.steps)
-        self.alive = torch.ones(recipe.chains, dtype=torch.bool, device=device)
+        self.compiled = compiled
+        self.objective = self._objective(self.recipe.epochs * self.steps)
+        self.alive = torch.ones(len(self.running), dtype=torch.bool, device=device)
         self._retire_singular()
         self.best = {k: v.detach().clone() for k, v in self._state().items()}
-        self.best_score = torch.full((recipe.chains,), -torch.inf, dtype=torch.float64, device=device)
+        self.best_score = torch.full((len(self.running),), -torch.inf, dtype=torch.float64, device=device)
         self.best_epoch = 0
         self.epoch = self.step = 0  # epochs that are done, steps of the one that is not
         self.generators: dict[str, Tensor] = {}  # torch's in the middle of an epoch, of a checkpoint
         self.interrupts: list[int] = []
+        self.tell: Callable[[str], None] | None = None  # what people see as it happens
         self.say: Callable[[str], None] | None = None  # where the time that is to be expected is still to be told
         self.clock: tuple[float, int] | None = None  # time and steps done when it began to be measured
-        self.history: list[list[float]] = [] if start is None else start.history.tolist()
+        self.history: list[list[float]] = []
         if start is not None:
+            self.history = start.history[:, [0, *(1 + chain for chain in start.kept)]].tolist()
             self.history = [[row[0], *(v + self._volume for v in row[1:])] for row in self.history]
             self.best_score = self._held_out_rows().mean(1)
         validate(self.chains.chain(0).train(), self._sample_batch())
         if saved is not None and "best_epoch" in saved[1]:
             self._restore(*saved)
+
+    def _objective(self, steps: int) -> Objective:
+        refused = self._say_not_compiled if self.compiled else None
+        return Objective(self.chains, [flat for _, flat in self.flats], steps, refused)
+
+    def _say_not_compiled(self, why: str) -> None:
+        log.warning("%s: steps are not compiled: %s", self.program.card.name, why)
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.chains.params, **self.chains.buffers}
@@ -325,7 +345,7 @@ class _Loop:
             desc=f"{self.program.card.name}, {recipe.chains} chains",
             unit="epoch",
         )
-        self.say = None if bar.disable else partial(bar.write, file=sys.stderr)
+        self.say = self.tell = None if bar.disable else partial(bar.write, file=sys.stderr)
         with bar, _ctrl_c() as self.interrupts:
             while self.epoch < recipe.epochs and not self._stalled():
                 self._run_epoch()
@@ -387,7 +407,7 @@ class _Loop:
         elif self.say is not None and now - self.clock[0] > MEASURED:
             left = (now - self.clock[0]) / (done - self.clock[1]) * (self.recipe.epochs * self.steps - done)
             if left > LONG:
-                steps = f"{self.recipe.epochs * self.steps:,} steps of {self.recipe.chains} chains"
+                steps = f"{self.recipe.epochs * self.steps:,} steps of {len(self.running)} chains"
                 self.say(f"{self.program.card.name}: about {_duration(left)} for {steps}")
             self.say = None
 
@@ -437,6 +457,11 @@ class _Loop:
     # -- held-out objective ------------------------------------------------------------------------------------
 
     @property
+    def count(self) -> int:
+        """Chains that have been started, stopped ones included."""
+        return len(self.running) + len(self.stopped)
+
+    @property
     def _volume(self) -> float:
         return 0.0 if self.units is None else self.units.log_volume
 
@@ -447,7 +472,8 @@ class _Loop:
 
     def _check(self) -> float:
         """Look at the held-out objective, keep improved chains' states; returns the best chain's score a row."""
-        score = self._held_out_rows().mean(1)
+        rows = self._held_out_rows()
+        score = rows.mean(1)
         self.alive &= torch.isfinite(score)
         self._retire_singular()
         if self.epoch / self.recipe.epochs >= self.recipe.annealed_after() or self.epoch == self.recipe.epochs:
@@ -460,10 +486,48 @@ class _Loop:
             if bool(notable.any()):
                 self.best_epoch = self.epoch
         values = torch.where(self.alive, score, torch.nan).tolist()
-        self.history.append([float(self.before + self.epoch), *values])
+        every = dict(zip(self.running, values, strict=True))
+        self.history.append([float(self.before + self.epoch), *(every.get(c, np.nan) for c in range(self.count))])
         if not bool(self.alive.any()):
             raise FitError(f"every chain's objective became non-finite by epoch {self.epoch}; try a smaller lr")
+        if self.recipe.stop_behind:
+            self._stop_behind(torch.where(self.alive[:, None], rows, torch.nan))
         return max(v for v in values if v == v)
+
+    def _stop_behind(self, rows: Tensor) -> None:
+        """Stop chains that are hopelessly behind, where fewer chains pay for what a step of fewer is made once; rows
+        (chain, row) of this look, NaN of retired chains."""
+        progress = self.epoch / self.recipe.epochs
+        if progress < self.recipe.annealed_after():
+            return
+        own = np.asarray(self.history)[:, [0, *(1 + chain for chain in self.running)]]
+        found = behind(own, rows.cpu().numpy(), progress)
+        left = (self.recipe.epochs - self.epoch) * self.steps
+        if left * len(found) < STOP_STEPS * len(self.running):
+            return
+        for place, (gap, hope) in found.items():
+            self.stopped.append(Stopped(self.running[place], self.before + self.epoch, gap, hope))
+            if self.tell is not None:
+                self.tell(str(self.stopped[-1]))
+        self._keep_running([place for place in range(len(self.running)) if place not in found])
+
+    def _keep_running(self, places: list[int]) -> None:
+        """Go on with the chains at these places alone."""
+        pick = torch.tensor(places, device=self.device)
+        adam = self.optimiser.state_dict()
+        trained = {name for _, flat in self.flats for name in flat.shapes}
+        params = {k: v.detach()[pick].requires_grad_(k in trained) for k, v in self.chains.params.items()}
+        chains = Chains(self.chains.program, params, {k: v.detach()[pick] for k, v in self.chains.buffers.items()})
+        chains.batched = self.chains.batched
+        self.chains, self.running = chains, [self.running[place] for place in places]
+        self.flats = self._flatten()
+        self.optimiser = torch.optim.Adam(self._groups(), betas=self.recipe.betas, fused=True)
+        state = {i: {k: v[pick] if v.dim() else v for k, v in one.items()} for i, one in adam["state"].items()}
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.objective = self._objective((self.recipe.epochs - self.epoch) * self.steps)
+        self.alive, self.best_score = self.alive[pick], self.best_score[pick]
+        self.best = {name: value[pick] for name, value in self.best.items()}
 
     def _stalled(self) -> bool:
         patience = self.recipe.patience
@@ -475,7 +539,9 @@ class _Loop:
         kept = torch.isfinite(self.best_score)
         for chain in torch.nonzero(~self.alive).flatten().tolist():
             state = "its last good state is kept" if bool(kept[chain]) else "it is left out"
-            warnings.warn(f"chain {chain}: non-finite objective, retired; {state}", RuntimeWarning, stacklevel=4)
+            warnings.warn(
+                f"chain {self.running[chain]}: non-finite objective, retired; {state}", RuntimeWarning, stacklevel=4
+            )
         if not bool(kept.any()):
             raise FitError("no chain has a finite objective; try a smaller lr")
         states: list[dict[str, Tensor]] = []
@@ -484,19 +550,20 @@ class _Loop:
                 for name in target:
                     target[name].data[chain] = source[name][chain]
             one = self.chains.chain(chain)
-            reseed(mix(self.seed, chain, 17))
+            number = self.running[chain]
+            reseed(mix(self.seed, number, 17))
             try:
                 with torch.no_grad():
-                    one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, chain, 19)))
+                    one.finish(self.train, torch.Generator().manual_seed(mix(self.seed, number, 19)))
                     if one.completion is not None:
-                        one.completion.settle(one, self._some_rows(), mix(self.seed, chain, 21))
+                        one.completion.settle(one, self._some_rows(), mix(self.seed, number, 21))
             except SINGULAR as error:
                 if not states and not bool(kept[chain + 1 :].any()):
                     raise
                 kept[chain] = self.alive[chain] = False
                 reason = str(error).splitlines()[0]
                 warnings.warn(
-                    f"chain {chain}: singular at its end ({reason}); it is left out", RuntimeWarning, stacklevel=4
+                    f"chain {number}: singular at its end ({reason}); it is left out", RuntimeWarning, stacklevel=4
                 )
                 continue
             states.append({k: v.detach().cpu() for k, v in one.state_dict().items()})
@@ -512,9 +579,9 @@ class _Loop:
         result = Fit(
             program=final.program,
             chains=final,
-            kept=torch.nonzero(kept).flatten().tolist(),
+            kept=[self.running[chain] for chain in torch.nonzero(kept).flatten().tolist()],
             held_out=self._held_out_rows().cpu() - self._volume,
-            history=np.asarray(self.history) - self._volume * (np.arange(1 + len(self.alive)) > 0),
+            history=np.asarray(self.history) - self._volume * (np.arange(1 + self.count) > 0),
             names=Fit.names_of(self.data, self.program),
             meta={
                 "seed": self.seed,
@@ -529,7 +596,9 @@ class _Loop:
                 "control": self.data.control,
                 "size_factor": self.data.size_rule,
                 "adjustment": self.data.adjustment,
-                "retired": torch.nonzero(~self.alive).flatten().tolist(),
+                "retired": [self.running[chain] for chain in torch.nonzero(~self.alive).flatten().tolist()],
+                "stopped": [one.to_dict() for one in self.stopped],
+                "compiled": self.objective.compiled,
                 "number": self.number,
             },
             data=self.data,
@@ -565,6 +634,8 @@ class _Loop:
                 one.complete_with(Completion(header["completion"]).to(dtype=self.recipe.dtype))
             one.load_state_dict({k: v[chain] for k, v in states.items()})
             self.made.append(one)
+        self.running = header.get("running", self.running)
+        self.stopped = [Stopped(**one) for one in header.get("stopped", [])]
         self.seconds_before, self.cpu_before = header["seconds"], header["cpu_seconds"]
         self.before = header.get("before", 0)
 
@@ -572,6 +643,8 @@ class _Loop:
         return self._identity() | {
             "finished": False,
             "before": self.before,
+            "running": self.running,
+            "stopped": [one.to_dict() for one in self.stopped],
             "origin": self.origin,
             "completion": None if program.completion is None else program.completion.spec,
             "seconds": self.seconds_before + time.perf_counter() - self.started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,18 +22,25 @@ class Objective:
     """Minus the evidence lower bound of each chain (chain,) and its gradients (chain, number), one for each of `flats`,
     the parameters that are trained. Recorded, as a step's arithmetic is the same in every step."""
 
-    def __init__(self, chains: Chains, flats: list[Flat], steps: int) -> None:
-        """steps: how many will be taken."""
+    def __init__(
+        self, chains: Chains, flats: list[Flat], steps: int, refused: Callable[[str], None] | None = None
+    ) -> None:
+        """steps: how many will be taken. refused: asks for compiled steps, see `Recorded`."""
         self.chains, self.flats = chains, flats
         trained = {name for flat in flats for name in flat.shapes}
         self.others = [name for name in {**chains.params, **chains.buffers} if name not in trained]
         self.like: Batch | None = None
-        self.recorded = Recorded(self._of_tensors, steps)
+        self.recorded = Recorded(self._of_tensors, steps, refused)
 
     @property
     def settled(self) -> bool:
         """Whether a step costs what all later ones will."""
         return self.recorded.settled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled."""
+        return self.recorded.compiled
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         state: State = {**self.chains.params, **self.chains.buffers}

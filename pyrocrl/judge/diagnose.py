@@ -119,6 +119,8 @@ class Verdict:
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.chains['held_out'])} chains, {self.chains['ties']} at the best objective"]
+        if stopped := self.chains.get("stopped"):
+            lines[0] += f"; {len(stopped)} more stopped early, far behind, and not compared"
         if not self.claims:
             lines.append("  claims nothing: there is nothing to identify")
         return "\n".join(lines + [f"  {claim}" for claim in self.claims])
@@ -171,6 +173,7 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
         "khat_median": khat["median"],
         "khat_above_0.7": khat["bad"],
         "retired": len(fit.meta["retired"]),
+        "stopped": [one["chain"] for one in fit.meta.get("stopped", [])],
     }
     claims = fit.program.claims()
     known = _Known(fit, data, ties, tests(fit, data) if claims else ())
@@ -214,6 +217,10 @@ def _no_surer_than_latents(judged: list[ClaimVerdict]) -> list[ClaimVerdict]:
 def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     fit, ties = known.fit, known.ties
     numbers: dict[str, float] = {"chains": float(fit.chains.count), "chains_at_best": float(ties.sum())}
+    chains = str(fit.chains.count)
+    if stopped := len(fit.meta.get("stopped", [])):
+        numbers["chains_stopped"] = float(stopped)
+        chains = f"{fit.chains.count + stopped}"
     lacks, evidence = _conditions(known, claim)
     given = _given(known, claim, evidence)
     failed = [test for test in known.tests if test.fails]
@@ -241,8 +248,9 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     if len(compared) < 2:
         gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
         reason = (
-            f"only {int(ties.sum())} of {fit.chains.count} chains reached the best held-out objective"
+            f"only {int(ties.sum())} of {chains} chains reached the best held-out objective"
             + (f", the next is {gap:.3g} nats a row below and no other agrees" if fit.chains.count > 1 else "")
+            + (f"; {stopped} were stopped early, far behind, and are not compared" if stopped else "")
             + "; fit more chains or longer"
             + (f"; the fit is at odds with the data as well ({doubts})" if failed else "")
         )
@@ -250,9 +258,10 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     if failed:
         tries = "; ".join(dict.fromkeys(each for test in failed if test.remedy for each in test.remedy.split("; ")))
         return said("contradicted", doubts + (f". To try: {tries}" if tries else ""))
-    reach = f"{int(ties.sum())} of {fit.chains.count} chains reach the best objective and, aligned, "
+    apart = f", {stopped} stopped early and not compared," if stopped else ""
+    reach = f"{int(ties.sum())} of {chains} chains{apart} reach the best objective and, aligned, "
     if alone:
-        reach = f"1 of {fit.chains.count} chains reaches the best objective and, with {len(compared) - 1} below it, "
+        reach = f"1 of {chains} chains{apart} reaches the best objective and, with {len(compared) - 1} below it, "
     few = [lack for lack in lacks if lack.rows]
     if few:
         which, needed = tuple(dict.fromkeys(name for x in few for name in x.which)), max(x.rows for x in few)

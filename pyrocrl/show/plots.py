@@ -8,7 +8,7 @@ show it. Averages over chains use the tree's `chain_weight`. The numbers behind 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -542,18 +542,21 @@ def agreement(tree: xr.DataTree) -> Figure:
 
 
 @_styled
-def objective(history: ArrayLike, best: int | None = None) -> Figure:
+def objective(history: ArrayLike, best: int | None = None, stopped: Collection[int] = ()) -> Figure:
     """Held-out objective of every chain (nats a row) against epochs, from `fit.history`: (check, 1 + chain).
 
-    best: the chain to stand out, such as the fit's reference; None = the one best at the last check. A retired chain's
-    values are NaN from then on; a cross marks where it ended.
+    best: the chain to stand out, such as the fit's reference; None = the one best at the last check. stopped: chains
+    that were stopped as they fell behind. Their values and those of retired chains are NaN from then on; a bar or a
+    cross marks where one ended.
     """
     h = np.asarray(history, dtype=np.float64)
     if h.ndim != 2 or h.shape[1] < 2 or not h.shape[0]:
         reject("history", f"shape {h.shape}", "(check, 1 + chain): epochs and each chain's held-out objective")
     epochs, scores = h[:, 0], h[:, 1:]
     finite = np.isfinite(scores)
-    retired = finite.any(0) & ~finite[-1]
+    ended = finite.any(0) & ~finite[-1]
+    behind = ended & np.isin(np.arange(scores.shape[1]), list(stopped))
+    retired = ended & ~behind
     if best is None:
         best = int(np.argmax(np.where(finite[-1], scores[-1], -np.inf)))
     figure = Figure(figsize=(5.6, 3.0), layout="constrained")
@@ -563,9 +566,9 @@ def objective(history: ArrayLike, best: int | None = None) -> Figure:
         colour = RED if retired[c] else colour
         mark = "." if finite[:, c].sum() == 1 else ""
         axes.plot(epochs, scores[:, c], color=colour, lw=width, marker=mark, zorder=3 if c == best else 2)
-        if retired[c]:
+        if ended[c]:
             end = np.flatnonzero(finite[:, c])[-1]
-            axes.plot(epochs[end], scores[end, c], "x", color=RED, ms=6, mew=1.6, zorder=4)
+            axes.plot(epochs[end], scores[end, c], "|" if behind[c] else "x", color=colour, ms=6, mew=1.6, zorder=4)
     # early epochs, while the objective is annealed, may lie far below: they leave the picture
     late = scores[len(scores) // 4 :]
     late = late[np.isfinite(late)]
@@ -573,10 +576,12 @@ def objective(history: ArrayLike, best: int | None = None) -> Figure:
         pad = 0.08 * (late.max() - late.min())
         axes.set_ylim(late.min() - pad, late.max() + pad)
     handles = [Line2D([], [], color=BLUE, lw=2, label=f"best (chain {best})")]
-    if (~retired).sum() > 1:
+    if (~ended).sum() > 1:
         handles.append(Line2D([], [], color=GREY, lw=1, label="other chains"))
     if retired.any():
         handles.append(Line2D([], [], color=RED, lw=1, marker="x", label="retired"))
+    if behind.any():
+        handles.append(Line2D([], [], color=GREY, lw=1, marker="|", label="stopped, far behind"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     axes.set_xlabel("epoch")
     axes.set_ylabel("held-out objective (nats a row)")

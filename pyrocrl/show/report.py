@@ -401,10 +401,12 @@ def _chains(fit: Fit, compared: Mapping[str, Any]) -> dict[str, Any]:
         for c, original in enumerate(fit.kept)
     ]
     khat = compared.get("khat_median")
+    stopped = [(int(one["chain"]), int(one["epoch"])) for one in fit.meta.get("stopped", [])]
     return {
         "rows": sorted(rows, key=lambda row: -row["held_out"]),
         "started": started,
-        "left_out": sorted(set(range(started)) - {int(c) for c in fit.kept}),
+        "left_out": sorted(set(range(started)) - {int(c) for c in fit.kept} - {c for c, _ in stopped}),
+        "stopped": [{"chain": c, "epoch": epoch} for c, epoch in stopped],
         "retired": int(compared.get("retired", len(fit.meta.get("retired", [])))),
         "khat": khat if khat is not None and math.isfinite(khat) else None,
         "khat_bad": compared.get("khat_above_0.7", math.nan),
@@ -439,7 +441,9 @@ def _pictures(fit: Fit, tree: xr.DataTree, reference: str | None) -> list[Pictur
         _picture("agreement", plots.agreement(numbered), "Agreement of chains, by pair of chains and by latent"),
         _picture(
             "objective",
-            plots.objective(fit.history, fit.kept[fit.reference]),
+            plots.objective(
+                fit.history, fit.kept[fit.reference], [one["chain"] for one in fit.meta.get("stopped", [])]
+            ),
             "Held-out objective of every chain against epochs",
         ),
         _picture(
