@@ -390,6 +390,7 @@ class ObservedDAG(ObservedEquations, Program):
             ObservedGraph("squires2020", {"latents": 50, "told": told}, {"intervention": "shift"}, 2, 0.05, False)
             for told in (True, False)
         ),
+        ObservedGraph("squires2020", {"latents": 1000, "settings": 1}, {"intervention": "shift"}, 1, 0.05, False),
         ObservedGraph("hagele2023", {}, {}, 3, 0.05, False),
         *(
             SignallingGraph("sachs2005", {"told": told}, {"intervention": kind, "targets": mode}, 1, 0.05, False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 REACH = 2.0
+LISTED = 100  # latents up to which every edge's probability is kept
 NOISE = 0.5  # variance of features' noise in `bhattacharya2011`
 SUPPORT = 0.25  # loadings beyond which a baseline's mask is open
 DRAWN = 200  # of a chain
@@ -534,6 +535,9 @@ class ObservedGraph(Study):
                 "target_auprc": float(average_precision_score(hit[1:].ravel(), targets[1:].ravel())),
             }
         return out
+
+    def tell(self, result: Fit, data: Data) -> dict[str, Any]:
+        return super().tell(result, data) if len(result.names["latent"]) <= LISTED else {}  # `ece` is among the scores
 
 
 @dataclass(frozen=True)
