@@ -360,6 +360,8 @@ def test_bench_prints_ratios(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     monkeypatch.setattr(
         bench, "throughput", lambda *_: {"rows": 1, "features": 2, "chains": 8, "s_per_million_cell_epochs": 9.0}
     )
+    compiled = {"chains": 1, "compiled_ms": 3.0, "recorded_ms": 4.0, "ratio": 0.75}
+    monkeypatch.setattr(bench, "compiled", lambda *_: compiled)
     monkeypatch.setattr(bench, "launches", lambda: {"vae": 223})
     whole = bench.run
     monkeypatch.setattr(bench, "run", lambda progress, threads: whole(progress, threads, rounds=1, epochs=1, steps=1))
