@@ -31,7 +31,6 @@ from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.program import Features, Latents, Likelihood, check_sizes
 
-
 START_CELLS, START_ROWS = 3e7, 2_000  # entries of x that a start reads, and rows at least
 
 
