@@ -31,6 +31,8 @@ from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.program import Features, Latents, Likelihood, check_sizes
 
+START_CELLS, START_ROWS = 3e7, 2_000  # entries of x that a start reads, and rows at least
+
 
 class VAE(Program):
     size_unit: Tensor
@@ -75,8 +77,8 @@ class VAE(Program):
         self.register_buffer("size_unit", torch.ones(()))
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Start at the columns' means and spreads."""
-        batch = data.tensors(dtype=self.shift.dtype)
+        """Start at the columns' means and spreads, of large tables in rows spread over them."""
+        batch = data.some(START_CELLS, START_ROWS).tensors(dtype=self.shift.dtype)
         self.size_unit.copy_(batch.size_factor.mean())
         seen = self._seen(batch)
         self.encoder.standardise(seen.mean(0), seen.std(0))

@@ -87,12 +87,14 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     out, rows = tmp_path / "runs" / "one", tmp_path / "rows.npz"
     data = simulate.draw("perturb_seq", seed=100, rows=200, features=12, latents=2, batches=1)
     io.write(data, rows)
-    text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *SMALL)
+    steps = ["--stop-behind", "--compile"]  # of which these are too few for either
+    text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *steps, *SMALL)
     assert "5 environments" not in text and "3 environments" in text
     assert "PCA" in text and "ICA" in text and "claims nothing" in text and str(out / "report.html") in text
     assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
     record = json.loads((out / cli.RUN).read_text())
     assert record["source"]["data"] == str(rows) and record["seed"] == 5 and record["chains"] == 2
+    assert record["stop_behind"] is True and record["stopped"] == [] and record["compiled"] is False
     assert record["versions"].keys() == {"python", "torch", "pyro", "numpy", "pyrocrl"} and record["seconds"] > 0
 
     tree = io.read_tree(out / cli.POSTERIOR)
@@ -360,6 +362,8 @@ def test_bench_prints_ratios(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     monkeypatch.setattr(
         bench, "throughput", lambda *_: {"rows": 1, "features": 2, "chains": 8, "s_per_million_cell_epochs": 9.0}
     )
+    compiled = {"chains": 1, "compiled_ms": 3.0, "recorded_ms": 4.0, "ratio": 0.75}
+    monkeypatch.setattr(bench, "compiled", lambda *_: compiled)
     monkeypatch.setattr(bench, "launches", lambda: {"vae": 223})
     whole = bench.run
     monkeypatch.setattr(bench, "run", lambda progress, threads: whole(progress, threads, rounds=1, epochs=1, steps=1))

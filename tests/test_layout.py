@@ -21,7 +21,8 @@ FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "turns": set(),
-    "recorded": {"turns"},
+    "compiled": set(),
+    "recorded": {"turns", "compiled"},
     "files": {"errors"},
     "arrays": {"errors"},
     "labels": {"errors"},

@@ -4,7 +4,8 @@
 (b) step: CPU time of a step of `pyrocrl.fit` over that of the same objective in bare torch (`BareVAE` below), for
     one chain and for 8;
 (c) throughput: seconds for a million cells to pass once through a fit of 8 chains;
-(d) launches: operators that a step of each model calls, each a kernel where there is a GPU.
+(d) compiled: CPU time of a compiled step of `pyrocrl.fit` over that of a recorded one;
+(e) launches: operators that a step of each model calls, each a kernel where there is a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrocrl import simulate, zoo
+from pyrocrl import recorded, simulate, zoo
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
@@ -87,6 +88,7 @@ def run(
             ("step", lambda: step(rounds, steps, 1)),
             ("chains_step", lambda: step(rounds, steps, 8)),
             ("throughput", lambda: throughput(epochs)),
+            ("compiled", lambda: compiled(rounds, steps)),
             ("launches", launches),
         ):
             if progress:
@@ -176,15 +178,42 @@ def step(rounds: int, steps: int, count: int) -> dict[str, float]:
 
 
 def step_pair(
-    count: int, rows: int = 256, features: int = 100, hidden: int = 128
+    count: int, rows: int = 256, features: int = 100, hidden: int = 128, epochs: int = 10, compiled: bool = False
 ) -> tuple[_Loop, list[BareVAE], Batch]:
     """A loop of `count` chains of `vae`, the bare objective at the same weights, and a batch for both."""
     rng = np.random.default_rng(100)
     data = Data(rng.standard_normal((2 * rows, 10)) @ rng.standard_normal((10, features)), counts=False)
     program = zoo.build("vae", data, latents=10, hidden=hidden)
-    loop = _Loop(program, data, _recipe(program, None, count, 10, {}), 0, torch.device("cpu"), None)
+    loop = _Loop(
+        program, data, _recipe(program, None, count, epochs, {}), 0, torch.device("cpu"), None, compiled=compiled
+    )
     batch = loop._annealed(loop.batch.take(torch.arange(rows)), 0.5)
     return loop, [BareVAE(loop.chains.chain(c)) for c in range(count)], batch
+
+
+def compiled(rounds: int, steps: int, count: int = 1) -> dict[str, Any]:
+    """CPU milliseconds of a compiled step and of a recorded one, of `count` chains of `vae`, and their ratio; these are
+    None where nothing is compiled. One thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with drawing(0):
+            loops = [step_pair(count, epochs=recorded.WORTH, compiled=on) for on in (True, False)]
+
+            def run(loop: _Loop, batch: Batch) -> None:
+                for _ in range(steps):
+                    loop._step(batch, 0.5)
+
+            for loop, _, batch in loops:
+                while not loop.objective.settled:
+                    loop._step(batch, 0.5)
+            (fast, _, batch), (slow, _, _) = loops
+            if not fast.objective.compiled:
+                return {"chains": count, "compiled_ms": None, "recorded_ms": None, "ratio": None}
+            a, b = _in_turns(lambda: run(fast, batch), lambda: run(slow, batch), rounds, time.process_time)
+    finally:
+        torch.set_num_threads(threads)
+    return {"chains": count, "compiled_ms": 1e3 * a / steps, "recorded_ms": 1e3 * b / steps, "ratio": a / b}
 
 
 def throughput(epochs: int, rows: int = 5000, features: int = 300, count: int = 8) -> dict[str, float]:
@@ -251,6 +280,9 @@ def table(found: dict[str, Any]) -> str:
     for b in (found["step"], found["chains_step"]):
         name = f"CPU ms, a step of fit | bare torch, chains: {int(b['chains'])}"
         rows.append([name, b["pyrocrl_ms"], b["torch_ms"], b["ratio"]])
+    if (d := found.get("compiled")) is not None:
+        name = f"CPU ms, a step compiled | recorded, chains: {int(d['chains'])}"
+        rows.append([name, d["compiled_ms"], d["recorded_ms"], d["ratio"]])
     name = f"s per million cell-epochs, {int(c['chains'])} chains, {int(c['features'])} genes"
     rows.append([name, c["s_per_million_cell_epochs"], None, None])
     rows += [[f"operators a step, {name}", count, None, None] for name, count in found["launches"].items()]
