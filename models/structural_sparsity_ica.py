@@ -13,9 +13,9 @@ The phi_t are smooth curves of single latents and surfaces of two, s_t falls wit
 The rates are summed out. Features are standardised; slab and `rate` are in units of their deviations.
 
 Each chain starts from the pairs of features that depend on each other, which tell the mask
-(`constructions.shared_supports`), and from lines with that mask; what rows come to, less what coefficients cost, decides
-between starts. From there draws go on (`exact.surface_factors`): mask with coefficients summed out, for given z the
-model is linear in these, and z about its mode. The guide draws mask, coefficients and variances together from this
+(`constructions.shared_supports`), and from lines with that mask; what rows come to, less what coefficients cost,
+decides between starts. From there draws go on (`exact.surface_factors`): mask with coefficients summed out, for given z
+the model is linear in these, and z about its mode. The guide draws mask, coefficients and variances together from this
 run and z normal about its mode given them; log_concentration has a normal law that is fitted.
 
 *Identified:* latents up to permutation and a map of each, monotone by the normal law that is a convention, and the mask
@@ -59,9 +59,9 @@ INDEPENDENT, NOISE = "latents are independent", "noise is independent and Gaussi
 PAIRS = "features are sums of smooth functions of one latent and of two"
 SPARSEST = "no latents are meant on which features depend in larger numbers"
 GIVEN, NEEDS = (INDEPENDENT, NOISE, PAIRS, SPARSEST), ("alone_in_common", "slopes_span", "latents_told")
-BURN, KEPT = 10, 30  # sweeps
+BURN, KEPT = 8, 25  # sweeps
 STEPS = 8  # towards the mode of latents
-LEAST_ROWS, MOST_ROWS = 100, 2_000  # of a fit, and of the run of a sampler; more are drawn from
+LEAST_ROWS, MOST_ROWS = 100, 1_500  # of a fit, and of the run of a sampler; more are drawn from
 AT_ONCE = 10_000  # rows that are read at once
 
 
@@ -104,8 +104,9 @@ class StructuralSparsityICA(Program):
             "beyond sums at most two latents act together on a feature",
             "a start from pairs of features that depend on each other",
         ),
-        approximate="Of rows' latents the guide has a normal law about the mode. Curves and masks are told by 2,000 rows "
-        "at most, whose latents have exactly normal ranks in every draw.",
+        approximate="Of rows' latents the guide has a normal law about the mode. Curves and masks are told by 1,500 "
+        "rows at most, whose latents have exactly normal ranks in every draw; masks as if noise were larger by a "
+        "fiftieth of a feature's variance.",
     )
     counted = "offered"
     recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=3)
@@ -141,12 +142,13 @@ class StructuralSparsityICA(Program):
         self.log_concentration = NormalBlock()
         self.drawn = DrawnBlock(KEPT, mask=both, coefficients=terms, variance=(features,))
         self.drawn.variance.fill_(1.0)
-        self.register_buffers(  # means over the draws, where latents are looked for at first, how little is told of each
+        self.register_buffers(  # means over draws, where latents are looked for at first, how little is told of each
             curve=torch.zeros(terms),
             noise=torch.ones(features),
             reader=torch.zeros(features * surfaces.BASIS, latents),
             untold=torch.ones(latents),
             bends=torch.ones(features),
+            counted_rows=torch.zeros(()),
         )
 
     def story(self, batch: Batch) -> None:
@@ -189,8 +191,8 @@ class StructuralSparsityICA(Program):
     def mask_draws(self) -> Tensor:
         return self.drawn.mask
 
-    def slopes_spread(self) -> Tensor:
-        return self.bends
+    def slopes_spread(self) -> tuple[Tensor, float]:
+        return self.bends, float(self.counted_rows)
 
     def latents_untold(self) -> Tensor:
         return self.untold
@@ -219,6 +221,7 @@ class StructuralSparsityICA(Program):
             reader=torch.as_tensor(shared_supports.reader(x, sampler.mode.numpy())),
             untold=told.precision.inverse().diagonal(dim1=1, dim2=2).mean(0),
             bends=surfaces.bends(curve, self.drawn.mask.mean(0) > 0.5),
+            counted_rows=torch.tensor(float(len(x))),
         )
 
     @classmethod

@@ -27,12 +27,12 @@ Mask = NDArray[np.bool_]
 SMOOTH = 3  # functions of each feature
 RARE = 0.02  # chance that some pair of features seems dependent and is not
 MISSED, FOUND, ENTRY = 4.0, 30.0, 0.6  # cost at most of a pair that should depend, of one that should not; of an entry
-TURNS, HOT, COLD = 250, 6.0, 0.15  # of annealing, and its temperatures
+TURNS, HOT, COLD = 150, 6.0, 0.15  # of annealing, and its temperatures
 LARGE = 0.25  # loadings of a mask, in those that are largest of their feature
 TRIES, ITERATIONS = 6, 300  # of a linear fit
-COVERS, BEST = 4, 2  # masks that are looked for, and tried
-CLOSED, OPENED = 5, 12  # sweeps of each with its mask as it is, and then
-RELAID, BETTER = 2, 20.0  # latents that are laid out anew, and nats from which that is better
+COVERS, BEST = 6, 3  # masks that are looked for, and of different ones tried
+CLOSED, OPENED = 5, 8  # sweeps of each with its mask as it is, and then
+RELAID, BETTER = 3, 20.0  # times a latent may be laid out anew, and nats from which that is better
 FEW = 1000  # rows of these
 RIDGE, PLACING = 1.0, 15  # of latents from features, and steps from there
 
@@ -117,7 +117,8 @@ def search(x: Floats, latents: int, slab: float, rate: float, rng: np.random.Gen
     turned = rotated(few, latents)
     wide = np.abs(turned) > LARGE * np.abs(turned).max(1, keepdims=True)
     covers = sorted((cover(told, latents, rng) for _ in range(COVERS)), key=lambda one: one[1])
-    starts: list[tuple[Mask, Floats | None]] = [(mask, None) for mask, _ in covers[:BEST]]
+    different = {tuple(sorted(map(bytes, mask.T))): mask for mask, _ in reversed(covers)}  # up to the order of latents
+    starts: list[tuple[Mask, Floats | None]] = [(mask, None) for mask in list(different.values())[-BEST:]]
     chains = []
     for mask, start in [*starts, (wide, turned)]:
         fine = mask & (mask.sum(0) > 1)
@@ -127,23 +128,20 @@ def search(x: Floats, latents: int, slab: float, rate: float, rng: np.random.Gen
 
 
 def relaid(best: Sampler) -> Sampler:
-    """The chain with latents laid out anew, one by one, those of noisy features first: along what their other latents
-    leave of one of the features, as long as that is better."""
-    most, tried = best.score(), set[int]()
+    """The chain with latents laid out anew, one by one: that of the noisiest features, along what their other latents
+    leave of one of them, as long as that is better."""
+    most = best.score()
     for _ in range(RELAID):
-        worth = np.where(best.mask, np.log(best.variance)[:, None], 0).sum(0) / np.maximum(best.mask.sum(0), 1)
-        order = [k for k in (-worth).argsort() if k not in tried and best.mask[:, k].any()]
-        if not order:
-            break
-        k = int(order[0])
-        tried.add(k)
+        noisy = np.where(best.mask, np.log(best.variance)[:, None], 0).sum(0) / np.maximum(best.mask.sum(0), 1)
+        k = int(np.where(best.mask.any(0), noisy, -np.inf).argmax())
         for j in np.flatnonzero(best.mask[:, k]):
-            other = best.without(k, int(j)).go(CLOSED, CLOSED)
+            other = best.without(k, int(j)).go(CLOSED, 0)
             if other.score() > most + BETTER:
-                other.go(0, OPENED)
-                best, most = other, other.score()
-                tried = set()
+                best = other.go(CLOSED, OPENED)
+                most = best.score()
                 break
+        else:
+            break
     return best
 
 

@@ -4,10 +4,11 @@
     f_j is smooth in the latents of its mask (`surfaces`), its coefficients N(0, slab^2 shares);  v_j ~ InverseGamma
     z_ik ~ N(0, 1),  x_ij ~ N(f_j(z_i), v_j)
 
-Given z the model is linear in coefficients: masks are drawn with these summed out, an entry at a time, then coefficients
-and variances. Given these, a row's latents are normal about their mode, whose curvature is that of squared errors
-(Gauss & Newton; steps are damped as by Levenberg & Marquardt): with little noise features fix them.
-After each draw latents are mapped to normal quantiles, each by itself (`Sampler.settle`): the likelihood does not tell
+Given z the model is linear in coefficients: masks are drawn with these summed out, an entry at a time, then these and
+variances. Surfaces are not exact, and with little noise an entry of any size would open to make up for that: masks are
+drawn as if noise were larger by `SLACK` (as Miller & Dunson 2019 coarsen a posterior). Given coefficients, a row's
+latents are normal about their mode, whose curvature is that of squared errors (Gauss & Newton; steps are damped as by
+Levenberg & Marquardt): with little noise features fix them. After each draw latents are mapped to normal quantiles, each by itself (`Sampler.settle`): the likelihood does not tell
 such maps from others (parameter expansion: Liu & Wu 1999), and coefficients are drawn anew right after. Without it,
 rows pull latents towards the normal law as slowly as noise is small.
 """
@@ -30,6 +31,7 @@ Floats = NDArray[np.float64]
 LEAST_VARIANCE = 1e-4
 CALM, WILD = 1e-4, 1e6  # of the damping
 TRIES = 2  # steps towards the mode in a sweep
+SLACK = 0.02  # of features' variance, by which surfaces may be off: masks are drawn as if noise were larger by that
 
 
 class Told(NamedTuple):
@@ -167,19 +169,21 @@ class Sampler:
         self.coefficients[:] = 0.0
         for j in range(self.features):
             own = np.flatnonzero(gate[j])
-            root, solved = self._solved(own, j, gram, cross)
+            root, solved = self._solved(own, j, gram, cross, float(self.variance[j]))
             noise = self.rng.standard_normal(len(own))
             self.coefficients[j, own] = linalg.solve_triangular(root, solved + noise, lower=True, trans=1)
         left = self.x.numpy() - terms_.numpy() @ self.coefficients.T
         draw = self.rng.gamma(SHAPE + len(left) / 2, size=self.features)
         self.variance = np.maximum((self.rate + np.square(left).sum(0) / 2) / draw, LEAST_VARIANCE)
 
-    def _solved(self, own: NDArray[np.int64], j: int, gram: Floats, cross: Floats) -> tuple[Floats, Floats]:
+    def _solved(
+        self, own: NDArray[np.int64], j: int, gram: Floats, cross: Floats, variance: float
+    ) -> tuple[Floats, Floats]:
         """Cholesky factor L of the precision of these coefficients of feature j, and L^-1 times its linear term."""
-        precision = gram[np.ix_(own, own)] / self.variance[j]
+        precision = gram[np.ix_(own, own)] / variance
         precision[np.arange(len(own)), np.arange(len(own))] += self.prior[own]
         root = np.linalg.cholesky(precision)
-        solved: Floats = linalg.solve_triangular(root, cross[j, own] / self.variance[j], lower=True)
+        solved: Floats = linalg.solve_triangular(root, cross[j, own] / variance, lower=True)
         return root, solved
 
     def _masks(self, gram: Floats, cross: Floats) -> None:
@@ -188,7 +192,7 @@ class Sampler:
         def evidence(j: int, row: NDArray[np.bool_]) -> float:
             """log p(x_j | z, mask_j), up to what all masks have."""
             own = np.flatnonzero(_gates(row[None])[0])
-            root, solved = self._solved(own, j, gram, cross)
+            root, solved = self._solved(own, j, gram, cross, float(self.variance[j]) + SLACK)
             return float(0.5 * solved @ solved - np.log(root.diagonal()).sum() + 0.5 * np.log(self.prior[own]).sum())
 
         used = np.flatnonzero(self.mask.any(0))

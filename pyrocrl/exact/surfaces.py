@@ -2,10 +2,10 @@
 
     f(z) = sum_k sum_b c_kb phi_b(z_k) + sum_(k<l) sum_(b,c) c_klbc phi_b(z_k) phi_c(z_l)
 
-The phi_b are cubic splines between -`END` and `END`, straight beyond, of mean 0, orthonormal where z is standard normal,
-that make the integral of squared second derivatives diagonal (Demmler & Reinsch 1975): phi_1 is a line, later ones bend
-ever faster. Surfaces have the products with b + c at most `TOGETHER`. All terms are orthonormal where z_1 .. z_K are
-independent; `shares` are their parts of the prior variance of f, that fall with their roughness.
+The phi_b are cubic splines between -`END` and `END`, straight beyond, of mean 0, orthonormal where z is standard
+normal, that make the integral of squared second derivatives diagonal (Demmler & Reinsch 1975): phi_1 is a line, later
+ones bend ever faster. Surfaces have the products with b + c at most `TOGETHER`. All terms are orthonormal where z_1 ..
+z_K are independent; `shares` are their parts of the prior variance of f, that fall with their roughness.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def _splines(z: Tensor, order: int) -> Tensor:
     start = torch.arange(-3.0, PIECES, dtype=z.dtype, device=z.device)
     away = (z[..., None] + END) / width - start
     power = 3 - order
-    parts = [
-        (-1) ** i * math.comb(4, i) * (away - i).clamp_min(0) ** power / math.factorial(power) for i in range(5)
-    ]
+    parts = [(-1) ** i * math.comb(4, i) * (away - i).clamp_min(0) ** power / math.factorial(power) for i in range(5)]
     out: Tensor = sum(parts[1:], parts[0]) / width**order
     return out
 

@@ -18,9 +18,9 @@ LEAST, MOST = 0.5, 1.0  # of slopes beside it
 def zheng2022(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 10_000,
-    latents: Annotated[int, Bounds(3, 100)] = 5,
+    latents: Annotated[int, Bounds(4, 100)] = 5,
     law: Literal["normal", "uniform"] = "normal",
-    supports: Literal["pairs", "all", "turned", "nested"] = "pairs",
+    supports: Literal["pairs", "threes", "all", "turned", "nested"] = "pairs",
     bend: Annotated[float, Bounds(0, 10, "[]")] = 1.0,
     noise: Deviation = 0.05,
 ) -> Data:
@@ -32,9 +32,9 @@ def zheng2022(
 
     There are 2 * latents features: of latents j and j + 1, then of j and j + 2, so that the features of a latent have
     it alone in common. W has 8 units of weights N(0, 1.2^2 2 / |S|), b ~ N(0, 1), a ~ N(0, 1.8^2 / 8), bend times a; c
-    of size .5 to 1, over the root of |S| / 2. supports: "all": each feature is of all latents; "turned": of two each,
-    but of a rotation of z, which of normal latents no data tell from those of "pairs"; "nested": features j + latents
-    are of j and j + 1 as well, and those of latents 0 and 2 of 1 too, so that all features of latent 0 are of 1.
+    of size .5 to 1, over the root of |S| / 2. supports: "threes": features are of j, j + 1 and one more, j + 2 or
+    j + 3; "all": of all latents; "turned": of two each, but of a rotation of z, which of normal latents no data tell
+    from those of "pairs"; "nested": features j + latents are of j and j + 1 as well, and all of latent 0 are of 1 too.
     Truth: z, mask.
     """
     rng = np.random.default_rng([2206, seed])
@@ -45,6 +45,9 @@ def zheng2022(
     for j in range(2 * latents):
         step = 1 if supports == "nested" else 1 + j // latents
         mask[j, [j % latents, (j + step) % latents]] = 1
+        if supports == "threes":
+            mask[j] = 0
+            mask[j, [j % latents, (j + 1) % latents, (j + 2 + j // latents) % latents]] = 1
         if supports == "all":
             mask[j] = 1
         if supports == "nested" and mask[j, 0]:

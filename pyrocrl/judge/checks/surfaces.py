@@ -10,7 +10,8 @@ from pyrocrl.data import Data
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import SURE, FitCheck, rows_to_decide
 
-BENT = 0.02  # how far slopes of a feature have to be from being along one line
+BENT, BENT_ROWS = 0.02, 50.0  # how far slopes have to be from being along one line, and that times rows: lines of
+# latents look bent by chance, as their latents' ranks are made normal
 UNTOLD = 0.2  # part of a latent's variance that features may leave open, on average
 
 
@@ -60,13 +61,14 @@ def _slopes_span(fit: Fit, data: Data) -> Lack | None:
     """The same of features whose slopes span, over rows, all that they depend on."""
     masks, used, names = _found(fit)
     with torch.no_grad():
-        bends = fit.chains.chain(fit.reference).slopes_spread().double().cpu().numpy()
-    straight = [fit.names["feature"][j] for j in np.flatnonzero((bends < BENT) & (masks.mean(0) > INCLUDED).any(1))]
-    bent = masks[:, bends >= BENT]
+        spread, rows = fit.chains.chain(fit.reference).slopes_spread()
+    bends = spread.double().cpu().numpy() >= max(BENT, BENT_ROWS / rows)
+    straight = [fit.names["feature"][j] for j in np.flatnonzero(~bends & (masks.mean(0) > INCLUDED).any(1))]
+    bent = masks[:, bends]
     if not straight or not used.size:
         return None
     none = [name for name, k in zip(names, used, strict=True) if not (bent[:, :, k].mean(0) > INCLUDED).any()]
-    which, said = _together(bent, used, names)
+    which = _together(bent, used, names)[0]
     if not none and not which:
         return None
     more = f" and {len(straight) - 3} more" if len(straight) > 3 else ""
