@@ -231,7 +231,9 @@ class StructuralSparsityICA(Program):
         data = draw("zheng2022", seed=seed, rows=400, latents=4)
         return cls(features=data.features, latents=4), data
 
-    studies = tuple(Curves("zheng2022", {"law": law}, {"latents": 5}, 8, 0.2) for law in ("normal", "uniform"))
+    studies = tuple(
+        Curves("zheng2022", {"law": law}, {"latents": 5}, 3, 0.2, rival=False) for law in ("normal", "uniform")
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ Given z the model is linear in coefficients: masks are drawn with these summed o
 variances. Surfaces are not exact, and with little noise an entry of any size would open to make up for that: masks are
 drawn as if noise were larger by `SLACK` (as Miller & Dunson 2019 coarsen a posterior). Given coefficients, a row's
 latents are normal about their mode, whose curvature is that of squared errors (Gauss & Newton; steps are damped as by
-Levenberg & Marquardt): with little noise features fix them. After each draw latents are mapped to normal quantiles, each by itself (`Sampler.settle`): the likelihood does not tell
+Levenberg & Marquardt): with little noise features fix them.
+
+After each draw latents are mapped to normal quantiles, each by itself (`Sampler.settle`): the likelihood does not tell
 such maps from others (parameter expansion: Liu & Wu 1999), and coefficients are drawn anew right after. Without it,
 rows pull latents towards the normal law as slowly as noise is small.
 """

@@ -34,7 +34,8 @@ def zheng2022(
     it alone in common. W has 8 units of weights N(0, 1.2^2 2 / |S|), b ~ N(0, 1), a ~ N(0, 1.8^2 / 8), bend times a; c
     of size .5 to 1, over the root of |S| / 2. supports: "threes": features are of j, j + 1 and one more, j + 2 or
     j + 3; "all": of all latents; "turned": of two each, but of a rotation of z, which of normal latents no data tell
-    from those of "pairs"; "nested": features j + latents are of j and j + 1 as well, and all of latent 0 are of 1 too.
+    from those of "pairs"; "nested": of j and j + 1 but for the last, of the two before the end, so that all
+    features of the first latent are of the second too, and those of the last of the one before.
     Truth: z, mask.
     """
     rng = np.random.default_rng([2206, seed])
@@ -43,15 +44,13 @@ def zheng2022(
     source = z @ turn
     mask = np.zeros((2 * latents, latents), dtype=int)
     for j in range(2 * latents):
-        step = 1 if supports == "nested" else 1 + j // latents
-        mask[j, [j % latents, (j + step) % latents]] = 1
-        if supports == "threes":
-            mask[j] = 0
-            mask[j, [j % latents, (j + 1) % latents, (j + 2 + j // latents) % latents]] = 1
-        if supports == "all":
-            mask[j] = 1
-        if supports == "nested" and mask[j, 0]:
-            mask[j, 1] = 1
+        first, round_ = j % latents, j // latents
+        own = {
+            "threes": [first, first + 1, first + 2 + round_],
+            "all": range(latents),
+            "nested": [min(first, latents - 2), min(first, latents - 2) + 1],
+        }.get(supports, [first, first + 1 + round_])
+        mask[j, np.asarray(own) % latents] = 1
     x = noise * rng.standard_normal((rows, 2 * latents))
     for j, row in enumerate(mask):
         own = np.flatnonzero(row)
