@@ -157,7 +157,7 @@ class StructuralSparsityICA(Program):
         log_concentration = pyro.sample("log_concentration", Normal(0 * one, one))
         mask = pyro.sample("mask", BuffetColumns(log_concentration, features, latents))  # (feature, latent), no rate
         gate = surfaces.gates(mask)  # (feature, term)
-        scale = slab * surfaces.share(latents, one).sqrt().expand(gate.shape)
+        scale = slab * surfaces.share(latents, batch.dtype, batch.device).sqrt().expand(gate.shape)
         coefficients = pyro.sample("coefficients", SpikeSlab(gate, Normal(0 * scale, scale)).to_event(2))
         pyro.deterministic("effect", surfaces.effects(coefficients, latents))  # (feature, latent), deviations
         noise = InverseGamma(SHAPE * one.expand(features), self.config["rate"] * one)

@@ -126,15 +126,23 @@ def shares(latents: int) -> Floats:
     return np.concatenate([np.tile(SHARE, latents), np.tile(_BOTH, len(_couples(latents)[0]))])
 
 
-def share(latents: int, like: Tensor) -> Tensor:
-    """`shares` as a tensor like this one."""
-    return torch.as_tensor(shares(latents), dtype=like.dtype, device=like.device)
+@cache
+def share(latents: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`shares` as a tensor, sent to this device once."""
+    return torch.as_tensor(shares(latents), dtype=dtype, device=device)
+
+
+@cache
+def _indices(latents: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_couples` as tensors, sent to this device once."""
+    first, second = (torch.tensor(part, dtype=torch.long, device=device) for part in _couples(latents))
+    return first, second
 
 
 def gates(mask: Tensor) -> Tensor:
     """(feature, term) which terms a feature of these latents has; mask (feature, latent)."""
-    first, second = _couples(mask.shape[1])
-    both = mask[:, first] * mask[:, second]
+    first, second = _indices(mask.shape[1], mask.device)
+    both = mask.index_select(1, first) * mask.index_select(1, second)
     return torch.cat([mask.repeat_interleave(BASIS, 1), both.repeat_interleave(len(PAIRS), 1)], 1)
 
 
@@ -143,8 +151,8 @@ def effects(coefficients: Tensor, latents: int) -> Tensor:
     square = coefficients.square()
     own = square[:, : latents * BASIS].unflatten(1, (latents, BASIS)).sum(2)
     both = square[:, latents * BASIS :].unflatten(1, (-1, len(PAIRS))).sum(2)
-    for part in _couples(latents):
-        own = own.index_add(1, torch.tensor(part, dtype=torch.long, device=own.device), both)
+    for part in _indices(latents, own.device):
+        own = own.index_add(1, part, both)
     return own.sqrt()
 
 
@@ -174,8 +182,8 @@ def bends(coefficients: Tensor, mask: Tensor, points: int = 2000) -> Tensor:
 def _products(left: Tensor, right: Tensor) -> Tensor:
     """(row, couple, pair) of functions of two latents: left (row, latent, basis) of the first, right of the second."""
     latents = left.shape[1]
-    first, second = _couples(latents)
-    one, two = left[:, first], right[:, second]
+    first, second = _indices(latents, left.device)
+    one, two = left.index_select(1, first), right.index_select(1, second)
     return torch.cat([one[:, :, b : b + 1] * two[:, :, : TOGETHER - 1 - b] for b in range(TOGETHER - 1)], 2)
 
 
@@ -196,7 +204,7 @@ def jacobian(z: Tensor, coefficients: Tensor) -> Tensor:
     if latents < 2:
         return out
     both = coefficients[:, latents * BASIS :].unflatten(1, (-1, len(PAIRS))).permute(1, 2, 0)  # (couple, pair, feature)
-    first, second = (torch.tensor(part, device=z.device) for part in _couples(latents))
+    first, second = _indices(latents, z.device)
     along = torch.matmul(_products(slope, phi).transpose(0, 1), both)  # (couple, row, feature)
     across = torch.matmul(_products(phi, slope).transpose(0, 1), both)
     out = out.index_add(2, first, along.permute(1, 2, 0))
