@@ -181,6 +181,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "additive_fa",  # but that the number of latents is settled at the start
             "concepts",
             "independent_support",  # but that the law of rows that do not fill is settled at the start
+            "structural_sparsity_ica",  # but that the guide is normal about modes
         )
         assert name in exact
 

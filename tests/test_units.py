@@ -33,6 +33,7 @@ SAMPLED = {
     "plt_fa",
     "spike_slab_fa",
     "ssl_fa",
+    "structural_sparsity_ica",
 }
 
 

@@ -152,13 +152,17 @@ class Sampler:
             left[:, own] -= g.T[self.cell[k]]
 
     def _strength(self) -> None:
-        """The log concentration, on a grid."""
-        features, latents = self.mask.shape
-        a, count = np.exp(STRENGTHS)[:, None] / latents, self.mask.sum(0)
-        column = special.betaln(a + count, 1.0 + features - count)
-        one = np.log(features) + special.betaln(a + 1, float(features))
-        log_a = np.log(a)
-        told = (column + log_a - np.log(-np.expm1(np.minimum(one + log_a, -1e-12)))).sum(1)
-        logits = told - 0.5 * STRENGTHS**2
-        weight = np.exp(logits - logits.max())
-        self.log_concentration = float(self.rng.choice(STRENGTHS, p=weight / weight.sum()))
+        self.log_concentration = log_concentration(self.mask, self.rng)
+
+
+def log_concentration(mask: NDArray[np.bool_], rng: np.random.Generator) -> float:
+    """A draw of the log concentration given a mask (feature, latent), on a grid."""
+    features, latents = mask.shape
+    a, count = np.exp(STRENGTHS)[:, None] / latents, mask.sum(0)
+    column = special.betaln(a + count, 1.0 + features - count)
+    one = np.log(features) + special.betaln(a + 1, float(features))
+    log_a = np.log(a)
+    told = (column + log_a - np.log(-np.expm1(np.minimum(one + log_a, -1e-12)))).sum(1)
+    logits = told - 0.5 * STRENGTHS**2
+    weight = np.exp(logits - logits.max())
+    return float(rng.choice(STRENGTHS, p=weight / weight.sum()))

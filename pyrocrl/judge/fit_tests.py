@@ -555,27 +555,41 @@ def _invariance(fit: Fit, data: Data) -> Found | None:
     return Found("F tests of the response's regression", float(p[best]), detail, remedy)
 
 
-def _independent_pairs(fit: Fit, data: Data) -> Found | None:
-    """Whether latents, in a draw of them, are independent, but for `TOGETHER`."""
+def _independent_pairs(fit: Fit, data: Data, ranks: bool = False) -> Found | None:
+    """Whether latents, in a draw of them, are independent, but for `TOGETHER`. ranks: of latents of any law."""
     z, _, names = _curves(fit, data)
     if z.shape[1] < 2:
         return None
+    z = (stats.rankdata(z, axis=0) - 0.5) / len(z) if ranks else z
     p, (k, m), size = dependence.independence(z, TOGETHER)
     detail = f"{names[k]} and {names[m]} correlate by {math.sqrt(size):.2f}, over smooth functions of theirs"
     return Found("independence of two latents", p, detail, "more latents; a model whose latents may correlate")
 
 
-def _additive(fit: Fit, data: Data) -> Found | None:
-    """Whether what a sum of curves leaves of a feature, in a draw of latents, goes with a latent or with two together,
-    but for `BENT_OFF` of its variance."""
+def _additive(fit: Fit, data: Data, ranks: bool = False) -> Found | None:
+    """Whether what smooth functions leave of a feature, in a draw of latents, goes with a latent or with two together,
+    but for `BENT_OFF` of its variance. ranks: of latents of any law."""
     z, left, names = _curves(fit, data)
     if not z.shape[1]:
         return None
+    z = (stats.rankdata(z, axis=0) - 0.5) / len(z) if ranks else z
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
     spread, noise = batch.x.double().cpu().numpy().var(0), np.maximum(left.var(0), 1e-12)
     p, j, which = dependence.interactions(left / np.sqrt(noise), z, BENT_OFF * spread / noise)
     detail = f"least for {data.feature_names[j]} and {' with '.join(names[k] for k in which)}"
-    return Found("what sums of curves leave of features", p, detail, "latents that act together: sparse_vae")
+    what = "smooth functions" if ranks else "sums of curves"
+    return Found(f"what {what} leave of features", p, detail, "latents that act together: sparse_vae")
+
+
+def _noise_law(fit: Fit, data: Data) -> Found | None:
+    """Distance of what a draw of latents leaves of features from a normal law, but for `OFF`, corrected for their
+    number."""
+    _, left, _ = _curves(fit, data)
+    far = [float(stats.kstest(one / max(one.std(), 1e-12), "norm").statistic) for one in (left - left.mean(0)).T]
+    worst = int(np.argmax(far))
+    p = min(1.0, float(stats.kstwo.sf(max(far[worst] - OFF, 0.0), len(left))) * len(far))
+    detail = f"{far[worst]:.2f} for {data.feature_names[worst]}"
+    return Found("noise of features against a normal law", p, detail, "a look at outlying rows; more latents")
 
 
 def _curves(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -616,6 +630,9 @@ TESTS: dict[str, Test] = {
     "independent": _independent,
     "noise": _noise,
     "independent_pairs": _independent_pairs,
+    "independent_ranks": partial(_independent_pairs, ranks=True),
     "additive": _additive,
+    "smooth": partial(_additive, ranks=True),
+    "noise_law": _noise_law,
     "invariance": _invariance,
 }

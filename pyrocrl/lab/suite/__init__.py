@@ -13,6 +13,7 @@ from pyrocrl.lab.suite import (
     modulation,
     states,
     supports,
+    surfaces,
 )
 from pyrocrl.lab.suite.case import Case
 
@@ -49,5 +50,6 @@ def cases() -> list[Case]:
         curves.curve_cases,
         concepts.concept_cases,
         supports.support_cases,
+        surfaces.surface_cases,
     )
     return [case for some in every for case in some()]
