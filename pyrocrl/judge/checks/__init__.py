@@ -16,6 +16,7 @@ from pyrocrl.judge.checks import (
     environments,
     linked_rows,
     masks,
+    mechanisms,
     rotations,
     states,
     supports,
@@ -39,4 +40,5 @@ CHECKS: dict[str, FitCheck] = {
     **codes.CHECKS,
     **curves.CHECKS,
     **supports.CHECKS,
+    **mechanisms.CHECKS,
 }
