@@ -120,7 +120,6 @@ CONDITIONS: dict[str, str] = {
     "environments_differ": "there are two environments or more, which change the equation of some column",
     "parents_directed": "environments or v-structures tell parents of the response from its children",
     "parents_apart": "for each latent, its parents and children are not all those of another",
-    "no_function": "no latent is a function of the others",
     "closely_moved": "parents leave little of each latent to chance",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }

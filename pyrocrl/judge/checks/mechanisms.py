@@ -9,12 +9,10 @@ from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.exact.sparse_mechanism import confounded
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import SURE, FitCheck, latents_of
+from pyrocrl.judge.checks.shared import SURE, FitCheck
 from pyrocrl.turns import drawing
 
 LEFT_OPEN = 0.15  # share of a latent's variance that its parents may leave, where latents are read by regression
-FUNCTION = 0.1  # share of a latent's variance below which the others' functions leave too little of it
-RIDGES, RIDGE_ROWS = 150, 10_000
 
 
 def _names(fit: Fit) -> list[str]:
@@ -61,32 +59,7 @@ def _closely_moved(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"parents leave {said}", "more of what moves latents; less noise; more ridges", which=which)
 
 
-def _no_function(fit: Fit, data: Data) -> Lack | None:
-    """What smooth functions of the other latents leave of each, on rows that these were not fitted to."""
-    z, _ = latents_of(fit, data, aligned=False)
-    z = z[:RIDGE_ROWS]
-    names, latents = _names(fit), z.shape[1]
-    if latents < 2:
-        return None
-    rng, half = np.random.default_rng(0), len(z) // 2
-    count = int(np.clip(half // 8, 2, RIDGES))
-    left = np.ones(latents)
-    for k in range(latents):
-        others = np.delete((z - z.mean(0)) / np.maximum(z.std(0), 1e-12), k, 1)
-        bent = others @ rng.standard_normal((latents - 1, count)) / np.sqrt(latents - 1) + rng.standard_normal(count)
-        design = np.concatenate([np.ones((len(z), 1)), others, np.maximum(1.5 * bent, 0)], 1)
-        gram = design[:half].T @ design[:half] + 1e-4 * half * np.eye(design.shape[1])
-        told = design[half:] @ np.linalg.solve(gram, design[:half].T @ z[:half, k])
-        left[k] = np.mean(np.square(z[half:, k] - told)) / max(float(z[half:, k].var()), 1e-12)
-    worst = int(left.argmin())
-    if left[worst] >= FUNCTION:
-        return None
-    said = f"{names[worst]} is all but a function of the others, which leave {left[worst]:.1%} of it"
-    return Lack(said, "fewer latents", which=(names[worst],))
-
-
 CHECKS: dict[str, FitCheck] = {
     "parents_apart": _parents_apart,
     "closely_moved": _closely_moved,
-    "no_function": _no_function,
 }

@@ -10,6 +10,7 @@ from pyrocrl.lab.suite import (
     equations,
     factors,
     linked_rows,
+    mechanisms,
     modulation,
     states,
     supports,
@@ -49,5 +50,6 @@ def cases() -> list[Case]:
         curves.curve_cases,
         concepts.concept_cases,
         supports.support_cases,
+        mechanisms.mechanism_sparsity_cases,
     )
     return [case for some in every for case in some()]
