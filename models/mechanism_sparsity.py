@@ -1,15 +1,16 @@
 """Latents moved by few actions, or by few latents of the row before, behind any injective map.
 
     acts_pk, follows_jk ~ Bernoulli(edge_probability)                    (action, latent), (parent, child)
-    curves of an action or a parent: coefficients ~ N(0, s_b slab^2) where there is an edge, N(0, s_b spike^2) elsewhere
+    action_curves_pkb ~ N(0, s_b slab^2) where acts_pk is 1, N(0, s_b spike^2) elsewhere        (action, latent, basis)
+    step_curves_jkb, likewise by follows_jk                                                      (parent, child, basis)
     intercept_k ~ N(0, 1);  variance_k ~ InverseGamma(1.5, rate)                                      (latent,)
-    m_ik = intercept_k + sum_p g_pk(a_ip) + sum_j h_jk(z_i-1,j)                                       (data, latent)
+    m_ik = intercept_k + sum_pb action_curves_pkb phi_b(a_ip) + sum_jb step_curves_jkb phi_b(z_i-1,j)  (data, latent)
     z_ik ~ N(m_ik, variance_k),  N(0, 1) where a series begins                                        (data, latent)
     x_ij ~ N(f(z_i)_j, sigma_j^2)                                                                     (data, feature)
 
 a_i are the numbers of `aux`, of the action that led to row i; i-1 is the row before of its series; either may be left
-out. Curves are splines with shares s_b (`exact.sparse_mechanism`). Latents are in units of their deviations. f is
-linear, or linear and a sum of many ridge functions.
+out. The phi_b are a line and splines, s_b shares of variance (`exact.sparse_mechanism`). Latents are in units of their
+deviations. f is linear, or linear and a sum of many ridge functions.
 
 Latents are read off rows by z = W f(x), of x or of x and ridge functions of it. For actions W is closed: combinations
 that curves of few actions explain. For steps it is the likeliest of searches from random starts
@@ -25,7 +26,7 @@ proportion: else combinations have fewer parents than the latents, which looks a
 Lachapelle, Rodríguez López, Sharma, Everett, Le Priol, Lacoste & Lacoste-Julien (2022), Disentanglement via mechanism
 sparsity regularization; (2024), Nonparametric partial disentanglement via mechanism sparsity.
 
-*Differs from the papers in* mechanisms that are sums of curves, in closed forms and searches over readouts in place of
+*Differs from the paper in* mechanisms that are sums of curves, in closed forms and searches over readouts in place of
 a VAE's training, in a posterior over graphs in place of a penalty or a bound on their edges.
 
 *For a variant, copy this file and change* `story`: the law of `z` given its parents, and with it
@@ -198,7 +199,7 @@ class MechanismSparsity(Program):
                     graph, dist.Bernoulli(own["edge_probability"] * one.expand(count, latents)).to_event(2)
                 )
                 wide = torch.where(there > 0.5, own["slab"] * one, SPIKE[own["mixing"]] * one)[..., None]
-                scale = wide * exact.shares().to(one).sqrt()
+                scale = wide * exact.shares(one.dtype, one.device).sqrt()
                 curves[name] = pyro.sample(name, Normal(0 * scale, scale).to_event(3))  # (parent, latent, basis)
         intercept = pyro.sample("intercept", Normal(0 * one.expand(latents), one).to_event(1))
         variance = pyro.sample("variance", InverseGamma(SHAPE * one.expand(latents), own["rate"] * one).to_event(1))
@@ -229,13 +230,13 @@ class MechanismSparsity(Program):
     def latents(self, batch: Batch) -> Tensor:
         return self.encoder(self.observation.inputs(batch))
 
-    def graphs(self) -> Tensor:
+    def parent_graphs(self) -> Tensor:
         """(draw, parent, latent) graphs; parents are actions and then latents of the row before."""
         names = [name for name in ("acts", "follows") if name in self.drawn.names]
         return torch.cat([getattr(self.drawn, name) for name in names], 1)
 
     @torch.no_grad()
-    def moved(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def given_parents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows that have parents: latents and their means by the draws' mean mechanisms (row, latent), and the
         parents (row, parent)."""
         z, parents = self.latents(batch), []
@@ -298,7 +299,7 @@ class MechanismSparsity(Program):
         noise = (x - self.decoder(z)).std(0).clamp_min(LEAST)
         self.observation.raw_noise.copy_(noise.log())
         pick = torch.as_tensor(rng.permutation(len(z))[:1000])
-        slopes = self.decoder.weight @ self.decoder.slopes(z[pick]) / noise[:, None]
+        slopes = self.decoder.weight.to(x) @ self.decoder.slopes(z[pick]) / noise[:, None]
         precision = (slopes.mT @ slopes).mean(0)
         self.raw_width.copy_(-0.5 * precision.diagonal().clamp_min(1e-12).log())
 

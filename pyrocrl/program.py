@@ -518,12 +518,12 @@ class Program(nn.Module, metaclass=_InTurn):
         """How actions carry latents. Models whose claims need that mechanisms tell latents must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of mechanisms")
 
-    def graphs(self) -> Tensor:
+    def parent_graphs(self) -> Tensor:
         """(draw, parent, latent) draws of which numbers of an action, and then which latents of the row before, are
-        parents of a latent. Models whose claims need that parents tell latents must have it, and `moved`."""
+        parents of a latent. Models whose claims need that parents tell latents must have it, and `given_parents`."""
         raise TypeError(f"{type(self).__name__} says nothing of parents")
 
-    def moved(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def given_parents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows that have parents: latents, their means given these (row, latent), and the parents (row, parent)."""
         raise TypeError(f"{type(self).__name__} says nothing of parents")
 

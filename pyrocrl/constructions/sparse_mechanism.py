@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,7 @@ WAVES = (2, 4, 8)
 
 
 class Readout(NamedTuple):
-    """weight (latent, function) of functions less their means; margin: by how much more the search's value is than at
-    the next start, where there were several."""
+    """weight (latent, function) of functions less their means; value: of the search, less is likelier."""
 
     weight: Floats
     value: float
@@ -142,8 +142,8 @@ class Steps(NamedTuple):
     slopes: Floats
 
 
-def _loss(steps: Steps, latents: int, waves: int, rows: int) -> tuple:
-    """-log-likelihood a row of readouts, and W's shape."""
+def _loss(steps: Steps, latents: int, waves: int, rows: int) -> Callable[[Tensor], Tensor]:
+    """-log-likelihood a row of a readout W, flat, by the first rows, curves having twice as many waves."""
     before, after, phi, slopes = (torch.as_tensor(part) for part in steps)
     before, after, phi = before[:rows], after[:rows], phi[:rows].flatten(1)
     count = torch.arange(1, waves + 1, dtype=before.dtype) * WAVE

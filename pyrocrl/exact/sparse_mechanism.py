@@ -55,14 +55,20 @@ def _prepared() -> tuple[Floats, Floats, Floats]:
     return offset, axes @ turned[:, 1:BASIS], share / share.sum()
 
 
-def shares() -> Tensor:
+@cache
+def _tensors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """`_prepared`, sent to this device once."""
+    return tuple(torch.as_tensor(part, dtype=dtype, device=device) for part in _prepared())
+
+
+def shares(dtype: torch.dtype, device: torch.device) -> Tensor:
     """(BASIS,) shares s_b of a curve's prior variance."""
-    return torch.as_tensor(_prepared()[2])
+    return _tensors(dtype, device)[2]
 
 
 def basis(u: Tensor) -> Tensor:
     """(..., BASIS) phi_b at u; beyond [0, 1] the line goes on and the rest stays as it is."""
-    offset, turn, _ = (torch.as_tensor(part, dtype=u.dtype, device=u.device) for part in _prepared())
+    offset, turn, _ = _tensors(u.dtype, u.device)
     bent = (_splines(u.clamp(0.0, 1.0)) - offset) @ turn
     return torch.cat([math.sqrt(12) * (u[..., None] - 0.5), bent], -1)
 
@@ -137,8 +143,8 @@ def confounded(graph: NDArray[np.bool_], actions: int) -> NDArray[np.bool_]:
     criterion: intersections of the sets of children of i's parents and of parents of i's children are {i}).
     """
     before = graph[actions:]
-    out = (graph[:, :, None] <= graph[:, None, :]).all(0)  # (i, k): every parent of i is one of k
+    out: NDArray[np.bool_] = np.all(graph[:, :, None] <= graph[:, None, :], 0)  # (i, k): every parent of i is one of k
     if len(before):
-        out &= (before[:, None, :] <= before[None, :, :]).all(-1)  # every child of i is one of k
+        out = out & np.all(before[:, None, :] <= before[None, :, :], -1)  # every child of i is one of k
     np.fill_diagonal(out, False)
     return out

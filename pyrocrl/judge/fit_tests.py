@@ -585,7 +585,7 @@ def _mechanisms_add(fit: Fit, data: Data) -> Found | None:
     program, places = fit.chains.chain(fit.reference), fit.alignments[fit.reference].places
     with drawing(67), torch.no_grad():
         batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
-        z, loc, parents = (part.double().cpu().numpy() for part in program.moved(batch))
+        z, loc, parents = (part.double().cpu().numpy() for part in program.given_parents(batch))
     if len(z) < MIN_PAIRS:
         return None
     left = (z - loc) - (z - loc).mean(0)

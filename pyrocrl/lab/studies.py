@@ -1241,7 +1241,7 @@ class SparseMechanisms(Study):
         mcc, nodes = metrics.mcc(z, ours := result.latents(data), return_assignment=True)
         program = result.chains.chain(result.reference)
         with torch.no_grad():
-            found = program.graphs().mean(0).cpu().numpy() > 0.5
+            found = program.parent_graphs().mean(0).cpu().numpy() > 0.5
         order = result.alignments[result.reference].permutation[nodes]
         actions = program.config["aux"]
         found = np.concatenate([found[:actions], found[actions:][order] if len(found) > actions else found[actions:]])

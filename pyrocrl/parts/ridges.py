@@ -38,20 +38,20 @@ class Ridges(nn.Module):
         directions, bends = (torch.randn(*shape, generator=generator) for shape in ((count, inputs), (count,)))
         unit = x.std(0).clamp_min(1e-12)
         self.directions.copy_(STEEP * directions.to(x) / (unit * inputs**0.5))
-        self.bends.copy_(bends.to(x) - self.directions @ x.mean(0))
+        self.bends.copy_(bends.to(x) - self.directions.to(x) @ x.mean(0))
 
     def functions(self, x: Tensor) -> Tensor:
         """(rows, inputs + count) what the map is linear in."""
-        return torch.cat([x, softplus(BEND * (x @ self.directions.mT + self.bends)) / BEND], -1)
+        return torch.cat([x, softplus(BEND * (x @ self.directions.to(x).mT + self.bends.to(x))) / BEND], -1)
 
     def slopes(self, x: Tensor) -> Tensor:
         """(rows, inputs + count, inputs) derivatives of `functions`."""
-        rise = (BEND * (x @ self.directions.mT + self.bends)).sigmoid()
+        rise = (BEND * (x @ self.directions.to(x).mT + self.bends.to(x))).sigmoid()
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
-        return torch.cat([eye, rise[..., None] * self.directions], -2)
+        return torch.cat([eye, rise[..., None] * self.directions.to(x)], -2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.functions(x) @ self.weight.mT + self.offset
+        return self.functions(x) @ self.weight.to(x).mT + self.offset.to(x)
 
     @torch.no_grad()
     def regress(self, x: Tensor, outputs: Tensor) -> None:

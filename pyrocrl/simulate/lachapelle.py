@@ -80,7 +80,7 @@ def lachapelle2022(
     if parents == "actions":
         action = rng.uniform(-2, 2, (rows, latents))
         z = moved(action, mask) + spread * rng.standard_normal((rows, latents))
-        along: dict = {"aux": action, "aux_names": [f"action_{j}" for j in range(latents)]}
+        along: dict = {"aux": action}
     else:
         before = rng.standard_normal((rows, latents))
         after = before + MOVED * moved(before, mask) + spread * rng.standard_normal((rows, latents))

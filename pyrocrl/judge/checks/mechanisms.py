@@ -25,7 +25,7 @@ def _parents_apart(fit: Fit, data: Data) -> Lack | None:
     children are all the other's."""
     program, names = fit.chains.chain(fit.reference), _names(fit)
     with torch.no_grad():
-        graphs = program.graphs().cpu().numpy() > 0.5
+        graphs = program.parent_graphs().cpu().numpy() > 0.5
     actions = program.config["aux"]
     mixed = np.mean([confounded(graph, actions) for graph in graphs], 0)  # (latent, latent)
     likely = mixed > 1 - SURE
@@ -49,7 +49,7 @@ def _closely_moved(fit: Fit, data: Data) -> Lack | None:
     """What parents leave of latents: readouts that regress on parents mix latents by what is left to chance."""
     program, names = fit.chains.chain(fit.reference), _names(fit)
     with drawing(), torch.no_grad():
-        z, loc, _ = (part.double().cpu().numpy() for part in program.moved(fit.batch_of(data)))
+        z, loc, _ = (part.double().cpu().numpy() for part in program.given_parents(fit.batch_of(data)))
     share = np.square(z - loc).mean(0) / np.maximum(z.var(0), 1e-12)
     far = share > LEFT_OPEN
     if not far.any():

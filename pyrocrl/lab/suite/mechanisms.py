@@ -78,7 +78,7 @@ def steps(
         rows = rng.permutation(rows)
     x = mixed(rows, 2 * latents, 1, rng)
     x = (x - x.mean(0)) / x.std(0) + 0.01 * rng.standard_normal(x.shape)
-    along = {"series": np.repeat(np.arange(series), length), "step": np.tile(np.arange(length), series)}
+    along: dict[str, Any] = {"series": np.repeat(np.arange(series), length), "step": np.tile(np.arange(length), series)}
     return Data(x, **along, truth={"z": rows, "moved_by": mask}, name="steps")
 
 
@@ -86,7 +86,8 @@ def mechanism_sparsity_cases() -> list[Case]:
     model = "mechanism_sparsity"
     injective = "x is an injective function of the latents, with little noise"
     varied = "effects of a parent on several latents are not in proportion"
-    linear, bent = {"mixing": "linear"}, {"layers": 3, "rows": 6_000}
+    linear: Mapping[str, Any] = {"mixing": "linear"}
+    bent: dict[str, Any] = {"layers": 3, "rows": 6_000}
 
     def case(
         name: str,
