@@ -154,7 +154,7 @@ class MechanismSparsity(Program):
         memory: Annotated[bool, "whether rows follow others; read off the data"] = False,
         mixing: Literal["nonlinear", "linear"] = "nonlinear",
         ridges: Size = 600,
-        starts: Size = 3,
+        starts: Annotated[int, Bounds(1, 100)] = 3,
         edge_probability: EdgeProbability = 0.5,
         slab: Positive = 1.0,
         rate: Positive = 1e-4,

@@ -61,7 +61,7 @@ def lachapelle2022(
     rows: Annotated[int, Bounds(2)] = 20_000,
     latents: Size = 5,
     features: Annotated[int, Bounds(2)] = 10,
-    layers: Size = 4,
+    layers: Annotated[int, Bounds(1, 100)] = 4,
     spread: Positive = 0.01,
     noise: Positive = 0.01,
 ) -> Data:
