@@ -29,6 +29,8 @@ sparsity regularization; (2024), Nonparametric partial disentanglement via mecha
 *Differs from the paper in* mechanisms that are sums of curves, in closed forms and searches over readouts in place of
 a VAE's training, in a posterior over graphs in place of a penalty or a bound on their edges.
 
+Longer than other models because rows may be moved by actions, by rows before, or by both.
+
 *For a variant, copy this file and change* `story`: the law of `z` given its parents, and with it
 `pyrocrl.exact.sparse_mechanism`.
 """
