@@ -38,6 +38,7 @@ TRUTH_KEYS = (
     "graph",
     "weight",
     "targets",
+    "moved_by",
     "component",
     "innovations",
     "row_target",
@@ -275,7 +276,8 @@ class Data:
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
-        mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
+        mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets, moved_by
+        (parent, latent), numbers of actions and then latents of the row before that are parents of a latent,
         component (data,), state (data, latent) of latents' dynamics, row_target (data,): the latent that was changed
         between the row before and this one, -1 for none and for rows before, private (data, any): latents of single
         views.

@@ -520,6 +520,15 @@ class Program(nn.Module, metaclass=_InTurn):
         """How actions carry latents. Models whose claims need that mechanisms tell latents must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of mechanisms")
 
+    def parent_graphs(self) -> Tensor:
+        """(draw, parent, latent) draws of which numbers of an action, and then which latents of the row before, are
+        parents of a latent. Models whose claims need that parents tell latents must have it, and `given_parents`."""
+        raise TypeError(f"{type(self).__name__} says nothing of parents")
+
+    def given_parents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows that have parents: latents, their means given these (row, latent), and the parents (row, parent)."""
+        raise TypeError(f"{type(self).__name__} says nothing of parents")
+
     def translate(self, batch: Batch, view: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and deviation (rows, feature of the view) of a new measurement of this view given all others that each
         row has, and the mean (rows, latent) of the shared latents given these. Models of views must have it."""

@@ -158,6 +158,7 @@ def test_no_model_passes_over_batches() -> None:
         "snica_lin": None,
         "sparse_perturbations": None,
         "equivariant_mechanism": None,
+        "mechanism_sparsity": None,
     }
     for name in zoo.built_in():
         more = options.get(name, {"latents": 2})

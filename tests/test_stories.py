@@ -180,6 +180,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "neuro_causal_fa",  # but that draws of masks rest on second-order evidence
             "additive_fa",  # but that the number of latents is settled at the start
             "concepts",
+            "mechanism_sparsity",  # but that mechanisms are drawn given latents as they are read
             "independent_support",  # but that the law of rows that do not fill is settled at the start
             "structural_sparsity_ica",  # but that the guide is normal about modes
         )

@@ -122,6 +122,8 @@ CONDITIONS: dict[str, str] = {
     "readings_apart": "no other latents that were tried explain the environments as well",
     "environments_differ": "there are two environments or more, which change the equation of some column",
     "parents_directed": "environments or v-structures tell parents of the response from its children",
+    "parents_apart": "for each latent, its parents and children are not all those of another",
+    "closely_moved": "parents leave little of each latent to chance",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none

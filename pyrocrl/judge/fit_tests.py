@@ -54,6 +54,7 @@ APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 BENT_OFF = 0.01  # part of a feature's variance by which a sum of curves may be off
+ADDED_OFF = {"linear": 0.001, "nonlinear": 0.02}  # part of a latent's variance by which sums of curves may be off
 MOVED_OFF = {"linear": 0.05, "nonlinear": 0.1}  # of a feature's deviation, by which rows after may be off
 
 
@@ -592,6 +593,26 @@ def _noise_law(fit: Fit, data: Data) -> Found | None:
     return Found("noise of features against a normal law", p, detail, "a look at outlying rows; more latents")
 
 
+def _mechanisms_add(fit: Fit, data: Data) -> Found | None:
+    """Whether what curves of single parents leave of latents goes with a parent or with two together, but for
+    `ADDED_OFF` of a latent's variance, more where ridge functions of features tell latents."""
+    program, places = fit.chains.chain(fit.reference), fit.alignments[fit.reference].places
+    with drawing(67), torch.no_grad():
+        batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+        z, loc, parents = (part.double().cpu().numpy() for part in program.given_parents(batch))
+    if len(z) < MIN_PAIRS:
+        return None
+    left = (z - loc) - (z - loc).mean(0)
+    noise = np.maximum(left.var(0), 1e-12)
+    tolerance = ADDED_OFF[program.config["mixing"]] * z.var(0) / noise
+    p, k, which = dependence.interactions(left / np.sqrt(noise), parents, tolerance)
+    actions = program.config["aux"]
+    names = [f"action {data.aux_names[j]}" for j in range(actions)]
+    names += [f"{fit.names['latent'][int(m)]} before" for m in places]
+    detail = f"least for {fit.names['latent'][int(places[k])]} and {' with '.join(names[j] for j in which)}"
+    return Found("what sums of curves leave of latents", p, detail, "more of what moves latents, told as numbers")
+
+
 def _curves(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """A draw of the latents in use (row, latent), what it leaves of features, and the latents' names."""
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS))).annealed()
@@ -634,5 +655,6 @@ TESTS: dict[str, Test] = {
     "additive": _additive,
     "smooth": partial(_additive, ranks=True),
     "noise_law": _noise_law,
+    "mechanisms_add": _mechanisms_add,
     "invariance": _invariance,
 }

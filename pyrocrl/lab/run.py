@@ -43,7 +43,9 @@ def table(link: str = "", *, whole: bool = False) -> str:
         targets = f"; targets {' or '.join(card.targets)}" if whole and card.targets else ""
         kinds = {"environments": card.needs_env, "pairs": card.needs_pairs}
         kinds |= {"views": card.needs_views, "series": card.needs_series}
-        kinds |= {"an auxiliary variable": "aux" in signature(get(name).__init__).parameters}
+        options = signature(get(name).__init__).parameters
+        kinds |= {"an auxiliary variable": "aux" in options and "memory" not in options}
+        kinds |= {"actions or series": "memory" in options}
         wanted = [f"{kind}{targets}" for kind, needed in kinds.items() if needed]
         if whole and card.claims and not card.needs_env:
             wanted += [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]

@@ -1230,3 +1230,33 @@ class SwitchingSources(Study):
             turn = sources.by_lags(y, since, lags, segments=0).numpy()
             out[f"{name}_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ turn.T))
         return out
+
+
+class SparseMechanisms(Study):
+    """Latents of few parents, and which parents: shd, how many entries of (parent, latent) are wrong of those
+    with probability above .5 (shd_empty: of none), beside principal components and FastICA. linear_r2: of the
+    best linear readout, which knows z."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.judge import metrics
+
+        z, truth = data.truth["z"], np.asarray(data.truth["moved_by"])
+        mcc, nodes = metrics.mcc(z, ours := result.latents(data), return_assignment=True)
+        program = result.chains.chain(result.reference)
+        with torch.no_grad():
+            found = program.parent_graphs().mean(0).cpu().numpy() > 0.5
+        order = result.alignments[result.reference].permutation[nodes]
+        actions = program.config["aux"]
+        found = np.concatenate([found[:actions], found[actions:][order] if len(found) > actions else found[actions:]])
+        rows = metrics.baselines(data.x, z, z.shape[1])
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": float(mcc),
+            "mcc_spearman": metrics.mcc(z, ours, "spearman"),
+            "linear_r2": metrics.linear_r2(data.x, z),
+            "shd": float((found[:, order] != (truth > 0)).sum()),
+            "shd_empty": float((truth > 0).sum()),
+        }
+        return out | {f"{name}_{k}": rows[name][k] for name in ("pca", "ica") for k in ("mcc", "mcc_spearman")}

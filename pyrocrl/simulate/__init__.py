@@ -63,6 +63,7 @@ SETTINGS: dict[str, str] = {
     "xu2023_additive": "additive",
     "wang2024_support": "supports",
     "zheng2022": "structural",
+    "lachapelle2022": "lachapelle",
 }
 
 

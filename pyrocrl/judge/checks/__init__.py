@@ -16,6 +16,7 @@ from pyrocrl.judge.checks import (
     environments,
     linked_rows,
     masks,
+    mechanisms,
     rotations,
     states,
     supports,
@@ -41,4 +42,5 @@ CHECKS: dict[str, FitCheck] = {
     **curves.CHECKS,
     **supports.CHECKS,
     **surfaces.CHECKS,
+    **mechanisms.CHECKS,
 }

@@ -10,6 +10,7 @@ from pyrocrl.lab.suite import (
     equations,
     factors,
     linked_rows,
+    mechanisms,
     modulation,
     states,
     supports,
@@ -51,5 +52,6 @@ def cases() -> list[Case]:
         concepts.concept_cases,
         supports.support_cases,
         surfaces.surface_cases,
+        mechanisms.mechanism_sparsity_cases,
     )
     return [case for some in every for case in some()]
