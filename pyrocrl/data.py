@@ -43,6 +43,7 @@ TRUTH_KEYS = (
     "row_target",
     "private",
     "state",
+    "lagged",
 )
 TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state")
 
@@ -276,6 +277,7 @@ class Data:
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets,
+        lagged (parent, child) of latents in the row before,
         component (data,), state (data, latent) of latents' dynamics, row_target (data,): the latent that was changed
         between the row before and this one, -1 for none and for rows before, private (data, any): latents of single
         views.

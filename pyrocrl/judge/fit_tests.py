@@ -532,6 +532,38 @@ def _dynamics(fit: Fit, data: Data) -> Found | None:
     return Found("dynamics of latents", least, f"least for {worst}", remedy)
 
 
+def _own_targets(fit: Fit, data: Data) -> Found | None:
+    """Whether each latent's innovations are the same whichever other latents are targets: of each two, means and sizes
+    in steps of which the other is a target and in those of which it is not, and rank correlations with its value before
+    in either; and of each with latents before where it is a target itself; corrected for their number."""
+    with drawing(), torch.no_grad():
+        found = fit.chains.chain(fit.reference).stepped(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
+    below, hit, before = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before))
+    if len(below) < MIN_PAIRS:
+        return None
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    p: dict[str, float] = {}
+    for k, name in enumerate(names):
+        for m, other in enumerate(names):
+            at = hit[:, m] > 0
+            if min(at.sum(), (~at).sum()) < MIN_PAIRS:
+                continue
+            if m != k:
+                p[f"{name} where {other} is a target"] = stats.mannwhitneyu(below[at, k], below[~at, k]).pvalue
+                size = np.abs(below[:, k] - 0.5)
+                p[f"sizes of {name} where {other} is a target"] = stats.mannwhitneyu(size[at], size[~at]).pvalue
+                p[f"{name} and {other} before, a target"] = stats.spearmanr(below[at, k], before[at, m]).pvalue
+            own = hit[:, k] > 0
+            if own.sum() >= MIN_PAIRS:
+                p[f"{name}, a target, and {other} before"] = stats.spearmanr(below[own, k], before[own, m]).pvalue
+    if not p:
+        return None
+    worst = min(p, key=lambda one: p[one])
+    remedy = 'targets that were listed otherwise; intervention="soft", where they keep parents; more latents'
+    least = min(1.0, float(p[worst]) * len(p))
+    return Found("latents where others are targets", least, f"least for {worst}", remedy)
+
+
 def _independence(cells: np.ndarray) -> float:
     """Pearson's statistic of a table of counts against the product of its margins."""
     expected = np.maximum(np.outer(cells.sum(1), cells.sum(0)) / cells.sum(), 1e-12)
@@ -611,6 +643,7 @@ TESTS: dict[str, Test] = {
     "views": _views,
     "noiseless": _noiseless,
     "dynamics": _dynamics,
+    "own_targets": _own_targets,
     "explained": _explained,
     "independent_firing": _independent_firing,
     "independent": _independent,

@@ -62,6 +62,7 @@ SETTINGS: dict[str, str] = {
     "halva2021_linear": "dynamics",
     "xu2023_additive": "additive",
     "wang2024_support": "supports",
+    "voronoi_numeric": "lippe",
 }
 
 
