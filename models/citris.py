@@ -3,9 +3,9 @@
     lagged_jk ~ Bernoulli(edge_probability)                                           (parent, child)
     slab_k ~ uniform on 3, 1, .3, .1;  width_k ~ LogNormal(0, 1.5^2)                  (latent,)
     spread_k ~ LogNormal(1, 2^2)                                                      (latent,)
-    weight_akf ~ N(0, 1), of latents that are no targets (a = 0) and that are (1)     (mechanism, latent, basis)
+    w_akf ~ N(0, 1), of latents that are no targets (a = 0) and that are (1)     (mechanism, latent, basis)
     mixing A_jk ~ N(0, 1)                                                             (latent, latent)
-    z_tk ~ N(sum_f size_kf weight_akf phi_f(z_t-1), scale_ak^2), a as step t is       (data, latent)
+    z_tk ~ N(sum_f size_kf w_akf phi_f(z_t-1), scale_ak^2), a as step t is       (data, latent)
     x_t = lift A z_t + offset + r_t,  r_t ~ N(0, tau^2) off the span of A             (data, feature)
 
 Environments name the sets of latents that are targets in a row, of what came between the row before and it. scale is
@@ -132,7 +132,7 @@ class Citris(Program):
         check_memory("latents", latents, 16.0 * DRAWS * latents * basis)
         self.spread = LogNormalBlock(latents)
         shapes = {"mixing": square, "width": (latents,), "lagged": square, "slab": (latents,)}
-        self.drawn = DrawnBlock(DRAWS, **shapes, weight=(2, latents, basis)).double()
+        self.drawn = DrawnBlock(DRAWS, **shapes, w=(2, latents, basis)).double()
         self.drawn.mixing.copy_(torch.eye(latents))
         self.drawn.width.fill_(1.0)
         self.register_buffers(
@@ -159,13 +159,13 @@ class Citris(Program):
         slab = pyro.sample("slab", dist.Categorical(logits=0 * one.expand(d, len(SLABS))).to_event(1))
         width = pyro.sample("width", LogNormal(WIDTH[0] * one.expand(d), WIDTH[1] * one).to_event(1))
         spread = pyro.sample("spread", LogNormal(SPREAD[0] * one.expand(d), SPREAD[1] * one).to_event(1))
-        weight = pyro.sample("weight", Normal(0 * one.expand(self.slope.shape), one).to_event(3))
+        w = pyro.sample("w", Normal(0 * one.expand(self.slope.shape), one).to_event(3))
         mixing = pyro.sample("mixing", Normal(0 * one.expand(d, d), one).to_event(2)).double()
         unmixing = torch.linalg.inv(mixing)
         pyro.deterministic("unmixing", unmixing @ self.project.double())
         pyro.deterministic("loadings", self.lift.double() @ mixing)
         scale = torch.stack([torch.ones_like(width), width]).double()
-        slope = self._sizes(lagged, slab) * weight.double() * scale[..., None]
+        slope = self._sizes(lagged, slab) * w.double() * scale[..., None]
         law = Mechanisms(slope, scale, spread.double(), mixing, self._basis())
         told = None if batch.x is None else self._y(batch) @ unmixing.mT
         with self.rows(batch):
@@ -273,7 +273,7 @@ class Citris(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("voronoi_numeric", seed=seed, rows=600, latents=3, features=5, series=3, targets="single")
+        data = draw("voronoi_numeric", seed=seed, rows=600, latents=2, features=4, series=3, targets="single")
         return cls.from_data(data), data
 
 

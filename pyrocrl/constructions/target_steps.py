@@ -25,7 +25,7 @@ from pyrocrl.constructions.directions import whitening
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.target_steps import Basis, Moments, Terms
 
-STARTS = 2  # random unmixings beside the closed form
+STARTS = 2  # unmixings: the closed form, where there is one, and random ones
 ROUNDS = 3  # of functions of latents before
 PASSES, GAIN = 100, 1e-6  # of Newton's method, until one gains less than this in nats
 HALVINGS = 12
@@ -110,7 +110,7 @@ class Evidence:
 
         zero = torch.zeros(self.latents * (self.latents + 2), dtype=found.unmixing.dtype)
         slope = torch.func.grad(log)(zero)
-        return slope, -torch.func.hessian(log)(zero)
+        return slope, -torch.func.jacrev(torch.func.grad(log))(zero)
 
     def climb(self, found: Found) -> Found:
         """The maximum near `found`: Newton's steps, along the curve's absolute value, halved until they gain."""
@@ -161,10 +161,9 @@ def by_targets(steps: Steps) -> tuple[Tensor, Tensor]:
 def best(steps: Steps, generator: torch.Generator) -> tuple[Found, Evidence]:
     """Most probable unmixing, widths and spreads, and the evidence with functions of its latents before."""
     told, white = by_targets(steps)
+    closed = [told] if torch.isfinite(told).all() else []
     turns = [torch.randn(len(white), len(white), generator=generator, dtype=white.dtype) for _ in range(STARTS)]
-    starts = [torch.linalg.qr(turn)[0] @ white for turn in turns]
-    if torch.isfinite(told).all():
-        starts.append(told)
+    starts = [*closed, *(torch.linalg.qr(turn)[0] @ white for turn in turns)][:STARTS]
     evidence = Evidence(steps, Basis.of(white, steps.y))
     zero = white.new_zeros(len(white))
     climbed = [evidence.climb(Found(start, zero, zero + SPREAD[0], zero.sum())) for start in starts]

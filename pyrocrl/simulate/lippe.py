@@ -43,9 +43,9 @@ def voronoi_numeric(
         z_tk = m_k(z_t-1 of k's parents) + .4 e;   z_tk = .4 e in steps of which k is a target      (data, latent)
 
     e ~ N(0, 1). m_k are networks of two layers of 32 units, standardised, leaky ReLU of slope .1, of mean 0 and
-    deviation 1, bounded by 3; each latent is a parent of each in the step after with probability `edges`, and each has one at least.
-    x = A z (mixing="linear", A standard normal) or two more layers of leaky ReLU of slope .2 on standardised inputs
-    ("leaky"). Published latents, not their means, are bounded, and divided by 2.
+    deviation 1, bounded by 3; each latent is a parent of each in the step after with probability `edges`, and each has
+    one at least. x = A z (mixing="linear", A standard normal) or two more layers of leaky ReLU of slope .2 on
+    standardised inputs ("leaky"). Published latents, not their means, are bounded, and divided by 2.
 
     targets: "independent", each latent with probability .15 in each step; "single", one latent at most; "codes", one of
     floor(log2 K) + 2 experiments in each step, or none, of which each targets the latents whose code has a 1 there;
@@ -55,7 +55,8 @@ def voronoi_numeric(
     series: sequences, of equal lengths. never: how many of the last latents are never targets; idle: of the first ones,
     that go on as they would though they are. kept: part of m_k that targets keep; spill: what targets of latent 0 add
     to latent 1; coupled: part of the first latent's innovation, by variance, that drives the second as well;
-    noise: of every feature, in units of its deviation; innovations: law of e. Truth: z, lagged (parent, child), targets.
+    noise: of every feature, in units of its deviation; innovations: law of e.
+    Truth: z, lagged (parent, child), targets.
     """
     check_sizes(features, latents, least=2, square=True)
     check_whole("series", series, 1, rows // 2)
