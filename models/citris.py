@@ -51,6 +51,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.switching import Timeline
 from pyrocrl.exact.target_steps import MOST, SLABS, Basis
+from pyrocrl.lab.studies import TargetSteps
 from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.parts.mixing import LinearMixing
@@ -95,7 +96,7 @@ class Citris(Program):
         approximate="The unmixing is drawn from a normal approximation about its maximum, and functions of latents "
         "before are those of the most probable latents; all else is exact given these.",
     )
-    recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=4)
+    recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=3)
     checks = {"dynamics": (LAW,), "own_targets": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True
     sites = {
@@ -275,6 +276,13 @@ class Citris(Program):
 
         data = draw("voronoi_numeric", seed=seed, rows=600, latents=2, features=4, series=3, targets="single")
         return cls.from_data(data), data
+
+    studies = (
+        TargetSteps("voronoi_numeric"),
+        TargetSteps("voronoi_numeric", {"targets": "codes", "rows": 5_000}),
+        TargetSteps("voronoi_numeric", {"kept": 0.5, "rows": 5_000}, {"intervention": "soft"}),
+        TargetSteps("voronoi_numeric", {"mixing": "leaky", "rows": 5_000}, seeds=3),
+    )
 
 
 if __name__ == "__main__":

@@ -145,10 +145,12 @@ def _factors(fit: Fit, data: Data) -> Found | None:
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
+    if len(rows) <= 2:
+        return None
     x, batch = fit.batch_of(data.rows_at(rows)).x.double().cpu().numpy(), data.batch[rows]
     for one in np.unique(batch):
         x[batch == one] -= x[batch == one].mean(0)
-    p = goodness.enough_factors(x, len(fit.names["latent"])) if len(x) > 2 else None
+    p = goodness.enough_factors(x, len(fit.names["latent"]))
     if p is None:
         return None
     detail = f"{len(fit.names['latent'])} factors for {data.features} features"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Bounds, Seed, Share
+from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_sizes, check_whole
 
 Array = np.ndarray
@@ -27,8 +27,8 @@ def voronoi_numeric(
     features: int = 12,
     series: Annotated[int, Bounds(1)] = 10,
     mixing: Literal["linear", "leaky"] = "linear",
-    targets: Literal["independent", "single", "codes", "together", "in turn"] = "independent",
-    edges: Share = 0.4,
+    targets: Literal["independent", "single", "codes", "together", "nearly together", "in turn"] = "independent",
+    edges: Annotated[float, Bounds(0, 1, "[]")] = 0.4,
     never: Annotated[int, Bounds(0)] = 0,
     idle: Annotated[int, Bounds(0)] = 0,
     kept: Annotated[float, Bounds(0, 1, "[]")] = 0.0,
@@ -49,7 +49,8 @@ def voronoi_numeric(
 
     targets: "independent", each latent with probability .15 in each step; "single", one latent at most; "codes", one of
     floor(log2 K) + 2 experiments in each step, or none, of which each targets the latents whose code has a 1 there;
-    "together", as independent, but the first two are always targets together; "in turn", but the second is one if and
+    "together", as independent, but the first two are always targets together, "nearly together", but in one step of
+    100; "in turn", but the second is one if and
     only if the first is none.
 
     series: sequences, of equal lengths. never: how many of the last latents are never targets; idle: of the first ones,
@@ -126,8 +127,8 @@ def _targets(rng: np.random.Generator, size: tuple[int, int], latents: int, how:
         code = np.column_stack([code, 1 - code[:, 0]])
         return np.concatenate([code, np.zeros((latents, 1), int)], 1).T[rng.integers(groups + 1, size=size)] > 0
     hit = rng.random((*size, latents)) < 0.15
-    if how == "together":
-        hit[..., 1] = hit[..., 0]
+    if how in ("together", "nearly together"):
+        hit[..., 1] = hit[..., 0] ^ (rng.random(size) < (how != "together") / 100)
     if how == "in turn":
         hit[..., 1] = ~hit[..., 0]
     return hit

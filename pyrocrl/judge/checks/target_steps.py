@@ -20,31 +20,33 @@ def _targets_in_steps(fit: Fit, data: Data) -> Lack | None:
     `FEWEST` steps at least."""
     hit = situation(fit, data).hit
     assert hit is not None
-    own, names = hit[data.env[data.step > 0] if data.step is not None else data.env] > 0, fit.names["latent"]
-    often = own.sum(0)
-    reasons, which = [], []
+    own, names = hit[data.env] > 0, fit.names["latent"]
+    if data.step is not None:
+        own = own[data.step > 0]
+    rows, often = len(own), own.sum(0)
+    few: dict[str, int] = {}  # what there is too little of, and how often it is
+    which: list[str] = []
     for k, name in enumerate(names):
-        if often[k] < FEWEST:
-            reasons.append(f"{name} is a target in {often[k]} steps: latents that never are, are a block alone")
-            which.append(name)
-        elif len(own) - often[k] < FEWEST:
-            reasons.append(f"{name} is no target in {len(own) - often[k]} steps alone")
+        alone = {f"{name} is a target": int(often[k]), f"{name} is no target": int(rows - often[k])}
+        if min(alone.values()) < FEWEST:
+            few |= {said: count for said, count in alone.items() if count < FEWEST}
             which.append(name)
     for k, name in enumerate(names):
-        for j in range(k):
-            if name in which or names[j] in which:
-                continue
+        for j, other in enumerate(names[:k]):
             apart = int((own[:, j] != own[:, k]).sum())
-            if apart < FEWEST:
-                reasons.append(f"{names[j]} and {name} are targets together, but in {apart} steps")
-                which += [names[j], name]
-            elif len(own) - apart < FEWEST:
-                reasons.append(f"{names[j]} and {name} are targets in turn, but in {len(own) - apart} steps")
-                which += [names[j], name]
-    if not reasons:
+            both = {f"one of {other} and {name} alone is a target": apart}
+            both[f"both of {other} and {name} are targets, or neither is"] = rows - apart
+            if not {name, other} & set(which) and min(both.values()) < FEWEST:
+                few |= {said: count for said, count in both.items() if count < FEWEST}
+                which += [other, name]
+    if not few:
         return None
-    asked = ", ".join(dict.fromkeys(which))
-    return Lack("; ".join(reasons), f"steps that target {asked} one at a time", which=tuple(dict.fromkeys(which)))
+    said = "; ".join(f"in {count} steps {what}" for what, count in few.items())
+    block = ": latents that never are, are known as a block alone" if not all(often) else ""
+    least = min(few.values())
+    remedy = f"steps that target {', '.join(dict.fromkeys(which))} one at a time"
+    needed = data.rows * FEWEST / least if least else 0.0
+    return Lack(said + block, remedy, rows=needed, which=tuple(dict.fromkeys(which)))
 
 
 def _targets_act(fit: Fit, data: Data) -> Lack | None:
