@@ -79,7 +79,8 @@ def voronoi_numeric(
         z[:, t, 1] += spill * hit[:, t, 0]
     z, hit = z[:, BURN:], hit[:, BURN:]
     who, step = np.nonzero(np.ones(z.shape[:2], dtype=bool))
-    z, hit, who, step = (v.reshape(-1, *v.shape[2:])[:rows] for v in (z, hit, who, step))
+    z, hit = z.reshape(-1, latents)[:rows], hit.reshape(-1, latents)[:rows]
+    who, step = who[:rows], step[:rows]
     x = _mixed(rng, z, features, mixing)
     x = x + noise * x.std(0) * rng.standard_normal(x.shape) if noise else x
     labels = np.array(["none" if not one.any() else "+".join(map(str, np.flatnonzero(one))) for one in hit])

@@ -46,7 +46,7 @@ def step_cases() -> list[Case]:
         return Case(f"{model}: {name}", model, kind, draw, told or {}, FEW, names="noise", breaks=breaks)
 
     soft = {"intervention": "soft"}
-    turned = {"targets": "nearly together", "edges": 1.0, "rows": 800}
+    nearly: dict[str, Any] = {"targets": "nearly together", "edges": 1.0}
     return [
         case("targets independent of each other", "identified"),
         case("one target at a time", "identified", targets="single"),
@@ -55,7 +55,7 @@ def step_cases() -> list[Case]:
         case("many short series", "identified", series=100),
         case("as many features as latents", "identified", features=3),
         case("300 rows", "small", rows=300),
-        case("two latents targets together but in a few steps", "small", "targets_in_steps", **turned),
+        case("two latents targets together but in a few steps", "small", "targets_in_steps", rows=800, **nearly),
         case("two latents always targets together", "open", "targets_in_steps", targets="together"),
         case("the same, all latents parents of all", "open", "no_turn_fits", targets="together", edges=1.0),
         case("two latents targets in turn", "open", "targets_in_steps", targets="in turn"),
