@@ -60,7 +60,7 @@ from pyrocrl.program import Environments, Features, Stepped, TargetMatrix, check
 
 DRAWS = 200
 LAW = "each latent depends on the row before and on whether it is a target itself, with normal innovations of its own"
-NOISELESS = "features have no noise of their own among the latents"
+NOISELESS = "features have neither noise of their own nor other latents among the latents"
 NEEDS = ("targets_in_steps", "targets_act", "no_turn_fits")
 
 

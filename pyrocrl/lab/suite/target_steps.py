@@ -13,7 +13,7 @@ from pyrocrl.lab.suite.case import FEW, Case
 
 def stepped(seed: int, how: str = "", **options: Any) -> Data:
     """Three latents in five columns. how: "bent", x through a cubic; "hidden", the last latent and its targets are not
-    told; "late", targets are told one row late; "shuffled", rows stand in any order."""
+    told, "square", and as many columns alone; "late", targets are told one row late; "shuffled", rows stand in any order."""
     size = {"rows": 3000, "latents": 3, "features": 5}
     data = simulate.draw("voronoi_numeric", seed, **size | options)
     x, z, labels, targets = data.x / data.x.std(0), data.truth["z"], data.env_labels(), dict(data.targets or {})
@@ -24,10 +24,11 @@ def stepped(seed: int, how: str = "", **options: Any) -> Data:
         order = np.random.default_rng([23, seed]).permutation(len(x))
     if how == "late":
         labels = np.roll(labels, 1)
-    if how == "hidden":
+    if how in ("hidden", "square"):
         last = z.shape[1] - 1
         kept = {name: tuple(k for k in latents if k != last) for name, latents in targets.items()}
         targets, z = {name: latents for name, latents in kept.items() if latents}, z[:, :last]
+        x = x[:, :last] if how == "square" else x
     series = data.series_labels()
     return Data(x[order], labels[order], targets, series=series, step=data.step, truth={"z": z[order]}, name="stepped")
 
@@ -37,7 +38,10 @@ def step_cases() -> list[Case]:
     law = (
         "each latent depends on the row before and on whether it is a target itself, with normal innovations of its own"
     )
-    linear, noiseless = "x is linear in the latents", "features have no noise of their own among the latents"
+    linear, noiseless = (
+        "x is linear in the latents",
+        "features have neither noise of their own nor other latents among the latents",
+    )
 
     def case(name: str, kind: str, breaks: str = "", how: str = "", told: Any = None, **world: Any) -> Case:
         def draw(seed: int) -> Data:
@@ -73,4 +77,5 @@ def step_cases() -> list[Case]:
         case("features bent", "misspecified", linear, "bent"),
         case("two layers between latents and features", "misspecified", linear, mixing="leaky"),
         case("two of three latents", "misspecified", linear, "hidden", {"latents": 2}),
+        case("two of three latents, no more features", "word", noiseless, "square", {"latents": 2}),
     ]
