@@ -13,7 +13,8 @@ from pyrocrl.lab.suite.case import FEW, Case
 
 def stepped(seed: int, how: str = "", **options: Any) -> Data:
     """Three latents in five columns. how: "bent", x through a cubic; "hidden", the last latent and its targets are not
-    told, "square", and as many columns alone; "late", targets are told one row late; "shuffled", rows stand in any order."""
+    told; "square", the same in two columns; "late", targets are told one row late; "shuffled", rows stand in any
+    order."""
     size = {"rows": 3000, "latents": 3, "features": 5}
     data = simulate.draw("voronoi_numeric", seed, **size | options)
     x, z, labels, targets = data.x / data.x.std(0), data.truth["z"], data.env_labels(), dict(data.targets or {})
