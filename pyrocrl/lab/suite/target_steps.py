@@ -60,7 +60,7 @@ def step_cases() -> list[Case]:
         case("many short series", "identified", series=100),
         case("as many features as latents", "identified", features=3),
         case("300 rows", "small", rows=300),
-        case("two latents targets together but in a few steps", "small", "targets_in_steps", rows=800, **nearly),
+        case("two latents targets together but in a few steps", "small", rows=800, **nearly),
         case("two latents always targets together", "open", "targets_in_steps", targets="together"),
         case("the same, all latents parents of all", "open", "no_turn_fits", targets="together", edges=1.0),
         case("two latents targets in turn", "open", "targets_in_steps", targets="in turn"),
