@@ -537,7 +537,7 @@ def _dynamics(fit: Fit, data: Data, tolerance: float = 0.0) -> Found | None:
 
 
 def _correlated(a: np.ndarray, b: np.ndarray, tolerance: float) -> float:
-    """p-value of Spearman's correlation, of which as much as `tolerance` is let be (Fieller, Hartley & Pearson 1957)."""
+    """p-value of Spearman's correlation, but for `tolerance` (Fieller, Hartley & Pearson 1957)."""
     found = stats.spearmanr(a, b)
     if not tolerance:
         return float(found.pvalue)
