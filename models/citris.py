@@ -29,6 +29,10 @@ sequences.
 *Differs from the paper in* a linear mixing without noise within its span, in place of an autoencoder or a flow; one
 latent for each target, in place of blocks assigned to it; sums over parents, and a posterior, in place of a maximum.
 
+Longer than other models because the evidence of targets, of turns and of laws from step to step is read out for the
+verdict. Functions of latents before are not exact for any mechanism: their test lets correlations of .1 be, and behind
+a mixing that bends, latents are found as far as it is linear alone, which the verdict says.
+
 *For a variant, copy this file and change* `story`: the law of a latent given those before, and with it sums over its
 weights in `pyrocrl.exact.target_steps`.
 """

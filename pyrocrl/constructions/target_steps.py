@@ -10,6 +10,8 @@ latents before are those of the latents found last, and all is climbed again unt
 
 The closed form: in E[y_t | y_t-1, targets] = A m(y_t-1) + sum_k target_k A_k d_k(y_t-1), coefficients of target_k times
 (1, y_t-1) are all along A_k, column k of the mixing.
+
+Longer than other files because what tells latents apart at the maximum (`acting`, `turning`) is of the same evidence.
 """
 
 from __future__ import annotations
