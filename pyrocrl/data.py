@@ -44,6 +44,7 @@ TRUTH_KEYS = (
     "row_target",
     "private",
     "state",
+    "lagged",
 )
 TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state")
 
@@ -277,7 +278,8 @@ class Data:
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
     truth: arrays known by simulation, any of z (data, latent), innovations (data, latent; z less what parents give),
         mask (feature, latent), loadings (feature, latent), graph and weight (parent, child), targets, moved_by
-        (parent, latent), numbers of actions and then latents of the row before that are parents of a latent,
+        (parent, latent), numbers of actions and then latents of the row before that are parents of a latent, lagged
+        (parent, child) of latents in the row before,
         component (data,), state (data, latent) of latents' dynamics, row_target (data,): the latent that was changed
         between the row before and this one, -1 for none and for rows before, private (data, any): latents of single
         views.

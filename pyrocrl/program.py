@@ -194,6 +194,17 @@ class Carries:
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """Of rows that follow others, in the order of time, (rows, latent) all: `below`, the distribution function of each
+    latent given the row before and whether it is a target; `hit`, whether it is one, in {0, 1}; `before`, latents in
+    the row before."""
+
+    below: Tensor
+    hit: Tensor
+    before: Tensor
+
+
+@dataclass(frozen=True)
 class Ties:
     """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
 
@@ -500,6 +511,20 @@ class Program(nn.Module, metaclass=_InTurn):
         """(rows that have rows enough before them, latent) distribution function of each latent given those, in the
         order of time. Models that test dynamics must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
+    def stepped(self, batch: Batch) -> Stepped:
+        """How latents go on from the row before by the fitted law. Models whose steps have targets must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of steps")
+
+    def targets_act(self, batch: Batch) -> Tensor:
+        """(latent,) log evidence that a latent's law is another in steps of which it is a target. Models whose claims
+        need that targets act must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of steps")
+
+    def turned_by(self, batch: Batch) -> Tensor:
+        """(latent, latent) by how many nats latents that are turned among each other, in all ways that were tried and
+        that mix these two, are less probable at least. Models whose claims need that no turn fits must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of steps")
 
     def partners(self, batch: Batch) -> Partners:
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how

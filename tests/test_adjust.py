@@ -156,6 +156,7 @@ def test_no_model_passes_over_batches() -> None:
         "overparameterized_ae": None,  # batches are contexts
         "cross_modal": None,
         "snica_lin": None,
+        "citris": None,
         "sparse_perturbations": None,
         "equivariant_mechanism": None,
         "mechanism_sparsity": None,

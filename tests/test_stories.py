@@ -174,6 +174,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "weakly_supervised_pairs",
             "cross_modal",
             "snica_lin",
+            "citris",
             "ebmf",  # but that the number of latents is settled at the start
             "mixture_oracle",  # but for that, and numbers of states
             "ssl_fa",

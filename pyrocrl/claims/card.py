@@ -124,6 +124,10 @@ CONDITIONS: dict[str, str] = {
     "parents_directed": "environments or v-structures tell parents of the response from its children",
     "parents_apart": "for each latent, its parents and children are not all those of another",
     "closely_moved": "parents leave little of each latent to chance",
+    "targets_in_steps": "each latent is a target in some steps and not in others, and no two always together or always "
+    "in turn",
+    "targets_act": "being a target changes the law of each latent",
+    "no_turn_fits": "latents that are turned among each other fit worse",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
 # conditions that others imply: an intervention that changes nothing is none

@@ -44,6 +44,7 @@ SHARED_BY_CURVES = 0.01  # ... one of curves that are drawn, not trained
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 BEYOND, UNEXPLAINED = 0.001, 0.03  # share of rows that noise leaves far off, and up to which others may be
+STEPPED = 0.1  # rank correlation of innovations with latents before, or of two, that is let be
 CORRELATED = 0.1  # correlation of the firing of two latents that is let be
 EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
 OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
@@ -146,10 +147,12 @@ def _factors(fit: Fit, data: Data) -> Found | None:
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
+    if len(rows) <= 2:
+        return None
     x, batch = fit.batch_of(data.rows_at(rows)).x.double().cpu().numpy(), data.batch[rows]
     for one in np.unique(batch):
         x[batch == one] -= x[batch == one].mean(0)
-    p = goodness.enough_factors(x, len(fit.names["latent"])) if len(x) > 2 else None
+    p = goodness.enough_factors(x, len(fit.names["latent"]))
     if p is None:
         return None
     detail = f"{len(fit.names['latent'])} factors for {data.features} features"
@@ -504,10 +507,11 @@ def _noiseless(fit: Fit, data: Data) -> Found | None:
     return Found("noise of features in latents", p, detail, "fewer latents; features with less noise")
 
 
-def _dynamics(fit: Fit, data: Data) -> Found | None:
+def _dynamics(fit: Fit, data: Data, tolerance: float = 0.0) -> Found | None:
     """Whether latents go on from the rows before by their fitted laws, and each by itself: of each Kolmogorov and
     Smirnov's test, and rank correlations with the row before, of values and of sizes; of any two rank correlations, in
-    the same row and with the row before, and a test of independence by cells; corrected for their number."""
+    the same row and with the row before, and a test of independence by cells; corrected for their number. tolerance: of
+    rank correlations of values, where fitted functions are not exact."""
     with drawing(), torch.no_grad():
         program = fit.chains.chain(fit.reference)
         u = program.innovations_below(fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))).double().cpu().numpy()
@@ -518,19 +522,61 @@ def _dynamics(fit: Fit, data: Data) -> Found | None:
     bins = int(np.clip(np.sqrt(len(u) / 20), 2, 8))  # 20 rows a cell, or more
     for k, name in enumerate(names):
         p[f"the law of {name}"] = stats.kstest(u[:, k], "uniform").pvalue
-        p[f"{name} and the row before"] = stats.spearmanr(u[1:, k], u[:-1, k]).pvalue
+        p[f"{name} and the row before"] = _correlated(u[1:, k], u[:-1, k], tolerance)
         p[f"sizes of {name} and of the row before"] = stats.spearmanr(size[1:, k], size[:-1, k]).pvalue
         for m, other in enumerate(names):
             if m < k:
-                p[f"{other} and {name}"] = stats.spearmanr(u[:, k], u[:, m]).pvalue
+                p[f"{other} and {name}"] = _correlated(u[:, k], u[:, m], tolerance)
                 cells = np.histogram2d(u[:, k], u[:, m], bins=bins, range=[[0, 1], [0, 1]])[0]
                 p[f"what {other} says of {name}"] = stats.chi2.sf(_independence(cells), (bins - 1) ** 2)
             if m != k:
-                p[f"{name} and {other} in the row before"] = stats.spearmanr(u[1:, k], u[:-1, m]).pvalue
+                p[f"{name} and {other} in the row before"] = _correlated(u[1:, k], u[:-1, m], tolerance)
     worst = min(p, key=lambda one: p[one])
     remedy = "more lags or states; features without noise; latents that do not drive each other"
     least = min(1.0, float(p[worst]) * len(p))
     return Found("dynamics of latents", least, f"least for {worst}", remedy)
+
+
+def _correlated(a: np.ndarray, b: np.ndarray, tolerance: float) -> float:
+    """p-value of Spearman's correlation, but for `tolerance` (Fieller, Hartley & Pearson 1957)."""
+    found = stats.spearmanr(a, b)
+    if not tolerance:
+        return float(found.pvalue)
+    away = math.atanh(min(abs(float(found.statistic)), 1 - 1e-12)) - math.atanh(tolerance)
+    return min(1.0, 2 * float(stats.norm.sf(away * math.sqrt((len(a) - 3) / 1.06))))
+
+
+def _own_targets(fit: Fit, data: Data) -> Found | None:
+    """Whether each latent's innovations are the same whichever other latents are targets: of each two, means and sizes
+    in steps of which the other is a target and in those of which it is not, and its rank correlation with the other's
+    value before where that is one; and of each with latents before where it is a target itself; corrected for their
+    number. Correlations within `STEPPED`, for the functions that are fitted are not exact."""
+    with drawing(), torch.no_grad():
+        found = fit.chains.chain(fit.reference).stepped(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
+    below, hit, before = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before))
+    if len(below) < MIN_PAIRS:
+        return None
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    p: dict[str, float] = {}
+    for k, name in enumerate(names):
+        for m, other in enumerate(names):
+            at = hit[:, m] > 0
+            if min(at.sum(), (~at).sum()) < MIN_PAIRS:
+                continue
+            if m != k:
+                p[f"{name} where {other} is a target"] = stats.mannwhitneyu(below[at, k], below[~at, k]).pvalue
+                size = np.abs(below[:, k] - 0.5)
+                p[f"sizes of {name} where {other} is a target"] = stats.mannwhitneyu(size[at], size[~at]).pvalue
+                p[f"{name} and {other} before, a target"] = _correlated(below[at, k], before[at, m], STEPPED)
+            own = hit[:, k] > 0
+            if own.sum() >= MIN_PAIRS:
+                p[f"{name}, a target, and {other} before"] = _correlated(below[own, k], before[own, m], STEPPED)
+    if not p:
+        return None
+    worst = min(p, key=lambda one: p[one])
+    remedy = 'targets that were listed otherwise; intervention="soft", where they keep parents; more latents'
+    least = min(1.0, float(p[worst]) * len(p))
+    return Found("latents where others are targets", least, f"least for {worst}", remedy)
 
 
 def _independence(cells: np.ndarray) -> float:
@@ -646,6 +692,8 @@ TESTS: dict[str, Test] = {
     "views": _views,
     "noiseless": _noiseless,
     "dynamics": _dynamics,
+    "nearly_dynamics": partial(_dynamics, tolerance=STEPPED),
+    "own_targets": _own_targets,
     "explained": _explained,
     "independent_firing": _independent_firing,
     "independent": _independent,

@@ -1260,3 +1260,67 @@ class SparseMechanisms(Study):
             "shd_empty": float((truth > 0).sum()),
         }
         return out | {f"{name}_{k}": rows[name][k] for name in ("pca", "ica") for k in ("mcc", "mcc_spearman")}
+
+
+@dataclass(frozen=True)
+class TargetSteps(Study):
+    """Latents of series of which some are targets in each step, beside the closed form by targets (closed_) and, of two
+    covariances of rows, those in which a latent is a target and others, the axes that differ most (modulated_).
+
+    own_r2: of a cubic of each latent's estimate, held out, of the worst one; other_r2: of other true latents from it,
+    of the largest; true_other_r2: the same of the true latent itself. lagged_errors: wrong entries of the graph from
+    step to step, beside those of an empty one.
+    """
+
+    held_out: float = 0.1
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.constructions import target_steps
+        from pyrocrl.judge import metrics
+
+        z, fitted = data.truth["z"], result.data
+        assert fitted is not None
+        count = z.shape[1]
+        _, place = metrics.mcc(z, found := result.latents(data), return_assignment=True)
+        own, true = _cubic_r2(found[:, place], z), _cubic_r2(z, z)
+        off = ~np.eye(count, dtype=bool)
+        out = super().score(result, data) | {"own_r2": float(own.diagonal().min()), "other_r2": float(own[off].max())}
+        out["true_other_r2"] = float(true[off].max())
+        program = result.chains.chain(result.reference)
+        lagged, graph = program.lagged().cpu().numpy() > 0.5, data.truth["lagged"] > 0
+        out["lagged_errors"] = float((lagged[np.ix_(place, place)] != graph).sum())
+        out["lagged_errors_empty"] = float(graph.sum())
+        value, vector = np.linalg.eigh(np.cov(fitted.x.T))
+        project, centre = vector[:, -count:] / np.sqrt(value[-count:]), fitted.x.mean(0)
+        batch = fitted.tensors(dtype=torch.float64)
+        order, since = batch.in_time()
+        hit = fitted.target_matrix(count)
+        y = (fitted.x - centre) @ project
+        steps = target_steps.Steps(
+            torch.as_tensor(y)[order], batch.env[order], since, torch.as_tensor(hit), soft=False, edge=0.5
+        )
+        closed = target_steps.by_targets(steps)[0].numpy()
+        if np.isfinite(closed).all():
+            out["closed_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ closed.T))
+        axes = []
+        for own_hit in (hit[fitted.env] > 0).T:
+            if min(own_hit.sum(), (~own_hit).sum()) > count:
+                change = np.cov(y[~own_hit].T) - np.cov(y[own_hit].T)
+                axes.append(np.linalg.eigh(change)[1][:, -1])
+        if len(axes) == count:
+            out["modulated_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ np.stack(axes, 1)))
+        return out
+
+
+def _cubic_r2(estimate: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(latent, latent) squared correlation, in every second row, of a latent with a cubic of another's estimate that is
+    fitted to the other rows."""
+    out = np.zeros((estimate.shape[1], z.shape[1]))
+    for k, one in enumerate(estimate.T):
+        unit = (one - one.mean()) / one.std()
+        terms = np.stack([unit**0, unit, unit**2, unit**3], 1)
+        told = terms[1::2] @ np.linalg.lstsq(terms[::2], z[::2], rcond=None)[0]
+        out[k] = [np.corrcoef(a, b)[0, 1] ** 2 for a, b in zip(told.T, z[1::2].T, strict=True)]
+    return out

@@ -64,6 +64,7 @@ SETTINGS: dict[str, str] = {
     "wang2024_support": "supports",
     "zheng2022": "structural",
     "lachapelle2022": "lachapelle",
+    "voronoi_numeric": "lippe",
 }
 
 

@@ -21,6 +21,7 @@ from pyrocrl.judge.checks import (
     states,
     supports,
     surfaces,
+    target_steps,
 )
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
@@ -43,4 +44,5 @@ CHECKS: dict[str, FitCheck] = {
     **supports.CHECKS,
     **surfaces.CHECKS,
     **mechanisms.CHECKS,
+    **target_steps.CHECKS,
 }

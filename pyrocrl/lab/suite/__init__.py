@@ -15,6 +15,7 @@ from pyrocrl.lab.suite import (
     states,
     supports,
     surfaces,
+    target_steps,
 )
 from pyrocrl.lab.suite.case import Case
 
@@ -53,5 +54,6 @@ def cases() -> list[Case]:
         supports.support_cases,
         surfaces.surface_cases,
         mechanisms.mechanism_sparsity_cases,
+        target_steps.step_cases,
     )
     return [case for some in every for case in some()]

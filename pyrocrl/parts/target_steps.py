@@ -1,0 +1,66 @@
+"""Latents that go on from the row before by a regression on functions of it, one of two in each step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyrocrl.exact.switching import Timeline, log_normal
+from pyrocrl.exact.target_steps import Basis
+
+
+class Mechanisms(NamedTuple):
+    """slope (mechanism, latent, basis) of z on functions of y before: mechanism 0, and 1 of targets; scale (mechanism,
+    latent) of innovations; spread (latent,) of a series' first row; mixing (latent, latent), y = mixing z."""
+
+    slope: Tensor
+    scale: Tensor
+    spread: Tensor
+    mixing: Tensor
+    basis: Basis
+
+    def law(self, y: Tensor, hit: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (rows, latent) after rows y (rows, latent), of those that are targets (hit, the same in
+        {0, 1}) and others."""
+        both = torch.einsum("tf,akf->atk", self.basis(y), self.slope)
+        return both[0] + hit * (both[1] - both[0]), self.scale[0] + hit * (self.scale[1] - self.scale[0])
+
+
+class Steps(TorchDistribution):
+    """Rows (rows, latent) in series: of a row after another N(mean, scale^2) by `Mechanisms`, of a first row
+    N(0, spread^2). hit: (rows, latent) in {0, 1}, which latents are targets in a row."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+
+    def __init__(self, law: Mechanisms, line: Timeline, hit: Tensor, validate_args: bool | None = None) -> None:
+        self.law, self.line, self.hit = law, line, line.lay(hit).to(law.slope)
+        super().__init__(hit.shape[:1], hit.shape[1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Steps:
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        return 0 * self.hit
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            z = self.law.spread * torch.randn_like(self.hit)
+            noise = torch.randn_like(self.hit)
+            for step in range(1, int(self.line.since.max()) + 1):
+                at = (self.line.since == step).nonzero()[:, 0]
+                mean, scale = self.law.law(z[at - 1] @ self.law.mixing.mT, self.hit[at])
+                z[at] = mean + scale * noise[at]
+            return self.line.back(z)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = self.line.lay(value)
+        begins = self.line.since[:, None] == 0
+        mean, scale = self.law.law(z.roll(1, 0) @ self.law.mixing.mT, self.hit)
+        log = log_normal(z - torch.where(begins, 0.0, mean), torch.where(begins, self.law.spread, scale))
+        return self.line.back(log.sum(-1))
