@@ -28,6 +28,7 @@ from pyrocrl.judge.checks.shared import (
     LEVEL,
     MIN_PAIRS,
     MOST_ROWS,
+    TELLING,
     latents_of,
     situation,
     unfitted,
@@ -204,6 +205,18 @@ def _views(fit: Fit, data: Data) -> Found | None:
     detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom"
     remedy = "more shared or private latents; a transformation of the features; anchors=False, or labels of one kind"
     return Found("likelihood ratio of the views' moments", p, detail, remedy)
+
+
+def _straight(fit: Fit, data: Data) -> Found | None:
+    """Whether what lines leave of a feature, in a draw of latents, goes with a latent's curves or with two latents
+    together, but for `BENT_OFF` of its variance; of rows that lack no view."""
+    if data.gaps:
+        data = data.rows_at(np.flatnonzero(data.present.all(1)))
+    if data.rows < TELLING:
+        return None
+    p, j, which = _interactions(fit, data, ranked=True)
+    detail = f"least for {data.feature_names[j]} and {' with '.join(which)}"
+    return Found("what lines leave of features", p, detail, "a transformation of the features; nonlinear mixings")
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -568,14 +581,24 @@ def _independent_pairs(fit: Fit, data: Data) -> Found | None:
 def _additive(fit: Fit, data: Data) -> Found | None:
     """Whether what a sum of curves leaves of a feature, in a draw of latents, goes with a latent or with two together,
     but for `BENT_OFF` of its variance."""
-    z, left, names = _curves(fit, data)
-    if not z.shape[1]:
+    if not fit.in_use(fit.reference).any():
         return None
+    p, j, which = _interactions(fit, data)
+    detail = f"least for {data.feature_names[j]} and {' with '.join(which)}"
+    return Found("what sums of curves leave of features", p, detail, "latents that act together: sparse_vae")
+
+
+def _interactions(fit: Fit, data: Data, *, ranked: bool = False) -> tuple[float, int, list[str]]:
+    """p that what is left of a feature goes with latents, the feature, and the latents' names. ranked: latents are not
+    uniform, nor uncorrelated: their white ranks stand for them."""
+    z, left, names = _curves(fit, data)
+    if ranked:
+        white = goodness.whitened(z, np.zeros(len(z), int))
+        z = (stats.rankdata(white, axis=0) - 0.5) / len(z)
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
     spread, noise = batch.x.double().cpu().numpy().var(0), np.maximum(left.var(0), 1e-12)
     p, j, which = dependence.interactions(left / np.sqrt(noise), z, BENT_OFF * spread / noise)
-    detail = f"least for {data.feature_names[j]} and {' with '.join(names[k] for k in which)}"
-    return Found("what sums of curves leave of features", p, detail, "latents that act together: sparse_vae")
+    return p, j, [names[k] for k in which]
 
 
 def _curves(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -617,5 +640,6 @@ TESTS: dict[str, Test] = {
     "noise": _noise,
     "independent_pairs": _independent_pairs,
     "additive": _additive,
+    "straight": _straight,
     "invariance": _invariance,
 }

@@ -19,6 +19,7 @@ from pyrocrl.judge.checks import (
     rotations,
     states,
     supports,
+    view_sights,
 )
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
@@ -39,4 +40,5 @@ CHECKS: dict[str, FitCheck] = {
     **codes.CHECKS,
     **curves.CHECKS,
     **supports.CHECKS,
+    **view_sights.CHECKS,
 }
