@@ -60,7 +60,7 @@ from pyrocrl.program import Features, Latents, Sights, check_rows, check_sizes
 
 LINEAR, NOISE = "x is linear in the latents", "noise is independent between features"
 ONE = "latents of different views are not functions of each other"
-SHOWN = "a view that sees a latent shows it clearly"
+SHOWN = "every view clearly shows all latents that it sees"
 NEEDS = (
     "latents_shared",
     "views_paired",
@@ -79,8 +79,8 @@ class Multiview(Program):
         name="multiview",
         title="Views of some of the latents",
         family="views",
-        summary="Views that each see some of the latents: which views share which, and what any of them have in common, "
-        "as blocks.",
+        summary="Views that each see some of the latents: which views share which, and what any of them have in "
+        "common, as blocks.",
         when=(
             "two assays or more see overlapping sets of latents, linearly, in rows that have several of them",
             "views share no rows, or relations bend: what is shared by all views of unpaired rows is `cross_modal`'s",
@@ -116,7 +116,7 @@ class Multiview(Program):
         reads_gaps=True,
     )
     counted = "evidence"
-    recipe = Recipe.unannealed(epochs=5, most_steps=50, batch_size=512, lr=0.02, dtype=torch.float64, chains=4)
+    recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=4)
     checks = {"views": (NOISE,), "straight": (LINEAR,)}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
@@ -252,7 +252,9 @@ class Multiview(Program):
         return view_factors.misfit(p, x, present, view, view_factors.free(p.sees, view))
 
     def _factors(self) -> Factors:
-        loadings, noise, tril, seen = (v.double().cpu().numpy() for v in (self.centre, self.noise, self.tril, self.seen))
+        loadings, noise, tril, seen = (
+            v.double().cpu().numpy() for v in (self.centre, self.noise, self.tril, self.seen)
+        )
         return Factors(loadings, noise, tril @ tril.T, seen > 0.5)
 
     # -- from data ---------------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ class Multiview(Program):
         found = view_intersections.started(law, second, latents)
         most = int(np.bincount(view).min())
         others = [k for k in (latents - 1, latents + 1) if 1 <= k <= most]
-        beside = [view_intersections.started(law, second, k, few=True).score for k in others]
+        beside = [view_intersections.started(law, second, k, found.score).score for k in others]
         p, shown = found.factors, view_factors.sights(found.factors, moments)
         self.put(
             seen=torch.as_tensor(p.sees),
@@ -290,7 +292,7 @@ class Multiview(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("yao2024", seed, rows=300, sees="private", features=7, lacks=0.2)
+        data = draw("yao2024", seed, rows=250, sees="chain", features=6, lacks=0.2)
         return cls.from_data(data), data
 
     studies = (

@@ -29,6 +29,7 @@ SAMPLED = {
     "ebmf",
     "linear_latent_sem",
     "mixture_oracle",
+    "multiview",
     "neuro_causal_fa",
     "plt_fa",
     "spike_slab_fa",

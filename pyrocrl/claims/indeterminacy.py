@@ -41,7 +41,7 @@ LATENT_GROUPS: dict[str, str] = {
     "linear": "an invertible linear map of all latents; includes permutation and scale",
     "affine": "linear and shift",
     "block": "an invertible map within each block of latents, judged by its affine part",
-    "nested": "a linear map of each latent and of others that all of its views see as well; includes permutation, scale",
+    "nested": "a linear map of each latent and of others that all of its views see; includes permutation, scale",
 }
 INCLUDES: dict[str, frozenset[str]] = {
     "exact": frozenset(),

@@ -68,7 +68,7 @@ class Nested(Group):
 
     def _checked(self, z: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]:
         z, reference = as_latents("z", z), as_latents("reference", reference)
-        if not z.shape == reference.shape or z.shape[1] != len(self.sets):
+        if z.shape != reference.shape or z.shape[1] != len(self.sets):
             reject("z", f"shape {z.shape}", f"that of the reference, {reference.shape}, with {len(self.sets)} latents")
         if len(z) <= z.shape[1] + 1:
             reject("z", f"{len(z)} rows", f"more than {z.shape[1] + 1}, to tell a linear map")

@@ -148,10 +148,11 @@ class Found(NamedTuple):
 
 
 class Search:
-    """Placings of so many latents, with the log evidence of each."""
+    """Placings of so many latents, with the log evidence of each. bar: log evidence of an answer that they have to come
+    near; of those that do not, it is told roughly."""
 
-    def __init__(self, law: ViewFactors) -> None:
-        self.law = law
+    def __init__(self, law: ViewFactors, bar: float = -np.inf) -> None:
+        self.law, self.bar = law, bar
         self.tried: dict[bytes, tuple[float, Factors]] = {}
 
     def add(self, start: Factors) -> None:
@@ -159,8 +160,9 @@ class Search:
         start = start.ordered()
         name, whole = start.sees.tobytes(), bool(start.sees.any(0).all())
         if name not in self.tried and (whole or not self.tried):
-            least = self.best[0] - NEAR - self.law.score(start, 0.0) if self.tried else -np.inf
-            p, log_likelihood = self.law.climbed(start, SEARCH, ROUGH, least + self.law.log_prior(start))
+            best = max(self.bar, self.best[0] if self.tried else -np.inf)
+            least = best - NEAR - self.law.score(start, 0.0) + self.law.log_prior(start)
+            p, log_likelihood = self.law.climbed(start, SEARCH, ROUGH, least)
             self.tried[name] = self.law.score(p, log_likelihood), p
 
     @property
@@ -179,7 +181,7 @@ class Search:
         for v in range(0 if few else moments.views):
             for more in (-1, 1):
                 if 1 <= plain[v] + more <= len(told.size[v]):
-                    rank = plain[:v] + (plain[v] + more,) + plain[v + 1 :]
+                    rank = (*plain[:v], plain[v] + more, *plain[v + 1 :])
                     self.add(placed(whole, moments, told, rank))
 
     def polish(self, passes: int = PASSES) -> None:
@@ -205,15 +207,18 @@ class Search:
 
     def found(self) -> Found:
         score, p = self.best
-        p, log_likelihood = self.law.climbed(p)
-        self.tried[p.sees.tobytes()] = self.law.score(p, log_likelihood), p
+        if score > self.bar - NEAR:
+            p, log_likelihood = self.law.climbed(p)
+            score = self.law.score(p, log_likelihood)
+        self.tried[p.sees.tobytes()] = score, p
         scores = sorted((score for score, _ in self.tried.values()), reverse=True)
         return Found(self.best[1], scores[0], scores[0] - scores[1] if len(scores) > 1 else np.inf)
 
 
-def started(law: ViewFactors, second: Floats, latents: int, *, few: bool = False) -> Found:
-    """The best placing of so many latents, from second moments (feature, feature) that may be of other rows."""
-    search = Search(law)
+def started(law: ViewFactors, second: Floats, latents: int, bar: float = -np.inf) -> Found:
+    """The best placing of so many latents, from second moments (feature, feature) that may be of other rows. bar: of
+    what these are to be compared with, then the search is short."""
+    search, few = Search(law, bar), bar > -np.inf
     search.place(second, latents, few=few)
     search.polish(2 if few else PASSES)
     return search.found()

@@ -104,7 +104,8 @@ class Factors(NamedTuple):
 
 def above(sees: Bools) -> Bools:
     """(latent, latent) whether all views of the first latent see the second as well: then the first may take of it."""
-    return (sees[:, :, None] <= sees[:, None, :]).all(0)
+    out: Bools = np.all(sees[:, :, None] <= sees[:, None, :], axis=0)
+    return out
 
 
 def free(sees: Bools, view: NDArray[np.int64]) -> int:

@@ -203,7 +203,8 @@ def _views(fit: Fit, data: Data) -> Found | None:
         return None
     p = float(stats.chi2.sf(found.deviance, found.freedom))
     detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom"
-    remedy = "more shared or private latents; a transformation of the features; anchors=False, or labels of one kind"
+    remedy = "more shared or private latents; a transformation of the features"
+    remedy += "; anchors=False, or labels of one kind" if "anchors" in fit.program.config else ""
     return Found("likelihood ratio of the views' moments", p, detail, remedy)
 
 

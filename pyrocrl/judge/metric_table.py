@@ -40,6 +40,7 @@ BEFORE = {
     "means": "columns' means",
     "other": "other model",
     "reference": "published estimator",
+    "pairwise": "canonical correlations of two views",
     "fisherz": "tests of pairs, greedy cover",
 }
 AFTER = {
@@ -140,6 +141,18 @@ _TABLE = (
         "concordance", "Concordance with the true latents, up to what is free", "larger", 3, True, ("closed",), True
     ),
     Metric("r2", "R², true latents from the estimates", "larger", figure=True, beside=("cca",), headline=True),
+    Metric(
+        "intersection_r2",
+        "R², what views have in common",
+        "larger",
+        figure=True,
+        beside=("pairwise", "regression"),
+        headline=True,
+    ),
+    Metric("intersection_least", "... of the least", "larger", figure=True),
+    Metric("beyond_r2", "R², what only some of the views see, from it", "smaller", figure=True, beside=("pairwise",)),
+    Metric("sees_exact", "Which views see what, all right", "larger", 2, figure=True, worst=False),
+    Metric("sees_wrong", "... share of entries wrong", "smaller", figure=True),
     Metric("private_r2", "R², private latents of views from the shared estimates", "smaller", figure=True),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),

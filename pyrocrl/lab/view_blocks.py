@@ -25,9 +25,9 @@ class Intersections(Study):
     """R^2 of what every two views see in common, and all of them, from what the fit says they have in common.
 
     intersection_r2: mean over sets of views, intersection_least: of the least; beyond_r2: of the latents that some of
-    these views see and others of them do not, from the same, the most over sets; cca_: of canonical variates of the
-    first two views of a set, as many as they truly share; x_r2: of the intersection from all of x. Read-outs are linear
-    where the mixing is, else kernel regressions. sees_exact: whether which views see how many latents is right, by
+    these views see and others of them do not, from the same, the most over sets; pairwise_: of canonical variates of
+    the first two views of a set, as many as they truly share; regression_: of the intersection from all of x. Read-outs
+    are linear where the mixing is, else kernel regressions. sees_exact: whether which views see how many latents is right, by
     probabilities above one half; sees_wrong: share of its entries that is not, latents matched as well as may be.
     """
 
@@ -47,17 +47,18 @@ class Intersections(Study):
                 continue
             block = estimate[:, found[list(own)].all(0)]
             cca = canonical(fitted, data, own[0], own[1], int(shared.sum()))
-            row = {"intersection_r2": read(block, z[:, shared], linear), "x_r2": read(x, z[:, shared], linear)}
-            row["cca_intersection_r2"] = read(cca, z[:, shared], linear)
+            row = {"intersection_r2": read(block, z[:, shared], linear)}
+            row["regression_intersection_r2"] = read(x, z[:, shared], linear)
+            row["pairwise_intersection_r2"] = read(cca, z[:, shared], linear)
             if beyond.any():
                 row["beyond_r2"] = read(block, z[:, beyond], linear)
-                row["cca_beyond_r2"] = read(cca, z[:, beyond], linear)
+                row["pairwise_beyond_r2"] = read(cca, z[:, beyond], linear)
             rows.append(row)
         out: dict[str, float] = {}
-        for name in ("intersection_r2", "x_r2", "cca_intersection_r2"):
+        for name in ("intersection_r2", "regression_intersection_r2", "pairwise_intersection_r2"):
             out[name] = float(np.mean([row[name] for row in rows]))
         out["intersection_least"] = min(row["intersection_r2"] for row in rows)
-        for name in ("beyond_r2", "cca_beyond_r2"):
+        for name in ("beyond_r2", "pairwise_beyond_r2"):
             out[name] = max((row[name] for row in rows if name in row), default=0.0)
         same = sorted(map(tuple, sees.T)) == sorted(map(tuple, found.T))
         return out | {"sees_exact": float(same), "sees_wrong": apart(sees, found)}
@@ -78,6 +79,17 @@ def apart(sees: np.ndarray, found: np.ndarray) -> float:
 
     cost = (sees[:, :, None] != found[:, None, :]).sum(0)
     return float(cost[linear_sum_assignment(cost)].sum() / sees.size)
+
+
+def block_scores(result: Fit, data: Data) -> dict[str, float]:
+    """r2: mean R^2 of true latents, each from those that, by the fit, all of its views see; wrong_entries: `apart`."""
+    from pyrocrl.judge import metrics
+
+    z, sees = data.truth["z"], by_view(data.truth["mask"], data)
+    estimate, found = result.latents(data), by_view(result.mask(), data)
+    blocks = [estimate[:, found[own].all(0)] for own in sees.T]
+    each = [metrics.r2(z[:, [k]], one) if one.shape[1] else 0.0 for k, one in enumerate(blocks)]
+    return {"r2": float(np.mean(each)), "wrong_entries": apart(sees, found)}
 
 
 def read(inputs: np.ndarray, outputs: np.ndarray, linear: bool) -> float:

@@ -16,13 +16,14 @@ SEES = {  # latents of each view
     "private": ((0, 1, 3), (0, 1, 4), (0, 2, 5)),
     "two": ((0, 1, 2), (0, 1, 3, 4)),
     "apart": ((0, 1), (2, 3), (4, 5)),
+    "chain": ((0, 1), (0, 2), (1, 3)),
 }
 
 
 def yao2024(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(4)] = 2000,
-    sees: Literal["published", "private", "two", "apart"] = "published",
+    sees: Literal["published", "private", "two", "apart", "chain"] = "published",
     features: Annotated[int, Bounds(5)] = 10,
     layers: Natural = 0,
     dependent: bool = False,
@@ -37,12 +38,12 @@ def yao2024(
 
     sees: the S_v, "published" (four views of five of six latents each; latents 1 and 3 are in all), "private" (three of
     three of six: one in all, one in two, the others in one each), "two" (two views: two latents in both, three in one),
-    "apart" (three, with nothing in common). features: of each view, in deviations of f_v. layers: of the mixing, Leaky
-    ReLU of slope .2 between square maps of condition number 10 at most, before a linear one; 0 = that alone. dependent:
-    C are the correlations of a Wishart matrix of twice as many degrees of freedom as there are latents.
-    alike: correlation, beside, of latents 3 and 4 (counted from 0). lacks: share of the rows that lack a view, the next
-    one in turn. law: of a latent, "uniform" with the same variance. Truth: z, mask (feature, latent), and
-    loadings where layers = 0.
+    "apart" (three, with nothing in common), "chain" (three, the first of which shares one latent with each other).
+    features: of each view, in deviations of f_v. layers: of the mixing, Leaky ReLU of slope .2 between square maps of
+    condition number 10 at most, before a linear one; 0 = that alone. dependent: C are the correlations of a Wishart
+    matrix of twice as many degrees of freedom as there are latents. alike: correlation, beside, of the fourth and the
+    fifth latent. lacks: share of the rows that lack a view, the next one in turn. law: of a latent, "uniform" with the
+    same variance. Truth: z, mask (feature, latent), and loadings where layers = 0.
     """
     rng, sets = np.random.default_rng([2024, seed]), SEES[sees]
     size = 1 + max(k for own in sets for k in own)
@@ -67,8 +68,8 @@ def yao2024(
         deviation = noise * np.sqrt(rng.uniform(0.5, 1.5, features))
         parts.append(y / unit + deviation * rng.standard_normal((rows, features)))
     x, view = np.hstack(parts), np.repeat(np.arange(len(sets)), features)
-    for place, row in enumerate(rng.permutation(rows)[: round(lacks * rows)]):
-        x[row, view == place % len(sets)] = np.nan
+    for turn, row in enumerate(rng.permutation(rows)[: round(lacks * rows)]):
+        x[row, view == turn % len(sets)] = np.nan
     truth = {"z": z, "mask": mask} | ({} if layers else {"loadings": loadings})
     return Data(x, view=[f"view {v}" for v in view], truth=truth, name="yao2024")
 

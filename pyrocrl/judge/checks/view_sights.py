@@ -13,7 +13,7 @@ from pyrocrl.program import Sights
 
 PAIRED = 20.0  # rows with both of two views that are asked for, for each latent
 BY_NOISE = 1.5  # times what noise shows of a direction, that a view has to show
-SETTLED = 0.02  # standard error up to which a correlation of 1 is told from one of .95
+SETTLED = 0.04  # standard error up to which a correlation of 1 is told from one of .9
 
 
 def _sights(fit: Fit) -> Sights:
@@ -84,7 +84,9 @@ def _shared_as_one(fit: Fit, data: Data) -> Lack | None:
     v, w = divmod(int(blurred.argmax()), len(blurred))
     said = f"what {data.view_names[v]!r} and {data.view_names[w]!r} both see may correlate less than 1"
     rows = data.rows * min(float(blurred.max()) / SETTLED, FAR) ** 2
-    return Lack(f"{said}: its standard error is {blurred.max():.2f}", "more rows, or features with less noise", rows=rows)
+    return Lack(
+        f"{said}: its standard error is {blurred.max():.2f}", "more rows, or features with less noise", rows=rows
+    )
 
 
 CHECKS: dict[str, FitCheck] = {

@@ -13,6 +13,7 @@ from pyrocrl.lab.suite import (
     modulation,
     states,
     supports,
+    view_sights,
 )
 from pyrocrl.lab.suite.case import Case
 
@@ -49,5 +50,6 @@ def cases() -> list[Case]:
         curves.curve_cases,
         concepts.concept_cases,
         supports.support_cases,
+        view_sights.sight_cases,
     )
     return [case for some in every for case in some()]
