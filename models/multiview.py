@@ -121,6 +121,7 @@ class Multiview(Program):
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "sees": Site(("view", "latent"), discrete=True),
+        "mask": Site(("feature", "latent"), discrete=True),
         "loadings": Site(("feature", "latent"), {"latent": -1}, unit=1),
         "variance": Site(("feature",), unit=2),
         "correlation": Site(("parent", "child"), {"parent": 1, "child": 1}),
@@ -178,7 +179,7 @@ class Multiview(Program):
         log_odds = pyro.sample("log_odds", Normal(0 * one, SPREAD * one))
         logits = log_odds.expand(self.seen.shape)
         sees = pyro.sample("sees", dist.Bernoulli(logits=logits).to_event(2))  # (view, latent)
-        gate = sees[self.code]  # (feature, latent)
+        gate = pyro.deterministic("mask", sees[self.code])  # (feature, latent)
         slab = Normal(0 * gate, self.config["slab"] * one)
         loadings = pyro.sample("loadings", SpikeSlab(gate, slab).to_event(2))  # (feature, latent)
         noise = InverseGamma(SHAPE * one.expand(features), self.config["rate"] * one)
@@ -292,7 +293,7 @@ class Multiview(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("yao2024", seed, rows=250, sees="chain", features=6, lacks=0.2)
+        data = draw("yao2024", seed, rows=248, sees="chain", features=6, lacks=0.2)
         return cls.from_data(data), data
 
     studies = (
