@@ -301,7 +301,7 @@ class Multiview(Program):
         Intersections("yao2024", {"rows": 1000, "sees": "private", "dependent": True}),
         Intersections("yao2024", {"rows": 1000, "lacks": 0.7}),
         Intersections("yao2024", {"rows": 300, "sees": "private", "alike": 0.9}),
-        Intersections("yao2024", {"rows": 20_000, "layers": 3, "features": 10}),
+        Intersections("yao2024", {"rows": 20_000, "layers": 3}, seeds=3),
     )
 
 

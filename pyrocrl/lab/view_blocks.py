@@ -17,7 +17,7 @@ from pyrocrl.lab.studies import Study
 if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
-READ = 2_000  # rows, at most, by which a nonlinear read-out is fitted, and as many by which it is scored
+READ = 1_000  # rows, at most, by which a nonlinear read-out is fitted, and as many by which it is scored
 
 
 @dataclass(frozen=True)
