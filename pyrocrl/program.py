@@ -216,6 +216,19 @@ class Ties:
     factors: int
 
 
+@dataclass(frozen=True)
+class Sights:
+    """What views show. sees: (view, latent) probabilities that a view sees a latent; margin: by how many nats of log
+    evidence the next best answer is below it; weakest (view,), blurred, together (view, view): see
+    `exact.view_factors.Sights`."""
+
+    sees: Tensor
+    margin: Tensor
+    weakest: Tensor
+    blurred: Tensor
+    together: Tensor
+
+
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -562,6 +575,10 @@ class Program(nn.Module, metaclass=_InTurn):
     def ties(self) -> Ties:
         """What ties the views. Models whose claims need that they are tied must have it."""
         raise TypeError(f"{type(self).__name__} has no views")
+
+    def sights(self) -> Sights:
+        """What views show of the latents. Models that claim intersections of views must have it."""
+        raise TypeError(f"{type(self).__name__} has no views that see some of the latents")
 
     def misfit(self, batch: Batch) -> Any:
         """Deviance of these rows' moments from those of the fitted law, and its degrees of freedom

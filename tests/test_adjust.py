@@ -155,6 +155,7 @@ def test_no_model_passes_over_batches() -> None:
         "weakly_supervised_pairs": None,
         "overparameterized_ae": None,  # batches are contexts
         "cross_modal": None,
+        "multiview": None,
         "snica_lin": None,
         "citris": None,
         "sparse_perturbations": None,

@@ -89,6 +89,7 @@ def test_models_that_compare_with_a_control_ask_for_one_and_the_others_go_on() -
             "weakly_supervised_pairs",
             "overparameterized_ae",
             "cross_modal",
+            "multiview",
             "snica_lin",
             "sparse_perturbations",
             "equivariant_mechanism",

@@ -53,7 +53,8 @@ def test_a_claim_says_for_which_options_it_is_made():
 def test_every_group_of_the_vocabulary_makes_a_claim():
     for what, names in UP_TO.items():
         for name in names:
-            words = {"linear": "a linear map", "affine": "an affine map"}.get(name, name)
+            maps = {"linear": "a linear map", "affine": "an affine map"}
+            words = (maps | {"nested": "a linear map within every intersection of views"}).get(name, name)
             assert Claim(what, (name,)).sentence() == (
                 f"{what} exactly" if name == "exact" else f"{what} up to {words}"
             )

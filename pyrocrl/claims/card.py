@@ -110,6 +110,12 @@ CONDITIONS: dict[str, str] = {
     "views_tied": "rows with several views, or labels of the shared latents, tie the views",
     "shared_in_views": "every view shows every shared latent",
     "private_apart": "no private latent has the loadings of a shared one",
+    "latents_shared": "two views or more see a latent together",
+    "sees_told": "no other answer of which views see which latents fits nearly as well",
+    "views_counted": "no other number of latents of the views fits nearly as well",
+    "views_paired": "every two views were measured in the same rows",
+    "views_tell": "no view shows fewer combinations of the latents than it sees",
+    "shared_as_one": "rows tell a latent that two views see from two that correlate .9",
     "few_fire": "few latents fire in a row: at most half as many as features, and as the search allows",
     "firing_told": "rows tell which latents fire in them",
     "directions_apart": "no two directions are near parallel",
@@ -231,7 +237,11 @@ class Claim:
 
     def head(self) -> str:
         """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
-        maps = {"linear": "a linear map", "affine": "an affine map"}
+        maps = {
+            "linear": "a linear map",
+            "affine": "an affine map",
+            "nested": "a linear map within every intersection of views",
+        }
         names = [maps.get(name, name) for name in self.up_to if name != "exact"]
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 

@@ -42,6 +42,7 @@ LATENT_GROUPS: dict[str, str] = {
     "linear": "an invertible linear map of all latents; includes permutation and scale",
     "affine": "linear and shift",
     "block": "an invertible map within each block of latents, judged by its affine part",
+    "nested": "a linear map of each latent and of others that all of its views see; includes permutation, scale",
 }
 INCLUDES: dict[str, frozenset[str]] = {
     "exact": frozenset(),
@@ -50,6 +51,7 @@ INCLUDES: dict[str, frozenset[str]] = {
     "linear": frozenset({"permutation", "sign", "scale"}),
     "affine": frozenset({"linear", "permutation", "sign", "scale", "shift"}),
     "block": frozenset({"shift"}),
+    "nested": frozenset({"linear", "permutation", "sign", "scale"}),
 }
 GRAPH_GROUPS: dict[str, str] = {
     "exact": "every edge is identified",
@@ -154,6 +156,11 @@ class Group:
     def mixes(self) -> bool:
         """True where one latent may become a combination of several."""
         return bool(self.free & {"linear", "block"})
+
+    @property
+    def keeps_masks(self) -> bool:
+        """True where latents mix, and which features they have stays as it is."""
+        return "nested" in self.free
 
     def align(self, z: ArrayLike, reference: ArrayLike) -> Alignment:
         """The element that brings z (data, latent) nearest to the reference (data, latent of the reference).

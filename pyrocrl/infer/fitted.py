@@ -16,7 +16,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
-from pyrocrl.claims.indeterminacy import Alignment
+from pyrocrl.claims.indeterminacy import Alignment, Group
 from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact.invariance import guaranteed
@@ -117,8 +117,12 @@ class Fit:
     @cached_property
     def alignments(self) -> list[Alignment]:
         """For each chain the element of the claim's group that brings it nearest to the reference chain."""
-        group = self.program.group
-        return [group.align(z, self.anchor[self.reference]) for z in self.anchor]
+        return [self.group.align(z, self.anchor[self.reference]) for z in self.anchor]
+
+    @cached_property
+    def group(self) -> Group:
+        """What the claim on latents leaves free, as the reference chain has it."""
+        return self.chains.chain(self.reference).group
 
     def in_use(self, chain: int) -> np.ndarray:
         """(latent,) whether a chain uses a latent: a feature includes it (where there is a mask), or its means vary.
@@ -139,7 +143,7 @@ class Fit:
         From 0 to 1; NaN where neither chain uses the latent. Where latents mix, the pair's mean squared canonical
         correlation stands for each of them.
         """
-        count, group = self.chains.count, self.program.group
+        count, group = self.chains.count, self.group
         out = np.full((count, count, self.program.latents_count), np.nan)
         used = [self.in_use(c) for c in range(count)]
         if group.mixes:
@@ -278,7 +282,9 @@ class Fit:
         axes: dict[int, Any] = {"graph": {-1: 0, -2: 0}, "parents": {-2: 0}}.get(name, {-1: 0})
         with drawing(), torch.no_grad():
             own = [v for p in self.programs() if (v := _read(p, name)) is not None]
-        if len(own) < self.chains.count or self.program.group.mixes:
+        if len(own) == self.chains.count and name == "mask" and self.group.keeps_masks:
+            return torch.stack(own).double().cpu().numpy()
+        if len(own) < self.chains.count or self.group.mixes:
             return None
         return np.stack([a.act(v.double().cpu().numpy(), axes) for a, v in zip(self.alignments, own, strict=True)])
 

@@ -28,6 +28,7 @@ from pyrocrl.judge.checks.shared import (
     LEVEL,
     MIN_PAIRS,
     MOST_ROWS,
+    TELLING,
     latents_of,
     situation,
     unfitted,
@@ -206,8 +207,21 @@ def _views(fit: Fit, data: Data) -> Found | None:
         return None
     p = float(stats.chi2.sf(found.deviance, found.freedom))
     detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom"
-    remedy = "more shared or private latents; a transformation of the features; anchors=False, or labels of one kind"
+    remedy = "more shared or private latents; a transformation of the features"
+    remedy += "; anchors=False, or labels of one kind" if "anchors" in fit.program.config else ""
     return Found("likelihood ratio of the views' moments", p, detail, remedy)
+
+
+def _straight(fit: Fit, data: Data) -> Found | None:
+    """Whether what lines leave of a feature, in a draw of latents, goes with a latent's curves or with two latents
+    together, but for `BENT_OFF` of its variance; of rows that lack no view."""
+    if data.gaps:
+        data = data.rows_at(np.flatnonzero(data.present.all(1)))
+    if data.rows < TELLING:
+        return None
+    p, j, which = _interactions(fit, data, ranks=True, white=True)
+    detail = f"least for {data.feature_names[j]} and {' with '.join(which)}"
+    return Found("what lines leave of features", p, detail, "a transformation of the features; nonlinear mixings")
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -616,16 +630,26 @@ def _independent_pairs(fit: Fit, data: Data, ranks: bool = False) -> Found | Non
 def _additive(fit: Fit, data: Data, ranks: bool = False) -> Found | None:
     """Whether what smooth functions leave of a feature, in a draw of latents, goes with a latent or with two together,
     but for `BENT_OFF` of its variance. ranks: of latents of any law."""
-    z, left, names = _curves(fit, data)
-    if not z.shape[1]:
+    if not fit.in_use(fit.reference).any():
         return None
-    z = (stats.rankdata(z, axis=0) - 0.5) / len(z) if ranks else z
+    p, j, which = _interactions(fit, data, ranks=ranks)
+    detail = f"least for {data.feature_names[j]} and {' with '.join(which)}"
+    what = "smooth functions" if ranks else "sums of curves"
+    return Found(f"what {what} leave of features", p, detail, "latents that act together: sparse_vae")
+
+
+def _interactions(fit: Fit, data: Data, *, ranks: bool = False, white: bool = False) -> tuple[float, int, list[str]]:
+    """p that what is left of a feature goes with latents, the feature, and the latents' names. ranks: of latents that
+    are not uniform, their ranks stand for them; white: those of latents made uncorrelated."""
+    z, left, names = _curves(fit, data)
+    if white:
+        z = goodness.whitened(z, np.zeros(len(z), int))
+    if ranks:
+        z = (stats.rankdata(z, axis=0) - 0.5) / len(z)
     batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
     spread, noise = batch.x.double().cpu().numpy().var(0), np.maximum(left.var(0), 1e-12)
     p, j, which = dependence.interactions(left / np.sqrt(noise), z, BENT_OFF * spread / noise)
-    detail = f"least for {data.feature_names[j]} and {' with '.join(names[k] for k in which)}"
-    what = "smooth functions" if ranks else "sums of curves"
-    return Found(f"what {what} leave of features", p, detail, "latents that act together: sparse_vae")
+    return p, j, [names[k] for k in which]
 
 
 def _noise_law(fit: Fit, data: Data) -> Found | None:
@@ -704,5 +728,6 @@ TESTS: dict[str, Test] = {
     "smooth": partial(_additive, ranks=True),
     "noise_law": _noise_law,
     "mechanisms_add": _mechanisms_add,
+    "straight": _straight,
     "invariance": _invariance,
 }

@@ -41,6 +41,7 @@ BEFORE = {
     "means": "columns' means",
     "other": "other model",
     "reference": "published estimator",
+    "pairwise": "canonical correlations of two views",
     "fisherz": "tests of pairs, greedy cover",
 }
 AFTER = {
@@ -146,6 +147,18 @@ _TABLE = (
     Metric("other_r2", "R², other true latents from an estimate", figure=True),
     Metric("true_other_r2", "... from the true latent itself", figure=True),
     Metric("lagged_errors", "Wrong edges from step to step", "smaller", None, True, ("empty",)),
+    Metric(
+        "intersection_r2",
+        "R², what views have in common",
+        "larger",
+        figure=True,
+        beside=("pairwise", "regression"),
+        headline=True,
+    ),
+    Metric("intersection_least", "... of the least", "larger", figure=True),
+    Metric("beyond_r2", "R², what only some of the views see, from it", "smaller", figure=True, beside=("pairwise",)),
+    Metric("sees_exact", "Which views see what, all right", "larger", 2, figure=True, worst=False),
+    Metric("sees_wrong", "... share of entries wrong", "smaller", figure=True),
     Metric("private_r2", "R², private latents of views from the shared estimates", "smaller", figure=True),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),

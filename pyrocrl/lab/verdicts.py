@@ -31,6 +31,7 @@ from pyrocrl.judge.metrics import mcc, r2, reorder_graph
 from pyrocrl.lab.reproduce import parse_seeds, provenance
 from pyrocrl.lab.suite import cases
 from pyrocrl.lab.suite.case import Case
+from pyrocrl.lab.view_blocks import block_scores
 
 Array = np.ndarray
 
@@ -68,6 +69,8 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
         z, mask, graph = z[:, used], mask[:, used], None if graph is None else graph[np.ix_(used, used)]
     if z.shape != data.truth["z"].shape:
         return {}
+    if result.group.keeps_masks:
+        return block_scores(result, data)
     if result.program.group.mixes:
         return {"r2": r2(data.truth["z"], z)}
     score, nodes = mcc(data.truth["z"], z, return_assignment=True)

@@ -59,6 +59,7 @@ SETTINGS: dict[str, str] = {
     "kivva2021": "states",
     "stored_rows": "memories",
     "shared_private": "views",
+    "yao2024": "yao",
     "halva2021_linear": "dynamics",
     "xu2023_additive": "additive",
     "wang2024_support": "supports",

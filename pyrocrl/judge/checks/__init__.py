@@ -22,6 +22,7 @@ from pyrocrl.judge.checks import (
     supports,
     surfaces,
     target_steps,
+    view_sights,
 )
 from pyrocrl.judge.checks.shared import FitCheck, situation
 
@@ -45,4 +46,5 @@ CHECKS: dict[str, FitCheck] = {
     **surfaces.CHECKS,
     **mechanisms.CHECKS,
     **target_steps.CHECKS,
+    **view_sights.CHECKS,
 }

@@ -16,6 +16,7 @@ from pyrocrl.lab.suite import (
     supports,
     surfaces,
     target_steps,
+    view_sights,
 )
 from pyrocrl.lab.suite.case import Case
 
@@ -55,5 +56,6 @@ def cases() -> list[Case]:
         surfaces.surface_cases,
         mechanisms.mechanism_sparsity_cases,
         target_steps.step_cases,
+        view_sights.sight_cases,
     )
     return [case for some in every for case in some()]
