@@ -176,7 +176,7 @@ class ContentStyle(Program):
         before, after, out = x[place[rest]], x[rest], (x[place[test]], x[test])
         square = own["latents"] + len(self.raw_style_change) == own["features"]
         content_pairs.train(self.reader, before, after, own["steps"], generator, square)
-        self.put(**content_pairs.shared(self.reader, before, after, out, generator)._asdict())
+        self.put(**content_pairs.shared(self.reader, before, after, out, own["steps"], generator)._asdict())
         steps = max(1, own["steps"] // 5)
         z = self.reader(x)
         optimise.regress(self.given.requires_grad_(True), z, x, steps, generator)
@@ -199,8 +199,8 @@ class ContentStyle(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("kuegelgen2021", seed=seed, pairs=600, content=2, style=2, layers=1, draws=100)
-        return cls.from_data(data, width=32, steps=150), data
+        data = draw("kuegelgen2021", seed=seed, pairs=300, content=2, style=2, layers=1, draws=100)
+        return cls.from_data(data, width=16, steps=80), data
 
     studies = (
         ContentBlock("kuegelgen2021", held_out=0.1),

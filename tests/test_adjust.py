@@ -157,6 +157,7 @@ def test_no_model_passes_over_batches() -> None:
         "cross_modal": None,
         "snica_lin": None,
         "sparse_perturbations": None,
+        "content_style": None,
         "equivariant_mechanism": None,
     }
     for name in zoo.built_in():

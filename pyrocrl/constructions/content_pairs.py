@@ -29,7 +29,11 @@ from pyrocrl.parts.piecewise_affine import steepened, unmix
 PAIRS = 512  # a step
 FLOW_LR, LAYERS, ROUND = 1e-2, 3, 0.1  # of the flow: Adam's rate, bent layers, and how round their corners are
 RIDGE = 1e-6
-PROBE, PROBE_WIDTH, FUNCTIONS = 300, 32, 64  # steps and width of what looks for more; functions of content taken out
+PROBE, PROBE_WIDTH, FUNCTIONS = (
+    300,
+    32,
+    64,
+)  # most steps, and width, of what looks for more; functions of content taken out
 FAR = 3.0  # deviations from which it counts as no farther: few rows must not decide
 FITTED = 5_000  # rows by which what content tells of it is fitted
 
@@ -119,21 +123,32 @@ def train(
 
 @torch.no_grad()
 def shared(
-    reader: ContentReader, before: Tensor, after: Tensor, test: tuple[Tensor, Tensor], generator: torch.Generator
+    reader: ContentReader,
+    before: Tensor,
+    after: Tensor,
+    test: tuple[Tensor, Tensor],
+    steps: int,
+    generator: torch.Generator,
 ) -> Shared:
-    """What the pairs (before, after) of `test`, which were not trained on, share of content and beside it."""
+    """What the pairs (before, after) of `test`, which were not trained on, share of content and beside it; steps: of
+    the search for the latter, on the others, `PROBE` at most."""
     one, other = (reader(x).double() for x in test)
     both, apart = torch.cat([one, other]), one - other
     tril = torch.linalg.cholesky(torch.cov(both.mT) + 1e-8 * torch.eye(both.shape[1]).to(both))
     white = torch.linalg.solve_triangular(tril, apart.mT, upper=False).mT
     gap = torch.linalg.eigvalsh(white.mT @ white / len(white) / 2)
     each = white.square().mean(1) / 2
-    left, error = _left(reader, before, after, test, generator)
+    left, error = _left(reader, before, after, test, min(PROBE, steps), generator)
     return Shared(gap.clamp_min(0.0), each.std() / math.sqrt(len(each)), left, error)
 
 
 def _left(
-    reader: ContentReader, before: Tensor, after: Tensor, test: tuple[Tensor, Tensor], generator: torch.Generator
+    reader: ContentReader,
+    before: Tensor,
+    after: Tensor,
+    test: tuple[Tensor, Tensor],
+    steps: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Share, and its error, of the variance of a function of x that partners share beside content."""
     latents = reader.centre.shape[0]
@@ -153,7 +168,7 @@ def _left(
         one, other = (value - of @ torch.linalg.solve(gram, of.mT @ value)).chunk(2)
         return -(one * other).mean() / value.var().clamp_min(1e-9)
 
-    optimise.minimise(probe, loss, torch.arange(len(before)), PROBE, min(PAIRS, len(before)), generator)
+    optimise.minimise(probe, loss, torch.arange(len(before)), steps, min(PAIRS, len(before)), generator)
     few = min(FITTED, len(before))
     value = torch.cat([probe.net(x[:few]) for x in inner])
     centre, scale = value.mean(), value.std().clamp_min(1e-9)
@@ -166,7 +181,7 @@ def _left(
         told,
         torch.cat([reader(x[:few]) for x in (before, after)]),
         torch.cat([bounded(x[:few]) for x in inner]),
-        PROBE,
+        steps,
         generator,
     )
     one, other = ((bounded(reader.bent(x)) - told(reader(x))).clamp(-FAR, FAR) for x in test)

@@ -141,7 +141,9 @@ _TABLE = (
     ),
     Metric("r2", "R², true latents from the estimates", "larger", figure=True, beside=("cca",), headline=True),
     Metric("private_r2", "R², private latents of views from the shared estimates", "smaller", figure=True),
-    Metric("block_r2", "R², content from its estimate, nonlinear", "larger", figure=True, beside=("cca",), headline=True),
+    Metric(
+        "block_r2", "R², content from its estimate, nonlinear", "larger", figure=True, beside=("cca",), headline=True
+    ),
     Metric("style_r2", "R², style from the estimate of content, nonlinear", "smaller", figure=True, beside=("cca",)),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),

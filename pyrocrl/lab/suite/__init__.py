@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyrocrl.lab.suite import (
     actions,
     concepts,
+    content,
     covers,
     curves,
     equations,
@@ -48,6 +49,7 @@ def cases() -> list[Case]:
         states.oracle_cases,
         curves.curve_cases,
         concepts.concept_cases,
+        content.content_cases,
         supports.support_cases,
     )
     return [case for some in every for case in some()]
