@@ -119,6 +119,7 @@ class ContentStyle(Program):
             basis=torch.eye(features)[:, :count].clone(),  # of what content leaves of features, to style
             gap=torch.zeros(latents),
             gap_error=torch.zeros(()),
+            trained=torch.zeros(latents),
             left=torch.zeros(()),
             left_error=torch.zeros(()),
         )
@@ -157,7 +158,7 @@ class ContentStyle(Program):
         return {"style": self._read(batch)[1]}
 
     def partners_share(self) -> PartnersShare:
-        return PartnersShare(self.gap, self.gap_error, self.left, self.left_error)
+        return PartnersShare(self.gap, self.gap_error, self.trained, self.left, self.left_error)
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -202,10 +203,7 @@ class ContentStyle(Program):
         data = draw("kuegelgen2021", seed=seed, pairs=300, content=2, style=2, layers=1, draws=100)
         return cls.from_data(data, width=16, steps=80), data
 
-    studies = (
-        ContentBlock("kuegelgen2021", held_out=0.1),
-        ContentBlock("kuegelgen2021", {"depends": True}, seeds=4, held_out=0.1),
-    )
+    studies = (ContentBlock("kuegelgen2021", seeds=3, held_out=0.1),)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,7 @@ class PartnersShare:
 
     gap: Tensor
     gap_error: Tensor
+    trained: Tensor
     left: Tensor
     left_error: Tensor
 

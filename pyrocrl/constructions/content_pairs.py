@@ -9,8 +9,8 @@ A network of 20,000 pairs learns what bends single features by heart before it l
 (`bends`): the inverse of a leaky ReLU of each feature, as the first layer of a normalising flow of the pairs, all of
 whose latents are correlated normal between partners; the flow's other layers are thrown away.
 
-`left` looks for what else is shared: the function of x, less what content tells of it, that correlates most between
-partners.
+`shared` looks for what else is the same: the function of x of which partners have the most in common beside what
+content tells of it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ FITTED = 5_000  # rows by which what content tells of it is fitted
 
 class Shared(NamedTuple):
     """Of pairs that were not trained on: gap (latent,), ascending, shares of content's variance that differ between
-    partners, by direction; gap_error, of their mean; left (), the correlation between partners of what is shared
-    beside content, and its error."""
+    partners, by direction; gap_error, of their mean; trained (latent,), the same of pairs that were; left (), the share
+    that partners have in common of a function of x beside content, and its error."""
 
     gap: Tensor
     gap_error: Tensor
+    trained: Tensor
     left: Tensor
     left_error: Tensor
 
@@ -132,14 +133,19 @@ def shared(
 ) -> Shared:
     """What the pairs (before, after) of `test`, which were not trained on, share of content and beside it; steps: of
     the search for the latter, on the others, `PROBE` at most."""
-    one, other = (reader(x).double() for x in test)
+    gap, each = _gap(*(reader(x).double() for x in test))
+    trained = _gap(*(reader(x[:FITTED]).double() for x in (before, after)))[0]
+    left, error = _left(reader, before, after, test, min(PROBE, steps), generator)
+    return Shared(gap, each.std() / math.sqrt(len(each)), trained, left, error)
+
+
+def _gap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """(latent,) shares of the variance of latents (pair, latent) that differ between partners, ascending; (pair,) those
+    of each pair, over all latents."""
     both, apart = torch.cat([one, other]), one - other
     tril = torch.linalg.cholesky(torch.cov(both.mT) + 1e-8 * torch.eye(both.shape[1]).to(both))
     white = torch.linalg.solve_triangular(tril, apart.mT, upper=False).mT
-    gap = torch.linalg.eigvalsh(white.mT @ white / len(white) / 2)
-    each = white.square().mean(1) / 2
-    left, error = _left(reader, before, after, test, min(PROBE, steps), generator)
-    return Shared(gap.clamp_min(0.0), each.std() / math.sqrt(len(each)), left, error)
+    return torch.linalg.eigvalsh(white.mT @ white / len(white) / 2).clamp_min(0.0), white.square().mean(1) / 2
 
 
 def _left(

@@ -117,8 +117,10 @@ def _content_shared(fit: Fit, data: Data) -> Lack | None:
     if mean <= CHANGES and most <= CHANGES_MOST:
         return None
     said = f"{gap.mean():.1%} of the latents' variance differs between rows of a pair, {most:.0%} in one direction"
-    near = gap.mean() <= CHANGES and most <= CHANGES_MOST
-    rows = data.rows * (2 * error / max(CHANGES - float(gap.mean()), 1e-6)) ** 2 if near else 0.0
+    trained = found.trained.double().cpu().numpy()
+    rows = 0.0
+    if trained.mean() <= CHANGES and trained.max() <= CHANGES_MOST:  # pairs that were trained on are known by heart
+        rows = data.rows * max(mean / CHANGES, most / CHANGES_MOST) ** 2
     return Lack(said, "fewer latents, more steps, or pairs that share what they are to share", rows=rows)
 
 
