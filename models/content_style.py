@@ -2,9 +2,9 @@
 
     z_i ~ N(0, I)                                                          (data, latent)
           of rows after: N(r z_j, diag 1 - r^2), j the row before, r near 1: content, the same in both rows
-    style_i ~ N(0, I)                                                      (data, style)
-          of rows after: N(k style_j, diag 1 - k^2): what changes
-    x_i ~ N(f(z_i, style_i), diag sigma^2)                                 (data, feature)
+    private_i ~ N(0, I)                                                    (data, style)
+          of rows after: N(k private_j, diag 1 - k^2): style, which changes
+    x_i ~ N(f(z_i, private_i), diag sigma^2)                               (data, feature)
 
 f is linear plus a network. Style may depend on content: a part that content gives is in f. The guide is
 q(z | x) = N(h(x), t^2), and alike for style. Which law z has does not matter to h, which is made by pairs alone.
@@ -86,7 +86,7 @@ class ContentStyle(Program):
         needs_pairs=True,
     )
     recipe = Recipe.unannealed(epochs=1, least_steps=150, batch_size=512, lr=1e-3, held_out=0.05, chains=2)
-    sites = {"z": Site(("data", "latent"), {"latent": "point"}), "style": Site(("data", "style"))}
+    sites = {"z": Site(("data", "latent"), {"latent": "point"}), "private": Site(("data", "private"))}
 
     def __init__(
         self,
@@ -130,8 +130,9 @@ class ContentStyle(Program):
         place, follows = batch.before()
         with self.rows(batch):
             z = pyro.sample("z", Repeated(self.raw_change.sigmoid(), place, follows))  # (rows, latent)
-            style = pyro.sample("style", Repeated(self.raw_style_change.sigmoid(), place, follows))  # (rows, style)
-            mean = self.decoder(torch.cat([z, style], -1))
+            change = self.raw_style_change.sigmoid()
+            private = pyro.sample("private", Repeated(change, place, follows))  # (rows, style)
+            mean = self.decoder(torch.cat([z, private], -1))
             pyro.sample("x", self.observation.likelihood(mean, batch).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
@@ -139,7 +140,7 @@ class ContentStyle(Program):
         with self.rows(batch):
             z, style = self._read(batch)
             pyro.sample("z", Normal(z, width[:latents].expand_as(z)).to_event(1))
-            pyro.sample("style", Normal(style, width[latents:].expand_as(style)).to_event(1))
+            pyro.sample("private", Normal(style, width[latents:].expand_as(style)).to_event(1))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class ContentStyle(Program):
         return self._read(batch)[0]
 
     def beside(self, batch: Batch) -> dict[str, Tensor]:
-        return {"style": self._read(batch)[1]}
+        return {"private": self._read(batch)[1]}
 
     def partners_share(self) -> PartnersShare:
         return PartnersShare(self.gap, self.gap_error, self.trained, self.left, self.left_error)

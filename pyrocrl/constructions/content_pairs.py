@@ -29,11 +29,8 @@ from pyrocrl.parts.piecewise_affine import steepened, unmix
 PAIRS = 512  # a step
 FLOW_LR, LAYERS, ROUND = 1e-2, 3, 0.1  # of the flow: Adam's rate, bent layers, and how round their corners are
 RIDGE = 1e-6
-PROBE, PROBE_WIDTH, FUNCTIONS = (
-    300,
-    32,
-    64,
-)  # most steps, and width, of what looks for more; functions of content taken out
+PROBE, PROBE_WIDTH = 300, 32  # most steps, and width, of the search for what else is shared
+FUNCTIONS = 64  # of content, that are taken out of it on the way
 FAR = 3.0  # deviations from which it counts as no farther: few rows must not decide
 FITTED = 5_000  # rows by which what content tells of it is fitted
 
