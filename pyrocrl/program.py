@@ -229,6 +229,17 @@ class Sights:
     together: Tensor
 
 
+@dataclass(frozen=True)
+class PartnersShare:
+    """What rows of a pair share, as pairs tell that were not trained on: see `constructions.content_pairs.Shared`."""
+
+    gap: Tensor
+    gap_error: Tensor
+    trained: Tensor
+    left: Tensor
+    left_error: Tensor
+
+
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -548,6 +559,10 @@ class Program(nn.Module, metaclass=_InTurn):
         """By how much perturbations move latents. Models whose claims need that offsets span all latents must have
         it."""
         raise TypeError(f"{type(self).__name__} says nothing of offsets")
+
+    def partners_share(self) -> PartnersShare:
+        """What rows of a pair share. Models whose claims need that they share the latents must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of what pairs share")
 
     def displaced(self, batch: Batch) -> Tensor:
         """(rows, feature) x as the fitted offsets move the row before; of rows that follow none, x itself. Models that

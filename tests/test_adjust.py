@@ -159,6 +159,7 @@ def test_no_model_passes_over_batches() -> None:
         "snica_lin": None,
         "citris": None,
         "sparse_perturbations": None,
+        "content_style": None,
         "equivariant_mechanism": None,
         "mechanism_sparsity": None,
     }

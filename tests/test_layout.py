@@ -111,7 +111,7 @@ def test_models_take_from_the_lab_only_studies_and_run() -> None:
     for path in (ROOT / "models").glob("[a-z]*.py"):
         lab = {name for room, name in imported(path) if room == "lab"}
         allowed = ("lab.run", "lab.studies", "lab.screens", "lab.imputations", "lab.memories", "lab.translations")
-        allowed += ("lab.concepts", "lab.view_blocks")
+        allowed += ("lab.concepts", "lab.content", "lab.view_blocks")
         assert all(name.startswith(allowed) for name in lab), path.name
 
 

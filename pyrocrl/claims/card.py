@@ -101,6 +101,8 @@ CONDITIONS: dict[str, str] = {
     "offsets_span": "offsets of the perturbations span all latents",
     "axes_apart": "no other axes are moved by as few perturbations",
     "offsets_steady": "what a perturbation moves latents by is the same in pairs that were not fitted",
+    "content_shared": "the latents are the same in both rows of pairs that were not trained on",
+    "nothing_else_shared": "pairs share nothing beside the latents",
     "little_left": "latents leave little of any feature",
     "mechanisms_tell": "no maps commute with the mechanisms but those that scale or shift each latent",
     "mechanisms_apart": "no other maps nearly commute with them, as far as pairs and networks tell",

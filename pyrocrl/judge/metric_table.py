@@ -160,6 +160,10 @@ _TABLE = (
     Metric("sees_exact", "Which views see what, all right", "larger", 2, figure=True, worst=False),
     Metric("sees_wrong", "... share of entries wrong", "smaller", figure=True),
     Metric("private_r2", "R², private latents of views from the shared estimates", "smaller", figure=True),
+    Metric(
+        "block_r2", "R², content from its estimate, nonlinear", "larger", figure=True, beside=("cca",), headline=True
+    ),
+    Metric("style_r2", "R², style from the estimate of content, nonlinear", "smaller", figure=True, beside=("cca",)),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),
     Metric("dci_completeness", "Completeness (DCI)", "larger"),

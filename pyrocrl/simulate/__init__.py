@@ -38,6 +38,7 @@ SETTINGS: dict[str, str] = {
     "ahuja2023": "ahuja",
     "ahuja2022_pairs": "ahuja",
     "ahuja2022_mechanisms": "ahuja",
+    "kuegelgen2021": "kuegelgen",
     "rajendran2024": "concepts",
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",

@@ -15,6 +15,8 @@ UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, 
 TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent of a view
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
+CHANGES, CHANGES_MOST = 0.05, 0.2  # share of latents' variance, and of any direction, that may differ in a pair
+BESIDE = 0.45  # share of the variance of what latents leave, that pairs may share: style that a pair keeps
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 
 
@@ -106,10 +108,40 @@ def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
     return Lack(f"dynamics leave {open_.max():.0%} of {far} open", "more rows", rows=more_rows)
 
 
+def _content_shared(fit: Fit, data: Data) -> Lack | None:
+    """Whether latents are the same in both rows of a pair, in pairs that were not trained on: what style they hold, or
+    a latent too many, differs."""
+    found = fit.chains.chain(fit.reference).partners_share()
+    gap, error = found.gap.double().cpu().numpy(), float(found.gap_error)
+    mean, most = float(gap.mean()) + 2 * error, float(gap.max())
+    if mean <= CHANGES and most <= CHANGES_MOST:
+        return None
+    said = f"{gap.mean():.1%} of the latents' variance differs between rows of a pair, {most:.0%} in one direction"
+    trained = found.trained.double().cpu().numpy()
+    rows = 0.0
+    if trained.mean() <= CHANGES and trained.max() <= CHANGES_MOST:  # pairs that were trained on are known by heart
+        rows = data.rows * max(mean / CHANGES, most / CHANGES_MOST) ** 2
+    return Lack(said, "fewer latents, more steps, or pairs that share what they are to share", rows=rows)
+
+
+def _nothing_else_shared(fit: Fit, data: Data) -> Lack | None:
+    """Whether anything of x that latents leave is the same in both rows of a pair: content that is not counted, or
+    style that hardly changes."""
+    found = fit.chains.chain(fit.reference).partners_share()
+    left, error = float(found.left), float(found.left_error)
+    if left + 2 * error <= BESIDE:
+        return None
+    said = f"pairs share {left:.0%} (± {error:.0%}) of something that the latents leave"
+    rows = data.rows * (2 * error / (BESIDE - left)) ** 2 if left < BESIDE else 0.0
+    return Lack(said, "more latents, or pairs between which style changes more", rows=rows)
+
+
 CHECKS: dict[str, FitCheck] = {
     "changed_in_pairs": _changed_in_pairs,
     "views_tied": _views_tied,
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
     "dynamics_apart": _dynamics_apart,
+    "content_shared": _content_shared,
+    "nothing_else_shared": _nothing_else_shared,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyrocrl.lab.suite import (
     actions,
     concepts,
+    content,
     covers,
     curves,
     equations,
@@ -52,6 +53,7 @@ def cases() -> list[Case]:
         states.oracle_cases,
         curves.curve_cases,
         concepts.concept_cases,
+        content.content_cases,
         supports.support_cases,
         surfaces.surface_cases,
         mechanisms.mechanism_sparsity_cases,
