@@ -220,8 +220,9 @@ class Sampler:
                 return np.asarray(drawn[fits[0]])
         return before
 
-    def move_correlation(self, inner: Floats, rows: int) -> None:
+    def move_correlation(self, inner: Floats, rows: int) -> Floats:
         """R and the scales d of latents in use, z / d and loadings d fitting as well; R of the others by its prior.
+        Returns d (latent,), 1 of those that did not move.
 
         d R d is proposed from the inverse Wishart law that it has given z under the prior |R|^-(count + 1) / 2 and the
         invariant measure of d.
@@ -231,6 +232,7 @@ class Sampler:
         used, tril = order[:count], np.eye(self.latents)
         place = np.ix_(used, used)
         now = old = self.correlation[place]
+        moved = np.ones(self.latents)
         if 0 < count < rows:
             new = linalg.inv(self._wishart(np.linalg.cholesky(linalg.inv(inner[place])), rows))
             unit = np.sqrt(np.diag(new))
@@ -241,6 +243,7 @@ class Sampler:
             if not self.settled or math.log(self.rng.random()) < gain:
                 now = _proper(new)
                 self.loadings[:, used] *= unit
+                moved[used] = unit
         tril[:count, :count] = np.linalg.cholesky(now)
         for i in range(max(count, 1), self.latents):
             along = self.rng.standard_normal(i)
@@ -249,6 +252,7 @@ class Sampler:
             tril[i, i] = math.sqrt(1 - square)
         back = np.argsort(order)
         self.correlation = (tril @ tril.T)[np.ix_(back, back)]
+        return moved
 
     def _gain_of_scales(self, used: NDArray[np.int64], unit: Floats) -> float:
         """Log of by how much loadings of these latents are more probable in this unit (latent,), its measure with
