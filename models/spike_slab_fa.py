@@ -22,8 +22,8 @@ those that are not needed. The guide draws mask, loadings, variances and R toget
 these, and log_concentration from a normal law that is fitted.
 
 Of counts, a chain starts so from log(1 + x / size), which settles how many latents there are, and goes on as Metropolis
-within Gibbs over all rows (`exact.count_factors`), exact given that number. Then z is drawn by its Laplace
-approximation given the rest, whose mode is the read-out (`parts.count_factors`).
+within Gibbs (`exact.count_factors`), exact given that number and the rows it sees: all of them, or where x has more than
+2 million entries its own choice of as many. z is drawn by its Laplace approximation given the rest.
 
 *Identified:* latents up to permutation and sign, the mask up to permutation, given that the true loadings are the
 sparsest that fit, if whichever feature is left out the others hold two disjoint sets that fix all latents (noise can be
@@ -252,10 +252,10 @@ class SpikeSlabFA(FactorReadouts, Program):
         self.put(size_unit=batch.size_factor.mean())
         size = size_of(batch, self.size_unit)
         self.put(centre=((batch.x.sum(0) + 0.5) / size.sum()).log())
-        x, latents, own = batch.x.numpy(), self.config["latents"], size[:, 0].numpy()
-        start = count_starts.start(x, own, latents, ETA, rng)
-        group, batches = batch.group.numpy(), self.config["batches"]
-        centre = self.centre.double().numpy()
+        some = np.sort(rng.permutation(len(size))[: max(1000, int(count_factors.MOST / self.config["features"]))])
+        x, own, group = batch.x.numpy()[some], size[some, 0].numpy(), batch.group.numpy()[some]
+        start = count_starts.start(x, own, self.config["latents"], ETA, rng)
+        centre, batches = self.centre.double().numpy(), self.config["batches"]
         return count_factors.CountSampler(x, own, group, batches, centre, start, self.slab, ETA, rng).run()._asdict()
 
     @classmethod

@@ -9,7 +9,7 @@ from pyrocrl.exact.count_factors import CountStart
 from pyrocrl.exact.spike_slab import Sampler
 
 Floats = NDArray[np.float64]
-MOST = 500  # features that the start looks at: those that vary most beyond Poisson's law
+MOST = 200  # features that the start looks at: those that vary most beyond Poisson's law
 SLAB, RATE = 0.7, 0.1  # of standardised features
 
 

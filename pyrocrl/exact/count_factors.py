@@ -31,7 +31,8 @@ LARGEST = 15.0  # of a log rate, as in `dists.NegativeBinomial`
 ODDS = -7.0  # log odds of a loading below which one Newton step tells enough
 STEP = 1.5  # longest Newton step of a loading
 LENGTH = 3.0  # longest Newton step of a row's scores
-WARM, SWEEPS, DRAWS = 100, 300, 100  # sweeps that are left out, that are kept, and draws that are kept of these
+WARM, SWEEPS, DRAWS = 60, 200, 100  # sweeps that are left out, that are kept, and draws that are kept of these
+MOST = 2e6  # entries of x that a chain looks at
 CLIMBS = 4  # rounds of Newton steps for scores before the first sweep
 
 
@@ -103,17 +104,17 @@ class CountSampler(Sampler):
         self.base = np.repeat(centre[:, None], self.batch.shape[1], 1)  # (feature, batch)
         self.dispersion = np.full(self.features, DISPERSION)
         self.walk = np.full(self.features, 0.5)
-        self.there = np.nonzero(self.x)
-        self.counted = self.x[self.there]
         self.z, self.correlation = np.ascontiguousarray(start.scores.T), start.correlation.copy()  # (latent, row)
         self.loadings = np.zeros((self.features, self.latents))
         self.used, self.concentration = start.used.copy(), 1.0
         self.heated = self.settled = True
         self.frozen = False
-        self.refresh()
+        self.observe()
 
-    def refresh(self) -> None:
-        """Everything that follows from the state."""
+    def observe(self) -> None:
+        """Everything that follows from counts and state."""
+        self.there = np.nonzero(self.x)
+        self.counted = self.x[self.there]
         self.level = self._level(self.loadings, self.z, self.base)
         self.now = cells(self.x, self.level, self.dispersion)
         self.of_r = self._of_r(self.dispersion)
