@@ -21,9 +21,9 @@ number (`exact.spike_slab`). It starts from promax factors of resampled rows, as
 those that are not needed. The guide draws mask, loadings, variances and R together from the run, z exactly given
 these, and log_concentration from a normal law that is fitted.
 
-Of counts, a chain starts so from log(1 + x / size), which settles how many latents there are, and goes on as Metropolis
-within Gibbs (`exact.count_factors`), exact given that number and the rows it sees: all of them, or where x has more than
-2 million entries its own choice of as many. z is drawn by its Laplace approximation given the rest.
+Of counts, a chain starts so from log(1 + x / size), which settles how many latents there are, and goes on by Metropolis
+within Gibbs (`exact.count_factors`), exact given that number and the rows that it sees: all of them, or of more than 2
+million entries of x its own choice of as many. z is drawn by its Laplace approximation given the rest.
 
 *Identified:* latents up to permutation and sign, the mask up to permutation, given that the true loadings are the
 sparsest that fit, if whichever feature is left out the others hold two disjoint sets that fix all latents (noise can be
@@ -39,6 +39,8 @@ parameters in Thurstone's multiple factor analysis.
 
 *Differs from the paper in* correlated latents, a finite buffet, moments in place of rows, starts from promax, and a law
 of counts.
+
+Longer than other models because it has two laws of x under one mask, each with a sampler of its own.
 
 *For a variant, copy this file and change* `story`: the law of `loadings`, of `variance` or of R, and with it the
 conditionals of `Sampler` in `pyrocrl.exact.spike_slab`, or of `CountSampler` in `pyrocrl.exact.count_factors`.
@@ -60,7 +62,7 @@ from pyrocrl.dists import InverseGamma, LogNormal, MultivariateNormal, NegativeB
 from pyrocrl.exact import count_factors
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE, Sampler
-from pyrocrl.lab.studies import SparseFactors
+from pyrocrl.lab.studies import SparseCounts, SparseFactors
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.count_factors import baselines, scores_given_counts, size_of
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given
@@ -82,7 +84,11 @@ class SpikeSlabFA(FactorReadouts, Program):
             "each feature depends linearly on few latents, whose number is not known and which may correlate",
             "features depend on all latents, or not linearly: then `sparse_vae`",
         ),
-        assumes=("x, or the log rate of counts, is linear in the latents", "each feature depends on few latents", "noise is independent"),
+        assumes=(
+            "x, or the log rate of counts, is linear in the latents",
+            "each feature depends on few latents",
+            "noise is independent",
+        ),
         claims=(
             Claim("latents", ("permutation", "sign"), (SPARSEST,), NEEDS),
             Claim("mask", ("permutation",), (SPARSEST,), NEEDS),
@@ -139,19 +145,18 @@ class SpikeSlabFA(FactorReadouts, Program):
         features: Features,
         latents: Latents,
         likelihood: Likelihood = "gaussian",
-        slab: Positive | None = None,
+        slab: Positive = 0.7,
         rate: Positive = 0.1,
         batches: Batches = 1,
     ) -> None:
         """latents: how many are offered, at least 2; those that are not needed stay without features.
 
-        slab: prior deviation of a loading, in units of the features' deviations, None = .7; or of log rates, None = .5.
+        slab: prior deviation of a loading, in units of the features' deviations, or of the log rates of counts.
         rate: of the prior of variances, which has its mode at rate / 2.5, in the same units; counts have none.
         """
         super().__init__()
         check_sizes(features, latents, least=2)
         self.counts = likelihood == "negative_binomial"
-        self.slab = (0.5 if self.counts else 0.7) if slab is None else slab
         draws = count_factors.DRAWS if self.counts else EFFORT.draws
         shapes = {"mask": (features, latents), "loadings": (features, latents)}
         noise = {"dispersion": (features,), "base": (batches, features)} if self.counts else {"variance": (features,)}
@@ -172,7 +177,7 @@ class SpikeSlabFA(FactorReadouts, Program):
         one = torch.ones((), dtype=batch.dtype, device=batch.device)
         log_concentration = pyro.sample("log_concentration", Normal(0 * one, one))
         mask = pyro.sample("mask", BuffetColumns(log_concentration, features, latents))  # (feature, latent)
-        loadings = pyro.sample("loadings", SpikeSlab(mask, Normal(0 * mask, self.slab * one)).to_event(2))
+        loadings = pyro.sample("loadings", SpikeSlab(mask, Normal(0 * mask, self.config["slab"] * one)).to_event(2))
         every = one.expand(features)
         if self.counts:
             centre = self.centre.expand(self.config["batches"], features)
@@ -209,9 +214,7 @@ class SpikeSlabFA(FactorReadouts, Program):
     def _scores(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean (rows, latent) and Cholesky factors of the covariance of z given counts and these sites."""
         level = size_of(batch, self.size_unit).log() + baselines(sites["base"], batch)
-        return scores_given_counts(
-            batch.x, level, sites["loadings"], sites["dispersion"], sites["correlation_tril"]
-        )
+        return scores_given_counts(batch.x, level, sites["loadings"], sites["dispersion"], sites["correlation_tril"])
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -242,7 +245,9 @@ class SpikeSlabFA(FactorReadouts, Program):
 
     def _of_floats(self, x: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         again = x[rng.integers(0, len(x), len(x))]
-        sampler = Sampler(x.T @ x / len(x), len(x), self.config["latents"], self.slab, self.config["rate"], ETA, rng)
+        sampler = Sampler(
+            x.T @ x / len(x), len(x), self.config["latents"], self.config["slab"], self.config["rate"], ETA, rng
+        )
         drawn = sampler.run(np.cov(again.T))
         parts = zip(*(torch.as_tensor(part) for part in drawn[:3]), strict=True)
         self.put(scores=torch.stack([factors_given(*one)[0] for one in parts]).mean(0))
@@ -256,7 +261,11 @@ class SpikeSlabFA(FactorReadouts, Program):
         x, own, group = batch.x.numpy()[some], size[some, 0].numpy(), batch.group.numpy()[some]
         start = count_starts.start(x, own, self.config["latents"], ETA, rng)
         centre, batches = self.centre.double().numpy(), self.config["batches"]
-        return count_factors.CountSampler(x, own, group, batches, centre, start, self.slab, ETA, rng).run()._asdict()
+        return (
+            count_factors.CountSampler(x, own, group, batches, centre, start, self.config["slab"], ETA, rng)
+            .run()
+            ._asdict()
+        )
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[SpikeSlabFA, Data]:
@@ -271,6 +280,10 @@ class SpikeSlabFA(FactorReadouts, Program):
         SparseFactors("sparse_fa", {"correlation": 0.3, "second": 1.0}, {"latents": 20}, 8, 0.1),
         SparseFactors("sparse_fa", {"correlation": 0.3, "rows": 500}, {"latents": 20}, 8, 0.1),
         SparseFactors("sparse_fa", {"correlation": 0.3, "law": "gaussian"}, {"latents": 20}, 8, 0.1),
+        SparseCounts("sparse_counts", {"rows": 600, "features": 60, "latents": 4}, {"latents": 8}, 8, 0.1),
+        SparseCounts(
+            "sparse_counts", {"rows": 600, "features": 60, "latents": 4, "least": 0.0}, {"latents": 8}, 8, 0.1
+        ),
     )
 
 

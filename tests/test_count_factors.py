@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
 
 import pyrocrl
 from pyrocrl.dists import NegativeBinomial
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.count_factors import BASE, DISPERSION, SPREAD, CountSampler, CountStart, cells
-from pyrocrl.judge import metrics
+from pyrocrl.judge import fit_tests, metrics
 from pyrocrl.parts.count_factors import scores_given_counts
 from pyrocrl.simulate import draw
 
@@ -114,3 +113,28 @@ def test_scores_are_at_the_mode_with_its_curvature() -> None:
             slopes.append(torch.autograd.grad(log_density(moved), moved)[0][i])
         bend = -torch.stack([(slopes[0] - slopes[1]), (slopes[2] - slopes[3])]) / (2 * step)
         np.testing.assert_allclose(bend.numpy(), torch.linalg.inv(scale[i] @ scale[i].mT).numpy(), rtol=1e-4)
+
+
+def test_finds_factors_of_counts_and_their_number() -> None:
+    given = {"rows": 500, "features": 24, "latents": 3, "median": 8.0, "least": 0.5, "dispersion": 20.0, "batches": 2}
+    data = draw("sparse_counts", seed=100, **given)
+    fit = pyrocrl.fit(pyrocrl.build("spike_slab_fa", data, latents=5), data, chains=2, seed=0, progress=False)
+    assert fit.program.config["likelihood"] == "negative_binomial" and fit.program.config["batches"] == 2
+    score, nodes = metrics.mcc(data.truth["z"], fit.latents(data), return_assignment=True)
+    assert score > 0.95
+    assert metrics.mask_scores(data.truth["mask"], fit.mask(), permutation=nodes)["f1"] > 0.97
+    assert (fit.mask() > 0.5).any(0).sum() == 3
+    drawn = fit.posterior(50, data, thin=20)
+    loadings = drawn["posterior"]["loadings"].mean(("chain", "draw")).to_numpy()[:, nodes]
+    sign = np.sign((fit.latents(data)[:, nodes] * data.truth["z"]).sum(0))
+    assert np.abs(loadings * sign - data.truth["loadings"]).mean() < 0.05
+    new = drawn["posterior_predictive"]["x"].to_numpy()
+    assert (new == np.round(new)).all() and abs(np.log(new.mean() / data.x[::20].mean())) < 0.2
+    assert pyrocrl.diagnose(fit)["latents"].identified
+
+
+def test_one_latent_too_few_shows_in_what_is_left() -> None:
+    given = {"rows": 500, "features": 24, "latents": 3, "median": 8.0, "least": 0.5, "dispersion": 20.0}
+    data = draw("sparse_counts", seed=100, correlation=0.0, second=0.0, free=0.0, **given)
+    fit = pyrocrl.fit(pyrocrl.build("spike_slab_fa", data, latents=2), data, chains=1, seed=0, progress=False)
+    assert [found.fails for found in fit_tests.tests(fit, data)] == [True]

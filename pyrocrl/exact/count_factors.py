@@ -1,4 +1,4 @@
-"""Factor analysis of counts with spike-and-slab loadings of log rates: draws of loadings, scores and what else there is.
+"""Factor analysis of counts with spike-and-slab loadings of log rates: draws of loadings, scores and all else.
 
     mask ~ an Indian buffet of `latents` dishes, none eaten by one feature alone (`beta_bernoulli.BuffetColumns`)
     L_jk ~ N(0, slab^2) where mask_jk, else 0;  R ~ LKJ(eta),  z_i ~ N(0, R)
@@ -23,15 +23,19 @@ from numpy.typing import NDArray
 from scipy import special
 from threadpoolctl import threadpool_limits
 
-from pyrocrl.exact.spike_slab import MANY, Sampler
+from pyrocrl.exact.rotations import through_zeros
+from pyrocrl.exact.spike_slab import MANY, Sampler, proper
 
 Floats = NDArray[np.float64]
 BASE, DISPERSION, SPREAD = 2.0, 3.0, 1.5  # deviation of log baselines; median of dispersions, deviation of their log
 LARGEST = 15.0  # of a log rate, as in `dists.NegativeBinomial`
+CERTAIN = 500.0  # log odds of a mask that stays
 ODDS = -7.0  # log odds of a loading below which one Newton step tells enough
 STEP = 1.5  # longest Newton step of a loading
 LENGTH = 3.0  # longest Newton step of a row's scores
-WARM, SWEEPS, DRAWS = 60, 200, 100  # sweeps that are left out, that are kept, and draws that are kept of these
+WARM, TURNS = 25, 2  # sweeps before latents are turned, and how often
+SWEEPS, DRAWS = 200, 100  # sweeps after that, and draws that are kept of these
+FROZEN = 8  # sweeps after a turn that leave the mask as it is
 MOST = 2e6  # entries of x that a chain looks at
 CLIMBS = 4  # rounds of Newton steps for scores before the first sweep
 
@@ -138,8 +142,10 @@ class CountSampler(Sampler):
                     self.move_base()
                     self.move_dispersion(learn=True)
                 self.move_scores(climb=True)
-            for _ in range(warm):
-                self.count_sweep(learn=True)
+            for _ in range(TURNS):
+                for _ in range(warm):
+                    self.count_sweep(learn=True)
+                self.turn_scores()
             kept, pick = [], set(np.linspace(0, sweeps - 1, draws).round().astype(int).tolist())
             for t in range(sweeps):
                 self.count_sweep()
@@ -149,6 +155,27 @@ class CountSampler(Sampler):
                         (self.loadings.copy(), self.base.T.copy(), self.dispersion, tril, math.log(self.concentration))
                     )
         return CountDraws(*(np.array(part) for part in zip(*kept, strict=True)))
+
+    def turn_scores(self) -> None:
+        """Go to loadings that fit as well, most of them 0, and let all else follow."""
+        use = np.flatnonzero(self.mask.any(0))
+        if len(use) > 1:
+            place, loadings = np.ix_(use, use), self.loadings[:, use]
+            noise = 1.0 / np.sqrt((self.now.bend @ self.z[use].T ** 2).min(1) + self.slab**-2)
+            found, correlation = through_zeros(loadings, self.correlation[place], noise, self.rng)
+            if found is not loadings:
+                found[:, (found != 0).sum(0) == 1] = 0.0
+                turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
+                if np.linalg.matrix_rank(turn) == len(use):
+                    self.z[use] = np.linalg.solve(turn, self.z[use])
+                    self.loadings[:, use], self.correlation[place] = found, proper(correlation)
+                    self.observe()
+        self.frozen = True
+        for _ in range(FROZEN):
+            self.count_sweep(learn=True)
+        self.frozen = False
+        for _ in range(FROZEN):
+            self.count_sweep(learn=True)
 
     def count_sweep(self, learn: bool = False) -> None:
         """Move all that is unknown once. learn: the walks of dispersions find their lengths."""
@@ -205,6 +232,8 @@ class CountSampler(Sampler):
             mode[near] = at + step
             gain = there.fit.sum(1) - fit[near] - 0.5 * at**2 * flat + slope * step - 0.5 * precision[near] * step**2
             odds[near] = prior + gain - 0.5 * np.log(precision[near] / flat)
+        if self.frozen:
+            odds = np.where(open_, CERTAIN, -CERTAIN)
         opened = rng.random(self.features) < special.expit(odds)
         value = np.where(opened, mode + rng.standard_normal(self.features) / np.sqrt(precision), 0.0)
         moved = np.flatnonzero(opened | open_)
@@ -247,7 +276,9 @@ class CountSampler(Sampler):
             slope = now.slope.T @ loadings - z @ between
             step = np.linalg.solve(precision, slope[:, :, None])[:, :, 0]
             length = np.linalg.norm(step, axis=1, keepdims=True)
-            return z + step * np.minimum(1.0, LENGTH / np.maximum(length, 1e-12)), np.linalg.cholesky(precision)
+            mean: Floats = z + step * np.minimum(1.0, LENGTH / np.maximum(length, 1e-12))
+            tril: Floats = np.linalg.cholesky(precision)
+            return mean, tril
 
         def log_density(at: Floats, mean: Floats, tril: Floats) -> Floats:
             white = np.einsum("rkl,rk->rl", tril, at - mean)

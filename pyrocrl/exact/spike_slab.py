@@ -103,7 +103,7 @@ def second_root(second: Floats, rows: int) -> Floats:
     return (vector[:, there] * np.sqrt(value[there]))[:, -rows:]
 
 
-def _proper(correlation: Floats) -> Floats:
+def proper(correlation: Floats) -> Floats:
     """These correlations, no direction of which has a variance of rounding alone."""
     return (1 - LEAST_VARIANCE) * correlation + LEAST_VARIANCE * np.eye(len(correlation))
 
@@ -139,7 +139,7 @@ class Sampler:
         self.loadings[:, :factors] = np.where(np.abs(pattern) > START, pattern * unit[:, None], 0.0)
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
         self.correlation = np.eye(self.latents)
-        self.correlation[:factors, :factors] = _proper(correlation)
+        self.correlation[:factors, :factors] = proper(correlation)
         self.concentration = 1.0
         self.heated = self.settled = self.frozen = False
 
@@ -241,7 +241,7 @@ class Sampler:
             gain = (eta - 1 + (count + 1) / 2) * (np.linalg.slogdet(new)[1] - np.linalg.slogdet(old)[1])
             gain += self._gain_of_scales(used, unit)
             if not self.settled or math.log(self.rng.random()) < gain:
-                now = _proper(new)
+                now = proper(new)
                 self.loadings[:, used] *= unit
                 moved[used] = unit
         tril[:count, :count] = np.linalg.cholesky(now)
@@ -269,7 +269,7 @@ class Sampler:
         place = np.ix_(used, used)
         loadings, correlation = through_zeros(self.loadings[:, used], self.correlation[place], noise, self.rng)
         self.loadings, self.correlation = np.zeros_like(self.loadings), np.eye(self.latents)
-        self.loadings[:, used], self.correlation[place] = loadings, _proper(correlation)
+        self.loadings[:, used], self.correlation[place] = loadings, proper(correlation)
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
         self.frozen = True  # until all else has followed
         for _ in range(effort.frozen):

@@ -300,9 +300,8 @@ def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
 
 
 def _counts_left(fit: Fit, data: Data) -> Found | None:
-    """The same of counts: whether what a draw of latents leaves of them, in deviations of their law, is of each feature's
-    own, those apart of which next to nothing was counted. Environments may differ in what is not looked at: the rows
-    are one group."""
+    """The same of counts: whether what a draw of latents leaves of them, in deviations of their law, is of each one's
+    own, but for features that few rows have. Environments may differ in what is not looked at: rows are one group."""
     rows = data.rows_at(data.spread(MOST_ROWS))
     program = fit.chains.chain(fit.reference)
     batch = fit.batch_of(rows).annealed()

@@ -14,11 +14,12 @@ from pyrocrl.options import Bounds, Fraction, Positive, Seed, Size
 def sparse_counts(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 1000,
-    features: Annotated[int, Bounds(2)] = 100,
-    latents: Annotated[int, Bounds(2)] = 6,
+    features: Annotated[int, Bounds(2)] = 60,
+    latents: Annotated[int, Bounds(2)] = 4,
     correlation: Annotated[float, Bounds(0, 1, "[)")] = 0.3,
     second: Fraction = 0.3,
     free: Fraction = 0.2,
+    least: Annotated[float, Bounds(0, 1, "[)")] = 0.4,
     law: Literal["laplace", "gaussian"] = "gaussian",
     median: Positive = 0.7,
     dispersion: Positive = 3.0,
@@ -28,7 +29,7 @@ def sparse_counts(
 
         z = R^(1/2) e,  R_kl = correlation for k != l,  e_k of unit variance, Gaussian or Laplace      (data, latent)
         feature j loads on latent j mod latents, and with probability `second` on another one, but a share `free` of
-        all features on none;  |L_jk| ~ U(.4, 1), signs at random                                   (feature, latent)
+        all features on none;  |L_jk| ~ U(least, 1), signs at random                                   (feature, latent)
         s_i ~ LogNormal(0, .3^2),  exp(b_j) ~ LogNormal(log median, .8^2),  r_j ~ dispersion U(.5, 1.5)
         x_ij ~ NegativeBinomial(mean s_i exp(b_j + c_gj + L_j z_i), variance mean + mean^2 / r_j)      (data, feature)
 
@@ -46,7 +47,7 @@ def sparse_counts(
     two = np.flatnonzero(rng.random(features) < second)
     mask[two, ((own + rng.integers(1, latents, features)) % latents)[two]] = 1
     mask[rng.permutation(features)[: round(free * features)]] = 0
-    loadings = mask * rng.uniform(0.4, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
+    loadings = mask * rng.uniform(least, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
     size = np.exp(0.3 * rng.standard_normal(rows))
     base = np.log(median) + 0.8 * rng.standard_normal(features)
     r = dispersion * rng.uniform(0.5, 1.5, features)

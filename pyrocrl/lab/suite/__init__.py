@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyrocrl.lab.suite import (
     actions,
     concepts,
+    counts,
     covers,
     curves,
     equations,
@@ -28,6 +29,7 @@ def cases() -> list[Case]:
         factors.factor_cases,
         factors.triangular_cases,
         factors.loading_cases,
+        counts.count_cases,
         factors.lasso_cases,
         factors.product_cases,
         factors.tail_cases,
