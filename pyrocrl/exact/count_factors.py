@@ -34,7 +34,7 @@ ODDS = -7.0  # log odds of a loading below which one Newton step tells enough
 STEP = 1.5  # longest Newton step of a loading
 LENGTH = 3.0  # longest Newton step of a row's scores
 WARM, TURNS = 25, 2  # sweeps before latents are turned, and how often
-SWEEPS, DRAWS = 200, 100  # sweeps after that, and draws that are kept of these
+SWEEPS, DRAWS = 120, 100  # sweeps after that, and draws that are kept of these
 FROZEN = 8  # sweeps after a turn that leave the mask as it is
 MOST = 2e6  # entries of x that a chain looks at
 CLIMBS = 4  # rounds of Newton steps for scores before the first sweep
@@ -277,8 +277,7 @@ class CountSampler(Sampler):
             step = np.linalg.solve(precision, slope[:, :, None])[:, :, 0]
             length = np.linalg.norm(step, axis=1, keepdims=True)
             mean: Floats = z + step * np.minimum(1.0, LENGTH / np.maximum(length, 1e-12))
-            tril: Floats = np.linalg.cholesky(precision)
-            return mean, tril
+            return mean, np.asarray(np.linalg.cholesky(precision), dtype=np.float64)
 
         def log_density(at: Floats, mean: Floats, tril: Floats) -> Floats:
             white = np.einsum("rkl,rk->rl", tril, at - mean)
