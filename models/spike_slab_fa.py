@@ -22,7 +22,7 @@ those that are not needed. The guide draws mask, loadings, variances and R toget
 these, and log_concentration from a normal law that is fitted.
 
 Of counts, a chain starts so from log(1 + x / size), which settles how many latents there are, and goes on by Metropolis
-within Gibbs (`exact.count_factors`), exact given that number and the rows that it sees: all of them, or of more than 2
+within Gibbs (`exact.count_factors`), exact given that number and the rows that it sees: all of them, or of more than 1
 million entries of x its own choice of as many. z is drawn by its Laplace approximation given the rest.
 
 *Identified:* latents up to permutation and sign, the mask up to permutation, given that the true loadings are the

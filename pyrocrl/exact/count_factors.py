@@ -36,7 +36,7 @@ LENGTH = 3.0  # longest Newton step of a row's scores
 WARM, TURNS = 25, 2  # sweeps before latents are turned, and how often
 SWEEPS, DRAWS = 120, 100  # sweeps after that, and draws that are kept of these
 FROZEN = 8  # sweeps after a turn that leave the mask as it is
-MOST = 2e6  # entries of x that a chain looks at
+MOST = 1e6  # entries of x that a chain looks at
 CLIMBS = 4  # rounds of Newton steps for scores before the first sweep
 
 
