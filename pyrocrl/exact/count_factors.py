@@ -11,6 +11,10 @@ features at once: their proposal is the Laplace approximation around one or two 
 knows nothing of the loading there is, so that what it is wrong by is the ratio of one density to another. Scores of a
 row move together, and so do baselines, by a Newton step from where they are (Gamerman 1997), dispersions by random
 walks. R and the latents' scales move by parameter expansion, as with floats.
+
+Before draws are kept latents are turned to the most zeros (`rotations.through_zeros`), as with floats: the sampler
+hardly leaves a rotation in which a latent has taken up a part of another. Longer than other files because every block
+has a proposal of its own.
 """
 
 from __future__ import annotations
