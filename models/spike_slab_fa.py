@@ -123,8 +123,8 @@ class SpikeSlabFA(FactorReadouts, Program):
             "chains start from promax factors",
             "counts have a law of their own",
         ),
-        approximate="Of counts, latents are drawn by Laplace's approximation given all else, for their law is not closed, "
-        "and how many are in use is settled on log(1 + x / size).",
+        approximate="Of counts, latents are drawn by Laplace's approximation given all else, for their law has no "
+        "closed form, and how many are in use is settled on log(1 + x / size).",
         likelihoods=("gaussian", "negative_binomial"),
     )
     counted = "offered"
