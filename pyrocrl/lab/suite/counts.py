@@ -19,16 +19,19 @@ def counted(
     rate: float = 3.0,
     dispersion: float = 4.0,
     *,
-    bent: bool = False,
+    together: float = 0.0,
+    squares: bool = False,
 ) -> Data:
-    """Counts whose log rates are Gaussian factors behind the features of `masks`. bent: their squares."""
+    """Counts whose log rates are Gaussian factors behind the features of `masks`. together: times the product of the
+    first two, added to the log rates of features of the first. squares: the latents are squares of such factors."""
     rng = np.random.default_rng([18, seed])
     mask = np.asarray(masks)
     k = mask.shape[1]
     cov = np.full((k, k), correlation) + (1 - correlation) * np.eye(k)
     z = rng.multivariate_normal(np.zeros(k), cov, rows)
+    z = (z**2 - 1) / 2**0.5 if squares else z
     loadings = mask * rng.uniform(0.5, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
-    mean = rate * np.exp(((z**2 - 1) / 2**0.5 if bent else z) @ loadings.T)
+    mean = rate * np.exp(z @ loadings.T + together * np.outer(z[:, 0] * z[:, 1], mask[:, 0]))
     x = rng.poisson(rng.gamma(dispersion, mean.clip(max=1e5) / dispersion))
     return Data(x, counts=True, size_factor=np.ones(rows), truth={"z": z, "mask": mask}, name="counted")
 
@@ -54,12 +57,19 @@ def count_cases() -> list[Case]:
         case("dense loadings", "open", lambda s: counted(s, [[1, 1, 1]] * 30), "simple_structure"),
         case("two features of a latent", "open", lambda s: counted(s, alone, correlation=0.0), "noise_told_apart"),
         case(
-            "latents that are nearly one",
+            "factors that are nearly one",
             "open",
-            lambda s: counted(s, [[1, 0]] * 12 + [[0, 1]] * 12, 1500, 0.985, 20.0, 30.0),
+            lambda s: counted(s, [[1, 0]] * 12 + [[0, 1]] * 12, 2000, 0.99, 50.0, 200.0),
             "not_collinear",
             2,
         ),
+        case(
+            "factors of correlation .985",
+            "small",
+            lambda s: counted(s, [[1, 0]] * 12 + [[0, 1]] * 12, 1500, 0.985, 20.0, 30.0),
+            latents=2,
+        ),
         case("two of three factors", "open", sparse(second=0.6), "noise is independent", latents=2),
-        case("squares of factors", "misspecified", lambda s: counted(s, apart * 10, bent=True), linear),
+        case("factors that act together", "misspecified", lambda s: counted(s, apart * 10, together=0.6), linear),
+        case("factors that are squares", "small", lambda s: counted(s, apart * 10, squares=True)),
     ]
