@@ -39,6 +39,8 @@ STEP = 1.5  # longest Newton step of a loading
 LENGTH = 3.0  # longest Newton step of a row's scores
 WARM, TURNS = 25, 2  # sweeps before latents are turned, and how often
 SWEEPS, DRAWS = 120, 100  # sweeps after that, and draws that are kept of these
+STEEPEST = 30.0  # condition number of a turn
+KEPT = ("loadings", "correlation", "z", "base", "dispersion", "used")
 FROZEN = 8  # sweeps after a turn that leave the mask as it is
 MOST = 1e6  # entries of x that a chain looks at
 CLIMBS = 4  # rounds of Newton steps for scores before the first sweep
@@ -161,8 +163,9 @@ class CountSampler(Sampler):
         return CountDraws(*(np.array(part) for part in zip(*kept, strict=True)))
 
     def turn_scores(self) -> None:
-        """Go to loadings that fit as well, most of them 0, and let all else follow."""
-        use = np.flatnonzero(self.mask.any(0))
+        """Go to loadings that fit as well, most of them 0, let all else follow, and stay there if that is better."""
+        use, before = np.flatnonzero(self.mask.any(0)), self._score()
+        kept = {name: np.copy(vars(self)[name]) for name in KEPT}
         if len(use) > 1:
             place, loadings = np.ix_(use, use), self.loadings[:, use]
             noise = 1.0 / np.sqrt((self.now.bend @ self.z[use].T ** 2).min(1) + self.slab**-2)
@@ -170,7 +173,7 @@ class CountSampler(Sampler):
             if found is not loadings:
                 found[:, (found != 0).sum(0) == 1] = 0.0
                 turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
-                if np.linalg.matrix_rank(turn) == len(use):
+                if np.linalg.cond(turn) < STEEPEST:
                     self.z[use] = np.linalg.solve(turn, self.z[use])
                     self.loadings[:, use], self.correlation[place] = found, proper(correlation)
                     self.observe()
@@ -178,8 +181,19 @@ class CountSampler(Sampler):
         for _ in range(FROZEN):
             self.count_sweep(learn=True)
         self.frozen = False
+        if not self._score() > before:
+            vars(self).update(kept)
+            self.observe()
         for _ in range(FROZEN):
             self.count_sweep(learn=True)
+
+    def _score(self) -> float:
+        """Log density of counts, scores and loadings now, the mask's by BIC."""
+        fit = float(self.now.fit.sum() + self.of_r.sum())
+        prior = np.linalg.solve(self.correlation, self.z @ self.z.T).trace()
+        prior += self.rows * np.linalg.slogdet(self.correlation)[1]
+        prior += float((self.loadings**2).sum()) / self.slab**2 + self.mask.sum() * math.log(self.rows)
+        return fit - 0.5 * float(prior)
 
     def count_sweep(self, learn: bool = False) -> None:
         """Move all that is unknown once. learn: the walks of dispersions find their lengths."""
