@@ -32,7 +32,8 @@ all others, with more such features than any rotation has by chance (Reiersol 19
 enough for that (Bing et al. 2020), and not needed. Latents need not be Gaussian, but intervals of loadings take their
 scale to be that of Gaussian rows: of heavy tails, read loadings per deviation of z in these rows. The slab expects
 small loadings as well: where there are none, probabilities of the mask near one half are too high. A chain decides how
-many latents there are, by BIC; that chains agree on it is the evidence.
+many latents there are, by BIC; that chains agree on it is the evidence. Of counts, two latents that correlate at .98
+may be taken for one, and masks of heavy tails are left open.
 
 Knowles & Ghahramani (2011), Nonparametric Bayesian sparse factor models; Reiersol (1950), On the identifiability of
 parameters in Thurstone's multiple factor analysis.

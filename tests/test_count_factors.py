@@ -138,3 +138,22 @@ def test_one_latent_too_few_shows_in_what_is_left() -> None:
     data = draw("sparse_counts", seed=100, correlation=0.0, second=0.0, free=0.0, **given)
     fit = pyrocrl.fit(pyrocrl.build("spike_slab_fa", data, latents=2), data, chains=1, seed=0, progress=False)
     assert [found.fails for found in fit_tests.tests(fit, data)] == [True]
+
+
+def test_a_turn_finds_the_zeros_that_a_rotation_hides() -> None:
+    rng = np.random.default_rng(2)
+    true = np.repeat(np.eye(2), 12, axis=0) * rng.uniform(0.5, 1.0, (24, 1))
+    z = rng.standard_normal((2, 500))
+    x = rng.poisson(8.0 * np.exp(true @ z)).T.astype(float)
+    sampler = sampler_of(x, 2, rng)
+    turn = np.array([[1.0, 0.6], [-0.2, 0.8]])
+    sampler.z, sampler.loadings = np.linalg.solve(turn, z), true @ turn
+    sampler.base, sampler.dispersion = np.full((24, 1), math.log(8.0)), np.full(24, 50.0)
+    sampler.correlation = np.corrcoef(sampler.z)
+    unit = sampler.z.std(1)
+    sampler.z, sampler.loadings = sampler.z / unit[:, None], sampler.loadings * unit
+    sampler.observe()
+    assert sampler.mask.all()
+    sampler.turn_scores()
+    order = metrics.mcc(true, sampler.loadings, return_assignment=True)[1]
+    assert ((sampler.loadings[:, order] != 0) != (true != 0)).sum() <= 4
