@@ -103,7 +103,7 @@ def second_root(second: Floats, rows: int) -> Floats:
     return (vector[:, there] * np.sqrt(value[there]))[:, -rows:]
 
 
-def _proper(correlation: Floats) -> Floats:
+def proper(correlation: Floats) -> Floats:
     """These correlations, no direction of which has a variance of rounding alone."""
     return (1 - LEAST_VARIANCE) * correlation + LEAST_VARIANCE * np.eye(len(correlation))
 
@@ -139,7 +139,7 @@ class Sampler:
         self.loadings[:, :factors] = np.where(np.abs(pattern) > START, pattern * unit[:, None], 0.0)
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
         self.correlation = np.eye(self.latents)
-        self.correlation[:factors, :factors] = _proper(correlation)
+        self.correlation[:factors, :factors] = proper(correlation)
         self.concentration = 1.0
         self.heated = self.settled = self.frozen = False
 
@@ -220,8 +220,9 @@ class Sampler:
                 return np.asarray(drawn[fits[0]])
         return before
 
-    def move_correlation(self, inner: Floats, rows: int) -> None:
+    def move_correlation(self, inner: Floats, rows: int) -> Floats:
         """R and the scales d of latents in use, z / d and loadings d fitting as well; R of the others by its prior.
+        Returns d (latent,), 1 of those that did not move.
 
         d R d is proposed from the inverse Wishart law that it has given z under the prior |R|^-(count + 1) / 2 and the
         invariant measure of d.
@@ -231,6 +232,7 @@ class Sampler:
         used, tril = order[:count], np.eye(self.latents)
         place = np.ix_(used, used)
         now = old = self.correlation[place]
+        moved = np.ones(self.latents)
         if 0 < count < rows:
             new = linalg.inv(self._wishart(np.linalg.cholesky(linalg.inv(inner[place])), rows))
             unit = np.sqrt(np.diag(new))
@@ -239,8 +241,9 @@ class Sampler:
             gain = (eta - 1 + (count + 1) / 2) * (np.linalg.slogdet(new)[1] - np.linalg.slogdet(old)[1])
             gain += self._gain_of_scales(used, unit)
             if not self.settled or math.log(self.rng.random()) < gain:
-                now = _proper(new)
+                now = proper(new)
                 self.loadings[:, used] *= unit
+                moved[used] = unit
         tril[:count, :count] = np.linalg.cholesky(now)
         for i in range(max(count, 1), self.latents):
             along = self.rng.standard_normal(i)
@@ -249,6 +252,7 @@ class Sampler:
             tril[i, i] = math.sqrt(1 - square)
         back = np.argsort(order)
         self.correlation = (tril @ tril.T)[np.ix_(back, back)]
+        return moved
 
     def _gain_of_scales(self, used: NDArray[np.int64], unit: Floats) -> float:
         """Log of by how much loadings of these latents are more probable in this unit (latent,), its measure with
@@ -265,7 +269,7 @@ class Sampler:
         place = np.ix_(used, used)
         loadings, correlation = through_zeros(self.loadings[:, used], self.correlation[place], noise, self.rng)
         self.loadings, self.correlation = np.zeros_like(self.loadings), np.eye(self.latents)
-        self.loadings[:, used], self.correlation[place] = loadings, _proper(correlation)
+        self.loadings[:, used], self.correlation[place] = loadings, proper(correlation)
         self.loadings[:, (self.loadings != 0).sum(0) == 1] = 0.0
         self.frozen = True  # until all else has followed
         for _ in range(effort.frozen):

@@ -41,6 +41,8 @@ PROBABLY = 0.45  # probability below which a latent probably did not change in a
 EXACT = 0.12  # as far from 1/2 all distribution functions are at most where there is no noise at all
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
 SHARED_BY_CHART = 0.05  # ... one of latents that are read by contrasts alone, without the decoder
+SHARED_BY_COUNTS = 0.05  # ... log rates that are linear in the latents
+COUNTED = 30  # rows in which a feature was counted at all, below which its moments are not told
 SHARED_BY_CURVES = 0.01  # ... one of curves that are drawn, not trained
 CLEAR = 1e-4  # probability below which another latent than this is taken to have changed in a pair
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
@@ -313,6 +315,26 @@ def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
     else:
         detail = f"that of {name} changes by {abs(found.size):.0%} of its variance in {data.env_names[found.group]}"
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
+
+
+def _counts_left(fit: Fit, data: Data) -> Found | None:
+    """The same of counts: whether what a draw of latents leaves of them, in deviations of their law, is of each one's
+    own, but for features that few rows have. Environments may differ in what is not looked at: rows are one group."""
+    rows = data.rows_at(data.spread(MOST_ROWS))
+    program = fit.chains.chain(fit.reference)
+    batch = fit.batch_of(rows).annealed()
+    with drawing(43), torch.no_grad():
+        law = stories.told(program, batch, stories.drawn(program, batch)).nodes["x"]["fn"].base_dist
+        left = ((batch.x - law.mean) / law.variance.sqrt()).double().cpu().numpy()
+    seen = np.flatnonzero((batch.x > 0).sum(0).cpu().numpy() >= COUNTED)
+    seen = seen[np.argsort(-batch.x.double().cpu().numpy().mean(0)[seen], kind="stable")[:MOST_FEATURES]]
+    if len(seen) < 2:
+        return None
+    found = goodness.shared(left[:, seen], np.zeros(len(left), int), SHARED_BY_COUNTS)
+    assert found.other is not None
+    pair = f"{data.feature_names[seen[found.column]]} and {data.feature_names[seen[found.other]]}"
+    detail = f"{pair} share {abs(found.size):.0%} of their variances"
+    return Found("what the latents leave of counts", found.p, detail, "more latents; a decoder that is not linear")
 
 
 def _explained(fit: Fit, data: Data) -> Found | None:
@@ -708,6 +730,7 @@ TESTS: dict[str, Test] = {
     "nearly_equations": _nearly_equations,
     "nearly_conditioned": _nearly_conditioned,
     "left": _left,
+    "counts_left": _counts_left,
     "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
     "closely_left": partial(_left, tolerance=SHARED_BY_CURVES),
     "differences": _differences,

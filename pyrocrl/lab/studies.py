@@ -895,6 +895,62 @@ class SparseFactors(Study):
 
 
 @dataclass(frozen=True)
+class SparseCounts(Study):
+    """Loadings of log rates, their mask and the number of latents, beside the same program of log(1 + x / size)
+    (logged_), and `sparse_vae` of counts with a linear decoder (other_), which is told the number, both in one chain;
+    and beside NMF of x / size (nmf_) and the factors of `SparseFactors` of log(1 + x / size), which are told it too.
+
+    latents_found, loadings_coverage and loadings_error as in `SparseFactors`, of log rates.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from sklearn.decomposition import NMF
+
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.evaluate import seen
+
+        fitted, z, mask, found = result.data, data.truth["z"], data.truth["mask"], result.mask()
+        assert fitted is not None and found is not None and fitted.size_factor is not None
+        score, nodes = metrics.mcc(z, result.latents(data), return_assignment=True)
+        drawn = result.posterior(DRAWN, fitted, predictive=False, density=False, thin=fitted.rows)["posterior"]
+        loadings = drawn["loadings"].stack(sample=("chain", "draw")).transpose("sample", ...).to_numpy()
+        mine = loadings[..., nodes] * np.sign((result.latents(data)[:, nodes] * z).sum(0))
+        low, high = metrics.weighted_quantiles(mine, np.repeat(result.weights / DRAWN, DRAWN), (0.05, 0.95))
+        true, there = data.truth["loadings"], mask > 0
+        used = float((found > 0.5).any(0).sum())
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": score,
+            "mask_f1": metrics.mask_scores(mask, found, permutation=nodes)["f1"],
+            "latents_found": used,
+            "count_exact": float(used == mask.shape[1]),
+            "mask_ece": metrics.expected_calibration_error(mask, np.where(nodes >= 0, found[:, nodes], 0.0)),
+            "loadings_coverage": float(((low <= true) & (true <= high))[there].mean()),
+            "loadings_error": float(np.sqrt(np.square(mine.mean(0) - true)[there].mean())),
+        }
+        size = fitted.size_factor.mean()
+        old, new = seen(fitted), np.log1p(data.x / (data.size_factor / size)[:, None])
+        rivals = {
+            "logged": (result.program.card.name, Data(old), Data(new), dict(self.build)),
+            "other": ("sparse_vae", fitted, data, {"latents": z.shape[1], "decoder": "linear"}),
+        }
+        for name, (model, rows, scored, options) in rivals.items():
+            program = zoo.build(model, rows, **options)
+            rival = fit(program, rows, seed=result.meta["seed"], device="cpu", progress=False, chains=1)
+            own, pip = rival.latents(scored), rival.mask()
+            assert pip is not None
+            out[f"{name}_mcc"], place = metrics.mcc(z, own, return_assignment=True)
+            out[f"{name}_mask_f1"] = metrics.mask_scores(mask, pip, permutation=place)["f1"]
+            matched = np.where(place >= 0, pip[:, place], 0.0)
+            out[f"{name}_mask_ece"] = metrics.expected_calibration_error(mask, matched)
+        parts = NMF(z.shape[1], random_state=0, max_iter=500).fit(np.expm1(old))
+        out["nmf_mcc"] = metrics.mcc(z, parts.transform(np.expm1(new)))
+        return out | _rotated_factors(old, new, z, mask)
+
+
+@dataclass(frozen=True)
 class Curves(Study):
     """Latents behind curves, their mask and their number, beside factors by principal components, FastICA and factor
     analysis with varimax, as many as there are, and a plain VAE of as many (`other_mcc`).

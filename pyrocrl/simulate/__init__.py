@@ -50,6 +50,7 @@ SETTINGS: dict[str, str] = {
     "khemakhem2020": "segments",
     "bing2020": "factors",
     "sparse_fa": "factors",
+    "sparse_counts": "counts",
     "sparse_scores": "factors",
     "synth_sae_small": "factors",
     "dense_fa": "factors",

@@ -1,0 +1,65 @@
+"""Counts of sparse factors, as genes in single cells have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+
+from pyrocrl.data import Data
+from pyrocrl.errors import reject
+from pyrocrl.options import Bounds, Fraction, Positive, Seed, Size
+
+
+def sparse_counts(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 1000,
+    features: Annotated[int, Bounds(2)] = 60,
+    latents: Annotated[int, Bounds(2)] = 4,
+    correlation: Annotated[float, Bounds(0, 1, "[)")] = 0.3,
+    second: Fraction = 0.3,
+    free: Fraction = 0.2,
+    least: Annotated[float, Bounds(0, 1, "[)")] = 0.4,
+    law: Literal["laplace", "gaussian"] = "gaussian",
+    median: Positive = 0.7,
+    dispersion: Positive = 3.0,
+    batches: Size = 1,
+) -> Data:
+    """Programmes that correlate, seen through small negative-binomial counts.
+
+        z = R^(1/2) e,  R_kl = correlation for k != l,  e_k of unit variance, Gaussian or Laplace      (data, latent)
+        feature j loads on latent j mod latents, and with probability `second` on another one, but a share `free` of
+        all features on none;  |L_jk| ~ U(least, 1), signs at random                                   (feature, latent)
+        s_i ~ LogNormal(0, .3^2),  exp(b_j) ~ LogNormal(log median, .8^2),  r_j ~ dispersion U(.5, 1.5)
+        x_ij ~ NegativeBinomial(mean s_i exp(b_j + c_gj + L_j z_i), variance mean + mean^2 / r_j)      (data, feature)
+
+    batches: of rows, g, each with its own c_gj ~ N(0, .2^2); one has none. Truth: z, mask, loadings. Raises InputError
+    for more latents than features.
+    """
+    if latents > features:
+        reject("latents", latents, f"at most {features}, the features")
+    rng = np.random.default_rng([2009, seed])
+    value, vector = np.linalg.eigh(np.full((latents, latents), correlation) + (1 - correlation) * np.eye(latents))
+    e = rng.laplace(size=(rows, latents)) / 2**0.5 if law == "laplace" else rng.standard_normal((rows, latents))
+    z = e @ (vector * np.sqrt(value)) @ vector.T
+    mask, own = np.zeros((features, latents), dtype=int), np.arange(features) % latents
+    mask[np.arange(features), own] = 1
+    two = np.flatnonzero(rng.random(features) < second)
+    mask[two, ((own + rng.integers(1, latents, features)) % latents)[two]] = 1
+    mask[rng.permutation(features)[: round(free * features)]] = 0
+    loadings = mask * rng.uniform(least, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
+    size = np.exp(0.3 * rng.standard_normal(rows))
+    base = np.log(median) + 0.8 * rng.standard_normal(features)
+    r = dispersion * rng.uniform(0.5, 1.5, features)
+    group = rng.integers(0, batches, rows)
+    shift = 0.2 * rng.standard_normal((batches, features)) * (batches > 1)
+    mean = size[:, None] * np.exp(base + shift[group] + z @ loadings.T)
+    x = rng.poisson(rng.gamma(r, mean / r))
+    return Data(
+        x,
+        counts=True,
+        size_factor=size,
+        batch=None if batches == 1 else [f"batch_{g}" for g in group],
+        truth={"z": z, "mask": mask, "loadings": loadings},
+        name=f"sparse_counts, correlation {correlation:g}",
+    )
