@@ -18,7 +18,7 @@ LEAST, MOST = 0.5, 1.0  # of slopes beside it
 def zheng2022(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 10_000,
-    latents: Annotated[int, Bounds(4, 100)] = 5,
+    latents: Annotated[int, Bounds(3, 100)] = 5,
     law: Literal["normal", "uniform"] = "normal",
     supports: Literal["pairs", "threes", "all", "turned", "nested"] = "pairs",
     bend: Annotated[float, Bounds(0, 10, "[]")] = 1.0,
