@@ -154,8 +154,8 @@ def features_of(x: Floats) -> Floats:
 def reader(x: Floats, z: Floats) -> Floats:
     """(column, latent) of `features_of` by ridge regression."""
     curves = features_of(x)
-    out: Floats = np.linalg.solve(curves.T @ curves + RIDGE * np.eye(curves.shape[1]), curves.T @ z)
-    return out
+    inner = curves.T @ curves + RIDGE * np.eye(curves.shape[1])
+    return np.asarray(np.linalg.solve(inner, curves.T @ z), dtype=float)
 
 
 def placed(x: Floats, start: Sampler, slab: float, rate: float, rng: np.random.Generator) -> Sampler:

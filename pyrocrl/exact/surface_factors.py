@@ -100,8 +100,8 @@ class Sampler:
         self.features, self.latents = mask.shape
         self.prior = 1 / (slab**2 * shares(self.latents))
         self.mask, self.log_concentration = mask.copy(), 0.0
-        self.coefficients = np.zeros((self.features, terms(self.latents)))
-        self.variance = np.full(self.features, 0.3)
+        self.coefficients: Floats = np.zeros((self.features, terms(self.latents)))
+        self.variance: Floats = np.full(self.features, 0.3)
         self.z = self.mode = torch.as_tensor(z)
         self.damping = torch.ones(len(x), dtype=torch.float64)
         self.told: Told | None = None
@@ -119,7 +119,14 @@ class Sampler:
             self.sweep()
             self.log_concentration = log_concentration(self.mask, self.rng)
             if t >= burn:
-                kept.append((self.mask * 1.0, self.coefficients.copy(), self.variance.copy(), self.log_concentration))
+                kept.append(
+                    (
+                        np.asarray(self.mask, dtype=float),
+                        self.coefficients.copy(),
+                        self.variance.copy(),
+                        self.log_concentration,
+                    )
+                )
         return Draws(*(np.stack(part) for part in zip(*kept, strict=True)))
 
     def go(self, closed: int, open_: int) -> Sampler:
@@ -184,7 +191,7 @@ class Sampler:
         """Cholesky factor L of the precision of these coefficients of feature j, and L^-1 times its linear term."""
         precision = gram[np.ix_(own, own)] / variance
         precision[np.arange(len(own)), np.arange(len(own))] += self.prior[own]
-        root = np.linalg.cholesky(precision)
+        root: Floats = np.asarray(np.linalg.cholesky(precision), dtype=float)
         solved: Floats = linalg.solve_triangular(root, cross[j, own] / variance, lower=True)
         return root, solved
 

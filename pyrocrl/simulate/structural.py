@@ -18,7 +18,7 @@ LEAST, MOST = 0.5, 1.0  # of slopes beside it
 def zheng2022(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(2)] = 10_000,
-    latents: Annotated[int, Bounds(4, 100)] = 5,
+    latents: Annotated[int, Bounds(3, 100)] = 5,
     law: Literal["normal", "uniform"] = "normal",
     supports: Literal["pairs", "threes", "all", "turned", "nested"] = "pairs",
     bend: Annotated[float, Bounds(0, 10, "[]")] = 1.0,
@@ -53,11 +53,11 @@ def zheng2022(
         mask[j, np.asarray(own) % latents] = 1
     x = noise * rng.standard_normal((rows, 2 * latents))
     for j, row in enumerate(mask):
-        own = np.flatnonzero(row)
-        into = STEEP * np.sqrt(2 / len(own)) * rng.standard_normal((len(own), UNITS))
+        members = np.flatnonzero(row)
+        into = STEEP * np.sqrt(2 / len(members)) * rng.standard_normal((len(members), UNITS))
         offset, out = rng.standard_normal(UNITS), bend * HIGH * rng.standard_normal(UNITS) / np.sqrt(UNITS)
-        slope = rng.choice([-1, 1], len(own)) * rng.uniform(LEAST, MOST, len(own)) * np.sqrt(2 / len(own))
-        y = np.tanh(source[:, own] @ into + offset) @ out + source[:, own] @ slope
+        slope = rng.choice([-1, 1], len(members)) * rng.uniform(LEAST, MOST, len(members)) * np.sqrt(2 / len(members))
+        y = np.tanh(source[:, members] @ into + offset) @ out + source[:, members] @ slope
         x[:, j] += (y - y.mean()) / y.std()
     shown = np.ones_like(mask) if supports == "turned" else mask
     return Data(x, truth={"z": z, "mask": shown}, name=f"zheng2022, {law} latents, supports {supports}")
