@@ -346,12 +346,11 @@ class MechanismSparsity(Program):
 
     studies = (
         SparseMechanisms("lachapelle2022", {"graph": "diagonal"}, held_out=0.1),
-        SparseMechanisms("lachapelle2022", {"graph": "two-diagonal"}, held_out=0.1),
-        SparseMechanisms("lachapelle2022", {"parents": "latents", "graph": "diagonal"}, seeds=3, held_out=0.1),
-        SparseMechanisms("lachapelle2022", {"parents": "latents", "graph": "triangular"}, seeds=3, held_out=0.1),
-        SparseMechanisms("lachapelle2022", {**LINEAR_MAP, "graph": "two-diagonal"}, {"mixing": "linear"}),
+        SparseMechanisms("lachapelle2022", {"graph": "two-diagonal"}, seeds=6, held_out=0.1),
+        SparseMechanisms("lachapelle2022", {"parents": "latents", "graph": "triangular"}, seeds=1, held_out=0.1),
+        SparseMechanisms("lachapelle2022", {**LINEAR_MAP, "graph": "two-diagonal"}, {"mixing": "linear"}, seeds=3),
         SparseMechanisms(
-            "lachapelle2022", {**LINEAR_MAP, "parents": "latents", "graph": "triangular"}, {"mixing": "linear"}
+            "lachapelle2022", {**LINEAR_MAP, "parents": "latents", "graph": "triangular"}, {"mixing": "linear"}, seeds=3
         ),
     )
 
