@@ -60,7 +60,8 @@ from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.target_steps import Mechanisms, Steps
-from pyrocrl.program import Environments, Features, Stepped, TargetMatrix, check_sizes, checked_targets
+from pyrocrl.program import Environments, Features, TargetMatrix, check_sizes, checked_targets
+from pyrocrl.readouts import Stepped
 
 DRAWS = 200
 LAW = "each latent depends on the row before and on whether it is a target itself, with normal innovations of its own"

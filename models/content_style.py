@@ -44,7 +44,8 @@ from pyrocrl.options import Size
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Features, Latents, PartnersShare, check_whole
+from pyrocrl.program import Features, Latents, check_whole
+from pyrocrl.readouts import PartnersShare
 
 INVERTIBLE = "x is an invertible, smooth function of content and style"
 VARIES = "no style stays as it is in all pairs: what never changes counts as content"

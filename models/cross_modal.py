@@ -59,7 +59,8 @@ from pyrocrl.exact.shared_factors import Parameters, SharedFactors
 from pyrocrl.lab.translations import MeasuredViews, Translation
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
-from pyrocrl.program import Environments, Features, Latents, Ties
+from pyrocrl.program import Environments, Features, Latents
+from pyrocrl.readouts import Ties
 
 LAW = "latents and noise are independent and Gaussian"
 LABELS = "labels of environments move the shared latents alone"

@@ -59,7 +59,8 @@ from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.mechanisms import UNKNOWN
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Carries, Environments, Features, Latents, check_sizes
+from pyrocrl.program import Environments, Features, Latents, check_sizes
+from pyrocrl.readouts import Carries
 from pyrocrl.simulate.ahuja import known_mechanisms
 
 TOLD = "actions map latents as they were told to, which other latents under other mechanisms would do as well"

@@ -56,7 +56,8 @@ from pyrocrl.exact.view_factors import KEPT, SPREAD, Factors, Moments, Sampler, 
 from pyrocrl.lab.view_blocks import Intersections
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
-from pyrocrl.program import Features, Latents, Sights, check_rows, check_sizes
+from pyrocrl.program import Features, Latents, check_rows, check_sizes
+from pyrocrl.readouts import Sights
 
 LINEAR, NOISE = "x is linear in the latents", "noise is independent between features"
 ONE = "latents of different views are not functions of each other"

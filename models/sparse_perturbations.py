@@ -50,7 +50,8 @@ from pyrocrl.parts.displaced import Displaced
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Environments, Features, Latents, Offsets, check_sizes
+from pyrocrl.program import Environments, Features, Latents, check_sizes
+from pyrocrl.readouts import Offsets
 
 FIXED = "a perturbation moves latents by the same in all its pairs"
 SPARSE = "no axes are moved by fewer perturbations than the latents are"

@@ -52,7 +52,8 @@ from pyrocrl.lab.studies import Study
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.parts.mixing import LinearMixing
-from pyrocrl.program import EdgeProbability, Features, Latents, Partners, check_sizes
+from pyrocrl.program import EdgeProbability, Features, Latents, check_sizes
+from pyrocrl.readouts import Partners
 
 DRAWS = 200
 READ = 20  # draws over which targets are averaged

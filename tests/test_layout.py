@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
 GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists", "recorded"}
-PARTS = {*GROUND, "data", "claims", "exact", "program"}
+PARTS = {*GROUND, "data", "claims", "exact", "readouts", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
@@ -35,7 +35,8 @@ LAYERS: dict[str, set[str]] = {
     "datasets": {"errors", "arrays", "data", "io"},
     "claims": {"errors", "arrays", "data"},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
-    "program": {*GROUND, "data", "claims"},
+    "readouts": {"data"},
+    "program": {*GROUND, "data", "claims", "readouts"},
     "parts": PARTS,
     "constructions": {*PARTS, "parts"},
     "infer": {*PARTS, "parts", "adjust"},

@@ -14,7 +14,7 @@ from pyrocrl.exact import equivariances
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import MIN_PAIRS, MOST_ROWS, SURE, FitCheck, unfitted
-from pyrocrl.program import Carries
+from pyrocrl.readouts import Carries
 from pyrocrl.turns import drawing
 
 LEAST_PAIRS = 5  # that were not fitted, of which it is asked whether actions do the same in all

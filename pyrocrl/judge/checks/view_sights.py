@@ -9,7 +9,7 @@ from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.shared import EVIDENT, FAR, SURE, FitCheck, rows_to_decide
-from pyrocrl.program import Sights
+from pyrocrl.readouts import Sights
 
 PAIRED = 20.0  # rows with both of two views that are asked for, for each latent
 BY_NOISE = 1.5  # times what noise shows of a direction, that a view has to show
