@@ -26,9 +26,9 @@ class Intersections(Study):
 
     intersection_r2: mean over sets of views, intersection_least: of the least; beyond_r2: of the latents that some of
     these views see and others of them do not, from the same, the most over sets; pairwise_: of canonical variates of
-    the first two views of a set, as many as they truly share; regression_: of the intersection from x. Read-outs
-    are linear where the mixing is, else kernel regressions. sees_exact: whether which views see how many latents is
-    right, by probabilities above one half; sees_wrong: share of its entries that is not, latents matched at best.
+    the first two views of a set, as many as they truly share; regression_: of the intersection from x. Read-outs are
+    linear where the mixing is, else kernel regressions. sees_exact: whether which views see how many latents is right,
+    by probabilities above one half; sees_wrong: share of its entries that is not, latents matched as well as may be.
     """
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from pyrocrl.data import Data
-from pyrocrl.options import Bounds, Natural, Seed
+from pyrocrl.options import Bounds, Seed
 
 SLOPE = 0.2  # of the Leaky ReLU
 WORST = 10.0  # largest condition number of a layer
@@ -24,8 +24,8 @@ def yao2024(
     seed: Seed = 0,
     rows: Annotated[int, Bounds(4)] = 2000,
     sees: Literal["published", "private", "two", "apart", "chain"] = "published",
-    features: Annotated[int, Bounds(5)] = 10,
-    layers: Natural = 0,
+    features: Annotated[int, Bounds(5, 10_000, "[]")] = 10,
+    layers: Annotated[int, Bounds(0, 20, "[]")] = 0,
     dependent: bool = False,
     alike: Annotated[float, Bounds(0, 1, "[)")] = 0.0,
     noise: Annotated[float, Bounds(0, 100, "[]")] = 0.3,
