@@ -140,7 +140,7 @@ class MechanismSparsity(Program):
         approximate="Graph, curves and variances are drawn given the latents that the readout gives, not with it.",
     )
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-3, held_out=0.1, dtype=torch.float64, chains=3)
-    checks = {"mechanisms_add": (ADDITIVE,), "left": ()}
+    checks = {"mechanisms_add": (ADDITIVE,), "left": (), "noiseless": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "acts": Site(("action", "latent"), discrete=True),
@@ -231,6 +231,14 @@ class MechanismSparsity(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         return self.encoder(self.observation.inputs(batch))
+
+    @torch.no_grad()
+    def noise_share(self, batch: Batch) -> Tensor | None:
+        features, latents = self.config["features"], self.config["latents"]
+        if self.config["mixing"] != "linear" or features == latents:
+            return None  # a network's functions of noise are not those of what the decoder leaves
+        noise = (2 * self.observation.raw_noise).exp() * features / (features - latents)  # all of it, of what is left
+        return (self.encoder.weight.square() @ noise) / self.latents(batch).var(0)
 
     def parent_graphs(self) -> Tensor:
         """(draw, parent, latent) graphs; parents are actions and then latents of the row before."""
