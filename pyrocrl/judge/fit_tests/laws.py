@@ -1,0 +1,160 @@
+"""Tests of the laws of latents, of features and of a response, in every environment."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from scipy import stats
+
+from pyrocrl.data import Data
+from pyrocrl.exact import goodness
+from pyrocrl.infer.fitted import Fit
+from pyrocrl.judge.checks.shared import EVIDENT, LEVEL, MOST_ROWS, latents_of, unfitted
+from pyrocrl.judge.fit_tests.shared import Found, Test
+from pyrocrl.turns import drawing
+
+NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
+APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
+APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
+IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
+
+
+def _moments(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of every environment's moments against the fitted equations."""
+    program = fit.chains.chain(fit.reference)
+    with torch.no_grad():
+        found = program.implied()
+    if found is None:
+        return None
+    ratio = goodness.likelihood_ratio(found)
+    if ratio.freedom <= 0:
+        return None
+    worst = int(np.argmax(ratio.deviance / np.maximum(found.rows, 1)))
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    p = ratio.p
+    remedy = ""
+    if p < LEVEL:
+        detail += f", most in {data.env_names[worst]}"
+        others = program.rivals(("perfect", "shift", "variance"))
+        better = max(others, key=lambda kind: others[kind], default=None)
+        remedy = "targets that were listed otherwise, batches that go with environments, a nonlinear model"
+        if better is not None and others[better] > EVIDENT:
+            remedy = f"intervention={better!r}, which has {others[better]:.0f} nats more evidence; {remedy}"
+    return Found("likelihood ratio of environments' moments", p, detail, remedy)
+
+
+def _gaussian(fit: Fit, data: Data) -> Found | None:
+    """Mardia's skewness and kurtosis of the latents of every environment."""
+    if data.counts or fit.program.config.get("escapees"):
+        return None
+    z, env = latents_of(fit, data, aligned=False)
+    used = fit.in_use(fit.reference)
+    if not used.any():
+        return None
+    if data.gaps:  # means shrink by what a row lacks
+        rows = np.unique(np.linspace(0, data.rows - 1, len(env)).astype(int))
+        env = env + (1 + env.max()) * np.unique(data.present[rows], axis=0, return_inverse=True)[1].reshape(-1)
+    found = goodness.mardia(z[:, used], env)
+    detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
+    remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
+    return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
+
+
+def _features(fit: Fit, data: Data) -> Found | None:
+    """Kolmogorov and Smirnov's test of every feature against its fitted law, corrected for their number."""
+    rows = np.unique(np.linspace(0, data.rows - 1, min(data.rows, MOST_ROWS)).astype(int))
+    with drawing(), torch.no_grad():
+        below = fit.chains.chain(fit.reference).cdf(fit.batch_of(data.rows_at(rows)))
+    if below is None:
+        return None
+    p = [float(stats.kstest(column, "uniform").pvalue) for column in below.double().cpu().numpy().T]
+    worst = int(np.argmin(p))
+    detail = f"least for {data.feature_names[worst]}"
+    remedy = "a transformation of the features; a look at outlying rows; more latents"
+    return Found("Kolmogorov-Smirnov test of features' fitted laws", min(1.0, min(p) * len(p)), detail, remedy)
+
+
+def _given_environment(fit: Fit, data: Data) -> Found | None:
+    """Whether latents given the environment are independent and of their law, on rows that were not fitted: within
+    `goodness.TOLERANCE` of it, for networks are not exact."""
+    program = fit.chains.chain(fit.reference)
+    law = program.modulated_law()
+    assert law is not None
+    z, env = latents_of(fit, unfitted(fit, data), aligned=False)
+    found = goodness.departure(z, env, law)
+    detail = f"levels p = {found.levels:.2g}, correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
+    other = 'law="normal", where environments have levels' if law == "scaled normal" else "another law"
+    return Found("departures of latents from their law given the environment", found.p, detail, other)
+
+
+def _nearly_gaussian(fit: Fit, data: Data) -> Found | None:
+    """Whether latents of every environment are normal, on all rows: within `NEARLY` of it, for networks are not exact.
+    Latents of equations that are not linear, of noise that is not normal, of environments that differ from what is told
+    of them, or that a network did not find, are further from it."""
+    used = fit.in_use(fit.reference)
+    if data.counts or not used.any():
+        return None
+    z, env = latents_of(fit, data, aligned=False)
+    white = goodness.whitened(z[:, used], env)
+    found = goodness.departure(white, np.zeros(len(white), int), "normal", NEARLY)
+    detail = f"correlations p = {found.correlations:.2g}, law p = {found.law:.2g}"
+    remedy = "targets that were listed otherwise; score_crl, for equations that are not linear; more steps"
+    return Found("departures of latents from normal laws", found.p, detail, remedy)
+
+
+def _nearly_law(fit: Fit, data: Data, law: str, apart: float, remedy: str) -> Found | None:
+    """Likelihood-ratio test of every environment's moments of latents against the model's law of them: within `apart`
+    of it for each degree of freedom, for networks are not exact."""
+    batch = fit.batch_of(data.rows_at(data.spread(MOST_ROWS)))
+    with drawing():
+        found = fit.chains.chain(fit.reference).misfit(batch)
+    if found is None or found.freedom <= 0:
+        return None
+    p = float(stats.ncx2.sf(found.deviance, found.freedom, 2 * len(batch) * apart * found.freedom))
+    detail = f"deviance {found.deviance:.1f} on {found.freedom:.0f} degrees of freedom, {len(batch)} rows"
+    return Found(f"departures of environments' moments from {law}", p, detail, remedy)
+
+
+_nearly_equations = partial(
+    _nearly_law,
+    law="equations",
+    apart=APART,
+    remedy="targets that were listed otherwise, batches that go with environments; more steps",
+)
+_nearly_conditioned = partial(
+    _nearly_law,
+    law="conditioning",
+    apart=APART_BY_ROWS,
+    remedy="concepts that environments condition on and that were not told; more latents beside; more rows",
+)
+
+
+def _invariance(fit: Fit, data: Data) -> Found | None:
+    """Whether the response's regression on some set of parents that is not improbable is the same in all environments:
+    the largest of exact p-values, so that it is valid where the true set is one of them."""
+    found = fit.chains.chain(fit.reference).invariance()
+    assert found is not None
+    p, chance = (v.double().cpu().numpy() for v in found)
+    likely = (chance > IMPROBABLE) & np.isfinite(p)
+    if not likely.any():
+        return None
+    best = int(np.where(likely, p, -1.0).argmax())
+    others = [name for j, name in enumerate(fit.names["feature"]) if j != fit.program.config["response"]]
+    names = [name for c, name in enumerate(others) if best >> c & 1]
+    detail = f"of {int(likely.sum())} probable sets of parents the most invariant is {', '.join(names) or 'none'}"
+    remedy = "environments that do not act on the response; columns that act on it and were not measured"
+    return Found("F tests of the response's regression", float(p[best]), detail, remedy)
+
+
+TESTS: dict[str, Test] = {
+    "moments": _moments,
+    "gaussian": _gaussian,
+    "features": _features,
+    "given_environment": _given_environment,
+    "nearly_gaussian": _nearly_gaussian,
+    "nearly_equations": _nearly_equations,
+    "nearly_conditioned": _nearly_conditioned,
+    "invariance": _invariance,
+}
