@@ -203,7 +203,7 @@ class ContentStyle(Program):
         from pyrocrl.simulate import draw
 
         data = draw("kuegelgen2021", seed=seed, pairs=300, content=2, style=2, layers=1, draws=100)
-        return cls.from_data(data, width=16, steps=80), data
+        return cls.from_data(data, width=16, steps=300), data
 
     studies = (ContentBlock("kuegelgen2021", seeds=3, held_out=0.1),)
 

@@ -228,7 +228,7 @@ class StructuralSparsityICA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("zheng2022", seed=seed, rows=400, latents=4)
+        data = draw("zheng2022", seed=seed, rows=800, latents=4)
         return cls(features=data.features, latents=4), data
 
     studies = tuple(

@@ -54,7 +54,8 @@ def test_every_group_of_the_vocabulary_makes_a_claim():
     for what, names in UP_TO.items():
         for name in names:
             maps = {"linear": "a linear map", "affine": "an affine map"}
-            words = (maps | {"nested": "a linear map within every intersection of views"}).get(name, name)
+            maps |= {"nested": "a linear map within every intersection of views"}
+            words = (maps | {"block": "an invertible map of all latents together"}).get(name, name)
             assert Claim(what, (name,)).sentence() == (
                 f"{what} exactly" if name == "exact" else f"{what} up to {words}"
             )

@@ -7,7 +7,7 @@ code. A claim is a sentence that a machine can test: *what* is identified, *up t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -188,6 +188,20 @@ class Reference:
         return f"{self.authors} ({self.year}). [{self.title}]({self.url}). {self.venue}."
 
 
+# maps that a claim leaves open, where their name in `up_to` does not say what they are
+MAPS = {
+    "linear": "a linear map",
+    "affine": "an affine map",
+    "block": "an invertible map of all latents together",
+    "nested": "a linear map within every intersection of views",
+}
+
+
+def maps_in_words(up_to: Iterable[str]) -> list[str]:
+    """What `up_to` leaves open, but for "exact"."""
+    return [MAPS.get(name, name) for name in up_to if name != "exact"]
+
+
 @dataclass(frozen=True)
 class Claim:
     """*What* is identified *up to* a group, *given* sentences a person judges and *needs* that are checked.
@@ -239,12 +253,7 @@ class Claim:
 
     def head(self) -> str:
         """What is claimed, without its conditions: "latents up to permutation, sign and scale"."""
-        maps = {
-            "linear": "a linear map",
-            "affine": "an affine map",
-            "nested": "a linear map within every intersection of views",
-        }
-        names = [maps.get(name, name) for name in self.up_to if name != "exact"]
+        names = maps_in_words(self.up_to)
         return f"{self.what} up to {_enumerate(names)}" if names else f"{self.what} exactly"
 
     def brief(self) -> str:

@@ -16,6 +16,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
+from pyrocrl.claims.card import maps_in_words
 from pyrocrl.claims.indeterminacy import Alignment, Group
 from pyrocrl.data import Batch, Data, Units
 from pyrocrl.errors import InputError, one_of, reject
@@ -477,7 +478,7 @@ class Fit:
             reject("environments", f"{len(environments)}", f"none: {name} does not model what an intervention does")
         check_memory("draws", draws, 8.0 * draws * self.chains.count * data.features)
         if values and self.program.group.mixes:
-            free = ", ".join(self.program.latents_up_to)
+            free = ", ".join(maps_in_words(self.program.latents_up_to))
             reject("values", f"a model that identifies latents only up to {free}", "latents identified one by one")
         rows = np.random.default_rng(seed).integers(0, data.rows, draws)
         batch = self.batch_of(data.rows_at(rows)).annealed()

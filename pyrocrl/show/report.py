@@ -27,6 +27,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from pyrocrl.claims.card import maps_in_words
 from pyrocrl.errors import InputError
 from pyrocrl.files import write_bytes
 from pyrocrl.judge.diagnose import AGREE_EACH, HOLDS
@@ -244,7 +245,7 @@ def _doubts(fit: Fit, claims: list[dict[str, Any]]) -> list[str]:
             "another fit may show others. Read the programmes as a description of this fit only."
         )
     elif fit.program.group.mixes:
-        free = ", ".join(fit.program.latents_up_to)
+        free = ", ".join(maps_in_words(fit.program.latents_up_to))
         out.append(f"This model identifies its latents only up to {free}: one latent taken alone means nothing.")
     for claim in claims:
         what = claim.get("what", "latents")
