@@ -30,7 +30,7 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
     kinds, kind = np.unique(used, axis=0, return_inverse=True)  # nodes of the same rows share moments
     moments = np.einsum("ue,eab->uab", kinds, np.stack(products))
 
-    graph = np.zeros((d, d), dtype=bool)
+    graph, node = np.zeros((d, d), dtype=bool), np.arange(d)
     flip = np.full((d, d), -np.inf)  # gain of adding or removing an edge
 
     def bic(k: int, left: np.ndarray, parents: int) -> np.ndarray:
@@ -56,8 +56,8 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
 
     for k in range(d):
         refresh(k)
+    reach = transitive_closure(graph)
     for _ in range(MOST_STEPS):
-        reach = transitive_closure(graph)
         around = joined(graph, reach)  # another way from j to k
         add = np.where(~graph & ~reach.T, flip, -np.inf)
         np.fill_diagonal(add, -np.inf)
@@ -72,4 +72,8 @@ def search(data: Data, intervention: str = "perfect") -> np.ndarray:
         if best[1] == 2:
             graph[k, j] = True
             refresh(j)
+        if best[1] == 0:  # what leads to j now leads to all that k leads to
+            reach |= np.outer(reach[:, j] | (node == j), reach[k] | (node == k))
+        else:
+            reach = transitive_closure(graph)
     return graph
