@@ -52,7 +52,7 @@ from pyrocrl.dists import InverseGamma, MultivariateNormal, Normal, SpikeSlab
 from pyrocrl.errors import reject
 from pyrocrl.exact import view_factors
 from pyrocrl.exact.goodness import Misfit
-from pyrocrl.exact.view_factors import KEPT, SPREAD, Factors, Moments, Sampler, ViewFactors
+from pyrocrl.exact.view_factors import KEPT, SPREAD, Moments, Sampler, ViewFactors, ViewLoadings
 from pyrocrl.lab.view_blocks import Intersections
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
@@ -73,6 +73,7 @@ NEEDS = (
 )
 GIVEN = (LINEAR, NOISE, ONE, SHOWN)
 ETA, SHAPE, LEAST_ROWS = 2.0, view_factors.SHAPE, 10
+READ = 10  # one draw of so many is read for means of latents
 
 
 class Multiview(Program):
@@ -227,7 +228,9 @@ class Multiview(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self._told(batch, self.centre, self.noise, self.tril)[0].mean
+        told = (self.drawn.loadings, self.drawn.variance, self.drawn.correlation_tril)
+        each = [self._told(batch, *draw)[0].mean for draw in zip(*(v[::READ] for v in told), strict=True)]
+        return torch.stack(each).mean(0)
 
     def mask(self) -> Tensor:
         """(feature, latent) probabilities that the feature's view sees a latent."""
@@ -253,11 +256,11 @@ class Multiview(Program):
         p, _ = law.climbed(self._factors())
         return view_factors.misfit(p, x, present, view, view_factors.free(p.sees, view))
 
-    def _factors(self) -> Factors:
+    def _factors(self) -> ViewLoadings:
         loadings, noise, tril, seen = (
             v.double().cpu().numpy() for v in (self.centre, self.noise, self.tril, self.seen)
         )
-        return Factors(loadings, noise, tril @ tril.T, seen > 0.5)
+        return ViewLoadings(loadings, noise, tril @ tril.T, seen > 0.5)
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -294,7 +297,7 @@ class Multiview(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("yao2024", seed, rows=248, sees="chain", features=6, lacks=0.2)
+        data = draw("yao2024", seed, rows=300, sees="chain", features=10, lacks=0.2)
         return cls.from_data(data), data
 
     studies = (

@@ -132,7 +132,8 @@ def test_a_mean_over_latents_hides_no_weak_one() -> None:
     names = {"latent": [f"latent_{k}" for k in range(20)]}
 
     def fit(second: np.ndarray) -> Any:
-        chains = SimpleNamespace(count=2, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
+        one = SimpleNamespace(mask=lambda: None, log_evidence=lambda: None, group=program.group)
+        chains = SimpleNamespace(count=2, chain=lambda c: one)
         held_out = torch.zeros(2, 5, dtype=torch.float64)
         return Fit(program, chains, [0, 1], held_out, np.zeros((1, 3)), names, {}, None, np.stack([z, second]))
 
@@ -152,7 +153,8 @@ def test_latents_that_neither_chain_uses_are_left_out_and_lost_ones_count() -> N
     z = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
     lost = z * [1, 0, 1]
     program = SimpleNamespace(group=rotated(False).program.group, latents_count=3)
-    chains = SimpleNamespace(count=3, chain=lambda c: SimpleNamespace(mask=lambda: None, log_evidence=lambda: None))
+    one = SimpleNamespace(mask=lambda: None, log_evidence=lambda: None, group=program.group)
+    chains = SimpleNamespace(count=3, chain=lambda c: one)
     anchor = np.stack([z, z[:, [2, 0, 1]], lost])
     fit = Fit(program, chains, [0, 1, 2], torch.tensor([[1.0], [0], [0]]), np.zeros((1, 4)), {}, {}, None, anchor)
     assert np.allclose(fit.agreement[0, 1], [1, 1, np.nan], equal_nan=True)

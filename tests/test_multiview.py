@@ -14,7 +14,7 @@ from pyrocrl import Data, InputError, simulate
 from pyrocrl.claims.nested import Nested
 from pyrocrl.constructions import view_intersections
 from pyrocrl.exact import view_factors
-from pyrocrl.exact.view_factors import Factors, Moments, Sampler, ViewFactors
+from pyrocrl.exact.view_factors import Moments, Sampler, ViewFactors, ViewLoadings
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.lab.suite.view_sights import ONE, SHOWN, sights
@@ -39,7 +39,7 @@ def same(found: np.ndarray, data: Data) -> bool:
     return sorted(map(tuple, found.T)) == sorted(map(tuple, by_view(data.truth["mask"], data).T))
 
 
-def dense(p: Factors) -> np.ndarray:
+def dense(p: ViewLoadings) -> np.ndarray:
     return p.loadings @ p.correlation @ p.loadings.T + np.diag(p.variance)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrocrl.exact.rotations import likely_factors
-from pyrocrl.exact.view_factors import Factors, Moments, ViewFactors, evidence, proper
+from pyrocrl.exact.view_factors import Moments, ViewFactors, ViewLoadings, evidence, proper
 
 Floats = NDArray[np.float64]
 MOST_VIEWS = 10  # of which all sets are looked at
@@ -30,14 +30,14 @@ NEAR = 15.0  # nats below the best, up to which an answer is fitted to the end
 REFUTED = 40.0  # nats
 
 
-def factors(law: ViewFactors, second: Floats, latents: int, steps: int = 200) -> Factors:
+def factors(law: ViewFactors, second: Floats, latents: int, steps: int = 200) -> ViewLoadings:
     """Loadings of uncorrelated factors of these second moments, seen by all views, then fitted to the law's rows."""
     unit = np.sqrt(np.maximum(np.diag(second), 1e-12))
     value, vector = np.linalg.eigh(second / unit / unit[:, None])
     near = (vector * np.maximum(value, 1e-4)) @ vector.T  # of pairs of views that few rows have
     loadings, noise = likely_factors(near, latents)
     sees = np.ones((law.moments.views, latents), dtype=bool)
-    start = Factors(loadings * unit[:, None], noise * unit**2, np.eye(latents), sees)
+    start = ViewLoadings(loadings * unit[:, None], noise * unit**2, np.eye(latents), sees)
     return law.climbed(start, steps)[0] if len(law.moments.groups) > 1 else start
 
 
@@ -51,7 +51,7 @@ class Spaces(NamedTuple):
     rank: list[int]
 
 
-def row_spaces(p: Factors, moments: Moments) -> Spaces:
+def row_spaces(p: ViewLoadings, moments: Moments) -> Spaces:
     """From factors that all views see."""
     root, out = np.linalg.cholesky(p.correlation), Spaces([], [], [], [])
     for v in range(moments.views):
@@ -79,7 +79,7 @@ def shared(spaces: Spaces, rank: Sequence[int], views: tuple[int, ...], loose: f
     return found
 
 
-def placed(p: Factors, moments: Moments, told: Spaces, rank: Sequence[int], loose: float = 1.0) -> Factors:
+def placed(p: ViewLoadings, moments: Moments, told: Spaces, rank: Sequence[int], loose: float = 1.0) -> ViewLoadings:
     """Latents by the views that see them, from factors that all views see."""
     size, views = p.loadings.shape[1], range(moments.views)
     axes, sees, spaces = np.zeros((size, 0)), [], {}
@@ -112,10 +112,10 @@ def placed(p: Factors, moments: Moments, told: Spaces, rank: Sequence[int], loos
     correlation = axes.T @ axes
     unit = np.sqrt(np.diag(correlation))
     loadings = np.where(gates[moments.view], loadings * unit, 0.0)
-    return Factors(loadings, p.variance, proper(correlation / unit / unit[:, None]), gates)
+    return ViewLoadings(loadings, p.variance, proper(correlation / unit / unit[:, None]), gates)
 
 
-def shut(p: Factors, moments: Moments, v: int, k: int) -> tuple[Factors, float]:
+def shut(p: ViewLoadings, moments: Moments, v: int, k: int) -> tuple[ViewLoadings, float]:
     """The placing in which view v does not see latent k, and about how many nats that costs.
 
     A latent c that v sees, and all of whose views see k, may take of k, z_c + t_c z_k: so much that what v has of k is
@@ -135,14 +135,14 @@ def shut(p: Factors, moments: Moments, v: int, k: int) -> tuple[Factors, float]:
     unit, sees = np.sqrt(np.diag(correlation)), p.sees.copy()
     sees[v, k] = False
     loadings = np.where(sees[moments.view], loadings * unit, 0.0)
-    return Factors(loadings, p.variance, proper(correlation / unit / unit[:, None]), sees), lost
+    return ViewLoadings(loadings, p.variance, proper(correlation / unit / unit[:, None]), sees), lost
 
 
 class Found(NamedTuple):
     """The best placing of so many latents, its log evidence by BIC, and by how much the next best that differs in which
     views see how many latents is below it."""
 
-    factors: Factors
+    factors: ViewLoadings
     score: float
     margin: float
 
@@ -153,9 +153,9 @@ class Search:
 
     def __init__(self, law: ViewFactors, bar: float = -np.inf) -> None:
         self.law, self.bar = law, bar
-        self.tried: dict[bytes, tuple[float, Factors]] = {}
+        self.tried: dict[bytes, tuple[float, ViewLoadings]] = {}
 
-    def add(self, start: Factors) -> None:
+    def add(self, start: ViewLoadings) -> None:
         """Fit this placing, if it was not, unless it has a latent that no view sees: an answer of fewer latents."""
         start = start.ordered()
         name, whole = start.sees.tobytes(), bool(start.sees.any(0).all())
@@ -166,7 +166,7 @@ class Search:
             self.tried[name] = self.law.score(p, log_likelihood), p
 
     @property
-    def best(self) -> tuple[float, Factors]:
+    def best(self) -> tuple[float, ViewLoadings]:
         return max(self.tried.values(), key=lambda one: one[0])
 
     def place(self, second: Floats, latents: int, *, few: bool = False) -> None:

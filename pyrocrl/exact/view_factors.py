@@ -84,7 +84,7 @@ class Moments(NamedTuple):
         return (present * [[g.rows] for g in self.groups]).T @ present
 
 
-class Factors(NamedTuple):
+class ViewLoadings(NamedTuple):
     """loadings (feature, latent), 0 where not seen; variance (feature,); correlation (latent, latent); sees (view,
     latent)."""
 
@@ -93,11 +93,11 @@ class Factors(NamedTuple):
     correlation: Floats
     sees: Bools
 
-    def ordered(self) -> Factors:
+    def ordered(self) -> ViewLoadings:
         """Latents of more views first, those of earlier views before others."""
         views = len(self.sees)
         order = np.lexsort([*(~self.sees[v] for v in reversed(range(views))), -self.sees.sum(0)])
-        return Factors(
+        return ViewLoadings(
             self.loadings[:, order], self.variance, self.correlation[np.ix_(order, order)], self.sees[:, order]
         )
 
@@ -123,7 +123,7 @@ class ViewFactors:
         self.moments, self.slab, self.rate = moments, slab, rate
         self.square = np.diag(moments.whole())
 
-    def expected(self, p: Factors) -> tuple[float, Floats, Floats, Floats]:
+    def expected(self, p: ViewLoadings) -> tuple[float, Floats, Floats, Floats]:
         """Log-likelihood, and expected sums over rows: of x z^T (feature, latent), of z z^T over the rows that have
         each view (view, latent, latent), and over all."""
         m, latents = self.moments, p.loadings.shape[1]
@@ -146,8 +146,8 @@ class ViewFactors:
         return total, cross, inner, whole
 
     def climbed(
-        self, p: Factors, steps: int = STEPS, close: float = CLOSE, least: float = -math.inf
-    ) -> tuple[Factors, float]:
+        self, p: ViewLoadings, steps: int = STEPS, close: float = CLOSE, least: float = -math.inf
+    ) -> tuple[ViewLoadings, float]:
         """The mode from there, `sees` as it is, and the log-likelihood there. It ends where a step gains less than
         `close` nats, or hopelessly far below a log posterior of `least`."""
         m, last, square = self.moments, -math.inf, self.square
@@ -167,16 +167,16 @@ class ViewFactors:
                 left = np.maximum(m.having[v] * square[mine] + fitted, 1e-9 * m.having[v])
                 variance[mine] = (self.rate + 0.5 * left) / (SHAPE + 1 + 0.5 * m.having[v])
             unit = np.sqrt(np.diag(whole) / m.rows)
-            p = Factors(loadings * unit, variance, proper(whole / m.rows / unit / unit[:, None]), p.sees)
+            p = ViewLoadings(loadings * unit, variance, proper(whole / m.rows / unit / unit[:, None]), p.sees)
         return p, self.expected(p)[0]
 
-    def log_prior(self, p: Factors) -> float:
+    def log_prior(self, p: ViewLoadings) -> float:
         """Log prior of loadings and variances, up to a constant."""
         return float(-0.5 * (p.loadings**2).sum() / self.slab**2 - ((SHAPE + 1) * np.log(p.variance)).sum()) - float(
             (self.rate / p.variance).sum()
         )
 
-    def score(self, p: Factors, log_likelihood: float) -> float:
+    def score(self, p: ViewLoadings, log_likelihood: float) -> float:
         """Log evidence by BIC, `sees` with its prior."""
         numbers = free(p.sees, self.moments.view)
         prior = float(special.logsumexp(odds_log_prob(p.sees)) - special.logsumexp(-0.5 * (GRID / SPREAD) ** 2))
@@ -205,7 +205,7 @@ class Sights(NamedTuple):
     together: Floats
 
 
-def sights(p: Factors, moments: Moments) -> Sights:
+def sights(p: ViewLoadings, moments: Moments) -> Sights:
     """At the fitted factors."""
     together, views = moments.together(), moments.views
     weakest, blurred = np.full(views, np.inf), np.zeros((views, views))
@@ -224,7 +224,7 @@ def sights(p: Factors, moments: Moments) -> Sights:
     return Sights(weakest, blurred, together)
 
 
-def _shown(p: Factors, moments: Moments, v: int, latents: NDArray[np.int64]) -> float:
+def _shown(p: ViewLoadings, moments: Moments, v: int, latents: NDArray[np.int64]) -> float:
     """The least share of the variance of a direction of these latents that a view shows by itself."""
     mine = moments.view == v
     own = p.loadings[mine] @ p.correlation
@@ -234,7 +234,7 @@ def _shown(p: Factors, moments: Moments, v: int, latents: NDArray[np.int64]) -> 
     return float(np.clip(value[0], 0.0, 1.0))
 
 
-def misfit(p: Factors, x: Floats, present: Bools, view: NDArray[np.int64], parameters: int) -> Misfit | None:
+def misfit(p: ViewLoadings, x: Floats, present: Bools, view: NDArray[np.int64], parameters: int) -> Misfit | None:
     """Likelihood ratio of means of 0 and the fitted covariance against any, of rows x (data, feature) with the same
     views, with Bartlett's factor (Lawley & Maxwell 1971, chapter 4); of groups of twice as many rows as features.
     parameters: that were fitted, the features' own means and variances apart. None where nothing is left to test."""
@@ -272,7 +272,7 @@ class Sampler(ColumnSampler):
     """A chain of draws, which begins at `start`."""
 
     def __init__(
-        self, moments: Moments, start: Factors, slab: float, rate: float, eta: float, rng: np.random.Generator
+        self, moments: Moments, start: ViewLoadings, slab: float, rate: float, eta: float, rng: np.random.Generator
     ) -> None:
         self.moments, self.slab, self.rate, self.eta, self.rng = moments, slab, rate, eta, rng
         self.rows, (self.features, self.latents) = moments.rows, start.loadings.shape
