@@ -8,7 +8,6 @@ N(0, SHARE_b): the root of what a penalty of second derivatives would give, for 
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from scipy import linalg, special
 from torch import Tensor
 
+from pyrocrl.exact.splines import by_roughness, splines
+
 Floats = NDArray[np.float64]
 PIECES = 7
 BASIS = PIECES + 2  # functions: splines but for the constant
@@ -25,32 +26,11 @@ CELLS = 100  # of the grid on which posteriors of latents are held
 USUAL = 500.0  # roughness at which a coefficient's prior variance is halved, about: that of one bend
 
 
-def _splines(u: Tensor) -> Tensor:
-    """(..., PIECES + 3) the cubic B-splines, by truncated powers."""
-    start = torch.arange(-3.0, PIECES, dtype=u.dtype, device=u.device)
-    away = u[..., None] * PIECES - start
-    parts = [(-1) ** i * math.comb(4, i) * (away - i).clamp_min(0) ** 3 / 6 for i in range(5)]
-    out: Tensor = sum(parts[1:], parts[0])
-    return out
-
-
 def _prepared() -> tuple[Floats, Floats, Floats]:
     """offset (PIECES + 3,) means of the splines, turn (PIECES + 3, BASIS) from splines less these to phi, SHARE."""
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    at = ((np.arange(PIECES)[:, None] + 0.5 + nodes / 2) / PIECES).ravel()
-    weight = np.tile(weights / 2 / PIECES, PIECES)
-    value = _splines(torch.as_tensor(at)).numpy()
-    start = at[:, None] * PIECES - np.arange(-3.0, PIECES)
-    second = sum((-1) ** i * math.comb(4, i) * np.maximum(start - i, 0) for i in range(5)) * PIECES**2
-    offset = weight @ value
-    centred = value - offset
-    gram, rough = (part.T @ (weight[:, None] * part) for part in (centred, second))
-    size, axes = linalg.eigh(gram)
-    axes = axes[:, 1:] / np.sqrt(size[1:])  # the sum of all splines is the constant
-    penalty, turned = linalg.eigh(axes.T @ rough @ axes)
-    turn = axes @ turned
+    offset, turn, roughness = by_roughness(PIECES)
     turn = turn * np.sign((linalg.pinv(turn) * np.arange(PIECES + 3)).sum(1))  # the line ascends
-    share = 1 / np.sqrt(1 + np.maximum(penalty, 0) / USUAL)
+    share = 1 / np.sqrt(1 + roughness / USUAL)
     return offset, turn, share / share.sum()
 
 
@@ -66,7 +46,7 @@ def _turns(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
 def basis(u: Tensor) -> Tensor:
     """(..., BASIS) the phi_b at u."""
     offset, turn = _turns(u.dtype, u.device)
-    return (_splines(u) - offset) @ turn
+    return (splines(u, PIECES) - offset) @ turn
 
 
 ON_GRID: Floats = basis(torch.as_tensor(GRID)).numpy()  # (CELLS, BASIS)

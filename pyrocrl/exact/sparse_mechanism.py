@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from scipy import linalg
 from torch import Tensor
 
+from pyrocrl.exact.splines import by_roughness, splines
+
 Floats = NDArray[np.float64]
 PIECES, BASIS = 24, 16  # of the splines, and functions that are kept
 USUAL = 5e4  # roughness from which prior shares fall, that of about two waves
@@ -27,32 +29,12 @@ SHAPE = 1.5  # of the variances' prior
 LEAST = 1e-8  # variance
 
 
-def _splines(u: Tensor) -> Tensor:
-    """(..., PIECES + 3) cubic B-splines, by truncated powers."""
-    start = torch.arange(-3.0, PIECES, dtype=u.dtype, device=u.device)
-    away = u[..., None] * PIECES - start
-    parts = [(-1) ** i * math.comb(4, i) * (away - i).clamp_min(0) ** 3 / 6 for i in range(5)]
-    out: Tensor = sum(parts[1:], parts[0])
-    return out
-
-
 @cache
 def _prepared() -> tuple[Floats, Floats, Floats]:
     """offset (PIECES + 3,), turn (PIECES + 3, BASIS - 1) from splines less these to phi_1, phi_2, ...; shares."""
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    at = ((np.arange(PIECES)[:, None] + 0.5 + nodes / 2) / PIECES).ravel()
-    weight = np.tile(weights / 2 / PIECES, PIECES)
-    value = _splines(torch.as_tensor(at)).numpy()
-    start = at[:, None] * PIECES - np.arange(-3.0, PIECES)
-    second = sum((-1) ** i * math.comb(4, i) * np.maximum(start - i, 0) for i in range(5)) * PIECES**2
-    offset = weight @ value
-    centred = value - offset
-    gram, rough = (part.T @ (weight[:, None] * part) for part in (centred, second))
-    size, axes = linalg.eigh(gram)
-    axes = axes[:, 1:] / np.sqrt(size[1:])  # the sum of all splines is the constant
-    penalty, turned = linalg.eigh(axes.T @ rough @ axes)
-    share = 1 / np.sqrt(1 + np.maximum(penalty[:BASIS], 0) / USUAL)
-    return offset, axes @ turned[:, 1:BASIS], share / share.sum()
+    offset, turn, roughness = by_roughness(PIECES)
+    share = 1 / np.sqrt(1 + roughness[:BASIS] / USUAL)
+    return offset, turn[:, 1:BASIS], share / share.sum()
 
 
 @cache
@@ -69,7 +51,7 @@ def shares(dtype: torch.dtype, device: torch.device) -> Tensor:
 def basis(u: Tensor) -> Tensor:
     """(..., BASIS) phi_b at u; beyond [0, 1] the line goes on and the rest stays as it is."""
     offset, turn, _ = _tensors(u.dtype, u.device)
-    bent = (_splines(u.clamp(0.0, 1.0)) - offset) @ turn
+    bent = (splines(u.clamp(0.0, 1.0), PIECES) - offset) @ turn
     return torch.cat([math.sqrt(12) * (u[..., None] - 0.5), bent], -1)
 
 
