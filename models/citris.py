@@ -33,6 +33,8 @@ Longer than other models because the evidence of targets, of turns and of laws f
 verdict. Functions of latents before are not exact for any mechanism: their test lets correlations of .1 be, and behind
 a mixing that bends, latents are found as far as it is linear alone, which the verdict says.
 
+Longer than other models because targets of steps, the law given the row before and its graph are each told by it.
+
 *For a variant, copy this file and change* `story`: the law of a latent given those before, and with it sums over its
 weights in `pyrocrl.exact.target_steps`.
 """
