@@ -54,7 +54,7 @@ from pyrocrl.exact.additive_factors import SHAPE, Sampler
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.curve_latents import OnGrid, latent_shares
 from pyrocrl.exact.curves import BASIS, basis, constants
-from pyrocrl.lab.studies import Curves
+from pyrocrl.lab.studies.nonlinear import Curves
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

@@ -49,7 +49,7 @@ from pyrocrl.dists import InverseGamma, LogitNormal, MultivariateNormal, Normal,
 from pyrocrl.exact.gate_rows import PureOrSparse, RowPatterns
 from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.exact.sparse_factors import RATE, SHAPE, SparseFactors, State, Summary
-from pyrocrl.lab.studies import PureFeatures
+from pyrocrl.lab.studies.factors import PureFeatures
 from pyrocrl.options import Positive
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

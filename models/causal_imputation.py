@@ -53,7 +53,7 @@ from pyrocrl.constructions.optimise import optimum
 from pyrocrl.dists import InverseGamma, Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import gp
-from pyrocrl.lab.imputations import Imputation, MeasuredEffects
+from pyrocrl.lab.studies.imputations import Imputation, MeasuredEffects
 from pyrocrl.options import Bounds, Size
 from pyrocrl.parts.observed_equations import ObservedLatents
 from pyrocrl.program import check_whole

@@ -57,7 +57,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.switching import Timeline
 from pyrocrl.exact.target_steps import MOST, SLABS, Basis
-from pyrocrl.lab.studies import TargetSteps
+from pyrocrl.lab.studies.linked_rows import TargetSteps
 from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.parts.mixing import LinearMixing

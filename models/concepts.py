@@ -56,7 +56,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import conditioned, optimise
 from pyrocrl.dists import LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact.goodness import Misfit
-from pyrocrl.lab.concepts import ConceptValues
+from pyrocrl.lab.studies.concepts import ConceptValues
 from pyrocrl.options import Bounds, Positive, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.parts.nets import Residual

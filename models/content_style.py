@@ -39,7 +39,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import content_pairs, optimise
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
-from pyrocrl.lab.content import ContentBlock
+from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.options import Size
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual

@@ -56,7 +56,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import shared_factors
 from pyrocrl.exact.goodness import Misfit
 from pyrocrl.exact.shared_factors import Parameters, SharedFactors
-from pyrocrl.lab.translations import MeasuredViews, Translation
+from pyrocrl.lab.studies.translations import MeasuredViews, Translation
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.program import Environments, Features, Latents

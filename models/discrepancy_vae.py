@@ -67,8 +67,9 @@ from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.exact import orders
 from pyrocrl.exact.mmd import mmd2
-from pyrocrl.lab.screens import PerturbationScreen
-from pyrocrl.lab.studies import Pairs, Study, TwoModels
+from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.latent_graphs import Pairs, TwoModels
+from pyrocrl.lab.studies.screens import PerturbationScreen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.latent_sem import LatentSEM, Mechanism, SEMReadouts

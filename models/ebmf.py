@@ -54,7 +54,7 @@ from pyrocrl.constructions.matrix_starts import filled, start
 from pyrocrl.dists import Categorical, InverseGamma, LogNormal, MultivariateNormal, Normal, SpikeSlab
 from pyrocrl.exact.matrix_factors import ALPHA, DRAWS, ETA, RATE, SHAPE, SLAB, Sampler
 from pyrocrl.exact.score_mixtures import SCALES, components_given, deviations, scores_given, told
-from pyrocrl.lab.studies import Completion, SparseFactors
+from pyrocrl.lab.studies.factors import Completion, SparseFactors
 from pyrocrl.options import Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

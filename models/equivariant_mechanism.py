@@ -51,7 +51,7 @@ from pyrocrl.constructions.subspaces import frame
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import equivariances
-from pyrocrl.lab.studies import KnownMechanisms
+from pyrocrl.lab.studies.linked_rows import KnownMechanisms
 from pyrocrl.options import Positive, Share, Size
 from pyrocrl.parts import mechanisms as parts
 from pyrocrl.parts.displaced import Carried

@@ -46,7 +46,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import action_effects
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
-from pyrocrl.lab.studies import Actions
+from pyrocrl.lab.studies.nonlinear import Actions
 from pyrocrl.options import Size
 from pyrocrl.parts import nets
 from pyrocrl.program import Features, Latents, check_sizes

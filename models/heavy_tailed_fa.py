@@ -44,7 +44,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.dists import InverseGamma, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact.heavy_tails import DRAWS, NORMAL, SHAPE, SLAB, SPREAD, HeavyTailed, Sampler, categorical, given
 from pyrocrl.exact.rotations import likely_factors, varimax
-from pyrocrl.lab.studies import HeavyTails
+from pyrocrl.lab.studies.factors import HeavyTails
 from pyrocrl.options import Positive, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

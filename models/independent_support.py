@@ -65,7 +65,7 @@ from pyrocrl.constructions.boxes import Box, Span, boxes_apart, search, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
 from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler
-from pyrocrl.lab.studies import Supports
+from pyrocrl.lab.studies.nonlinear import Supports
 from pyrocrl.options import Bounds, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

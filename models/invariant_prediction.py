@@ -61,7 +61,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import all_subsets, interventions, invariance, orders, sharing
 from pyrocrl.exact import order_sampling as sampling
 from pyrocrl.exact.goodness import Gaussians
-from pyrocrl.lab.studies import Parents, ParentsOfLatents
+from pyrocrl.lab.studies.observed_graphs import Parents, ParentsOfLatents
 from pyrocrl.options import Bounds, Positive, Share
 from pyrocrl.parts.observed_equations import ObservedEquations
 from pyrocrl.program import check_rows

@@ -36,7 +36,7 @@ from torch import Tensor
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import modulation
 from pyrocrl.dists import Laplace, LogNormal, MultivariateNormal, Normal
-from pyrocrl.lab.studies import BesideVAE
+from pyrocrl.lab.studies.nonlinear import BesideVAE
 from pyrocrl.options import Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.parts.nets import Residual, TrilEncoder

@@ -65,7 +65,7 @@ from pyrocrl.exact.measured_sem import KEPT, SHAPE, SIZE, Sampler
 from pyrocrl.exact.mixed_sem import FORM, Directions, components
 from pyrocrl.exact.order_sampling import AnyOrder
 from pyrocrl.exact.orders import MAX_NODES, Order, earlier, log_orders, only
-from pyrocrl.lab.studies import MeasuredGraph
+from pyrocrl.lab.studies.measured_graphs import MeasuredGraph
 from pyrocrl.options import Bounds, Positive, check_memory
 from pyrocrl.parts.factor_scores import factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock

@@ -79,7 +79,8 @@ from pyrocrl.constructions.marginal_sem import MarginalSEM
 from pyrocrl.dists import Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.lab.studies import Bend, BesideExact, Escapees, FiniteSamples, ManyLatents, Study
+from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.latent_graphs import Bend, BesideExact, Escapees, FiniteSamples, ManyLatents
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.escapees import Prior
 from pyrocrl.parts.latent_sem import SEMReadouts, table_of

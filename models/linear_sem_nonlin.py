@@ -60,7 +60,8 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import orders
 from pyrocrl.exact.goodness import Misfit
-from pyrocrl.lab.studies import Study, TwoModels
+from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.latent_graphs import TwoModels
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts import nets

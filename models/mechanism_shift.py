@@ -53,7 +53,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.dists import Categorical, Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import orders, regression, sharing
-from pyrocrl.lab.studies import ShiftedMechanisms
+from pyrocrl.lab.studies.latent_graphs import ShiftedMechanisms
 from pyrocrl.options import Bounds, Positive
 from pyrocrl.parts.observed_equations import ObservedLatents
 from pyrocrl.program import check_rows

@@ -54,7 +54,7 @@ from pyrocrl.exact import sparse_mechanism as exact
 from pyrocrl.exact.sparse_mechanism import BASIS, SHAPE, Prior, basis
 from pyrocrl.exact.sparse_steps import SPAN, Following, curves_of
 from pyrocrl.exact.switching import Timeline
-from pyrocrl.lab.studies import SparseMechanisms
+from pyrocrl.lab.studies.linked_rows import SparseMechanisms
 from pyrocrl.options import Bounds, Positive, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.observation import Observation

@@ -61,7 +61,7 @@ from pyrocrl.exact import tables
 from pyrocrl.exact.joint_states import LEVEL, RATE, SHAPE, Sampler
 from pyrocrl.exact.order_sampling import AnyOrder
 from pyrocrl.exact.orders import Order, earlier, log_orders, only
-from pyrocrl.lab.studies import DiscreteLatents
+from pyrocrl.lab.studies.measured_graphs import DiscreteLatents
 from pyrocrl.options import Bounds, Positive, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import EdgeProbability, Features, check_rows, check_sizes

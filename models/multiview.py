@@ -53,7 +53,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import view_factors
 from pyrocrl.exact.goodness import Misfit
 from pyrocrl.exact.view_factors import KEPT, SPREAD, Moments, Sampler, ViewFactors, ViewLoadings
-from pyrocrl.lab.view_blocks import Intersections
+from pyrocrl.lab.studies.view_blocks import Intersections
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

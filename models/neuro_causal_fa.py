@@ -58,7 +58,7 @@ from pyrocrl.exact.goodness import Gaussians
 from pyrocrl.exact.mask_walk import DRAWS, draws
 from pyrocrl.exact.one_pure import OnePure
 from pyrocrl.exact.pure_masks import DENSITY, SHAPE, MaskPosterior
-from pyrocrl.lab.studies import Covers
+from pyrocrl.lab.studies.measured_graphs import Covers
 from pyrocrl.options import Bounds, Positive, check_memory
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given, factors_log_prob
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock

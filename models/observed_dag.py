@@ -51,7 +51,7 @@ from pyrocrl.dists import Categorical, Law, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import all_subsets, interventions, orders, sharing
 from pyrocrl.exact import order_sampling as sampling
-from pyrocrl.lab.studies import ObservedGraph, SignallingGraph
+from pyrocrl.lab.studies.observed_graphs import ObservedGraph, SignallingGraph
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.observed_equations import ObservedEquations
 from pyrocrl.program import TargetMatrix, checked_targets

@@ -47,7 +47,7 @@ from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, ru
 from pyrocrl.constructions import memories
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
-from pyrocrl.lab.memories import Contexts, MeasuredContexts, StoredRows
+from pyrocrl.lab.studies.memories import Contexts, MeasuredContexts, StoredRows
 from pyrocrl.options import Positive, Size
 from pyrocrl.program import Features
 

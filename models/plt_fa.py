@@ -38,7 +38,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.dists import InverseGamma, MultivariateNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact.factor_analysis import Triangular
-from pyrocrl.lab.studies import Loadings
+from pyrocrl.lab.studies.factors import Loadings
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.guides import JointBlock
 from pyrocrl.program import Features, Latents, check_sizes

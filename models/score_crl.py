@@ -55,7 +55,8 @@ from pyrocrl.constructions import score_differences, subspaces
 from pyrocrl.constructions.hard_interventions import Unmixing, from_scores
 from pyrocrl.dists import Law, Normal
 from pyrocrl.exact import orders
-from pyrocrl.lab.studies import Study, TwoModels
+from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.latent_graphs import TwoModels
 from pyrocrl.options import Bounds, Size
 from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.mixing import LinearMixing

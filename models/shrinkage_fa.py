@@ -68,7 +68,7 @@ from pyrocrl.exact.shrinkage import (
     Shrinkage,
     State,
 )
-from pyrocrl.lab.studies import Covariance
+from pyrocrl.lab.studies.factors import Covariance
 from pyrocrl.options import Positive, Size, check_memory
 from pyrocrl.parts.factor_scores import factors_given
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock

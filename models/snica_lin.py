@@ -54,7 +54,7 @@ from pyrocrl.dists import Law, LogNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import switching
 from pyrocrl.exact.switching import Dynamics, Timeline
-from pyrocrl.lab.studies import SwitchingSources
+from pyrocrl.lab.studies.linked_rows import SwitchingSources
 from pyrocrl.options import Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.parts.mixing import LinearMixing

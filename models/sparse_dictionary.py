@@ -49,7 +49,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.constructions import dictionaries
 from pyrocrl.dists import InverseGamma, LogitNormal, LogNormal, Normal, PositiveSpikeSlab
 from pyrocrl.exact.sparse_codes import Codes, Drawn
-from pyrocrl.lab.studies import Directions
+from pyrocrl.lab.studies.codes import Directions
 from pyrocrl.options import Bounds, Positive, Size, check_memory
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.program import Features, check_rows

@@ -44,7 +44,7 @@ from pyrocrl.constructions import offsets, optimise
 from pyrocrl.constructions.subspaces import principal
 from pyrocrl.dists import Normal, SpikeSlab
 from pyrocrl.errors import reject
-from pyrocrl.lab.studies import MeanDifferences
+from pyrocrl.lab.studies.linked_rows import MeanDifferences
 from pyrocrl.options import Positive, Share, Size
 from pyrocrl.parts.displaced import Displaced
 from pyrocrl.parts.guides import DrawnBlock

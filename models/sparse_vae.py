@@ -60,8 +60,8 @@ from pyrocrl.constructions import anchors, gates, log_rates
 from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
-from pyrocrl.lab.screens import PATHWAY, Screen
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.screens import PATHWAY, Screen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
 from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder

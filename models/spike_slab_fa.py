@@ -63,7 +63,7 @@ from pyrocrl.dists import InverseGamma, LogNormal, MultivariateNormal, NegativeB
 from pyrocrl.exact import count_factors
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE, Sampler
-from pyrocrl.lab.studies import SparseCounts, SparseFactors
+from pyrocrl.lab.studies.factors import SparseCounts, SparseFactors
 from pyrocrl.options import Positive, check_memory
 from pyrocrl.parts.count_factors import baselines, scores_given_counts, size_of
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given

@@ -54,7 +54,7 @@ from pyrocrl.errors import reject
 from pyrocrl.exact.beta_bernoulli import SharedColumns
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE
 from pyrocrl.exact.spike_slab_lasso import LassoSampler
-from pyrocrl.lab.studies import SparseFactors
+from pyrocrl.lab.studies.factors import SparseFactors
 from pyrocrl.options import Bounds, Positive, check_memory
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock

@@ -50,7 +50,7 @@ from pyrocrl.exact import surfaces
 from pyrocrl.exact.additive_factors import SHAPE
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.surface_factors import Told, latents_given
-from pyrocrl.lab.studies import Curves
+from pyrocrl.lab.studies.nonlinear import Curves
 from pyrocrl.options import Bounds, Positive, check_memory
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Features, Latents, check_rows, check_sizes

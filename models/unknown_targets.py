@@ -58,7 +58,7 @@ from pyrocrl.constructions import binary_states
 from pyrocrl.dists import Gamma, Normal
 from pyrocrl.exact import binary, orders, sharing
 from pyrocrl.exact.binary import LogitBeta, States
-from pyrocrl.lab.studies import Skeleton
+from pyrocrl.lab.studies.latent_graphs import Skeleton
 from pyrocrl.options import Bounds, Positive, Share
 from pyrocrl.program import EdgeProbability, Environments, Features, check_sizes
 

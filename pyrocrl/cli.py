@@ -1021,9 +1021,10 @@ def reproduce(
     """Reproduce a model's figures on its settings, every seed shown."""
     from pyrocrl.judge.metric_table import HEADLINE, METRICS
     from pyrocrl.lab import reproduce as runner
+    from pyrocrl.lab.provenance import parse_seeds
     from pyrocrl.lab.studies import Study, readable
 
-    wanted = None if seeds is None else runner.parse_seeds(seeds)
+    wanted = None if seeds is None else parse_seeds(seeds)
 
     def tell(study: Study, row: dict[str, Any]) -> None:
         metrics = row.get("metrics", {})
@@ -1221,7 +1222,8 @@ def _fit(
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
-    from pyrocrl.lab.reproduce import provenance, score_table
+    from pyrocrl.lab.provenance import provenance
+    from pyrocrl.lab.reproduce import score_table
 
     program, name = pyrocrl.build(kind, rows, **build), kind.card.name
     started = time.perf_counter()

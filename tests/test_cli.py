@@ -16,7 +16,7 @@ import torch
 import pyrocrl
 from pyrocrl import Program, cli, datasets, io, simulate, zoo
 from pyrocrl.infer.elbo import elbo
-from pyrocrl.lab import bench, reproduce
+from pyrocrl.lab import bench, provenance, reproduce
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ["--latents", "2", "--chains", "2", "--epochs", "3", "--draws", "3", "--option", "hidden=8", "--quiet"]
@@ -232,9 +232,9 @@ def test_warnings_are_one_line_each(tmp_path: Path) -> None:
 
 
 def test_seeds() -> None:
-    assert reproduce.parse_seeds("0:3") == [0, 1, 2]
-    assert reproduce.parse_seeds("7") == [7]
-    assert reproduce.parse_seeds("0,2,5") == [0, 2, 5]
+    assert provenance.parse_seeds("0:3") == [0, 1, 2]
+    assert provenance.parse_seeds("7") == [7]
+    assert provenance.parse_seeds("0,2,5") == [0, 2, 5]
 
 
 def test_reproduce_writes_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -19,7 +19,7 @@ from pyrocrl.constructions.contrastive import Chart
 from pyrocrl.exact import linear_sem
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.metrics import mcc
-from pyrocrl.lab.concepts import affine, directions
+from pyrocrl.lab.studies.concepts import affine, directions
 from pyrocrl.lab.suite.concepts import world
 from pyrocrl.parts.nets import Residual
 from pyrocrl.simulate.concepts import conditioned_latents, unit_rows

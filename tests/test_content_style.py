@@ -13,7 +13,7 @@ from scipy import stats
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.constructions import content_pairs
-from pyrocrl.lab.content import ContentBlock
+from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.lab.suite.content import contents
 from pyrocrl.parts.content_pairs import Repeated
 

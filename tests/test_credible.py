@@ -8,7 +8,7 @@ import pytest
 import pyrocrl
 from pyrocrl import InputError, metrics, simulate
 from pyrocrl.judge.credible import smallest_set
-from pyrocrl.lab.studies import Bend, FiniteSamples
+from pyrocrl.lab.studies.latent_graphs import Bend, FiniteSamples
 
 A, B, C = (np.eye(2, k=k, dtype=bool) for k in (1, -1, 5))
 

@@ -20,7 +20,7 @@ from pyrocrl import Data, Fit, InputError, cli, simulate
 from pyrocrl.constructions import pairs
 from pyrocrl.exact import gp
 from pyrocrl.judge import imputation
-from pyrocrl.lab.imputations import Imputation, table_of
+from pyrocrl.lab.studies.imputations import Imputation, table_of
 
 SMALL = {"contexts": 10, "perturbations": 16, "features": 30, "measured": 0.5}
 Capture = pytest.CaptureFixture[str]
@@ -272,4 +272,4 @@ def test_the_page_shows_the_committed_results() -> None:
     root = Path(__file__).parent.parent
     results = json.loads((root / "models" / "results" / "causal_imputation.json").read_text())
     page = (root / "docs" / "effects_never_measured.md").read_text()
-    assert table_of(results) in page, "run: python -m pyrocrl.lab.imputations, and put the table there"
+    assert table_of(results) in page, "run: python -m pyrocrl.lab.studies.imputations, and put the table there"

@@ -17,8 +17,8 @@ from pyrocrl.exact import view_factors
 from pyrocrl.exact.view_factors import Moments, Sampler, ViewFactors, ViewLoadings
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.diagnose import diagnose
+from pyrocrl.lab.studies.view_blocks import apart, block_scores, by_view, canonical, read
 from pyrocrl.lab.suite.view_sights import ONE, SHOWN, sights
-from pyrocrl.lab.view_blocks import apart, block_scores, by_view, canonical, read
 from pyrocrl.models.multiview import Multiview
 
 SLAB, RATE = 0.7, 0.05

@@ -17,7 +17,7 @@ from pyrocrl.constructions import memories
 from pyrocrl.exact.attractors import iterate, spectral_radius
 from pyrocrl.infer.elbo import traces
 from pyrocrl.judge.memory import alignment, attractors
-from pyrocrl.lab.memories import BELOW, alignment_scores
+from pyrocrl.lab.studies.memories import BELOW, alignment_scores
 
 QUICK: dict[str, Any] = {"chains": 2, "progress": False, "device": "cpu", "seed": 3}
 PLAIN = {"activation": "leaky_relu", "bias": False}

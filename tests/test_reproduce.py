@@ -12,7 +12,7 @@ from pyrocrl import simulate, zoo
 from pyrocrl.errors import InputError
 from pyrocrl.lab import reproduce
 from pyrocrl.lab.reproduce import knockout_table
-from pyrocrl.lab.screens import differential_genes
+from pyrocrl.lab.studies.screens import differential_genes
 
 
 def entry(edges: list[list[float]], covered: float, total: float, identified: bool = True) -> dict:

@@ -14,7 +14,7 @@ import pyrocrl
 from pyrocrl import Data, InputError, simulate
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.infer import stories
-from pyrocrl.lab.screens import knockouts
+from pyrocrl.lab.studies.screens import knockouts
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.observation import Observation

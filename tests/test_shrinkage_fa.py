@@ -25,7 +25,7 @@ from pyrocrl.exact.shrinkage import (
     chances,
 )
 from pyrocrl.judge.metrics import r2
-from pyrocrl.lab.studies import Covariance
+from pyrocrl.lab.studies.factors import Covariance
 
 SPIKE = 0.05
 

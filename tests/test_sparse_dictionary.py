@@ -16,7 +16,7 @@ from pyrocrl.dists import PositiveSpikeSlab, log_below
 from pyrocrl.errors import InputError
 from pyrocrl.exact.sparse_codes import Codes, Drawn
 from pyrocrl.judge import checks, fit_tests, metrics
-from pyrocrl.lab.studies import directions_matched
+from pyrocrl.lab.studies.codes import directions_matched
 from pyrocrl.models.sparse_dictionary import SparseDictionary
 from pyrocrl.simulate import draw
 

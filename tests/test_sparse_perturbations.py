@@ -15,7 +15,7 @@ import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.constructions import offsets
 from pyrocrl.judge.metrics import mcc
-from pyrocrl.lab.studies import MeanDifferences
+from pyrocrl.lab.studies.linked_rows import MeanDifferences
 from pyrocrl.lab.suite.actions import moved
 from pyrocrl.parts.displaced import Displaced
 

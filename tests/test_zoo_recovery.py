@@ -17,8 +17,9 @@ from scipy.stats import norm
 import pyrocrl
 from pyrocrl import simulate, zoo
 from pyrocrl.lab.reproduce import run_seed, studies
-from pyrocrl.lab.screens import Screen
-from pyrocrl.lab.studies import Bend, BesideExact, FiniteSamples, ManyLatents, ObservedGraph, SignallingGraph, Skeleton
+from pyrocrl.lab.studies.latent_graphs import Bend, BesideExact, FiniteSamples, ManyLatents, Skeleton
+from pyrocrl.lab.studies.observed_graphs import ObservedGraph, SignallingGraph
+from pyrocrl.lab.studies.screens import Screen
 
 RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()

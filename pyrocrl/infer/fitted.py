@@ -25,7 +25,7 @@ from pyrocrl.infer import checkpoint, stories
 from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
-from pyrocrl.infer.number import Number, in_use
+from pyrocrl.infer.number import Number
 from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
@@ -34,6 +34,7 @@ MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_READ = 1_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 READ_CELLS = 8_000_000  # entries of x read at once
+COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
 Z = Site(("data", "latent"), {"latent": "point"})
@@ -222,7 +223,19 @@ class Fit:
 
     @cached_property
     def _number(self) -> Number | None:
-        return in_use(self)
+        """Where latents are offered, by draws of the mask, a latent of two features or more being in use."""
+        known, latents = self.meta.get("number"), self.program.latents_count
+        given = None if known is None else Number.from_dict(known)
+        if self.program.counted != "offered":
+            return given
+        about, thin = f"{latents} offered; draws of the fit", max(1, self._data(None).rows)
+        drawn = self.posterior(COUNTED, self.data, thin=thin, predictive=False, density=False)["posterior"]
+        if "mask" in drawn:
+            mask = drawn["mask"].transpose("chain", "draw", "feature", "latent").to_numpy() > 0.5
+            about += ", a latent of two features or more being in use"
+            return Number.drawn((mask.sum(2) > 1).sum(-1), self.weights, latents, about)
+        told = [one.cpu().numpy() for program in self.programs() if (one := program.number_told()) is not None]
+        return Number.drawn(np.stack(told), self.weights, latents, about) if len(told) == len(self.weights) else given
 
     def mask(self) -> np.ndarray | None:
         """(feature, latent) inclusion probabilities, averaged over the aligned chains by their weights."""

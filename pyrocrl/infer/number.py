@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,12 @@ from pyrocrl.exact.number import Factors, factors
 from pyrocrl.options import check_memory, reach
 from pyrocrl.program import Program
 
-if TYPE_CHECKING:
-    from pyrocrl.infer.fitted import Fit
-
 AUTO = "auto"
 WORDS = "a whole number from 1 on, 'auto', or a range such as '2-8'"
 OFFERED = 15  # latents, where factors cannot be counted
 SPARE = 3  # latents that are offered beyond the factors, at least; else as many again
 MOST_FEATURES = 1_000  # whose covariance factor models are fitted to
 MOST_ROWS = 20_000  # rows that they are fitted to
-DRAWS = 100  # of each chain
 SHOWN = 0.005  # probabilities below are not told
 
 
@@ -67,6 +63,16 @@ class Number:
         """The one that `to_dict` made this of."""
         known = {name: told[name] for name in ("latents", "by", "low", "high", "about")}
         return cls(**known, probability={int(k): float(p) for k, p in told["probability"].items()})
+
+    @classmethod
+    def drawn(cls, numbers: np.ndarray, weights: np.ndarray, latents: int, about: str) -> Number:
+        """Of as many `latents` as are offered, those in use by draws of a fit: numbers (chain, draw) in 0 .. latents,
+        and the chains' weights (chain,)."""
+        share = np.bincount(numbers.ravel().astype(int), np.repeat(weights / numbers.shape[1], numbers.shape[1]))
+        probability = {k: float(p) for k, p in enumerate(share) if p > 0}
+        if probability.get(latents, 0.0) > 0.5:
+            about += "; all are in use, so offer more"
+        return cls(latents, "offered", probability, 0, latents, about)
 
 
 def asked(kind: type[Program], latents: object) -> tuple[int, int | None] | None:
@@ -136,34 +142,6 @@ def count(kind: type[Program], data: Data, latents: str, options: Mapping[str, A
         told_so = f"{number}, of which environments target {named}"
         reject("latents", f"{text}; {told_so}", more if found.mode > named else less)
     return number
-
-
-def in_use(fit: Fit) -> Number | None:
-    """What a fit knows of the number of its latents: where they are offered, by draws of its mask, a latent of two
-    features or more being in use; else what its program was given. None where neither is so."""
-    known = fit.meta.get("number")
-    given = None if known is None else Number.from_dict(known)
-    if fit.program.counted != "offered":
-        return given
-    latents, low, high = fit.program.latents_count, 0, fit.program.latents_count
-    about = f"{latents} offered; draws of the fit, a latent of two features or more being in use"
-    drawn = fit.posterior(DRAWS, fit.data, thin=max(1, fit._data(None).rows), predictive=False, density=False)
-    posterior = drawn["posterior"]
-    if "mask" in posterior:
-        mask = posterior["mask"].transpose("chain", "draw", "feature", "latent").to_numpy() > 0.5
-        numbers = (mask.sum(2) > 1).sum(-1)  # (chain, draw)
-    else:
-        told = [program.number_told() for program in fit.programs()]
-        if any(one is None for one in told):
-            return given
-        numbers = np.stack([one.cpu().numpy() for one in told if one is not None])
-        about = f"{latents} offered; draws of the fit"
-    weight = np.repeat(fit.weights / numbers.shape[1], numbers.shape[1])
-    share = np.bincount(numbers.ravel().astype(int), weight)
-    probability = {k: float(p) for k, p in enumerate(share) if p > 0}
-    if probability.get(latents, 0.0) > 0.5:
-        about += "; all are in use, so offer more"
-    return Number(latents, "offered", probability, low, high, about)
 
 
 def _by_targets(named: int, low: int, high: int | None, why: str) -> Number:

@@ -31,7 +31,8 @@ from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
 from pyrocrl.infer.fit import _Loop, _recipe, fit, steps_per_epoch
-from pyrocrl.lab.reproduce import format_table, provenance
+from pyrocrl.lab.provenance import provenance
+from pyrocrl.lab.reproduce import format_table
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing
 

@@ -37,7 +37,8 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, diagnose
 from pyrocrl.judge.metrics import expected_calibration_error
-from pyrocrl.lab.reproduce import format_table, provenance
+from pyrocrl.lab.provenance import provenance
+from pyrocrl.lab.reproduce import format_table
 from pyrocrl.options import Bounds, Natural, Seed, Size, checked
 from pyrocrl.program import LATENT_DIMS, Program
 from pyrocrl.turns import drawing, reseed

@@ -36,7 +36,7 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.design import Choice, next_interventions
 from pyrocrl.judge.equivalence import equivalence_class
-from pyrocrl.lab.reproduce import parse_seeds, provenance
+from pyrocrl.lab.provenance import parse_seeds, provenance
 from pyrocrl.turns import drawing
 
 SCREEN, CONTROL = "papalexi2021", "non-targeting"

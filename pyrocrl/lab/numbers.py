@@ -23,7 +23,7 @@ from pyrocrl.data import Data
 from pyrocrl.infer.fit import fit
 from pyrocrl.infer.number import Number
 from pyrocrl.io import write_json
-from pyrocrl.lab.reproduce import parse_seeds, provenance
+from pyrocrl.lab.provenance import parse_seeds, provenance
 
 CHAINS = 2
 FILE = Path(__file__).resolve().parents[1] / "models" / "results" / "numbers.json"

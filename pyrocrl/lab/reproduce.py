@@ -7,14 +7,10 @@ versions and the commit; it is rewritten after each seed, so that nothing is los
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import multiprocessing
-import platform
 import re
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,7 +30,8 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.judge.metric_table import ARROWS, in_order, read, score_rows
 from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
-from pyrocrl.lab import calibrations, run
+from pyrocrl.lab import calibrations, numbers, run, targets
+from pyrocrl.lab.provenance import provenance
 from pyrocrl.lab.studies import Study, readable
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing
@@ -54,21 +51,6 @@ def studies(model: str, setting: str | None = None) -> tuple[Study, ...]:
             reject("setting", repr(setting), ", ".join(allowed))
         found = tuple(study for study in found if study.setting == setting)
     return found
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds of "0:8" (0 to 7), "3" or "0,2,5". Raises InputError for anything else."""
-    try:
-        if ":" in text:
-            start, stop = (int(part) for part in text.split(":"))
-            seeds = list(range(start, stop))
-        else:
-            seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        reject("seeds", repr(text), "such as 0:8 (0 to 7), 3 or 0,2,5")
-    return seeds
 
 
 def run_seed(model: str, study: Study, seed: int) -> dict[str, Any]:
@@ -214,32 +196,6 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return out | {"failed": len(rows) - len(done)}
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, commit (where the code sits in a git checkout) and day."""
-    packages = {"torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy", "pyrocrl": "pyrocrl"}
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(package) for name, package in packages.items()}
-    return {"versions": versions, "commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
-
-
-def _commit() -> str | None:
-    """The commit of this source tree, with + where files of the code differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "pyrocrl", "models/*.py")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 # -- tables as text ------------------------------------------------------------------------------------------
 
 
@@ -375,18 +331,6 @@ def _tables() -> list[dict[str, Any]]:
     return [table for table in found if "studies" in table]
 
 
-def _targets() -> str:
-    from pyrocrl.lab import targets  # which knows this file
-
-    return targets.tables()
-
-
-def _numbers() -> str:
-    from pyrocrl.lab import numbers  # which knows this file
-
-    return numbers.table()
-
-
 MARKED = re.compile(
     r"(<!-- (models|figures|calibration|calibrated|targets|numbers)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)",
     re.DOTALL,
@@ -405,8 +349,8 @@ def fill(page: str) -> str:
         "figures": figures,
         "calibration": calibration_text,
         "calibrated": calibrations.table,
-        "targets": _targets,
-        "numbers": _numbers,
+        "targets": targets.tables,
+        "numbers": numbers.table,
     }
 
     def filled(found: re.Match[str]) -> str:

@@ -35,7 +35,7 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.imputation import RIVALS, Signatures
 from pyrocrl.judge.metrics import expected_calibration_error, shd
 from pyrocrl.judge.targets import discover_targets, reversing_drugs
-from pyrocrl.lab.reproduce import parse_seeds, provenance
+from pyrocrl.lab.provenance import parse_seeds, provenance
 from pyrocrl.predict import impute
 
 GENES, MODULE, PASSENGERS, TERMINALS = 200, 12, 10, 20

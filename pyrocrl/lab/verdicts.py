@@ -28,10 +28,10 @@ from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, diagnose
 from pyrocrl.judge.metrics import mcc, r2, reorder_graph
-from pyrocrl.lab.reproduce import parse_seeds, provenance
+from pyrocrl.lab.provenance import parse_seeds, provenance
+from pyrocrl.lab.studies.view_blocks import block_scores
 from pyrocrl.lab.suite import cases
 from pyrocrl.lab.suite.case import Case
-from pyrocrl.lab.view_blocks import block_scores
 
 Array = np.ndarray
 
