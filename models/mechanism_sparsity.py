@@ -188,6 +188,10 @@ class MechanismSparsity(Program):
         self.drawn.variance.fill_(1.0)
         self.register_buffers(low=torch.zeros(aux), reach=torch.ones(aux))  # of actions
 
+    @property
+    def reads_series(self) -> bool:
+        return bool(self.config["memory"])
+
     # -- the story and the guide -------------------------------------------------------------------------------
 
     def story(self, batch: Batch) -> None:

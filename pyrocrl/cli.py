@@ -534,9 +534,12 @@ def choose(
     _print_environments(envs, FEW_ROWS)
     print()
     _print_choices(found)
-    print("\nto fit one:")
-    for choice in found:
-        if choice.identifies:
+    groups = {"to fit one": [c for c in found if c.identifies and not c.alike]}
+    groups["to fit one that takes rows of all environments as alike"] = [c for c in found if c.identifies and c.alike]
+    for heading, choices in groups.items():
+        if choices:
+            print(f"\n{heading}:")
+        for choice in choices:
             print(f"  {commands[choice.model]}")
 
 

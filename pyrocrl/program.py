@@ -380,6 +380,11 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         return "batches" in self.config
 
     @property
+    def reads_series(self) -> bool:
+        """Whether it looks at the order of rows in time; data that tell one are otherwise refused."""
+        return self.card.needs_series
+
+    @property
     def target_mode(self) -> str | None:
         """How it was told the targets of environments, a key of `card.TARGETS`; None for models without targets."""
         return self.config.get("targets")
@@ -459,18 +464,22 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             found = f"{_some(list(data.covariates))}, which {self.card.name} does not read"
             reject("covariates", found, f"none{', or ' + taken if taken else ''}")
 
-    def check_pairs(self, data: Data) -> None:
-        """Raise InputError for rows without partners, where it needs those."""
+    def check_structure(self, data: Data) -> None:
+        """Raise InputError for rows without partners, order in time or auxiliary columns where it needs these, and for
+        rows that are told to have them where it does not look: it would take rows that depend on each other for
+        independent ones, or leave out what moves them."""
+        name, instead = self.card.name, "for rows taken as independent; or a model that reads them (pyrocrl choose)"
         if self.card.needs_pairs and data.pair is None:
-            reject(
-                "pair", "None", f"labels of pairs of rows, which {self.card.name} needs (in the shell --pair COLUMN)"
-            )
-
-    def check_series(self, data: Data) -> None:
-        """Raise InputError for rows without an order in time, where it needs that."""
+            reject("pair", "None", f"labels of pairs of rows, which {name} needs (in the shell --pair COLUMN)")
+        if data.pair is not None and not self.card.needs_pairs:
+            reject("pair", f"pairs of rows, which {name} does not read", f"none, {instead}")
         if self.card.needs_series and data.series is None:
-            allowed = f"labels of series, which {self.card.name} needs (in the shell --series COLUMN)"
-            reject("series", "None", allowed)
+            reject("series", "None", f"labels of series, which {name} needs (in the shell --series COLUMN)")
+        if data.series is not None and not self.reads_series:
+            reject("series", f"an order of rows in time, which {name} does not read", f"none, {instead}")
+        if data.aux is not None and not self.config.get("aux"):
+            found = f"{data.aux.shape[1]} auxiliary columns, which {name} does not read"
+            reject("aux", found, "none; or a model that reads them (pyrocrl choose)")
 
     @classmethod
     def check_views(cls, data: Data) -> None:
@@ -550,8 +559,7 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             reject("env", "one environment", "two or more")
         program.check_control(data)
         program.check_batches(data)
-        program.check_pairs(data)
-        program.check_series(data)
+        program.check_structure(data)
         return program
 
     @classmethod
@@ -623,7 +631,10 @@ class _Sizes(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.MAKERS:
             bare = {k: v for k, v in kwargs.items() if k not in ("generator", "out")}
-            like = self._counted(lambda: func(*args, **bare | {"device": "meta"}))
+            make, shape = func, args
+            if func is torch.eye:  # whose shape alone takes the import of torch's compiler
+                make, shape = torch.empty, (args[0], args[1] if len(args) > 1 else args[0])
+            like = self._counted(lambda: make(*shape, **bare | {"device": "meta"}))
         elif func is Tensor.repeat:
             like = self._counted(lambda: args[0].to("meta").repeat(*args[1:], **kwargs))
         else:

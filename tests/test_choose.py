@@ -12,7 +12,7 @@ from pyrocrl import Batch, Claim, Data, InputError, ModelCard, Program, Referenc
 from pyrocrl.claims import conditions
 from pyrocrl.claims.card import ASSUMPTIONS, CONDITIONS, TARGETS
 from pyrocrl.judge.choose import Choice, choose, environments
-from pyrocrl.options import choices
+from pyrocrl.options import Size, choices
 from pyrocrl.program import Latents, Targets
 
 PAPER = Reference("Squires et al.", 2023, "Linear causal disentanglement", "ICML", "https://arxiv.org/abs/2211.16467")
@@ -55,7 +55,10 @@ def model(own: ModelCard) -> type[Program]:
 
     def told(self: Program, latents: Latents, targets: Targets = "known") -> None: ...
 
-    return type(own.name, (Built,), {"__init__": told if "known" in own.targets else untold})
+    def moved(self: Program, latents: Latents, aux: Size = 1) -> None: ...
+
+    reads_aux = any("enough_settings" in claim.needs for claim in own.claims)
+    return type(own.name, (Built,), {"__init__": moved if reads_aux else told if "known" in own.targets else untold})
 
 
 def data(targets: dict[str, tuple[int, ...]] | None, rows: int = 120, **more: object) -> Data:
@@ -165,6 +168,38 @@ def test_auxiliary_variables_and_counts(cards: None) -> None:
     assert (
         "x: found counts, of which sparse has no law; allowed: features that are no counts" in found["sparse"].lacks[0]
     )
+
+
+def test_models_that_do_not_read_what_ties_rows_together_are_not_recommended() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8))
+    each: dict[str, dict[str, object]] = {
+        "series": {"series": np.repeat([0, 1], 100)},
+        "pair": {"pair": np.arange(200) // 2},
+        "aux": {"aux": rng.normal(size=(200, 3))},
+    }
+    readers = {
+        "series": {"snica_lin", "mechanism_sparsity"},
+        "pair": {"content_style", "weakly_supervised_pairs"},
+        "aux": {"extrapolation", "mechanism_sparsity"},
+    }
+    for name, structure in each.items():
+        rows = Data(x, **structure)  # type: ignore[arg-type]
+        assert {choice.model for choice in choose(rows, latents=3) if not choice.lacks} == readers[name], name
+        with pytest.raises(InputError, match=rf"^{name}: found .* vae does not read; allowed: none") as said:
+            pyrocrl.build("vae", rows, latents=3)
+        with pytest.raises(InputError) as of_fit:
+            pyrocrl.fit(pyrocrl.build("vae", Data(x), latents=3), rows, progress=False)
+        assert str(of_fit.value) == str(said.value)
+
+
+def test_models_that_take_all_environments_alike_come_after_those_that_read_them() -> None:
+    found = [c for c in choose(simulate.draw("squires2023_hard", 0, samples=100)) if not c.lacks and c.identifies]
+    alike = [choice.alike for choice in found]
+    assert alike == sorted(alike) and 0 < sum(alike) < len(alike)
+    assert found[0].model == "linear_sem_lin" and by_name(found)["linear_latent_sem"].alike
+    one = choose(Data(np.random.default_rng(0).normal(size=(100, 8))), latents=2)
+    assert not any(choice.alike for choice in one)
 
 
 def test_few_rows_are_marked() -> None:

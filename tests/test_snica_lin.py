@@ -138,6 +138,23 @@ def test_latents_and_states_are_found_and_the_verdict_says_so() -> None:
     assert claim.verdict == "identified", claim.reason
 
 
+def test_predicted_rows_of_series_go_on_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, data = fitted()
+    cells = data.rows * data.features * found.chains.count * 20
+    monkeypatch.setattr(pyrocrl.infer.fitted, "MOST_PREDICTED", cells // 4)
+    tree = found.posterior(20, data, density=False)
+    new, seen = tree["posterior_predictive"]["x"], tree["observed_data"]["x"].to_numpy()
+    place = np.searchsorted(data.row_labels(), new["data"].to_numpy())
+    assert len(place) == 150 and (np.diff(place) == 1).all()
+    x = new.to_numpy().reshape(-1, *new.shape[2:])
+
+    def follows(rows: np.ndarray) -> np.ndarray:
+        return np.array([np.corrcoef(a[:-1], a[1:])[0, 1] for a in rows.T])
+
+    told, true = np.mean([follows(one) for one in x], 0), follows(seen)
+    assert np.abs(true).max() > 0.3 and np.abs(told - true).max() < 0.15
+
+
 def test_rows_in_any_order_are_the_same_data() -> None:
     fit, data = fitted(series=4)
     order = np.random.default_rng(0).permutation(data.rows)

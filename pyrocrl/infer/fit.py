@@ -102,8 +102,7 @@ def fit(
     program.check(data)
     program.check_control(data)
     program.check_batches(data)
-    program.check_pairs(data)
-    program.check_series(data)
+    program.check_structure(data)
     data.check_fit()
     check_chains(program, data, recipe, where)
     path = None if out is None else Path(out) / CHECKPOINT

@@ -33,6 +33,7 @@ from pyrocrl.turns import drawing, reseed
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_READ = 1_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
+MOST_STEPS = 250  # rows of series in posterior_predictive
 READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
@@ -336,8 +337,8 @@ class Fit:
         1}, weight, and the model's own sites, in the precision of the fit. log_likelihood holds log p(x_i | z_i, .) of
         each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what has a
         data dimension; None = all rows unless z exceeds 1e8 numbers, or x 1e9 over all draws; constant_data then has
-        the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers in
-        any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
+        the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers, and
+        to 250 rows of series, in any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
         position. predictive=False leaves out posterior_predictive and log_likelihood, density=False `lp`.
         sample_stats has `lp`, log p - log q of each draw, and of chains `held_out`, `chain_weight` and
         `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand
@@ -351,8 +352,9 @@ class Fit:
         alone = data.pair is None and data.series is None
         rows = np.arange(0, data.rows, thin) if alone else data.spread(-(-data.rows // thin))
         check_memory("draws", draws, 4.0 * total * len(rows) * self.program.latents_count)
-        shown = slice(None, None, max(1, -(-len(rows) * data.features * total // MOST_PREDICTED)))
-        batch = self.batch_of(data.rows_at(rows)).annealed()
+        kept = data.rows_at(rows)
+        shown = _predicted(kept, total)
+        batch = self.batch_of(kept).annealed()
         groups: dict[str, dict[str, np.ndarray]] = {
             g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")
         }
@@ -742,14 +744,24 @@ def _read(program: Program, name: str) -> Tensor | None:
     return value
 
 
-def _draw(program: Program, batch: Batch, shown: slice | None, density: bool) -> dict[str, Any]:
+def _predicted(data: Data, draws: int) -> np.ndarray:
+    """Positions of the rows that are predicted in so many draws: with their partners, and of series a stretch without
+    gaps, for these are drawn one step after another."""
+    stride = max(1, -(-data.rows * data.features * draws // MOST_PREDICTED))
+    most = -(-data.rows // stride)
+    if data.series is not None:
+        return data.spread(min(most, MOST_STEPS))
+    return np.arange(0, data.rows, stride) if data.pair is None else data.spread(most)
+
+
+def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: bool) -> dict[str, Any]:
     """One posterior draw of one chain: sites, log p - log q (NaN without `density`) and, unless `shown` is None, the
     rows' log-likelihood and a predictive draw of x in the rows `shown`."""
     sites, trace, lp = stories.drawn_and_told(program, batch, density or shown is not None)
     host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(lp)}
     if shown is not None:
-        rows = torch.arange(len(batch), device=batch.device)[shown]
+        rows = torch.as_tensor(shown, device=batch.device)
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
         new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
