@@ -338,8 +338,9 @@ class Fit:
         each draw, or with the latents integrated out where the model can. thin: keep every thin-th row in what has a
         data dimension; None = all rows unless z exceeds 1e8 numbers, or x 1e9 over all draws; constant_data then has
         the posterior means of all rows (`latent_mean`, `row_env`). posterior_predictive is thinned to 2e7 numbers, and
-        to 250 rows of series, in any case, and only what is kept is drawn: its coordinate tells which rows it holds, by the names of `data` or by
-        position. predictive=False leaves out posterior_predictive and log_likelihood, density=False `lp`.
+        to 250 rows of series, in any case, and only what is kept is drawn: its coordinate tells which rows it holds, by
+        the names of `data` or by position. predictive=False leaves out posterior_predictive and log_likelihood,
+        density=False `lp`.
         sample_stats has `lp`, log p - log q of each draw, and of chains `held_out`, `chain_weight` and
         `agreement` (chain, other_chain, latent). Sites that `Program.sites` does not declare, such as an order, stand
         in each chain's own numbering and units of the latents; the attribute `aligned` of such a variable is 0.
