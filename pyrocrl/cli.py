@@ -534,13 +534,13 @@ def choose(
     _print_environments(envs, FEW_ROWS)
     print()
     _print_choices(found)
-    groups = {"to fit one": [c for c in found if c.identifies and not c.alike]}
-    groups["to fit one that takes rows of all environments as alike"] = [c for c in found if c.identifies and c.alike]
-    for heading, choices in groups.items():
-        if choices:
-            print(f"\n{heading}:")
-        for choice in choices:
-            print(f"  {commands[choice.model]}")
+    held = [choice for choice in found if choice.identifies]
+    for unread in sorted({choice.unread for choice in held}, key=len):
+        without = f" that does not read {' or '.join(unread)}" if unread else ""
+        print(f"\nto fit one{without}:")
+        for choice in held:
+            if choice.unread == unread:
+                print(f"  {commands[choice.model]}")
 
 
 @app.command()

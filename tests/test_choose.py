@@ -193,13 +193,16 @@ def test_models_that_do_not_read_what_ties_rows_together_are_not_recommended() -
         assert str(of_fit.value) == str(said.value)
 
 
-def test_models_that_take_all_environments_alike_come_after_those_that_read_them() -> None:
+def test_models_that_do_not_read_environments_or_views_come_after_those_that_do() -> None:
     found = [c for c in choose(simulate.draw("squires2023_hard", 0, samples=100)) if not c.lacks and c.identifies]
-    alike = [choice.alike for choice in found]
-    assert alike == sorted(alike) and 0 < sum(alike) < len(alike)
-    assert found[0].model == "linear_sem_lin" and by_name(found)["linear_latent_sem"].alike
+    unread = [choice.unread for choice in found]
+    assert unread == sorted(unread) and set(unread) == {(), ("environments",)}
+    assert found[0].model == "linear_sem_lin" and by_name(found)["linear_latent_sem"].unread
+    views = choose(simulate.draw("yao2024", 0, rows=200))
+    assert {choice.model for choice in views if not choice.lacks and not choice.unread} == {"multiview"}
+    assert views[0].model == "multiview" and by_name(views)["vae"].unread == ("views",)
     one = choose(Data(np.random.default_rng(0).normal(size=(100, 8))), latents=2)
-    assert not any(choice.alike for choice in one)
+    assert not any(choice.unread for choice in one)
 
 
 def test_few_rows_are_marked() -> None:

@@ -48,7 +48,8 @@ class ClaimChoice:
 @dataclass(frozen=True)
 class Choice:
     """One model: what it lacks to be fitted at all, where each of its claims stands, and the options of `fit` (or
-    `build`) under which it was judged. alike: whether it takes rows of several environments for draws of one law."""
+    `build`) under which it was judged. unread: what of the data it does not look at: "environments", whose rows it
+    takes for draws of one law, or "views"."""
 
     model: str
     title: str
@@ -56,7 +57,7 @@ class Choice:
     lacks: tuple[str, ...]
     claims: tuple[ClaimChoice, ...]
     options: Mapping[str, Any]
-    alike: bool = False
+    unread: tuple[str, ...] = ()
 
     @property
     def identifies(self) -> tuple[ClaimChoice, ...]:
@@ -193,9 +194,13 @@ def _judge(kind: type[Program], told: _Told) -> Choice:
         for claim in card.claims
         if claim.holds({"targets": config.get("targets", told.mode)})
     )
-    reads = card.needs_env or bool(card.targets) or "environments" in kind.options()
-    alike = not reads and len(np.unique(told.data.env)) > 1
-    return Choice(card.name, card.title, card.status, tuple(lacks), claims, given, alike)
+    reads = {
+        "environments": card.needs_env or bool(card.targets) or "environments" in kind.options(),
+        "views": card.needs_views,
+    }
+    there = {"environments": len(np.unique(told.data.env)) > 1, "views": told.data.view is not None}
+    unread = tuple(name for name, read in reads.items() if there[name] and not read)
+    return Choice(card.name, card.title, card.status, tuple(lacks), claims, given, unread)
 
 
 def _options(kind: type[Program], told: _Told) -> tuple[dict[str, Any], list[str]]:
@@ -254,9 +259,17 @@ def _freedom(claim: Claim) -> int:
 
 
 def _worth(choice: Choice) -> tuple[Any, ...]:
-    """Sorts best first: models that can be fitted, that read environments where there are some, that identify most,
-    most surely and most tightly."""
+    """Sorts best first: models that can be fitted, that read environments and views where there are some, that
+    identify most, most surely and most tightly."""
     held: Sequence[ClaimChoice] = choice.identifies
     sure = sum(claim.state == "met" for claim in held)
     freedom = sum(claim.freedom for claim in held)
-    return bool(choice.lacks), choice.alike or not held, -sure, -len(held), freedom, len(choice.missing), choice.model
+    return (
+        bool(choice.lacks),
+        bool(choice.unread) or not held,
+        -sure,
+        -len(held),
+        freedom,
+        len(choice.missing),
+        choice.model,
+    )
