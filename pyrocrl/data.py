@@ -20,7 +20,7 @@ import scipy.sparse
 import torch
 
 from pyrocrl import arrays
-from pyrocrl.errors import reject
+from pyrocrl.errors import one_of, reject
 from pyrocrl.labels import check_texts, feature_views, row_labels, row_pairs, row_series, stripped
 
 Array = np.ndarray
@@ -46,6 +46,7 @@ TRUTH_KEYS = (
     "state",
     "lagged",
 )
+STRUCTURE = ("pair", "series", "aux")  # what ties rows together or moves them, which models need not read
 TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state")
 
 
@@ -764,6 +765,22 @@ class Data:
         part.row_names = None if self.row_names is None else self.row_names[index]
         part.covariates = {name: values[index] for name, values in self.covariates.items()}
         part.truth = {k: v[index] if k in TRUTH_BY_ROW else v for k, v in self.truth.items()}
+        return part
+
+    def without(self, *structure: str) -> Data:
+        """The same rows as if "pair", "series" or "aux" were not told, for models that do not read it: a fit then takes
+        rows of pairs and series as independent. Raises InputError for other words, and for what is not told."""
+        part = self.rows_at(slice(None))
+        for name in structure:
+            one_of("without", name, STRUCTURE)
+            if getattr(part, name) is None:
+                told = [each for each in STRUCTURE if getattr(part, each) is not None]
+                reject("without", f"{name!r}, which these data do not tell", ", ".join(told) or "nothing")
+            setattr(part, name, None)
+            setattr(part, f"{name}_names", [])
+            if name != "aux":
+                part.step, part.after = np.zeros(part.rows, dtype=np.int64), np.zeros(part.rows, dtype=bool)
+                part.assumed = {key: value for key, value in part.assumed.items() if key != "step"}
         return part
 
     def in_units(self, units: Units | None) -> Data:

@@ -154,6 +154,8 @@ class Site:
     unit: int = 0
 
 
+# what models may refuse to read, see `Program.check_structure`
+UNREAD = {"pair": "pairs of rows", "series": "an order of rows in time", "aux": "auxiliary columns"}
 LATENT_DIMS = ("latent", "parent", "child")
 
 
@@ -468,18 +470,15 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         """Raise InputError for rows without partners, order in time or auxiliary columns where it needs these, and for
         rows that are told to have them where it does not look: it would take rows that depend on each other for
         independent ones, or leave out what moves them."""
-        name, instead = self.card.name, "for rows taken as independent; or a model that reads them (pyrocrl choose)"
+        name, read = self.card.name, {"pair": self.card.needs_pairs, "series": self.reads_series}
         if self.card.needs_pairs and data.pair is None:
             reject("pair", "None", f"labels of pairs of rows, which {name} needs (in the shell --pair COLUMN)")
-        if data.pair is not None and not self.card.needs_pairs:
-            reject("pair", f"pairs of rows, which {name} does not read", f"none, {instead}")
         if self.card.needs_series and data.series is None:
             reject("series", "None", f"labels of series, which {name} needs (in the shell --series COLUMN)")
-        if data.series is not None and not self.reads_series:
-            reject("series", f"an order of rows in time, which {name} does not read", f"none, {instead}")
-        if data.aux is not None and not self.config.get("aux"):
-            found = f"{data.aux.shape[1]} auxiliary columns, which {name} does not read"
-            reject("aux", found, "none; or a model that reads them (pyrocrl choose)")
+        for kind, reads in (read | {"aux": bool(self.config.get("aux"))}).items():
+            if getattr(data, kind) is not None and not reads:
+                leave = f"none: data.without({kind!r}), in the shell --without {kind}"
+                reject(kind, f"{UNREAD[kind]}, which {name} does not read", f"{leave}; or a model that reads it")
 
     @classmethod
     def check_views(cls, data: Data) -> None:

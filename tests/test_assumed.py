@@ -15,6 +15,7 @@ import scipy.sparse
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, io, zoo
+from pyrocrl.cli import runs
 from pyrocrl.data import Batch
 from pyrocrl.judge.choose import choose
 from pyrocrl.parts.observation import Observation
@@ -340,7 +341,7 @@ def test_the_first_line_and_the_record_say_what_is_assumed(
         line = capsys.readouterr().out.splitlines()[0]
         assert all(f"{argument}={words}" in line for argument, words in assumed.items())
         assert ("assumed" in line) == bool(assumed)
-        record = json.loads((out / cli.RUN).read_text())
+        record = json.loads((out / runs.RUN).read_text())
         assert record["assumed"] == assumed and record["size_factor"] == rule and record["counts"] is True
         assert record["control"] == ("A" if told else "ctrl")
         assert cli.main(["report", str(out)]) == 0

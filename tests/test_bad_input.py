@@ -14,6 +14,7 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, io, simulate
+from pyrocrl.cli import runs
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 7))
@@ -381,13 +382,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     FITTED.save(folder / "run")
     source = {"data": str(folder / "good.csv"), "env": "cond", "seed": 0}
     io.write_json({"seed": 0, "fit": FITTED.digest, "source": source}, folder / "run/run.json")
-    whole = (folder / "run" / cli.CHECKPOINT).read_bytes()
+    whole = (folder / "run" / runs.CHECKPOINT).read_bytes()
     for name, content in {"cut": whole[:-50], "edited": whole[:-1] + b"!", "foreign": b"checkpoint"}.items():
         (folder / name).mkdir()
-        (folder / name / cli.RUN).write_bytes((folder / "run" / cli.RUN).read_bytes())
-        (folder / name / cli.CHECKPOINT).write_bytes(content)
+        (folder / name / runs.RUN).write_bytes((folder / "run" / runs.RUN).read_bytes())
+        (folder / name / runs.CHECKPOINT).write_bytes(content)
     (folder / "damaged").mkdir()
-    (folder / "damaged" / cli.RUN).write_text("{")
+    (folder / "damaged" / runs.RUN).write_text("{")
     return folder
 
 

@@ -11,6 +11,7 @@ import pyrocrl
 from pyrocrl import Batch, Claim, Data, InputError, ModelCard, Program, Reference, cli, simulate, zoo
 from pyrocrl.claims import conditions
 from pyrocrl.claims.card import ASSUMPTIONS, CONDITIONS, TARGETS
+from pyrocrl.cli import sources
 from pyrocrl.judge.choose import Choice, choose, environments
 from pyrocrl.options import Size, choices
 from pyrocrl.program import Latents, Targets
@@ -191,6 +192,25 @@ def test_models_that_do_not_read_what_ties_rows_together_are_not_recommended() -
         with pytest.raises(InputError) as of_fit:
             pyrocrl.fit(pyrocrl.build("vae", Data(x), latents=3), rows, progress=False)
         assert str(of_fit.value) == str(said.value)
+        assert f"data.without('{name}'), in the shell --without {name}" in str(said.value)
+        assert pyrocrl.build("vae", rows.without(name), latents=3).config["latents"] == 3
+        assert getattr(rows, name) is not None, "the rows themselves stay as they are"
+        with pytest.raises(InputError, match=rf"^without: found '{name}', which these data do not tell; allowed: noth"):
+            Data(x).without(name)
+    with pytest.raises(InputError, match=r"^without: found 'views'; allowed: aux, pair, series$"):
+        rows.without("views")
+
+
+def test_the_shell_leaves_out_what_is_not_to_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    source = ["choose", "--data", "halva2021_linear", "--json"]
+    assert cli.main(source) == 0 and cli.main([*source, "--without", "series"]) == 0
+    first, second = (json.loads(text + "}")["models"] for text in capsys.readouterr().out.split("\n}\n")[:2])
+    named = [{m["model"] for m in found if m["command"]} for found in (first, second)]
+    assert "snica_lin" in named[0] - named[1] and "heavy_tailed_fa" in named[1] - named[0]
+    [command] = [m["command"] for m in second if m["model"] == "heavy_tailed_fa"]
+    assert command.startswith("pyrocrl fit heavy_tailed_fa --data halva2021_linear") and "--without series" in command
+    assert cli.main([*source, "--without", "aux"]) == 2
+    assert capsys.readouterr().err == "pyrocrl: without: found 'aux', which these data do not tell; allowed: series\n"
 
 
 def test_models_that_do_not_read_environments_or_views_come_after_those_that_do() -> None:
@@ -288,7 +308,7 @@ def test_words_of_assumptions_are_those_of_models() -> None:
         for option in ("intervention", "mechanism", "targets"):
             told = zoo.get(name).options().get(option)
             assert told is None or set(choices(told.hint)) <= ASSUMPTIONS[option].keys(), name
-    assert tuple(TARGETS) == cli.TARGET_MODES
+    assert tuple(TARGETS) == sources.TARGET_MODES
 
 
 def test_every_condition_of_the_data_is_one_of_the_cards() -> None:

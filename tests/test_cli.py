@@ -15,6 +15,7 @@ import torch
 
 import pyrocrl
 from pyrocrl import Program, cli, datasets, io, simulate, zoo
+from pyrocrl.cli import runs
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.lab import bench, provenance, reproduce
 
@@ -91,37 +92,37 @@ def test_fit_evaluate_and_report(tmp_path: Path, capsys: Capture) -> None:
     text = said(capsys, "fit", "vae", "--data", str(rows), "--out", str(out), "--seed", "5", *steps, *SMALL)
     assert "5 environments" not in text and "3 environments" in text
     assert "PCA" in text and "ICA" in text and "claims nothing" in text and str(out / "report.html") in text
-    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
-    record = json.loads((out / cli.RUN).read_text())
+    assert sorted(p.name for p in out.iterdir()) == sorted(runs.RESULTS)
+    record = json.loads((out / runs.RUN).read_text())
     assert record["source"]["data"] == str(rows) and record["seed"] == 5 and record["chains"] == 2
     assert record["stop_behind"] is True and record["stopped"] == [] and record["compiled"] is False
     assert record["versions"].keys() == {"python", "torch", "pyro", "numpy", "pyrocrl"} and record["seconds"] > 0
 
-    tree = io.read_tree(out / cli.POSTERIOR)
+    tree = io.read_tree(out / runs.POSTERIOR)
     assert tree["posterior"]["z"].dims == ("chain", "draw", "data", "latent")
     assert list(tree["observed_data"]["feature"].to_numpy()) == data.feature_names
     assert set(tree["constant_data"]["env"].to_numpy()) == set(data.env_names)
 
-    scores = json.loads((out / cli.SCORES).read_text())
+    scores = json.loads((out / runs.SCORES).read_text())
     assert {"mcc", "pca_mcc", "ica_mcc", "r2"} <= scores.keys()
     again = json.loads(said(capsys, "evaluate", str(out), "--json"))
     assert again["mcc"] == pytest.approx(scores["mcc"])
     assert "Rank correlation with the true latents" in said(capsys, "evaluate", str(out), "--data", str(rows))
 
-    for name in (cli.VERDICT, cli.REPORT):
+    for name in (runs.VERDICT, runs.REPORT):
         (out / name).unlink()
     assert "claims nothing" in said(capsys, "report", str(out))
-    assert (out / cli.REPORT).exists()
-    assert json.loads((out / cli.VERDICT).read_text())["model"] == "vae"
+    assert (out / runs.REPORT).exists()
+    assert json.loads((out / runs.VERDICT).read_text())["model"] == "vae"
 
 
 def test_demo_shows_a_graph_beside_its_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """A smaller screen than the command's own: the simulated edge is found, and two pages lead to each other."""
     rows = simulate.draw("perturb_seq", seed=3, rows=600, features=16, latents=2)
     assert rows.truth["graph"].sum() == 1
-    monkeypatch.setattr(cli, "_read_data", lambda source: rows)
-    monkeypatch.setitem(cli.DEMO, "linear_sem_lin", ("Graph and effects", {}, 2, None))
-    monkeypatch.setitem(cli.DEMO, "sparse_vae", ("Programmes", {"latents": 2}, 2, 3))
+    monkeypatch.setattr(cli.studies, "read_data", lambda source: rows)
+    monkeypatch.setitem(cli.studies.DEMO, "linear_sem_lin", ("Graph and effects", {}, 2, None))
+    monkeypatch.setitem(cli.studies.DEMO, "sparse_vae", ("Programmes", {"latents": 2}, 2, 3))
     out = tmp_path / "demo"
     lines = said(capsys, "demo", "--out", str(out), "--quiet").splitlines()
     (i,), (j,) = np.nonzero(rows.truth["graph"])
@@ -133,9 +134,9 @@ def test_demo_shows_a_graph_beside_its_truth(tmp_path: Path, monkeypatch: pytest
     assert any(line.startswith(f"latent_{i}  gene_") for line in lines)
     said_of = [line.split(": ", 1)[1] for line in lines if line.startswith(("  latents: ", "  graph: ", "  mask: "))]
     assert len(said_of) == 4 and all(line.startswith("IDENTIFIED") for line in said_of)
-    assert sorted(p.name for p in out.iterdir()) == sorted([*cli.RESULTS, "sparse_vae"])
-    assert "'Programmes': 'sparse_vae/report.html'" in (out / cli.REPORT).read_text()
-    assert "'Graph and effects': '../report.html'" in (out / "sparse_vae" / cli.REPORT).read_text()
+    assert sorted(p.name for p in out.iterdir()) == sorted([*runs.RESULTS, "sparse_vae"])
+    assert "'Programmes': 'sparse_vae/report.html'" in (out / runs.REPORT).read_text()
+    assert "'Graph and effects': '../report.html'" in (out / "sparse_vae" / runs.REPORT).read_text()
 
 
 def test_choose_prints_what_is_identified_and_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
@@ -180,7 +181,9 @@ def test_commands_that_choose_prints_are_taken_by_fit(
     told = ["--data", str(table), "--env", "env", "--control", "observational", "--no-counts", "--latents", "3"]
     built: list[Program] = []
     monkeypatch.setattr(
-        cli, "_fit", lambda kind, rows, source, build, *_, **__: built.append(pyrocrl.build(kind, rows, **build))
+        cli.fits,
+        "fit_and_write",
+        lambda kind, rows, source, build, *_, **__: built.append(pyrocrl.build(kind, rows, **build)),
     )
     for more in ([], ["--targets", str(targets), "--targets", "relabelled", "--intervention", "soft", "--seed", "2"]):
         text = said(capsys, "choose", *told, *more)
@@ -205,7 +208,7 @@ def test_fit_takes_tables_and_settings(tmp_path: Path, capsys: Capture) -> None:
     more = [*columns, "--targets", str(tmp_path / "targets.json")]
     text = said(capsys, "fit", "vae", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "a"), *more, *SMALL)
     assert "8 features, counts; 3 environments, targets 2 listed" in text
-    assert not (tmp_path / "a" / cli.SCORES).exists(), "no truth, no scores"
+    assert not (tmp_path / "a" / runs.SCORES).exists(), "no truth, no scores"
     assert "moran2022" in said(capsys, "fit", "vae", "--data", "moran2022", "--out", str(tmp_path / "b"), *SMALL)
 
 
@@ -222,7 +225,7 @@ def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
 
 
 def test_warnings_are_one_line_each(tmp_path: Path) -> None:
-    code = "import warnings; from pyrocrl import cli\ncli._print_table = lambda *_: warnings.warn('a\\nb')\n"
+    code = "import warnings; from pyrocrl import cli\ncli.overview.print_table = lambda *_: warnings.warn('a\\nb')\n"
     code += "cli.main(['list'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr == "pyrocrl: warning: a b\n"

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, simulate
+from pyrocrl.cli import runs
 from pyrocrl.exact import design
 from pyrocrl.judge.design import Choice, design_frame
 from pyrocrl.lab import designs
@@ -354,9 +355,9 @@ def test_next_prints_a_table_and_writes_it(tmp_path: Path, capsys: Capture) -> N
 def test_next_reads_a_run(tmp_path: Path, capsys: Capture) -> None:
     fit, data = fitted()
     pyrocrl.io.write(data, tmp_path / "x.npz")
-    fit.save(tmp_path / cli.CHECKPOINT)
+    fit.save(tmp_path / runs.CHECKPOINT)
     record = {"seed": 0, "fit": fit.digest, "source": {"data": str(tmp_path / "x.npz"), "seed": 0}}
-    pyrocrl.io.write_json(record, tmp_path / cli.RUN)
+    pyrocrl.io.write_json(record, tmp_path / runs.RUN)
     assert cli.main(["next", str(tmp_path), "--goal", "feature_0=1", "--draws", "5", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     found = pyrocrl.next_interventions(fit, {"feature_0": 1.0}, draws=5)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import pyrocrl
 from pyrocrl import Batch, Data, FitError, InputError, ModelCard, Program, Recipe, Site, cli, io
+from pyrocrl.cli import runs
 from pyrocrl.dists import Normal
 from pyrocrl.files import LOCK, held
 from pyrocrl.infer import checkpoint
@@ -65,20 +66,20 @@ def whole(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a fit that nothing interrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert cli.main(command(rows, out)) == 0
-    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
+    assert sorted(p.name for p in out.iterdir()) == sorted(runs.RESULTS)
     return out
 
 
 def assert_same_result(a: Path, b: Path) -> None:
-    mine, theirs = (checkpoint.read(p / cli.CHECKPOINT)[0] for p in (a, b))
+    mine, theirs = (checkpoint.read(p / runs.CHECKPOINT)[0] for p in (a, b))
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
-    trees = [io.read_tree(p / cli.POSTERIOR) for p in (a, b)]
+    trees = [io.read_tree(p / runs.POSTERIOR) for p in (a, b)]
     for tree in trees:
         tree.attrs.pop("fit")  # which names the seconds, too
     assert trees[0].identical(trees[1])
-    for name in (cli.SCORES, cli.VERDICT):
+    for name in (runs.SCORES, runs.VERDICT):
         assert unnamed(a / name) == unnamed(b / name)
 
 
@@ -92,7 +93,9 @@ def test_a_killed_fit_is_resumed_to_the_same_result(
     out = tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", KILLED, *command(rows, out)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert {p.name for p in out.iterdir()} == {cli.CHECKPOINT, LOCK}, "the last good checkpoint and a lock that is open"
+    assert {p.name for p in out.iterdir()} == {runs.CHECKPOINT, LOCK}, (
+        "the last good checkpoint and a lock that is open"
+    )
     assert checkpoint.read(out)[1]["epoch"] == 20
     with pytest.raises(InputError, match="an interrupted fit"):
         pyrocrl.load(out)
@@ -106,7 +109,7 @@ def test_a_killed_fit_is_resumed_to_the_same_result(
     assert "resume: found a checkpoint with config" in capsys.readouterr().err
     assert cli.main(command(rows, out, "--resume")) == 0
     assert_same_result(out, whole)
-    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
+    assert sorted(p.name for p in out.iterdir()) == sorted(runs.RESULTS)
 
 
 def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
@@ -114,7 +117,7 @@ def test_a_fit_killed_before_its_posterior_was_written_is_resumed(
 ) -> None:
     out = tmp_path / "late"
     out.mkdir()
-    (out / cli.CHECKPOINT).write_bytes((whole / cli.CHECKPOINT).read_bytes())
+    (out / runs.CHECKPOINT).write_bytes((whole / runs.CHECKPOINT).read_bytes())
     assert cli.main([*command(rows, out, "--resume"), "--seed", "1"]) == 2
     assert "--resume: found a fit with another seed" in capsys.readouterr().err
     assert cli.main(command(rows, out, "--resume")) == 0
@@ -156,7 +159,7 @@ def test_ctrl_c_says_how_to_go_on_and_what_goes_on_ends_the_same(
     assert interrupted(monkeypatch, *command(rows, out)) == 130
     line = f"pyrocrl: interrupted; `pyrocrl fit ... --resume` goes on with what is in {out}\n"
     assert capsys.readouterr().err == line
-    assert [p.name for p in out.iterdir()] == [cli.CHECKPOINT] and checkpoint.read(out)[1]["epoch"] == 25
+    assert [p.name for p in out.iterdir()] == [runs.CHECKPOINT] and checkpoint.read(out)[1]["epoch"] == 25
     longer = command(rows, out, "--resume")
     longer[longer.index("--epochs") + 1] = "40"
     assert cli.main(longer) == 2
@@ -358,7 +361,7 @@ def test_a_singular_chain_is_retired_and_the_others_run_on_as_one(
 
 
 def test_damaged_checkpoints_are_told_apart(whole: Path, rows: Path, tmp_path: Path) -> None:
-    good = (whole / cli.CHECKPOINT).read_bytes()
+    good = (whole / runs.CHECKPOINT).read_bytes()
     path = tmp_path / "c.safetensors"
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(InputError, match=r"path: .* damaged or foreign .*; allowed: a whole checkpoint"):
@@ -391,7 +394,7 @@ EDITS: dict[str, Callable[[dict], object]] = {
 
 @pytest.mark.parametrize("what", [*EDITS, "no digest"])
 def test_an_edited_header_is_refused(what: str, whole: Path, tmp_path: Path) -> None:
-    raw = (whole / cli.CHECKPOINT).read_bytes()
+    raw = (whole / runs.CHECKPOINT).read_bytes()
     size = int.from_bytes(raw[:8], "little")
     outer = json.loads(raw[8 : 8 + size])
     if what == "no digest":
@@ -430,9 +433,9 @@ def test_every_file_names_its_fit_and_another_ones_are_refused(
     del fit.digest
     assert fit.digest == name, "made anew from what was read"
     verdict = pyrocrl.diagnose(fit)
-    trees = [fit.posterior(2), fit.prior(2), io.read_tree(whole / cli.POSTERIOR)]
+    trees = [fit.posterior(2), fit.prior(2), io.read_tree(whole / runs.POSTERIOR)]
     assert {tree.attrs["fit"] for tree in trees} == {verdict.fit} == {name}
-    for file in (cli.RUN, cli.VERDICT, cli.SCORES):
+    for file in (runs.RUN, runs.VERDICT, runs.SCORES):
         assert json.loads((whole / file).read_text())["fit"] == name
     other = dataclasses.replace(verdict, fit="f" * 64)
     with pytest.raises(InputError, match=f"verdict: found what is of fit ffffffffffff; allowed: .*{name[:12]}"):
@@ -442,16 +445,16 @@ def test_every_file_names_its_fit_and_another_ones_are_refused(
             pyrocrl.report.render(fit, tree, None)
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    before = (out / cli.REPORT).read_bytes()
-    for file in (cli.RUN, cli.SCORES, cli.POSTERIOR):
-        if file == cli.POSTERIOR:
+    before = (out / runs.REPORT).read_bytes()
+    for file in (runs.RUN, runs.SCORES, runs.POSTERIOR):
+        if file == runs.POSTERIOR:
             io.write_tree(of_another(trees[2]), out / file)
         else:
             io.write_json({**json.loads((out / file).read_text()), "fit": "f" * 64}, out / file)
         assert cli.main(["report", str(out), "--data", str(rows)]) == 2
         assert f"{file}: found what is of fit ffffffffffff; allowed" in capsys.readouterr().err
         (out / file).write_bytes((whole / file).read_bytes())
-    assert (out / cli.REPORT).read_bytes() == before
+    assert (out / runs.REPORT).read_bytes() == before
     assert cli.main(["report", str(out), "--data", str(rows)]) == 0
 
 
@@ -460,7 +463,7 @@ def test_force_writes_anew_and_bad_input_leaves_what_is_there(
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    for name in cli.RESULTS:
+    for name in runs.RESULTS:
         (out / name).write_bytes((whole / name).read_bytes())
     (out / "notes.txt").write_text("mine")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
@@ -472,4 +475,4 @@ def test_force_writes_anew_and_bad_input_leaves_what_is_there(
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert cli.main([*command(rows, out, "--force"), "--seed", "3"]) == 0
     assert (out / "notes.txt").read_text() == "mine"
-    assert json.loads((out / cli.RUN).read_text())["seed"] == 3
+    assert json.loads((out / runs.RUN).read_text())["seed"] == 3

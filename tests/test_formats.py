@@ -21,6 +21,7 @@ from anndata.io import write_elem
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, io
+from pyrocrl.cli import arguments, runs
 from pyrocrl.labels import combinations
 
 ROOT = Path(__file__).parent.parent
@@ -490,7 +491,7 @@ def test_every_command_with_data_takes_the_reading_options(files: Path, capsys: 
     for command in ("fit", "compare", "choose", "evaluate", "report"):
         assert cli.main([command, "--help"]) == 0
         said = capsys.readouterr().out
-        assert all(f"--{option}" in said for option in cli.READING), command
+        assert all(f"--{option}" in said for option in arguments.READING), command
     told = ["--env", "guide", "--control", "ctrl", "--combine", "+", "--where", "day != 0", "--where", "guide != B"]
     assert cli.main(["choose", "--data", str(files / "t.h5ad"), *told, "--layer", "more", "--drop", "b"]) == 0
     said = capsys.readouterr().out
@@ -513,8 +514,8 @@ def test_a_fit_in_a_plain_locale_with_its_streams_closed(tmp_path: Path) -> None
     command = f"{sys.executable} -m pyrocrl.cli fit vae --data β.csv {given}"
     done = subprocess.run(f"{command} 2>&- <&-", shell=True, cwd=tmp_path, env=plain, capture_output=True, timeout=300)
     assert done.returncode == 0 and b"\\u03b2: 12 rows" in done.stdout, done.stdout
-    posterior = io.read_tree(tmp_path / "ö" / cli.POSTERIOR)
+    posterior = io.read_tree(tmp_path / "ö" / runs.POSTERIOR)
     named = [node["feature"].to_numpy().tolist() for node in posterior.subtree if "feature" in node.coords]
     assert named and all(names == ["β", "µ", "c"] for names in named)
-    again = cli._read_record(tmp_path / "ö")["source"]
+    again = runs.read_record(tmp_path / "ö")["source"]
     assert again["where"] == ["c != 0"], "report and evaluate read the rows that were fitted"

@@ -18,8 +18,12 @@ import scipy.sparse
 import torch
 
 import pyrocrl
-from pyrocrl import Data, Fit, InputError, cli, export, io
+from pyrocrl import Data, Fit, InputError, Program, cli, export, io
+from pyrocrl.cli import runs
 from pyrocrl.judge.compare import compare
+from pyrocrl.models.sparse_vae import SparseVAE
+from pyrocrl.models.vae import VAE
+from pyrocrl.program import Features, Latents
 
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -30,8 +34,22 @@ ENV = pd.Series(np.resize(["control", "KO"], 60), index=CELLS)
 QUICK: dict[str, Any] = {"chains": 2, "epochs": 2, "progress": False, "device": "cpu", "seed": 0}
 
 
+class AuxVAE(VAE):
+    """Takes auxiliary columns, which it does not look at."""
+
+    def __init__(self, features: Features, latents: Latents, aux: int = 0) -> None:
+        """aux: how many."""
+        super().__init__(features, latents)
+
+
+class AuxSparseVAE(SparseVAE):
+    def __init__(self, features: Features, latents: Latents, aux: int = 0) -> None:
+        """aux: how many."""
+        super().__init__(features, latents)
+
+
 @cache
-def fitted(model: str = "vae") -> Fit:
+def fitted(model: type[Program] = AuxVAE) -> Fit:
     data = Data(X, ENV, aux=AUX, size_factor=np.ones(60), truth={"mask": np.arange(10).reshape(5, 2) % 3 == 0})
     return pyrocrl.fit(pyrocrl.build(model, data, latents=2), data, **QUICK)
 
@@ -157,7 +175,7 @@ def test_what_does_not_match_is_refused_by_every_reader(case: str, tmp_path: Pat
         lambda d: fit.prior(1, d),
         lambda d: fit.do(d, {"latent_0": 1.0}, draws=2),
         lambda d: pyrocrl.diagnose(fit, d),
-        lambda d: pyrocrl.load(path, d),
+        lambda d: pyrocrl.load(path, d, program=AuxVAE),
         lambda d: compare({"one": fit, "two": fit}, d),
         lambda d: export.to_frame(fit, d),
         lambda d: pyrocrl.agreement(fit, fit.posterior(2), ["z"], d),
@@ -196,13 +214,13 @@ def test_batches_are_needed_where_the_fit_had_them_and_only_there() -> None:
 
 
 def test_scores_of_a_mask_and_models_of_other_columns_are_by_name() -> None:
-    fit = fitted("sparse_vae")
+    fit = fitted(AuxSparseVAE)
     assert fit.data is not None
     turned = fit.data.coded_as(feature_names=list("edcba"))
     np.testing.assert_array_equal(turned.truth["mask"], fit.data.truth["mask"][::-1])
     scores = [pyrocrl.evaluate(fit, data) for data in (fit.data, turned)]
     assert scores[0] == scores[1] and "mask_f1" in scores[0]
-    other = pyrocrl.fit(pyrocrl.build("vae", turned, latents=2), turned, **QUICK)
+    other = pyrocrl.fit(pyrocrl.build(AuxVAE, turned, latents=2), turned, **QUICK)
     assert other.names["feature"] == list("edcba")
     both = [compare({"one": fitted(), "two": other}, data).models for data in (fit.data, turned)]
     assert [m.held_out for m in both[0]] == [m.held_out for m in both[1]]
@@ -240,7 +258,7 @@ def test_the_page_of_ones_own_anndata_runs(page: Path) -> None:
     np.testing.assert_allclose(after.obsm["X_pyrocrl"], table[names])
     np.testing.assert_allclose(after.obsm["X_pyrocrl_sd"], table.iloc[:, 6:])
     assert (table.iloc[:, 6:] > 0).all().all()
-    tree = io.read_tree(page / "runs" / "screen" / cli.POSTERIOR)
+    tree = io.read_tree(page / "runs" / "screen" / runs.POSTERIOR)
     assert set(tree["posterior"]["data"].to_numpy()) <= set(before.obs_names)
     found = after.uns["pyrocrl"]
     assert found["latents"].tolist() == names and found["verdict"].startswith("sparse_vae: 2 chains")

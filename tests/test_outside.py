@@ -16,6 +16,7 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, Program, cli, io, zoo
+from pyrocrl.cli.runs import RESULTS, RUN, VERDICT
 from pyrocrl.infer import checkpoint, origin
 from pyrocrl.models.vae import VAE
 
@@ -298,13 +299,13 @@ def test_the_shell_from_fit_to_report(file: Path, marker: Path, rows: str, tmp_p
     assert "Mine" in said(capsys, "show", file)
     assert json.loads(said(capsys, "show", file, "--json"))["name"] == "my_vae"
     assert "my_vae" in said(capsys, "fit", file, "--data", rows, "--out", out, *SMALL)
-    assert sorted(p.name for p in out.iterdir()) == sorted(cli.RESULTS)
-    record = json.loads((out / cli.RUN).read_text())
+    assert sorted(p.name for p in out.iterdir()) == sorted(RESULTS)
+    record = json.loads((out / RUN).read_text())
     assert record["model"] == "my_vae" and record["origin"]["file"] == str(file)
     assert "my_vae" in said(capsys, "evaluate", out, "--model", file)
-    (out / cli.VERDICT).unlink()
+    (out / VERDICT).unlink()
     assert "claims nothing" in said(capsys, "report", out, "--model", file)
-    assert json.loads((out / cli.VERDICT).read_text())["model"] == "my_vae"
+    assert json.loads((out / VERDICT).read_text())["model"] == "my_vae"
 
     forget()
     before = runs(marker)
@@ -334,12 +335,12 @@ def test_the_shell_resumes(
     assert "begun with another text" in complaint(capsys, *command, "--resume")
     file.write_text(text)
     said(capsys, *command, "--resume")
-    (out / cli.RUN).unlink()  # as if it had been killed before the report
+    (out / RUN).unlink()  # as if it had been killed before the report
     file.write_text(text + "# changed\n")
     assert "--resume: found a fit of the model in" in complaint(capsys, *command, "--resume")
     file.write_text(text)
     said(capsys, *command, "--resume")
-    assert (out / cli.RUN).exists()
+    assert (out / RUN).exists()
 
 
 def test_compare_and_choose_take_files(file: Path, rows: str, tmp_path: Path, capsys: Capture) -> None:
@@ -347,7 +348,7 @@ def test_compare_and_choose_take_files(file: Path, rows: str, tmp_path: Path, ca
     small = ["--latents", "2", "--chains", "1", "--epochs", "2", "--quiet", "--option", "vae.hidden=4"]
     options = ["--data", rows, "--out", out, *small, "--option", "my_vae.hidden=5"]
     assert "my_vae" in said(capsys, "compare", file, "vae", *options)
-    assert json.loads((out / "my_vae" / cli.RUN).read_text())["build"]["hidden"] == 5
+    assert json.loads((out / "my_vae" / RUN).read_text())["build"]["hidden"] == 5
     namesake = tmp_path / "namesake.py"
     namesake.write_text(model_text())
     line = complaint(capsys, "compare", file, namesake, "--data", rows, "--out", tmp_path / "new")

@@ -371,7 +371,7 @@ def test_discover_writes_tables(tmp_path: Path, capsys: Capture) -> None:
     genes, drugs = pd.read_csv(out / "genes.csv"), pd.read_csv(out / "drugs.csv")
     assert set(genes["gene"][:4]) == {f"feature_{k}" for k in range(4)} and (genes["frequency"][:4] > 0.8).all()
     assert drugs["turned"].between(0, 1).all() and len(pd.read_csv(out / "links.csv")) >= 3
-    assert {path.name for path in out.iterdir()} >= set(cli.DISCOVERED)
+    assert {path.name for path in out.iterdir()} >= set(cli.perturbations.DISCOVERED)
     assert cli.main(told) == 2 and "--out: found" in capsys.readouterr().err
     signature = genes[["gene", "effect", "error"]]
     signature.to_csv(tmp_path / "signature.csv", index=False)

@@ -1,0 +1,19 @@
+"""Tables and JSON on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from pyrocrl.lab.reproduce import format_table
+
+    print(format_table(header, rows))
+
+
+def print_json(value: Any) -> None:
+    from pyrocrl.io import _finite
+
+    print(json.dumps(_finite(value), indent=1))
