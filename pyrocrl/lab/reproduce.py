@@ -387,16 +387,23 @@ def _numbers() -> str:
     return numbers.table()
 
 
+def _programmes() -> str:
+    from pyrocrl.lab import programme_tables  # which knows this file
+
+    return programme_tables.tables()
+
+
 MARKED = re.compile(
-    r"(<!-- (models|figures|calibration|calibrated|targets|numbers)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)",
+    r"(<!-- (models|figures|calibration|calibrated|targets|numbers|programmes)(?: (\w+))?: [^\n]* -->\n)"
+    r".*?(<!-- /\2 -->)",
     re.DOTALL,
 )
 
 
 def fill(page: str) -> str:
     """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
-    results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found) and `numbers`
-    (`pyrocrl.lab.numbers`).
+    results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found), `numbers`
+    (`pyrocrl.lab.numbers`) and `programmes` (`pyrocrl.lab.programmes`).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
@@ -407,6 +414,7 @@ def fill(page: str) -> str:
         "calibrated": calibrations.table,
         "targets": _targets,
         "numbers": _numbers,
+        "programmes": _programmes,
     }
 
     def filled(found: re.Match[str]) -> str:
