@@ -18,6 +18,7 @@ from pyrocrl import Data, datasets
 from pyrocrl.exact.score_mixtures import deviations
 from pyrocrl.lab import programme_tables, programmes, reproduce
 from pyrocrl.lab import row_probability as rows
+from pyrocrl.lab.screens import PATHWAY
 
 ROOT, DISPERSION, BASE = Path(__file__).parent.parent, 5.0, np.linspace(0.8, 2.2, 20)
 TRIL = torch.linalg.cholesky(torch.tensor([[1.0, 0.4], [0.4, 1.0]]).double())
@@ -187,6 +188,38 @@ def test_what_is_compared_of_real_cells() -> None:
 def results() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(programme_tables.FILE.read_text())
     return found
+
+
+def test_the_committed_figures() -> None:
+    table = results()
+    assert [entry["name"] for entry in table["data"]] == [study.name for study in programmes.STUDIES]
+    assert sum(entry["cpu_seconds"] for entry in table["data"]) < 15 * 60
+    for entry in table["data"]:
+        for half in entry["halves"]:
+            gain = {name: row["gain"] for name, row in half["models"].items()}
+            assert max(gain, key=gain.__getitem__) == "spike_slab_fa, counts"
+            assert min(gain["spike_slab_fa, counts"], gain["sparse_vae, counts"]) > 3 * max(
+                half["models"][name]["standard_error"] for name in ("spike_slab_fa, counts", "sparse_vae, counts")
+            )
+            assert all(row["effective"] > 0.3 for row in half["models"].values() if "effective" in row)
+    zeisel, screen = table["data"]
+    for half in screen["halves"]:
+        alone = half["models"]["independent, counts"]["held_out"]
+        for name in ("spike_slab_fa, log", "ebmf, log"):
+            row = half["models"][name]
+            assert row["gain"] < -10 < 80 < row["density"] - alone  # as a density it would seem to win
+        mean = {
+            name: np.mean([row["auroc"][k] for k in PATHWAY])
+            for name, row in half["models"].items()
+            if row.get("auroc")
+        }
+        assert all(
+            abs(mean[name] - mean["sparse_vae, counts"]) < 0.01 for name in ("spike_slab_fa, counts", "ebmf, log")
+        )
+        assert min(mean["sparse_vae, counts"], mean[programmes.FACTORS]) > 0.9
+    for entry in (zeisel, screen):
+        for pair in entry["again"].values():
+            assert all(half["sure_again"] > half["sure_by_chance"] for half in pair)
 
 
 def test_pages_show_the_committed_results() -> None:

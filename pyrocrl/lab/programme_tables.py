@@ -22,6 +22,8 @@ NAMES = {
     "independent, log": "independent genes, of log(1 + x / size)",
 }
 
+ALONE = "independent, counts"
+
 
 def tables() -> str:
     """`tables_of` the committed results; empty where there are none."""
@@ -57,12 +59,12 @@ def _signed(value: float, digits: int = 1) -> str:
 
 
 def _figures(entry: Mapping[str, Any]) -> str:
-    heads = ["of the same cells", "log-probability of a new cell, beyond independent genes ± s.e.", "programmes"]
+    heads = ["model", "log-probability of a new cell, beyond independent genes ± s.e.", "as a density", "programmes"]
     heads += ["genes above .9", "between .1 and .9", "verdict on programmes", "cpu seconds"]
     lines = [heads]
     for label, title in NAMES.items():
         gain = _both(entry, label, lambda row: f"{_signed(row['gain'])} ± {row['standard_error']:.1f}")
-        cells = [title, gain if label != "independent, counts" else "0"]
+        cells = [title, gain if label != ALONE else "0", _density(entry, label)]
         cells.append(_both(entry, label, lambda row: str(row.get("programmes", ""))))
         if label in MODELS:
             cells.append(_both(entry, label, lambda row: str(sum(map(len, row["genes"])))))
@@ -71,6 +73,14 @@ def _figures(entry: Mapping[str, Any]) -> str:
             cells.append(_both(entry, label, lambda row: f"{row['cpu_seconds']:.0f}"))
         lines.append(cells + [""] * (len(heads) - len(cells)))
     return _table(*lines)
+
+
+def _density(entry: Mapping[str, Any], label: str) -> str:
+    """Of a model of log counts, with the Jacobian, beyond the log-probability under independent genes."""
+    halves = [half["models"] for half in entry["halves"]]
+    if "density" not in halves[0][label]:
+        return ""
+    return "; ".join(_signed(models[label]["density"] - models[ALONE]["held_out"]) for models in halves)
 
 
 def _in_pairs(entry: Mapping[str, Any]) -> str:
