@@ -393,8 +393,14 @@ def _programmes() -> str:
     return programme_tables.tables()
 
 
+def _interferon() -> str:
+    from pyrocrl.lab import interferon  # which knows this file
+
+    return interferon.table()
+
+
 MARKED = re.compile(
-    r"(<!-- (models|figures|calibration|calibrated|targets|numbers|programmes)(?: (\w+))?: [^\n]* -->\n)"
+    r"(<!-- (models|figures|calibration|calibrated|targets|numbers|programmes|interferon)(?: (\w+))?: [^\n]* -->\n)"
     r".*?(<!-- /\2 -->)",
     re.DOTALL,
 )
@@ -403,7 +409,7 @@ MARKED = re.compile(
 def fill(page: str) -> str:
     """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
     results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found), `numbers`
-    (`pyrocrl.lab.numbers`) and `programmes` (`pyrocrl.lab.programmes`).
+    (`pyrocrl.lab.numbers`), `programmes` (`pyrocrl.lab.programmes`) and `interferon` (`pyrocrl.lab.interferon`).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
@@ -415,6 +421,7 @@ def fill(page: str) -> str:
         "targets": _targets,
         "numbers": _numbers,
         "programmes": _programmes,
+        "interferon": _interferon,
     }
 
     def filled(found: re.Match[str]) -> str:
