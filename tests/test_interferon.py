@@ -77,6 +77,17 @@ def results() -> dict[str, Any]:
     return found
 
 
+def test_the_committed_figures() -> None:
+    rows = results()["seeds"]
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        own = row["methods"]
+        assert set(own) == set(interferon.TITLES) and all(len(one["types"]) == 7 for one in own.values())
+        assert min(own["spike_slab_fa"]["worst"], own["varimax"]["worst"]) > 0.99 > own["ivae"]["mean"]
+        assert own["ivae"]["worst_across"] < own["pca"]["worst_across"] < own["varimax"]["worst_across"]
+        assert own["ivae"]["verdict"] in ("contradicted", "not converged")
+
+
 def test_the_page_shows_the_committed_results() -> None:
     page = (ROOT / "docs" / "figures.md").read_text()
     assert interferon.table_of(results()) in page and reproduce.fill(page) == page, (

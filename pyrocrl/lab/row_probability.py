@@ -10,6 +10,8 @@ which adds up to 1 over k = 0, 1, ..., like a model of counts. Latents are integ
 sampling: z from Student's t around the mode of its posterior given a draw of all else, with the curvature there; of
 scores that are mixtures their components come first, from what expectation propagation says, one in five from the
 prior.
+
+Longer than other files because the two laws, the sampling and what it is beside are one comparison.
 """
 
 from __future__ import annotations
