@@ -48,7 +48,7 @@ def by_quadrature(law: rows.Entries, loadings: torch.Tensor, scale: torch.Tensor
 
 def test_rounded_values_add_up_to_one_like_counts() -> None:
     x, size = np.arange(4_000.0)[:, None], np.full(4_000, 0.7)
-    low, high = (torch.as_tensor(v) for v in rows.Cells(x, size, np.full_like(x, 0.3)).ends)
+    low, high = (torch.as_tensor(v) for v in rows.CellCounts(x, size, np.full_like(x, 0.3)).ends)
     law = rows.Rounded(low, high, torch.full_like(high, 0.4), torch.tensor([0.8]).double())
     other = rows.Counts(torch.as_tensor(x), torch.full_like(high, 0.4), torch.tensor([0.8]).double())
     for each in (law, other):

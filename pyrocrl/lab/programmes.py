@@ -37,7 +37,7 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.lab.reproduce import provenance
-from pyrocrl.lab.row_probability import Cells, of_factor_analysis, of_fit, of_independent_counts
+from pyrocrl.lab.row_probability import CellCounts, of_factor_analysis, of_fit, of_independent_counts
 from pyrocrl.lab.screens import PATHWAY
 
 CHAINS = 4
@@ -80,7 +80,7 @@ class Half:
 
     fitted: Array
     scored: Array
-    cells: Cells
+    cells: CellCounts
     counted: Data
     logged: Data
 
@@ -94,15 +94,15 @@ class Half:
         first = np.log1p(counts / size[:, None])
         for g in np.unique(data.batch):
             level[data.batch == g] = first[fitted][data.batch[fitted] == g].mean(0)
-        cells = Cells(counts, size, level)
+        cells = CellCounts(counts, size, level)
         batch = np.asarray(data.batch_names)[data.batch] if len(data.batch_names) > 1 else None
         names = data.feature_names
         counted = Data(counts, counts=True, size_factor=data.size_factor, batch=batch, feature_names=names)
         return cls(fitted, scored, cells, counted, Data(cells.logged, feature_names=names))
 
-    def rows(self, index: Array) -> Cells:
+    def rows(self, index: Array) -> CellCounts:
         """Some of the cells."""
-        return Cells(*(part[index] for part in (self.cells.counts, self.cells.size, self.cells.level)))
+        return CellCounts(*(part[index] for part in (self.cells.counts, self.cells.size, self.cells.level)))
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def log_probability(
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellCounts:
     """Counts (rows, gene), size factors of mean about 1, and what of log(1 + x / size) is taken for 0 (rows, gene)."""
 
     counts: np.ndarray
@@ -203,7 +203,7 @@ class Cells:
         return out
 
 
-def of_fit(fit: Fit, data: Data, cells: Cells, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, float]:
+def of_fit(fit: Fit, data: Data, cells: CellCounts, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, float]:
     """(rows,) log-probabilities of `cells`, of which `data` are the rows as the fit takes them; and the mean effective
     sample size as a share. Averaged over draws of each chain, chains by their weights."""
     batch = fit.batch_of(data).annealed()
@@ -244,7 +244,7 @@ def _draws(program: Any, batch: Any, draws: int) -> Iterator[tuple[dict[str, Ten
         yield sites, stories.told(program, batch, sites | {"z": nothing})
 
 
-def of_independent_counts(train: Cells, group: np.ndarray, cells: Cells, groups: np.ndarray) -> np.ndarray:
+def of_independent_counts(train: CellCounts, group: np.ndarray, cells: CellCounts, groups: np.ndarray) -> np.ndarray:
     """(rows,) log-probabilities where genes are independent negative binomials, of the greatest likelihood in the cells
     `train`: a rate in each of their groups, and a dispersion."""
     rate = np.stack([(train.counts[group == g].sum(0) + 0.5) / train.size[group == g].sum() for g in np.unique(group)])
@@ -263,7 +263,7 @@ def of_independent_counts(train: Cells, group: np.ndarray, cells: Cells, groups:
     return out
 
 
-def of_factor_analysis(x: np.ndarray, latents: int, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+def of_factor_analysis(x: np.ndarray, latents: int, cells: CellCounts) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) log-probabilities under factor analysis of the log counts x (rows, gene) by maximum likelihood; and
     (gene, latent) loadings of standardised genes, rotated by varimax. 0 latents: genes are independent."""
     from sklearn.decomposition import FactorAnalysis
