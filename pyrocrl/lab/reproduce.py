@@ -30,7 +30,7 @@ from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose
 from pyrocrl.judge.metric_table import ARROWS, in_order, read, score_rows
 from pyrocrl.judge.metrics import expected_calibration_error, mcc, shd
-from pyrocrl.lab import calibrations, numbers, run, targets
+from pyrocrl.lab import calibrations, interferon, numbers, programme_tables, run, targets
 from pyrocrl.lab.provenance import provenance
 from pyrocrl.lab.studies import Study, readable
 from pyrocrl.program import Program
@@ -332,15 +332,16 @@ def _tables() -> list[dict[str, Any]]:
 
 
 MARKED = re.compile(
-    r"(<!-- (models|figures|calibration|calibrated|targets|numbers)(?: (\w+))?: [^\n]* -->\n).*?(<!-- /\2 -->)",
+    r"(<!-- (models|figures|calibration|calibrated|targets|numbers|programmes|interferon)(?: (\w+))?: [^\n]* -->\n)"
+    r".*?(<!-- /\2 -->)",
     re.DOTALL,
 )
 
 
 def fill(page: str) -> str:
     """A page's text with tables between their markers: `models`, `figures`, `figures NAME`, `calibration` (edges of the
-    results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found) and `numbers`
-    (`pyrocrl.lab.numbers`).
+    results), `calibrated` (what `calibrate` found), `targets` (what `pyrocrl.lab.targets` found), `numbers`
+    (`pyrocrl.lab.numbers`), `programmes` (`pyrocrl.lab.programmes`) and `interferon` (`pyrocrl.lab.interferon`).
 
     A marker is a comment `<!-- figures: how to fill it -->` on a line of its own, up to `<!-- /figures -->`.
     """
@@ -351,6 +352,8 @@ def fill(page: str) -> str:
         "calibrated": calibrations.table,
         "targets": targets.tables,
         "numbers": numbers.table,
+        "programmes": programme_tables.tables,
+        "interferon": interferon.table,
     }
 
     def filled(found: re.Match[str]) -> str:
