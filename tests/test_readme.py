@@ -29,7 +29,7 @@ def test_the_tables_are_made_from_cards_and_results(page: str, holds: str) -> No
 
 
 def test_readme_is_a_page() -> None:
-    assert len(README.encode()) <= 7000  # a line more for each model
+    assert len(README.encode()) <= 7000
     assert all(f"`{name}`" in README for name in zoo.built_in())
 
 

@@ -27,13 +27,10 @@ def run(program: type[Program], seed: int = 0) -> Fit:
 
 def table(link: str = "", *, whole: bool = False) -> str:
     """All models as a markdown table, made from their cards: README's, with the first claim on each thing, what it
-    leaves open in brackets, and how rows must be told; and that of the site, with all claims and needs and how targets
-    may be told (whole). link: where names lead, if anywhere."""
+    leaves open in brackets, and how rows must be told, a line for all of which these are the same; and that of the
+    site, a line a model, with all claims and needs and how targets may be told (whole). link: where names lead."""
     where, open_to = "" if link else ", in [models](models)", "" if whole else " (up to)"
-    lines = [
-        f"| model{where} († experimental) | identifies{open_to} | needs |",
-        "|---|---|---|",
-    ]
+    lines: dict[object, tuple[list[str], str]] = {}  # names and the rest of each line
     for name in built_in():
         card = get(name).card
         nothing = "nothing: the baseline" if card.family == "baseline" else "nothing"
@@ -51,5 +48,7 @@ def table(link: str = "", *, whole: bool = False) -> str:
             wanted += [CONDITIONS[need] for need in card.claims[0].needs if need != "more_features_than_latents"]
         trial = "†" if card.status == "experimental" else ""
         called = f"[`{name}`]({link.format(name)})" if link else f"`{name}`"
-        lines.append(f"| {called}{trial} | {claims} | {'; '.join(wanted) or '–'} |")
-    return "\n".join(lines)
+        rest = f"{claims} | {'; '.join(wanted) or '–'}"
+        lines.setdefault(name if whole else rest, ([], rest))[0].append(called + trial)
+    head = f"| model{where} († experimental) | identifies{open_to} | needs |\n|---|---|---|"
+    return "\n".join([head, *(f"| {', '.join(names)} | {rest} |" for names, rest in lines.values())])
