@@ -68,6 +68,16 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Patterns:
+    """Log evidence of what actions act on: varies (latent,), that they differ in the probability to act on each latent;
+    apart (latent, latent), that any two have probabilities of their own, neither the same nor one of them where the
+    other has not; infinite on the diagonal."""
+
+    varies: Tensor
+    apart: Tensor
+
+
+@dataclass(frozen=True)
 class Ties:
     """What ties views: see `exact.shared_factors.Ties`; factors: how many latents a view has, shared and private."""
 
@@ -231,6 +241,11 @@ class ReadOuts:
         would have as well, and how many more numbers the former has. Models whose claims need that dynamics tell
         latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
+    def action_patterns(self, batch: Batch) -> Patterns:
+        """Evidence that actions differ in whether they act on each latent, and no two latents in which actions do; see
+        `exact.interactions.Patterns`. Models whose claims need that actions tell latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of what actions act on")
 
     def rotated(self) -> Tensor:
         """(latent,) share of each latent's variance that the posterior of the unmixing leaves to other directions, its

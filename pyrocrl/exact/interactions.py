@@ -1,0 +1,80 @@
+"""Probabilities of binary interactions in regions of actions, and the evidence of how they vary, summed out exactly.
+
+An action acts on latent k of a row with the probability chance_k of its region; the ratio of the row's two densities,
+with and without, is all that the row says of it. Integrals over chance ~ Beta(1/2, 1/2) are sums over
+chance = sin^2(t), t evenly spaced, of equal weights (Chebyshev).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrocrl.readouts import Patterns
+
+POINTS = 64  # of chance
+PRIOR = 0.5  # of Beta(PRIOR, PRIOR)
+FEWEST = 20  # rows of a region, at least, of actions that are not the same number again and again
+MOVES = 10  # of regions' centres
+FAR = 1e9  # where regions are that no action is near
+
+
+class Regions(NamedTuple):
+    """Parts of the space of actions: what is nearest to each centre (region, action), in units reach (action,)."""
+
+    centre: Tensor
+    reach: Tensor
+
+    def of(self, actions: Tensor) -> Tensor:
+        """(rows,) region of each of these actions (rows, action)."""
+        return torch.cdist(actions / self.reach, self.centre / self.reach).argmin(1)
+
+
+def regions(actions: Tensor, most: int) -> Regions:
+    """One region for each value of actions (rows, action), if there are `most` at most; else halves of halves, at
+    medians of one number after another, whose centres then move to their middles (Lloyd 1982)."""
+    reach = actions.std(0).clamp_min(1e-12)
+    values = actions.unique(dim=0)
+    if len(values) > most:
+        parts, axis = [actions], 0
+        while 2 * len(parts) <= most and len(actions) >= 2 * FEWEST * len(parts):
+            halves = []
+            for part in parts:
+                order = part[:, axis % part.shape[1]].argsort(stable=True)
+                halves += [part[order[: len(part) // 2]], part[order[len(part) // 2 :]]]
+            parts, axis = halves, axis + 1
+        values = torch.stack([part.mean(0) for part in parts])
+        for _ in range(MOVES):
+            own = Regions(values, reach).of(actions)
+            count = torch.bincount(own, minlength=len(values))
+            total = torch.zeros_like(values).index_add(0, own, actions)
+            values = torch.where(count[:, None] > 0, total / count.clamp_min(1)[:, None], values)
+    centre = torch.full((most, actions.shape[1]), FAR, dtype=actions.dtype) * reach
+    centre[: len(values)] = values
+    return Regions(centre, reach)
+
+
+def patterns(log_ratio: Tensor, region: Tensor, count: int) -> Patterns:
+    """log_ratio (rows, latent): of a row's density where the action acts on a latent to that where not; region (rows,)
+    of `count`."""
+    t = math.pi * (torch.arange(POINTS, dtype=log_ratio.dtype) + 0.5) / (2 * POINTS)
+    log_yes, log_no = 2 * t.sin().log(), 2 * t.cos().log()
+    latents = log_ratio.shape[1]
+    log = log_ratio.new_zeros(count, latents, POINTS)
+    for k in range(latents):
+        each = torch.logaddexp(log_no, log_yes + log_ratio[:, k, None])
+        log[:, k] = log[:, k].index_add(0, region, each)
+
+    def total(parts: Tensor) -> Tensor:
+        return (parts.logsumexp(-1) - math.log(POINTS)).sum(0)
+
+    own = total(log)
+    apart = log_ratio.new_full((latents, latents), math.inf)
+    for k in range(latents):
+        for j in range(k):
+            both = torch.stack([total(log[:, j] + log[:, k]), total(log[:, j] + log[:, k].flip(-1))]).max()
+            apart[j, k] = apart[k, j] = own[j] + own[k] - both
+    return Patterns(own - total(log.sum(0, keepdim=True)), apart)
