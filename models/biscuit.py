@@ -65,7 +65,7 @@ from pyrocrl.readouts import Stepped
 DRAWS = 100
 LAW = "each latent depends on the row before and on whether the action acts on it, with normal innovations of its own"
 NOISELESS = "features have neither noise of their own nor other latents among the latents"
-NEEDS = ("actions_act", "patterns_apart", "axes_settled")
+NEEDS = ("actions_act", "patterns_apart")
 
 
 class Biscuit(Unmixed, Program):

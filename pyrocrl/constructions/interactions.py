@@ -34,9 +34,12 @@ from pyrocrl.constructions.target_steps import SPREAD, WIDTH, Evidence, Found
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.basis_regression import SINGLE
 from pyrocrl.exact.interactions import PRIOR
+from pyrocrl.exact.regression import quadratic
 from pyrocrl.exact.target_steps import SLABS, Basis, Moments
 
-COARSE, FIRST = 12, 3  # rounds in which regions are of one mechanism, and of rows, from each start
+COARSE, FIRST, REBASE = 12, 3, 2  # rounds in which regions are of one mechanism, and of rows, from each start; from
+# which to which functions of latents before are anew
+SWEEPS = 5  # of rows of the unmixing in a round
 TURNS, STAYS = 40, 1e-4  # rounds from the best one, until a round gains less nats a row
 SURE = 0.95  # probability of a region's mechanism, where it is of one
 ALTERNATIONS, TRIES = 60, 4  # of least squares, and starts of these
@@ -155,16 +158,16 @@ def climbed(acted: Acted, start: Tensor, turns: int, share: Tensor | None = None
     coarse = COARSE if share is None else 0
     share = begun(rows, start) if share is None else share
     evidence, before = rows.given(share), -math.inf
-    found = evidence.climb(found)
+    found = improved(evidence, found)
     for turn in range(coarse + turns):
-        if turn <= coarse:
+        if turn <= coarse and turn % REBASE == 0:
             rows = Rows(acted, Basis.of(found.unmixing, acted.y))
             evidence = rows.given(share)
         log = rows.densities(evidence, found)
         ratio = log[..., 1] - log[..., 0]
         share = _of_region(rows, ratio) if turn < coarse else (ratio + rows.log_odds(share)[rows.region]).sigmoid()
         evidence = rows.given(share)
-        found = evidence.climb(found)
+        found = improved(evidence, found)
         bound = found.log + _of_shares(rows, share)
         if turn > coarse and bound - before < STAYS * len(share):
             break
@@ -183,6 +186,36 @@ def _named(fit: Fitted) -> Fitted:
     share = torch.where(swap, 1 - fit.share, fit.share)
     rows = Rows(fit.rows.acted, Basis.of(found.unmixing, fit.rows.acted.y))
     return Fitted(found, rows, rows.given(share), share, fit.bound)
+
+
+def improved(evidence: Evidence, found: Found) -> Found:
+    """A more probable unmixing, widths and spreads: given probabilities of parents and slabs each row of the unmixing
+    in closed form, the others as they are (iterative projection: Ono 2011)."""
+    unmixing, log_width, log_spread = (part.clone() for part in found[:3])
+    count, begins, rows = evidence.own[1].count, evidence.first.new_tensor(float(evidence.begins)), evidence.rows
+    eye = torch.eye(len(unmixing), dtype=unmixing.dtype)
+    for _ in range(SWEEPS):
+        share = evidence.choices(unmixing, log_width).softmax(-1)
+        natural, targeted = (
+            torch.einsum("kc,kcab->kab", share, part.square) for part in (evidence.natural, evidence.targeted)
+        )
+        log_width = _log_scales(quadratic(unmixing, targeted), count, WIDTH, log_width)
+        log_spread = _log_scales(quadratic(unmixing, evidence.first), begins, SPREAD, log_spread)
+        square = natural + targeted * (-2 * log_width).exp()[:, None, None]
+        square = square + evidence.first * (-2 * log_spread).exp()[:, None, None]
+        for k in range(len(unmixing)):
+            row = torch.linalg.solve(unmixing @ square[k], eye[k])
+            unmixing[k] = row * (rows / (row @ square[k] @ row)).sqrt()
+    return Found(unmixing, log_width, log_spread, evidence(unmixing, log_width, log_spread))
+
+
+def _log_scales(square: Tensor, count: Tensor, prior: tuple[float, float], start: Tensor) -> Tensor:
+    """The most probable logarithms of scales, of `count` values of these sums of squares, by Newton's method."""
+    x = start
+    for _ in range(20):
+        curve = 2 * square * (-2 * x).exp() + prior[1] ** -2
+        x = x + ((square * (-2 * x).exp() - count - (x - prior[0]) / prior[1] ** 2) / curve).clamp(-1, 1)
+    return x
 
 
 def _of_region(rows: Rows, ratio: Tensor) -> Tensor:
@@ -321,6 +354,21 @@ def draws(fit: Fitted, count: int, generator: torch.Generator) -> Draws:
     return Draws(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
 
 
+def row_drawn(square: Tensor, unmixing: Tensor, k: int, rows: int, generator: torch.Generator) -> Tensor:
+    """Row k of an unmixing V (latent, y), given all others, from |det V|^rows exp(-v' square v / 2), on the side of the
+    other rows' span on which it is."""
+    tril = torch.linalg.cholesky(square)
+    along = torch.linalg.inv(unmixing)[:, k]  # det V is in proportion to along' v
+    e = torch.linalg.solve_triangular(tril, along[:, None], upper=False)[:, 0]
+    e = e / e.norm()
+    side = torch.sign(e @ (tril.mT @ unmixing[k]))
+    freedom = torch.full((1,), (rows + 1) / 2, dtype=square.dtype)
+    chi = (2 * torch._standard_gamma(freedom, generator=generator)).sqrt()
+    u = torch.randn(len(e), generator=generator, dtype=square.dtype)
+    u = u + (side * chi - e @ u) * e
+    return torch.linalg.solve_triangular(tril.mT, u[:, None], upper=True)[:, 0]
+
+
 class _Walk:
     """A chain of Gibbs sampling: choices of parents and slabs, rows of the unmixing, widths and spreads with weights
     summed out, then weights, whether latents are acted on, and probabilities of it."""
@@ -369,7 +417,7 @@ class _Walk:
             own.append((size, use, tril, part, y.mT @ y - part.mT @ part))
         width, spread = self.log_width[k], self.log_spread[k]
         square = own[0][-1] + own[1][-1] * (-2 * width).exp() + rows.first_square * (-2 * spread).exp() + eye / SIZE**2
-        v = self._row(square, k)
+        v = row_drawn(square, self.unmixing, k, len(rows.acted.y), self.generator)
         self.unmixing[k] = v
         self.log_width[k] = self._log_scale(v @ own[1][-1] @ v, int(acts.sum()), WIDTH, width)
         self.log_spread[k] = self._log_scale(v @ rows.first_square @ v, len(rows.first), SPREAD, spread)
@@ -384,26 +432,9 @@ class _Walk:
             logs.append(-0.5 * left.square() - log_scale)
         return logs[1] - logs[0]
 
-    def _row(self, square: Tensor, k: int) -> Tensor:
-        """From |det V|^rows exp(-v' square v / 2), on the side on which it is."""
-        tril = torch.linalg.cholesky(square)
-        along = torch.linalg.inv(self.unmixing)[:, k]  # det V = (along' v) / (along' v now) det V now
-        e = torch.linalg.solve_triangular(tril, along[:, None], upper=False)[:, 0]
-        e = e / e.norm()
-        side = torch.sign(e @ (tril.mT @ self.unmixing[k]))
-        freedom = torch.full((1,), (len(self.rows.acted.y) + 1) / 2, dtype=torch.double)
-        chi = (2 * torch._standard_gamma(freedom, generator=self.generator)).sqrt()
-        u = self._normal(len(e))
-        u = u + (side * chi - e @ u) * e
-        return torch.linalg.solve_triangular(tril.mT, u[:, None], upper=True)[:, 0]
-
     def _log_scale(self, square: Tensor, count: int, prior: tuple[float, float], now: Tensor) -> Tensor:
         """A logarithm of a scale, of `count` values of this sum of squares, on a grid about the maximum."""
-        x = now
-        for _ in range(20):
-            curve = 2 * square * (-2 * x).exp() + prior[1] ** -2
-            slope = square * (-2 * x).exp() - count - (x - prior[0]) / prior[1] ** 2
-            x = x + (slope / curve).clamp(-1, 1)
+        x = _log_scales(square, square.new_tensor(float(count)), prior, now)
         sd = (2 * square * (-2 * x).exp() + prior[1] ** -2).rsqrt()
         grid = x + sd * torch.linspace(-6, 6, GRID, dtype=x.dtype)
         log = -count * grid - 0.5 * square * (-2 * grid).exp() - 0.5 * ((grid - prior[0]) / prior[1]).square()

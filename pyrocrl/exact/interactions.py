@@ -35,7 +35,8 @@ class Regions(NamedTuple):
 
 def regions(actions: Tensor, most: int) -> Regions:
     """One region for each value of actions (rows, action), if there are `most` at most; else halves of halves, at
-    medians of one number after another, whose centres then move to their middles (Lloyd 1982)."""
+    medians of one number after another, whose centres then move to their middles (Lloyd 1982). Halves of one stand side
+    by side."""
     reach = actions.std(0).clamp_min(1e-12)
     values = actions.unique(dim=0)
     if len(values) > most:
@@ -59,22 +60,27 @@ def regions(actions: Tensor, most: int) -> Regions:
 
 def patterns(log_ratio: Tensor, region: Tensor, count: int) -> Patterns:
     """log_ratio (rows, latent): of a row's density where the action acts on a latent to that where not; region (rows,)
-    of `count`."""
+    of `count`. Which regions have probabilities of their own is open: all, each two that were halves of one, or four,
+    and so on."""
     t = math.pi * (torch.arange(POINTS, dtype=log_ratio.dtype) + 0.5) / (2 * POINTS)
     log_yes, log_no = 2 * t.sin().log(), 2 * t.cos().log()
-    latents = log_ratio.shape[1]
-    log = log_ratio.new_zeros(count, latents, POINTS)
+    latents, levels = log_ratio.shape[1], (count - 1).bit_length() + 1
+    log = log_ratio.new_zeros(2 ** (levels - 1), latents, POINTS)
     for k in range(latents):
         each = torch.logaddexp(log_no, log_yes + log_ratio[:, k, None])
         log[:, k] = log[:, k].index_add(0, region, each)
 
     def total(parts: Tensor) -> Tensor:
-        return (parts.logsumexp(-1) - math.log(POINTS)).sum(0)
+        """(latent or none,) of parts (region, ..., point)."""
+        each = []
+        for _ in range(levels):
+            each.append((parts.logsumexp(-1) - math.log(POINTS)).sum(0))
+            parts = parts.unflatten(0, (-1, 2)).sum(1) if len(parts) > 1 else parts
+        return torch.stack(each).logsumexp(0) - math.log(levels)
 
-    own = total(log)
-    apart = log_ratio.new_full((latents, latents), math.inf)
+    own, apart = total(log), log_ratio.new_full((latents, latents), math.inf)
     for k in range(latents):
         for j in range(k):
             both = torch.stack([total(log[:, j] + log[:, k]), total(log[:, j] + log[:, k].flip(-1))]).max()
             apart[j, k] = apart[k, j] = own[j] + own[k] - both
-    return Patterns(own - total(log.sum(0, keepdim=True)), apart)
+    return Patterns(own - (log.sum(0).logsumexp(-1) - math.log(POINTS)), apart)

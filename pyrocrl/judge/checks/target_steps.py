@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -79,12 +81,16 @@ def _no_turn_fits(fit: Fit, data: Data) -> Lack | None:
         said = f"{names[j]} and {names[k]} may be turned into each other ({least:.0f} nats; {needed:.0f} would tell)"
         rows = data.rows * needed / least if least > 2 else 0.0
         return Lack(said, f"steps that target {names[j]} or {names[k]} alone", rows=rows, which=(names[j], names[k]))
-    open_ = program.rotated().double().cpu().numpy()
-    if (open_ <= ROTATED).all():
+    return _open_axes(program.rotated().double().cpu().numpy(), names, data.rows, "targets")
+
+
+def _open_axes(share: np.ndarray, names: Sequence[str], rows: int, by: str) -> Lack | None:
+    """Whether what tells latents leaves more than `ROTATED` of one's variance to other directions: share (latent,)."""
+    which = tuple(names[i] for i in np.flatnonzero(share > ROTATED))
+    if not which:
         return None
-    which = tuple(names[i] for i in np.flatnonzero(open_ > ROTATED))
-    said = f"targets leave {open_.max():.0%} of {', '.join(which)} open"
-    return Lack(said, "more rows", rows=data.rows * float(open_.max()) / ROTATED, which=which)
+    said = f"{by} leave {share.max():.0%} of {', '.join(which)} open"
+    return Lack(said, "more rows", rows=rows * float(share.max()) / ROTATED, which=which)
 
 
 def _actions_act(fit: Fit, data: Data) -> Lack | None:
@@ -107,7 +113,8 @@ def _actions_act(fit: Fit, data: Data) -> Lack | None:
 
 def _patterns_apart(fit: Fit, data: Data) -> Lack | None:
     """Whether any two latents are acted on by other actions, and not one by those that leave the other alone: by the
-    evidence, of latents that are seen to be acted on, and half log(rows) for the angle between the two."""
+    evidence, of latents that are seen to be acted on, and half log(rows) for the angle between the two; and the
+    posterior leaves at most `ROTATED` of each variance open."""
     program, names = fit.chains.chain(fit.reference), _names(fit)
     with drawing(), torch.no_grad():
         found = program.action_patterns(fit.batch_of(data))
@@ -117,7 +124,7 @@ def _patterns_apart(fit: Fit, data: Data) -> Lack | None:
     alike = [(nats[j, k], j, k) for j in range(len(nats)) for k in range(j) if seen[j] and seen[k]]
     alike = [one for one in alike if one[0] < needed]
     if not alike:
-        return None
+        return _open_axes(program.rotated().double().cpu().numpy(), names, data.rows, "actions")
     least, j, k = min(alike)
     which = tuple(sorted({names[i] for _, *pair in alike for i in pair}))
     one, other = sorted((names[j], names[k]))
@@ -125,16 +132,6 @@ def _patterns_apart(fit: Fit, data: Data) -> Lack | None:
     said += f"tell them apart){f', and so of {len(alike) - 1} more pairs' if len(alike) > 1 else ''}"
     rows = data.rows * float(needed / least) if least > 1 else 0.0
     return Lack(said, f"actions that act on {one} or {other} alone", rows=rows, which=which)
-
-
-def _axes_settled(fit: Fit, data: Data) -> Lack | None:
-    """Whether the posterior leaves at most `ROTATED` of each latent's variance to other directions."""
-    open_, names = fit.chains.chain(fit.reference).rotated().double().cpu().numpy(), _names(fit)
-    if (open_ <= ROTATED).all():
-        return None
-    which = tuple(names[i] for i in np.flatnonzero(open_ > ROTATED))
-    said = f"actions leave {open_.max():.0%} of {', '.join(which)} open"
-    return Lack(said, "more rows", rows=data.rows * float(open_.max()) / ROTATED, which=which)
 
 
 def _names(fit: Fit) -> list[str]:
@@ -145,7 +142,6 @@ def _names(fit: Fit) -> list[str]:
 CHECKS: dict[str, FitCheck] = {
     "actions_act": _actions_act,
     "patterns_apart": _patterns_apart,
-    "axes_settled": _axes_settled,
     "targets_in_steps": _targets_in_steps,
     "targets_act": _targets_act,
     "no_turn_fits": _no_turn_fits,
