@@ -4,7 +4,8 @@
     slab_k ~ uniform on 3, 1, .3, .1;  width_k ~ LogNormal(0, 1.5^2)                  (latent,)
     spread_k ~ LogNormal(1, 2^2)                                                      (latent,)
     w_akf ~ N(0, 1), of latents that are not acted on (a = 0) and that are (1)        (mechanism, latent, basis)
-    chance_gk ~ Beta(1/2, 1/2)                                                        (region, latent)
+    rate_k ~ Uniform(.01, .99)                                                        (latent,)
+    chance_gk ~ Beta(rate_k, 1 - rate_k)                                              (region, latent)
     inverse_kj ~ N(0, 3^2), of the mixing A                                           (latent, latent)
     acted_on_tk ~ Bernoulli(chance_gk), g the region of the step's action             (data, latent)
     z_tk ~ N(sum_f size_kf w_akf phi_f(z_t-1), scale_ak^2), a = acted_on_tk           (data, latent)
@@ -45,13 +46,13 @@ from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions import interactions as construction
-from pyrocrl.constructions.interactions import SIZE
+from pyrocrl.constructions.interactions import SIZE, TINY
 from pyrocrl.constructions.subspaces import FLOOR, frame
 from pyrocrl.constructions.target_steps import SPREAD, WIDTH
 from pyrocrl.dists import Law, LogNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import interactions, target_steps
-from pyrocrl.exact.interactions import PRIOR, Patterns, Regions
+from pyrocrl.exact.interactions import LEAST, Regions
 from pyrocrl.exact.switching import Timeline
 from pyrocrl.exact.target_steps import MOST, SLABS, Basis
 from pyrocrl.lab.studies import ActedSteps
@@ -60,7 +61,7 @@ from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.parts.target_steps import Mechanisms, Steps
 from pyrocrl.parts.unmixed import Unmixed, frame_buffers
 from pyrocrl.program import Features, check_sizes
-from pyrocrl.readouts import Stepped
+from pyrocrl.readouts import Patterns, Stepped
 
 DRAWS = 100
 LAW = "each latent depends on the row before and on whether the action acts on it, with normal innovations of its own"
@@ -106,6 +107,7 @@ class Biscuit(Unmixed, Program):
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "acted_on": Site(("data", "latent"), discrete=True),
+        "rate": Site(("latent",)),
         "chance": Site(("region", "latent")),
         "lagged": Site(("parent", "child"), discrete=True),
         "width": Site(("latent",)),
@@ -135,9 +137,12 @@ class Biscuit(Unmixed, Program):
         check_memory("regions", regions, 8.0 * DRAWS * latents * regions + 16.0 * regions * aux)
         self.spread = LogNormalBlock(latents)
         shapes = {"inverse": square, "width": (latents,), "lagged": square, "slab": (latents,)}
-        self.drawn = DrawnBlock(DRAWS, **shapes, w=(2, latents, basis), chance=(regions, latents)).double()
+        self.drawn = DrawnBlock(
+            DRAWS, **shapes, w=(2, latents, basis), rate=(latents,), chance=(regions, latents)
+        ).double()
         self.drawn.inverse.copy_(torch.eye(latents))
         self.drawn.width.fill_(1.0)
+        self.drawn.rate.fill_(0.5)
         self.drawn.chance.fill_(0.5)
         self.register_buffers(
             **frame_buffers(features, latents),
@@ -161,10 +166,11 @@ class Biscuit(Unmixed, Program):
         sites["width"] = pyro.sample("width", LogNormal(WIDTH[0] * one.expand(d), WIDTH[1] * one).to_event(1))
         sites["spread"] = pyro.sample("spread", LogNormal(SPREAD[0] * one.expand(d), SPREAD[1] * one).to_event(1))
         sites["w"] = pyro.sample("w", Normal(0 * one.expand(self.slope.shape), one).to_event(3))
-        half = PRIOR * one.expand(shape)
-        sites["chance"] = pyro.sample("chance", dist.Beta(half, half).to_event(2))  # (region, latent)
+        ends = LEAST * one.expand(d), 1 - LEAST * one.expand(d)
+        rate = pyro.sample("rate", dist.Uniform(*ends).to_event(1)).expand(shape)
+        sites["chance"] = pyro.sample("chance", dist.Beta(rate, 1 - rate).to_event(2))  # (region, latent)
         sites["inverse"] = pyro.sample("inverse", Normal(0 * one.expand(d, d), SIZE * one).to_event(2))
-        return self._law(sites), sites["chance"].double()
+        return self._law(sites), sites["chance"].double().clamp(TINY, 1 - TINY)
 
     def _law(self, sites: dict[str, Tensor]) -> Mechanisms:
         own = {name: sites[name].double() for name in ("width", "spread", "w", "inverse")}
@@ -190,7 +196,7 @@ class Biscuit(Unmixed, Program):
             pyro.sample("x", rows, obs=batch.x)
 
     def recover(self, batch: Batch, **kept: Tensor) -> None:
-        odds = self._odds(batch, self._law(kept), kept["chance"].double())
+        odds = self._odds(batch, self._law(kept), kept["chance"].double().clamp(TINY, 1 - TINY))
         with self.rows(batch):
             pyro.sample("acted_on", dist.Bernoulli(logits=odds).to_event(1))
 
@@ -200,7 +206,7 @@ class Biscuit(Unmixed, Program):
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_t | the row of its series before, global sites); what is acted on summed out."""
-        return self._log_likelihood(batch, self._law(sites), sites["chance"].double())
+        return self._log_likelihood(batch, self._law(sites), sites["chance"].double().clamp(TINY, 1 - TINY))
 
     def _log_likelihood(self, batch: Batch, law: Mechanisms, chance: Tensor) -> Tensor:
         unmixing = torch.linalg.inv(law.mixing)
@@ -275,7 +281,9 @@ class Biscuit(Unmixed, Program):
         z = line.lay(self._y(batch)) @ self.unmixing.double().mT
         log, region = self._mode().log_densities(z, line), line.lay(self.regions_of(batch))
         at = line.since > 0
-        return interactions.patterns((log[..., 1] - log[..., 0])[at], region[at], len(self.centre))
+        return interactions.patterns(
+            (log[..., 1] - log[..., 0])[at], region[at], len(self.centre), self.drawn.rate.mean(0)
+        )
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -284,6 +292,7 @@ class Biscuit(Unmixed, Program):
         """The most probable unmixing, then draws by Gibbs sampling from there."""
         batch, own = data.tensors(self.project.device, torch.float64), self.config
         order, since = batch.in_time()
+        batch = batch.take(order)
         follow, least = int((since > 0).sum()), 4 * own["latents"] * (own["latents"] + 2)
         if follow < least:
             reject("series", f"{follow} rows after others", f"{least} or more")
@@ -293,7 +302,7 @@ class Biscuit(Unmixed, Program):
                 reject("aux", f"{name!r}, which is {float(values[0]):.4g} in all rows", "actions that vary")
         self.put(**interactions.regions(batch.aux, own["regions"])._asdict())
         self.put(**frame(batch.x, torch.ones_like(batch.env, dtype=torch.bool), own["latents"], FLOOR)._asdict())
-        parts = self._y(batch)[order], since, self.regions_of(batch)[order], own["regions"]
+        parts = self._y(batch), since, self.regions_of(batch), own["regions"]
         soft = own["intervention"] == "soft"
         acted = construction.Acted(*parts, soft=soft, edge=own["edge_probability"])
         found = construction.best(acted, generator)
@@ -301,7 +310,7 @@ class Biscuit(Unmixed, Program):
         basis = found.rows.basis
         self.put(unmixing=found.found.unmixing)
         self.put(unit=basis.unit, middle=basis.middle, basis_spread=basis.spread)
-        values = (drawn.unmixing, drawn.width, drawn.graph, drawn.slab, drawn.weight, drawn.chance)
+        values = (drawn.unmixing, drawn.width, drawn.graph, drawn.slab, drawn.weight, drawn.rate, drawn.chance)
         for name, value in zip(self.drawn.names, values, strict=True):
             getattr(self.drawn, name).copy_(value)
         scale = torch.stack([torch.ones_like(drawn.width), drawn.width], 1)  # (draw, mechanism, latent)

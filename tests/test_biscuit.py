@@ -47,7 +47,7 @@ def test_actions_fall_into_regions() -> None:
 
 def test_probabilities_of_regions_are_summed_out_as_integrals_are() -> None:
     ratio, region = 2 * random(12, 2), torch.tensor([0, 1] * 6)
-    found = interactions.patterns(ratio, region, 3)
+    found = interactions.patterns(ratio, region, 3, torch.tensor([0.5, 0.5]).double())
 
     def log(*columns: torch.Tensor) -> float:
         """Of one probability for all of these."""

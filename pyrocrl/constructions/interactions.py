@@ -33,7 +33,7 @@ from pyrocrl.constructions.sources import jointly_diagonal
 from pyrocrl.constructions.target_steps import SPREAD, WIDTH, Evidence, Found
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.basis_regression import SINGLE
-from pyrocrl.exact.interactions import PRIOR
+from pyrocrl.exact.interactions import LEAST, RATES, log_counts, rates
 from pyrocrl.exact.regression import quadratic
 from pyrocrl.exact.target_steps import SLABS, Basis, Moments
 
@@ -45,6 +45,7 @@ SURE = 0.95  # probability of a region's mechanism, where it is of one
 ALTERNATIONS, TRIES = 60, 4  # of least squares, and starts of these
 SIZE = 3.0  # deviation a priori of the unmixing's entries
 BURN, SKIP = 30, 5  # sweeps before those that are kept; sweeps from one draw of parents to the next
+TINY = 1e-9  # least probability of being acted on, or not
 GRID = 200  # points of a logarithm
 
 
@@ -95,10 +96,15 @@ class Rows:
         out = values.new_zeros(self.acted.regions, *values.shape[1:])
         return out.index_add(0, self.region, values)
 
+    def counts(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        """(region, latent) rows that are acted on, and that are not, by probabilities of rows (rows, latent)."""
+        return self.by_region(share), self.by_region(1 - share)
+
     def log_odds(self, share: Tensor) -> Tensor:
         """(region, latent) expected log odds of being acted on, given probabilities of rows (rows, latent)."""
-        yes, all_ = self.by_region(share), self.by_region(torch.ones_like(share))
-        return torch.digamma(yes + PRIOR) - torch.digamma(all_ - yes + PRIOR)
+        yes, no = self.counts(share)
+        rate = most_probable_rates(yes, no)
+        return torch.digamma(yes + rate) - torch.digamma(no + 1 - rate)
 
     def densities(self, evidence: Evidence, found: Found) -> Tensor:
         """(rows, latent, mechanism) expected log-densities over weights, of the likeliest parents and slabs."""
@@ -122,6 +128,12 @@ class Rows:
         return torch.stack(out, -1).unflatten(-1, (-1, 2))
 
 
+def most_probable_rates(yes: Tensor, no: Tensor) -> Tensor:
+    """(latent,)"""
+    grid, log = rates(yes, no)
+    return grid[log.argmax(0)]
+
+
 def deviations(evidence: Evidence, choice: int, mechanism: int) -> Tensor:
     """(basis,) of weights, by the number of a set of parents and a slab."""
     parents = target_steps.members(evidence.latents)[choice // len(SLABS)]
@@ -133,7 +145,7 @@ def deviations(evidence: Evidence, choice: int, mechanism: int) -> Tensor:
 
 
 def best(acted: Acted, generator: torch.Generator) -> Fitted:
-    """The most probable of those from all starts; of two mechanisms with parents the second one has fewer rows."""
+    """The most probable of those from all starts."""
     tried = [climbed(acted, start, FIRST) for start in starts(acted, generator)]
     most = max(tried, key=lambda one: float(one.bound))
     return _named(climbed(acted, most.found.unmixing, TURNS, most.share))
@@ -176,16 +188,14 @@ def climbed(acted: Acted, start: Tensor, turns: int, share: Tensor | None = None
 
 
 def _named(fit: Fitted) -> Fitted:
-    """Mechanisms that are alike a priori take each other's place, where the second has more rows."""
-    if not fit.rows.acted.soft:
-        return fit
-    found, swap = fit.found, fit.share.mean(0) > 0.5
+    """With functions of its own latents; of two mechanisms that are alike a priori the second has fewer rows."""
+    found, acted = fit.found, fit.rows.acted
+    swap = (fit.share.mean(0) > 0.5) & torch.tensor(acted.soft)
     unit = torch.where(swap, found.log_width, 0.0)
     width = torch.where(swap, -found.log_width, found.log_width)
-    found = Found(found.unmixing * (-unit).exp()[:, None], width, found.log_spread - unit, found.log)
-    share = torch.where(swap, 1 - fit.share, fit.share)
-    rows = Rows(fit.rows.acted, Basis.of(found.unmixing, fit.rows.acted.y))
-    return Fitted(found, rows, rows.given(share), share, fit.bound)
+    unmixing = found.unmixing * (-unit).exp()[:, None]
+    share, rows = torch.where(swap, 1 - fit.share, fit.share), Rows(acted, Basis.of(unmixing, acted.y))
+    return Fitted(Found(unmixing, width, found.log_spread - unit, found.log), rows, rows.given(share), share, fit.bound)
 
 
 def improved(evidence: Evidence, found: Found) -> Found:
@@ -226,8 +236,8 @@ def _of_region(rows: Rows, ratio: Tensor) -> Tensor:
 
 def _of_shares(rows: Rows, share: Tensor) -> Tensor:
     """() what the bound has beside the log-posterior given `share`: its prior and its entropy."""
-    yes, all_ = rows.by_region(share), rows.by_region(torch.ones_like(share))
-    prior = (yes + PRIOR).lgamma() + (all_ - yes + PRIOR).lgamma() - (all_ + 2 * PRIOR).lgamma() - math.log(math.pi)
+    yes, no = rows.counts(share)
+    prior = log_counts(yes, no, most_probable_rates(yes, no))
     return prior.sum() - torch.special.xlogy(share, share).sum() - torch.special.xlogy(1 - share, 1 - share).sum()
 
 
@@ -332,7 +342,7 @@ def _by_means(slope: Tensor, weight: Tensor, generator: torch.Generator) -> Tens
 
 class Draws(NamedTuple):
     """Draws of the posterior, (draw, ...) each: unmixing (latent, y), width, spread (latent,), graph (parent, child),
-    slab (latent,), weight (mechanism, latent, basis), chance (region, latent)."""
+    slab (latent,), weight (mechanism, latent, basis), rate (latent,), chance (region, latent)."""
 
     unmixing: Tensor
     width: Tensor
@@ -340,6 +350,7 @@ class Draws(NamedTuple):
     graph: Tensor
     slab: Tensor
     weight: Tensor
+    rate: Tensor
     chance: Tensor
 
 
@@ -371,7 +382,7 @@ def row_drawn(square: Tensor, unmixing: Tensor, k: int, rows: int, generator: to
 
 class _Walk:
     """A chain of Gibbs sampling: choices of parents and slabs, rows of the unmixing, widths and spreads with weights
-    summed out, then weights, whether latents are acted on, and probabilities of it."""
+    summed out, then weights, whether latents are acted on, and rates and probabilities of it."""
 
     def __init__(self, fit: Fitted, generator: torch.Generator) -> None:
         self.rows, self.generator = fit.rows, generator
@@ -379,7 +390,7 @@ class _Walk:
         self.choice = fit.evidence.choices(self.unmixing, self.log_width).argmax(-1)
         self.evidence = fit.evidence
         self.acts = (self._uniform(*fit.share.shape) < fit.share).to(fit.share)
-        self.chance = self._chance()
+        self.rate, self.chance = self._chances()
         self.weight = torch.zeros(2, *fit.evidence.own[0].gram.shape[:2], dtype=fit.share.dtype)
 
     def _uniform(self, *shape: int) -> Tensor:
@@ -388,10 +399,15 @@ class _Walk:
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.double)
 
-    def _chance(self) -> Tensor:
-        yes, all_ = self.rows.by_region(self.acts), self.rows.by_region(torch.ones_like(self.acts))
-        gamma = [torch._standard_gamma(part + PRIOR, generator=self.generator) for part in (yes, all_ - yes)]
-        return (gamma[0] / (gamma[0] + gamma[1])).clamp(1e-9, 1 - 1e-9)
+    def _chances(self) -> tuple[Tensor, Tensor]:
+        """(latent,) rates and (region, latent) probabilities of being acted on."""
+        yes, no = self.rows.counts(self.acts)
+        grid, log = rates(yes, no)
+        at = (self._uniform(1, yes.shape[1]) > log.softmax(0).cumsum(0)).sum(0).clamp_max(RATES - 1)
+        rate = grid[at] + (1 - 2 * LEAST) / RATES * (self._uniform(yes.shape[1]) - 0.5)
+        gamma = [torch._standard_gamma(part, generator=self.generator) for part in (yes + rate, no + 1 - rate)]
+        chance = gamma[0] / (gamma[0] + gamma[1]).clamp_min(1e-300)
+        return rate, chance.clamp(TINY, 1 - TINY)
 
     def sweep(self, choose: bool) -> None:
         if choose:
@@ -402,7 +418,7 @@ class _Walk:
         ratio = torch.stack([self._latent(k, int(choice)) for k, choice in enumerate(self.choice)], 1)
         odds = ratio + self.chance.logit()[self.rows.region]
         self.acts = (self._uniform(*odds.shape) < odds.sigmoid()).to(odds)
-        self.chance = self._chance()
+        self.rate, self.chance = self._chances()
 
     def _latent(self, k: int, choice: int) -> Tensor:
         """Its row, width, spread and weights anew; (rows,) log-densities acted on less those not."""
@@ -446,4 +462,4 @@ class _Walk:
         slabs = len(SLABS)
         graph = target_steps.members(len(self.unmixing))[self.choice // slabs].mT
         parts = (self.unmixing, self.log_width.exp(), self.log_spread.exp(), graph, self.choice % slabs)
-        return tuple(part.clone() for part in (*parts, self.weight, self.chance))
+        return tuple(part.clone() for part in (*parts, self.weight, self.rate, self.chance))

@@ -1,8 +1,9 @@
-"""Probabilities of binary interactions in regions of actions, and the evidence of how they vary, summed out exactly.
+"""Probabilities of binary interactions in regions of actions, and the evidence of how they vary.
 
-An action acts on latent k of a row with the probability chance_k of its region; the ratio of the row's two densities,
-with and without, is all that the row says of it. Integrals over chance ~ Beta(1/2, 1/2) are sums over
-chance = sin^2(t), t evenly spaced, of equal weights (Chebyshev).
+    rate_k ~ Uniform(LEAST, 1 - LEAST);  chance_gk ~ Beta(rate_k, 1 - rate_k),   region g, latent k
+
+An action acts on a latent with the probability `chance` of its region; the ratio of the row's two densities, with and
+without, is all that the row says of it. Integrals over chance = sin^2(t) are sums over t, evenly spaced.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from pyrocrl.readouts import Patterns
 
 POINTS = 64  # of chance
-PRIOR = 0.5  # of Beta(PRIOR, PRIOR)
+LEAST, RATES = 0.01, 98  # of rates, and how many are tried
 FEWEST = 20  # rows of a region, at least, of actions that are not the same number again and again
 MOVES = 10  # of regions' centres
 FAR = 1e9  # where regions are that no action is near
@@ -58,29 +61,52 @@ def regions(actions: Tensor, most: int) -> Regions:
     return Regions(centre, reach)
 
 
-def patterns(log_ratio: Tensor, region: Tensor, count: int) -> Patterns:
+def log_counts(yes: Tensor, no: Tensor, rate: Tensor) -> Tensor:
+    """() log-probability of the rows of a region that were acted on, `yes`, and were not, `no` (region, latent) both,
+    chance summed out; rate (latent,). Summed over regions: (latent,)."""
+    log = (yes + rate).lgamma() + (no + 1 - rate).lgamma() - (yes + no + 1).lgamma()
+    return (log - rate.lgamma() - (1 - rate).lgamma()).sum(0)
+
+
+def rates(yes: Tensor, no: Tensor) -> tuple[Tensor, Tensor]:
+    """Rates (grid,) and their log-probabilities (grid, latent), given such counts; each is the middle of a piece."""
+    step = (1 - 2 * LEAST) / RATES
+    grid = LEAST + step * (torch.arange(RATES, dtype=yes.dtype) + 0.5)
+    return grid, torch.stack([log_counts(yes, no, rate.expand(yes.shape[1])) for rate in grid])
+
+
+def log_weights(rate: Tensor) -> Tensor:
+    """(latent, point) log-probabilities of pieces of Beta(rate, 1 - rate) about points of chance; rate (latent,)."""
+    edges = np.sin(np.linspace(0, np.pi / 2, POINTS + 1)) ** 2
+    below = special.betainc(rate.numpy()[:, None], 1 - rate.numpy()[:, None], edges)
+    return torch.as_tensor(np.log(np.maximum(np.diff(below, axis=1), 1e-300)))
+
+
+def patterns(log_ratio: Tensor, region: Tensor, count: int, rate: Tensor) -> Patterns:
     """log_ratio (rows, latent): of a row's density where the action acts on a latent to that where not; region (rows,)
-    of `count`. Which regions have probabilities of their own is open: all, each two that were halves of one, or four,
-    and so on."""
+    of `count`; rate (latent,). Which regions have probabilities of their own is open: all, each two that were halves of
+    one, or four, and so on."""
     t = math.pi * (torch.arange(POINTS, dtype=log_ratio.dtype) + 0.5) / (2 * POINTS)
     log_yes, log_no = 2 * t.sin().log(), 2 * t.cos().log()
     latents, levels = log_ratio.shape[1], (count - 1).bit_length() + 1
-    log = log_ratio.new_zeros(2 ** (levels - 1), latents, POINTS)
+    log, weight = log_ratio.new_zeros(2 ** (levels - 1), latents, POINTS), log_weights(rate)
     for k in range(latents):
         each = torch.logaddexp(log_no, log_yes + log_ratio[:, k, None])
         log[:, k] = log[:, k].index_add(0, region, each)
 
-    def total(parts: Tensor) -> Tensor:
-        """(latent or none,) of parts (region, ..., point)."""
+    def total(parts: Tensor, weights: Tensor) -> Tensor:
+        """(...) of parts (region, ..., point), weights (..., point)."""
         each = []
         for _ in range(levels):
-            each.append((parts.logsumexp(-1) - math.log(POINTS)).sum(0))
+            each.append((parts + weights).logsumexp(-1).sum(0))
             parts = parts.unflatten(0, (-1, 2)).sum(1) if len(parts) > 1 else parts
         return torch.stack(each).logsumexp(0) - math.log(levels)
 
-    own, apart = total(log), log_ratio.new_full((latents, latents), math.inf)
+    own, apart = total(log, weight), log_ratio.new_full((latents, latents), math.inf)
     for k in range(latents):
         for j in range(k):
-            both = torch.stack([total(log[:, j] + log[:, k]), total(log[:, j] + log[:, k].flip(-1))]).max()
-            apart[j, k] = apart[k, j] = own[j] + own[k] - both
+            same, turned = log[:, j] + log[:, k], log[:, j] + log[:, k].flip(-1)
+            both = [total(same, weight[j]), total(same, weight[k])]
+            both += [total(turned, weight[j]), total(turned, weight[k].flip(-1))]
+            apart[j, k] = apart[k, j] = own[j] + own[k] - torch.stack(both).max()
     return Patterns(own - (log.sum(0).logsumexp(-1) - math.log(POINTS)), apart)

@@ -64,11 +64,14 @@ TARGETED = 'targets that were listed otherwise; intervention="soft", where they 
 ACTED_ON = 'intervention="soft", where latents that are acted on keep parents; more regions of actions; more latents'
 
 
-def _own_targets(fit: Fit, data: Data, called: str = "a target", remedy: str = TARGETED) -> Found | None:
+def _own_targets(
+    fit: Fit, data: Data, called: str = "a target", remedy: str = TARGETED, together: bool = False
+) -> Found | None:
     """Whether each latent's innovations are the same whichever other latents are targets: of each two, means and sizes
     in steps of which the other is a target and in those of which it is not, and its rank correlation with the other's
-    value before where that is one; and of each with latents before where it is a target itself; corrected for their
-    number. Correlations within `STEPPED`, for the functions that are fitted are not exact."""
+    value before where that is one; and of each with latents before where it is a target itself, `together` with others
+    in the same step; corrected for their number. Correlations within `STEPPED`, for the functions that are fitted are
+    not exact."""
     with drawing(), torch.no_grad():
         found = fit.chains.chain(fit.reference).stepped(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
     below, hit, before = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before))
@@ -89,6 +92,8 @@ def _own_targets(fit: Fit, data: Data, called: str = "a target", remedy: str = T
             own = hit[:, k] > 0
             if own.sum() >= MIN_PAIRS:
                 p[f"{name}, {called}, and {other} before"] = _correlated(below[own, k], before[own, m], STEPPED)
+                if together and m != k:
+                    p[f"{name}, {called}, and {other}"] = _correlated(below[own, k], below[own, m], STEPPED)
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
@@ -126,6 +131,6 @@ TESTS: dict[str, Test] = {
     "dynamics": _dynamics,
     "nearly_dynamics": partial(_dynamics, tolerance=STEPPED),
     "own_targets": _own_targets,
-    "own_actions": partial(_own_targets, called="acted on", remedy=ACTED_ON),
+    "own_actions": partial(_own_targets, called="acted on", remedy=ACTED_ON, together=True),
     "mechanisms_add": _mechanisms_add,
 }
