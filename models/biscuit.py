@@ -19,7 +19,7 @@ each latent and six of each two (`exact.basis_regression`), of the most probable
 N(0, spread_k^2).
 
 `model` sums out `acted_on`, which `recover` draws. Each chain climbs to the most probable unmixing from two closed
-forms and a random one, then draws by Gibbs sampling (`constructions.interactions`).
+forms and a random one (`constructions.interactions`), then draws by Gibbs sampling (`constructions.interaction_draws`).
 
 *Identified:* latents up to permutation, scale and shift, if actions differ in whether they act on each latent, in no
 way that two latents share, and what they act on has another law then (Lippe et al. 2023, theorem 3.1). Two latents that
@@ -30,6 +30,8 @@ Lippe, Magliacane, Löwe, Asano, Cohen & Gavves (2023), BISCUIT: causal represen
 
 *Differs from the paper in* a linear mixing without noise within its span, in place of an autoencoder or a flow; actions
 that act on a latent with a probability that regions of them tell, whatever latents were before; a posterior.
+
+Longer than other models because what actions act on is summed out, recovered and told, beside what steps are.
 
 *For a variant, copy this file and change* `story`: the law of `acted_on` given the action, and with it
 `pyrocrl.exact.interactions`.
@@ -45,8 +47,10 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.constructions import interaction_draws
 from pyrocrl.constructions import interactions as construction
-from pyrocrl.constructions.interactions import SIZE, TINY
+from pyrocrl.constructions.interaction_draws import SIZE, TINY
+from pyrocrl.constructions.interaction_starts import Acted
 from pyrocrl.constructions.subspaces import FLOOR, frame
 from pyrocrl.constructions.target_steps import SPREAD, WIDTH
 from pyrocrl.dists import Law, LogNormal, Normal
@@ -304,9 +308,9 @@ class Biscuit(Unmixed, Program):
         self.put(**frame(batch.x, torch.ones_like(batch.env, dtype=torch.bool), own["latents"], FLOOR)._asdict())
         parts = self._y(batch), since, self.regions_of(batch), own["regions"]
         soft = own["intervention"] == "soft"
-        acted = construction.Acted(*parts, soft=soft, edge=own["edge_probability"])
+        acted = Acted(*parts, soft=soft, edge=own["edge_probability"])
         found = construction.best(acted, generator)
-        drawn = construction.draws(found, DRAWS, generator)
+        drawn = interaction_draws.draws(found, DRAWS, generator)
         basis = found.rows.basis
         self.put(unmixing=found.found.unmixing)
         self.put(unit=basis.unit, middle=basis.middle, basis_spread=basis.spread)

@@ -12,6 +12,7 @@ from scipy import integrate
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
+from pyrocrl.constructions import interaction_draws, interaction_starts
 from pyrocrl.constructions import interactions as construction
 from pyrocrl.exact import interactions
 from pyrocrl.judge.metrics import mcc
@@ -72,7 +73,7 @@ def test_probabilities_of_regions_are_summed_out_as_integrals_are() -> None:
 def test_rows_of_an_unmixing_are_drawn_as_the_others_leave_them() -> None:
     """Moments of |along' v|^rows exp(-v' S v / 2): v' S v is chi-squared, and along' v is on one side."""
     square, unmixing = torch.eye(3).double() * 50 + 5.0, random(3, 3)
-    drawn = torch.stack([construction.row_drawn(square, unmixing, 1, 40, RNG) for _ in range(3000)])
+    drawn = torch.stack([interaction_draws.row_drawn(square, unmixing, 1, 40, RNG) for _ in range(3000)])
     size = torch.einsum("na,ab,nb->n", drawn, square, drawn)
     assert float(size.mean()) == pytest.approx(43, rel=0.02) and float(size.var()) == pytest.approx(86, rel=0.15)
     along = torch.linalg.inv(unmixing)[:, 1]
@@ -85,7 +86,7 @@ def test_rows_of_an_unmixing_are_drawn_as_the_others_leave_them() -> None:
     assert others.shape == (2,) and apart.mean(0).abs().max() < 0.02
 
 
-def acted(**options: Any) -> tuple[construction.Acted, np.ndarray, np.ndarray]:
+def acted(**options: Any) -> tuple[interaction_starts.Acted, np.ndarray, np.ndarray]:
     """Rows in time, as they were mixed, their latents, and whether these were acted on, of rows that follow."""
     data = simulate.draw("voronoi_actions", 101, **SMALL | {"features": 2} | options)
     batch = data.tensors(dtype=torch.float64)
@@ -93,16 +94,16 @@ def acted(**options: Any) -> tuple[construction.Acted, np.ndarray, np.ndarray]:
     x = (batch.x - batch.x.mean(0))[order]
     y = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.mT))).mT
     found = interactions.regions(batch.aux, 16)
-    rows = construction.Acted(y, since, found.of(batch.aux)[order], 16, soft=False, edge=0.3)
+    rows = interaction_starts.Acted(y, since, found.of(batch.aux)[order], 16, soft=False, edge=0.3)
     return rows, data.truth["z"][order], data.truth["state"][order][since > 0]
 
 
 def test_means_and_covariances_of_regions_tell_columns_of_the_mixing() -> None:
     rows, z, _ = acted(rows=3000)
-    by_covariances, by_means, _ = construction.starts(rows, RNG)
+    by_covariances, by_means, _ = interaction_starts.starts(rows, RNG)
     assert mcc(z, (rows.y @ by_means.mT).numpy()) > 0.95
     rows, z, _ = acted(rows=3000, width=3.0)
-    by_covariances = construction.starts(rows, RNG)[0]
+    by_covariances = interaction_starts.starts(rows, RNG)[0]
     assert mcc(z, (rows.y @ by_covariances.mT).numpy()) > 0.95
 
 

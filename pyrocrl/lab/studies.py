@@ -1377,7 +1377,7 @@ class ActedSteps(Study):
     def score(self, result: Fit, data: Data) -> dict[str, float]:
         import torch
 
-        from pyrocrl.constructions import interactions
+        from pyrocrl.constructions import interaction_starts
         from pyrocrl.judge import metrics
 
         z, truth, fitted = data.truth["z"], data.truth["state"], result.data
@@ -1397,10 +1397,10 @@ class ActedSteps(Study):
         rows = result.batch_of(fitted)
         order, since = rows.in_time()
         y = torch.as_tensor((fitted.x - centre) @ project)[order]
-        acted = interactions.Acted(
+        acted = interaction_starts.Acted(
             y, since, program.regions_of(rows)[order], len(program.chance()), soft=True, edge=0.5
         )
-        starts = interactions.starts(acted, torch.Generator().manual_seed(0))
+        starts = interaction_starts.starts(acted, torch.Generator().manual_seed(0))
         for name, start in zip(("covariances", "means"), starts[:-1], strict=False):
             out[f"{name}_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ start.numpy().T))
         return out
