@@ -43,7 +43,7 @@ def starts(acted: Acted, generator: torch.Generator) -> list[Tensor]:
     y, before, region = acted.y[follow], acted.y[follow - 1], acted.region[follow]
     d = y.shape[1]
     one = torch.cat([torch.ones_like(y[:, :1]), before], 1)
-    pooled = torch.linalg.lstsq(one, y).solution
+    pooled = torch.linalg.solve(one.mT @ one, one.mT @ y)
     left = y - one @ pooled
     white = whitening(left.mT @ left / len(left))
     e = left @ white.mT

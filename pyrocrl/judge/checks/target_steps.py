@@ -11,7 +11,7 @@ from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.linked_rows import ROTATED
-from pyrocrl.judge.checks.shared import EVIDENT, FitCheck, situation
+from pyrocrl.judge.checks.shared import EVIDENT, TELLING, FitCheck, situation
 from pyrocrl.turns import drawing
 
 FEWEST = 10  # steps of which two latents are both, one or neither target, that tell their patterns apart
@@ -105,8 +105,9 @@ def _actions_act(fit: Fit, data: Data) -> Lack | None:
     if not few.size:
         return None
     told = ", ".join(f"{names[k]} ({gain[k]:.0f} nats)" for k in few)
-    least = float(gain[few].min())
+    least, telling = float(gain[few].min()), float(TELLING * len(gain))
     rows = data.rows * float(needed / least) if least > 2 * len(gain) else 0.0
+    rows = telling if not rows and data.rows < telling else rows  # fewer may hide what actions do
     said = f"no action is seen to act on {told} more than others; {needed:.0f} would show it"
     return Lack(said, "actions that act on each latent in some steps", rows=rows, which=tuple(names[k] for k in few))
 
@@ -130,7 +131,7 @@ def _patterns_apart(fit: Fit, data: Data) -> Lack | None:
     one, other = sorted((names[j], names[k]))
     said = f"the same actions may act on {one} and {other}, or on either alone ({least:.0f} nats; {needed:.0f} would "
     said += f"tell them apart){f', and so of {len(alike) - 1} more pairs' if len(alike) > 1 else ''}"
-    rows = data.rows * float(needed / least) if least > 1 else 0.0
+    rows = data.rows * float(needed / least) if least > EVIDENT else 0.0
     return Lack(said, f"actions that act on {one} or {other} alone", rows=rows, which=which)
 
 
