@@ -332,7 +332,7 @@ class Biscuit(Unmixed, Program):
 
     studies = (
         ActedSteps("voronoi_actions", {"rows": 5_000}),
-        ActedSteps("voronoi_actions", {"rows": 5_000, "actions": "codes"}),
+        ActedSteps("voronoi_actions", {"rows": 5_000, "actions": "codes"}, seeds=5),
         ActedSteps("voronoi_actions", {"rows": 5_000, "kept": 0.5, "width": 2.0}, {"intervention": "soft"}, seeds=3),
         ActedSteps("voronoi_actions", {"rows": 5_000, "mixing": "leaky"}, seeds=3),
     )

@@ -27,6 +27,7 @@ COARSE, FIRST = 12, 3  # rounds in which regions are of one mechanism, and of ro
 REBASE = 2  # rounds after which functions of latents before are anew, in the former
 SWEEPS = 5  # of rows of the unmixing in a round
 TURNS, STAYS = 40, 1e-4  # rounds from the best one, until a round gains less nats a row
+NEWTON = 8  # steps to a logarithm of a scale
 SURE = 0.95  # probability of a region's mechanism, where it is of one
 
 
@@ -189,7 +190,7 @@ def improved(evidence: Evidence, found: Found) -> Found:
 def log_scales(square: Tensor, count: Tensor, prior: tuple[float, float], start: Tensor) -> Tensor:
     """The most probable logarithms of scales, of `count` values of these sums of squares, by Newton's method."""
     x = start
-    for _ in range(20):
+    for _ in range(NEWTON):
         curve = 2 * square * (-2 * x).exp() + prior[1] ** -2
         x = x + ((square * (-2 * x).exp() - count - (x - prior[0]) / prior[1] ** 2) / curve).clamp(-1, 1)
     return x

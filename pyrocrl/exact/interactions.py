@@ -62,17 +62,18 @@ def regions(actions: Tensor, most: int) -> Regions:
 
 
 def log_counts(yes: Tensor, no: Tensor, rate: Tensor) -> Tensor:
-    """() log-probability of the rows of a region that were acted on, `yes`, and were not, `no` (region, latent) both,
-    chance summed out; rate (latent,). Summed over regions: (latent,)."""
-    log = (yes + rate).lgamma() + (no + 1 - rate).lgamma() - (yes + no + 1).lgamma()
-    return (log - rate.lgamma() - (1 - rate).lgamma()).sum(0)
+    """(..., latent) log-probability of so many rows of each region that were acted on, `yes`, and were not, `no`
+    (region, latent) both, chance summed out; rate (..., latent)."""
+    own = rate[..., None, :]
+    log = (yes + own).lgamma() + (no + 1 - own).lgamma() - (yes + no + 1).lgamma()
+    return log.sum(-2) - len(yes) * (rate.lgamma() + (1 - rate).lgamma())
 
 
 def rates(yes: Tensor, no: Tensor) -> tuple[Tensor, Tensor]:
     """Rates (grid,) and their log-probabilities (grid, latent), given such counts; each is the middle of a piece."""
     step = (1 - 2 * LEAST) / RATES
     grid = LEAST + step * (torch.arange(RATES, dtype=yes.dtype) + 0.5)
-    return grid, torch.stack([log_counts(yes, no, rate.expand(yes.shape[1])) for rate in grid])
+    return grid, log_counts(yes, no, grid[:, None].expand(-1, yes.shape[1]))
 
 
 def log_weights(rate: Tensor) -> Tensor:
