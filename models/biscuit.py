@@ -25,6 +25,8 @@ forms and a random one (`constructions.interactions`), then draws by Gibbs sampl
 way that two latents share, and what they act on has another law then (Lippe et al. 2023, theorem 3.1). Two latents that
 are acted on by the same actions, or one by those that the other is not, are named by the verdict, as are latents of
 which no action is seen. The graph `lagged`, `chance` and `acted_on` come with probabilities and are not claimed.
+With intervention="soft" the second of two latents, less what the first adds to it in the same step, would fit as well
+as itself, and no data tell.
 
 Lippe, Magliacane, Löwe, Asano, Cohen & Gavves (2023), BISCUIT: causal representation learning from binary interactions.
 
@@ -70,7 +72,8 @@ from pyrocrl.readouts import Patterns, Stepped
 DRAWS = 100
 LAW = "each latent depends on the row before and on whether the action acts on it, with normal innovations of its own"
 NOISELESS = "features have neither noise of their own nor other latents among the latents"
-NEEDS = ("actions_act", "patterns_apart")
+ALONE = "no latent acts on another in the same step"
+UP_TO, NEEDS = ("permutation", "scale", "shift"), ("actions_act", "patterns_apart")
 
 
 class Biscuit(Unmixed, Program):
@@ -86,7 +89,10 @@ class Biscuit(Unmixed, Program):
             "they measure",
         ),
         assumes=("x is linear in the latents", LAW, NOISELESS),
-        claims=(Claim("latents", ("permutation", "scale", "shift"), (LAW, NOISELESS), NEEDS),),
+        claims=(
+            Claim("latents", UP_TO, (LAW, NOISELESS), NEEDS, {"intervention": "perfect"}),
+            Claim("latents", UP_TO, (LAW, NOISELESS, ALONE), NEEDS, {"intervention": "soft"}),
+        ),
         references=(
             Reference(
                 "Lippe, Magliacane, Löwe, Asano, Cohen & Gavves",

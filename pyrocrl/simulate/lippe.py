@@ -118,7 +118,7 @@ def voronoi_actions(
     [0, 1]^2, have their middle within .3 of it; "codes", a number: 0 acts on none, and each one up to floor(log2 K) + 1
     on the latents whose code has a 1 there. patterns: "together", the second latent is acted on when the first one is;
     "in turn", when the first one is not. chance: that an action acts on a latent that it may act on. at_once: what is
-    added to the second latent of the first one in the same step, but where it is acted on.
+    added to the second latent of the first one in the same step, of which it keeps `kept` where it is acted on.
 
     Other options are those of `voronoi_numeric`. Truth: z, lagged (parent, child), state (row, latent), whether a
     latent was acted on.
@@ -142,7 +142,7 @@ def voronoi_actions(
         goes_on, own = mean(z[:, t - 1]), hit[:, t].copy()
         own[:, :idle] = False
         z[:, t] = np.where(own, kept * goes_on + width * NOISE * e[:, t], goes_on + NOISE * e[:, t])
-        z[:, t, 1] += at_once * np.where(own[:, 1], 0.0, z[:, t, 0])
+        z[:, t, 1] += at_once * np.where(own[:, 1], kept, 1.0) * z[:, t, 0]
     who, step = np.nonzero(np.ones(z[:, BURN:].shape[:2], dtype=bool))
     action, z, hit = (v[:, BURN:].reshape(-1, v.shape[-1])[:rows] for v in (action, z, hit))
     x = _mixed(rng, z, features, mixing)

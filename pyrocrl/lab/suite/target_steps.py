@@ -83,8 +83,8 @@ def step_cases() -> list[Case]:
 
 
 def acted(seed: int, how: str = "", **options: Any) -> Data:
-    """Three latents in five columns. how: "other", actions of other rows are told; "beside", these with a number that
-    says nothing; else as in `stepped`."""
+    """Three latents in five columns. how: "late", actions are told one row late; "beside", with a number that says
+    nothing; else as in `stepped`."""
     size = {"rows": 3000, "latents": 3, "features": 5}
     data = simulate.draw("voronoi_actions", seed, **size | options)
     rng = np.random.default_rng([29, seed])
@@ -97,8 +97,6 @@ def acted(seed: int, how: str = "", **options: Any) -> Data:
         order = rng.permutation(len(x))
     if how == "late":
         aux = np.roll(aux, 1, 0)
-    if how == "other":
-        aux = rng.permutation(aux)
     if how == "beside":
         aux = np.column_stack([aux, rng.standard_normal(len(x))])
     if how in ("hidden", "square"):
@@ -118,11 +116,14 @@ def acted_cases() -> list[Case]:
         "features have neither noise of their own nor other latents among the latents",
     )
 
+    alone = "no latent acts on another in the same step"
+
     def case(name: str, kind: str, breaks: str = "", how: str = "", told: Any = None, **world: Any) -> Case:
         def draw(seed: int) -> Data:
             return acted(seed, how, **world)
 
-        return Case(f"{model}: {name}", model, kind, draw, told or {}, FEW, names="noise", breaks=breaks)
+        names = "same step" if breaks == alone else "noise"
+        return Case(f"{model}: {name}", model, kind, draw, told or {}, FEW, names=names, breaks=breaks)
 
     soft = {"intervention": "soft"}
     return [
@@ -132,6 +133,8 @@ def acted_cases() -> list[Case]:
         case("perfect actions, told as soft", "identified", told=soft),
         case("actions act in 7 of 10 steps", "identified", chance=0.7),
         case("actions tell another number that says nothing", "identified", how="beside"),
+        case("actions treble innovations", "identified", width=3.0),
+        case("two latents, actions by a code", "identified", latents=2, features=3, actions="codes", rows=1500),
         case("many short series", "identified", series=100),
         case("as many features as latents", "identified", features=3),
         case("300 rows", "small", rows=300),
@@ -139,12 +142,11 @@ def acted_cases() -> list[Case]:
         case("two latents always acted on together", "open", "patterns_apart", patterns="together"),
         case("two latents acted on in turn", "open", "patterns_apart", patterns="in turn"),
         case("a latent on which no action acts", "open", "actions_act", never=1),
-        case("two latents on which no action acts", "open", "actions_act", never=2),
         case("actions that change nothing of a latent", "open", "actions_act", told=soft, idle=1, kept=0.5, width=2.0),
-        case("actions of other rows", "open", "actions_act", how="other"),
         case("actions told a row late", "open", "actions_act", how="late"),
         case("latents keep half of their law, told as perfect", "misspecified", law, kept=0.5),
         case("a latent acts on another in the same step", "misspecified", law, at_once=0.7),
+        case("the same, told as soft", "word", alone, told=soft, at_once=0.7, kept=1.0, width=3.0),
         case("innovations of two latents correlate", "misspecified", law, coupled=0.5),
         case("innovations of heavy tails", "misspecified", law, innovations="laplace"),
         case("rows in any order", "misspecified", law, "shuffled"),
