@@ -144,12 +144,12 @@ def voronoi_actions(
         z[:, t] = np.where(own, kept * goes_on + width * NOISE * e[:, t], goes_on + NOISE * e[:, t])
         z[:, t, 1] += at_once * np.where(own[:, 1], kept, 1.0) * z[:, t, 0]
     who, step = np.nonzero(np.ones(z[:, BURN:].shape[:2], dtype=bool))
-    action, z, hit = (v[:, BURN:].reshape(-1, v.shape[-1])[:rows] for v in (action, z, hit))
-    x = _mixed(rng, z, features, mixing)
+    seen: list[Array] = [v[:, BURN:].reshape(-1, v.shape[-1])[:rows] for v in (action, z, hit)]
+    x = _mixed(rng, seen[1], features, mixing)
     x = x + noise * x.std(0) * rng.standard_normal(x.shape) if noise else x
-    truth = {"z": z, "lagged": graph, "state": hit.astype(int)}
+    truth = {"z": seen[1], "lagged": graph, "state": seen[2].astype(int)}
     names = [f"series_{i}" for i in who[:rows]]
-    return Data(x, aux=action, series=names, step=step[:rows], truth=truth, name="voronoi_actions")
+    return Data(x, aux=seen[0], series=names, step=step[:rows], truth=truth, name="voronoi_actions")
 
 
 def _acts(rng: np.random.Generator, size: tuple[int, int], latents: int, how: str) -> tuple[Array, Array]:

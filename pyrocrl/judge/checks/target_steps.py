@@ -86,7 +86,7 @@ def _no_turn_fits(fit: Fit, data: Data) -> Lack | None:
 
 def _open_axes(share: np.ndarray, names: Sequence[str], rows: int, by: str) -> Lack | None:
     """Whether what tells latents leaves more than `ROTATED` of one's variance to other directions: share (latent,)."""
-    which = tuple(names[i] for i in np.flatnonzero(share > ROTATED))
+    which = tuple(name for name, one in zip(names, share, strict=True) if one > ROTATED)
     if not which:
         return None
     said = f"{by} leave {share.max():.0%} of {', '.join(which)} open"
