@@ -291,9 +291,8 @@ class Biscuit(Unmixed, Program):
         z = line.lay(self._y(batch)) @ self.unmixing.double().mT
         log, region = self._mode().log_densities(z, line), line.lay(self.regions_of(batch))
         at = line.since > 0
-        return interactions.patterns(
-            (log[..., 1] - log[..., 0])[at], region[at], len(self.centre), self.drawn.rate.mean(0)
-        )
+        ratio, rate = (log[..., 1] - log[..., 0])[at], self.drawn.rate.mean(0)
+        return Patterns(*interactions.patterns(ratio, region[at], len(self.centre), rate))
 
     # -- from data ---------------------------------------------------------------------------------------------
 
@@ -340,7 +339,6 @@ class Biscuit(Unmixed, Program):
         ActedSteps("voronoi_actions", {"rows": 5_000}),
         ActedSteps("voronoi_actions", {"rows": 5_000, "actions": "codes"}, seeds=5),
         ActedSteps("voronoi_actions", {"rows": 5_000, "kept": 0.5, "width": 2.0}, {"intervention": "soft"}, seeds=3),
-        ActedSteps("voronoi_actions", {"rows": 5_000, "mixing": "leaky"}, seeds=3),
     )
 
 

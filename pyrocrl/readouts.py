@@ -69,9 +69,8 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Patterns:
-    """Log evidence of what actions act on: varies (latent,), that they differ in the probability to act on each latent;
-    apart (latent, latent), that any two have probabilities of their own, neither the same nor one of them where the
-    other has not; infinite on the diagonal."""
+    """Evidence of what actions act on: varies (latent,), that they differ in whether they act on each latent; apart
+    (latent, latent), that no two latents have this in common: see `exact.interactions.Patterns`."""
 
     varies: Tensor
     apart: Tensor
@@ -243,8 +242,8 @@ class ReadOuts:
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
 
     def action_patterns(self, batch: Batch) -> Patterns:
-        """Evidence that actions differ in whether they act on each latent, and no two latents in which actions do; see
-        `exact.interactions.Patterns`. Models whose claims need that actions tell latents apart must have it."""
+        """Evidence that actions differ in whether they act on each latent, and act on no two alike. Models whose claims
+        need that actions tell latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of what actions act on")
 
     def rotated(self) -> Tensor:

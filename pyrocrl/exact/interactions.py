@@ -16,8 +16,6 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from pyrocrl.readouts import Patterns
-
 POINTS = 64  # of chance
 LEAST, RATES = 0.01, 98  # of rates, and how many are tried
 FEWEST = 20  # rows of a region, at least, of actions that are not the same number again and again
@@ -81,6 +79,15 @@ def log_weights(rate: Tensor) -> Tensor:
     edges = np.sin(np.linspace(0, np.pi / 2, POINTS + 1)) ** 2
     below = special.betainc(rate.numpy()[:, None], 1 - rate.numpy()[:, None], edges)
     return torch.as_tensor(np.log(np.maximum(np.diff(below, axis=1), 1e-300)))
+
+
+class Patterns(NamedTuple):
+    """Log evidence of a probability of its own in each region: varies (latent,) less that of one for all of them; apart
+    (latent, latent) of each two latents less that of one for both, or of one of them when the other does not; infinite
+    on the diagonal."""
+
+    varies: Tensor
+    apart: Tensor
 
 
 def patterns(log_ratio: Tensor, region: Tensor, count: int, rate: Tensor) -> Patterns:
