@@ -77,8 +77,9 @@ def rates(yes: Tensor, no: Tensor) -> tuple[Tensor, Tensor]:
 def log_weights(rate: Tensor) -> Tensor:
     """(latent, point) log-probabilities of pieces of Beta(rate, 1 - rate) about points of chance; rate (latent,)."""
     edges = np.sin(np.linspace(0, np.pi / 2, POINTS + 1)) ** 2
-    below = special.betainc(rate.numpy()[:, None], 1 - rate.numpy()[:, None], edges)
-    return torch.as_tensor(np.log(np.maximum(np.diff(below, axis=1), 1e-300)))
+    own = rate.cpu().numpy()[:, None]
+    below = special.betainc(own, 1 - own, edges)
+    return torch.as_tensor(np.log(np.maximum(np.diff(below, axis=1), 1e-300))).to(rate)
 
 
 class Patterns(NamedTuple):
