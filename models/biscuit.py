@@ -280,7 +280,7 @@ class Biscuit(Unmixed, Program):
         below = torch.special.ndtr(self._mode().standardised(z[follows], before))
         own = own[follows]
         mixed = below[..., 0] + own * (below[..., 1] - below[..., 0])
-        return Stepped(mixed, (own > 0.5).double(), z.roll(1, 0)[follows])
+        return Stepped(mixed, (own > 0.5).double(), z.roll(1, 0)[follows], z[follows])
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return self.stepped(batch).below

@@ -202,7 +202,7 @@ class Citris(Unmixed, Program):
         mixing = torch.linalg.inv(self.unmixing.double())
         law = Mechanisms(self.slope.double(), self.scale.double(), self.unit.double(), mixing, self._basis())
         mean, scale = law.law(before, own)
-        return Stepped(torch.special.ndtr((z[follows] - mean) / scale), own, z.roll(1, 0)[follows])
+        return Stepped(torch.special.ndtr((z[follows] - mean) / scale), own, z.roll(1, 0)[follows], z[follows])
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return self.stepped(batch).below

@@ -60,11 +60,12 @@ class Carries:
 class Stepped:
     """Of rows that follow others, in the order of time, (rows, latent) all: `below`, the distribution function of each
     latent given the row before and whether it is a target; `hit`, whether it is one, in {0, 1}; `before`, latents in
-    the row before."""
+    the row before; `now`, in the row itself."""
 
     below: Tensor
     hit: Tensor
     before: Tensor
+    now: Tensor
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,12 @@ def _own_targets(
 ) -> Found | None:
     """Whether each latent's innovations are the same whichever other latents are targets: of each two, means and sizes
     in steps of which the other is a target and in those of which it is not, and its rank correlation with the other's
-    value before where that is one; and of each with latents before where it is a target itself, `together` with others
-    in the same step; corrected for their number. Correlations within `STEPPED`, for the functions that are fitted are
-    not exact."""
+    value before where that is one; and of each with latents before where it is a target itself, `together` with the
+    others in the same step; corrected for their number. Correlations within `STEPPED`, for the functions that are
+    fitted are not exact."""
     with drawing(), torch.no_grad():
         found = fit.chains.chain(fit.reference).stepped(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
-    below, hit, before = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before))
+    below, hit, before, now = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before, found.now))
     if len(below) < MIN_PAIRS:
         return None
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
@@ -93,7 +93,7 @@ def _own_targets(
             if own.sum() >= MIN_PAIRS:
                 p[f"{name}, {called}, and {other} before"] = _correlated(below[own, k], before[own, m], STEPPED)
                 if together and m != k:
-                    p[f"{name}, {called}, and {other}"] = _correlated(below[own, k], below[own, m], STEPPED)
+                    p[f"{name}, {called}, and {other}"] = _correlated(below[own, k], now[own, m], STEPPED)
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
