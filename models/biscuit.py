@@ -335,11 +335,7 @@ class Biscuit(Unmixed, Program):
         data = draw("voronoi_actions", seed=seed, rows=600, latents=2, features=4, series=3)
         return cls.from_data(data, regions=16), data
 
-    studies = (
-        ActedSteps("voronoi_actions", {"rows": 5_000}),
-        ActedSteps("voronoi_actions", {"rows": 5_000, "actions": "codes"}, seeds=5),
-        ActedSteps("voronoi_actions", {"rows": 5_000, "kept": 0.5, "width": 2.0}, {"intervention": "soft"}, seeds=3),
-    )
+    studies = (ActedSteps("voronoi_actions", {"rows": 5_000}),)
 
 
 if __name__ == "__main__":

@@ -1365,10 +1365,10 @@ class TargetSteps(Study):
 @dataclass(frozen=True)
 class ActedSteps(Study):
     """Latents of series on which actions act in some steps, unseen, beside both closed forms that chains start from, of
-    covariances (covariances_) and of means (means_) by regions of actions; rest as `TargetSteps`.
+    covariances (covariances_) and of slopes (slopes_) by regions of actions; rest as `TargetSteps`.
 
     acted_on_errors: share of rows in which the more probable of being acted on or not is wrong, of the worst latent,
-    beside that of saying of no latent that it is; chance_error: of its probability given the action, squared, beside
+    beside that of saying of no latent that it is; acting_error: of its probability given the action, squared, beside
     that of a probability whatever the action is.
     """
 
@@ -1390,8 +1390,8 @@ class ActedSteps(Study):
         out["acted_on_errors"] = float((told != truth).mean(0).max())
         out["acted_on_errors_none"] = float(truth.mean(0).max())
         chance = program.chance()[program.regions_of(batch)].cpu().numpy()[:, place]
-        out["chance_error"] = float(np.square(chance - truth).mean())
-        out["chance_error_constant"] = float(truth.var(0).mean())
+        out["acting_error"] = float(np.square(chance - truth).mean())
+        out["acting_error_constant"] = float(truth.var(0).mean())
         value, vector = np.linalg.eigh(np.cov(fitted.x.T))
         project, centre = vector[:, -z.shape[1] :] / np.sqrt(value[-z.shape[1] :]), fitted.x.mean(0)
         rows = result.batch_of(fitted)
@@ -1401,7 +1401,7 @@ class ActedSteps(Study):
             y, since, program.regions_of(rows)[order], len(program.chance()), soft=True, edge=0.5
         )
         starts = interaction_starts.starts(acted, torch.Generator().manual_seed(0))
-        for name, start in zip(("covariances", "means"), starts[:-1], strict=False):
+        for name, start in zip(("covariances", "slopes"), starts[:-1], strict=False):
             out[f"{name}_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ start.numpy().T))
         return out
 
