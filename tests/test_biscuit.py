@@ -18,7 +18,7 @@ from pyrocrl.exact import interactions
 from pyrocrl.judge.metrics import mcc
 from pyrocrl.models.biscuit import Biscuit
 
-SMALL = {"rows": 700, "latents": 2, "features": 3, "series": 3, "actions": "codes"}
+SMALL = {"rows": 700, "latents": 2, "features": 3, "series": 3, "acting": "codes"}
 RNG = torch.Generator().manual_seed(0)
 
 
@@ -173,7 +173,7 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_actions_act_as_the_setting_says() -> None:
-    codes = simulate.draw("voronoi_actions", 0, rows=400, latents=5, features=5, actions="codes")
+    codes = simulate.draw("voronoi_actions", 0, rows=400, latents=5, features=5, acting="codes")
     assert codes.aux is not None
     for action in range(4):
         own = codes.truth["state"][codes.aux[:, 0] == action]

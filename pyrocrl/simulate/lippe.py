@@ -96,7 +96,7 @@ def voronoi_actions(
     features: int = 12,
     series: Annotated[int, Bounds(1)] = 10,
     mixing: Literal["linear", "leaky"] = "linear",
-    actions: Literal["arm", "codes"] = "arm",
+    acting: Literal["arm", "codes"] = "arm",
     patterns: Literal["apart", "together", "in turn"] = "apart",
     edges: Annotated[float, Bounds(0, 1, "[]")] = 0.4,
     never: Annotated[int, Bounds(0)] = 0,
@@ -112,9 +112,9 @@ def voronoi_actions(
     """Lippe et al. (2023), "BISCUIT: causal representation learning from binary interactions": the latents of
     `voronoi_numeric` with actions, `aux`, in place of targets: whether one acts on a latent is not told.
 
-        z_tk = m_k(z_t-1 of k's parents) + .4 e;   z_tk = .4 width e in steps in which the action acts on k
+        z_tk = m_k(z_t-1 of k's parents) + .4 e;   kept m_k(..) + .4 width e in steps in which the action acts on k
 
-    actions: "arm", a robot's position, uniform in [-.25, 1.25]^2, which acts on latents whose tiles, spread evenly over
+    acting: "arm", a robot's position, uniform in [-.25, 1.25]^2, which acts on latents whose tiles, spread evenly over
     [0, 1]^2, have their middle within .3 of it; "codes", a number: 0 acts on none, and each one up to floor(log2 K) + 1
     on the latents whose code has a 1 there. patterns: "together", the second latent is acted on when the first one is;
     "in turn", when the first one is not. chance: that an action acts on a latent that it may act on. at_once: what is
@@ -131,7 +131,7 @@ def voronoi_actions(
     graph = _parents(rng, latents, edges)
     mean = _networks(rng, graph)
     length = -(-rows // series)
-    action, hit = _acts(rng, (series, BURN + length), latents, actions)
+    action, hit = _acts(rng, (series, BURN + length), latents, acting)
     hit = hit & (rng.random(hit.shape) < chance)
     if patterns != "apart":
         hit[..., 1] = hit[..., 0] ^ (patterns == "in turn")

@@ -128,13 +128,13 @@ def acted_cases() -> list[Case]:
     soft = {"intervention": "soft"}
     return [
         case("an arm over tiles", "identified"),
-        case("actions by a code", "identified", actions="codes", latents=4, features=6, rows=4000),
+        case("actions by a code", "identified", acting="codes", latents=4, features=6, rows=4000),
         case("latents keep half of their law, told so", "identified", told=soft, kept=0.5, width=2.0),
         case("perfect actions, told as soft", "identified", told=soft),
         case("actions act in 7 of 10 steps", "identified", chance=0.7),
         case("actions tell another number that says nothing", "identified", how="beside"),
         case("actions treble innovations", "identified", width=3.0),
-        case("two latents, actions by a code", "identified", latents=2, features=3, actions="codes", rows=1500),
+        case("two latents, actions by a code", "identified", latents=2, features=3, acting="codes", rows=1500),
         case("many short series", "identified", series=100),
         case("as many features as latents", "identified", features=3),
         case("300 rows", "small", rows=300),
