@@ -60,8 +60,8 @@ from pyrocrl.exact.target_steps import MOST, SLABS, Basis
 from pyrocrl.lab.studies.linked_rows import TargetSteps
 from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
-from pyrocrl.parts.mixing import LinearMixing
 from pyrocrl.parts.target_steps import Mechanisms, Steps
+from pyrocrl.parts.unmixed import Unmixed, frame_buffers
 from pyrocrl.program import Environments, Features, TargetMatrix, check_sizes, checked_targets
 from pyrocrl.readouts import Stepped
 
@@ -71,7 +71,7 @@ NOISELESS = "features have neither noise of their own nor other latents among th
 NEEDS = ("targets_in_steps", "targets_act", "no_turn_fits")
 
 
-class Citris(Program):
+class Citris(Unmixed, Program):
     card = ModelCard(
         name="citris",
         title="CITRIS, linear mixing",
@@ -145,12 +145,7 @@ class Citris(Program):
         self.drawn.width.fill_(1.0)
         self.register_buffers(
             hit=torch.as_tensor(hit).double(),  # (env, latent)
-            project=torch.eye(latents, features, dtype=double),
-            lift=torch.eye(features, latents, dtype=double),
-            offset=torch.zeros(features, dtype=double),
-            tau=torch.ones((), dtype=double),
-            log_jacobian=torch.zeros((), dtype=double),
-            unmixing=torch.eye(latents, dtype=double),  # of y to z, the most probable one
+            **frame_buffers(features, latents),
             slope=torch.zeros(2, latents, basis, dtype=double),  # means of the posterior
             scale=torch.ones(2, latents, dtype=double),
             unit=torch.ones(latents, dtype=double),  # of latents before: see `Basis`
@@ -179,8 +174,7 @@ class Citris(Program):
         with self.rows(batch):
             steps = Steps(law, Timeline(*batch.in_time()), self.hit.double()[batch.env])
             z = pyro.sample("z", steps, obs=told)  # (rows, latent)
-            parts = (self.project, self.lift, self.offset, self.tau, self.log_jacobian)
-            pyro.sample("x", LinearMixing(z, unmixing, *(part.double() for part in parts)), obs=batch.x)
+            pyro.sample("x", self._mixed(z, unmixing), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         pyro.sample("spread", self.spread().to_event(1))
@@ -188,23 +182,12 @@ class Citris(Program):
 
     def _sizes(self, lagged: Tensor, slab: Tensor) -> Tensor:
         """(mechanism, latent, basis) by which weights are multiplied."""
-        deviation = sum(value * (slab == place) for place, value in enumerate(SLABS))
-        natural = target_steps.sizes(target_steps.inside(lagged.double().mT), torch.as_tensor(deviation).double())
-        if self.config["intervention"] == "soft":
-            return torch.stack([natural, natural])
-        return torch.stack([natural, torch.cat([natural[:, :1], 0 * natural[:, 1:]], 1)])
+        return target_steps.both_sizes(lagged, slab, soft=self.config["intervention"] == "soft")
 
     def _basis(self) -> Basis:
         return Basis(*(v.double() for v in (self.unmixing, self.unit, self.middle, self.basis_spread)))
 
-    def _y(self, batch: Batch) -> Tensor:
-        return (batch.x.double() - self.offset.double()) @ self.project.double().mT
-
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return (self._y(batch) @ self.unmixing.double().mT).to(batch.dtype)
 
     def lagged(self) -> Tensor:
         """(parent, child) probabilities that a latent depends on another, or itself, in the row before."""
@@ -219,7 +202,7 @@ class Citris(Program):
         mixing = torch.linalg.inv(self.unmixing.double())
         law = Mechanisms(self.slope.double(), self.scale.double(), self.unit.double(), mixing, self._basis())
         mean, scale = law.law(before, own)
-        return Stepped(torch.special.ndtr((z[follows] - mean) / scale), own, z.roll(1, 0)[follows])
+        return Stepped(torch.special.ndtr((z[follows] - mean) / scale), own, z.roll(1, 0)[follows], z[follows])
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return self.stepped(batch).below
@@ -232,21 +215,10 @@ class Citris(Program):
         evidence, found = self._evidence(batch)
         return construction.turning(evidence, found)
 
-    def rotated(self) -> Tensor:
-        drawn, mode = torch.linalg.inv(self.drawn.mixing.double()), self.unmixing.double()  # of y, which is white
-        return 1 - torch.nn.functional.cosine_similarity(drawn, mode, -1).square().mean(0)
-
-    def noise_share(self, batch: Batch) -> Tensor | None:
-        if self.config["features"] == self.config["latents"]:
-            return None
-        unmixing = self.unmixing.double()
-        noise = self.tau.double().square() * (unmixing @ self.project.double()).square().sum(1)
-        return noise / (self._y(batch) @ unmixing.mT).var(0)
-
     def _evidence(self, batch: Batch) -> tuple[construction.Evidence, construction.Found]:
         """Of these rows, and where the chain is."""
         width, spread = self.scale[1].double().log(), self.spread.loc.detach().double()
-        evidence = construction.Evidence(self._steps(batch), self._basis())
+        evidence = construction.Evidence.of(self._steps(batch), self._basis())
         return evidence, construction.Found(self.unmixing.double(), width, spread, width.sum())
 
     def _steps(self, batch: Batch) -> construction.Steps:

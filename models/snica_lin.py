@@ -57,7 +57,7 @@ from pyrocrl.exact.switching import Dynamics, Timeline
 from pyrocrl.lab.studies.linked_rows import SwitchingSources
 from pyrocrl.options import Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
-from pyrocrl.parts.mixing import LinearMixing
+from pyrocrl.parts.unmixed import Unmixed, frame_buffers
 from pyrocrl.program import Features, Latents, check_sizes
 
 DRAWS = 200
@@ -66,7 +66,7 @@ NOISELESS = "features have no noise of their own among the latents"
 NEEDS = ("dynamics_apart",)
 
 
-class SnicaLin(Program):
+class SnicaLin(Unmixed, Program):
     card = ModelCard(
         name="snica_lin",
         title="Structured ICA, linear mixing",
@@ -125,7 +125,7 @@ class SnicaLin(Program):
         super().__init__()
         check_sizes(features, latents, least=2, square=True)
         check_memory("states", states, 8.0 * DRAWS * latents * states * (states + lags))
-        square, double = (latents, latents), torch.double
+        square = (latents, latents)
         self.spread = LogNormalBlock(latents)
         shapes = {"transition": (latents, states, states), "intercept": (latents, states)}
         shapes |= {"partial": (latents, states, lags), "ratio": (latents, states - 1), "mixing": square}
@@ -134,12 +134,7 @@ class SnicaLin(Program):
         self.drawn.ratio.fill_(1.0)
         self.drawn.mixing.copy_(torch.eye(latents))
         self.register_buffers(
-            project=torch.eye(latents, features, dtype=double),
-            lift=torch.eye(features, latents, dtype=double),
-            offset=torch.zeros(features, dtype=double),
-            tau=torch.ones((), dtype=double),
-            log_jacobian=torch.zeros((), dtype=double),
-            unmixing=torch.eye(latents, dtype=double),  # of y to z, the most probable one
+            **frame_buffers(features, latents),
         )
 
     # -- the story, what is fitted, and the way back -----------------------------------------------------------
@@ -216,18 +211,7 @@ class SnicaLin(Program):
         z = line.lay(self._y(batch) @ unmixing.mT)
         return switching.filtered(switching.log_emission(z, line.since, law), line.since, law.transition)
 
-    def _mixed(self, z: Tensor, unmixing: Tensor) -> LinearMixing:
-        parts = (self.project, self.lift, self.offset, self.tau, self.log_jacobian)
-        return LinearMixing(z, unmixing, *(part.double() for part in parts))
-
-    def _y(self, batch: Batch) -> Tensor:
-        return (batch.x.double() - self.offset.double()) @ self.project.double().mT
-
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        return (self._y(batch) @ self.unmixing.double().mT).to(batch.dtype)
 
     def _mode(self) -> Dynamics:
         """The dynamics at the medians of the draws."""
@@ -244,17 +228,6 @@ class SnicaLin(Program):
 
     def dynamics_apart(self, batch: Batch) -> tuple[Tensor, int]:
         return switching.evidence_apart(*self._in_time(batch))
-
-    def rotated(self) -> Tensor:
-        drawn, mode = torch.linalg.inv(self.drawn.mixing.double()), self.unmixing.double()  # of y, which is white
-        return 1 - torch.nn.functional.cosine_similarity(drawn, mode, -1).square().mean(0)
-
-    def noise_share(self, batch: Batch) -> Tensor | None:
-        if self.config["features"] == self.config["latents"]:
-            return None
-        unmixing = self.unmixing.double()
-        noise = self.tau.double().square() * (unmixing @ self.project.double()).square().sum(1)
-        return noise / (self._y(batch) @ unmixing.mT).var(0)
 
     def innovations_below(self, batch: Batch) -> Tensor:
         return switching.below(*self._in_time(batch))

@@ -60,11 +60,21 @@ class Carries:
 class Stepped:
     """Of rows that follow others, in the order of time, (rows, latent) all: `below`, the distribution function of each
     latent given the row before and whether it is a target; `hit`, whether it is one, in {0, 1}; `before`, latents in
-    the row before."""
+    the row before; `now`, in the row itself."""
 
     below: Tensor
     hit: Tensor
     before: Tensor
+    now: Tensor
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Evidence of what actions act on: varies (latent,), that they differ in whether they act on each latent; apart
+    (latent, latent), that no two latents have this in common: see `exact.interactions.Patterns`."""
+
+    varies: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
@@ -231,6 +241,11 @@ class ReadOuts:
         would have as well, and how many more numbers the former has. Models whose claims need that dynamics tell
         latents apart must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of dynamics")
+
+    def action_patterns(self, batch: Batch) -> Patterns:
+        """Evidence that actions differ in whether they act on each latent, and act on no two alike. Models whose claims
+        need that actions tell latents apart must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of what actions act on")
 
     def rotated(self) -> Tensor:
         """(latent,) share of each latent's variance that the posterior of the unmixing leaves to other directions, its

@@ -158,6 +158,7 @@ def test_no_model_passes_over_batches() -> None:
         "multiview": None,
         "snica_lin": None,
         "citris": None,
+        "biscuit": None,
         "sparse_perturbations": None,
         "content_style": None,
         "equivariant_mechanism": None,

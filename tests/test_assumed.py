@@ -96,6 +96,7 @@ def test_models_that_compare_with_a_control_ask_for_one_and_the_others_go_on() -
             "content_style",
             "equivariant_mechanism",
             "mechanism_sparsity",
+            "biscuit",
         ):
             continue
         if modes and "unknown" not in modes:

@@ -175,6 +175,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "cross_modal",
             "snica_lin",
             "citris",
+            "biscuit",
             "ebmf",  # but that the number of latents is settled at the start
             "mixture_oracle",  # but for that, and numbers of states
             "ssl_fa",

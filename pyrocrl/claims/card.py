@@ -135,6 +135,8 @@ CONDITIONS: dict[str, str] = {
     "targets_in_steps": "each latent is a target in some steps and not in others, and no two always together or always "
     "in turn",
     "targets_act": "being a target changes the law of each latent",
+    "actions_act": "actions differ in whether they act on each latent, and then change its law",
+    "patterns_apart": "no two latents are acted on by the same actions, or one by those by which the other is not",
     "no_turn_fits": "latents that are turned among each other fit worse",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }

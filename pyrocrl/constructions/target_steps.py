@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyrocrl.constructions.directions import whitening
 from pyrocrl.exact import target_steps
+from pyrocrl.exact.regression import quadratic
 from pyrocrl.exact.target_steps import Basis, Moments, Terms
 
 STARTS = 2  # unmixings: the closed form, where there is one, and random ones
@@ -63,29 +64,36 @@ class Found(NamedTuple):
 class Evidence:
     """The log-posterior of unmixing, widths and spreads, given functions of latents before."""
 
-    def __init__(self, steps: Steps, basis: Basis) -> None:
+    def __init__(
+        self, own: tuple[Moments, Moments], first: Tensor, rows: int, basis: Basis, *, soft: bool, edge: float
+    ) -> None:
+        """own: moments of each latent where it is no target, and where it is one; first (row, y): rows at a series'
+        start; rows: of all."""
+        self.own, self.latents, self.basis, self.rows = own, len(own[0].count), basis, rows
+        self.natural = target_steps.terms(own[0])
+        made = target_steps.terms if soft else target_steps.terms_of_constant
+        self.targeted: Terms = made(own[1])
+        self.prior = target_steps.log_prior(self.latents, edge)
+        self.first, self.begins = first.mT @ first, len(first)
+
+    @classmethod
+    def of(cls, steps: Steps, basis: Basis) -> Evidence:
         follow = (steps.since > 0).nonzero()[:, 0]
         phi, env, hit = basis(steps.y[follow - 1]), steps.env[follow], steps.hit.to(steps.y)
         each = target_steps.moments(phi, steps.y[follow], env, len(hit))
-        self.own: tuple[Moments, Moments] = (each.of((1 - hit).mT), each.of(hit.mT))
-        self.natural = target_steps.terms(self.own[0])
-        made = target_steps.terms if steps.soft else target_steps.terms_of_constant
-        self.targeted: Terms = made(self.own[1])
-        self.prior = target_steps.log_prior(hit.shape[1], steps.edge)
-        first = steps.y[steps.since == 0]
-        self.first, self.begins, self.rows = first.mT @ first, len(first), len(steps.y)
-        self.latents, self.basis = hit.shape[1], basis
+        own = each.of((1 - hit).mT), each.of(hit.mT)
+        return cls(own, steps.y[steps.since == 0], len(steps.y), basis, soft=steps.soft, edge=steps.edge)
 
     def choices(self, unmixing: Tensor, log_width: Tensor) -> Tensor:
         """(latent, choice) log-density of z in all rows that follow others, together with each choice."""
-        square = torch.einsum("ka,kcab,kb->kc", unmixing, self.natural.square, unmixing)
-        other = torch.einsum("ka,kcab,kb->kc", unmixing, self.targeted.square, unmixing)
+        square = quadratic(unmixing[:, None], self.natural.square)
+        other = quadratic(unmixing[:, None], self.targeted.square)
         other = other * (-2 * log_width).exp()[:, None]
         return self.prior + self.natural.log + self.targeted.log - 0.5 * (square + other)
 
     def each(self, unmixing: Tensor, log_width: Tensor, log_spread: Tensor) -> Tensor:
         """(latent,) log-posterior but for the volume and constants."""
-        start = torch.einsum("ka,ab,kb->k", unmixing, self.first, unmixing)
+        start = quadratic(unmixing, self.first)
         log = self.choices(unmixing, log_width).logsumexp(-1) - self.own[1].count * log_width
         log = log - 0.5 * start * (-2 * log_spread).exp() - self.begins * log_spread
         for value, (mean, deviation) in ((log_width, WIDTH), (log_spread, SPREAD)):
@@ -166,12 +174,12 @@ def best(steps: Steps, generator: torch.Generator) -> tuple[Found, Evidence]:
     closed = [told] if torch.isfinite(told).all() else []
     turns = [torch.randn(len(white), len(white), generator=generator, dtype=white.dtype) for _ in range(STARTS)]
     starts = [*closed, *(torch.linalg.qr(turn)[0] @ white for turn in turns)][:STARTS]
-    evidence = Evidence(steps, Basis.of(white, steps.y))
+    evidence = Evidence.of(steps, Basis.of(white, steps.y))
     zero = white.new_zeros(len(white))
     climbed = [evidence.climb(Found(start, zero, zero + SPREAD[0], zero.sum())) for start in starts]
     found = max(climbed, key=lambda one: float(one.log))
     for _ in range(ROUNDS):
-        evidence = Evidence(steps, Basis.of(found.unmixing, steps.y))
+        evidence = Evidence.of(steps, Basis.of(found.unmixing, steps.y))
         found = evidence.climb(found)
     return found, evidence
 

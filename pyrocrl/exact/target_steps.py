@@ -88,6 +88,14 @@ def sizes(use: Tensor, slab: Tensor) -> Tensor:
     return torch.cat([torch.full_like(out[..., :1], CONSTANT), out[..., 1:]], -1)
 
 
+def both_sizes(parents: Tensor, slab: Tensor, *, soft: bool) -> Tensor:
+    """(mechanism, latent, basis) deviations of weights where a latent is no target and where it is one, which then
+    keeps parents if `soft`: parents (parent, child) in {0, 1}, slab (latent,) the number of one of `SLABS`."""
+    deviation = sum(value * (slab == place) for place, value in enumerate(SLABS))
+    natural = sizes(inside(parents.double().mT), torch.as_tensor(deviation).double())
+    return torch.stack([natural, natural if soft else torch.cat([natural[:, :1], 0 * natural[:, 1:]], 1)])
+
+
 def terms(own: Moments) -> Terms:
     """Of every set of parents and slab, without priors of these: own (latent, ...)."""
     latents, slabs = len(own.count), torch.tensor(SLABS, dtype=own.gram.dtype)

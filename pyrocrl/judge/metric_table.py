@@ -22,6 +22,8 @@ BEFORE = {
     "white": "PCA, whitened",
     "cca": "PCA, then CCA",
     "modulated": "changes of covariance",
+    "covariances": "covariances by regions of actions",
+    "slopes": "regressions by regions of actions",
     "chance": "chance",
     "amuse": "AMUSE",
     "sobi": "SOBI",
@@ -48,6 +50,8 @@ BEFORE = {
 }
 AFTER = {
     "empty": "empty",
+    "none": "none",
+    "constant": "the same in all rows",
     "full": "full",
     "greedy": "greedy search by BIC",
     "cells": "weighted by cells",
@@ -134,6 +138,8 @@ _TABLE = (
             "difference",
             "closed",
             "modulated",
+            "covariances",
+            "slopes",
             "other",
             "logged",
             "nmf",
@@ -151,6 +157,8 @@ _TABLE = (
     Metric("other_r2", "R², other true latents from an estimate", figure=True),
     Metric("true_other_r2", "... from the true latent itself", figure=True),
     Metric("lagged_errors", "Wrong edges from step to step", "smaller", None, True, ("empty",)),
+    Metric("acted_on_errors", "Rows wrong on whether a latent is acted on", "smaller", 3, True, ("none",)),
+    Metric("acting_error", "Squared error of the probability that it is", "smaller", 3, True, ("constant",)),
     Metric(
         "intersection_r2",
         "R², what views have in common",

@@ -29,6 +29,20 @@ class Mechanisms(NamedTuple):
         both = torch.einsum("tf,akf->atk", self.basis(y), self.slope)
         return both[0] + hit * (both[1] - both[0]), self.scale[0] + hit * (self.scale[1] - self.scale[0])
 
+    def standardised(self, z: Tensor, before: Tensor) -> Tensor:
+        """(rows, latent, mechanism) distance of z (rows, latent) from each mechanism's mean after rows y, in its
+        scale."""
+        mean = torch.einsum("tf,akf->tka", self.basis(before), self.slope)
+        return (z[..., None] - mean) / self.scale.mT
+
+    def log_densities(self, z: Tensor, line: Timeline) -> Tensor:
+        """(rows, latent, mechanism) of z (rows, latent) given the row before; rows in the order of time."""
+        apart = self.standardised(z, z.roll(1, 0) @ self.mixing.mT)
+        unit = torch.ones_like(self.spread)[:, None]
+        first = (line.since == 0)[:, None, None]
+        scale = torch.where(first, self.spread[:, None], self.scale.mT)
+        return log_normal(torch.where(first, (z / self.spread)[..., None], apart), unit) - scale.log()
+
 
 class Steps(TorchDistribution):
     """Rows (rows, latent) in series: of a row after another N(mean, scale^2) by `Mechanisms`, of a first row

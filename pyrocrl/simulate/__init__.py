@@ -68,6 +68,7 @@ SETTINGS: dict[str, str] = {
     "zheng2022": "structural",
     "lachapelle2022": "lachapelle",
     "voronoi_numeric": "lippe",
+    "voronoi_actions": "lippe",
 }
 
 

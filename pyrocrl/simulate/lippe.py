@@ -18,6 +18,7 @@ BOUND = 3.0  # of means
 BURN = 100  # steps before those that are seen
 REFERENCE = 2_000  # standard normal rows by which layers are standardised
 MOST_TARGETS = 12  # latents, whose sets of targets are environments
+ARM = 0.3  # distance from an arm within which a tile's middle is covered
 
 
 def voronoi_numeric(
@@ -69,8 +70,7 @@ def voronoi_numeric(
     length = -(-rows // series)
     hit = _targets(rng, (series, BURN + length), latents, targets)
     hit[..., latents - never :] = False
-    e = rng.standard_normal(hit.shape) if innovations == "normal" else rng.laplace(size=hit.shape) / np.sqrt(2)
-    e[..., 1] = np.sqrt(1 - coupled) * e[..., 1] + np.sqrt(coupled) * e[..., 0]
+    e = _innovations(rng, hit.shape, innovations, coupled)
     z = np.zeros(hit.shape)
     for t in range(1, BURN + length):
         goes_on, target = mean(z[:, t - 1]), hit[:, t].copy()
@@ -87,6 +87,92 @@ def voronoi_numeric(
     sets = {str(name): tuple(map(int, name.split("+"))) for name in np.unique(labels) if name != "none"}
     truth = {"z": z, "lagged": graph, "targets": sets}
     return Data(x, labels, sets, series=[f"series_{i}" for i in who], step=step, truth=truth, name="voronoi_numeric")
+
+
+def voronoi_actions(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(4)] = 10_000,
+    latents: Annotated[int, Bounds(2, MOST_TARGETS)] = 6,
+    features: int = 12,
+    series: Annotated[int, Bounds(1)] = 10,
+    mixing: Literal["linear", "leaky"] = "linear",
+    acting: Literal["arm", "codes"] = "arm",
+    patterns: Literal["apart", "together", "in turn"] = "apart",
+    edges: Annotated[float, Bounds(0, 1, "[]")] = 0.4,
+    never: Annotated[int, Bounds(0)] = 0,
+    idle: Annotated[int, Bounds(0)] = 0,
+    kept: Annotated[float, Bounds(0, 1, "[]")] = 0.0,
+    width: Annotated[float, Bounds(0, 100)] = 1.0,
+    chance: Annotated[float, Bounds(0, 1, "(]")] = 1.0,
+    at_once: Annotated[float, Bounds(0, 100, "[)")] = 0.0,
+    coupled: Annotated[float, Bounds(0, 1, "[)")] = 0.0,
+    noise: Annotated[float, Bounds(0, ends="[)")] = 0.0,
+    innovations: Literal["normal", "laplace"] = "normal",
+) -> Data:
+    """Lippe et al. (2023), "BISCUIT: causal representation learning from binary interactions": the latents of
+    `voronoi_numeric` with actions, `aux`, in place of targets: whether one acts on a latent is not told.
+
+        z_tk = m_k(z_t-1 of k's parents) + .4 e;   kept m_k(..) + .4 width e in steps in which the action acts on k
+
+    acting: "arm", a robot's position, uniform in [-.25, 1.25]^2, which acts on latents whose tiles, spread evenly over
+    [0, 1]^2, have their middle within .3 of it; "codes", a number: 0 acts on none, and each one up to floor(log2 K) + 1
+    on the latents whose code has a 1 there. patterns: "together", the second latent is acted on when the first one is;
+    "in turn", when the first one is not. chance: that an action acts on a latent that it may act on. at_once: what is
+    added to the second latent of the first one in the same step, of which it keeps `kept` where it is acted on.
+
+    Other options are those of `voronoi_numeric`. Truth: z, lagged (parent, child), state (row, latent), whether a
+    latent was acted on.
+    """
+    check_sizes(features, latents, least=2, square=True)
+    check_whole("series", series, 1, rows // 2)
+    check_whole("never", never, 0, latents)
+    check_whole("idle", idle, 0, latents)
+    rng = np.random.default_rng([2023, seed])
+    graph = _parents(rng, latents, edges)
+    mean = _networks(rng, graph)
+    length = -(-rows // series)
+    action, hit = _acts(rng, (series, BURN + length), latents, acting)
+    hit = hit & (rng.random(hit.shape) < chance)
+    if patterns != "apart":
+        hit[..., 1] = hit[..., 0] ^ (patterns == "in turn")
+    hit[..., latents - never :] = False
+    e = _innovations(rng, hit.shape, innovations, coupled)
+    z = np.zeros(hit.shape)
+    for t in range(1, BURN + length):
+        goes_on, own = mean(z[:, t - 1]), hit[:, t].copy()
+        own[:, :idle] = False
+        z[:, t] = np.where(own, kept * goes_on + width * NOISE * e[:, t], goes_on + NOISE * e[:, t])
+        z[:, t, 1] += at_once * np.where(own[:, 1], kept, 1.0) * z[:, t, 0]
+    who, step = np.nonzero(np.ones(z[:, BURN:].shape[:2], dtype=bool))
+    seen: list[Array] = [v[:, BURN:].reshape(-1, v.shape[-1])[:rows] for v in (action, z, hit)]
+    x = _mixed(rng, seen[1], features, mixing)
+    x = x + noise * x.std(0) * rng.standard_normal(x.shape) if noise else x
+    truth = {"z": seen[1], "lagged": graph, "state": seen[2].astype(int)}
+    names = [f"series_{i}" for i in who[:rows]]
+    return Data(x, aux=seen[0], series=names, step=step[:rows], truth=truth, name="voronoi_actions")
+
+
+def _acts(rng: np.random.Generator, size: tuple[int, int], latents: int, how: str) -> tuple[Array, Array]:
+    """Actions (series, step, number) and which latents they act on (series, step, latent) bool."""
+    if how == "codes":
+        count = int(np.log2(latents)) + 1
+        code = (np.arange(1, latents + 1)[:, None] >> np.arange(count)) & 1  # (latent, action)
+        which = rng.integers(count + 1, size=size)
+        table = np.concatenate([np.zeros((latents, 1), int), code], 1)
+        return which[..., None].astype(float), table.T[which] > 0
+    across = int(np.ceil(np.sqrt(latents)))
+    down = -(-latents // across)
+    place = np.arange(latents)
+    middle = np.stack([(place % across + 0.5) / across, (place // across + 0.5) / down], 1)
+    arm = rng.uniform(-0.25, 1.25, (*size, 2))
+    return arm, np.linalg.norm(arm[..., None, :] - middle, axis=-1) < ARM
+
+
+def _innovations(rng: np.random.Generator, shape: tuple[int, ...], law: str, coupled: float) -> Array:
+    """(..., latent) of variance 1; coupled: part of the variance of the second that is the first's."""
+    e = rng.standard_normal(shape) if law == "normal" else rng.laplace(size=shape) / np.sqrt(2)
+    e[..., 1] = np.sqrt(1 - coupled) * e[..., 1] + np.sqrt(coupled) * e[..., 0]
+    return e
 
 
 def _parents(rng: np.random.Generator, latents: int, edges: float) -> Array:

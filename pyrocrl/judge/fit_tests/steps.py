@@ -59,14 +59,22 @@ def _correlated(a: np.ndarray, b: np.ndarray, tolerance: float) -> float:
     return min(1.0, 2 * float(stats.norm.sf(away * math.sqrt((len(a) - 3) / 1.06))))
 
 
-def _own_targets(fit: Fit, data: Data) -> Found | None:
+OTHERS = {"a target": "targets", "acted on": "acted on"}
+TARGETED = 'targets that were listed otherwise; intervention="soft", where they keep parents; more latents'
+ACTED_ON = 'intervention="soft", where latents that are acted on keep parents; more regions of actions; more latents'
+
+
+def _own_targets(
+    fit: Fit, data: Data, called: str = "a target", remedy: str = TARGETED, together: bool = False
+) -> Found | None:
     """Whether each latent's innovations are the same whichever other latents are targets: of each two, means and sizes
     in steps of which the other is a target and in those of which it is not, and its rank correlation with the other's
-    value before where that is one; and of each with latents before where it is a target itself; corrected for their
-    number. Correlations within `STEPPED`, for the functions that are fitted are not exact."""
+    value before where that is one; and of each with latents before where it is a target itself, `together` with the
+    others in the same step; corrected for their number. Correlations within `STEPPED`, for the functions that are
+    fitted are not exact."""
     with drawing(), torch.no_grad():
         found = fit.chains.chain(fit.reference).stepped(fit.batch_of(data.rows_at(data.spread(MOST_ROWS))))
-    below, hit, before = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before))
+    below, hit, before, now = (v.double().cpu().numpy() for v in (found.below, found.hit, found.before, found.now))
     if len(below) < MIN_PAIRS:
         return None
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
@@ -77,19 +85,20 @@ def _own_targets(fit: Fit, data: Data) -> Found | None:
             if min(at.sum(), (~at).sum()) < MIN_PAIRS:
                 continue
             if m != k:
-                p[f"{name} where {other} is a target"] = stats.mannwhitneyu(below[at, k], below[~at, k]).pvalue
+                p[f"{name} where {other} is {called}"] = stats.mannwhitneyu(below[at, k], below[~at, k]).pvalue
                 size = np.abs(below[:, k] - 0.5)
-                p[f"sizes of {name} where {other} is a target"] = stats.mannwhitneyu(size[at], size[~at]).pvalue
-                p[f"{name} and {other} before, a target"] = _correlated(below[at, k], before[at, m], STEPPED)
+                p[f"sizes of {name} where {other} is {called}"] = stats.mannwhitneyu(size[at], size[~at]).pvalue
+                p[f"{name} and {other} before, {called}"] = _correlated(below[at, k], before[at, m], STEPPED)
             own = hit[:, k] > 0
             if own.sum() >= MIN_PAIRS:
-                p[f"{name}, a target, and {other} before"] = _correlated(below[own, k], before[own, m], STEPPED)
+                p[f"{name}, {called}, and {other} before"] = _correlated(below[own, k], before[own, m], STEPPED)
+                if together and m != k:
+                    p[f"{name}, {called}, and {other}"] = _correlated(below[own, k], now[own, m], STEPPED)
     if not p:
         return None
     worst = min(p, key=lambda one: p[one])
-    remedy = 'targets that were listed otherwise; intervention="soft", where they keep parents; more latents'
     least = min(1.0, float(p[worst]) * len(p))
-    return Found("latents where others are targets", least, f"least for {worst}", remedy)
+    return Found(f"latents where others are {OTHERS[called]}", least, f"least for {worst}", remedy)
 
 
 def _independence(cells: np.ndarray) -> float:
@@ -122,5 +131,6 @@ TESTS: dict[str, Test] = {
     "dynamics": _dynamics,
     "nearly_dynamics": partial(_dynamics, tolerance=STEPPED),
     "own_targets": _own_targets,
+    "own_actions": partial(_own_targets, called="acted on", remedy=ACTED_ON, together=True),
     "mechanisms_add": _mechanisms_add,
 }

@@ -128,15 +128,7 @@ class TargetSteps(Study):
         z, fitted = data.truth["z"], result.data
         assert fitted is not None
         count = z.shape[1]
-        _, place = metrics.mcc(z, found := result.latents(data), return_assignment=True)
-        own, true = _cubic_r2(found[:, place], z), _cubic_r2(z, z)
-        off = ~np.eye(count, dtype=bool)
-        out = super().score(result, data) | {"own_r2": float(own.diagonal().min()), "other_r2": float(own[off].max())}
-        out["true_other_r2"] = float(true[off].max())
-        program = result.chains.chain(result.reference)
-        lagged, graph = program.lagged().cpu().numpy() > 0.5, data.truth["lagged"] > 0
-        out["lagged_errors"] = float((lagged[np.ix_(place, place)] != graph).sum())
-        out["lagged_errors_empty"] = float(graph.sum())
+        out = super().score(result, data) | _step_scores(result, data)[0]
         value, vector = np.linalg.eigh(np.cov(fitted.x.T))
         project, centre = vector[:, -count:] / np.sqrt(value[-count:]), fitted.x.mean(0)
         batch = fitted.tensors(dtype=torch.float64)
@@ -169,3 +161,65 @@ def _cubic_r2(estimate: np.ndarray, z: np.ndarray) -> np.ndarray:
         told = terms[1::2] @ np.linalg.lstsq(terms[::2], z[::2], rcond=None)[0]
         out[k] = [np.corrcoef(a, b)[0, 1] ** 2 for a, b in zip(told.T, z[1::2].T, strict=True)]
     return out
+
+
+@dataclass(frozen=True)
+class ActedSteps(Study):
+    """Latents of series on which actions act in some steps, unseen, beside both closed forms that chains start from, of
+    covariances (covariances_) and of slopes (slopes_) by regions of actions; rest as `TargetSteps`.
+
+    acted_on_errors: share of rows in which the more probable of being acted on or not is wrong, of the worst latent,
+    beside that of saying of no latent that it is; acting_error: of its probability given the action, squared, beside
+    that of a probability whatever the action is.
+    """
+
+    held_out: float = 0.1
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.constructions import interaction_starts
+        from pyrocrl.judge import metrics
+
+        z, truth, fitted = data.truth["z"], data.truth["state"], result.data
+        assert fitted is not None
+        scores, place = _step_scores(result, data)
+        out = super().score(result, data) | scores
+        program = result.chains.chain(result.reference)
+        batch = result.batch_of(data)
+        told = program.beside(batch)["acted_on"].cpu().numpy()[:, place] > 0.5
+        out["acted_on_errors"] = float((told != truth).mean(0).max())
+        out["acted_on_errors_none"] = float(truth.mean(0).max())
+        chance = program.chance()[program.regions_of(batch)].cpu().numpy()[:, place]
+        out["acting_error"] = float(np.square(chance - truth).mean())
+        out["acting_error_constant"] = float(truth.var(0).mean())
+        value, vector = np.linalg.eigh(np.cov(fitted.x.T))
+        project, centre = vector[:, -z.shape[1] :] / np.sqrt(value[-z.shape[1] :]), fitted.x.mean(0)
+        rows = result.batch_of(fitted)
+        order, since = rows.in_time()
+        y = torch.as_tensor((fitted.x - centre) @ project)[order]
+        acted = interaction_starts.Acted(
+            y, since, program.regions_of(rows)[order], len(program.chance()), soft=True, edge=0.5
+        )
+        starts = interaction_starts.starts(acted, torch.Generator().manual_seed(0))
+        for name, start in zip(("covariances", "slopes"), starts[:-1], strict=False):
+            out[f"{name}_mcc"] = float(metrics.mcc(z, (data.x - centre) @ project @ start.numpy().T))
+        return out
+
+
+def _step_scores(result: Fit, data: Data) -> tuple[dict[str, float], np.ndarray]:
+    """What `TargetSteps` and `ActedSteps` have in common, and the places of true latents among the estimates."""
+    from pyrocrl.judge import metrics
+
+    z, program = data.truth["z"], result.chains.chain(result.reference)
+    found = program.latents(result.batch_of(data)).cpu().numpy()
+    _, place = metrics.mcc(z, found, return_assignment=True)
+    own, true = _cubic_r2(found[:, place], z), _cubic_r2(z, z)
+    off = ~np.eye(z.shape[1], dtype=bool)
+    out = {"own_r2": float(own.diagonal().min()), "other_r2": float(own[off].max())}
+    out["true_other_r2"] = float(true[off].max())
+    lagged = program.lagged().cpu().numpy() > 0.5
+    graph = data.truth["lagged"] > 0
+    out["lagged_errors"] = float((lagged[np.ix_(place, place)] != graph).sum())
+    out["lagged_errors_empty"] = float(graph.sum())
+    return out, place

@@ -60,6 +60,7 @@ def cases() -> list[Case]:
         surfaces.surface_cases,
         mechanisms.mechanism_sparsity_cases,
         target_steps.step_cases,
+        target_steps.acted_cases,
         view_sights.sight_cases,
     )
     return [case for some in every for case in some()]

@@ -1,4 +1,4 @@
-"""Series in which latents are targets of some steps."""
+"""Series in which latents are targets of some steps, or actions act on them."""
 
 from __future__ import annotations
 
@@ -78,5 +78,82 @@ def step_cases() -> list[Case]:
         case("features bent", "misspecified", linear, "bent"),
         case("two layers between latents and features", "misspecified", linear, mixing="leaky"),
         case("two of three latents", "misspecified", linear, "hidden", {"latents": 2}),
+        case("two of three latents, no more features", "word", noiseless, "square", {"latents": 2}),
+    ]
+
+
+def acted(seed: int, how: str = "", **options: Any) -> Data:
+    """Three latents in five columns. how: "late", actions are told one row late; "beside", with a number that says
+    nothing; else as in `stepped`."""
+    size = {"rows": 3000, "latents": 3, "features": 5}
+    data = simulate.draw("voronoi_actions", seed, **size | options)
+    rng = np.random.default_rng([29, seed])
+    x, z, aux = data.x / data.x.std(0), data.truth["z"], data.aux
+    assert aux is not None
+    order = np.arange(len(x))
+    if how == "bent":
+        x = x + 0.3 * x**3
+    if how == "shuffled":
+        order = rng.permutation(len(x))
+    if how == "late":
+        aux = np.roll(aux, 1, 0)
+    if how == "beside":
+        aux = np.column_stack([aux, rng.standard_normal(len(x))])
+    if how in ("hidden", "square"):
+        z = z[:, :-1]
+        x = x[:, : z.shape[1]] if how == "square" else x
+    series = data.series_labels()
+    return Data(x[order], aux=aux[order], series=series, step=data.step, truth={"z": z[order]}, name="acted")
+
+
+def acted_cases() -> list[Case]:
+    model = "biscuit"
+    law = (
+        "each latent depends on the row before and on whether the action acts on it, with normal innovations of its own"
+    )
+    linear, noiseless = (
+        "x is linear in the latents",
+        "features have neither noise of their own nor other latents among the latents",
+    )
+
+    alone = "no latent acts on another in the same step"
+
+    def case(name: str, kind: str, breaks: str = "", how: str = "", told: Any = None, **world: Any) -> Case:
+        def draw(seed: int) -> Data:
+            return acted(seed, how, **world)
+
+        names = "same step" if breaks == alone else "noise"
+        return Case(f"{model}: {name}", model, kind, draw, told or {}, FEW, names=names, breaks=breaks)
+
+    soft = {"intervention": "soft"}
+    return [
+        case("an arm over tiles", "identified"),
+        case("actions by a code", "identified", acting="codes", latents=4, features=6, rows=4000),
+        case("latents keep half of their law, told so", "identified", told=soft, kept=0.5, width=2.0),
+        case("perfect actions, told as soft", "identified", told=soft),
+        case("actions act in 7 of 10 steps", "identified", chance=0.7),
+        case("actions tell another number that says nothing", "identified", how="beside"),
+        case("actions treble innovations", "identified", width=3.0),
+        case("two latents, actions by a code", "identified", latents=2, features=3, acting="codes", rows=1500),
+        case("many short series", "identified", series=100),
+        case("as many features as latents", "identified", features=3),
+        case("300 rows", "small", rows=300),
+        case("800 rows", "small", rows=800),
+        case("two latents always acted on together", "open", "patterns_apart", patterns="together"),
+        case("two latents acted on in turn", "open", "patterns_apart", patterns="in turn"),
+        case("a latent on which no action acts", "open", "actions_act", never=1),
+        case("actions that change nothing of a latent", "open", "actions_act", told=soft, idle=1, kept=0.5, width=2.0),
+        case("actions told a row late", "open", "actions_act", how="late"),
+        case("latents keep half of their law, told as perfect", "misspecified", law, kept=0.5),
+        case("a latent acts on another in the same step", "misspecified", law, at_once=0.7),
+        case("the same, told as soft", "word", alone, told=soft, at_once=0.7, kept=1.0, width=3.0),
+        case("innovations of two latents correlate", "misspecified", law, coupled=0.5),
+        case("innovations of heavy tails", "misspecified", law, innovations="laplace"),
+        case("rows in any order", "misspecified", law, "shuffled"),
+        case("features with much noise", "misspecified", noiseless, noise=0.5),
+        case("much noise, no more features than latents", "word", noiseless, noise=0.5, features=3),
+        case("features bent", "misspecified", linear, "bent"),
+        case("two layers between latents and features", "misspecified", linear, mixing="leaky"),
+        case("two of three latents", "misspecified", noiseless, "hidden", {"latents": 2}),
         case("two of three latents, no more features", "word", noiseless, "square", {"latents": 2}),
     ]
