@@ -136,6 +136,45 @@ def _nothing_else_shared(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "more latents, or pairs between which style changes more", rows=rows)
 
 
+def _blocks_kept(fit: Fit, data: Data) -> Lack | None:
+    """Whether blocks are the same in both rows of the pairs that are said to keep them, of pairs that were not trained
+    on: what a block has of others, or a latent too many, differs, and so does what was named wrongly."""
+    found = fit.chains.chain(fit.reference).kept()
+    told = found.told
+    gap, error, most, trained, trained_most = (
+        v.double().cpu().numpy() for v in (told.gap, told.error, told.most, told.trained, told.trained_most)
+    )
+    mean = gap + 2 * error
+    bad = found.keeps.cpu().numpy() & ((mean > CHANGES) | (most > CHANGES_MOST))
+    if not bad.any():
+        return None
+    k, b = np.unravel_index(int(np.argmax(np.where(bad, gap, -1.0))), gap.shape)
+    said = f"{gap[k, b]:.1%} of the variance of {found.names[b]!r} differs in pairs said to share {data.env_names[k]!r}"
+    said += f", {most[k, b]:.0%} in one direction" if most[k, b] > CHANGES_MOST else ""
+    said += f", and {int(bad.sum()) - 1} more such" if bad.sum() > 1 else ""
+    rows = 0.0
+    if (trained[bad] <= CHANGES).all() and (trained_most[bad] <= CHANGES_MOST).all():  # known by heart
+        rows = data.rows * max(float((mean[bad] / CHANGES).max()), float((most[bad] / CHANGES_MOST).max())) ** 2
+    which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
+    remedy = f"fewer latents in {found.names[b]!r}, more steps, or pairs that share what they are said to"
+    return Lack(said, remedy, rows=rows, which=which)
+
+
+def _nothing_else_kept(fit: Fit, data: Data) -> Lack | None:
+    """Whether anything of x beside what they are said to share is the same in both rows of the pairs of any kind: a
+    block of more latents, or one that hardly changes."""
+    told = fit.chains.chain(fit.reference).kept().told
+    left, error = (v.double().cpu().numpy() for v in (told.left, told.left_error))
+    if (left + 2 * error <= BESIDE).all():
+        return None
+    k = int(np.argmax(left + 2 * error))
+    said = f"pairs said to share {data.env_names[k]!r} have {left[k]:.0%} (± {error[k]:.0%}) of something else in common"
+    rows = 0.0
+    if (left < BESIDE).all():
+        rows = data.rows * float((2 * error / (BESIDE - left)).max()) ** 2
+    return Lack(said, "more latents, or pairs of each kind between which all else changes more", rows=rows)
+
+
 CHECKS: dict[str, FitCheck] = {
     "changed_in_pairs": _changed_in_pairs,
     "views_tied": _views_tied,
@@ -144,4 +183,6 @@ CHECKS: dict[str, FitCheck] = {
     "dynamics_apart": _dynamics_apart,
     "content_shared": _content_shared,
     "nothing_else_shared": _nothing_else_shared,
+    "blocks_kept": _blocks_kept,
+    "nothing_else_kept": _nothing_else_kept,
 }
