@@ -46,6 +46,7 @@ from pyrocrl.constructions import kept_blocks, optimise
 from pyrocrl.constructions.kept_blocks import Blocks
 from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
+from pyrocrl.lab.content import StyleBlocks
 from pyrocrl.options import Size
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
@@ -148,6 +149,7 @@ class MultiAugmentation(Program):
             gap=torch.zeros(both),
             error=torch.zeros(both),
             most=torch.zeros(both),
+            least=torch.zeros(both),
             trained=torch.zeros(both),
             trained_most=torch.zeros(both),
             left=torch.zeros(len(kinds)),
@@ -182,10 +184,8 @@ class MultiAugmentation(Program):
         return out
 
     def kept(self) -> KeptBlocks:
-        told = kept_blocks.Kept(
-            self.gap, self.error, self.most, self.trained, self.trained_most, self.left, self.left_error
-        )
-        return KeptBlocks(self.block_names, self.block, self.keeps, told)
+        told = {name: self.get_buffer(name) for name in kept_blocks.Kept._fields}
+        return KeptBlocks(self.block_names, self.block, self.keeps, kept_blocks.Kept(**told))
 
     @property
     def group(self) -> KeptGroup:
@@ -237,6 +237,12 @@ class MultiAugmentation(Program):
 
         data = draw("eastwood2023", seed=seed, pairs=600, content=2, styles=2, size=1, layers=1, draws=100)
         return cls.from_data(data, width=16, steps=300), data
+
+    studies = (
+        StyleBlocks("eastwood2023", build={"style": 2}, seeds=3, held_out=0.1),
+        StyleBlocks("eastwood2023", {"across": True}, {"style": 2, "steps": 1_500}, seeds=3, held_out=0.1),
+        StyleBlocks("eastwood2023", {"layers": 0}, {"style": 2}, held_out=0.1),
+    )
 
 
 def named_blocks(kinds: list[str]) -> tuple[list[str], list[list[bool]]]:

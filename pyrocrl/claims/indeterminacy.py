@@ -43,8 +43,8 @@ LATENT_GROUPS: dict[str, str] = {
     "affine": "linear and shift",
     "block": "an invertible map within each block of latents, judged by its affine part",
     "nested": "a linear map of each latent and of others that all of its views see; includes permutation, scale",
-    "kept": "an invertible map of each block of latents with those that all pairs which keep it keep too, judged by its "
-    "affine part",
+    "kept": "an invertible map of each block of latents and of those that all pairs which keep it keep too, judged by "
+    "its affine part",
 }
 INCLUDES: dict[str, frozenset[str]] = {
     "exact": frozenset(),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,13 +32,14 @@ FAR = 10.0  # variance of a difference, that no direction of white x has
 
 class Kept(NamedTuple):
     """Of pairs that were not trained on, (kind, block) each: gap, the mean share of a block's variance that differs
-    between partners of this kind, its error, and `most`, of the direction that differs most; 0 where the kind does not
-    keep the block. trained, trained_most: the same of pairs that were trained on. left, left_error (kind,): the share
-    that partners have in common of a function of x beside what their kind keeps."""
+    between partners of this kind, its error, and `most` and `least`, of the directions that differ most and least.
+    trained, trained_most: the same of pairs that were trained on. left, left_error (kind,): the share that partners
+    have in common of a function of x beside what their kind keeps."""
 
     gap: Tensor
     error: Tensor
     most: Tensor
+    least: Tensor
     trained: Tensor
     trained_most: Tensor
     left: Tensor
@@ -54,7 +56,7 @@ class Blocks:
         ends = [0]
         for size in sizes:
             ends.append(ends[-1] + size)
-        self.places = [list(range(a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self.places = [list(range(a, b)) for a, b in pairwise(ends)]
         self.keeps = [[bool(one) for one in row] for row in keeps]
         self.latents = ends[-1]
 
@@ -145,7 +147,7 @@ def train(
     last = reader.net.net[-1].weight.clone()
     reader.net.net[-1].weight.zero_()
     whiten(reader, both, blocks)
-    if float(gaps(reader, *test, blocks)[2].max()) <= LINEAR:
+    if float(gaps(reader, *test, blocks)[2][torch.as_tensor(blocks.keeps)].max()) <= LINEAR:
         return
     reader.net.net[-1].weight.copy_(last)
     if square:
@@ -173,18 +175,17 @@ def train(
 @torch.no_grad()
 def gaps(
     reader: ContentReader, before: Tensor, after: Tensor, kind: Tensor, blocks: Blocks
-) -> tuple[Tensor, Tensor, Tensor]:
-    """gap, error and most, (kind, block) each, as in `Kept`, of these pairs."""
-    out = torch.zeros(3, len(blocks.keeps), len(blocks.places), dtype=torch.double)
-    out[:, torch.as_tensor(blocks.keeps)] = 1.0  # until pairs tell
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gap, error, most and least, (kind, block) each, as in `Kept`, of these pairs."""
+    out = torch.ones(4, len(blocks.keeps), len(blocks.places), dtype=torch.double)
     one, other = (reader(x).double() for x in (before, after))
-    for k, row in enumerate(blocks.keeps):
+    for k in range(len(blocks.keeps)):
         pairs = kind == k
         for b, own in enumerate(blocks.places):
-            if row[b] and int(pairs.sum()) > len(own):
+            if int(pairs.sum()) > len(own):
                 gap, each = content_pairs.differing(one[pairs][:, own], other[pairs][:, own])
-                out[:, k, b] = torch.stack([gap.mean(), each.std() / math.sqrt(len(each)), gap.max()])
-    return out[0], out[1], out[2]
+                out[:, k, b] = torch.stack([gap.mean(), each.std() / math.sqrt(len(each)), gap.max(), gap.min()])
+    return out[0], out[1], out[2], out[3]
 
 
 @torch.no_grad()
@@ -199,8 +200,8 @@ def kept(
     generator: torch.Generator,
 ) -> Kept:
     """What the pairs of `test` keep of blocks and beside them; steps: of the search for the latter, on the others."""
-    few = slice(0, content_pairs.FITTED)
-    trained, _, trained_most = gaps(reader, before[few], after[few], kind[few], blocks)
+    few = torch.linspace(0, len(before) - 1, min(len(before), content_pairs.FITTED)).long()
+    trained, _, trained_most, _ = gaps(reader, before[few], after[few], kind[few], blocks)
     left = []
     for k in range(len(blocks.keeps)):
         own, held, columns = kind == k, test[2] == k, blocks.columns(k)

@@ -23,8 +23,8 @@ CORNER = 0.02  # width over which bends of features are rounded, in their deviat
 class Repeated(TorchDistribution):
     """Rows (rows, latent): N(r z_j, 1 - r^2) of a row i that follows row j = place_i, and N(0, 1) of all others.
 
-    change: (latent,) or (rows, latent) 1 - r, from 0, the same, to 1, drawn anew; place, follows: (rows,), as `Batch.before` has them. A
-    row that is followed does not follow.
+    change: (latent,) or (rows, latent) 1 - r, from 0, the same, to 1, drawn anew; place, follows: (rows,), as
+    `Batch.before` has them. A row that is followed does not follow.
     """
 
     arg_constraints: dict = {}

@@ -1,4 +1,4 @@
-"""Pairs of rows of one thing under several transforms, of which a pair keeps the parameters of one (Eastwood et al.)."""
+"""Pairs of rows of one thing under several transforms, of which both have the same parameters of one."""
 
 from __future__ import annotations
 

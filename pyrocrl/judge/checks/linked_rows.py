@@ -162,13 +162,22 @@ def _blocks_kept(fit: Fit, data: Data) -> Lack | None:
 
 def _nothing_else_kept(fit: Fit, data: Data) -> Lack | None:
     """Whether anything of x beside what they are said to share is the same in both rows of the pairs of any kind: a
-    block of more latents, or one that hardly changes."""
-    told = fit.chains.chain(fit.reference).kept().told
+    block of more latents, or one that hardly changes, such as one that another block is as well."""
+    found = fit.chains.chain(fit.reference).kept()
+    told = found.told
+    least = np.where(found.keeps.cpu().numpy(), 1.0, told.least.double().cpu().numpy())
+    if least.min() <= CHANGES:
+        k, b = np.unravel_index(int(least.argmin()), least.shape)
+        said = (
+            f"{found.names[b]!r} hardly differs ({least[k, b]:.1%} of its variance in one direction) in pairs said to "
+        )
+        which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
+        return Lack(f"{said}share {data.env_names[k]!r} alone", "pairs between which it changes", which=which)
     left, error = (v.double().cpu().numpy() for v in (told.left, told.left_error))
     if (left + 2 * error <= BESIDE).all():
         return None
     k = int(np.argmax(left + 2 * error))
-    said = f"pairs said to share {data.env_names[k]!r} have {left[k]:.0%} (± {error[k]:.0%}) of something else in common"
+    said = f"pairs said to share {data.env_names[k]!r} share {left[k]:.0%} (± {error[k]:.0%}) of something else"
     rows = 0.0
     if (left < BESIDE).all():
         rows = data.rows * float((2 * error / (BESIDE - left)).max()) ** 2
