@@ -59,7 +59,7 @@ INVERTIBLE = "x is an invertible, smooth function of the blocks and of what no p
 VARIES = "no direction stays as it is in all pairs of a kind that does not keep it: what never changes counts as kept"
 LEAST = 1e-3  # deviation of noise and of q(z | x) at first
 FEW = 20  # pairs of a kind
-HELD, HELD_LEAST, HELD_MOST = 10, 100, 3  # a tenth of the pairs of a kind is not trained on: 100, or a third
+HELD, HELD_LEAST, HELD_MOST = 10, 300, 3  # a tenth of the pairs of a kind is not trained on, and of few 300 or a third
 
 
 class MultiAugmentation(Program):
@@ -241,7 +241,7 @@ class MultiAugmentation(Program):
     studies = (
         StyleBlocks("eastwood2023", build={"style": 2}, seeds=3, held_out=0.1),
         StyleBlocks("eastwood2023", {"across": True}, {"style": 2, "steps": 1_500}, seeds=3, held_out=0.1),
-        StyleBlocks("eastwood2023", {"layers": 0}, {"style": 2}, held_out=0.1),
+        StyleBlocks("eastwood2023", {"layers": 0, "pairs": 4000}, {"style": 2}, held_out=0.1),
     )
 
 

@@ -42,7 +42,7 @@ class StyleBlocks(Study):
     mean over styles, and styles_least; leak_r2, the most that an estimate tells of another block, which is independent
     of it; given_r2, of the least told style from its estimate and that of content. cca_: of as many canonical
     correlations of partners, of the pairs that share content and no style or content and this style alone. pca_: of as
-    many principal components as there are latents, all of them for each block. regression_: linear, on x, and
+    many of the first principal components as the block has latents. regression_: linear, on x, and
     linear_r2 its mean over latents."""
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
@@ -59,8 +59,8 @@ class StyleBlocks(Study):
         reads = {"": [(here[:, b], there[:, b]) for b in blocks]}
         maps = of_kinds(fitted, found.names, [len(b) for b in blocks])
         reads["cca_"] = [(few.x @ m, data.x @ m) for m in maps]
-        axes = np.linalg.eigh(np.cov((fitted.x / fitted.x.std(0)).T))[1][:, -z.shape[1] :] / fitted.x.std(0)[:, None]
-        reads["pca_"] = [(few.x @ axes, data.x @ axes)] * len(blocks)
+        axes = np.linalg.eigh(np.cov((fitted.x / fitted.x.std(0)).T))[1][:, ::-1] / fitted.x.std(0)[:, None]
+        reads["pca_"] = [(few.x @ axes[:, : len(b)], data.x @ axes[:, : len(b)]) for b in blocks]
         for name, pairs in reads.items():
             each = [told(a, goal[:, b], c, z[:, b]) for (a, c), b in zip(pairs, blocks, strict=True)]
             out[f"{name}content_r2"], out[f"{name}styles_r2"] = each[0], float(np.mean(each[1:]))

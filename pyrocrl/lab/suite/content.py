@@ -10,6 +10,7 @@ import numpy as np
 from pyrocrl import simulate
 from pyrocrl.data import Data
 from pyrocrl.lab.suite.case import Case
+from pyrocrl.simulate.ahuja import well_conditioned
 
 TOLD = {"width": 32, "steps": 200}
 WORLD = {"pairs": 1500, "content": 2, "style": 2, "layers": 1, "draws": 100}
@@ -97,7 +98,7 @@ def style_blocks(seed: int, how: str = "", **options: Any) -> Data:
             z[np.ix_(after, first)] = rng.standard_normal((len(after), len(first)))
             z = np.delete(z, second, 1)
         inner = np.hstack([np.abs(z[:, : first[0]]), z[:, first[0] :]]) if how == "even" else z
-        x = inner @ rng.standard_normal((inner.shape[1], x.shape[1]))
+        x = inner @ well_conditioned(rng, inner.shape[1], x.shape[1], 100)
         x = x if how == "even" else np.where(x > 0, x, 0.2 * x)
         if how == "fixed":
             kind, z = (
@@ -113,7 +114,7 @@ def style_blocks(seed: int, how: str = "", **options: Any) -> Data:
         env=kind[keep].astype(str),
         pair=pair[keep],
         step=data.after[keep].astype(int),
-        truth={"z": z[keep]} if how != "one" else {},
+        truth={"z": z[keep]},
         name="style_blocks",
     )
 
@@ -140,7 +141,7 @@ def style_cases() -> list[Case]:
         case("pairs of two things, styles depend on content", "identified", across=True, depends=True),
         case("linear mixing, three styles", "identified", told={"latents": 8}, layers=0, styles=3),
         case("one latent a style", "identified", told={"latents": 4, "style": 1}, size=1),
-        case("transforms change a part of styles", "identified", change=0.5),
+        case("transforms change a part of styles", "identified", change=0.75),
         case("styles turn with content", "identified", turns=2.0),
         case("a style that no pair keeps", "identified", "", "unnamed", told={"latents": 4}),
         case("100 pairs", "small", pairs=100),
