@@ -16,10 +16,10 @@ CONTENT = "content"
 
 def eastwood2023(
     seed: Seed = 0,
-    pairs: Annotated[int, Bounds(8)] = 20_000,
-    content: Annotated[int, Bounds(1, 1000)] = 4,
-    styles: Annotated[int, Bounds(1, 100)] = 3,
-    size: Annotated[int, Bounds(1, 100)] = 2,
+    pairs: Annotated[int, Bounds(8, 1_000_000)] = 20_000,
+    content: Annotated[int, Bounds(1, 200)] = 4,
+    styles: Annotated[int, Bounds(1, 20)] = 3,
+    size: Annotated[int, Bounds(1, 20)] = 2,
     features: int | None = None,
     layers: Annotated[int, Bounds(0, 10)] = 3,
     draws: Annotated[int, Bounds(1, 1_000_000)] = 25_000,
