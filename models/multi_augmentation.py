@@ -237,8 +237,8 @@ class MultiAugmentation(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("eastwood2023", seed=seed, pairs=400, content=1, styles=2, size=1, layers=1, draws=100)
-        return cls.from_data(data, width=16, steps=300), data
+        data = draw("eastwood2023", seed=seed, pairs=300, content=1, styles=2, size=1, layers=1, draws=100)
+        return cls.from_data(data, width=16, steps=200), data
 
     studies = (
         StyleBlocks("eastwood2023", build={"style": 2}, seeds=3, held_out=0.1),
