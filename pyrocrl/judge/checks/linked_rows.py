@@ -170,12 +170,12 @@ def _nothing_else_kept(fit: Fit, data: Data) -> Lack | None:
     told = found.told
     least = np.where(found.keeps.cpu().numpy(), 1.0, told.least.double().cpu().numpy())
     if least.min() <= CHANGES:
-        k, b = np.unravel_index(int(least.argmin()), least.shape)
+        kind, b = np.unravel_index(int(least.argmin()), least.shape)
         said = (
-            f"{found.names[b]!r} hardly differs ({least[k, b]:.1%} of its variance in one direction) in pairs said to "
+            f"{found.names[b]!r} hardly differs ({least.min():.1%} of its variance in one direction) in pairs said to "
         )
         which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
-        return Lack(f"{said}share {data.env_names[k]!r} alone", "pairs between which it changes", which=which)
+        return Lack(f"{said}share {data.env_names[kind]!r} alone", "pairs between which it changes", which=which)
     left, error = (v.double().cpu().numpy() for v in (told.left, told.left_error))
     if (left + 2 * error <= BESIDE_BLOCKS).all():
         return None
