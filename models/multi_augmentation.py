@@ -242,7 +242,7 @@ class MultiAugmentation(Program):
 
     studies = (
         StyleBlocks("eastwood2023", build={"style": 2}, seeds=3, held_out=0.1),
-        StyleBlocks("eastwood2023", {"across": True, "styles": 2}, {"style": 2}, seeds=3, held_out=0.1),
+        StyleBlocks("eastwood2023", {"across": True, "layers": 1, "pairs": 4000}, {"style": 2, "steps": 600}, 3, 0.1),
         StyleBlocks("eastwood2023", {"layers": 0, "pairs": 4000}, {"style": 2}, seeds=3, held_out=0.1),
     )
 
