@@ -237,12 +237,12 @@ class MultiAugmentation(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("eastwood2023", seed=seed, pairs=400, content=1, styles=2, size=1, layers=1, draws=100)
-        return cls.from_data(data, width=16, steps=300), data
+        data = draw("eastwood2023", seed=seed, pairs=300, content=1, styles=2, size=1, layers=1, draws=100)
+        return cls.from_data(data, width=16, steps=200), data
 
     studies = (
         StyleBlocks("eastwood2023", build={"style": 2}, seeds=3, held_out=0.1),
-        StyleBlocks("eastwood2023", {"across": True, "styles": 2}, {"style": 2}, seeds=3, held_out=0.1),
+        StyleBlocks("eastwood2023", {"across": True, "layers": 1, "pairs": 4000}, {"style": 2, "steps": 600}, 3, 0.1),
         StyleBlocks("eastwood2023", {"layers": 0, "pairs": 4000}, {"style": 2}, seeds=3, held_out=0.1),
     )
 

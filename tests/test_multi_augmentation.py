@@ -14,6 +14,8 @@ from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.claims.nested import Kept
 from pyrocrl.constructions import kept_blocks
 from pyrocrl.constructions.kept_blocks import Blocks
+from pyrocrl.judge import metrics
+from pyrocrl.lab import content
 from pyrocrl.lab.content import StyleBlocks
 from pyrocrl.lab.suite.content import style_blocks
 from pyrocrl.models.multi_augmentation import block_sizes, named_blocks
@@ -25,8 +27,8 @@ PAPER, ACROSS = [[True, False], [True, True]], [[True, False], [True, True], [Fa
 @cache
 def fitted(how: str = "", told: tuple[tuple[str, Any], ...] = (), **world: Any) -> tuple[Fit, Data]:
     """Of a linear mixing, unless told otherwise: what breaks it is seen there as well, and sooner."""
-    data = style_blocks(100, how, **{"layers": 0, "pairs": 1500} | world)
-    options = {"latents": 6, "style": 2, "width": 16, "steps": 100} | dict(told)
+    data = style_blocks(100, how, **{"layers": 0, "pairs": 900} | world)
+    options = {"latents": 6, "style": 2, "width": 16, "steps": 60} | dict(told)
     return pyrocrl.fit(pyrocrl.build(MODEL, data, **options), data, chains=1, seed=0, progress=False), data
 
 
@@ -53,9 +55,9 @@ def test_a_style_may_take_of_content_where_no_pair_keeps_it_alone() -> None:
     along, alone = (Kept.seen(one) for one in sees)
     assert along.distance(mixed, z) < 1e-9 < 0.3 < alone.distance(mixed, z)
     np.testing.assert_allclose(along.align(mixed, z).apply(mixed), z, atol=1e-9)
-    content = z[:, [0, 1, 2]].copy()
-    content[:, 0] += z[:, 2]  # and content nothing of style
-    assert along.distance(content, z) > 0.1
+    other = z.copy()
+    other[:, 0] += z[:, 2]  # and content nothing of style
+    assert along.distance(other, z) > 0.1
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -72,13 +74,15 @@ def test_linear_mixing_is_closed(across: bool) -> None:
     found = (white.double() @ turn).numpy()
     for b, along in blocks.order():
         own = blocks.places[b]
-        assert StyleBlocks and pyrocrl.judge.metrics.r2(z[:, own], found[:, own + along]) > 0.9999
+        assert metrics.r2(z[:, own], found[:, own + along]) > 0.9999
         assert along == [] or not across
     assert names == ["content", "style_0", "style_1", "style_2"]
 
 
-def test_blocks_are_read_behind_a_nonlinear_mixing() -> None:
-    fit, data = fitted("", (("width", 32), ("steps", 150)), layers=1)
+def test_blocks_are_read_behind_a_nonlinear_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, data = fitted("", (("width", 32), ("steps", 150)), layers=1, pairs=1500)
+    monkeypatch.setattr(content, "ROWS", 1500)
+    monkeypatch.setattr(content, "CENTRES", 150)
     scores = StyleBlocks("eastwood2023").score(fit, data)
     assert scores["content_r2"] > 0.98 > 0.93 > scores["cca_content_r2"]
     assert scores["styles_least"] > 0.9 > scores["cca_styles_r2"] and scores["given_r2"] > 0.95
@@ -91,7 +95,6 @@ def test_blocks_are_read_behind_a_nonlinear_mixing() -> None:
     ("how", "told", "words"),
     [
         ("mislabelled", (), "differs in pairs said to share"),
-        ("", (("style", 1),), "of the variance of 'content' differs in pairs said to share"),
         ("", (("latents", 5),), "of something else"),
     ],
 )

@@ -217,4 +217,5 @@ def kept(
             )
         )
     share, error = (torch.stack(v) for v in zip(*left, strict=True))
-    return Kept(*gaps(reader, *test, blocks), trained, trained_most, share, error)
+    gap, spread, most, least = gaps(reader, *test, blocks)
+    return Kept(gap, spread, most, least, trained, trained_most, share, error)

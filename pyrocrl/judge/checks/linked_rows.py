@@ -16,9 +16,11 @@ TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
 CHANGES, CHANGES_MOST = 0.05, 0.2  # share of latents' variance, and of any direction, that may differ in a pair
-BESIDE = 0.45  # share of the variance of what latents leave, that pairs may share: style that a pair keeps
+NEARLY = 1.5  # times these, of a block, up to which more rows may do
 BY_HEART = 1.5  # times what differs in pairs that were trained on differs in others, where those are known by heart
+BESIDE = 0.45  # share of the variance of what latents leave, that pairs may share: style that a pair keeps
 BESIDE_BLOCKS = 0.65  # ... beside blocks that they name: transforms may change a part of a style
+VAGUE = 0.2  # error of such a share from which it says little
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 
 
@@ -155,8 +157,9 @@ def _blocks_kept(fit: Fit, data: Data) -> Lack | None:
     said += f", {most[k, b]:.0%} in one direction" if most[k, b] > CHANGES_MOST else ""
     said += f", and {int(bad.sum()) - 1} more such" if bad.sum() > 1 else ""
     rows = 0.0
-    low = (trained <= CHANGES) & (trained_most <= CHANGES_MOST)
-    if (low | (gap > BY_HEART * trained))[bad].all():  # pairs that were trained on are known by heart
+    heart = ((trained <= CHANGES) & (trained_most <= CHANGES_MOST)) | (gap > BY_HEART * trained)  # trained on
+    near = (mean <= NEARLY * CHANGES) & (most <= NEARLY * CHANGES_MOST)
+    if (heart | near)[bad].all():
         rows = data.rows * max(float((mean[bad] / CHANGES).max()), float((most[bad] / CHANGES_MOST).max())) ** 2
     which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
     remedy = f"fewer latents in {found.names[b]!r}, more steps, or pairs that share what they are said to"
@@ -170,19 +173,19 @@ def _nothing_else_kept(fit: Fit, data: Data) -> Lack | None:
     told = found.told
     least = np.where(found.keeps.cpu().numpy(), 1.0, told.least.double().cpu().numpy())
     if least.min() <= CHANGES:
-        k, b = np.unravel_index(int(least.argmin()), least.shape)
+        kind, b = np.unravel_index(int(least.argmin()), least.shape)
         said = (
-            f"{found.names[b]!r} hardly differs ({least[k, b]:.1%} of its variance in one direction) in pairs said to "
+            f"{found.names[b]!r} hardly differs ({least.min():.1%} of its variance in one direction) in pairs said to "
         )
         which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
-        return Lack(f"{said}share {data.env_names[k]!r} alone", "pairs between which it changes", which=which)
+        return Lack(f"{said}share {data.env_names[kind]!r} alone", "pairs between which it changes", which=which)
     left, error = (v.double().cpu().numpy() for v in (told.left, told.left_error))
     if (left + 2 * error <= BESIDE_BLOCKS).all():
         return None
     k = int(np.argmax(left + 2 * error))
     said = f"pairs said to share {data.env_names[k]!r} share {left[k]:.0%} (± {error[k]:.0%}) of something else"
     rows = 0.0
-    if (left - error < BESIDE_BLOCKS).all():
+    if not ((left - error >= BESIDE_BLOCKS) & (error <= VAGUE)).any():
         rows = data.rows * float((2 * error / np.maximum(BESIDE_BLOCKS - left, error / 2)).max()) ** 2
     return Lack(said, "more latents, or pairs of each kind between which all else changes more", rows=rows)
 
