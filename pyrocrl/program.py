@@ -531,6 +531,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             filled["views"] = data.view_labels().tolist()
         if "environments" in known:
             filled["environments"] = len(data.env_names)
+        if "kinds" in known:
+            filled["kinds"] = list(data.env_names)
         if "batches" in known:
             filled["batches"] = len(data.batch_names)
         if "aux" in known and data.aux is not None:

@@ -113,6 +113,17 @@ class PartnersShare:
     left_error: Tensor
 
 
+@dataclass(frozen=True)
+class KeptBlocks:
+    """What pairs of each kind keep, as pairs tell that were not trained on. names: of the blocks; block: (latent,) the
+    block of each; keeps: (kind, block) which they are said to keep; told: a `constructions.kept_blocks.Kept`."""
+
+    names: list[str]
+    block: Tensor
+    keeps: Tensor
+    told: Any
+
+
 class ReadOuts:
     """Read-outs of a `Program`, none of which says anything yet; its latents are for a model to write."""
 
@@ -314,6 +325,10 @@ class ReadOuts:
     def partners_share(self) -> PartnersShare:
         """What rows of a pair share. Models whose claims need that they share the latents must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of what pairs share")
+
+    def kept(self) -> KeptBlocks:
+        """What pairs keep of blocks of latents. Models whose claims need that they keep what they say must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of blocks that pairs keep")
 
     def displaced(self, batch: Batch) -> Tensor:
         """(rows, feature) x as the fitted offsets move the row before; of rows that follow none, x itself. Models that

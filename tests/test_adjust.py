@@ -161,6 +161,7 @@ def test_no_model_passes_over_batches() -> None:
         "biscuit": None,
         "sparse_perturbations": None,
         "content_style": None,
+        "multi_augmentation": None,
         "equivariant_mechanism": None,
         "mechanism_sparsity": None,
     }

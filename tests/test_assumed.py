@@ -94,6 +94,7 @@ def test_models_that_compare_with_a_control_ask_for_one_and_the_others_go_on() -
             "snica_lin",
             "sparse_perturbations",
             "content_style",
+            "multi_augmentation",
             "equivariant_mechanism",
             "mechanism_sparsity",
             "biscuit",

@@ -55,6 +55,7 @@ def test_every_group_of_the_vocabulary_makes_a_claim():
         for name in names:
             maps = {"linear": "a linear map", "affine": "an affine map"}
             maps |= {"nested": "a linear map within every intersection of views"}
+            maps |= {"kept": "an invertible map of each block, and of those that all pairs which keep it keep too"}
             words = (maps | {"block": "an invertible map of all latents together"}).get(name, name)
             assert Claim(what, (name,)).sentence() == (
                 f"{what} exactly" if name == "exact" else f"{what} up to {words}"

@@ -103,6 +103,8 @@ CONDITIONS: dict[str, str] = {
     "offsets_steady": "what a perturbation moves latents by is the same in pairs that were not fitted",
     "content_shared": "the latents are the same in both rows of pairs that were not trained on",
     "nothing_else_shared": "pairs share nothing beside the latents",
+    "blocks_kept": "blocks that pairs are said to keep are the same in both rows of pairs that were not trained on",
+    "nothing_else_kept": "pairs of no kind keep anything beside them",
     "little_left": "latents leave little of any feature",
     "mechanisms_tell": "no maps commute with the mechanisms but those that scale or shift each latent",
     "mechanisms_apart": "no other maps nearly commute with them, as far as pairs and networks tell",
@@ -196,6 +198,7 @@ MAPS = {
     "affine": "an affine map",
     "block": "an invertible map of all latents together",
     "nested": "a linear map within every intersection of views",
+    "kept": "an invertible map of each block, and of those that all pairs which keep it keep too",
 }
 
 

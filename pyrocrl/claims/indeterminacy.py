@@ -43,6 +43,8 @@ LATENT_GROUPS: dict[str, str] = {
     "affine": "linear and shift",
     "block": "an invertible map within each block of latents, judged by its affine part",
     "nested": "a linear map of each latent and of others that all of its views see; includes permutation, scale",
+    "kept": "an invertible map of each block of latents and of those that all pairs which keep it keep too, judged by "
+    "its affine part",
 }
 INCLUDES: dict[str, frozenset[str]] = {
     "exact": frozenset(),
@@ -52,6 +54,7 @@ INCLUDES: dict[str, frozenset[str]] = {
     "affine": frozenset({"linear", "permutation", "sign", "scale", "shift"}),
     "block": frozenset({"shift"}),
     "nested": frozenset({"linear", "permutation", "sign", "scale"}),
+    "kept": frozenset({"shift"}),
 }
 GRAPH_GROUPS: dict[str, str] = {
     "exact": "every edge is identified",
@@ -139,13 +142,13 @@ class Group:
 
         `blocks` partitions the latents for "block"; without it all latents are one block. `InputError` for
         an unknown name, for "elementwise" with "linear" or "affine" (together they leave nothing
-        identified), and for "block" with any other.
+        identified), and for "block" or "kept" with any other.
         """
         words = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
         for word in words:
             one_of("indeterminacy", word, LATENT_GROUPS)
         free = frozenset(words).union(*(INCLUDES.get(word, frozenset()) for word in words)) - {"exact"}
-        if {"elementwise", "linear"} <= free or ("block" in free and len(words) > 1):
+        if {"elementwise", "linear"} <= free or (free & {"block", "kept"} and len(words) > 1):
             reject("indeterminacy", " and ".join(words), "names that can be combined")
         parts = tuple(tuple(int(k) for k in block) for block in blocks)
         if parts and "block" not in free:
@@ -155,7 +158,7 @@ class Group:
     @property
     def mixes(self) -> bool:
         """True where one latent may become a combination of several."""
-        return bool(self.free & {"linear", "block"})
+        return bool(self.free & {"linear", "block", "kept"})
 
     @property
     def keeps_masks(self) -> bool:

@@ -1,4 +1,4 @@
-"""The group of linear maps of latents of which each may take of others that all of its views see as well.
+"""The groups of maps of latents of which each may take of others that all of its views see, or its pairs keep, as well.
 
 Then what a set of views sees in common, the span of the latents that all of them see, is the same set of combinations
 whatever the map: every intersection of views is identified as a block.
@@ -6,7 +6,7 @@ whatever the map: every intersection of views is identified as a block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,6 +73,24 @@ class Nested(Group):
         if len(z) <= z.shape[1] + 1:
             reject("z", f"{len(z)} rows", f"more than {z.shape[1] + 1}, to tell a linear map")
         return z, reference
+
+
+@dataclass(frozen=True)
+class Kept(Nested):
+    """sees: (kind, latent), which pairs keep which latents. Maps within blocks are any, judged by their affine part."""
+
+    @classmethod
+    def seen(cls, sees: ArrayLike) -> Kept:
+        """sees: (kind, latent), of truth values."""
+        named, one = Group.of("kept"), Nested.seen(sees)
+        return cls(named.names, named.free, (), one.sees)
+
+    def align(self, z: ArrayLike, reference: ArrayLike) -> Alignment:
+        """As `Nested.align`, and means are matched."""
+        found = super().align(z, reference)
+        z, reference = as_latents("z", z), as_latents("reference", reference)
+        assert found.matrix is not None
+        return replace(found, shift=reference.mean(0) - z.mean(0) @ found.matrix)
 
 
 def _basis(z: Floats) -> Floats:

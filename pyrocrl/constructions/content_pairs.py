@@ -16,6 +16,7 @@ content tells of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -130,13 +131,13 @@ def shared(
 ) -> Shared:
     """What the pairs (before, after) of `test`, which were not trained on, share of content and beside it; steps: of
     the search for the latter, on the others, `PROBE` at most."""
-    gap, each = _gap(*(reader(x).double() for x in test))
-    trained = _gap(*(reader(x[:FITTED]).double() for x in (before, after)))[0]
-    left, error = _left(reader, before, after, test, min(PROBE, steps), generator)
+    gap, each = differing(*(reader(x).double() for x in test))
+    trained = differing(*(reader(x[:FITTED]).double() for x in (before, after)))[0]
+    left, error = beside(reader.bent, reader, before, after, test, min(PROBE, steps), generator)
     return Shared(gap, each.std() / math.sqrt(len(each)), trained, left, error)
 
 
-def _gap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def differing(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """(latent,) shares of the variance of latents (pair, latent) that differ between partners, ascending; (pair,) those
     of each pair, over all latents."""
     both, apart = torch.cat([one, other]), one - other
@@ -145,16 +146,19 @@ def _gap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigvalsh(white.mT @ white / len(white) / 2).clamp_min(0.0), white.square().mean(1) / 2
 
 
-def _left(
-    reader: ContentReader,
+@torch.no_grad()
+def beside(
+    bent: Callable[[Tensor], Tensor],
+    reader: Callable[[Tensor], Tensor],
     before: Tensor,
     after: Tensor,
     test: tuple[Tensor, Tensor],
     steps: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Share, and its error, of the variance of a function of x that partners share beside content."""
-    latents = reader.centre.shape[0]
+    """Share, and its error, of the variance of a function of x that partners share beside what `reader` reads. bent:
+    features as the function sees them."""
+    latents = reader(before[:1]).shape[1]
     weight = torch.randn(latents, FUNCTIONS, generator=generator).to(before)
     offset = torch.randn(FUNCTIONS, generator=generator).to(before)
 
@@ -163,7 +167,7 @@ def _left(
 
     probe = nn.Module()
     probe.net = Residual(before.shape[1], 1, PROBE_WIDTH).to(before)
-    inner, known = ([move(x) for x in (before, after)] for move in (reader.bent, lambda x: functions(reader(x))))
+    inner, known = ([move(x) for x in (before, after)] for move in (bent, lambda x: functions(reader(x))))
 
     def loss(pick: Tensor, _: float) -> Tensor:
         of, value = torch.cat([k[pick] for k in known]), probe.net(torch.cat([x[pick] for x in inner]))
@@ -187,6 +191,6 @@ def _left(
         steps,
         generator,
     )
-    one, other = ((bounded(reader.bent(x)) - told(reader(x))).clamp(-FAR, FAR) for x in test)
+    one, other = ((bounded(bent(x)) - told(reader(x))).clamp(-FAR, FAR) for x in test)
     product = (one * other)[:, 0]
     return product.mean().double(), (product.std() / math.sqrt(len(one))).double()

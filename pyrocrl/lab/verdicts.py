@@ -21,6 +21,7 @@ import numpy as np
 
 from pyrocrl import zoo
 from pyrocrl.claims.indeterminacy import differing_pairs, transitive_closure
+from pyrocrl.claims.nested import Kept
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
 from pyrocrl.infer.fit import FitError, fit
@@ -69,6 +70,8 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
         z, mask, graph = z[:, used], mask[:, used], None if graph is None else graph[np.ix_(used, used)]
     if z.shape != data.truth["z"].shape:
         return {}
+    if isinstance(result.group, Kept):
+        return {"r2": float(result.group.align(z, data.truth["z"]).agreement.min())}
     if result.group.keeps_masks:
         return block_scores(result, data)
     if result.program.group.mixes:

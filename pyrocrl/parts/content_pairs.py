@@ -23,8 +23,8 @@ CORNER = 0.02  # width over which bends of features are rounded, in their deviat
 class Repeated(TorchDistribution):
     """Rows (rows, latent): N(r z_j, 1 - r^2) of a row i that follows row j = place_i, and N(0, 1) of all others.
 
-    change: (latent,) 1 - r, from 0, the same, to 1, drawn anew; place, follows: (rows,), as `Batch.before` has them. A
-    row that is followed does not follow.
+    change: (latent,) or (rows, latent) 1 - r, from 0, the same, to 1, drawn anew; place, follows: (rows,), as
+    `Batch.before` has them. A row that is followed does not follow.
     """
 
     arg_constraints: dict = {}
@@ -33,7 +33,7 @@ class Repeated(TorchDistribution):
     def __init__(self, change: Tensor, place: Tensor, follows: Tensor, validate_args: bool | None = None) -> None:
         self.kept, self.spread = 1 - change, (change * (2 - change)).sqrt()
         self.place, self.follows = place, follows[:, None]
-        super().__init__(place.shape, change.shape, validate_args=False)
+        super().__init__(place.shape, change.shape[-1:], validate_args=False)
 
     @property
     def mean(self) -> Tensor:

@@ -39,6 +39,7 @@ SETTINGS: dict[str, str] = {
     "ahuja2022_pairs": "ahuja",
     "ahuja2022_mechanisms": "ahuja",
     "kuegelgen2021": "kuegelgen",
+    "eastwood2023": "eastwood",
     "rajendran2024": "concepts",
     "saengkyongam2024": "saengkyongam",
     "squires2020": "observed",

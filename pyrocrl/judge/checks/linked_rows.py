@@ -16,7 +16,11 @@ TIED = 20.0  # rows' worth of what ties views that is asked for, for each latent
 SHOWS = 0.1  # least share of a shared latent's variance that a view shows
 BY_CHANCE = 3.0  # odds of a squared correlation of two views, in those of the largest that noise has
 CHANGES, CHANGES_MOST = 0.05, 0.2  # share of latents' variance, and of any direction, that may differ in a pair
+NEARLY = 1.5  # times these, of a block, up to which more rows may do
+BY_HEART = 1.5  # times what differs in pairs that were trained on differs in others, where those are known by heart
 BESIDE = 0.45  # share of the variance of what latents leave, that pairs may share: style that a pair keeps
+BESIDE_BLOCKS = 0.65  # ... beside blocks that they name: transforms may change a part of a style
+VAGUE = 0.2  # error of such a share from which it says little
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 
 
@@ -136,6 +140,56 @@ def _nothing_else_shared(fit: Fit, data: Data) -> Lack | None:
     return Lack(said, "more latents, or pairs between which style changes more", rows=rows)
 
 
+def _blocks_kept(fit: Fit, data: Data) -> Lack | None:
+    """Whether blocks are the same in both rows of the pairs that are said to keep them, of pairs that were not trained
+    on: what a block has of others, or a latent too many, differs, and so does what was named wrongly."""
+    found = fit.chains.chain(fit.reference).kept()
+    told = found.told
+    gap, error, most, trained, trained_most = (
+        v.double().cpu().numpy() for v in (told.gap, told.error, told.most, told.trained, told.trained_most)
+    )
+    mean = gap + 2 * error
+    bad = found.keeps.cpu().numpy() & ((mean > CHANGES) | (most > CHANGES_MOST))
+    if not bad.any():
+        return None
+    k, b = np.unravel_index(int(np.argmax(np.where(bad, gap, -1.0))), gap.shape)
+    said = f"{gap[k, b]:.1%} of the variance of {found.names[b]!r} differs in pairs said to share {data.env_names[k]!r}"
+    said += f", {most[k, b]:.0%} in one direction" if most[k, b] > CHANGES_MOST else ""
+    said += f", and {int(bad.sum()) - 1} more such" if bad.sum() > 1 else ""
+    rows = 0.0
+    heart = ((trained <= CHANGES) & (trained_most <= CHANGES_MOST)) | (gap > BY_HEART * trained)  # trained on
+    near = (mean <= NEARLY * CHANGES) & (most <= NEARLY * CHANGES_MOST)
+    if (heart | near)[bad].all():
+        rows = data.rows * max(float((mean[bad] / CHANGES).max()), float((most[bad] / CHANGES_MOST).max())) ** 2
+    which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
+    remedy = f"fewer latents in {found.names[b]!r}, more steps, or pairs that share what they are said to"
+    return Lack(said, remedy, rows=rows, which=which)
+
+
+def _nothing_else_kept(fit: Fit, data: Data) -> Lack | None:
+    """Whether anything of x beside what they are said to share is the same in both rows of the pairs of any kind: a
+    block of more latents, or one that hardly changes, such as one that another block is as well."""
+    found = fit.chains.chain(fit.reference).kept()
+    told = found.told
+    least = np.where(found.keeps.cpu().numpy(), 1.0, told.least.double().cpu().numpy())
+    if least.min() <= CHANGES:
+        kind, b = np.unravel_index(int(least.argmin()), least.shape)
+        said = (
+            f"{found.names[b]!r} hardly differs ({least.min():.1%} of its variance in one direction) in pairs said to "
+        )
+        which = tuple(fit.names["latent"][j] for j in np.flatnonzero(found.block.cpu().numpy() == b))
+        return Lack(f"{said}share {data.env_names[kind]!r} alone", "pairs between which it changes", which=which)
+    left, error = (v.double().cpu().numpy() for v in (told.left, told.left_error))
+    if (left + 2 * error <= BESIDE_BLOCKS).all():
+        return None
+    k = int(np.argmax(left + 2 * error))
+    said = f"pairs said to share {data.env_names[k]!r} share {left[k]:.0%} (± {error[k]:.0%}) of something else"
+    rows = 0.0
+    if not ((left - error >= BESIDE_BLOCKS) & (error <= VAGUE)).any():
+        rows = data.rows * float((2 * error / np.maximum(BESIDE_BLOCKS - left, error / 2)).max()) ** 2
+    return Lack(said, "more latents, or pairs of each kind between which all else changes more", rows=rows)
+
+
 CHECKS: dict[str, FitCheck] = {
     "changed_in_pairs": _changed_in_pairs,
     "views_tied": _views_tied,
@@ -144,4 +198,6 @@ CHECKS: dict[str, FitCheck] = {
     "dynamics_apart": _dynamics_apart,
     "content_shared": _content_shared,
     "nothing_else_shared": _nothing_else_shared,
+    "blocks_kept": _blocks_kept,
+    "nothing_else_kept": _nothing_else_kept,
 }

@@ -56,6 +56,7 @@ def cases() -> list[Case]:
         curves.curve_cases,
         concepts.concept_cases,
         content.content_cases,
+        content.style_cases,
         supports.support_cases,
         surfaces.surface_cases,
         mechanisms.mechanism_sparsity_cases,

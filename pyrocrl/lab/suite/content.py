@@ -1,4 +1,4 @@
-"""Pairs of rows that share content and differ in style."""
+"""Pairs of rows that share content and differ in style, or share content and one of several styles."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from pyrocrl import simulate
 from pyrocrl.data import Data
 from pyrocrl.lab.suite.case import Case
+from pyrocrl.simulate.ahuja import well_conditioned
 
 TOLD = {"width": 32, "steps": 200}
 WORLD = {"pairs": 1500, "content": 2, "style": 2, "layers": 1, "draws": 100}
@@ -64,6 +65,103 @@ def content_cases() -> list[Case]:
             "features with much noise",
             "misspecified",
             "x is an invertible function of content and style, with little noise",
+            noise=0.4,
+        ),
+    ]
+
+
+BLOCKS = {"pairs": 3000, "content": 2, "styles": 2, "layers": 1, "draws": 100}
+
+
+def style_blocks(seed: int, how: str = "", **options: Any) -> Data:
+    """`eastwood2023`. how: "mislabelled", a fifth of the pairs say of others what they share; "unnamed", no pair keeps
+    the second style; "one", both transforms change the first style, and there is no other; "names", pairs that keep it
+    have two names, and there is no other; "never", the second style is the same in all pairs; "fixed", and it is told
+    as content; "leaks", transform 0 changes content as well; "even", x is the same for a content and its negative."""
+    world = BLOCKS | options
+    data = simulate.draw("eastwood2023", seed, **world)
+    rng = np.random.default_rng([37, seed])
+    x, z, kind, pair = data.x, data.truth["z"].copy(), data.env_labels().astype(object), data.pair_labels()
+    first = world["content"] + np.arange(world.get("size", 2))
+    second, other = first + len(first), data.partner
+    if how == "mislabelled":
+        wrong = rng.random(len(kind) // 2) < 0.2
+        kind = np.where(np.repeat(wrong, 2), np.repeat(rng.permutation(kind[::2]), 2), kind)
+    elif how in ("one", "names", "never", "fixed", "leaks", "even"):
+        after = np.flatnonzero(data.after)
+        if how in ("never", "fixed"):
+            z[np.ix_(after, second)] = z[np.ix_(other[after], second)]
+        if how == "leaks":
+            moved = after[kind[after] != "content+style_0"]
+            z[moved, 0] += 0.7 * rng.standard_normal(len(moved))
+        if how == "one":
+            z[np.ix_(after, first)] = rng.standard_normal((len(after), len(first)))
+            z = np.delete(z, second, 1)
+        if how == "names":
+            named = after[kind[after] == "content+style_1"]
+            z[np.ix_(named, first)] = z[np.ix_(other[named], first)]
+            z = np.delete(z, second, 1)
+        inner = np.hstack([np.abs(z[:, : first[0]]), z[:, first[0] :]]) if how == "even" else z
+        x = inner @ well_conditioned(rng, inner.shape[1], x.shape[1], 100)
+        x = x if how == "even" else np.where(x > 0, x, 0.2 * x)
+        if how == "fixed":
+            kind, z = (
+                np.where(kind == "content+style_1", "content", kind),
+                np.delete(np.hstack([z[:, second], z]), 2 + second, 1),
+            )
+    keep = np.ones(len(kind), dtype=bool)
+    if how == "unnamed":
+        keep = kind != "content+style_1"
+        z = np.delete(z, second, 1)
+    return Data(
+        x[keep],
+        env=kind[keep].astype(str),
+        pair=pair[keep],
+        step=data.after[keep].astype(int),
+        truth={"z": z[keep]},
+        name="style_blocks",
+    )
+
+
+def style_cases() -> list[Case]:
+    model = "multi_augmentation"
+    changes, known = (
+        "no direction stays as it is in all pairs of a kind that does not keep it: what never changes counts as kept",
+        "x is an invertible, smooth function of the blocks and of what no pair keeps",
+    )
+
+    def case(
+        name: str, kind: str, breaks: str = "", how: str = "", told: Mapping[str, Any] | None = None, **world: Any
+    ) -> Case:
+        def draw(seed: int) -> Data:
+            return style_blocks(seed, how, **world)
+
+        options = TOLD | {"latents": 6, "style": 2} | dict(told or {})
+        return Case(f"{model}: {name}", model, kind, draw, options, {"least_steps": 50}, names=breaks, breaks=breaks)
+
+    one = {"style_0": 1, "style_1": 2}
+    return [
+        case("content and two styles", "identified"),
+        case("pairs of two things, styles depend on content", "identified", across=True, depends=True),
+        case("linear mixing, three styles", "identified", told={"latents": 8}, layers=0, styles=3),
+        case("one latent a style", "identified", told={"latents": 4, "style": 1}, size=1),
+        case("transforms change a part of styles", "identified", change=0.9),
+        case("styles turn with content", "identified", turns=2.0),
+        case("a style that no pair keeps", "identified", "", "unnamed", told={"latents": 4}),
+        case("300 pairs", "small", pairs=300),
+        case("a fifth of the pairs named wrongly", "open", "blocks_kept", "mislabelled"),
+        case("two transforms of one style", "open", "blocks_kept", "one"),
+        case("a transform changes content", "open", "blocks_kept", "leaks"),
+        case("content too large, styles too small", "open", "blocks_kept", told={"style": 1}),
+        case("a style latent too few", "open", "nothing_else_kept", told={"latents": 5, "style": one}),
+        case("one style by two names", "open", "nothing_else_kept", "names"),
+        case("a transform that changes nothing", "open", "nothing_else_kept", "never"),
+        case("a style that never changes, told as content", "word", changes, "fixed"),
+        case("x is even in content", "word", known, "even"),
+        case(
+            "features with much noise",
+            "misspecified",
+            "x is an invertible function of the blocks, with little noise",
             noise=0.4,
         ),
     ]
