@@ -15,7 +15,7 @@ from pyrocrl.claims.nested import Kept
 from pyrocrl.constructions import kept_blocks
 from pyrocrl.constructions.kept_blocks import Blocks
 from pyrocrl.judge import metrics
-from pyrocrl.lab import content
+from pyrocrl.lab.studies import content
 from pyrocrl.lab.studies.content import StyleBlocks
 from pyrocrl.lab.suite.content import style_blocks
 from pyrocrl.models.multi_augmentation import block_sizes, named_blocks
