@@ -215,11 +215,11 @@ class Citris(Unmixed, Program):
         evidence, found = self._evidence(batch)
         return construction.turning(evidence, found)
 
-    def _evidence(self, batch: Batch) -> tuple[construction.Evidence, construction.Found]:
+    def _evidence(self, batch: Batch) -> tuple[construction.StepsEvidence, construction.StepsFound]:
         """Of these rows, and where the chain is."""
         width, spread = self.scale[1].double().log(), self.spread.loc.detach().double()
-        evidence = construction.Evidence.of(self._steps(batch), self._basis())
-        return evidence, construction.Found(self.unmixing.double(), width, spread, width.sum())
+        evidence = construction.StepsEvidence.of(self._steps(batch), self._basis())
+        return evidence, construction.StepsFound(self.unmixing.double(), width, spread, width.sum())
 
     def _steps(self, batch: Batch) -> construction.Steps:
         order, since = batch.in_time()

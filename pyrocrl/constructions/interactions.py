@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl.constructions.interaction_starts import Acted, starts, two_kinds
-from pyrocrl.constructions.target_steps import SPREAD, WIDTH, Evidence, Found
+from pyrocrl.constructions.target_steps import SPREAD, WIDTH, StepsEvidence, StepsFound
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.basis_regression import SINGLE
 from pyrocrl.exact.interactions import log_counts, rates
@@ -52,12 +52,14 @@ class Rows:
             parts.append((weighted.mT @ phi, weighted.mT @ y, (y * one[at, None]).mT @ y, one.sum()))
         return Moments(*(torch.stack(part) for part in zip(*parts, strict=True)))
 
-    def given(self, share: Tensor) -> Evidence:
+    def given(self, share: Tensor) -> StepsEvidence:
         """The log-posterior given probabilities (rows, latent) that latents are acted on."""
         targeted = self._moments(share)
         natural = Moments(*(a - b for a, b in zip(self.all, targeted, strict=True)))
         both = natural, targeted
-        return Evidence(both, self.first, len(self.acted.y), self.basis, soft=self.acted.soft, edge=self.acted.edge)
+        return StepsEvidence(
+            both, self.first, len(self.acted.y), self.basis, soft=self.acted.soft, edge=self.acted.edge
+        )
 
     def by_region(self, values: Tensor) -> Tensor:
         """(region, ...) sums of values of rows (rows, ...)."""
@@ -74,7 +76,7 @@ class Rows:
         rate = most_probable_rates(yes, no)
         return torch.digamma(yes + rate) - torch.digamma(no + 1 - rate)
 
-    def densities(self, evidence: Evidence, found: Found) -> Tensor:
+    def densities(self, evidence: StepsEvidence, found: StepsFound) -> Tensor:
         """(rows, latent, mechanism) expected log-densities over weights, of the likeliest parents and slabs."""
         z = self.y @ found.unmixing.mT
         choice = evidence.choices(found.unmixing, found.log_width).argmax(-1)
@@ -102,7 +104,7 @@ def most_probable_rates(yes: Tensor, no: Tensor) -> Tensor:
     return grid[log.argmax(0)]
 
 
-def deviations(evidence: Evidence, choice: int, mechanism: int) -> Tensor:
+def deviations(evidence: StepsEvidence, choice: int, mechanism: int) -> Tensor:
     """(basis,) of weights, by the number of a set of parents and a slab."""
     parents = target_steps.members(evidence.latents)[choice // len(SLABS)]
     slab = torch.tensor(SLABS[choice % len(SLABS)], dtype=torch.double)
@@ -122,9 +124,9 @@ def best(acted: Acted, generator: torch.Generator) -> Fitted:
 class Fitted(NamedTuple):
     """share (rows that follow, latent): probabilities that latents are acted on; bound (): of the log evidence."""
 
-    found: Found
+    found: StepsFound
     rows: Rows
-    evidence: Evidence
+    evidence: StepsEvidence
     share: Tensor
     bound: Tensor
 
@@ -133,7 +135,7 @@ def climbed(acted: Acted, start: Tensor, turns: int, share: Tensor | None = None
     """From an unmixing (latent, y), its rows in units of innovations, and from probabilities of rows that follow
     (rows, latent), where there are some."""
     zero = start.new_zeros(len(start))
-    found = Found(start, zero, zero + SPREAD[0], zero.sum())
+    found = StepsFound(start, zero, zero + SPREAD[0], zero.sum())
     rows = Rows(acted, Basis.of(start, acted.y))
     coarse = COARSE if share is None else 0
     share = begun(rows, start) if share is None else share
@@ -163,10 +165,12 @@ def _named(fit: Fitted) -> Fitted:
     width = torch.where(swap, -found.log_width, found.log_width)
     unmixing = found.unmixing * (-unit).exp()[:, None]
     share, rows = torch.where(swap, 1 - fit.share, fit.share), Rows(acted, Basis.of(unmixing, acted.y))
-    return Fitted(Found(unmixing, width, found.log_spread - unit, found.log), rows, rows.given(share), share, fit.bound)
+    return Fitted(
+        StepsFound(unmixing, width, found.log_spread - unit, found.log), rows, rows.given(share), share, fit.bound
+    )
 
 
-def improved(evidence: Evidence, found: Found) -> Found:
+def improved(evidence: StepsEvidence, found: StepsFound) -> StepsFound:
     """A more probable unmixing, widths and spreads: given probabilities of parents and slabs each row of the unmixing
     in closed form, the others as they are (iterative projection: Ono 2011)."""
     unmixing, log_width, log_spread = (part.clone() for part in found[:3])
@@ -184,7 +188,7 @@ def improved(evidence: Evidence, found: Found) -> Found:
         for k in range(len(unmixing)):
             row = torch.linalg.solve(unmixing @ square[k], eye[k])
             unmixing[k] = row * (rows / (row @ square[k] @ row)).sqrt()
-    return Found(unmixing, log_width, log_spread, evidence(unmixing, log_width, log_spread))
+    return StepsFound(unmixing, log_width, log_spread, evidence(unmixing, log_width, log_spread))
 
 
 def log_scales(square: Tensor, count: Tensor, prior: tuple[float, float], start: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Steps:
     edge: float
 
 
-class Found(NamedTuple):
+class StepsFound(NamedTuple):
     """unmixing (latent, y), in units of innovations; log_width, log_spread (latent,); log (), the log-posterior."""
 
     unmixing: Tensor
@@ -61,7 +61,7 @@ class Found(NamedTuple):
     log: Tensor
 
 
-class Evidence:
+class StepsEvidence:
     """The log-posterior of unmixing, widths and spreads, given functions of latents before."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Evidence:
         self.first, self.begins = first.mT @ first, len(first)
 
     @classmethod
-    def of(cls, steps: Steps, basis: Basis) -> Evidence:
+    def of(cls, steps: Steps, basis: Basis) -> StepsEvidence:
         follow = (steps.since > 0).nonzero()[:, 0]
         phi, env, hit = basis(steps.y[follow - 1]), steps.env[follow], steps.hit.to(steps.y)
         each = target_steps.moments(phi, steps.y[follow], env, len(hit))
@@ -104,15 +104,15 @@ class Evidence:
         volume = self.rows * torch.linalg.slogdet(unmixing).logabsdet
         return self.each(unmixing, log_width, log_spread).sum() + volume
 
-    def moved(self, found: Found, theta: Tensor) -> Found:
+    def moved(self, found: StepsFound, theta: Tensor) -> StepsFound:
         """From `found` by theta (latent * (latent + 2),): (1 + E) V, and additions to logarithms; its log is that of
         before."""
         d = self.latents
         turn, width, spread = theta.split([d * d, d, d])
         out = found.unmixing + turn.reshape(d, d) @ found.unmixing
-        return Found(out, found.log_width + width, found.log_spread + spread, found.log)
+        return StepsFound(out, found.log_width + width, found.log_spread + spread, found.log)
 
-    def _at(self, found: Found) -> tuple[Tensor, Tensor]:
+    def _at(self, found: StepsFound) -> tuple[Tensor, Tensor]:
         """Gradient and minus the Hessian, in theta."""
 
         def log(theta: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Evidence:
         slope = torch.func.grad(log)(zero)
         return slope, -torch.func.jacrev(torch.func.grad(log))(zero)
 
-    def climb(self, found: Found) -> Found:
+    def climb(self, found: StepsFound) -> StepsFound:
         """The maximum near `found`: Newton's steps, along the curve's absolute value, halved until they gain."""
         now = self(*found[:3])
         for _ in range(PASSES):
@@ -143,7 +143,7 @@ class Evidence:
                 break
         return found._replace(log=now)
 
-    def curvature(self, found: Found) -> Tensor:
+    def curvature(self, found: StepsFound) -> Tensor:
         """Minus the Hessian in theta (see `moved`)."""
         return self._at(found)[1]
 
@@ -168,18 +168,18 @@ def by_targets(steps: Steps) -> tuple[Tensor, Tensor]:
     return found / (left @ found.mT).std(0)[:, None], white
 
 
-def best(steps: Steps, generator: torch.Generator) -> tuple[Found, Evidence]:
+def best(steps: Steps, generator: torch.Generator) -> tuple[StepsFound, StepsEvidence]:
     """Most probable unmixing, widths and spreads, and the evidence with functions of its latents before."""
     told, white = by_targets(steps)
     closed = [told] if torch.isfinite(told).all() else []
     turns = [torch.randn(len(white), len(white), generator=generator, dtype=white.dtype) for _ in range(STARTS)]
     starts = [*closed, *(torch.linalg.qr(turn)[0] @ white for turn in turns)][:STARTS]
-    evidence = Evidence.of(steps, Basis.of(white, steps.y))
+    evidence = StepsEvidence.of(steps, Basis.of(white, steps.y))
     zero = white.new_zeros(len(white))
-    climbed = [evidence.climb(Found(start, zero, zero + SPREAD[0], zero.sum())) for start in starts]
+    climbed = [evidence.climb(StepsFound(start, zero, zero + SPREAD[0], zero.sum())) for start in starts]
     found = max(climbed, key=lambda one: float(one.log))
     for _ in range(ROUNDS):
-        evidence = Evidence.of(steps, Basis.of(found.unmixing, steps.y))
+        evidence = StepsEvidence.of(steps, Basis.of(found.unmixing, steps.y))
         found = evidence.climb(found)
     return found, evidence
 
@@ -196,7 +196,7 @@ class Draws(NamedTuple):
     weight: Tensor
 
 
-def draws(found: Found, evidence: Evidence, count: int, generator: torch.Generator) -> Draws:
+def draws(found: StepsFound, evidence: StepsEvidence, count: int, generator: torch.Generator) -> Draws:
     """From a normal approximation about the maximum, and all else exactly given these."""
     value, axes = torch.linalg.eigh(evidence.curvature(found))
     noise = torch.randn(count, len(value), generator=generator, dtype=value.dtype)
@@ -228,7 +228,7 @@ def draws(found: Found, evidence: Evidence, count: int, generator: torch.Generat
     return Draws(unmixing, width, log_spread.exp(), graph, slab, weight)
 
 
-def acting(evidence: Evidence, found: Found) -> Tensor:
+def acting(evidence: StepsEvidence, found: StepsFound) -> Tensor:
     """(latent,) log evidence of latents whose law is another where they are targets, less that of one law throughout,
     of a scale of its own."""
     natural, targeted = evidence.own
@@ -243,7 +243,7 @@ def acting(evidence: Evidence, found: Found) -> Tensor:
     return evidence.choices(found.unmixing, found.log_width).logsumexp(-1) - targeted.count * found.log_width - one
 
 
-def turning(evidence: Evidence, found: Found) -> Tensor:
+def turning(evidence: StepsEvidence, found: StepsFound) -> Tensor:
     """(latent, latent) by how many nats turned latents are less probable at least: each two of them by ANGLES, and all
     along the directions that the curve at the maximum leaves widest."""
     d, best_ = evidence.latents, evidence(*found[:3])
