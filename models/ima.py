@@ -27,7 +27,7 @@ proved for conformal maps and, of others, for all that are near (Buchholz et al.
 Gresele, von Kuegelgen, Stimper, Schoelkopf & Besserve (2021), Independent mechanism analysis, a new concept?; Ghosh,
 Gresele, von Kuegelgen, Besserve & Schoelkopf (2023), Independent mechanism analysis and the manifold hypothesis.
 
-*Differs from the papers in* features' units, which are learned, since columns that are orthogonal in one are not in
+*Differs from the paper in* features' units, which are learned, since columns that are orthogonal in one are not in
 another; in polynomials behind conformal maps in place of a residual flow, and a posterior of them; in as many features
 as latents alone.
 
@@ -125,7 +125,7 @@ class IMA(Program):
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "units": Site(("feature",), unit=1),
-        "contrast": Site(("data",)),
+        "orthogonality": Site(("data",)),
     }
 
     def __init__(
@@ -134,9 +134,10 @@ class IMA(Program):
         latents: Annotated[Latents, Bounds(2, 6)],
         degree: Annotated[int, Bounds(1, 5)] = 3,
         strength: Annotated[float, Bounds(0, 100, "[]")] = 1.0,
+        starts: Annotated[int, Bounds(1, 100)] = 12,
     ) -> None:
         """latents: as many as features. degree: of the polynomials. strength: by how much of its contrast each row's
-        log density is lowered; 0 leaves columns as they come.
+        log density is lowered; 0 leaves columns as they come. starts: special conformal maps that a chain tries.
 
         Raises InputError unless there are as many features as latents, 2 to 6.
         """
@@ -184,7 +185,7 @@ class IMA(Program):
             z = pyro.sample("z", maps.marginals(heights).to_event(1), obs=told)  # (rows, latent)
             eye = torch.eye(latents, dtype=batch.dtype, device=batch.device)
             x = pyro.sample("x", InvertibleMixing(z, eye, fold, lambda x: unfold(x)[:2]), obs=batch.x)
-            contrast = pyro.deterministic("contrast", maps.contrast(unfold(x).columns))
+            contrast = maps.contrast(unfold(x).columns)
             pyro.factor("orthogonality", -self.config["strength"] * contrast)
 
     def guide(self, batch: Batch) -> None:
@@ -223,7 +224,7 @@ class IMA(Program):
         x = data.tensors("cpu", torch.float64).x
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         x = x[torch.as_tensor(rng.permutation(len(x))[:MOST_ROWS])]
-        found = orthogonal.search(x, self.config["degree"], self.config["strength"], DRAWS, rng)
+        found = orthogonal.search(x, self.config["degree"], self.config["strength"], self.config["starts"], DRAWS, rng)
         for name in ("units", "pole", "coefficients"):
             getattr(self.drawn, name).copy_(getattr(found, name)[1:])
         self.drawn.heights.copy_(found.heights)
@@ -239,8 +240,8 @@ class IMA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("gresele2021", seed=seed, rows=500)
-        return cls(features=2, latents=2), data
+        data = draw("gresele2021", seed=seed, rows=400)
+        return cls(features=2, latents=2, degree=2, starts=4), data
 
     studies = tuple(Mechanisms("gresele2021", {"latents": latents}) for latents in (2, 3, 5)) + (
         Mechanisms("gresele2021", {"latents": 2, "mixing": "polar"}),

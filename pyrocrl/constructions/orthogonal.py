@@ -21,9 +21,10 @@ from torch import Tensor
 from pyrocrl.exact import orthogonal_maps as maps
 from pyrocrl.exact.monomials import slots as slots_of
 
-STARTS, GO_ON = 8, 3  # special conformal maps, and those that are climbed from
+GO_ON, BEND = 5, 3  # special conformal maps that are climbed from, and those with polynomials then
+SAME = 0.005  # nats a row, by which others have to be less likely than a better one
 FIRST, LONGER, CLIMB = 25, 100, 80  # most steps of a start, of those that go on, and of a climb with polynomials
-ROUNDS = 3  # of climbs
+ROUNDS = 2  # of climbs, after the first
 FEW, SOME = 1_000, 500  # rows that starts are climbed with, and that go through a gradient at once
 POLE = 0.5  # deviation of a start's pole
 ROUGH, LEAST = 0.03, 1e-3  # roughness a priori, its median, and at least
@@ -123,7 +124,7 @@ class Climb:
         for part in self.x.split(SOME):
             rows = slopes(at, part).flatten(0, 1)
             total += rows.mT @ rows
-        return total - torch.func.hessian(self.log_prior)(at)
+        return total - torch.func.jacrev(torch.func.grad(self.log_prior))(at)
 
 
 def independent(u: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -146,35 +147,42 @@ def independent(u: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return matrix, -matrix @ centre
 
 
-def conformal(x: Tensor, weight: float, rng: np.random.Generator) -> Tensor:
-    """Parameters (`Climb` of degree 1) of the conformal map that makes rows x most likely independent."""
+def conformal(x: Tensor, weight: float, count: int, rng: np.random.Generator) -> list[Tensor]:
+    """Parameters (`Climb` of degree 1) of conformal maps that make rows x most likely independent, the best first;
+    count: of random ones to start from."""
     d = x.shape[1]
     climb = Climb(x[torch.as_tensor(rng.permutation(len(x))[:FEW])], 1, weight)
     starts = []
-    for start in range(STARTS):
+    for start in range(count):
         pole = torch.as_tensor(POLE * min(start, 1) * rng.standard_normal(d) / math.sqrt(d))
         matrix, offset = independent(maps.inverted(climb.x, pole)[0], rng)
         level = maps.prior_heights(x).level.repeat(d)
         at = torch.cat([torch.zeros(d).to(x), pole, torch.cat([offset[:, None], matrix], 1).flatten(), level])
         starts.append(climb.climbed(at, FIRST))
-    starts.sort(key=lambda one: -one[1])
-    return max((climb.climbed(at, LONGER) for at, _ in starts[:GO_ON]), key=lambda one: one[1])[0]
+    starts = [climb.climbed(at, LONGER) for at, _ in sorted(starts, key=lambda one: -one[1])[:GO_ON]]
+    kept: list[tuple[Tensor, float]] = []
+    for at, log in sorted(starts, key=lambda one: -one[1]):
+        if all(other - log > SAME * len(climb.x) for _, other in kept) and len(kept) < BEND:
+            kept.append((at, log))
+    return [at for at, _ in kept]
 
 
-def bent(at: Tensor, x: Tensor, degree: int, weight: float) -> tuple[Climb, Tensor, float]:
-    """(climb, parameters, log posterior) with polynomials from a conformal map's parameters."""
+def bent(starts: list[Tensor], x: Tensor, degree: int, weight: float) -> tuple[Climb, Tensor]:
+    """(climb, parameters) of most likelihood with polynomials, from conformal maps' parameters."""
     d = x.shape[1]
-    climb = Climb(x, degree, weight)
-    first, lines = Climb(x, 1, weight), torch.zeros(d, len(climb.slots)).to(x)
-    units, pole, coefficients, heights = at.split(first.sizes)
-    lines[:, (climb.slots > 0).sum(1) < 2] = coefficients.reshape(d, -1)
-    at = torch.cat([units, pole, lines.flatten(), heights])
-    log = -math.inf
+    climb, first = Climb(x, degree, weight), Climb(x, 1, weight)
+    found = []
+    for start in starts:
+        units, pole, coefficients, heights = start.split(first.sizes)
+        lines = torch.zeros(d, len(climb.slots)).to(x)
+        lines[:, (climb.slots > 0).sum(1) < 2] = coefficients.reshape(d, -1)
+        at = torch.cat([units, pole, lines.flatten(), heights])
+        found.append(climb.climbed(at, CLIMB, _root(climb.precision(at))))
+    at = max(found, key=lambda one: one[1])[0]
     for _ in range(ROUNDS):
-        root = _root(climb.precision(at))
-        at, log = climb.climbed(at, CLIMB, root)
         climb.roughness = _roughness(climb, at)
-    return climb, at, log
+        at, _ = climb.climbed(at, CLIMB, _root(climb.precision(at)))
+    return climb, at
 
 
 def _root(precision: Tensor) -> Tensor:
@@ -196,9 +204,9 @@ def _roughness(climb: Climb, at: Tensor) -> float:
     return max(LEAST, float((squares[:, bends] / share.square()).mean().sqrt()))
 
 
-def search(x: Tensor, degree: int, weight: float, draws: int, rng: np.random.Generator) -> Found:
+def search(x: Tensor, degree: int, weight: float, starts: int, draws: int, rng: np.random.Generator) -> Found:
     """The map of rows x (rows, feature), standardised, and draws of it."""
-    climb, at, _ = bent(conformal(x, weight, rng), x, degree, weight)
+    climb, at = bent(conformal(x, weight, starts, rng), x, degree, weight)
     size = climb.map_size
     root = _root(climb.precision(at)[:size, :size])
     each = [at]

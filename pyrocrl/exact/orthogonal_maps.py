@@ -177,8 +177,8 @@ def _left(u: Tensor, z: Tensor, coefficients: Tensor, slots: Tensor) -> tuple[Te
 def spread(slots: Tensor, roughness: Tensor) -> Tensor:
     """(monomial,) deviation a priori of coefficients: 1 of lines, `roughness` of squares, half of it for each degree
     more."""
-    order = (slots > 0).sum(1)
-    return torch.where(order < 2, 1.0, roughness * 0.5 ** (order - 2).clamp_min(0))
+    order = (slots > 0).sum(1).to(roughness)
+    return torch.where(order < 2, 1.0, roughness * 0.5 ** (order - 2).clamp_min(0.0))
 
 
 def marginals(heights: Tensor) -> dist.MixtureSameFamily:

@@ -16,7 +16,7 @@ from pyrocrl.options import Bounds, Deviation, Positive, Seed
 
 Mixing = Literal["moebius", "polar", "linear", "oblique", "sheared", "network"]
 FAR = 3.0  # deviations of normal latents from their mean to the surface from which the pole is `near` away
-RADIUS, ANGLE = 0.6, 1.2  # of polar coordinates: log radius and angle of a latent of size 1
+RADIUS, ANGLE = 0.5, 0.9  # of polar coordinates: log radius and angle of a latent of size 1
 SHEAR = 0.5  # of the square of the first feature, in deviations, that is added to the others
 LEAK, STEEP = 0.3, 3.0  # of a network's units
 
@@ -37,8 +37,8 @@ def gresele2021(
         x = A (z - a) / |z - a|^2,  A orthogonal                                             (data, feature)
 
     There are as many features as latents. The pole a is in a random direction, `near` beyond the box of the latents
-    (normal ones: beyond a sphere of 3). mixing: "polar": the log of the radius and the angle of two features are .6 and
-    1.2 times latents, others latents, all turned by A; "linear": of orthogonal columns, .5 to 2 long. Columns are not
+    (normal ones: beyond a sphere of 3). mixing: "polar": the log of the radius and the angle of two features are .5 and
+    .9 times latents, others latents, all turned by A; "linear": of orthogonal columns, .5 to 2 long. Columns are not
     orthogonal for "oblique": linear by a matrix of normal entries; "sheared": the Moebius map, then to all other
     features half of the square of the first is added, in deviations; "network": two layers of smooth leaky units.
     correlation: of latents, by a normal copula; noise: of features, in their deviations. Truth: z, and contrast

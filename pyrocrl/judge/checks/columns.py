@@ -12,8 +12,8 @@ from pyrocrl.judge.checks.shared import FitCheck
 from pyrocrl.readouts import Columns
 
 ROWS = 1_000  # that are looked at
-OBLIQUE = 0.01  # mean contrast up to which columns are orthogonal, beside `BY_CHANCE` of what errors of a map come to
-BY_CHANCE = 0.5
+OBLIQUE = 0.003  # mean contrast up to which columns are orthogonal, beside `BY_CHANCE` of what errors of a map come to
+BY_CHANCE = 0.2
 RISES = 0.015  # of the mean contrast, that a turn has to come to
 SURELY, MAYBE = 3.0, 2.0  # times what errors of a map come to, from which the turn is told, and may be with more rows
 
