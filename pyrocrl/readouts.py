@@ -81,9 +81,9 @@ class Ties:
 
 @dataclass(frozen=True)
 class Columns:
-    """Of the slopes of features by latents: contrast (rows,), 0 where their columns are orthogonal; rise (), of its mean
-    where latents' normal scores are turned by the turn that raises it least, axes (latent, latent) that turn; chance (),
-    what either would be in the mean for errors of the map alone."""
+    """Of the slopes of features by latents: contrast (rows,), 0 where their columns are orthogonal; rise (), of its
+    mean where latents' normal scores are turned by the turn that raises it least, axes (latent, latent) that turn;
+    chance (), what either would be in the mean for errors of the map alone."""
 
     contrast: Tensor
     rise: Tensor

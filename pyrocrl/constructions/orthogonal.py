@@ -21,9 +21,9 @@ from torch import Tensor
 from pyrocrl.exact import orthogonal_maps as maps
 from pyrocrl.exact.monomials import slots as slots_of
 
-GO_ON, BEND = 5, 3  # special conformal maps that are climbed from, and those with polynomials then
+GO_ON, BEND = 5, 3  # special conformal maps that go on, and those that polynomials bend then
 SAME = 0.005  # nats a row, by which others have to be less likely than a better one
-FIRST, LONGER, CLIMB = 25, 100, 80  # most steps of a start, of those that go on, and of a climb with polynomials
+FIRST = 0.3  # of the steps, that a start has before it is decided whether it goes on
 ROUNDS = 2  # of climbs, after the first
 FEW, SOME = 1_000, 500  # rows that starts are climbed with, and that go through a gradient at once
 POLE = 0.5  # deviation of a start's pole
@@ -34,8 +34,8 @@ PASSES = 200  # of FastICA
 
 
 class Found(NamedTuple):
-    """The mode and then draws: units, pole (draw, feature), coefficients (draw, latent, monomial); heights (latent, bump),
-    and roughness with the error of its logarithm."""
+    """The mode and then draws: units, pole (draw, feature), coefficients (draw, latent, monomial); heights (latent,
+    bump), and roughness with the error of its logarithm."""
 
     units: Tensor
     pole: Tensor
@@ -147,27 +147,38 @@ def independent(u: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return matrix, -matrix @ centre
 
 
-def conformal(x: Tensor, weight: float, count: int, rng: np.random.Generator) -> list[Tensor]:
-    """Parameters (`Climb` of degree 1) of conformal maps that make rows x most likely independent, the best first;
-    count: of random ones to start from."""
+class Effort(NamedTuple):
+    """starts: special conformal maps to start from; steps: of a climb, at most."""
+
+    starts: int
+    steps: int
+
+
+def conformal(x: Tensor, weight: float, effort: Effort, rng: np.random.Generator) -> list[Tensor]:
+    """Parameters (`Climb` of degree 1) of conformal maps that make rows x most likely independent, the best first."""
     d = x.shape[1]
     climb = Climb(x[torch.as_tensor(rng.permutation(len(x))[:FEW])], 1, weight)
     starts = []
-    for start in range(count):
+    for start in range(effort.starts):
         pole = torch.as_tensor(POLE * min(start, 1) * rng.standard_normal(d) / math.sqrt(d))
         matrix, offset = independent(maps.inverted(climb.x, pole)[0], rng)
         level = maps.prior_heights(x).level.repeat(d)
         at = torch.cat([torch.zeros(d).to(x), pole, torch.cat([offset[:, None], matrix], 1).flatten(), level])
-        starts.append(climb.climbed(at, FIRST))
-    starts = [climb.climbed(at, LONGER) for at, _ in sorted(starts, key=lambda one: -one[1])[:GO_ON]]
+        starts.append(climb.climbed(at, math.ceil(FIRST * effort.steps)))
+    starts.sort(key=lambda one: -one[1])
+    found: list[tuple[Tensor, float]] = []
+    for at, _ in starts[:GO_ON]:
+        found = sorted([*found, climb.climbed(at, effort.steps)], key=lambda one: -one[1])
+        if len(found) > 1 and found[0][1] - found[1][1] < SAME * len(climb.x):  # the best was found twice
+            break
     kept: list[tuple[Tensor, float]] = []
-    for at, log in sorted(starts, key=lambda one: -one[1]):
+    for at, log in found:
         if all(other - log > SAME * len(climb.x) for _, other in kept) and len(kept) < BEND:
             kept.append((at, log))
     return [at for at, _ in kept]
 
 
-def bent(starts: list[Tensor], x: Tensor, degree: int, weight: float) -> tuple[Climb, Tensor]:
+def bent(starts: list[Tensor], x: Tensor, degree: int, weight: float, steps: int) -> tuple[Climb, Tensor]:
     """(climb, parameters) of most likelihood with polynomials, from conformal maps' parameters."""
     d = x.shape[1]
     climb, first = Climb(x, degree, weight), Climb(x, 1, weight)
@@ -177,11 +188,11 @@ def bent(starts: list[Tensor], x: Tensor, degree: int, weight: float) -> tuple[C
         lines = torch.zeros(d, len(climb.slots)).to(x)
         lines[:, (climb.slots > 0).sum(1) < 2] = coefficients.reshape(d, -1)
         at = torch.cat([units, pole, lines.flatten(), heights])
-        found.append(climb.climbed(at, CLIMB, _root(climb.precision(at))))
+        found.append(climb.climbed(at, steps, _root(climb.precision(at))))
     at = max(found, key=lambda one: one[1])[0]
     for _ in range(ROUNDS):
         climb.roughness = _roughness(climb, at)
-        at, _ = climb.climbed(at, CLIMB, _root(climb.precision(at)))
+        at, _ = climb.climbed(at, steps, _root(climb.precision(at)))
     return climb, at
 
 
@@ -204,9 +215,9 @@ def _roughness(climb: Climb, at: Tensor) -> float:
     return max(LEAST, float((squares[:, bends] / share.square()).mean().sqrt()))
 
 
-def search(x: Tensor, degree: int, weight: float, starts: int, draws: int, rng: np.random.Generator) -> Found:
+def search(x: Tensor, degree: int, weight: float, effort: Effort, draws: int, rng: np.random.Generator) -> Found:
     """The map of rows x (rows, feature), standardised, and draws of it."""
-    climb, at = bent(conformal(x, weight, starts, rng), x, degree, weight)
+    climb, at = bent(conformal(x, weight, effort, rng), x, degree, weight, effort.steps)
     size = climb.map_size
     root = _root(climb.precision(at)[:size, :size])
     each = [at]

@@ -5,8 +5,8 @@
 
 Conformal maps turn and stretch, alike in all directions: so those of the features, in their units, keep orthogonal what
 is orthogonal, and the angles of the columns of dx/dz are those of du/dz = (dz/du)^-1. With similarities, which are
-polynomials of degree 1, they are all conformal maps there are of three features and more (Liouville). The local contrast
-of independent mechanism analysis (Gresele et al. 2021) of a row is the log of the columns' lengths less that of the
+polynomials of degree 1, they are all conformal maps there are of three features and more (Liouville). The local
+contrast of independent mechanism analysis (Gresele et al. 2021) of a row is the log of the columns' lengths less that of the
 volume, sum_k log |du/dz_k| - log |det du/dz|: no less than 0, and 0 where columns are orthogonal (Hadamard).
 
 A latent's law is a mixture of normal ones on a grid, smooth and of any form between the ends of that.
@@ -25,9 +25,13 @@ from torch import Tensor
 from pyrocrl.dists import Normal
 from pyrocrl.exact.monomials import powers
 
-BUMPS, REACH, OVERLAP = 30, 2.6, 0.8  # normal laws of a mixture, ends of their centres, deviations in distances of these
+BUMPS, REACH, OVERLAP = (
+    30,
+    2.6,
+    0.8,
+)  # normal laws of a mixture, ends of their centres, deviations in distances of these
 LEVEL, BENT = 2.0, 2**-0.5  # deviations a priori of log weights about a normal law's, and of their second differences
-TRIES, NEWTON = 4, 40  # halvings of a step, and steps towards the u of a z
+NEWTON = 20  # steps towards the u of a z
 FURTHEST = 1e-4  # share of rows beyond which scores are not told apart
 FLAT = 1e-12  # least |1 - 2 pole.x + ...|, which is 0 at the pole alone
 
@@ -79,13 +83,15 @@ def columns_of_features(u: Tensor, pole: Tensor, columns: Tensor) -> Tensor:
     size, eye = u.square().sum(-1)[:, None, None], torch.eye(u.shape[1]).to(u)
     back = inverted(u, -pole)[0]  # x/units
     below = 1 + 2 * (u * pole).sum(-1)[:, None, None] + pole.square().sum() * size
-    slope = eye + 2 * pole[:, None] * u[:, None, :] - back[:, :, None] * 2 * (pole + pole.square().sum() * u)[:, None, :]
+    slope = (
+        eye + 2 * pole[:, None] * u[:, None, :] - back[:, :, None] * 2 * (pole + pole.square().sum() * u)[:, None, :]
+    )
     return (slope / below) @ columns
 
 
 class Turn(NamedTuple):
-    """A turn of latents' normal scores, that changes nothing of their laws and independence: rise, of the mean contrast,
-    and axes (latent, latent), the matrix."""
+    """A turn of latents' normal scores, that changes nothing of their laws and independence: rise, of the mean
+    contrast, and axes (latent, latent), the matrix."""
 
     rise: float
     axes: Tensor
@@ -93,8 +99,8 @@ class Turn(NamedTuple):
 
 @torch.enable_grad()
 def least_turn(columns: Tensor, angle: float, generator: torch.Generator, steps: int = 15) -> Turn:
-    """The turn by `angle` that raises the mean contrast least, features' units being found anew for each; columns (rows,
-    feature, latent) of features in units, by normal scores of latents.
+    """The turn by `angle` that raises the mean contrast least, features' units being found anew for each; columns
+    (rows, feature, latent) of features in units, by normal scores of latents.
 
     Turns are exp(A), A antisymmetric, of the size of a turn of two latents by the angle; from each of these, of two
     latents both ways, and from random ones, steps go downhill.
@@ -154,18 +160,15 @@ def fold(z: Tensor, units: Tensor, pole: Tensor, coefficients: Tensor, slots: Te
     lines = coefficients[:, order == 1]  # (latent, feature), monomials of one variable being in its order
     u = torch.linalg.solve(lines, (z - coefficients[:, order == 0].sum(1)).mT).mT
     left, slope = _left(u, z, coefficients, slots)
+    size = torch.ones_like(left[:, :1])
     for _ in range(NEWTON):
         step = torch.linalg.solve_ex(coefficients @ slope.mT, left[..., None]).result[..., 0]
-        step = torch.where(step.isfinite(), step, 0.0)
-        size = torch.ones_like(left[:, :1])
-        for _ in range(TRIES):
-            worse = ~(_left(u - size * step, z, coefficients, slots)[0].norm(dim=-1) <= left.norm(dim=-1))
-            size = torch.where(worse[:, None], size / 4, size)
-        new = u - size * step
+        new = u - size * torch.where(step.isfinite(), step, 0.0)
         there, slopes = _left(new, z, coefficients, slots)
-        gains = there.norm(dim=-1) < left.norm(dim=-1)
-        u, left = torch.where(gains[:, None], new, u), torch.where(gains[:, None], there, left)
-        slope = torch.where(gains[:, None, None], slopes, slope)
+        gains = there.norm(dim=-1, keepdim=True) < left.norm(dim=-1, keepdim=True)
+        u, left = torch.where(gains, new, u), torch.where(gains, there, left)
+        slope = torch.where(gains[..., None], slopes, slope)
+        size = torch.where(gains, (2 * size).clamp_max(1.0), size / 4)
     return inverted(u, -pole)[0] * units
 
 

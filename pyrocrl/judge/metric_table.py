@@ -55,6 +55,7 @@ AFTER = {
     "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
     "gmm": "mixture of normals by BIC",
+    "darmois": "of the Darmois construction",
 }
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
@@ -168,6 +169,7 @@ _TABLE = (
         "block_r2", "R², content from its estimate, nonlinear", "larger", figure=True, beside=("cca",), headline=True
     ),
     Metric("style_r2", "R², style from the estimate of content, nonlinear", "smaller", figure=True, beside=("cca",)),
+    Metric("contrast", "Contrast of columns (0: orthogonal)", "smaller", figure=True, beside=("oracle", "darmois")),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),
     Metric("dci_completeness", "Completeness (DCI)", "larger"),

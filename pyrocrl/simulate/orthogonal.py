@@ -1,4 +1,4 @@
-"""Features that are smooth functions of as many independent latents, the columns of whose slopes are orthogonal, or not."""
+"""Features that are smooth functions of as many independent latents, of orthogonal columns of slopes or not."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def _columns_orthogonal(fit: Fit, data: Data) -> Lack | None:
     mean, limit = float(seen.contrast.mean()), OBLIQUE + BY_CHANCE * float(seen.chance)
     if mean <= limit:
         return None
-    said = f"no independent latents with orthogonal columns were found: a mean contrast of {mean:.3f}, above {limit:.3f}"
+    said = (
+        f"no independent latents with orthogonal columns were found: a mean contrast of {mean:.3f}, above {limit:.3f}"
+    )
     return Lack(said, "features of another kind; structural_sparsity_ica; heavy_tailed_fa, if they are linear")
 
 
