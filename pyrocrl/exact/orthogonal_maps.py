@@ -6,8 +6,8 @@
 Conformal maps turn and stretch, alike in all directions: so those of the features, in their units, keep orthogonal what
 is orthogonal, and the angles of the columns of dx/dz are those of du/dz = (dz/du)^-1. With similarities, which are
 polynomials of degree 1, they are all conformal maps there are of three features and more (Liouville). The local
-contrast of independent mechanism analysis (Gresele et al. 2021) of a row is the log of the columns' lengths less that of the
-volume, sum_k log |du/dz_k| - log |det du/dz|: no less than 0, and 0 where columns are orthogonal (Hadamard).
+contrast of independent mechanism analysis (Gresele et al. 2021) of a row is the log of the columns' lengths less that
+of the volume, sum_k log |du/dz_k| - log |det du/dz|: no less than 0, and 0 where columns are orthogonal (Hadamard).
 
 A latent's law is a mixture of normal ones on a grid, smooth and of any form between the ends of that.
 """

@@ -11,7 +11,6 @@ from scipy.stats import ortho_group
 from torch import Tensor
 
 from pyrocrl.data import Data
-from pyrocrl.exact.orthogonal_maps import contrast
 from pyrocrl.options import Bounds, Deviation, Positive, Seed
 
 Mixing = Literal["moebius", "polar", "linear", "oblique", "sheared", "network"]
@@ -42,7 +41,7 @@ def gresele2021(
     orthogonal for "oblique": linear by a matrix of normal entries; "sheared": the Moebius map, then to all other
     features half of the square of the first is added, in deviations; "network": two layers of smooth leaky units.
     correlation: of latents, by a normal copula; noise: of features, in their deviations. Truth: z, and contrast
-    (data,), the local contrast of the mixing's columns (`exact.orthogonal_maps`).
+    (data,), the local contrast of the mixing's columns, sum_k log |dx/dz_k| - log |det dx/dz|.
     """
     rng = np.random.default_rng([2106, seed])
     z = _latents(rng, rows, latents, law, correlation)
@@ -51,7 +50,7 @@ def gresele2021(
     surface = FAR if law == "normal" else 1 / np.abs(way).max()
     pole, turn = torch.as_tensor((surface + near) * way), torch.as_tensor(ortho_group.rvs(latents, random_state=rng))
     matrix = torch.as_tensor(rng.standard_normal((latents, latents)))
-    lengths = torch.as_tensor(rng.uniform(0.5, 2.0, latents))
+    long = torch.as_tensor(rng.uniform(0.5, 2.0, latents))
 
     def moebius(z: Tensor) -> Tensor:
         return turn @ ((z - pole) / (z - pole).square().sum())
@@ -65,7 +64,7 @@ def gresele2021(
             radius, angle = (RADIUS * z[0]).exp(), ANGLE * z[1]
             return turn @ torch.cat([torch.stack([radius * angle.cos(), radius * angle.sin()]), z[2:]])
         if mixing == "linear":
-            return turn @ (lengths * z)
+            return turn @ (long * z)
         if mixing == "oblique":
             return matrix @ z
         if mixing == "network":
@@ -83,7 +82,8 @@ def gresele2021(
     slopes = torch.func.vmap(torch.func.jacrev(mix))(told)
     x = torch.func.vmap(mix)(told).numpy()
     x = x + noise * x.std(0) * rng.standard_normal(x.shape)
-    truth = {"z": z, "contrast": contrast(slopes).numpy()}
+    lengths = slopes.square().sum(1).log().sum(1) / 2  # (row,) logs of columns' lengths, all together
+    truth = {"z": z, "contrast": (lengths - torch.linalg.slogdet(slopes).logabsdet).numpy()}
     return Data(x, truth=truth, name=f"gresele2021, {mixing} mixing of {law} latents")
 
 
