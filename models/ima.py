@@ -243,8 +243,8 @@ class IMA(Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("gresele2021", seed=seed, rows=300)
-        return cls(features=2, latents=2, degree=2, starts=3, steps=40), data
+        data = draw("gresele2021", seed=seed, rows=250)
+        return cls(features=2, latents=2, degree=2, starts=3, steps=25), data
 
     studies = (
         Mechanisms("gresele2021"),

@@ -31,7 +31,7 @@ BUMPS, REACH, OVERLAP = (
     0.8,
 )  # normal laws of a mixture, ends of their centres, deviations in distances of these
 LEVEL, BENT = 2.0, 2**-0.5  # deviations a priori of log weights about a normal law's, and of their second differences
-NEWTON = 20  # steps towards the u of a z
+NEWTON = 12  # steps towards the u of a z
 FURTHEST = 1e-4  # share of rows beyond which scores are not told apart
 FLAT = 1e-12  # least |1 - 2 pole.x + ...|, which is 0 at the pole alone
 
