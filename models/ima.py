@@ -150,18 +150,11 @@ class IMA(Program):
         check_memory("degree", degree, 8.0 * 3 * (latents * len(places)) ** 2)
         self.roughness = LogNormalBlock(loc=math.log(orthogonal.ROUGH))
         shapes = {"units": (features,), "pole": (features,), "coefficients": (latents, len(places))}
-        self.drawn = DrawnBlock(DRAWS, **shapes, heights=(latents, maps.BUMPS))
-        lines = torch.zeros(latents, len(places))
-        lines[:, (places > 0).sum(1) == 1] = torch.eye(latents)
-        self.drawn.units.fill_(1.0)
-        self.drawn.coefficients.copy_(lines)
-        self.register_buffers(
-            slots=places,
-            mode_units=torch.ones(features),
-            mode_pole=torch.zeros(features),
-            mode_coefficients=lines.clone(),
-            fitted_rows=torch.ones(()),
-        )
+        self.mode, self.drawn = DrawnBlock(1, **shapes), DrawnBlock(DRAWS, **shapes, heights=(latents, maps.BUMPS))
+        for block in (self.mode, self.drawn):
+            block.units.fill_(1.0)
+            block.coefficients[..., (places > 0).sum(1) == 1] = torch.eye(latents)
+        self.register_buffers(slots=places, fitted_rows=torch.ones(()))
 
     def story(self, batch: Batch) -> None:
         features, latents = self.config["features"], self.config["latents"]
@@ -206,13 +199,13 @@ class IMA(Program):
         return self._mode(batch.x).z
 
     def _mode(self, x: Tensor) -> maps.Unfolded:
-        return maps.unfold(x, self.mode_units, self.mode_pole, self.mode_coefficients, self.slots)
+        return maps.unfold(x, self.mode.units[0], self.mode.pole[0], self.mode.coefficients[0], self.slots)
 
     def columns(self, batch: Batch) -> Columns:
         seen = self._mode(batch.x)
-        u, _ = maps.inverted(batch.x / self.mode_units, self.mode_pole)
+        u, _ = maps.inverted(batch.x / self.mode.units[0], self.mode.pole[0])
         _, rate = maps.normal_scores(seen.z, self.drawn.heights[0])
-        columns = maps.columns_of_features(u, self.mode_pole, seen.columns) / rate[:, None, :]
+        columns = maps.columns_of_features(u, self.mode.pole[0], seen.columns) / rate[:, None, :]
         turn = maps.least_turn(columns, ANGLE, torch.Generator().manual_seed(0))
         bends = self.config["latents"] * int(((self.slots > 0).sum(1) > 1).sum())
         chance = bends / (2 * self.fitted_rows)  # of a contrast of half a nat for each coefficient
@@ -228,15 +221,11 @@ class IMA(Program):
         x = x[torch.as_tensor(rng.permutation(len(x))[:MOST_ROWS])]
         degree, strength, *effort = (self.config[name] for name in ("degree", "strength", "starts", "steps"))
         found = orthogonal.search(x, degree, strength, orthogonal.Effort(*effort), DRAWS, rng)
-        for name in ("units", "pole", "coefficients"):
+        for name in self.mode.names:
+            getattr(self.mode, name).copy_(getattr(found, name)[:1])
             getattr(self.drawn, name).copy_(getattr(found, name)[1:])
         self.drawn.heights.copy_(found.heights)
-        self.put(
-            mode_units=found.units[0],
-            mode_pole=found.pole[0],
-            mode_coefficients=found.coefficients[0],
-            fitted_rows=torch.tensor(float(len(x))),
-        )
+        self.put(fitted_rows=torch.tensor(float(len(x))))
         self.roughness.set(torch.tensor(found.roughness).log(), torch.tensor(found.error))
 
     @classmethod
