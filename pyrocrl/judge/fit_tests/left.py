@@ -29,6 +29,7 @@ CORRELATED = 0.1  # correlation of the firing of two latents that is let be
 EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
 OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
+TOGETHER_READ = 0.001  # ... where a fit makes latents as independent as it can, and x tells them
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 
 
@@ -176,9 +177,9 @@ def _independent_pairs(fit: Fit, data: Data, ranks: bool = False) -> Found | Non
 
 
 def _independent_read(fit: Fit, data: Data) -> Found | None:
-    """The same of latents of any law, as they are read: of models in which x tells them."""
+    """The same of latents of any law, as they are read, but for `TOGETHER_READ`: of models in which x tells them."""
     z, _ = latents_of(fit, data, aligned=False)
-    p, pair, size = dependence.independence((stats.rankdata(z, axis=0) - 0.5) / len(z), TOGETHER)
+    p, pair, size = dependence.independence((stats.rankdata(z, axis=0) - 0.5) / len(z), TOGETHER_READ)
     places = fit.alignments[fit.reference].places
     a, b = (fit.names["latent"][int(places[k])] for k in pair)
     detail = f"{a} and {b} correlate by {math.sqrt(size):.2f}, over smooth functions of theirs"

@@ -47,6 +47,6 @@ def column_cases() -> list[Case]:
         case("a Moebius map, sheared", "misspecified", world(mixing="sheared"), "columns_orthogonal"),
         case("three lines at any angle", "misspecified", world(latents=3, mixing="oblique"), "columns_orthogonal"),
         case("latents that correlate", "misspecified", world(correlation=0.5), "latents are independent"),
-        case("much noise", "misspecified", world(noise=0.3), smooth),
+        Case("ima: much noise", "ima", "word", world(noise=0.3), {}, FEW, names="nearly without noise", breaks=smooth),
         case("latents that were turned", "word", turned, "no other map with orthogonal columns makes rows independent"),
     ]
