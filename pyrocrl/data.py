@@ -45,9 +45,10 @@ TRUTH_KEYS = (
     "private",
     "state",
     "lagged",
+    "contrast",
 )
 STRUCTURE = ("pair", "series", "aux")  # what ties rows together or moves them, which models need not read
-TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state")
+TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state", "contrast")
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class Data:
         (parent, child) of latents in the row before,
         component (data,), state (data, latent) of latents' dynamics, row_target (data,): the latent that was changed
         between the row before and this one, -1 for none and for rows before, private (data, any): latents of single
-        views.
+        views, contrast (data,): how far the columns of the mixing's slopes are from orthogonal.
 
     `pair_names` are the pairs' labels, `pair` (data,) the code of each row's, or None, and `after` (data,) whether it
     is the row after. Rows of a pair stay together where rows are split, held out or drawn; a row that is chosen without

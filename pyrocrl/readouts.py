@@ -90,6 +90,18 @@ class Ties:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Of the slopes of features by latents: contrast (rows,), 0 where their columns are orthogonal; rise (), of its
+    mean where latents' normal scores are turned by the turn that raises it least, axes (latent, latent) that turn;
+    chance (), what either would be in the mean for errors of the map alone."""
+
+    contrast: Tensor
+    rise: Tensor
+    chance: Tensor
+    axes: Tensor
+
+
+@dataclass(frozen=True)
 class Sights:
     """What views show. sees: (view, latent) probabilities that a view sees a latent; margin: by how many nats of log
     evidence the next best answer is below it; weakest (view,), blurred, together (view, view): see
@@ -282,6 +294,10 @@ class ReadOuts:
         """Values (env, latent) near which environments hold the latents that they condition on, in these' deviations,
         and their deviations. Models whose claims need that such levels differ must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of conditioning")
+
+    def columns(self, batch: Batch) -> Columns:
+        """How orthogonal the columns of the mixing are. Models whose claims rest on that must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of columns")
 
     def box_moved(self) -> Tensor:
         """(latent,) share of each axis of the box that rows fill which other laws of the other rows leave to other

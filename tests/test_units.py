@@ -22,11 +22,13 @@ every_model = pytest.mark.parametrize("name", MODELS)
 # what makes a start short; it need not be good
 BRIEF: dict[str, Any] = {"steps": 4, "search_steps": 4, "starts": 2, "width": 8, "hidden": 8, "inducing": 8}
 ROWS = 400
-# starts that sample: a last digit changes which draw comes next, and results by what short samplers leave open
+# starts that sample: a last digit changes which draw comes next, and results by what short samplers leave open; and
+# climbs in which the law of a latent and a map of it go together, and stop where little is left to gain
 SAMPLED = {
     "additive_fa",
     "anchor_fa",
     "ebmf",
+    "ima",
     "linear_latent_sem",
     "mixture_oracle",
     "multiview",

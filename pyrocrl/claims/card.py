@@ -87,6 +87,8 @@ CONDITIONS: dict[str, str] = {
     "alone_in_common": "for each latent, the features that depend on it have it alone in common",
     "slopes_span": "... as do those of them that are no lines, but bend in all their latents",
     "latents_told": "features tell each latent in most rows",
+    "columns_orthogonal": "columns of the mixing's slopes are orthogonal, in some units of the features",
+    "turns_told": "turns of latents' normal scores would make them oblique",
     "values_told": "features tell values of a latent that are far from each other",
     "own_features": "no latent's features are all among another's",
     "all_states": "all combinations of states occur",

@@ -59,6 +59,7 @@ AFTER = {
     "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
     "gmm": "mixture of normals by BIC",
+    "darmois": "of the Darmois construction",
 }
 VARIANTS = BEFORE | AFTER
 ARROWS = {"larger": " ↑", "smaller": " ↓", None: ""}
@@ -195,6 +196,7 @@ _TABLE = (
     Metric("styles_least", "... of the worst style", "larger", figure=True, beside=("cca", "pca")),
     Metric("given_r2", "... of the worst style, from content's estimate as well", "larger", figure=True),
     Metric("leak_r2", "R², other blocks from a block's estimate, the most", "smaller", figure=True, beside=("cca",)),
+    Metric("contrast", "Contrast of columns (0: orthogonal)", "smaller", figure=True, beside=("oracle", "darmois")),
     Metric("linear_r2", "R² of linear unmixing (near 1: an easy setting)", figure=True),
     Metric("dci_disentanglement", "Disentanglement (DCI)", "larger"),
     Metric("dci_completeness", "Completeness (DCI)", "larger"),

@@ -67,6 +67,7 @@ SETTINGS: dict[str, str] = {
     "xu2023_additive": "additive",
     "wang2024_support": "supports",
     "zheng2022": "structural",
+    "gresele2021": "orthogonal",
     "lachapelle2022": "lachapelle",
     "voronoi_numeric": "lippe",
     "voronoi_actions": "lippe",

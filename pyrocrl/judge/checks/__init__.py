@@ -11,6 +11,7 @@ from pyrocrl.claims.conditions import Check
 from pyrocrl.judge.checks import (
     actions,
     codes,
+    columns,
     concepts,
     curves,
     environments,
@@ -41,6 +42,7 @@ CHECKS: dict[str, FitCheck] = {
     **actions.CHECKS,
     **concepts.CHECKS,
     **codes.CHECKS,
+    **columns.CHECKS,
     **curves.CHECKS,
     **supports.CHECKS,
     **surfaces.CHECKS,

@@ -29,6 +29,7 @@ CORRELATED = 0.1  # correlation of the firing of two latents that is let be
 EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
 OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
+TOGETHER_READ = 0.001  # ... where a fit makes latents as independent as it can, and x tells them
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 
 
@@ -175,6 +176,16 @@ def _independent_pairs(fit: Fit, data: Data, ranks: bool = False) -> Found | Non
     return Found("independence of two latents", p, detail, "more latents; a model whose latents may correlate")
 
 
+def _independent_read(fit: Fit, data: Data) -> Found | None:
+    """The same of latents of any law, as they are read, but for `TOGETHER_READ`: of models in which x tells them."""
+    z, _ = latents_of(fit, data, aligned=False)
+    p, pair, size = dependence.independence((stats.rankdata(z, axis=0) - 0.5) / len(z), TOGETHER_READ)
+    places = fit.alignments[fit.reference].places
+    a, b = (fit.names["latent"][int(places[k])] for k in pair)
+    detail = f"{a} and {b} correlate by {math.sqrt(size):.2f}, over smooth functions of theirs"
+    return Found("independence of two latents", p, detail, "a model whose latents may correlate; a map that bends more")
+
+
 def _additive(fit: Fit, data: Data, ranks: bool = False) -> Found | None:
     """Whether what smooth functions leave of a feature, in a draw of latents, goes with a latent or with two together,
     but for `BENT_OFF` of its variance. ranks: of latents of any law."""
@@ -207,6 +218,7 @@ TESTS: dict[str, Test] = {
     "independent": _independent,
     "noise": _noise,
     "independent_pairs": _independent_pairs,
+    "independent_read": _independent_read,
     "independent_ranks": partial(_independent_pairs, ranks=True),
     "additive": _additive,
     "smooth": partial(_additive, ranks=True),

@@ -131,3 +131,38 @@ class Supports(Study):
             "latents_coverage": float(((low <= z[::20]) & (z[::20] <= high)).mean()),
             "identified": float(diagnose(result)["latents"].identified),
         }
+
+
+@dataclass(frozen=True)
+class Mechanisms(Study):
+    """Independent latents behind as many features, beside principal components, FastICA and the best linear unmixing.
+
+    mcc_spearman: of ranks. contrast: the mean local contrast of the map of the best chain, in units of features that
+    are learned; contrast_oracle: of the true mixing, in the features' own; contrast_darmois: of the Darmois
+    construction, for two features. identified: whether the verdict says so of the latents.
+    """
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import torch
+
+        from pyrocrl.exact.orthogonal_maps import darmois_contrast
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.diagnose import diagnose
+
+        x, z = data.x, data.truth["z"]
+        found = result.latents(data)
+        columns = result.chains.chain(result.reference).columns(result.batch_of(data.rows_at(data.spread(1_000))))
+        beside = metrics.baselines((x - x.mean(0)) / x.std(0), z, z.shape[1])
+        out = {
+            "held_out": float(result.weights @ result.scores),
+            "mcc": metrics.mcc(z, found),
+            "mcc_spearman": metrics.mcc(z, found, "spearman"),
+            "linear_r2": metrics.linear_r2(x, z),
+            "contrast": float(columns.contrast.mean()),
+            "contrast_oracle": float(data.truth["contrast"].mean()),
+            "identified": float(diagnose(result)["latents"].identified),
+        }
+        if x.shape[1] == 2:
+            out["contrast_darmois"] = darmois_contrast(torch.as_tensor(x))
+        names = ("mcc", "mcc_spearman")
+        return out | {f"{name}_{k}": beside[name][k] for name in ("pca", "ica") for k in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrocrl.lab.suite import (
     actions,
+    columns,
     concepts,
     content,
     counts,
@@ -59,6 +60,7 @@ def cases() -> list[Case]:
         content.style_cases,
         supports.support_cases,
         surfaces.surface_cases,
+        columns.column_cases,
         mechanisms.mechanism_sparsity_cases,
         target_steps.step_cases,
         target_steps.acted_cases,
