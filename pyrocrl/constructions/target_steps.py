@@ -25,7 +25,6 @@ from torch import Tensor
 
 from pyrocrl.constructions.directions import whitening
 from pyrocrl.exact import target_steps
-from pyrocrl.exact.regression import quadratic
 from pyrocrl.exact.target_steps import Basis, Moments, Terms
 
 STARTS = 2  # unmixings: the closed form, where there is one, and random ones
@@ -86,14 +85,14 @@ class StepsEvidence:
 
     def choices(self, unmixing: Tensor, log_width: Tensor) -> Tensor:
         """(latent, choice) log-density of z in all rows that follow others, together with each choice."""
-        square = quadratic(unmixing[:, None], self.natural.square)
-        other = quadratic(unmixing[:, None], self.targeted.square)
+        square = torch.einsum("ka,kcab,kb->kc", unmixing, self.natural.square, unmixing)
+        other = torch.einsum("ka,kcab,kb->kc", unmixing, self.targeted.square, unmixing)
         other = other * (-2 * log_width).exp()[:, None]
         return self.prior + self.natural.log + self.targeted.log - 0.5 * (square + other)
 
     def each(self, unmixing: Tensor, log_width: Tensor, log_spread: Tensor) -> Tensor:
         """(latent,) log-posterior but for the volume and constants."""
-        start = quadratic(unmixing, self.first)
+        start = torch.einsum("ka,ab,kb->k", unmixing, self.first, unmixing)
         log = self.choices(unmixing, log_width).logsumexp(-1) - self.own[1].count * log_width
         log = log - 0.5 * start * (-2 * log_spread).exp() - self.begins * log_spread
         for value, (mean, deviation) in ((log_width, WIDTH), (log_spread, SPREAD)):
