@@ -29,7 +29,7 @@ CORRELATED = 0.1  # correlation of the firing of two latents that is let be
 EXTRA = 0.1  # part of noise by which its variance in a direction may be larger
 OFF = 0.05  # difference of two distributions of what is left up to which a fit may be off
 DEPENDENT = 0.05  # rank correlation of two latents' sizes that their estimates may have
-TOGETHER_READ = 0.001  # ... where a fit makes latents as independent as it can, and x tells them
+TOGETHER_READ = 0.0001  # ... where a fit makes latents as independent as it can, and x tells them
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 
 
