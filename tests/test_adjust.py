@@ -151,6 +151,7 @@ def test_no_model_passes_over_batches() -> None:
         "invariant_prediction": {"response": 0},
         "extrapolation": None,
         "causal_flow": None,
+        "ima": None,
         "causal_imputation": None,
         "weakly_supervised_pairs": None,
         "overparameterized_ae": None,  # batches are contexts

@@ -106,7 +106,7 @@ def test_models_that_compare_with_a_control_ask_for_one_and_the_others_go_on() -
         if name in ("mechanism_shift", "observed_dag", "invariant_prediction"):
             options = {"latents": 6, **({"response": 0} if name == "invariant_prediction" else {})}
         options |= {"targets": "unknown"} if len(modes) > 1 else {}
-        columns = 2 if name == "causal_flow" else 6  # which has as many latents
+        columns = 2 if name in ("causal_flow", "ima") else 6  # which have as many latents
         zoo.build(name, labelled(*named.env_labels()[:5], x=X[:, :columns]), **options)
         try:
             zoo.build(name, labelled(*nameless.env_names, x=X[:, :columns]), **options)
