@@ -17,12 +17,12 @@ is no noise: z are functions of x. Series may be of any lengths; where rows are 
 from a random one by expectation-maximisation (`constructions.sources`); its guide draws unmixing and dynamics together
 from a normal approximation about the maximum.
 
-*Identified:* latents up to permutation and scale, if they are independent of each other and no two have the same
-dynamics, up to scale. Covariances between rows a few steps apart are then diagonal in the latents alone (Belouchrani et
-al. 1997); states that change tell apart what these do not (Hälvä et al. 2021). Two Gaussian sources with one spectrum,
-or without memory, may be rotated into each other: evidence against dynamics that two latents share shows it. Noise
-of features among the latents is not modelled: the test of dynamics and, with more features than latents, the noise in
-the other directions tell of it; with as many the verdict rests on there being none.
+*Identified:* latents up to permutation, scale and shift (of x the mean is taken off), if they are independent of each
+other and no two have the same dynamics, up to scale. Covariances between rows a few steps apart are then diagonal in
+the latents alone (Belouchrani et al. 1997); states that change tell apart what these do not (Hälvä et al. 2021). Two
+Gaussian sources with one spectrum, or without memory, may be rotated into each other: evidence against dynamics that
+two latents share shows it. Noise of features among the latents is not modelled: the test of dynamics and, with more
+features than latents, the noise in the other directions tell of it; with as many the verdict rests on there being none.
 
 Hälvä, Le Corff, Lehéricy, So, Zhu, Gassiat & Hyvärinen (2021), Disentangling identifiable features from noisy data with
 structured nonlinear ICA; Belouchrani, Abed-Meraim, Cardoso & Moulines (1997), A blind source separation technique using
@@ -77,7 +77,7 @@ class SnicaLin(Unmixed, Program):
             "latents drive each other, or features have noise of their own that matters beside innovations",
         ),
         assumes=("x is linear in the latents", LAW, NOISELESS),
-        claims=(Claim("latents", ("permutation", "scale"), (LAW, NOISELESS), NEEDS),),
+        claims=(Claim("latents", ("permutation", "scale", "shift"), (LAW, NOISELESS), NEEDS),),
         references=(
             Reference(
                 "Hälvä, Le Corff, Lehéricy, So, Zhu, Gassiat & Hyvärinen",
