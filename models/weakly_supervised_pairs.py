@@ -17,8 +17,8 @@ lift, offset and tau are those of the principal subspace of x. A row without its
 expectation-maximisation (`constructions.lines`), of order, graph and equations given these by Gibbs sampling
 (`exact.paired_sem`).
 
-*Identified:* latents up to permutation and scale and the graph exactly, if every latent is the one that changed in some
-pairs, interventions are perfect and all other noise is shared (Brehmer 2022, theorem 1, for a linear mixing).
+*Identified:* latents up to permutation, scale and shift and the graph exactly, if every latent is the one that changed
+in some pairs, interventions are perfect and all other noise is shared (Brehmer 2022, theorem 1, for a linear mixing).
 Differences of pairs lie on one line for each latent, whose direction is a column of W (I - w^T)^-1; on the pairs in
 which it changed a latent does not depend on anything before, which tells it from its parents.
 
@@ -80,7 +80,7 @@ class WeaklySupervisedPairs(Program):
             "noise of all other latents is the same in both rows, but for a small part",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), (LINES,), NEEDS),
+            Claim("latents", ("permutation", "scale", "shift"), (LINES,), NEEDS),
             Claim("graph", ("permutation",), (LINES,), NEEDS),
         ),
         references=(
