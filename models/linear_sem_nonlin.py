@@ -34,8 +34,8 @@ likelihood with a decoder, and in a posterior of graphs in place of a threshold 
 
 The verdict tests what latents leave of features, their normality and their equations within tolerances that right fits
 keep: what is off by less (too few latents that tell little of features) it does not notice. Where direct and indirect
-ways nearly cancel, other latents may explain the environments nearly as well: up to five are tried and compared, and
-less than ten nats leave the claims undecided, as does a map that leaves a tenth of a latent's variance open. Of more
+ways nearly cancel, other latents may explain the environments nearly as well: up to three are tried and compared, and
+less than ten nats leave the claims undecided, as does a map that leaves a fiftieth of a latent's variance open. Of more
 than six latents no others are tried.
 
 Longer than other models because it takes floats and counts, each with a decoder and escaped rows of its own.
@@ -180,8 +180,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         self.decoder = nets.Residual(latents, features, width)
         signal = torch.eye(features)  # from x to what the encoder sees; h(x) = unmixing encoder(x) + offset
         self.register_buffers(signal=signal, unmixing=torch.eye(latents), offset=torch.zeros(latents))
-        # `readings_margin`, and how much of h another round of training changed
-        self.register_buffers(rival=torch.tensor(math.inf), changed=torch.zeros(()))
+        # `readings_margin`, how much of h another round of training changed, `log_evidence`
+        self.register_buffers(rival=torch.tensor(math.inf), changed=torch.zeros(()), evidence=torch.zeros(()))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -223,6 +223,10 @@ class LinearSEMNonlin(SEMReadouts, Program):
 
     def latent_maps(self) -> Tensor | None:
         return self.sem.maps
+
+    def log_evidence(self) -> Tensor | None:
+        """Of environments given rows: what h is made from. The bound of x is that of the decoder above all."""
+        return None if self.fits_story else self.evidence
 
     @torch.no_grad()
     def misfit(self, batch: Batch) -> Misfit | None:
@@ -275,7 +279,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         batch = data.tensors(self.unmixing.device, self.unmixing.dtype)
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
-        environments = self.sem.changed()
+        environments, escaped = self.sem.changed(), self.sem.escape_logit.sigmoid() * self.sem.escapees
+        self.evidence.fill_(contrastive.told(q.mean, batch.env, environments, escaped))
         self.sem.maps.copy_(contrastive.nearby_maps(environments, float(self.changed), MAPS, generator))
         fewer = contrastive.dispersion(environments)
         self.sem.temper(q.mean, q.stddev.square(), fewer, self.config["correlation_error"])

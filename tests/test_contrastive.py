@@ -225,6 +225,37 @@ def test_the_search_finds_latents_whose_ways_nearly_cancel(seed: int) -> None:
     assert len(best) == 1 and matched(best[0] @ others[0].unmixing).min() > 0.95
 
 
+def test_latents_tell_environments_better_than_mixtures_of_them() -> None:
+    eq, target = equations(), torch.cat([torch.zeros(1, 3), HIT])
+    z, env = rows(eq, HIT, 1000)
+    nobody = torch.zeros(4)
+
+    def told(unmixing: torch.Tensor, escaped: torch.Tensor = nobody, latents: torch.Tensor = z) -> float:
+        y = latents @ unmixing.double().mT
+        return contrastive.told(y, env, contrastive.moments(y, env, target), escaped)
+
+    right = told(torch.eye(3))
+    assert told(torch.diag(torch.tensor([2.0, -0.3, 5.0]))) == pytest.approx(right, abs=1e-6)
+    mixed = torch.eye(3)
+    mixed[0, 2] = 0.5  # which equations among what is read do not make up for
+    assert told(mixed) < right - 3
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert told(torch.eye(3), latents=z + noise) < right - 3
+    assert told(torch.eye(3), torch.tensor([0.0, 0.6, 0.6, 0.6])) < right - 3
+
+    likelihood = (
+        torch.distributions.MultivariateNormal(
+            *contrastive.laws(contrastive.fitted(contrastive.moments(z, env, target)), HIT)
+        )
+        .log_prob(z[:, None])
+        .softmax(1)[torch.arange(len(z)), env]
+        .log()
+        .sum()
+    )
+    left = contrastive.misfit(contrastive.moments(z, env, target)).deviance / 2
+    assert right == pytest.approx(float(likelihood - left) / contrastive.CHARTS, rel=1e-6)
+
+
 def test_maps_vary_as_much_as_rows_leave_them_open() -> None:
     """Of exact latents the identity lies within draws as it should; four times the rows halve their spread, and errors
     of the latents widen it."""

@@ -208,6 +208,13 @@ def test_ties_are_judged_by_the_rows_differences() -> None:
     assert tied_chains(rows).tolist() == [True, True, False, False]
 
 
+def test_ties_are_judged_by_evidence_where_it_is_known() -> None:
+    """Rows kept out are few: they may leave a chain ahead that all rows show to be worse."""
+    ahead = np.array([[-1.0, -1.1], [-2.0, -2.1], [-2.0, -2.1]])
+    assert tied_chains(ahead).tolist() == [True, False, False]
+    assert tied_chains(ahead, np.array([-20.0, 0.0, -2.9])).tolist() == [False, True, True]
+
+
 def test_khat_is_small_for_an_exact_guide_and_large_for_a_poor_one() -> None:
     """Linear-Gaussian rows have Gaussian posteriors of one covariance, which the full guide can match."""
     fit = rotated(False)

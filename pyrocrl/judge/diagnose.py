@@ -153,15 +153,15 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     not identified: a condition fails, or chains equally good disagree and rows tell them no better. contradicted: a
     test of the fit against the data fails (`pyrocrl.judge.fit_tests`). not converged: one chain alone reaches the best
     objective and no other agrees with it on what is claimed. identified, undecided at this n: neither, and yet the
-    posterior leaves open what is claimed. identified if: the chains that reach the best held-out objective agree after
-    alignment and nothing is open, given assumptions that no data of this kind can show. identified: as before, and
-    there are none. A graph is never surer than its latents.
+    posterior leaves open what is claimed. identified if: the chains that reach the best held-out objective, or evidence
+    where it is known, agree after alignment and nothing is open, given assumptions that no data of this kind can show.
+    identified: as before, and there are none. A graph is never surer than its latents.
 
     Beside it: r-hat after alignment, pairwise agreement, stacking weights, and PSIS k-hat of the guide (below .7 its
     draws can be trusted; Yao 2018).
     """
     data = fit._data(data)
-    ties = tied_chains(fit.held_out.numpy())
+    ties = tied_chains(fit.held_out.numpy(), fit.log_evidence)
     khat = psis_khat(fit, data, seed)
     chains = {
         "held_out": fit.scores.tolist(),
@@ -227,7 +227,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
     alone = ties.sum() < 2
     compared = np.flatnonzero(ties)
     if alone:  # chains may fall behind in what is not claimed
-        best, every = int(np.argmax(fit.scores)), range(fit.chains.count)
+        best, every = fit.reference, range(fit.chains.count)
         compared = np.array([c for c in every if c == best or _agreement(known, claim, np.array([best, c]), {})[0]])
     agree, words = _agreement(known, claim, compared, numbers)
     each: dict[str, float] = {}
@@ -246,10 +246,16 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
     if len(compared) < 2:
-        gap = float(np.sort(fit.scores)[-1] - np.sort(fit.scores)[-2]) if fit.chains.count > 1 else float("nan")
+        evident = fit.log_evidence is not None
+        measure, unit = ("evidence", "nats") if evident else ("held-out objective", "nats a row")
+        standing = np.sort(fit.log_evidence if evident else fit.scores)[::-1]
+        gap = (
+            f", the next is {standing[0] - standing[1]:.3g} {unit} below and no other agrees"
+            if len(standing) > 1
+            else ""
+        )
         reason = (
-            f"only {int(ties.sum())} of {chains} chains reached the best held-out objective"
-            + (f", the next is {gap:.3g} nats a row below and no other agrees" if fit.chains.count > 1 else "")
+            f"only {int(ties.sum())} of {chains} chains reached the best {measure}{gap}"
             + (f"; {stopped} were stopped early, far behind, and are not compared" if stopped else "")
             + "; fit more chains or longer"
             + (f"; the fit is at odds with the data as well ({doubts})" if failed else "")
@@ -515,12 +521,15 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.minimum(a, b)[there].sum() / np.maximum(a, b)[there].sum()) if there.any() else 1.0
 
 
-def tied_chains(held_out: np.ndarray) -> np.ndarray:
-    """(chain,) whether a chain's held-out objective equals the best one's within the noise of the rows compared.
+def tied_chains(held_out: np.ndarray, log_evidence: np.ndarray | None = None) -> np.ndarray:
+    """(chain,) whether a chain is as good as the best one: of evidence within `EVIDENT` nats of the most, where that is
+    known, or of a held-out objective (chain, rows) that equals the best one within the noise of the rows compared.
 
     The difference of two chains on the same rows has a standard error; `TIE` of them, or `TIE_NATS` of the rows'
     spread where rows are many, count as equal.
     """
+    if log_evidence is not None:
+        return log_evidence >= log_evidence.max() - EVIDENT
     best = int(np.argmax(held_out.mean(1)))
     gap = held_out[best][None] - held_out
     error = gap.std(1) / np.sqrt(held_out.shape[1])

@@ -26,7 +26,7 @@ from pyrocrl.judge.equivalence import class_draws
 
 TOGETHER = 0.2  # part in a combination, of the largest one, from which a latent is named
 CLASS_DRAWS = 50  # of each chain, of which it is asked what directs the edges at the response
-MAPPED = 0.1  # share of a latent's variance that its map may leave open: the estimate then correlates .95 with it
+MAPPED = 0.02  # share of a latent's variance that its map may leave open
 RIVAL = 10.0  # nats by which latents should be likelier than others that a network finds
 HELD = 0.2  # deviation of a latent in an environment that holds it, in that over all rows
 
