@@ -246,9 +246,9 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
     if len(compared) < 2:
-        evident = fit.log_evidence is not None
-        measure, unit = ("evidence", "nats") if evident else ("held-out objective", "nats a row")
-        standing = np.sort(fit.log_evidence if evident else fit.scores)[::-1]
+        evidence_of = fit.log_evidence
+        measure, unit = ("held-out objective", "nats a row") if evidence_of is None else ("evidence", "nats")
+        standing = np.sort(fit.scores if evidence_of is None else evidence_of)[::-1]
         gap = (
             f", the next is {standing[0] - standing[1]:.3g} {unit} below and no other agrees"
             if len(standing) > 1
