@@ -60,11 +60,11 @@ from pyrocrl.errors import reject
 from pyrocrl.exact import interactions, target_steps
 from pyrocrl.exact.interactions import LEAST, Regions
 from pyrocrl.exact.switching import Timeline
-from pyrocrl.exact.target_steps import MOST, SLABS, Basis
+from pyrocrl.exact.target_steps import MOST, SLABS
 from pyrocrl.lab.studies.linked_rows import ActedSteps
 from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
-from pyrocrl.parts.target_steps import Mechanisms, Steps
+from pyrocrl.parts.target_steps import Mechanisms, StepReadouts, Steps, step_buffers
 from pyrocrl.parts.unmixed import Unmixed, frame_buffers
 from pyrocrl.program import Features, check_sizes
 from pyrocrl.readouts import Patterns, Stepped
@@ -76,7 +76,7 @@ ALONE = "no latent acts on another in the same step"
 UP_TO, NEEDS = ("permutation", "scale", "shift"), ("actions_act", "patterns_apart")
 
 
-class Biscuit(Unmixed, Program):
+class Biscuit(Unmixed, StepReadouts, Program):
     card = ModelCard(
         name="biscuit",
         title="BISCUIT, linear mixing",
@@ -158,11 +158,7 @@ class Biscuit(Unmixed, Program):
             **frame_buffers(features, latents),
             centre=torch.zeros(regions, aux, dtype=double),  # of regions
             reach=torch.ones(aux, dtype=double),
-            slope=torch.zeros(2, latents, basis, dtype=double),  # means of the posterior
-            scale=torch.ones(2, latents, dtype=double),
-            unit=torch.ones(latents, dtype=double),  # of latents before: see `Basis`
-            middle=torch.zeros(basis, dtype=double),
-            basis_spread=torch.ones(basis, dtype=double),
+            **step_buffers(latents),
         )
 
     # -- the story, what is fitted, and the way back -----------------------------------------------------------
@@ -236,23 +232,12 @@ class Biscuit(Unmixed, Program):
         line = Timeline(*batch.in_time())
         return line.back(law.log_densities(line.lay(z), line))
 
-    def _sizes(self, lagged: Tensor, slab: Tensor) -> Tensor:
-        """(mechanism, latent, basis) by which weights are multiplied."""
-        return target_steps.both_sizes(lagged, slab, soft=self.config["intervention"] == "soft")
-
-    def _basis(self) -> Basis:
-        return Basis(*(v.double() for v in (self.unmixing, self.unit, self.middle, self.basis_spread)))
-
     def regions_of(self, batch: Batch) -> Tensor:
         """(rows,) of each row's action."""
         assert batch.aux is not None
         return Regions(self.centre.double(), self.reach.double()).of(batch.aux.double())
 
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    def lagged(self) -> Tensor:
-        """(parent, child) probabilities that a latent depends on another, or itself, in the row before."""
-        return self.drawn.lagged.mean(0)
 
     def chance(self) -> Tensor:
         """(region, latent) probabilities that actions act on a latent."""
@@ -281,9 +266,6 @@ class Biscuit(Unmixed, Program):
         own = own[follows]
         mixed = below[..., 0] + own * (below[..., 1] - below[..., 0])
         return Stepped(mixed, (own > 0.5).double(), z.roll(1, 0)[follows], z[follows])
-
-    def innovations_below(self, batch: Batch) -> Tensor:
-        return self.stepped(batch).below
 
     @torch.no_grad()
     def action_patterns(self, batch: Batch) -> Patterns:
@@ -316,17 +298,9 @@ class Biscuit(Unmixed, Program):
         acted = Acted(*parts, soft=soft, edge=own["edge_probability"])
         found = construction.best(acted, generator)
         drawn = interaction_draws.draws(found, DRAWS, generator)
-        basis = found.rows.basis
-        self.put(unmixing=found.found.unmixing)
-        self.put(unit=basis.unit, middle=basis.middle, basis_spread=basis.spread)
-        values = (drawn.unmixing, drawn.width, drawn.graph, drawn.slab, drawn.weight, drawn.rate, drawn.chance)
-        for name, value in zip(self.drawn.names, values, strict=True):
-            getattr(self.drawn, name).copy_(value)
-        scale = torch.stack([torch.ones_like(drawn.width), drawn.width], 1)  # (draw, mechanism, latent)
-        sizes = torch.stack([self._sizes(g, s) for g, s in zip(drawn.graph, drawn.slab, strict=True)])
-        self.put(slope=(sizes * drawn.weight * scale[..., None]).mean(0), scale=scale.mean(0))
-        spread = drawn.spread.log()
-        self.spread.set(spread.mean(0), spread.std(0).clamp_min(1e-3))
+        sites = {"inverse": drawn.unmixing, "width": drawn.width, "lagged": drawn.graph, "slab": drawn.slab}
+        sites |= {"w": drawn.weight, "rate": drawn.rate, "chance": drawn.chance}
+        self._settle(found.found.unmixing, found.rows.basis, drawn.spread, **sites)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -33,8 +33,6 @@ Longer than other models because the evidence of targets, of turns and of laws f
 verdict. Functions of latents before are not exact for any mechanism: their test lets correlations of .1 be, and behind
 a mixing that bends, latents are found as far as it is linear alone, which the verdict says.
 
-Longer than other models because targets of steps, the law given the row before and its graph are each told by it.
-
 *For a variant, copy this file and change* `story`: the law of a latent given those before, and with it sums over its
 weights in `pyrocrl.exact.target_steps`.
 """
@@ -56,11 +54,11 @@ from pyrocrl.dists import LogNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.switching import Timeline
-from pyrocrl.exact.target_steps import MOST, SLABS, Basis
+from pyrocrl.exact.target_steps import MOST, SLABS
 from pyrocrl.lab.studies.linked_rows import TargetSteps
 from pyrocrl.options import Bounds, Share, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
-from pyrocrl.parts.target_steps import Mechanisms, Steps
+from pyrocrl.parts.target_steps import Mechanisms, StepReadouts, Steps, step_buffers
 from pyrocrl.parts.unmixed import Unmixed, frame_buffers
 from pyrocrl.program import Environments, Features, TargetMatrix, check_sizes, checked_targets
 from pyrocrl.readouts import Stepped
@@ -71,7 +69,7 @@ NOISELESS = "features have neither noise of their own nor other latents among th
 NEEDS = ("targets_in_steps", "targets_act", "no_turn_fits")
 
 
-class Citris(Unmixed, Program):
+class Citris(Unmixed, StepReadouts, Program):
     card = ModelCard(
         name="citris",
         title="CITRIS, linear mixing",
@@ -135,7 +133,7 @@ class Citris(Unmixed, Program):
         super().__init__()
         check_sizes(features, latents, least=2, square=True)
         hit = checked_targets(target_matrix, latents, environments, least=0, observational=False)
-        square, double = (latents, latents), torch.double
+        square = (latents, latents)
         basis = target_steps.places(latents).shape[0]
         check_memory("latents", latents, 16.0 * DRAWS * latents * basis)
         self.spread = LogNormalBlock(latents)
@@ -146,11 +144,7 @@ class Citris(Unmixed, Program):
         self.register_buffers(
             hit=torch.as_tensor(hit).double(),  # (env, latent)
             **frame_buffers(features, latents),
-            slope=torch.zeros(2, latents, basis, dtype=double),  # means of the posterior
-            scale=torch.ones(2, latents, dtype=double),
-            unit=torch.ones(latents, dtype=double),  # of latents before: see `Basis`
-            middle=torch.zeros(basis, dtype=double),
-            basis_spread=torch.ones(basis, dtype=double),
+            **step_buffers(latents),
         )
 
     # -- the story, which is what is fitted --------------------------------------------------------------------
@@ -180,18 +174,7 @@ class Citris(Unmixed, Program):
         pyro.sample("spread", self.spread().to_event(1))
         self.drawn.sample()
 
-    def _sizes(self, lagged: Tensor, slab: Tensor) -> Tensor:
-        """(mechanism, latent, basis) by which weights are multiplied."""
-        return target_steps.both_sizes(lagged, slab, soft=self.config["intervention"] == "soft")
-
-    def _basis(self) -> Basis:
-        return Basis(*(v.double() for v in (self.unmixing, self.unit, self.middle, self.basis_spread)))
-
     # -- read-outs ---------------------------------------------------------------------------------------------
-
-    def lagged(self) -> Tensor:
-        """(parent, child) probabilities that a latent depends on another, or itself, in the row before."""
-        return self.drawn.lagged.mean(0)
 
     @torch.no_grad()
     def stepped(self, batch: Batch) -> Stepped:
@@ -203,9 +186,6 @@ class Citris(Unmixed, Program):
         law = Mechanisms(self.slope.double(), self.scale.double(), self.unit.double(), mixing, self._basis())
         mean, scale = law.law(before, own)
         return Stepped(torch.special.ndtr((z[follows] - mean) / scale), own, z.roll(1, 0)[follows], z[follows])
-
-    def innovations_below(self, batch: Batch) -> Tensor:
-        return self.stepped(batch).below
 
     def targets_act(self, batch: Batch) -> Tensor:
         evidence, found = self._evidence(batch)
@@ -238,16 +218,9 @@ class Citris(Unmixed, Program):
         self.put(**frame(batch.x, torch.ones_like(batch.env, dtype=torch.bool), d, FLOOR)._asdict())
         found, evidence = construction.best(self._steps(batch), generator)
         drawn = construction.draws(found, evidence, DRAWS, generator)
-        basis = evidence.basis
-        self.put(unmixing=basis.unmixing, unit=basis.unit, middle=basis.middle, basis_spread=basis.spread)
-        values = (torch.linalg.inv(drawn.unmixing), drawn.width, drawn.graph, drawn.slab, drawn.weight)
-        for name, value in zip(self.drawn.names, values, strict=True):
-            getattr(self.drawn, name).copy_(value)
-        scale = torch.stack([torch.ones_like(drawn.width), drawn.width], 1)  # (draw, mechanism, latent)
-        sizes = torch.stack([self._sizes(g, s) for g, s in zip(drawn.graph, drawn.slab, strict=True)])
-        self.put(slope=(sizes * drawn.weight * scale[..., None]).mean(0), scale=scale.mean(0))
-        spread = drawn.spread.log()
-        self.spread.set(spread.mean(0), spread.std(0).clamp_min(1e-3))
+        mixing = torch.linalg.inv(drawn.unmixing)
+        sites = {"mixing": mixing, "width": drawn.width, "lagged": drawn.graph, "slab": drawn.slab, "w": drawn.weight}
+        self._settle(evidence.basis.unmixing, evidence.basis, drawn.spread, **sites)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

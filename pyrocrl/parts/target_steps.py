@@ -9,8 +9,12 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyrocrl.data import Batch
+from pyrocrl.exact import target_steps
 from pyrocrl.exact.switching import Timeline, log_normal
 from pyrocrl.exact.target_steps import Basis
+from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
+from pyrocrl.readouts import Stepped
 
 
 class Mechanisms(NamedTuple):
@@ -78,3 +82,69 @@ class Steps(TorchDistribution):
         mean, scale = self.law.law(z.roll(1, 0) @ self.law.mixing.mT, self.hit)
         log = log_normal(z - torch.where(begins, 0.0, mean), torch.where(begins, self.law.spread, scale))
         return self.line.back(log.sum(-1))
+
+
+def step_buffers(latents: int) -> dict[str, Tensor]:
+    """Buffers of `StepReadouts`: means of the posterior, and the basis (see `Basis`)."""
+    size, double = len(target_steps.places(latents)), torch.double
+    return {
+        "slope": torch.zeros(2, latents, size, dtype=double),
+        "scale": torch.ones(2, latents, dtype=double),
+        "unit": torch.ones(latents, dtype=double),
+        "middle": torch.zeros(size, dtype=double),
+        "basis_spread": torch.ones(size, dtype=double),
+    }
+
+
+class StepReadouts:
+    """What programs share whose latents go on by `Mechanisms` from the row before.
+
+    The program has `step_buffers`, `unmixing` (latent, y), an option intervention, `spread` for that of first rows, and
+    `drawn` with draws of all other sites.
+    """
+
+    config: dict[str, Any]
+    unmixing: Tensor
+    slope: Tensor
+    scale: Tensor
+    unit: Tensor
+    middle: Tensor
+    basis_spread: Tensor
+    spread: LogNormalBlock
+    drawn: DrawnBlock
+
+    def stepped(self, batch: Batch) -> Stepped:
+        raise NotImplementedError
+
+    def innovations_below(self, batch: Batch) -> Tensor:
+        return self.stepped(batch).below
+
+    def lagged(self) -> Tensor:
+        """(parent, child) probabilities that a latent depends on another, or itself, in the row before."""
+        return self.drawn.lagged.mean(0)
+
+    def _sizes(self, lagged: Tensor, slab: Tensor) -> Tensor:
+        """(mechanism, latent, basis) by which weights are multiplied."""
+        return target_steps.both_sizes(lagged, slab, soft=self.config["intervention"] == "soft")
+
+    def _basis(self) -> Basis:
+        return Basis(*(v.double() for v in (self.unmixing, self.unit, self.middle, self.basis_spread)))
+
+    def _settle(self, unmixing: Tensor, basis: Basis, spread: Tensor, **drawn: Tensor) -> None:
+        """Take the most probable unmixing, the basis, and draws: of spread (draw, latent), and of the sites of `drawn`,
+        of which slope and scale are the means."""
+        for name in self.drawn.names:
+            getattr(self.drawn, name).copy_(drawn[name])
+        scale = torch.stack([torch.ones_like(drawn["width"]), drawn["width"]], 1)  # (draw, mechanism, latent)
+        sizes = torch.stack([self._sizes(*one) for one in zip(drawn["lagged"], drawn["slab"], strict=True)])
+        own = {
+            "unmixing": unmixing,
+            "unit": basis.unit,
+            "middle": basis.middle,
+            "basis_spread": basis.spread,
+            "slope": (sizes * drawn["w"] * scale[..., None]).mean(0),
+            "scale": scale.mean(0),
+        }
+        for name, value in own.items():
+            getattr(self, name).copy_(value)
+        self.spread.set(spread.log().mean(0), spread.log().std(0).clamp_min(1e-3))
