@@ -315,9 +315,11 @@ def test_pictures_tell_what_was_measured() -> None:
     z = np.column_stack([x[:, 0] + 0.5 * rng.normal(size=2000), rng.normal(size=2000)])
     gaps = np.where(rng.random(x.shape) < 0.1, np.nan, x)
     whole = np.corrcoef(x.T, z.T)[:4, 4:]
-    np.testing.assert_allclose(plots._correlation(x, z), whole, atol=1e-12)
-    np.testing.assert_allclose(plots._correlation(gaps, z), whole, atol=0.03)
+    np.testing.assert_allclose(plots.numbers._correlation(x, z), whole, atol=1e-12)
+    np.testing.assert_allclose(plots.numbers._correlation(gaps, z), whole, atol=0.03)
     there = np.isfinite(gaps[:, 0])
     exact = np.corrcoef(gaps[there, 0], z[there, 0])[0, 1]
-    assert plots._correlation(gaps, z)[0, 0] == pytest.approx(exact)
-    assert (plots._correlation(np.column_stack([np.ones(9), np.arange(9.0)]), np.arange(9.0)[:, None])[0] == 0).all()
+    assert plots.numbers._correlation(gaps, z)[0, 0] == pytest.approx(exact)
+    assert (
+        plots.numbers._correlation(np.column_stack([np.ones(9), np.arange(9.0)]), np.arange(9.0)[:, None])[0] == 0
+    ).all()

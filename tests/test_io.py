@@ -13,7 +13,7 @@ import scipy.sparse
 import xarray as xr
 
 import pyrocrl
-from pyrocrl import Data, InputError, io, simulate
+from pyrocrl import Data, InputError, files, io, simulate
 
 RNG = np.random.default_rng(0)
 X = RNG.poisson(4.0, (30, 4))
@@ -194,7 +194,7 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="JSON"):
         io.write_json({"a": object()}, path)
     for failure in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(failure), io.replacing(path) as file:
+        with pytest.raises(failure), files.replacing(path) as file:
             file.write(b"half")
             raise failure
     assert json.loads(path.read_text())["b"] == [0, 1]

@@ -244,7 +244,7 @@ def test_graph_labels_are_edge_probabilities():
     assert {"1", ".70", ".30", "raises", "lowers", *ids} <= set(drawn(figure))
     arrows = [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]  # (0, 1), (1, 2), (2, 1)
     assert [a.get_linewidth() for a in arrows] == pytest.approx([2.5, 1.9, 1.1])
-    assert [to_hex(a.get_edgecolor()) for a in arrows] == [plots.BLUE, plots.RED, plots.BLUE]
+    assert [to_hex(a.get_edgecolor()) for a in arrows] == [plots.style.BLUE, plots.style.RED, plots.style.BLUE]
     assert [a.get_linestyle() == "-" for a in arrows] == [True, True, False]
     (nodes,) = figure.axes[0].collections
     written = {t.get_text(): t.get_position() for t in figure.axes[0].texts}
@@ -311,7 +311,7 @@ def test_edges_and_weights_are_those_of_the_draws():
     assert {"latent_0 → latent_1   1", "latent_1 → latent_2   .30"} <= set(drawn(figure))
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     np.testing.assert_allclose([line.get_xdata()[0] for line in dots], found["weight"].values[:, 1])
-    assert [line.get_color() for line in dots] == [plots.RED, plots.BLUE]
+    assert [line.get_color() for line in dots] == [plots.style.RED, plots.style.BLUE]
 
 
 def test_weights_need_weights_and_may_have_no_edge(tree):
@@ -343,7 +343,7 @@ def test_effects_show_medians_intervals_and_the_strongest_features():
     dots = [[line for line in axes.lines if line.get_marker() == "o"] for axes in figure.axes]
     medians = [[float(line.get_xdata()[0]) for line in each] for each in dots]
     assert medians == [[1.0, -0.5], [-2.5, 2.0], [0.0, 1.0], []]
-    assert [line.get_color() for line in dots[0]] == [plots.INK, plots.RED]
+    assert [line.get_color() for line in dots[0]] == [plots.style.INK, plots.style.RED]
 
 
 def test_targets_show_probabilities_and_shifts():
@@ -437,7 +437,7 @@ def test_environments_are_coloured_by_their_shift(tree):
     for panel, latent in zip(panels, furthest, strict=True):
         shift = [float(found["shift"].sel(env=name, latent=latent)) for name in ticks(panel.yaxis)]
         assert shift == sorted(shift, key=lambda v: (v != 0, v))  # the reference, then from below
-        expected = [plots.GREY if v == 0 else plots.RED if v < 0 else plots.BLUE for v in shift]
+        expected = [plots.style.GREY if v == 0 else plots.style.RED if v < 0 else plots.style.BLUE for v in shift]
         assert [to_hex(body.get_facecolor()[0][:3]) for body in panel.collections] == expected
 
 
@@ -448,7 +448,10 @@ def test_predictive_is_red_where_the_interval_misses(tree):
     texts, (axes, spread) = drawn(figure), figure.axes
     x, replicated = off["observed_data"]["x"].values, off["posterior_predictive"]["x"].values.reshape(24, 120, 7)
     inside, missed = (c for c in axes.collections if len(c.get_offsets()) and not hasattr(c, "get_segments"))
-    assert to_hex(missed.get_facecolor()[0][:3]) == plots.RED and to_hex(inside.get_facecolor()[0][:3]) == plots.BLUE
+    assert (
+        to_hex(missed.get_facecolor()[0][:3]) == plots.style.RED
+        and to_hex(inside.get_facecolor()[0][:3]) == plots.style.BLUE
+    )
     dots = np.concatenate([inside.get_offsets(), missed.get_offsets()])
     np.testing.assert_allclose(np.sort(dots[:, 0]), np.sort(x.mean(0)))
     assert x.mean(0)[2] in missed.get_offsets()[:, 0]
@@ -471,7 +474,9 @@ def test_objective_of_every_chain(checks, retired):
     curves = [line for line in figure.axes[0].lines if line.get_marker() != "x"]
     for c, line in enumerate(curves):
         np.testing.assert_array_equal(line.get_ydata(), h[:, 1 + c])
-        assert line.get_color() == (plots.RED if lost and c == 1 else plots.BLUE if c == best else plots.GREY)
+        assert line.get_color() == (
+            plots.style.RED if lost and c == 1 else plots.style.BLUE if c == best else plots.style.GREY
+        )
     crosses = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert crosses == ([h[checks // 2 - 1, [0, 2]].tolist()] if lost else [])
 

@@ -14,6 +14,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    from pyrocrl.io import _finite
+    from pyrocrl.io.posteriors import finite
 
-    print(json.dumps(_finite(value), indent=1))
+    print(json.dumps(finite(value), indent=1))

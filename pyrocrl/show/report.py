@@ -188,7 +188,7 @@ def _facts(fit: Fit, tree: xr.DataTree) -> dict[str, Any]:
     shape = tree["observed_data"]["x"].sizes
     latents = tree["posterior"]["z"].sizes["latent"]
     pip = plots.inclusion(tree)
-    used = latents if pip is None else int((pip.to_numpy() > plots.PRESENT).any(0).sum())
+    used = latents if pip is None else int((pip.to_numpy() > plots.style.PRESENT).any(0).sum())
     counts = fit.data.counts if fit.data is not None else None
     number = fit.number() if fit.data is not None else None
     return {
@@ -267,7 +267,7 @@ def _programmes(tree: xr.DataTree, reference: str | None, claims: list[dict[str,
     rows, unused = [], []
     for k, latent in enumerate(loading["latent"].to_numpy()):
         order = plots.ranking(strength[:, k], values[:, k])
-        order = order[strength[order, k] > plots.PRESENT]
+        order = order[strength[order, k] > plots.style.PRESENT]
         if not len(order):
             unused.append(str(latent))
             continue

@@ -28,7 +28,7 @@ from sklearn.isotonic import isotonic_regression
 
 from pyrocrl.data import Batch, Data
 from pyrocrl.program import Program
-from pyrocrl.show.plots import GREY, INK, STYLE
+from pyrocrl.show.plots.style import GREY, INK, STYLE
 from pyrocrl.turns import drawing, turn
 
 ROWS = 32  # of the data, through which the story is run to see its relations
