@@ -16,8 +16,9 @@ phi_k has an indicator of each environment that k is a target of. w and s are of
 
 With noise="student" a row's noise has one scale, scale_i ~ Gamma(freedom / 2, freedom / 2), log freedom ~ N(3, 1.5^2):
 rows are of Student's law, outlying ones count for less, and given the scales all is as before, sums of products being
-weighted. Freedom and scales are plugged in, at the maximum of a law without equations (`pyrocrl.exact.student_rows`).
-The evidence of normal rows takes tails that columns have in common for edges.
+weighted. Freedom and scales are plugged in, at the maximum of a law without equations (`pyrocrl.exact.student_rows`);
+in story and model rows then count for the part of a row that they tell without their scales, (freedom + d) / (freedom +
+d + 2) of d columns. The evidence of normal rows takes tails that columns have in common for edges.
 
 `model` keeps `edge`, with a normal guide, and sums out the rest exactly: w and s by conjugacy, for all sets of parents
 at once, unknown targets over subsets of environments, graphs and orders by a dynamic program over subsets, up to 12
@@ -42,6 +43,7 @@ Longer than other models because orders are summed or sampled, targets known or 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Annotated, Any, Literal
 
@@ -148,7 +150,7 @@ class ObservedDAG(ObservedEquations, Program):
         targets=("known", "unknown"),
         approximate="Orders of more than 12 variables are a sample, whose sum is estimated; parents are among each "
         "variable's likeliest candidates, and unknown targets among its 6 likeliest environments. With noise='student' "
-        "scales of rows and degrees of freedom are plugged in, as if they were known.",
+        "scales of rows and degrees of freedom are plugged in, and rows count for less than one, as scales are unknown.",
     )
     recipe = Recipe.unannealed(
         epochs=60, batch_size=None, lr=0.1, held_out=0.05, patience=None, keep="last", dtype=torch.float64, chains=4
@@ -271,11 +273,12 @@ class ObservedDAG(ObservedEquations, Program):
         pyro.deterministic("offset", each[0])  # (env, latent)
         pyro.deterministic("noise", each[2])  # (env, latent)
         own, (offset, weight, noise) = self._acting(batch, graph, targets, w, precision)
-        with self.rows(batch):
+        with self.rows(batch), contextlib.ExitStack() as counted:
             spread = noise[own]  # (rows, latent)
             if self.student:
                 scale = pyro.sample("scale", Gamma(freedom / 2, freedom / 2))  # (rows,)
                 spread = spread * scale.rsqrt()[:, None]
+                counted.enter_context(pyro.poutine.scale(scale=student_rows.worth(freedom, d)))
 
             def equation(k: int, z: Tensor) -> Normal:
                 return Normal(offset[own, k] + (z * weight[own, :, k]).sum(-1), spread[:, k])
@@ -440,6 +443,9 @@ class ObservedDAG(ObservedEquations, Program):
         for e in range(len(self.count)):
             own = z[batch.env == e]
             self.moments[e], self.count[e] = own.mT @ own, len(own)
+        if self.student:
+            worth = student_rows.worth(self.freedom, z.shape[1] - 1)
+            self.put(moments=worth * self.moments, count=worth * self.count)
         moments, count = self.moments.double(), self.count.double()
         free = self.free[:, None].expand(self.hit.shape).double()
         mass = self._mass()

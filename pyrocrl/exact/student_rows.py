@@ -72,6 +72,12 @@ def fitted(z: Tensor, env: Tensor, environments: int, alike: bool) -> StudentRow
     return found._replace(freedom=torch.tensor(freedom).to(z))
 
 
+def worth(freedom: Tensor, d: int) -> Tensor:
+    """() part of what rows of d columns would tell of equations if their scales were known, that they tell: the Fisher
+    information of Student's law over that of a normal one of its scatter (Lange, Little & Taylor 1989)."""
+    return (freedom + d) / (freedom + d + 2.0)
+
+
 def log_density(square: Tensor, d: int, freedom: Tensor) -> Tensor:
     """Log density of a row of d columns at this squared distance, its scatter the identity."""
     half = 0.5 * (freedom + d)
@@ -81,9 +87,9 @@ def log_density(square: Tensor, d: int, freedom: Tensor) -> Tensor:
 
 def log_scales(scale: Tensor, d: int, freedom: Tensor) -> Tensor:
     """() log density of scales (rows,) and of the degrees of freedom, and what scales add to the density of normal rows
-    of d columns beside weighting them."""
-    half = 0.5 * freedom
-    law = half * half.log() - torch.lgamma(half) + (half - 1.0 + 0.5 * d) * scale.log() - half * scale
+    of d columns, which count for `worth`, beside weighting them."""
+    half, own = 0.5 * freedom, 0.5 * d * worth(freedom, d)
+    law = half * half.log() - torch.lgamma(half) + (half - 1.0 + own) * scale.log() - half * scale
     return law.sum() + log_prior(freedom)
 
 

@@ -63,6 +63,15 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
     return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
 
 
+def to_normal(away: np.ndarray, square: np.ndarray, freedom: float) -> np.ndarray:
+    """(rows, d) rows of Student's law, `away` (rows, d) from their centre and square (rows,) from it in units of the
+    scatter, at that distance in their direction which has the same probability of being exceeded in a normal law."""
+    d = away.shape[1]
+    normal = stats.chi2.isf(stats.f.sf(square / d, d, freedom), d)
+    found: np.ndarray = away * np.sqrt(normal / np.maximum(square, 1e-300))[:, None]
+    return found
+
+
 def _rows(fit: Fit, data: Data) -> Found | None:
     """Mardia's skewness and kurtosis of observed latents in every environment, of `MOST_COLUMNS` at most: rows of
     Student's law are first brought to where the same row would be of a normal law."""
@@ -73,9 +82,7 @@ def _rows(fit: Fit, data: Data) -> Found | None:
         z, law = program.latents(batch).double().cpu().numpy(), program.heavy_rows(batch)
     if law is not None:
         away, square, freedom = (value.double().cpu().numpy() for value in law)
-        d = away.shape[1]
-        normal = stats.chi2.isf(stats.f.sf(square / d, d, freedom), d)
-        z = away * np.sqrt(normal / np.maximum(square, 1e-300))[:, None]
+        z = to_normal(away, square, float(freedom))
     columns = np.unique(np.linspace(0, z.shape[1] - 1, MOST_COLUMNS).astype(int))
     found = goodness.mardia(z[:, columns], few.env)
     detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
