@@ -34,9 +34,15 @@ class StudentRows(NamedTuple):
     def apart(self, z: Tensor, env: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, d) less their environment's centre, and their squared distances (rows,) from it."""
         away = z - self.centre[env]
-        white = torch.linalg.solve_triangular(self.root, away.mT, upper=False)  # (env, d, rows)
-        square = white.square().sum(1)
-        return away, square[0] if len(square) == 1 else square.gather(0, env[None])[0]
+        groups = torch.zeros_like(env) if len(self.root) == 1 else env
+        order = groups.argsort(stable=True)
+        square = torch.cat(
+            [
+                torch.linalg.solve_triangular(root, away[groups == g].mT, upper=False).square().sum(0)
+                for g, root in enumerate(self.root)
+            ]
+        )
+        return away, square[order.argsort()]
 
     def scales(self, z: Tensor, env: Tensor) -> Tensor:
         """(rows,) mean of each row's scale, given the row."""
