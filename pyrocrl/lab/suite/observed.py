@@ -23,6 +23,14 @@ def world(**options: Any) -> Callable[[int], Data]:
     return drawn("squires2020", **({"samples": ROWS, "latents": 5, "settings": 3, "neighbours": 2.0} | options))
 
 
+def misread(seed: int, share: float = 0.02, size: float = 10.0) -> Data:
+    """Normal rows of ten columns, this share of whose values is off by errors of this deviation."""
+    data = world(latents=10)(seed)
+    rng = np.random.default_rng([62, seed])
+    x = data.x + size * rng.standard_normal(data.x.shape) * (rng.random(data.x.shape) < share)
+    return Data(x, data.env_labels(), data.targets, control=data.control, truth=data.truth | {"z": x}, name="misread")
+
+
 def chain(
     seed: int,
     rows: int = ROWS,
@@ -92,6 +100,7 @@ def graph_cases() -> list[Case]:
         case("ways that cancel", "word", lambda seed: chain(seed, cancelling=True, freedom=0.0), FAITHFUL),
         heavy("outlying rows", "misspecified", world(outlying=0.03), STUDENT),
         heavy("tails of each equation", "misspecified", world(noise="student"), STUDENT),
+        heavy("values misread", "misspecified", misread, STUDENT),
         heavy("heavy rows, bent", "misspecified", lambda seed: chain(seed, bent=0.3, freedom=5.0), STUDENT),
         heavy("bent", "misspecified", lambda seed: chain(seed, bent=0.3, freedom=0.0), STUDENT),
         heavy("heavy rows, skewed", "misspecified", lambda seed: chain(seed, skewed=True), STUDENT),
