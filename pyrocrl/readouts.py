@@ -453,6 +453,11 @@ class ReadOuts:
         """What becomes of rows x (.., feature), in the program's units, on their way through latents."""
         raise TypeError(f"{type(self).__name__} is no auto-encoder")
 
+    def heavy_rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(rows, latent) latents less their environment's centre, (rows,) their squared distances from it in units of
+        the scatter, () degrees of freedom of the law that rows are of, or None where it is not Student's."""
+        return None
+
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor | None:
         """(rows,) log p(x_i | global sites), rows' own latents summed out, where that is closed; the story says what it
         is in every other case."""

@@ -17,9 +17,10 @@ from scipy.stats import multivariate_t
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.claims.indeterminacy import cpdag, differing_pairs, graph_distance, interventional_cpdag
-from pyrocrl.exact import all_subsets, interventions, orders
+from pyrocrl.exact import all_subsets, goodness, interventions, orders, student_rows
 from pyrocrl.exact import order_sampling as sampling
 from pyrocrl.judge.equivalence import equivalence_class
+from pyrocrl.judge.fit_tests import laws
 from pyrocrl.lab.greedy import search
 from pyrocrl.models.observed_dag import ObservedDAG
 
@@ -158,13 +159,17 @@ def log_prob_of(method: Callable, batch: pyrocrl.Batch, values: dict, **kept: to
     return float(trace.log_prob_sum())
 
 
-@pytest.mark.parametrize("way", ["summed", "sampled"])
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_story_less_recover_is_model(kind: str, told: bool, way: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told", "way", "noise"),
+    [
+        *itertools.product(KINDS, [True, False], ["summed", "sampled"], ["gaussian"]),
+        *zip(KINDS, [True, False, False], ["summed", "sampled", "summed"], ["student"] * 3, strict=True),
+    ],
+)
+def test_story_less_recover_is_model(kind: str, told: bool, way: str, noise: str) -> None:
     """For every graph, targets, slab, noise and weights, not only those that are probable."""
-    data = simulate.draw("squires2020", 1, samples=30, latents=4, settings=2, told=told)
-    program = started(data, intervention=kind, orders=way, particles=8)
+    data = simulate.draw("squires2020", 1, samples=30, latents=4, settings=2, told=told, noise="rows")
+    program = started(data, intervention=kind, orders=way, particles=8, noise=noise)
     batch = data.tensors(dtype=torch.float64, moments=True)
     with torch.no_grad():
         kept = {"edge": torch.tensor(-0.4).double()}
@@ -179,7 +184,7 @@ def test_story_less_recover_is_model(kind: str, told: bool, way: str) -> None:
             moved["targets"] = (1 - lost["targets"]) * program.free[:, None]
         moved = {name: value for name, value in moved.items() if name in lost}
         model = log_prob_of(program.model, batch, kept)
-        for each in (lost, *({**lost, name: moved[name]} for name in ("precision", "w", "slab")), moved):
+        for each in (lost, *({**lost, name: moved[name]} for name in ("precision", "w", "slab")), {**lost, **moved}):
             story = log_prob_of(program.story, batch, {**kept, **each})
             recover = log_prob_of(program.recover, batch, each, **kept)
             assert math.isfinite(story)
@@ -187,8 +192,84 @@ def test_story_less_recover_is_model(kind: str, told: bool, way: str) -> None:
         rows = program.row_log_likelihood(batch, {**kept, **lost})
         trace = pyro.poutine.trace(pyro.poutine.condition(program.story, data={**kept, **lost})).get_trace(batch)
         trace.compute_log_prob()
-        each = [site["unscaled_log_prob"] for name, site in trace.nodes.items() if name.startswith("z_")]
-        torch.testing.assert_close(rows, torch.stack(each).sum(0))
+        each = torch.stack([site["unscaled_log_prob"] for name, site in trace.nodes.items() if name.startswith("z_")])
+        if noise == "student":  # p(x) = p(x | scale) p(scale) / p(scale | x)
+            scale, half = lost["scale"], lost["freedom"] / 2
+            volume = trace.nodes["noise"]["value"][batch.env].log().sum(1) + 2 * (2 * math.pi / scale).log()
+            square = -2 * (each.sum(0) + volume) / scale
+            law = torch.distributions.Gamma(half + 2.0, half + square / 2)
+            each = torch.cat([each, trace.nodes["scale"]["unscaled_log_prob"][None], -law.log_prob(scale)[None]])
+        torch.testing.assert_close(rows, each.sum(0))
+
+
+def test_scales_of_rows_are_found_and_given_them_rows_are_normal() -> None:
+    """Moments of the law of rows: degrees of freedom, centres and scatter, whatever the columns' units."""
+    rng = np.random.default_rng(0)
+    scale, env = rng.chisquare(3, 4_000) / 3, np.repeat([0, 1], 2_000)
+    mixing = rng.standard_normal((5, 5))
+    z = rng.standard_normal((4_000, 5)) / np.sqrt(scale)[:, None] @ mixing.T + 3.0 * env[:, None]
+    told = torch.as_tensor(z), torch.as_tensor(env)
+    law = student_rows.fitted(*told, 2, alike=True)
+    assert float(law.freedom) == pytest.approx(3.0, abs=0.3)
+    np.testing.assert_allclose(law.centre, np.repeat([[0.0], [3.0]], 5, 1), atol=0.25)
+    scatter = (law.root @ law.root.mT)[0].numpy()
+    np.testing.assert_allclose(scatter, mixing @ mixing.T, atol=0.06 * np.abs(scatter).max())
+    found = law.scales(*told).numpy()
+    assert found.mean() == pytest.approx(1.0, abs=0.01) and np.corrcoef(np.log(found), np.log(scale))[0, 1] > 0.8
+    unit, origin = torch.tensor([1.0, 10, 0.1, 2, 5]).double(), torch.arange(5.0).double()
+    moved = student_rows.fitted((told[0] - origin) / unit, told[1], 2, alike=True)
+    np.testing.assert_allclose(moved.root, law.moved(origin, unit).root, rtol=1e-4)
+    np.testing.assert_allclose(law.moved(origin, unit).scales((told[0] - origin) / unit, told[1]), found, rtol=1e-9)
+    normal = student_rows.fitted(torch.as_tensor(rng.standard_normal((4_000, 5))), told[1], 2, alike=False)
+    assert float(normal.freedom) > 60
+
+
+@cache
+def heavy(noise: str, rows: str = "rows") -> tuple[Fit, Data]:
+    data = simulate.draw("squires2020", 112, samples=300, latents=5, settings=3, noise=rows)
+    program = ObservedDAG.from_data(data, intervention="shift", noise=noise)
+    return pyrocrl.fit(program, data, chains=2, epochs=8, seed=0, progress=False), data
+
+
+def test_tails_that_columns_share_are_no_edges() -> None:
+    """Of heavy rows Gaussian noise asks for edges that are none, is contradicted, and the advice is the option."""
+    class_of = {}
+    for noise in ("gaussian", "student"):
+        fit, data = heavy(noise)
+        arcs = equivalence_class(fit, draws=20)["arc"].to_numpy() > 0.5
+        wanted = interventional_cpdag(data.truth["graph"], data.target_matrix(5))
+        class_of[noise] = differing_pairs(arcs, wanted)
+        verdict = pyrocrl.diagnose(fit, data)["graph"]
+        assert (verdict.verdict == "contradicted") == (noise == "gaussian")
+        assert ('noise="student"' in verdict.reason) == (noise == "gaussian")
+        assert any("Student's law" in one.assumption for one in verdict.evidence) == (noise == "student")
+    assert class_of["student"] == 0 < class_of["gaussian"]
+    assert 2 < float(next(iter(fit.programs())).freedom) < 5 and fit.program.config["noise"] == "student"
+    tree = fit.posterior(draws=2, predictive=False, thin=30)
+    assert tree["posterior"]["scale"].dims == ("chain", "draw", "data")
+    with pytest.raises(InputError, match="Student's law"):
+        pyrocrl.next_interventions(fit, {"feature_0": 1.0})
+
+
+def test_gaussian_rows_have_as_many_edges_with_either_noise() -> None:
+    fits = {noise: heavy(noise, "gaussian")[0] for noise in ("gaussian", "student")}
+    np.testing.assert_allclose(fits["student"].graph(), fits["gaussian"].graph(), atol=0.1)
+    assert float(fits["student"].scores.max()) == pytest.approx(float(fits["gaussian"].scores.max()), abs=0.02)
+    assert pyrocrl.diagnose(fits["student"])["graph"].verdict != "contradicted"
+
+
+@pytest.mark.parametrize("freedom", [3.0, math.inf])
+def test_rows_of_the_law_that_is_fitted_are_seldom_refused(freedom: float) -> None:
+    """The p-value of rows brought from Student's law to a normal one."""
+    p = []
+    for seed in range(100, 130):
+        rng = np.random.default_rng(seed)
+        scale = rng.chisquare(freedom, (400, 1)) / freedom if freedom < math.inf else 1.0
+        z = torch.as_tensor(rng.standard_normal((400, 4)) / np.sqrt(scale))
+        law = student_rows.fitted(z, env := torch.arange(400) % 2, 2, alike=False)
+        away, square = law.apart(z, env)
+        p.append(goodness.mardia(laws.to_normal(away.numpy(), square.numpy(), float(law.freedom)), env.numpy()).p)
+    assert min(p) > 0.001 and np.mean(np.array(p) < 0.05) <= 0.1
 
 
 def test_summed_and_sampled_orders_agree() -> None:
@@ -298,6 +379,17 @@ def test_settings_are_as_they_say() -> None:
     free = simulate.draw("hagele2023", 3)
     assert free.targets is None and free.control == "observational" and len(free.env_names) == 11
     assert free.truth["graph"].sum() == 37 and free.rows == 400
+    left = {}
+    for noise in ("gaussian", "student", "rows"):
+        heavy = simulate.draw("squires2020", 3, samples=20_000, latents=4, settings=1, noise=noise)
+        own = (heavy.x - heavy.x @ heavy.truth["weight"])[heavy.env == 0]
+        left[noise] = own
+        assert np.median(np.abs(own)) == pytest.approx(0.6745 if noise == "gaussian" else 0.4416, abs=0.01)
+    rank = {noise: np.corrcoef(np.abs(own).argsort(0).argsort(0).T)[0, 1] for noise, own in left.items()}
+    assert rank["rows"] > 0.15 > 0.03 > max(abs(rank["student"]), abs(rank["gaussian"]))
+    far = simulate.draw("squires2020", 3, samples=20_000, latents=4, settings=1, outlying=0.1)
+    own = np.abs(far.x - far.x @ far.truth["weight"])[far.env == 0]
+    assert (own.min(1) > 2.0).mean() == pytest.approx(0.1 * 0.8415**4, abs=0.01)
     assert simulate.draw("hagele2023", 3, graph="erdos_renyi").truth["graph"].sum() > 20
 
 
@@ -308,6 +400,7 @@ def test_settings_are_as_they_say() -> None:
         ({"features": 14, "latents": 14, "orders": "summed"}, "orders"),
         ({"intervention": "variance"}, "intervention"),
         ({"targets": "relabelled"}, "targets"),
+        ({"noise": "cauchy"}, "noise"),
         ({"target_matrix": [[0, 0, 0, 2], [0, 0, 0, 0]]}, "target_matrix"),
         ({"target_matrix": [[0, 0, 0]]}, "target_matrix"),
         ({"target_probability": 1.0}, "target_probability"),

@@ -44,6 +44,11 @@ def latent(model: str, kind: str, mechanism: str, **options: Any) -> tuple[Progr
     return pyrocrl.build(model, data, latents=3, intervention=kind, mechanism=mechanism, hidden=8, **options), data
 
 
+def heavy(kind: str) -> tuple[Program, Data]:
+    data = simulate.draw("squires2020", 0, samples=60, latents=4, settings=2, intervention=kind, noise="rows")
+    return pyrocrl.build("observed_dag", data, intervention=kind, noise="student"), data
+
+
 def trained() -> tuple[Program, Data]:
     """`linear_sem_nonlin` with a decoder that is near its data: after the forty steps of its example it isn't."""
     data = simulate.draw("buchholz2023_hard", 0, samples=200, latents=3)
@@ -59,6 +64,7 @@ CASES |= {
     for kind in ("perfect", "soft", "variance", "shift")
     for mechanism in ("linear", "relu")
 }
+CASES |= {f"observed_dag student {kind}": (lambda kind=kind: heavy(kind)) for kind in ("perfect", "shift")}
 CASES["discrepancy_vae escapees"] = lambda: latent("discrepancy_vae", "perfect", "linear", escapees=True)
 
 

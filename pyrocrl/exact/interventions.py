@@ -8,7 +8,8 @@ In an environment that intervenes on k, k follows an equation of its own without
 nothing of the others' equation) or with the same parents ("soft"), or the others' plus d_ek ~ N(0, (SHIFT s_k)^2)
 ("shift"). Mechanisms are the shared equation, then one of each environment; under shifts the shared one alone, which
 has an indicator of each environment beside constant and candidates. Nodes are standardised; `moments` (env, 1 + node,
-1 + node) are sums of products of (1, nodes) over the rows of each environment, count (env,) its rows.
+1 + node) are sums of products of (1, nodes) over the rows of each environment, count (env,) its rows. Where rows have
+weights, sums of products are weighted, and mass (env,) are the sums of weights.
 """
 
 from __future__ import annotations
@@ -55,19 +56,21 @@ def families(moments: Tensor, candidates: Tensor) -> Tensor:
     return found.transpose(0, 1)
 
 
-def less_shift(own: Tensor, count: Tensor, constant: float = 1.0) -> Tensor:
+def less_shift(own: Tensor, mass: Tensor, constant: float = 1.0) -> Tensor:
     """Sums of products (..., env, column, column) once each environment's shift is integrated out; the first column is
     `constant`."""
     total = own[..., 0] / constant  # sums of the columns
-    rest = SHIFT**2 / (1.0 + SHIFT**2 * count)
+    rest = SHIFT**2 / (1.0 + SHIFT**2 * mass)
     return own - rest[:, None, None] * total[..., :, None] * total[..., None, :]
 
 
-def parts(moments: Tensor, count: Tensor, hit: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def parts(
+    moments: Tensor, count: Tensor, hit: Tensor, kind: str, mass: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(moments (part, ...), use (part, node), rows (node,)) of what tells of each node's shared equation; hit (env,
     node) in {0, 1}: see `order_sampling.likely_parents`."""
     if kind == "shift":
-        both = torch.cat([moments, less_shift(moments, count)])
+        both = torch.cat([moments, less_shift(moments, count if mass is None else mass)])
         return both, torch.cat([1.0 - hit, hit]), count.sum().expand(hit.shape[1])
     return moments, 1.0 - hit, count @ (1.0 - hit)
 
@@ -78,6 +81,7 @@ def log_evidence(
     hit: Tensor,
     kind: str,
     evidence: Callable[[Tensor, Tensor], Tensor] = all_subsets.log_evidence,
+    mass: Tensor | None = None,
 ) -> Tensor:
     """(..., subset, set) log p(node | parents) for each subset of environments that intervene on it, set by set of
     candidates.
@@ -86,8 +90,9 @@ def log_evidence(
     `all_subsets.log_evidence_of_all`.
     """
     if kind == "shift":
-        pooled = _pool(1.0 - hit, own) + _pool(hit, less_shift(own, count, OFFSET))
-        rows, apart = count.sum().expand(hit.shape[:-1]), -0.5 * hit @ torch.log1p(SHIFT**2 * count)[:, None]
+        mass = count if mass is None else mass
+        pooled = _pool(1.0 - hit, own) + _pool(hit, less_shift(own, mass, OFFSET))
+        rows, apart = count.sum().expand(hit.shape[:-1]), -0.5 * hit @ torch.log1p(SHIFT**2 * mass)[:, None]
     else:
         pooled, rows = _pool(1.0 - hit, own), (1.0 - hit) @ count
         ends = [0, own.shape[-1] - 1]
@@ -100,7 +105,9 @@ def _pool(use: Tensor, own: Tensor) -> Tensor:
     return torch.einsum("...ge,...eab->...gab", use, own)
 
 
-def likely_targets(own: Tensor, count: Tensor, free: Tensor, most: int, kind: str) -> Tensor:
+def likely_targets(
+    own: Tensor, count: Tensor, free: Tensor, most: int, kind: str, mass: Tensor | None = None
+) -> Tensor:
     """(node, most) the environments that most probably intervene on each node, of those that are `free` (env,) to.
 
     By the evidence of a law of its own against the shared one, parents left out: given parents and children, which
@@ -108,13 +115,20 @@ def likely_targets(own: Tensor, count: Tensor, free: Tensor, most: int, kind: st
     """
     hit = torch.cat([torch.zeros_like(count)[None], torch.ones_like(count).diag()])
     ends = [0, own.shape[-1] - 1]
-    found = log_evidence(own[..., ends, :][..., ends], count, hit, kind, all_subsets.log_evidence_of_all)[..., 0]
+    bare = own[..., ends, :][..., ends]
+    found = log_evidence(bare, count, hit, kind, all_subsets.log_evidence_of_all, mass)[..., 0]
     gain = torch.where(free, found[:, 1:] - found[:, :1], -torch.inf)
     return gain.topk(most, -1).indices.sort(-1).values
 
 
 def posterior(
-    own: Tensor, count: Tensor, parents: Tensor, hit: Tensor, slab: Tensor, kind: str
+    own: Tensor,
+    count: Tensor,
+    parents: Tensor,
+    hit: Tensor,
+    slab: Tensor,
+    kind: str,
+    mass: Tensor | None = None,
 ) -> regression.Conjugate:
     """(mechanism, node) posteriors of noise and of weights on (1, candidates), under shifts (1, candidates,
     environments), in the nodes' units; what no row tells has its prior.
@@ -126,7 +140,7 @@ def posterior(
     inside = torch.cat([one, parents], 1)[None]  # (mechanism, node, basis)
     if kind == "shift":
         dummies = (SHIFT / OFFSET) * own[:, :, 0] * hit.mT[..., None]  # (node, env, 1 + candidates + 1)
-        square = torch.diag_embed((SHIFT**2 * count[:, None] * hit).mT)  # (node, env, env)
+        square = torch.diag_embed((SHIFT**2 * (count if mass is None else mass)[:, None] * hit).mT)  # (node, env, env)
         pooled = torch.cat([torch.cat([own.sum(1), dummies.mT], -1), torch.cat([dummies, square], -1)], -2)
         last = own.shape[-1] - 1  # the node itself, which goes behind the environments
         places = [*range(last), *range(last + 1, pooled.shape[-1]), last]

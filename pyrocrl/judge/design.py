@@ -348,6 +348,8 @@ def _of_fit(fit: Fit, data: Data | None, draws: int, seed: int) -> tuple[design.
     if program.reads_innovations:
         found = f"a fit of {program.card.name} under {program.intervention_kind} interventions"
         reject("fit", found, "one whose data hold the graph")
+    if program.config.get("noise") == "student":
+        reject("fit", f"a fit of {program.card.name} with noise of Student's law", "one with Gaussian noise")
     rng, chains = np.random.default_rng([seed, 97]), fit.chains.count
     count = np.bincount(rng.choice(chains, draws * chains, p=fit.weights), minlength=chains)
     row = fit.batch_of(data.rows_at(np.arange(1))).annealed().whole()

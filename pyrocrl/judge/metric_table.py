@@ -59,6 +59,7 @@ AFTER = {
     "ledoit": "of Ledoit & Wolf",
     "oracle": "at the true parameters",
     "gmm": "mixture of normals by BIC",
+    "gaussian": "with Gaussian noise",
     "darmois": "of the Darmois construction",
 }
 VARIANTS = BEFORE | AFTER
@@ -270,10 +271,11 @@ _TABLE = (
         "smaller",
         None,
         figure=True,
-        beside=("empty", "greedy"),
+        beside=("empty", "greedy", "gaussian"),
         headline=True,
     ),
-    Metric("expected_shd", "Edges wrong, mean over posterior graphs", "smaller", 2, figure=True, beside=("empty",)),
+    Metric("expected_shd", "Edges wrong, mean over posterior graphs", "smaller", 2, True, ("empty", "gaussian")),
+    Metric("sure_wrong", "Edges of probability .9 or more that are not there", "smaller", None, True, ("gaussian",)),
     Metric("auprc", "Edges, area under the precision-recall curve", "larger", 2, True, ("empty", "greedy")),
     Metric("sure_right", "Edges of probability .9 or more that are there, share", "larger", 2, figure=True),
     Metric("targets_found", "Targets found", "larger", None, figure=True),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pyrocrl import zoo
-from pyrocrl.claims.indeterminacy import differing_pairs, transitive_closure
+from pyrocrl.claims.indeterminacy import differing_pairs, interventional_cpdag, transitive_closure
 from pyrocrl.claims.nested import Kept
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
@@ -28,6 +28,7 @@ from pyrocrl.infer.fit import FitError, fit
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, diagnose
+from pyrocrl.judge.equivalence import equivalence_class
 from pyrocrl.judge.metrics import mcc, r2, reorder_graph
 from pyrocrl.lab.provenance import parse_seeds, provenance
 from pyrocrl.lab.studies.view_blocks import block_scores
@@ -85,6 +86,15 @@ def estimated(result: Fit, data: Data) -> dict[str, float]:
             "markov equivalence" in claim.up_to for claim in result.program.claims()
         ):  # what it says: which are joined
             found, true = np.triu(found + found.T), np.triu(true | true.T)
+        elif any("interventional equivalence" in claim.up_to for claim in result.program.claims()):
+            hit = np.zeros((len(result.names["env"]), len(true)))
+            told: Any = data.truth["targets"]
+            for env, at in told.items():
+                hit[result.names["env"].index(env), list(at)] = 1
+            arcs: Array = equivalence_class(result, data)["arc"].to_numpy()
+            found, true = arcs, interventional_cpdag(true, hit)
+            if (targets := result.targets()) is not None:
+                out["wrong_targets"] = float(((targets > 0.5) != (hit > 0)).sum())
         elif any("transitive closure" in claim.up_to for claim in result.program.claims()):
             found, true = transitive_closure(found > 0.5), transitive_closure(true)
         out["wrong_pairs"] = float(differing_pairs(found > 0.5, true))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,7 +39,7 @@ class ObservedEquations(ObservedLatents):
     parents, and `gathered`, the names of its buffers that are functions of the data alone, which `_gather` makes.
     """
 
-    gathered: ClassVar[tuple[str, ...]] = ()
+    gathered: tuple[str, ...] = ()
     config: dict[str, Any]
     mean: Tensor
     spread: Tensor
@@ -79,13 +79,17 @@ class ObservedEquations(ObservedLatents):
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         """(rows,) log p(x_i | graph, targets, weights, noise)."""
+        return Normal(*(law := self._law_of_rows(batch, sites))).log_prob(batch.x.to(law[0])).sum(-1)
+
+    def _law_of_rows(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and noise (rows, latent) of each equation, at its parents' values in the row."""
         if "w" not in sites:
             sites = sites | self.recovered(batch, sites)
         drawn = sites["graph"], self._targets(sites), sites["w"], sites["precision"]
         own, (offset, weight, noise) = self._acting(batch, *drawn)
         x = batch.x.to(weight)
         mean = torch.einsum("rp,epk->rek", x, weight)[torch.arange(len(x), device=own.device), own] + offset[own]
-        return Normal(mean, noise[own]).log_prob(x).sum(-1)
+        return mean, noise[own]
 
     def _gather_once(self, data: Data) -> None:
         """What is gathered of the data, once for the chains of a fit, which start one after another."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ from pyrocrl.simulate.linear_sem import _weighted_graph
 MOST = 1000  # latents and environments, each of which solves as many equations as there are latents
 SHIFT = 2.0  # of the target's mean
 CUT_SD = 1.0  # noise of a target that is cut off from its parents
+TAILS, OUTLYING = 3, 10.0  # degrees of freedom of heavy-tailed noise; how much larger an outlying row's noise is
 
 Further = Annotated[int, Bounds(0, MOST)]
+Outlying = Annotated[float, Bounds(0, 1, "[)")]
 
 
 def squires2020(
@@ -26,6 +30,8 @@ def squires2020(
     neighbours: Positive = 1.5,
     intervention: Literal["shift", "perfect"] = "shift",
     told: bool = True,
+    noise: Literal["gaussian", "student", "rows"] = "gaussian",
+    outlying: Outlying = 0.0,
 ) -> Data:
     """Squires, Wang & Uhler (2020), "Permutation-based causal structure learning with unknown intervention targets".
 
@@ -34,7 +40,9 @@ def squires2020(
     to its mean ("shift"), or its equation replaced by N(2, 1) ("perfect"). x = z: everything is observed.
 
     samples: rows in the observational and in every other environment; told: whether the fit is given the targets.
-    Truth: z, graph and weight (parent, child), targets.
+    noise: "student" is of Student's law of 3 degrees and variance 1 in each equation, in "rows" with one scale for all
+    equations of a row; outlying: share of rows whose noise is `OUTLYING` times as large. Truth: z, graph and weight
+    (parent, child), targets.
     """
     check_whole("latents", latents, 2, MOST)
     settings = min(settings, latents)
@@ -42,9 +50,10 @@ def squires2020(
     density = min(1.0, neighbours / (latents - 1))
     graph, weight = _weighted_graph(rng, latents, density, 0.25, 1.0)
     hit = rng.permutation(latents)[:settings]
-    parts = [_rows(rng, samples, weight, np.ones(latents), np.zeros(0, dtype=int), 0.0, False)]
+    law = partial(_heavy, one=noise == "rows", tails=noise != "gaussian", outlying=outlying)
+    parts = [_rows(rng, samples, weight, np.ones(latents), np.zeros(0, dtype=int), 0.0, False, law)]
     parts += [
-        _rows(rng, samples, weight, np.ones(latents), np.array([k]), SHIFT, intervention == "perfect") for k in hit
+        _rows(rng, samples, weight, np.ones(latents), np.array([k]), SHIFT, intervention == "perfect", law) for k in hit
     ]
     targets: dict[str, tuple[int, ...]] = {f"target_{k}": (int(k),) for k in hit}
     return _labelled("squires2020", parts, targets, graph, weight, told)
@@ -184,14 +193,24 @@ def _rows(
     hit: np.ndarray,
     mean: np.ndarray | float,
     replaced: bool,
+    law: Callable[[np.random.Generator, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """(rows, latent) of the equations, `mean` added to the targets `hit`, cut off from their parents or not."""
+    """(rows, latent) of the equations, `mean` added to the targets `hit`, cut off from their parents or not; law: what
+    becomes of standard normal noise (rows, latent)."""
     own, noise = weight.copy(), spread * rng.standard_normal((count, len(weight)))
+    noise = noise if law is None else law(rng, noise)
     if replaced and len(hit):
         own[:, hit] = 0.0
         noise[:, hit] *= CUT_SD / spread[hit]
     noise[:, hit] += mean
     return np.linalg.solve(np.eye(len(weight)) - own.T, noise.T).T
+
+
+def _heavy(rng: np.random.Generator, noise: np.ndarray, one: bool, tails: bool, outlying: float) -> np.ndarray:
+    """Normal noise (rows, latent) with Student's tails, one scale a row or one each, and some rows' larger."""
+    if tails:
+        noise = noise / np.sqrt(rng.chisquare(TAILS, (len(noise), 1 if one else noise.shape[1])) / (TAILS - 2))
+    return noise * np.where(rng.random((len(noise), 1)) < outlying, OUTLYING, 1.0) if outlying else noise
 
 
 def _labelled(

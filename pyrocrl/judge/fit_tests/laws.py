@@ -18,6 +18,7 @@ from pyrocrl.turns import drawing
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
+MOST_COLUMNS = 40  # whose skewness a test of rows looks at: it takes their cube
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 
 
@@ -60,6 +61,36 @@ def _gaussian(fit: Fit, data: Data) -> Found | None:
     detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
     remedy = "a look at outlying rows; score_crl, or another model of nonlinear equations; a nonlinear mixing"
     return Found("Mardia's skewness and kurtosis of latents", found.p, detail, remedy)
+
+
+def to_normal(away: np.ndarray, square: np.ndarray, freedom: float) -> np.ndarray:
+    """(rows, d) rows of Student's law, `away` (rows, d) from their centre and square (rows,) from it in units of the
+    scatter, at that distance in their direction which has the same probability of being exceeded in a normal law."""
+    d = away.shape[1]
+    normal = stats.chi2.isf(stats.f.sf(square / d, d, freedom), d)
+    found: np.ndarray = away * np.sqrt(normal / np.maximum(square, 1e-300))[:, None]
+    return found
+
+
+def _rows(fit: Fit, data: Data) -> Found | None:
+    """Mardia's skewness and kurtosis of observed latents in every environment, of `MOST_COLUMNS` at most: rows of
+    Student's law are first brought to where the same row would be of a normal law."""
+    few = data.rows_at(data.spread(MOST_ROWS))
+    batch = fit.batch_of(few)
+    program = fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        z, law = program.latents(batch).double().cpu().numpy(), program.heavy_rows(batch)
+    if law is not None:
+        away, square, freedom = (value.double().cpu().numpy() for value in law)
+        z = to_normal(away, square, float(freedom))
+    columns = np.unique(np.linspace(0, z.shape[1] - 1, MOST_COLUMNS).astype(int))
+    found = goodness.mardia(z[:, columns], few.env)
+    detail = f"skewness p = {found.skewness:.2g}, kurtosis p = {found.kurtosis:.2g} ({found.excess:+.0%})"
+    remedy = "a look at outlying rows; a transformation of columns; mechanism_shift, for equations that are not linear"
+    if law is None and found.excess > 0 and found.kurtosis < LEVEL:
+        remedy = f'noise="student", for rows of heavy tails; {remedy}'
+    name = "rows" if law is None else "rows, brought from Student's law to a normal one"
+    return Found(f"Mardia's skewness and kurtosis of {name}", found.p, detail, remedy)
 
 
 def _features(fit: Fit, data: Data) -> Found | None:
@@ -151,6 +182,7 @@ def _invariance(fit: Fit, data: Data) -> Found | None:
 TESTS: dict[str, Test] = {
     "moments": _moments,
     "gaussian": _gaussian,
+    "rows": _rows,
     "features": _features,
     "given_environment": _given_environment,
     "nearly_gaussian": _nearly_gaussian,

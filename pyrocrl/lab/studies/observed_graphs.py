@@ -36,8 +36,8 @@ class ObservedGraph(Study):
 
     class_shd: pairs of variables that the class (`equivalence_class`, an arc where its probability exceeds .5) joins
     otherwise than the true one; expected_shd: mean over posterior graphs of the edges that are wrong, a reversed one
-    once; sure_right: share of true edges among those of probability .9 or more; auprc_greedy: of the search's class,
-    one half for each way of an edge that it leaves undirected.
+    once; sure_right: share of true edges among those of probability .9 or more; sure_wrong: how many of these are not
+    there; auprc_greedy: of the search's class, one half for each way of an edge that it leaves undirected.
     """
 
     def score(self, result: Fit, data: Data) -> dict[str, float]:
@@ -63,6 +63,7 @@ class ObservedGraph(Study):
         out = {"held_out": float(result.weights @ result.scores)} | metrics.graph_scores(true, graph)
         out |= {
             "class_shd": float(differing_pairs(arcs, wanted)),
+            "sure_wrong": float(((graph >= 0.9) & ~true).sum()),
             "class_shd_empty": float(differing_pairs(np.zeros_like(wanted), wanted)),
             "class_shd_greedy": float(differing_pairs(found, wanted)),
             "expected_shd": float(sum(expected)),
@@ -88,6 +89,26 @@ class ObservedGraph(Study):
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         return super().tell(result, data) if len(result.names["latent"]) <= LISTED else {}  # `ece` is among the scores
+
+
+@dataclass(frozen=True)
+class HeavyTailedGraph(ObservedGraph):
+    """The same of rows that may have heavy tails, beside a fit of the same rows with Gaussian noise (`BESIDE`)."""
+
+    BESIDE: ClassVar[tuple[str, ...]] = (
+        *("held_out", "class_shd", "expected_shd", "ece", "sure_wrong", "auprc", "targets_found", "targets_false"),
+    )
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl import zoo
+        from pyrocrl.infer.fit import fit
+
+        assert result.data is not None
+        program = zoo.build(result.program.card.name, result.data, **{**self.build, "noise": "gaussian"})
+        other = fit(program, result.data, seed=result.meta["seed"], device="cpu", progress=False)
+        normal = super().score(other, data)
+        beside = {f"{name}_gaussian": normal[name] for name in self.BESIDE if name in normal}
+        return super().score(result, data) | beside
 
 
 @dataclass(frozen=True)

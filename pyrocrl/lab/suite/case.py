@@ -53,10 +53,12 @@ class Case:
 
 def well_estimated(what: str, scores: Mapping[str, float]) -> bool:
     """Whether an estimate may be read: latents of an mcc of `GOOD` and as many as are true, or of such an R² where they
-    mix; masks of as many wrong entries at most, graphs without a wrong pair, parents without a wrong one; of the rest,
-    where the latents may."""
+    mix; masks of as many wrong entries at most, graphs without a wrong pair, parents without a wrong one, targets of
+    columns without a wrong one; of the rest, where the latents may."""
     if what == "mask":
         return scores.get("wrong_entries", 1.0) <= 1 - GOOD
+    if what == "targets" and "wrong_targets" in scores:
+        return not scores["wrong_targets"]
     if what == "parents":
         return not scores.get("wrong_parents", 1.0)
     return not scores.get("wrong_pairs") if what == "graph" else scores.get("mcc", scores.get("r2", 0.0)) >= GOOD
