@@ -1,0 +1,268 @@
+"""Matrix factorisation of counts whose factors learn their priors: draws of loadings, scores, priors and all else.
+
+    share, slab, weights, R, L and z as in `exact.matrix_factors`
+    base_gj ~ N(centre_j, BASE^2),  log usual ~ N(log DISPERSION, 1),  log r_j ~ N(log usual, 1)
+    x_ij ~ NegativeBinomial(mean size_i exp(base_gj + L_j z_i), dispersion r_j), g the batch of row i
+
+Metropolis within Gibbs, exact given how many factors are on: loadings, baselines, dispersions and a row's scores given
+their components move as in `exact.count_factors`, priors as in `exact.matrix_factors`. A score and its component also
+move together, for a row hardly comes to be without a latent, or with it, otherwise: one latent after the other, where
+the log-likelihood is replaced by its second-order expansion around two Newton steps from a score of 0. That knows
+nothing of the score there is, and given it the mixture's posterior is closed, so that what it is wrong by is the ratio
+of the likelihood to the expansion.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from threadpoolctl import threadpool_limits
+
+from pyrocrl.exact.count_factors import CLIMBS, DISPERSION, LENGTH, CountSampler, CountStart, cells
+from pyrocrl.exact.matrix_factors import DRAWS, ETA, SLAB, Priors
+from pyrocrl.exact.score_mixtures import GRID, components_given, deviations, evidence_given
+from pyrocrl.exact.spike_slab import MANY
+from pyrocrl.parts.count_factors import told_by_counts
+
+Floats = NDArray[np.float64]
+LEAST = 1e-300  # of a weight
+WARM, TRIAL, LOOKS = 25, 12, 3  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
+TRIALS = 3  # factors that are tried, of which the least is missed
+KEPT = ("z", "loadings", "used", "base", "dispersion", "walk")
+OWN = ("share", "slab", "weights", "counts", "scale", "correlation")
+
+
+class MatrixCountDraws(NamedTuple):
+    """Draws of one run: share, slab (draw, latent), weights (draw, latent, component), loadings (draw, feature,
+    latent), 0 where the mask is shut, correlation_tril (draw, latent, latent), base (draw, batch, feature), dispersion
+    (draw, feature) and usual (draw,), what dispersions are about."""
+
+    share: Floats
+    slab: Floats
+    weights: Floats
+    loadings: Floats
+    correlation_tril: Floats
+    base: Floats
+    dispersion: Floats
+    usual: Floats
+
+
+class MatrixCountStart(NamedTuple):
+    """Of the latents in use: scores (row, latent), in units in which they are mixtures with the weights (latent,
+    component); correlation; there (feature, latent): probable loadings, of which the shares are."""
+
+    scores: Floats
+    weights: Floats
+    correlation: Floats
+    there: NDArray[np.bool_]
+
+
+class MatrixCountSampler(CountSampler):
+    """State and sweeps of a chain over x (row, feature); all but `latents`, how many are offered, as there. Scores z
+    (latent, row) are in the units of `Priors`."""
+
+    lone, spread = True, 1.0
+
+    def __init__(
+        self,
+        x: Floats,
+        size: Floats,
+        group: NDArray[np.int64],
+        batches: int,
+        centre: Floats,
+        start: MatrixCountStart,
+        latents: int,
+        rng: np.random.Generator,
+    ) -> None:
+        used = len(start.correlation)
+        begin = CountStart(start.scores, start.correlation, np.ones(used, dtype=bool))
+        super().__init__(x, size, group, batches, centre, begin, SLAB, ETA, rng)
+        self.heated = False  # a latent may come back
+        self.priors = Priors(start.scores, start.weights, SLAB * start.there, start.correlation, latents, rng)
+
+    def run_matrix(self, sweeps: int) -> MatrixCountDraws:
+        """`DRAWS` draws of so many sweeps, of which the first quarter is left out."""
+        kept = []
+        pick = np.linspace(sweeps // 4, sweeps - 1, DRAWS).round().astype(int)
+        with threadpool_limits(1 if self.features < MANY else None):
+            for _ in range(CLIMBS):
+                for _ in range(2):
+                    self.move_loadings()
+                    self.move_base()
+                    self.move_dispersion(learn=True)
+                self.move_scores(climb=True)
+            self.leave_out_factors()
+            for t in range(sweeps):
+                self.count_sweep(learn=t < sweeps // 4)
+                for _ in range(int((pick == t).sum())):
+                    told = self.priors.in_story_units(self.loadings)
+                    kept.append((*told, self.base.T.copy(), self.dispersion.copy(), np.exp(self.usual)))
+        return MatrixCountDraws(*(np.array(part) for part in zip(*kept, strict=True)))
+
+    # -- how many factors are on -------------------------------------------------------------------------------
+
+    def leave_out_factors(self) -> None:
+        """Leave out factors, those first of which the least would be missed, where the posterior is better without, by
+        BIC: what a logarithm has bent of one factor its start takes for another."""
+        self.settle(WARM)
+        now = self.score()
+        while len(self.z):
+            alone = 1 / np.diag(np.linalg.inv(self.priors.correlation))
+            least = np.argsort((self.loadings**2).sum(0) * self.priors.size**2 * alone)
+            for k in least[:TRIALS]:
+                kept = self._state(), {name: np.copy(value) for name, value in vars(self.priors).items() if name in OWN}
+                self.leave_out(int(k))
+                self.settle(TRIAL)
+                if (new := self.score()) > now:
+                    now = new
+                    break
+                vars(self).update(kept[0])
+                vars(self.priors).update(kept[1])
+                self.observe()
+            else:
+                return
+
+    def leave_out(self, k: int) -> None:
+        """Without latent k."""
+        self.z, self.loadings = np.delete(self.z, k, 0), np.delete(self.loadings, k, 1)
+        self.used, self.latents = np.delete(self.used, k), self.latents - 1
+        self.priors.leave_out(k)
+        self.observe()
+
+    def _state(self) -> dict[str, Any]:
+        copies = {name: np.copy(vars(self)[name]) for name in KEPT}
+        return copies | {"latents": self.latents, "usual": self.usual}
+
+    def settle(self, sweeps: int) -> None:
+        """So many sweeps in which dispersions find their steps."""
+        for _ in range(sweeps):
+            self.count_sweep(learn=True)
+
+    def score(self) -> float:
+        """Log posterior of which factors are on by BIC, scores summed out to second order, as a few sweeps find it."""
+        total = []
+        for _ in range(LOOKS):
+            self.settle(2)
+            count = (self.loadings != 0).sum(0)
+            free = count.sum() + len(count) * (len(count) + 1) / 2
+            a = 1 / self.priors.offered
+            masks = special.betaln(a + count, 1 + self.features - count) - special.betaln(a, 1)
+            total.append(self.log_evidence() + float(masks.sum()) - 0.5 * float(free) * math.log(self.rows))
+        return float(np.mean(total))
+
+    def log_evidence(self) -> float:
+        """Log-probability of counts given all but scores and components, to second order about their mode."""
+        if not len(self.z):
+            return float(self.now.fit.sum() + self.of_r.sum())
+        level = self.level - self.loadings @ self.z
+        x, own, loadings, r, tril, weights = (
+            torch.as_tensor(part)
+            for part in (
+                self.x.T,
+                level.T,
+                self.loadings * self.priors.size,
+                self.dispersion,
+                np.linalg.cholesky(self.priors.correlation),
+                self.priors.weights,
+            )
+        )
+        one = torch.ones(self.rows, len(tril), dtype=x.dtype)
+        inner, seen = told_by_counts(x, own, loadings, r, tril, one)
+        log_p, mean = components_given(inner, seen, tril, weights)
+        spread = (log_p.exp() * deviations(weights).square()).sum(-1).sqrt()
+        inner, seen = told_by_counts(x, own, loadings, r, tril, spread)
+        mean = components_given(inner, seen, tril, weights)[1]
+        there = cells(self.x, level + (loadings @ mean.mT).numpy(), self.dispersion)
+        told = torch.as_tensor(there.fit.sum(0)) - (mean * seen).sum(1)
+        told += 0.5 * (mean * (inner @ mean[..., None])[..., 0]).sum(1)
+        return float((told + evidence_given(inner, seen, tril, weights)).sum() + self.of_r.sum())
+
+    # -- moves -------------------------------------------------------------------------------------------------
+
+    def column_prior(self, k: int, count: int) -> tuple[float, float]:
+        share = np.clip(self.priors.share[k], LEAST, 1 - 1e-15)
+        return float(special.logit(share)), float(self.priors.slab[k] ** -2)
+
+    def scores_precision(self, use: NDArray[np.int64]) -> Floats:
+        scale = self.priors.scale[:, use]
+        between = np.linalg.inv(self.priors.correlation[np.ix_(use, use)])
+        return np.asarray(between / (scale[:, :, None] * scale[:, None, :]))
+
+    def move_scores(self, climb: bool = False) -> None:
+        """All of a row given their components; then each with its component."""
+        super().move_scores(climb)
+        if climb:
+            return
+        between, y = np.linalg.inv(self.priors.correlation), self.z / self.priors.scale.T
+        for k in self.rng.permutation(len(self.z)):
+            pull = y[k] * between[k, k] - between[k] @ y  # mean of y given the others, times its precision
+            self.move_component(int(k), pull, between[k, k])
+            self.redraw_component(int(k), pull, between[k, k])
+            y[k] = self.z[k] / self.priors.scale[:, k]
+
+    def move_component(self, k: int, pull: Floats, precision: float) -> None:
+        """Latent k's scores and their components, given all else: `precision` of y a priori, and `pull` (row,), this
+        times its mean."""
+        rng, weights = self.rng, self.priors.weights[k]
+        own = np.flatnonzero(self.loadings[:, k])
+        x, r, loadings = self.x[own], self.dispersion[own], self.loadings[own, k]
+        without = self.level[own] - loadings[:, None] * self.z[k]
+        unit = float(np.sqrt(weights @ GRID**2))
+        slope, bend, at = np.zeros(self.rows), np.zeros(self.rows), np.zeros(self.rows)
+        fit = np.zeros(self.rows)
+        for last in (False, True):
+            now = cells(x, without + loadings[:, None] * at, r)
+            fit, slope, bend = now.fit.sum(0), loadings @ now.slope, loadings**2 @ now.bend
+            if not last:
+                step = (slope + bend * at + pull / unit) / (bend + precision / unit**2)
+                at = np.clip(step, -LENGTH * unit, LENGTH * unit)
+        seen = slope + bend * at
+        prior = precision / GRID**2
+        total, whole = seen[:, None] + pull[:, None] / GRID, bend[:, None] + prior
+        log_p = np.log(np.maximum(weights, LEAST)) + 0.5 * np.log(prior / whole) + 0.5 * total**2 / whole
+        p = np.exp(log_p - log_p.max(1, keepdims=True)).cumsum(1)
+        drawn = (p < (rng.random(len(p)) * p[:, -1])[:, None]).sum(1)
+        picked = drawn[:, None]
+        spread = 1 / np.take_along_axis(whole, picked, 1)[:, 0]
+        value = np.take_along_axis(total, picked, 1)[:, 0] * spread + np.sqrt(spread) * rng.standard_normal(len(p))
+
+        def expanded(u: Floats) -> Floats:
+            return np.asarray(fit + slope * (u - at) - 0.5 * bend * (u - at) ** 2)
+
+        level = without + loadings[:, None] * value
+        new, before = cells(x, level, r), self.z[k]
+        gain = new.fit.sum(0) - expanded(value) - self.now.fit[own].sum(0) + expanded(before)
+        taken = np.flatnonzero(np.log(rng.random(len(p))) < gain)
+        self.z[k, taken] = value[taken]
+        self.priors.scale[taken, k] = GRID[drawn[taken]]
+        place = np.ix_(own, taken)
+        self.level[place] = level[:, taken]
+        for mine, other in zip(self.now, new, strict=True):
+            mine[place] = other[:, taken]
+
+    def redraw_component(self, k: int, pull: Floats, precision: float) -> None:
+        """Components of latent k given its scores; and how many rows each has."""
+        away = (self.z[k][:, None] / GRID - pull[:, None] / precision) ** 2
+        log_p = np.log(np.maximum(self.priors.weights[k], LEAST)) - np.log(GRID) - 0.5 * precision * away
+        p = np.exp(log_p - log_p.max(1, keepdims=True)).cumsum(1)
+        drawn = (p < (self.rng.random(len(p)) * p[:, -1])[:, None]).sum(1)
+        self.priors.scale[:, k] = GRID[drawn]
+        self.priors.counts[k] = np.bincount(drawn, minlength=len(GRID))
+
+    def move_scales(self) -> None:
+        """R and the latents' scales."""
+        unit = self.priors.move_units(self.z.T)
+        self.z /= unit[:, None]
+        self.loadings *= unit
+
+    def move_shares(self) -> None:
+        """Shares, slabs and weights, and what dispersions are about."""
+        self.priors.move_shares(self.loadings)
+        weight = 1 + self.features / self.spread**2
+        mean = (math.log(DISPERSION) + np.log(self.dispersion).sum() / self.spread**2) / weight
+        self.usual = float(mean + self.rng.standard_normal() / math.sqrt(weight))
