@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from scipy import special
 from threadpoolctl import threadpool_limits
 
-from pyrocrl.exact.count_factors import CLIMBS, DISPERSION, LENGTH, CountSampler, CountStart, cells
-from pyrocrl.exact.matrix_factors import DRAWS, ETA, SLAB, Priors
+from pyrocrl.exact.count_factors import CLIMBS, DISPERSION, FROZEN, LENGTH, STEEPEST, CountSampler, CountStart, cells
+from pyrocrl.exact.matrix_factors import DRAWS, ETA, SLAB, Priors, weights_of
+from pyrocrl.exact.rotations import through_zeros
 from pyrocrl.exact.score_mixtures import GRID, components_given, deviations, evidence_given
-from pyrocrl.exact.spike_slab import MANY
+from pyrocrl.exact.spike_slab import MANY, proper
 from pyrocrl.parts.count_factors import told_by_counts
 
 Floats = NDArray[np.float64]
@@ -96,7 +97,10 @@ class MatrixCountSampler(CountSampler):
                     self.move_base()
                     self.move_dispersion(learn=True)
                 self.move_scores(climb=True)
+            self.settle(WARM)
+            self.turn()
             self.leave_out_factors()
+            self.turn()
             for t in range(sweeps):
                 self.count_sweep(learn=t < sweeps // 4)
                 for _ in range(int((pick == t).sum())):
@@ -109,34 +113,74 @@ class MatrixCountSampler(CountSampler):
     def leave_out_factors(self) -> None:
         """Leave out factors, those first of which the least would be missed, where the posterior is better without, by
         BIC: what a logarithm has bent of one factor its start takes for another."""
-        self.settle(WARM)
         now = self.score()
         while len(self.z):
             alone = 1 / np.diag(np.linalg.inv(self.priors.correlation))
             least = np.argsort((self.loadings**2).sum(0) * self.priors.size**2 * alone)
             for k in least[:TRIALS]:
-                kept = self._state(), {name: np.copy(value) for name, value in vars(self.priors).items() if name in OWN}
+                kept = self._state()
                 self.leave_out(int(k))
                 self.settle(TRIAL)
                 if (new := self.score()) > now:
                     now = new
                     break
-                vars(self).update(kept[0])
-                vars(self.priors).update(kept[1])
-                self.observe()
+                self._restore(kept)
             else:
                 return
 
     def leave_out(self, k: int) -> None:
-        """Without latent k."""
+        """Without latent k: what it and the one that it correlates with most give to log rates is the other's, as far
+        as one can (the best approximation of rank one)."""
+        size = np.maximum((self.z**2).mean(1), 1e-12)
+        alike = np.abs(self.z[k] @ self.z.T) / np.sqrt(size * size[k])
+        alike[k] = -1.0
+        m = int(alike.argmax())
+        if m != k and self.loadings[:, [k, m]].any(0).all():
+            pair, scores = self.loadings[:, [k, m]], self.z[[k, m]]
+            left, value, right = np.linalg.svd(pair, full_matrices=False)
+            top = np.linalg.svd(value[:, None] * right @ np.linalg.cholesky(scores @ scores.T))[0][:, 0]
+            new = (value * top) @ right @ scores
+            unit = math.sqrt((new**2).mean() / size[m])
+            self.z[m], self.loadings[:, m] = new / unit, unit * (left @ top)
         self.z, self.loadings = np.delete(self.z, k, 0), np.delete(self.loadings, k, 1)
         self.used, self.latents = np.delete(self.used, k), self.latents - 1
         self.priors.leave_out(k)
         self.observe()
 
-    def _state(self) -> dict[str, Any]:
-        copies = {name: np.copy(vars(self)[name]) for name in KEPT}
-        return copies | {"latents": self.latents, "usual": self.usual}
+    def turn(self) -> None:
+        """Go to loadings that fit as well, most of them 0, let all else follow, and stay there if that is better."""
+        before, kept = self.score(), self._state()
+        size = self.z.std(1)
+        if len(size) > 1 and (self.loadings != 0).any(0).all() and size.all():
+            noise = 1.0 / np.sqrt(((self.now.bend @ self.z.T**2) / size**2).min(1) + SLAB**-2)
+            loadings = self.loadings * size
+            found, correlation = through_zeros(loadings, np.corrcoef(self.z), noise, self.rng)
+            if found is loadings:
+                return
+            turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
+            if np.linalg.cond(turn) > STEEPEST:
+                return
+            z = np.linalg.solve(turn, self.z / size[:, None])
+            weights, unit = weights_of(z.T, np.zeros(len(z)))
+            self.z, self.loadings = np.ascontiguousarray(z / unit[:, None]), found * unit
+            args = weights, self.loadings, proper(correlation), self.priors.offered, self.rng
+            self.priors = Priors(self.z.T, *args)
+            self.observe()
+            self.frozen = True
+            self.settle(FROZEN)
+            self.frozen = False
+            if not self.score() > before:
+                self._restore(kept)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Copies of all that moves, and of priors."""
+        own = {name: np.copy(vars(self)[name]) for name in KEPT} | {"latents": self.latents, "usual": self.usual}
+        return own, {name: np.copy(vars(self.priors)[name]) for name in OWN}
+
+    def _restore(self, kept: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        vars(self).update(kept[0])
+        vars(self.priors).update(kept[1])
+        self.observe()
 
     def settle(self, sweeps: int) -> None:
         """So many sweeps in which dispersions find their steps."""
