@@ -68,12 +68,13 @@ from pyrocrl.constructions.count_starts import matrix_start
 from pyrocrl.constructions.matrix_starts import filled, start
 from pyrocrl.dists import Categorical, InverseGamma, LogNormal, MultivariateNormal, NegativeBinomial, Normal, SpikeSlab
 from pyrocrl.exact import count_factors
+from pyrocrl.exact.count_scores import RowsOfCounts, components_given_counts, scores_given_counts
 from pyrocrl.exact.matrix_counts import MatrixCountSampler
 from pyrocrl.exact.matrix_factors import ALPHA, DRAWS, ETA, RATE, SHAPE, SLAB, Sampler
 from pyrocrl.exact.score_mixtures import SCALES, components_given, deviations, scores_given, told
 from pyrocrl.lab.studies.factors import Completion, SparseCounts, SparseFactors
 from pyrocrl.options import Size, check_memory
-from pyrocrl.parts.count_factors import baselines, scores_given_counts, size_of, told_by_counts
+from pyrocrl.parts.count_factors import baselines, size_of
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Batches, Features, Latents, Likelihood, check_rows, check_sizes
 
@@ -239,17 +240,11 @@ class EBMF(Program):
         if not self.counts:
             inner, seen = told(batch.x, batch.known, sites["loadings"], sites["variance"])
             return *components_given(inner, seen, tril, weights), inner, seen
-        of_counts = self._rows_of_counts(batch, sites)
-        inner, seen = told_by_counts(*of_counts, torch.ones_like(batch.x[:, :1]).expand(-1, len(tril)))
-        log_p, _ = components_given(inner, seen, tril, weights)
-        spread = (log_p.exp() * deviations(weights).square()).sum(-1).sqrt()
-        inner, seen = told_by_counts(*of_counts, spread)  # again, where that leads
-        return *components_given(inner, seen, tril, weights), inner, seen
+        return components_given_counts(self._rows_of_counts(batch, sites), weights)
 
-    def _rows_of_counts(self, batch: Batch, sites: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """What `scores_given_counts` asks for, but for deviations of components."""
+    def _rows_of_counts(self, batch: Batch, sites: dict[str, Tensor]) -> RowsOfCounts:
         level = size_of(batch, self.size_unit).log() + baselines(sites["base"], batch)
-        return batch.x, level, sites["loadings"], sites["dispersion"], sites["correlation_tril"]
+        return RowsOfCounts(batch.x, level, *(sites[name] for name in ("loadings", "dispersion", "correlation_tril")))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 

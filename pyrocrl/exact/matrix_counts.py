@@ -24,15 +24,15 @@ from scipy import special
 from threadpoolctl import threadpool_limits
 
 from pyrocrl.exact.count_factors import CLIMBS, DISPERSION, FROZEN, LENGTH, STEEPEST, CountSampler, CountStart, cells
+from pyrocrl.exact.count_scores import RowsOfCounts, components_given_counts
 from pyrocrl.exact.matrix_factors import DRAWS, ETA, SLAB, Priors, weights_of
 from pyrocrl.exact.rotations import through_zeros
-from pyrocrl.exact.score_mixtures import GRID, components_given, deviations, evidence_given
+from pyrocrl.exact.score_mixtures import GRID, evidence_given
 from pyrocrl.exact.spike_slab import MANY, proper
-from pyrocrl.parts.count_factors import told_by_counts
 
 Floats = NDArray[np.float64]
 LEAST = 1e-300  # of a weight
-WARM, TRIAL, LOOKS = 25, 12, 3  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
+WARM, TRIAL, LOOKS = 40, 12, 3  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
 TRIALS = 3  # factors that are tried, of which the least is missed
 KEPT = ("z", "loadings", "used", "base", "dispersion", "walk")
 OWN = ("share", "slab", "weights", "counts", "scale", "correlation")
@@ -90,7 +90,8 @@ class MatrixCountSampler(CountSampler):
         """`DRAWS` draws of so many sweeps, of which the first quarter is left out."""
         kept = []
         pick = np.linspace(sweeps // 4, sweeps - 1, DRAWS).round().astype(int)
-        with threadpool_limits(1 if self.features < MANY else None):
+        quiet = np.errstate(over="ignore", invalid="ignore")  # far proposals, which are refused
+        with threadpool_limits(1 if self.features < MANY else None), quiet:
             for _ in range(CLIMBS):
                 for _ in range(2):
                     self.move_loadings()
@@ -204,27 +205,14 @@ class MatrixCountSampler(CountSampler):
         if not len(self.z):
             return float(self.now.fit.sum() + self.of_r.sum())
         level = self.level - self.loadings @ self.z
-        x, own, loadings, r, tril, weights = (
-            torch.as_tensor(part)
-            for part in (
-                self.x.T,
-                level.T,
-                self.loadings * self.priors.size,
-                self.dispersion,
-                np.linalg.cholesky(self.priors.correlation),
-                self.priors.weights,
-            )
-        )
-        one = torch.ones(self.rows, len(tril), dtype=x.dtype)
-        inner, seen = told_by_counts(x, own, loadings, r, tril, one)
-        log_p, mean = components_given(inner, seen, tril, weights)
-        spread = (log_p.exp() * deviations(weights).square()).sum(-1).sqrt()
-        inner, seen = told_by_counts(x, own, loadings, r, tril, spread)
-        mean = components_given(inner, seen, tril, weights)[1]
-        there = cells(self.x, level + (loadings @ mean.mT).numpy(), self.dispersion)
+        tril, loadings = np.linalg.cholesky(self.priors.correlation), self.loadings * self.priors.size
+        parts = self.x.T, level.T, loadings, self.dispersion, tril
+        rows, weights = RowsOfCounts(*(torch.as_tensor(part) for part in parts)), torch.as_tensor(self.priors.weights)
+        _, mean, inner, seen = components_given_counts(rows, weights)
+        there = cells(self.x, level + loadings @ mean.numpy().T, self.dispersion)
         told = torch.as_tensor(there.fit.sum(0)) - (mean * seen).sum(1)
         told += 0.5 * (mean * (inner @ mean[..., None])[..., 0]).sum(1)
-        return float((told + evidence_given(inner, seen, tril, weights)).sum() + self.of_r.sum())
+        return float((told + evidence_given(inner, seen, rows.tril, weights)).sum() + self.of_r.sum())
 
     # -- moves -------------------------------------------------------------------------------------------------
 

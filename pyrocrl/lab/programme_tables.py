@@ -16,6 +16,7 @@ NAMES = {
     "sparse_vae, counts": "`sparse_vae` of counts",
     "spike_slab_fa, counts": "`spike_slab_fa` of counts",
     "spike_slab_fa, log": "`spike_slab_fa` of log(1 + x / size)",
+    "ebmf, counts": "`ebmf` of counts",
     "ebmf, log": "`ebmf` of log(1 + x / size)",
     FACTORS: "factor analysis, varimax, of log(1 + x / size)",
     "independent, counts": "independent genes, of counts",

@@ -49,6 +49,7 @@ MODELS = {
     "sparse_vae, counts": ("sparse_vae", True),
     "spike_slab_fa, counts": ("spike_slab_fa", True),
     "spike_slab_fa, log": ("spike_slab_fa", False),
+    "ebmf, counts": ("ebmf", True),
     "ebmf, log": ("ebmf", False),
 }
 FACTORS = "factor analysis, log"
