@@ -156,7 +156,7 @@ class EBMF(Program):
         batches: Batches = 1,
     ) -> None:
         """latents: how many are offered, at least 2; those that are not needed stay without features. steps: sweeps of
-        the sampler, of which the first quarter is left out."""
+        the sampler, of which the first quarter is left out, or of counts those that settle how many are on."""
         super().__init__()
         check_sizes(features, latents, least=2)
         check_memory("features", features, 8.0 * DRAWS * features * (2 * latents + 1))

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
-import torch
 from scipy import stats
 
-import pyrocrl
-from pyrocrl import Data, InputError, simulate
 from pyrocrl.exact.count_factors import BASE, DISPERSION
-from pyrocrl.exact.count_scores import RowsOfCounts, components_given_counts, told_by_counts
 from pyrocrl.exact.matrix_counts import MatrixCountSampler, MatrixCountStart
 from pyrocrl.exact.matrix_factors import ALPHA, ETA, SLAB
-from pyrocrl.exact.score_mixtures import GRID, deviations, evidence_given
-from pyrocrl.judge import fit_tests, metrics
+from pyrocrl.exact.score_mixtures import GRID
 
 
 def sampler_of(x: np.ndarray, z: np.ndarray, rng: np.random.Generator, batches: int = 1) -> MatrixCountSampler:

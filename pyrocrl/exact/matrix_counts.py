@@ -32,8 +32,8 @@ from pyrocrl.exact.spike_slab import MANY, proper
 
 Floats = NDArray[np.float64]
 LEAST = 1e-300  # of a weight
-WARM, TRIAL, LOOKS = 40, 12, 3  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
-TRIALS = 3  # factors that are tried, of which the least is missed
+WARM, TRIAL, LOOKS = 30, 12, 2  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
+TRIALS = 2  # factors that are tried, of which the least is missed
 KEPT = ("z", "loadings", "used", "base", "dispersion", "walk")
 OWN = ("share", "slab", "weights", "counts", "scale", "correlation")
 
@@ -87,9 +87,9 @@ class MatrixCountSampler(CountSampler):
         self.priors = Priors(start.scores, start.weights, SLAB * start.there, start.correlation, latents, rng)
 
     def run_matrix(self, sweeps: int) -> MatrixCountDraws:
-        """`DRAWS` draws of so many sweeps, of which the first quarter is left out."""
-        kept = []
-        pick = np.linspace(sweeps // 4, sweeps - 1, DRAWS).round().astype(int)
+        """`DRAWS` draws of so many sweeps, but for a quarter of them: in its place are those that settle factors."""
+        kept, sweeps = [], sweeps - sweeps // 4
+        pick = np.linspace(0, sweeps - 1, DRAWS).round().astype(int)
         quiet = np.errstate(over="ignore", invalid="ignore")  # far proposals, which are refused
         with threadpool_limits(1 if self.features < MANY else None), quiet:
             for _ in range(CLIMBS):
@@ -102,8 +102,9 @@ class MatrixCountSampler(CountSampler):
             self.turn()
             self.leave_out_factors()
             self.turn()
+            self.settle(FROZEN)
             for t in range(sweeps):
-                self.count_sweep(learn=t < sweeps // 4)
+                self.count_sweep()
                 for _ in range(int((pick == t).sum())):
                     told = self.priors.in_story_units(self.loadings)
                     kept.append((*told, self.base.T.copy(), self.dispersion.copy(), np.exp(self.usual)))
