@@ -285,7 +285,7 @@ class CountSampler(Sampler):
 
     def scores_precision(self, use: NDArray[np.int64]) -> Floats:
         """(latent, latent) of scores of these latents, or (row, latent, latent) where rows differ."""
-        return np.linalg.inv(self.correlation[np.ix_(use, use)])
+        return np.asarray(np.linalg.inv(self.correlation[np.ix_(use, use)]), dtype=np.float64)
 
     def move_scores(self, climb: bool = False) -> None:
         """All scores of a row together, of the latents in use. climb: just the Newton step."""

@@ -84,7 +84,9 @@ class MatrixCountSampler(CountSampler):
         begin = CountStart(start.scores, start.correlation, np.ones(used, dtype=bool))
         super().__init__(x, size, group, batches, centre, begin, SLAB, ETA, rng)
         self.heated = False  # a latent may come back
-        self.priors = Priors(start.scores, start.weights, SLAB * start.there, start.correlation, latents, rng)
+        self.priors = Priors(
+            start.scores, start.weights, np.where(start.there, SLAB, 0.0), start.correlation, latents, rng
+        )
 
     def run_matrix(self, sweeps: int) -> MatrixCountDraws:
         """`DRAWS` draws of so many sweeps, but for a quarter of them: in its place are those that settle factors."""
@@ -99,9 +101,9 @@ class MatrixCountSampler(CountSampler):
                     self.move_dispersion(learn=True)
                 self.move_scores(climb=True)
             self.settle(WARM)
-            self.turn()
+            self.turn_factors()
             self.leave_out_factors()
-            self.turn()
+            self.turn_factors()
             self.settle(FROZEN)
             for t in range(sweeps):
                 self.count_sweep()
@@ -115,22 +117,22 @@ class MatrixCountSampler(CountSampler):
     def leave_out_factors(self) -> None:
         """Leave out factors, those first of which the least would be missed, where the posterior is better without, by
         BIC: what a logarithm has bent of one factor its start takes for another."""
-        now = self.score()
+        now = self.score_factors()
         while len(self.z):
             alone = 1 / np.diag(np.linalg.inv(self.priors.correlation))
             least = np.argsort((self.loadings**2).sum(0) * self.priors.size**2 * alone)
             for k in least[:TRIALS]:
                 kept = self._state()
-                self.leave_out(int(k))
+                self.leave_factor_out(int(k))
                 self.settle(TRIAL)
-                if (new := self.score()) > now:
+                if (new := self.score_factors()) > now:
                     now = new
                     break
                 self._restore(kept)
             else:
                 return
 
-    def leave_out(self, k: int) -> None:
+    def leave_factor_out(self, k: int) -> None:
         """Without latent k: what it and the one that it correlates with most give to log rates is the other's, as far
         as one can (the best approximation of rank one)."""
         size = np.maximum((self.z**2).mean(1), 1e-12)
@@ -149,14 +151,14 @@ class MatrixCountSampler(CountSampler):
         self.priors.leave_out(k)
         self.observe()
 
-    def turn(self) -> None:
+    def turn_factors(self) -> None:
         """Go to loadings that fit as well, most of them 0, let all else follow, and stay there if that is better."""
-        before, kept = self.score(), self._state()
+        before, kept = self.score_factors(), self._state()
         size = self.z.std(1)
         if len(size) > 1 and (self.loadings != 0).any(0).all() and size.all():
             noise = 1.0 / np.sqrt(((self.now.bend @ self.z.T**2) / size**2).min(1) + SLAB**-2)
-            loadings = self.loadings * size
-            found, correlation = through_zeros(loadings, np.corrcoef(self.z), noise, self.rng)
+            loadings, between = self.loadings * size, np.asarray(np.corrcoef(self.z), dtype=np.float64)
+            found, correlation = through_zeros(loadings, between, noise, self.rng)
             if found is loadings:
                 return
             turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
@@ -171,7 +173,7 @@ class MatrixCountSampler(CountSampler):
             self.frozen = True
             self.settle(FROZEN)
             self.frozen = False
-            if not self.score() > before:
+            if not self.score_factors() > before:
                 self._restore(kept)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -189,7 +191,7 @@ class MatrixCountSampler(CountSampler):
         for _ in range(sweeps):
             self.count_sweep(learn=True)
 
-    def score(self) -> float:
+    def score_factors(self) -> float:
         """Log posterior of which factors are on by BIC, scores summed out to second order, as a few sweeps find it."""
         total = []
         for _ in range(LOOKS):
