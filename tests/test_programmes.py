@@ -82,16 +82,16 @@ def test_latents_are_integrated_out(rounded: bool) -> None:
         assert torch.equal(without, law.log_density(torch.zeros(5, 9).double()))
 
 
-def test_mixtures_are_integrated_out() -> None:
-    law, loadings = entries(True), torch.as_tensor(np.random.default_rng(1).standard_normal((9, 2)))
-    assert isinstance(law, rows.Rounded)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_mixtures_are_integrated_out(rounded: bool) -> None:
+    law, loadings = entries(rounded), torch.as_tensor(np.random.default_rng(1).standard_normal((9, 2)))
     each = [
         by_quadrature(law, loadings, torch.stack([deviations(WEIGHTS)[0, a], deviations(WEIGHTS)[1, b]]))
         + (WEIGHTS[0, a] * WEIGHTS[1, b]).log()
         for a in range(5)
         for b in range(5)
     ]
-    middle = (law.high - law.level) / law.sd
+    middle = (law.high - law.level) / law.sd if isinstance(law, rows.Rounded) else None
     with pyrocrl.turns.drawing(0), torch.no_grad():
         found, effective = rows.log_probability(law, loadings, rows.Prior(TRIL, WEIGHTS), middle, samples=4_000)
     assert torch.allclose(found, torch.stack(each).logsumexp(0), atol=0.08) and effective.min() > 0.3

@@ -26,14 +26,15 @@ from threadpoolctl import threadpool_limits
 from pyrocrl.exact.count_factors import CLIMBS, DISPERSION, FROZEN, LENGTH, STEEPEST, CountSampler, CountStart, cells
 from pyrocrl.exact.count_scores import RowsOfCounts, components_given_counts
 from pyrocrl.exact.matrix_factors import DRAWS, ETA, SLAB, Priors, weights_of
-from pyrocrl.exact.rotations import through_zeros
+from pyrocrl.exact.rotations import through_zeros, varimax
 from pyrocrl.exact.score_mixtures import GRID, evidence_given
 from pyrocrl.exact.spike_slab import MANY, proper
 
 Floats = NDArray[np.float64]
 LEAST = 1e-300  # of a weight
-WARM, TRIAL, LOOKS = 30, 12, 2  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
+WARM, TRIAL, LOOKS = 60, 12, 2  # sweeps before the first trial and in one; times that it is looked at, two sweeps apart
 TRIALS = 2  # factors that are tried, of which the least is missed
+TURNED = 0.98  # cosine from which scores are where a turn would have them
 KEPT = ("z", "loadings", "used", "base", "dispersion", "walk")
 OWN = ("share", "slab", "weights", "counts", "scale", "correlation")
 
@@ -142,39 +143,55 @@ class MatrixCountSampler(CountSampler):
         if m != k and self.loadings[:, [k, m]].any(0).all():
             pair, scores = self.loadings[:, [k, m]], self.z[[k, m]]
             left, value, right = np.linalg.svd(pair, full_matrices=False)
-            top = np.linalg.svd(value[:, None] * right @ np.linalg.cholesky(scores @ scores.T))[0][:, 0]
-            new = (value * top) @ right @ scores
+            top, both, along = np.linalg.svd((value[:, None] * right) @ scores, full_matrices=False)
+            new = both[0] * along[0]
             unit = math.sqrt((new**2).mean() / size[m])
-            self.z[m], self.loadings[:, m] = new / unit, unit * (left @ top)
+            self.z[m], self.loadings[:, m] = new / unit, unit * (left @ top[:, 0])
         self.z, self.loadings = np.delete(self.z, k, 0), np.delete(self.loadings, k, 1)
         self.used, self.latents = np.delete(self.used, k), self.latents - 1
         self.priors.leave_out(k)
         self.observe()
 
     def turn_factors(self) -> None:
-        """Go to loadings that fit as well, most of them 0, let all else follow, and stay there if that is better."""
-        before, kept = self.score_factors(), self._state()
-        size = self.z.std(1)
-        if len(size) > 1 and (self.loadings != 0).any(0).all() and size.all():
-            noise = 1.0 / np.sqrt(((self.now.bend @ self.z.T**2) / size**2).min(1) + SLAB**-2)
+        """Go to loadings that fit as well, most of them 0, and to scores that fit as well, most spread in size; let all
+        else follow, and stay there if that is better."""
+        for spread in (False, True):
+            size = self.z.std(1)
+            if len(size) < 2 or not (self.loadings != 0).any(0).all() or not size.all():
+                return
             loadings, between = self.loadings * size, np.asarray(np.corrcoef(self.z), dtype=np.float64)
-            found, correlation = through_zeros(loadings, between, noise, self.rng)
-            if found is loadings:
-                return
-            turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
-            if np.linalg.cond(turn) > STEEPEST:
-                return
-            z = np.linalg.solve(turn, self.z / size[:, None])
-            weights, unit = weights_of(z.T, np.zeros(len(z)))
-            self.z, self.loadings = np.ascontiguousarray(z / unit[:, None]), found * unit
-            args = weights, self.loadings, proper(correlation), self.priors.offered, self.rng
-            self.priors = Priors(self.z.T, *args)
-            self.observe()
-            self.frozen = True
-            self.settle(FROZEN)
-            self.frozen = False
-            if not self.score_factors() > before:
-                self._restore(kept)
+            if spread:
+                left, value, right = np.linalg.svd(self.z.T / size, full_matrices=False)
+                white = (right.T / value * math.sqrt(self.rows)) @ right
+                turn = np.linalg.inv(white @ varimax(math.sqrt(self.rows) * left @ right, normalise=False)).T
+                found, correlation = loadings @ turn, np.eye(len(size))
+                if (np.sort(np.abs(turn / np.linalg.norm(turn, axis=0)), 0)[-1] > TURNED).all():
+                    continue
+            else:
+                noise = 1.0 / np.sqrt(((self.now.bend @ self.z.T**2) / size**2).min(1) + SLAB**-2)
+                found, correlation = through_zeros(loadings, between, noise, self.rng)
+                if found is loadings:
+                    continue
+                turn = np.linalg.lstsq(loadings, found, rcond=None)[0]
+            if np.linalg.cond(turn) < STEEPEST:
+                self._try(np.linalg.solve(turn, self.z / size[:, None]), found, correlation)
+
+    def _try(self, z: Floats, loadings: Floats, correlation: Floats) -> None:
+        """Go to these scores (latent, row) and loadings, if that is better."""
+        kept = self._state()
+        self.settle(FROZEN)  # what is turned gets as many sweeps
+        before, other = self.score_factors(), self._state()
+        self._restore(kept)
+        weights, unit = weights_of(z.T, np.zeros(len(z)))
+        self.z, self.loadings = np.ascontiguousarray(z / unit[:, None]), loadings * unit
+        own = weights, self.loadings, proper(correlation), self.priors.offered, self.rng
+        self.priors = Priors(self.z.T, *own)
+        self.observe()
+        self.frozen = True
+        self.settle(FROZEN)
+        self.frozen = False
+        if not self.score_factors() > before:
+            self._restore(other)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Copies of all that moves, and of priors."""

@@ -100,11 +100,9 @@ def product_count_cases() -> list[Case]:
     alone, apart = [[1, 1, 0]] * 16 + [[0, 0, 1]] * 2, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     return [
         case("sparse loadings", "identified", sparse()),
-        case("sparse loadings, factors of correlation .6", "identified", sparse(correlation=0.6)),
-        case("sparse loadings, two batches", "identified", sparse(batches=2)),
         case("sparse scores", "identified", silent()),
         case("sparse loadings and scores", "identified", silent(loadings="sparse", median=2.0)),
-        case("sparse loadings, small counts", "small", sparse(median=1.0, dispersion=3.0)),
+        case("sparse loadings, small counts in two batches", "small", sparse(median=1.0, dispersion=3.0, batches=2)),
         case("sparse loadings, 150 rows", "small", sparse(rows=150)),
         case("dense loadings, normal scores", "open", lambda s: counted(s, [[1, 1, 1]] * 30), "zeros_tell"),
         case("size factors taken for one", "open", unsized, "zeros_tell"),
