@@ -81,7 +81,7 @@ def test_sweeps_leave_the_posterior_of_counts_as_it_is() -> None:
     rng = np.random.default_rng(0)
     before, after = [], []
     with np.errstate(all="ignore"):
-        for _ in range(250):
+        for _ in range(200):
             before.append(summary(at_prior(rng)))
             state = at_prior(rng)
             for _ in range(4):
@@ -135,10 +135,16 @@ def test_what_a_factor_that_is_left_out_gave_goes_to_the_one_most_like_it() -> N
 SILENT = {"rows": 500, "features": 30, "latents": 3, "share": 0.2, "correlation": 0.0, "loadings": "dense"}
 
 
+def tails(program: pyrocrl.Program) -> np.ndarray:
+    """(latent,) fourth moments of scores of variance 1 under their priors, averaged over the draws; normal: 3."""
+    weights = program.drawn.weights.numpy()
+    return (3 * (weights @ GRID**4) / (weights @ GRID**2) ** 2).mean(0)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> tuple[pyrocrl.Fit, Data]:
     data = simulate.draw("sparse_counts", 100, rows=400, features=24, latents=3, median=8.0, least=0.5, batches=2)
-    program = pyrocrl.build("ebmf", data, latents=5, steps=60)
+    program = pyrocrl.build("ebmf", data, latents=5, steps=40)
     return pyrocrl.fit(program, data, chains=2, seed=0, progress=False), data
 
 
@@ -149,6 +155,11 @@ def test_finds_factors_of_counts_and_their_number(fitted: tuple[pyrocrl.Fit, Dat
     assert score > 0.93
     assert metrics.mask_scores(data.truth["mask"], fit.mask(), permutation=nodes)["f1"] > 0.9
     assert (fit.mask() > 0.5).any(0).sum() == 3
+    program = fit.programs()[0]
+    used = program.mask().numpy().max(0) > 0.5
+    assert max(tails(program)[used]) < 5  # normal scores
+    share, there = program.drawn.share.mean(0).numpy()[used], program.mask().numpy().mean(0)[used]
+    assert np.abs(share - there).max() < 0.1
     drawn = fit.posterior(20, data, thin=20)
     loadings = drawn["posterior"]["loadings"].mean(("chain", "draw")).to_numpy()[:, nodes]
     sign = np.sign((fit.latents(data)[:, nodes] * data.truth["z"]).sum(0))
@@ -181,16 +192,15 @@ def test_rows_without_latents_tell_them_apart_and_their_number_is_that_of_counts
     data = simulate.draw("sparse_counts", 100, **SILENT)
     size = data.size_factor / data.size_factor.mean()
     assert len(matrix_start(data.x.astype(float), size, 8, np.random.default_rng(0)).correlation) > 3
-    fit = pyrocrl.fit(pyrocrl.build("ebmf", data, latents=8, steps=60), data, chains=1, seed=0, progress=False)
+    fit = pyrocrl.fit(pyrocrl.build("ebmf", data, latents=6, steps=40), data, chains=1, seed=0, progress=False)
     assert (fit.mask() > 0.5).any(0).sum() == 3
     score, nodes = metrics.mcc(data.truth["z"], fit.latents(data), return_assignment=True)
     assert score > 0.93
     with drawing(), torch.no_grad():
         program = fit.programs()[0]
         silent = program.silent(fit.batch_of(data)).numpy()[:, nodes]
-    assert silent[data.truth["z"] == 0].mean() > 0.5 > 0.1 > silent[np.abs(data.truth["z"]) > 1].mean()
-    share = program.silent_share().mean(0).numpy()[nodes]
-    assert (np.abs(share - 0.8) < 0.25).all()  # learned, of each factor
+    assert silent[data.truth["z"] == 0].mean() > 4 * silent[np.abs(data.truth["z"]) > 1].mean()
+    assert min(tails(program)[nodes]) > 6  # 15 in truth
 
 
 def test_counts_have_to_be_there() -> None:
