@@ -27,10 +27,12 @@ how many factors are on: that chains agree on it is the evidence. Then a Gibbs s
 The guide draws all but rate (of counts, usual), z and component from the run, components given these and x by
 expectation propagation, one by one, and z exactly given all of these.
 
-Of counts, a chain starts so from log(1 + x / size), which settles how many factors are on, and goes on by Metropolis
-within Gibbs (`exact.matrix_counts`), exact given that number and the rows that it sees: all of them, or of more than 1
-million entries of x its own choice of as many. Components are guessed from what counts tell to second order, and z is
-drawn by its Laplace approximation given the rest.
+Of counts, a chain starts so from log(1 + x / size), and goes on by Metropolis within Gibbs (`exact.matrix_counts`),
+exact given how many factors are on and the rows that it sees: all of them, or of more than 1 million entries of x its
+own choice of as many. It first leaves out those for which counts do not ask (by BIC, scores summed out to second
+order): a logarithm bends sparse scores into more. Components are guessed from what counts tell to second order, and z
+is drawn by its Laplace approximation given the rest. That a row is without a latent is told less surely than of floats.
+Of large counts with sparse scores behind dense loadings chains may stay apart, as verdicts then say.
 
 *Identified:* latents up to permutation, sign and scale, and the mask up to permutation, given that the true loadings or
 scores are the sparsest that fit, if noise can be told from latents (whichever feature is left out, the others hold two
@@ -126,8 +128,8 @@ class EBMF(Program):
         ),
         reads_missing=True,
         approximate="How many factors are on is settled by BIC at the start and draws are given it, so for data of its "
-        "own story, with factors that hardly show, intervals of loadings are too narrow. Of counts it is settled on "
-        "log(1 + x / size), and latents are drawn by Laplace's approximation given all else.",
+        "own story, with factors that hardly show, intervals of loadings are too narrow. Of counts it is settled to "
+        "second order, and latents are drawn by Laplace's approximation given all else.",
         likelihoods=("gaussian", "negative_binomial"),
     )
     counted = "offered"
