@@ -162,6 +162,20 @@ def test_a_programme_is_matched_once_and_chance_is_told() -> None:
     assert programmes.shared(one, nothing)["same"] == programmes.shared(nothing, one)["sure"] == 0
 
 
+def test_models_that_are_fitted_alone_join_rows_that_stand() -> None:
+    def entry(label: str, value: int) -> dict[str, Any]:
+        halves = [{"scored": 2, "models": {label: value, "both": value}}]
+        pairs = [{"models": ["both", label], "halves": value}]
+        return {"name": "cells", "halves": halves, "common": pairs, "again": {label: value}, "cpu_seconds": value}
+
+    found = programmes.added(entry("new", 2), entry("old", 1))
+    assert found["halves"] == [{"scored": 2, "models": {"old": 1, "both": 2, "new": 2}}]
+    assert [pair["models"] for pair in found["common"]] == [["both", "old"], ["both", "new"]]
+    assert found["again"] == {"old": 1, "new": 2} and found["cpu_seconds"] == 3
+    with pytest.raises(pyrocrl.InputError, match="only: found 'ebmf, count' \\(did you mean 'ebmf, counts'"):
+        programmes.study(only=["ebmf, count"])
+
+
 def test_separation_takes_one_programme_for_all_knockouts() -> None:
     labels = np.repeat(["a", "b", "none"], 50)
     z = np.random.default_rng(0).standard_normal((150, 2)) * 0.1
