@@ -62,10 +62,11 @@ from pyrocrl.constructions import count_starts
 from pyrocrl.dists import InverseGamma, LogNormal, MultivariateNormal, NegativeBinomial, Normal, SpikeSlab
 from pyrocrl.exact import count_factors
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
+from pyrocrl.exact.count_scores import scores_given_counts
 from pyrocrl.exact.spike_slab import EFFORT, SHAPE, Sampler
 from pyrocrl.lab.studies.factors import SparseCounts, SparseFactors
 from pyrocrl.options import Positive, check_memory
-from pyrocrl.parts.count_factors import baselines, scores_given_counts, size_of
+from pyrocrl.parts.count_factors import baselines, size_of
 from pyrocrl.parts.factor_scores import FactorReadouts, factors_given
 from pyrocrl.parts.guides import DrawnBlock, NormalBlock
 from pyrocrl.program import Batches, Features, Latents, Likelihood, check_rows, check_sizes

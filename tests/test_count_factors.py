@@ -11,8 +11,8 @@ import pyrocrl
 from pyrocrl.dists import NegativeBinomial
 from pyrocrl.exact.beta_bernoulli import BuffetColumns
 from pyrocrl.exact.count_factors import BASE, DISPERSION, SPREAD, CountSampler, CountStart, cells
+from pyrocrl.exact.count_scores import scores_given_counts
 from pyrocrl.judge import fit_tests, metrics
-from pyrocrl.parts.count_factors import scores_given_counts
 from pyrocrl.simulate import draw
 
 

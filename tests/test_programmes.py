@@ -82,16 +82,16 @@ def test_latents_are_integrated_out(rounded: bool) -> None:
         assert torch.equal(without, law.log_density(torch.zeros(5, 9).double()))
 
 
-def test_mixtures_are_integrated_out() -> None:
-    law, loadings = entries(True), torch.as_tensor(np.random.default_rng(1).standard_normal((9, 2)))
-    assert isinstance(law, rows.Rounded)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_mixtures_are_integrated_out(rounded: bool) -> None:
+    law, loadings = entries(rounded), torch.as_tensor(np.random.default_rng(1).standard_normal((9, 2)))
     each = [
         by_quadrature(law, loadings, torch.stack([deviations(WEIGHTS)[0, a], deviations(WEIGHTS)[1, b]]))
         + (WEIGHTS[0, a] * WEIGHTS[1, b]).log()
         for a in range(5)
         for b in range(5)
     ]
-    middle = (law.high - law.level) / law.sd
+    middle = (law.high - law.level) / law.sd if isinstance(law, rows.Rounded) else None
     with pyrocrl.turns.drawing(0), torch.no_grad():
         found, effective = rows.log_probability(law, loadings, rows.Prior(TRIL, WEIGHTS), middle, samples=4_000)
     assert torch.allclose(found, torch.stack(each).logsumexp(0), atol=0.08) and effective.min() > 0.3
@@ -160,6 +160,20 @@ def test_a_programme_is_matched_once_and_chance_is_told() -> None:
     assert found["sure_by_chance"] == pytest.approx(2 / 6, abs=0.01)
     nothing = programmes.Programmes(z[:, :0], pip[:, :0])
     assert programmes.shared(one, nothing)["same"] == programmes.shared(nothing, one)["sure"] == 0
+
+
+def test_models_that_are_fitted_alone_join_rows_that_stand() -> None:
+    def entry(label: str, value: int) -> dict[str, Any]:
+        halves = [{"scored": 2, "models": {label: value, "both": value}}]
+        pairs = [{"models": ["both", label], "halves": value}]
+        return {"name": "cells", "halves": halves, "common": pairs, "again": {label: value}, "cpu_seconds": value}
+
+    found = programmes.added(entry("new", 2), entry("old", 1))
+    assert found["halves"] == [{"scored": 2, "models": {"old": 1, "both": 2, "new": 2}}]
+    assert [pair["models"] for pair in found["common"]] == [["both", "old"], ["both", "new"]]
+    assert found["again"] == {"old": 1, "new": 2} and found["cpu_seconds"] == 3
+    with pytest.raises(pyrocrl.InputError, match="only: found 'ebmf, count' \\(did you mean 'ebmf, counts'"):
+        programmes.study(only=["ebmf, count"])
 
 
 def test_separation_takes_one_programme_for_all_knockouts() -> None:

@@ -93,6 +93,9 @@ class CountSampler(Sampler):
     """State and sweeps of a chain over x (row, feature). size (row,): of rows, 1 on average; group (row,): their place
     among the `batches`; centre (feature,): of the prior of log baselines; start: where it begins."""
 
+    lone = False  # whether a latent may have one feature alone
+    usual, spread = math.log(DISPERSION), SPREAD  # mean and deviation of log dispersions a priori
+
     def __init__(
         self,
         x: Floats,
@@ -223,13 +226,17 @@ class CountSampler(Sampler):
         if self.heated:
             self.used &= self.mask.any(0)
 
+    def column_prior(self, k: int, count: int) -> tuple[float, float]:
+        """Log odds of the mask of latent k, of which `count` features are there, and precision of its loadings."""
+        a = self.concentration / self.latents
+        share = np.clip(self.rng.beta(a + count, 1 + self.features - count), 1e-300, 1 - 1e-15)
+        return float(special.logit(share)), self.slab**-2
+
     def move_count_column(self, k: int) -> None:
         """Mask and loadings of latent k, given all else."""
         z, square, before, rng = self.z[k], self.z[k] ** 2, self.loadings[:, k].copy(), self.rng
         open_ = before != 0
-        count, a = int(open_.sum()), self.concentration / self.latents
-        share = np.clip(rng.beta(a + count, 1 + self.features - count), 1e-300, 1 - 1e-15)
-        prior, flat = special.logit(share), self.slab**-2
+        prior, flat = self.column_prior(k, int(open_.sum()))
         # at a loading of 0
         fit, slope, bend = self.now.fit.sum(1), self.now.slope @ z, self.now.bend @ square
         current, own = fit.copy(), np.flatnonzero(open_)
@@ -270,11 +277,15 @@ class CountSampler(Sampler):
         taken = np.flatnonzero(np.log(rng.random(len(moved))) < gain)
         after = before.copy()
         after[moved[taken]] = value[moved[taken]]
-        if (after != 0).sum() == 1:
+        if not self.lone and (after != 0).sum() == 1:
             return
         self.loadings[:, k] = after
         self.level[moved[taken]] += (after - before)[moved[taken], None] * z
         self.now.put(moved[taken], new, taken)
+
+    def scores_precision(self, use: NDArray[np.int64]) -> Floats:
+        """(latent, latent) of scores of these latents, or (row, latent, latent) where rows differ."""
+        return np.asarray(np.linalg.inv(self.correlation[np.ix_(use, use)]), dtype=np.float64)
 
     def move_scores(self, climb: bool = False) -> None:
         """All scores of a row together, of the latents in use. climb: just the Newton step."""
@@ -282,16 +293,20 @@ class CountSampler(Sampler):
         if not len(use):
             return
         loadings, z = self.loadings[:, use], self.z[use].T
-        between = np.linalg.inv(self.correlation[np.ix_(use, use)])
+        between = self.scores_precision(use)
         first, second = np.triu_indices(len(use))
         pairs = loadings[:, first] * loadings[:, second]
+
+        def pull(z: Floats) -> Floats:
+            """(row, latent) by how much the log density of scores falls with them."""
+            return np.asarray(z @ between if between.ndim == 2 else (between @ z[:, :, None])[:, :, 0])
 
         def proposal(now: Cells, z: Floats) -> tuple[Floats, Floats]:
             """Means (row, latent) and Cholesky factors of precisions (row, latent, latent)."""
             precision = np.empty((len(z), len(use), len(use)))
             precision[:, first, second] = precision[:, second, first] = now.bend.T @ pairs
             precision += between
-            slope = now.slope.T @ loadings - z @ between
+            slope = now.slope.T @ loadings - pull(z)
             step = np.linalg.solve(precision, slope[:, :, None])[:, :, 0]
             length = np.linalg.norm(step, axis=1, keepdims=True)
             mean: Floats = z + step * np.minimum(1.0, LENGTH / np.maximum(length, 1e-12))
@@ -310,7 +325,7 @@ class CountSampler(Sampler):
         if climb:
             taken = new.fit.sum(0) > self.now.fit.sum(0) - LENGTH
         else:
-            prior = -0.5 * (np.einsum("rk,kl,rl->r", new_z, between, new_z) - np.einsum("rk,kl,rl->r", z, between, z))
+            prior = -0.5 * ((new_z * pull(new_z)).sum(1) - (z * pull(z)).sum(1))
             gain = new.fit.sum(0) - self.now.fit.sum(0) + prior
             gain += log_density(z, *proposal(new, new_z)) - log_density(new_z, mean, tril)
             taken = np.log(self.rng.random(self.rows)) < gain
@@ -352,8 +367,7 @@ class CountSampler(Sampler):
         new_r = np.exp(new_log)
         new, of_r = cells(self.x, self.level, new_r), self._of_r(new_r)
         gain = new.fit.sum(1) - self.now.fit.sum(1) + of_r - self.of_r
-        centre = math.log(DISPERSION)
-        gain += 0.5 * ((log_r - centre) ** 2 - (new_log - centre) ** 2) / SPREAD**2
+        gain += 0.5 * ((log_r - self.usual) ** 2 - (new_log - self.usual) ** 2) / self.spread**2
         taken = np.log(self.rng.random(self.features)) < gain
         self.dispersion, self.of_r = np.where(taken, new_r, self.dispersion), np.where(taken, of_r, self.of_r)
         self._accept(taken[:, None], self.level, new)

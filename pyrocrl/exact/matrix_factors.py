@@ -47,7 +47,115 @@ class Draws(NamedTuple):
     inner: Floats
 
 
-class Sampler:
+def weights_of(u: Floats, spread: Floats) -> tuple[Floats, Floats]:
+    """Of scores u (rows, latent) told with these variances (latent,): weights (latent, component), and the units
+    (latent,) in which they are mixtures with `SCALES`."""
+    rows, used = u.shape
+    weights, unit = np.empty((used, len(GRID))), np.ones(used)
+    for k in range(used):
+        some = u[:: -(-rows // MOST_ROWS), k]
+        weights[k], unit[k], _ = scale_mixture(some, np.full(len(some), math.sqrt(max(spread[k], 0.0))))
+    return (weights * rows + ALPHA) / (rows + ALPHA * len(GRID)), unit
+
+
+class Priors:
+    """Share, slab (latent,), weights (latent, component) and correlation R of the latents in use, which are `offered`
+    more: their part of a sweep. counts (latent, component): of rows.
+
+    scale (rows, latent): of each score's component."""
+
+    def __init__(
+        self, u: Floats, weights: Floats, loadings: Floats, correlation: Floats, offered: int, rng: np.random.Generator
+    ) -> None:
+        self.offered, self.rng, self.weights = offered, rng, weights
+        self.features = len(loadings)
+        self.counts = weights * len(u)
+        log_p = np.log(weights) - np.log(GRID) - 0.5 * (u**2)[:, :, None] / GRID**2
+        self.scale = GRID[log_p.argmax(2)]
+        self.correlation = correlation.copy()
+        there = loadings != 0
+        self.slab = np.sqrt((loadings**2).sum(0) / np.maximum(there.sum(0), 1)).clip(1e-3)
+        self.share = (there.sum(0) + 1.0 / offered) / (self.features + 1.0 + 1.0 / offered)
+
+    @property
+    def size(self) -> Floats:
+        """(latent,) deviation of u by its prior."""
+        return np.sqrt(self.weights @ GRID**2)
+
+    def in_story_units(self, loadings: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """Share, slab, weights, loadings (feature, latent) and the Cholesky factor of R in the story's units; factors
+        that are off have their prior's draws, given that no feature loads on them."""
+        used, size, rng = len(self.share), self.size, self.rng
+        off = self.offered - used
+        share = np.concatenate([self.share, rng.beta(1.0 / self.offered, 1 + self.features, off)])
+        slab = np.concatenate([self.slab * size, SLAB * np.exp(rng.standard_normal(off))])
+        weights = np.concatenate([self.weights, rng.dirichlet(np.full(len(GRID), ALPHA), off)])
+        every = np.zeros((self.features, self.offered))
+        every[:, :used] = loadings * size
+        tril = np.eye(self.offered)
+        tril[:used, :used] = np.linalg.cholesky(self.correlation)
+        for i in range(max(used, 1), self.offered):  # the rest of LKJ's law
+            along = rng.standard_normal(i)
+            square = rng.beta(i / 2, ETA + (self.offered - 1 - i) / 2)
+            tril[i, :i] = along / np.linalg.norm(along) * math.sqrt(square)
+            tril[i, i] = math.sqrt(1 - square)
+        return share, slab, weights, every, tril
+
+    def leave_out(self, k: int) -> None:
+        """Without latent k of those in use."""
+        for name in ("share", "slab", "weights", "counts"):
+            setattr(self, name, np.delete(getattr(self, name), k, 0))
+        self.scale = np.delete(self.scale, k, 1)
+        self.correlation = np.delete(np.delete(self.correlation, k, 0), k, 1)
+
+    def move_units(self, u: Floats) -> Floats:
+        """R and the scales d of latents, which are returned: u / d and loadings d fit as well, and slab d, which is
+        moved. d R d is proposed from the inverse Wishart law that it has given y under the prior |R|^-(count + 1) / 2
+        and the invariant measure of d."""
+        y = u / self.scale
+        rows, used = y.shape
+        if not used or rows <= used:
+            return np.ones(used)
+        white = np.linalg.cholesky(np.linalg.inv(y.T @ y)) @ wishart_root(used, rows, self.rng)
+        new = np.linalg.inv(white @ white.T)
+        unit = np.sqrt(np.diag(new))
+        new = new / unit / unit[:, None]
+        eta = ETA + (self.offered - used) / 2  # of LKJ's law for some of the latents
+        sizes = np.linalg.slogdet(new)[1] - np.linalg.slogdet(self.correlation)[1]
+        log_slab = np.log(self.slab)
+        gain = (eta - 1 + (used + 1) / 2) * sizes
+        gain += (self._slab_prior(log_slab + np.log(unit)) - self._slab_prior(log_slab)).sum()
+        if math.log(self.rng.random()) < gain:
+            self.correlation, self.slab = new, self.slab * unit
+            return np.asarray(unit)
+        return np.ones(used)
+
+    def _slab_prior(self, log_slab: Floats, weights: Floats | None = None) -> Floats:
+        weights = self.weights if weights is None else weights
+        away: Floats = log_slab + 0.5 * np.log(weights @ GRID**2) - math.log(SLAB)
+        return -0.5 * away**2
+
+    def move_shares(self, loadings: Floats) -> None:
+        """Shares, slabs and weights, given loadings and components."""
+        rng, used = self.rng, len(self.share)
+        count = (loadings != 0).sum(0)
+        self.share = rng.beta(1.0 / self.offered + count, 1.0 + self.features - count)
+        total = (loadings**2).sum(0)
+        log_slab = np.log(self.slab)
+        for _ in range(MOVES):
+            new = log_slab + 1.5 / np.sqrt(1.0 + 2 * count) * rng.standard_normal(used)
+            gain = self._slab_prior(new) - self._slab_prior(log_slab) - count * (new - log_slab)
+            gain -= 0.5 * total * (np.exp(-2 * new) - np.exp(-2 * log_slab))
+            log_slab = np.where(np.log(rng.random(used)) < gain, new, log_slab)
+        self.slab = np.exp(log_slab)
+        drawn = rng.standard_gamma(ALPHA + self.counts)
+        drawn = drawn / np.maximum(drawn.sum(1, keepdims=True), LEAST)
+        gain = self._slab_prior(log_slab, drawn) - self._slab_prior(log_slab)
+        taken = np.log(rng.random(used)) < gain
+        self.weights = np.where(taken[:, None], drawn, self.weights)
+
+
+class Sampler(Priors):
     """State and sweeps of a chain over x (rows, feature), of which what is not `known` (rows, feature; None = all) is
     of no account. loadings (feature, latent), correlation (latent, latent): where it starts, of the latents in use;
     latents: how many are offered."""
@@ -62,32 +170,15 @@ class Sampler:
         latents: int,
         rng: np.random.Generator,
     ) -> None:
-        self.x, self.offered, self.rng = x.copy(), latents, rng
+        self.x = x.copy()
         self.gaps = None if known is None or known.all() else np.nonzero(~known)
         self.variance, self.rate = variance.copy(), RATE
-        rows, self.features, used = len(x), x.shape[1], loadings.shape[1]
         scaled = loadings / variance[:, None]
         spread = np.linalg.inv(loadings.T @ scaled + np.linalg.inv(correlation))
-        self.u = self.x @ scaled @ spread
-        self.weights, self.loadings = np.empty((used, len(GRID))), loadings.copy()
-        for k in range(used):
-            some = self.u[:: -(-rows // MOST_ROWS), k]
-            self.weights[k], unit, _ = scale_mixture(some, np.full(len(some), math.sqrt(max(spread[k, k], 0.0))))
-            self.u[:, k] /= unit
-            self.loadings[:, k] *= unit
-        self.weights = (self.weights * rows + ALPHA) / (rows + ALPHA * len(GRID))
-        self.counts = self.weights * rows
-        log_p = np.log(self.weights) - np.log(GRID) - 0.5 * (self.u**2)[:, :, None] / GRID**2
-        self.scale = GRID[log_p.argmax(2)]  # (rows, latent), of each score's component
-        self.correlation = correlation.copy()
-        there = self.loadings != 0
-        self.slab = np.sqrt((self.loadings**2).sum(0) / np.maximum(there.sum(0), 1)).clip(1e-3)
-        self.share = (there.sum(0) + 1.0 / latents) / (self.features + 1.0 + 1.0 / latents)
-
-    @property
-    def size(self) -> Floats:
-        """(latent,) deviation of u by its prior."""
-        return np.sqrt(self.weights @ GRID**2)
+        u = self.x @ scaled @ spread
+        weights, unit = weights_of(u, np.diag(spread))
+        self.u, self.loadings = u / unit, loadings * unit
+        super().__init__(self.u, weights, self.loadings, correlation, latents, rng)
 
     def run(self, sweeps: int) -> Draws:
         """`DRAWS` draws of so many sweeps, of which the first quarter is left out."""
@@ -104,31 +195,19 @@ class Sampler:
         return Draws(**parts, inner=inner)
 
     def told(self) -> tuple[Floats, ...]:
-        """What there is now in the story's units; factors that are off have their prior's draws, given that no feature
-        loads on them."""
-        used, size, rng = self.u.shape[1], self.size, self.rng
-        off = self.offered - used
-        share = np.concatenate([self.share, rng.beta(1.0 / self.offered, 1 + self.features, off)])
-        slab = np.concatenate([self.slab * size, SLAB * np.exp(rng.standard_normal(off))])
-        weights = np.concatenate([self.weights, rng.dirichlet(np.full(len(GRID), ALPHA), off)])
-        loadings = np.zeros((self.features, self.offered))
-        loadings[:, :used] = self.loadings * size
-        tril = np.eye(self.offered)
-        tril[:used, :used] = np.linalg.cholesky(self.correlation)
-        for i in range(max(used, 1), self.offered):  # the rest of LKJ's law
-            along = rng.standard_normal(i)
-            square = rng.beta(i / 2, ETA + (self.offered - 1 - i) / 2)
-            tril[i, :i] = along / np.linalg.norm(along) * math.sqrt(square)
-            tril[i, i] = math.sqrt(1 - square)
-        return share, slab, weights, loadings, self.variance.copy(), tril, np.asarray(self.rate)
+        """What there is now in the story's units."""
+        *first, tril = self.in_story_units(self.loadings)
+        return *first, self.variance.copy(), tril, np.asarray(self.rate)
 
     def sweep(self) -> None:
         """Move all that is unknown once."""
         self.fill()
         self.move_scores()
-        self.move_correlation()
+        unit = self.move_units(self.u)
+        self.u, self.loadings = self.u / unit, self.loadings * unit
         self.move_loadings()
-        self.move_priors()
+        self.move_shares(self.loadings)
+        self.move_rate()
 
     def fill(self) -> None:
         """What was not measured, given the rest."""
@@ -160,31 +239,6 @@ class Sampler:
             y[:, k] = self.u[:, k] / self.scale[:, k]
             self.counts[k] = np.bincount(own, minlength=len(GRID))
 
-    def move_correlation(self) -> None:
-        """R and the scales d of latents, u / d, loadings d and slab d fitting as well: d R d is proposed from the
-        inverse Wishart law that it has given y under the prior |R|^-(count + 1) / 2 and the invariant measure of d."""
-        y = self.u / self.scale
-        rows, used = y.shape
-        if not used or rows <= used:
-            return
-        white = np.linalg.cholesky(np.linalg.inv(y.T @ y)) @ wishart_root(used, rows, self.rng)
-        new = np.linalg.inv(white @ white.T)
-        unit = np.sqrt(np.diag(new))
-        new = new / unit / unit[:, None]
-        eta = ETA + (self.offered - used) / 2  # of LKJ's law for some of the latents
-        sizes = np.linalg.slogdet(new)[1] - np.linalg.slogdet(self.correlation)[1]
-        log_slab = np.log(self.slab)
-        gain = (eta - 1 + (used + 1) / 2) * sizes
-        gain += (self._slab_prior(log_slab + np.log(unit)) - self._slab_prior(log_slab)).sum()
-        if math.log(self.rng.random()) < gain:
-            self.correlation, self.slab = new, self.slab * unit
-            self.u, self.loadings = self.u / unit, self.loadings * unit
-
-    def _slab_prior(self, log_slab: Floats, weights: Floats | None = None) -> Floats:
-        weights = self.weights if weights is None else weights
-        away: Floats = log_slab + 0.5 * np.log(weights @ GRID**2) - math.log(SLAB)
-        return -0.5 * away**2
-
     def move_loadings(self) -> None:
         """Mask and loadings of one latent after the other, then variances, given scores."""
         cross, inner, rows = self.x.T @ self.u, self.u.T @ self.u, len(self.u)
@@ -200,24 +254,8 @@ class Sampler:
         drawn = self.rng.standard_gamma(SHAPE + rows / 2, self.features)
         self.variance = (self.rate + 0.5 * np.maximum(rest, 1e-9 * rows)) / drawn
 
-    def move_priors(self) -> None:
-        """Shares, slabs, weights and the rate, given all else."""
-        rng, used = self.rng, self.u.shape[1]
-        count = (self.loadings != 0).sum(0)
-        self.share = rng.beta(1.0 / self.offered + count, 1.0 + self.features - count)
-        total = (self.loadings**2).sum(0)
-        log_slab = np.log(self.slab)
-        for _ in range(MOVES):
-            new = log_slab + 1.5 / np.sqrt(1.0 + 2 * count) * rng.standard_normal(used)
-            gain = self._slab_prior(new) - self._slab_prior(log_slab) - count * (new - log_slab)
-            gain -= 0.5 * total * (np.exp(-2 * new) - np.exp(-2 * log_slab))
-            log_slab = np.where(np.log(rng.random(used)) < gain, new, log_slab)
-        self.slab = np.exp(log_slab)
-        drawn = rng.standard_gamma(ALPHA + self.counts)
-        drawn = drawn / np.maximum(drawn.sum(1, keepdims=True), LEAST)
-        gain = self._slab_prior(log_slab, drawn) - self._slab_prior(log_slab)
-        taken = np.log(rng.random(used)) < gain
-        self.weights = np.where(taken[:, None], drawn, self.weights)
+    def move_rate(self) -> None:
+        """The noise's rate, given variances."""
         log_rate, inverse = math.log(self.rate), float((1 / self.variance).sum())
 
         def rate_prior(log_rate: float) -> float:
@@ -225,7 +263,7 @@ class Sampler:
             return own - 0.5 * (log_rate - math.log(RATE)) ** 2
 
         for _ in range(MOVES):
-            one = log_rate + 1.5 / math.sqrt(self.features) * rng.standard_normal()
-            if math.log(rng.random()) < rate_prior(one) - rate_prior(log_rate):
+            one = log_rate + 1.5 / math.sqrt(self.features) * self.rng.standard_normal()
+            if math.log(self.rng.random()) < rate_prior(one) - rate_prior(log_rate):
                 log_rate = one
         self.rate = math.exp(log_rate)

@@ -70,6 +70,28 @@ def components_given(inner: Tensor, seen: Tensor, tril: Tensor, weights: Tensor)
     return log_p, mean
 
 
+def evidence_given(inner: Tensor, seen: Tensor, tril: Tensor, weights: Tensor) -> Tensor:
+    """(rows,) log of the mean, over z a priori, of the exponential of what is `told` of it, z seen - z inner z / 2: to
+    the approximation of `components_given`."""
+    sd = deviations(weights)
+    log_p, _ = components_given(inner, seen, tril, weights)
+    spread = (log_p.exp() * sd.square()).sum(-1).sqrt()
+    mean, covariance = scores_given(inner, seen, tril, spread)
+    own = covariance.diagonal(dim1=-2, dim2=-1).reciprocal()
+    precision, slope = (own - spread.square().reciprocal()).clamp_min(0.0)[..., None], (mean * own)[..., None]
+
+    def told_of(variance: Tensor) -> Tensor:
+        gain = 1 + precision * variance
+        return 0.5 * slope.square() * variance / gain - 0.5 * gain.log()
+
+    mixed = (weights.clamp_min(1e-30).log() + told_of(sd.square())).logsumexp(-1)
+    more = mixed - told_of(spread.square()[..., None])[..., 0]  # than by one normal law
+    prior = spread[:, :, None] * (tril @ tril.mT) * spread[:, None, :]
+    eye = torch.eye(len(tril), dtype=seen.dtype, device=seen.device)
+    whole: Tensor = 0.5 * (seen * mean).sum(-1) - 0.5 * torch.linalg.slogdet(eye + prior @ inner)[1]
+    return whole + more.sum(-1)
+
+
 # -- priors of one factor, from estimates and their errors -----------------------------------------------------
 
 

@@ -16,6 +16,7 @@ NAMES = {
     "sparse_vae, counts": "`sparse_vae` of counts",
     "spike_slab_fa, counts": "`spike_slab_fa` of counts",
     "spike_slab_fa, log": "`spike_slab_fa` of log(1 + x / size)",
+    "ebmf, counts": "`ebmf` of counts",
     "ebmf, log": "`ebmf` of log(1 + x / size)",
     FACTORS: "factor analysis, varimax, of log(1 + x / size)",
     "independent, counts": "independent genes, of counts",
@@ -63,6 +64,8 @@ def _figures(entry: Mapping[str, Any]) -> str:
     heads += ["genes above .9", "between .1 and .9", "verdict on programmes", "cpu seconds"]
     lines = [heads]
     for label, title in NAMES.items():
+        if label not in entry["halves"][0]["models"]:
+            continue
         gain = _both(entry, label, lambda row: f"{_signed(row['gain'])} ± {row['standard_error']:.1f}")
         cells = [title, gain if label != ALONE else "0", _density(entry, label)]
         cells.append(_both(entry, label, lambda row: str(row.get("programmes", ""))))
@@ -112,7 +115,7 @@ def _aurocs(entry: Mapping[str, Any]) -> str:
     knockouts = [name for name in entry["halves"][0]["models"][FACTORS]["auroc"] if name != "programme"]
     lines = [["AUROC of one programme in cells that were not fitted", *knockouts, "mean"]]
     for label, title in NAMES.items():
-        if entry["halves"][0]["models"][label].get("auroc"):
+        if entry["halves"][0]["models"].get(label, {}).get("auroc"):
             each = [_both(entry, label, lambda row, n=n: f"{row['auroc'][n]:.3f}") for n in knockouts]  # type: ignore[misc]
             mean = _both(entry, label, lambda row: f"{np.mean([row['auroc'][n] for n in knockouts]):.3f}")
             lines.append([title, *each, mean])
@@ -121,7 +124,7 @@ def _aurocs(entry: Mapping[str, Any]) -> str:
 
 def _genes(entry: Mapping[str, Any], most: int = 10) -> str:
     lines = [["programmes of the first half", "genes above .9", "those that go with it most"]]
-    for label in MODELS:
+    for label in filter(entry["halves"][0]["models"].__contains__, MODELS):
         row = entry["halves"][0]["models"][label]
         for k in sorted(range(len(row["genes"])), key=lambda k: -len(row["genes"][k])):
             if row["genes"][k]:

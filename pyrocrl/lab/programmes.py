@@ -18,6 +18,7 @@ Longer than other files because a half of the cells is fitted, scored, matched a
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from sklearn.metrics import roc_auc_score
 
 from pyrocrl import datasets, zoo
 from pyrocrl.data import Data
+from pyrocrl.errors import one_of
 from pyrocrl.infer.fit import fit
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.io import write_json
@@ -49,6 +51,7 @@ MODELS = {
     "sparse_vae, counts": ("sparse_vae", True),
     "spike_slab_fa, counts": ("spike_slab_fa", True),
     "spike_slab_fa, log": ("spike_slab_fa", False),
+    "ebmf, counts": ("ebmf", True),
     "ebmf, log": ("ebmf", False),
 }
 FACTORS = "factor analysis, log"
@@ -206,8 +209,10 @@ def _told(result: Fit, found: Programmes, y: Array) -> dict[str, Any]:
     }
 
 
-def run_half(study: Study, half: Half, labels: Array, seed: int) -> tuple[dict[str, Any], dict[str, Programmes]]:
-    """All models of one half: their figures, and their programmes in all cells."""
+def run_half(
+    study: Study, half: Half, labels: Array, seed: int, only: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Programmes]]:
+    """All models of one half, or these and factor analysis: their figures, and their programmes in all cells."""
     train, new = half.rows(half.fitted), half.rows(half.scored)
     group = half.counted.batch
     y = half.cells.logged
@@ -223,7 +228,8 @@ def run_half(study: Study, half: Half, labels: Array, seed: int) -> tuple[dict[s
     z = standard @ scaled @ np.linalg.inv(np.eye(study.offered) + loadings.T @ scaled)
     own[FACTORS] = Programmes(z, (np.abs(loadings) > VARIMAX).astype(float))
     rows[FACTORS] = {"programmes": study.offered, "auroc": separation(z[apart], labels[apart], study)}
-    for label, (model, counts) in MODELS.items():
+    for label in only or MODELS:
+        model, counts = MODELS[label]
         data, started = half.counted if counts else half.logged, time.process_time()
         fitted = data.rows_at(half.fitted)
         with warnings.catch_warnings():
@@ -250,8 +256,9 @@ def run_half(study: Study, half: Half, labels: Array, seed: int) -> tuple[dict[s
     return rows, own
 
 
-def run(study: Study, seed: int = 0) -> dict[str, Any]:
-    """Both halves of a data set, what models share in each, and what of a model comes again in the other."""
+def run(study: Study, seed: int = 0, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Both halves of a data set, what models share in each, and what of a model comes again in the other. only: of
+    these models, and of factor analysis."""
     data = prepared(study)
     picked = np.random.default_rng([seed, 67]).permutation(data.rows)[: study.cells]
     parts = [np.sort(part) for part in np.array_split(picked, 2)]
@@ -262,7 +269,7 @@ def run(study: Study, seed: int = 0) -> dict[str, Any]:
         other = parts[1 - k]
         scored = other[np.linspace(0, len(other) - 1, min(study.scored, len(other))).astype(int)]
         half = Half.of(data, part, scored)
-        rows, own = run_half(study, half, data.env_labels(), seed + k)
+        rows, own = run_half(study, half, data.env_labels(), seed + k, only)
         zeros = float((half.cells.counts[scored] == 0).mean())
         out["halves"].append({"scored": len(scored), "zeros": zeros, "models": rows})
         found.append(own)
@@ -275,13 +282,34 @@ def run(study: Study, seed: int = 0) -> dict[str, Any]:
     return out
 
 
-def study(studies: Sequence[Study] = STUDIES, path: str | Path | None = None) -> dict[str, Any]:
-    """All data sets; written to `path` after each."""
-    table: dict[str, Any] = {"about": "programmes", **provenance(), "data": []}
+def added(entry: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """What an entry has, and of an earlier one of the same cells what it lacks."""
+    pairs = {tuple(pair["models"]): pair for pair in (*before["common"], *entry["common"])}
+    halves = [
+        old | new | {"models": old["models"] | new["models"]}
+        for old, new in zip(before["halves"], entry["halves"], strict=True)
+    ]
+    both = {"halves": halves, "common": list(pairs.values()), "again": before["again"] | entry["again"]}
+    return before | entry | both | {"cpu_seconds": round(before["cpu_seconds"] + entry["cpu_seconds"], 1)}
+
+
+def study(
+    studies: Sequence[Study] = STUDIES, path: str | Path | None = None, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """All data sets; written to `path` after each. only: models that are fitted; rows of others, and pairs of these,
+    stay as they are there, and pairs of both kinds are left out."""
+    for label in only:
+        one_of("only", label, tuple(MODELS))
+    known: dict[str, Any] = {}
+    if only and path is not None and Path(path).exists():
+        known = {entry["name"]: entry for entry in json.loads(Path(path).read_text(encoding="utf-8"))["data"]}
+    table: dict[str, Any] = {"about": "programmes", **provenance(), "data": list(known.values())}
     for one in studies:
         started = time.process_time()
-        entry = run(one)
-        table["data"].append(entry | {"cpu_seconds": round(time.process_time() - started, 1)})
+        entry = run(one, only=only)
+        entry["cpu_seconds"] = round(time.process_time() - started, 1)
+        known[one.name] = added(entry, known[one.name]) if one.name in known else entry
+        table["data"] = list(known.values())
         if path is not None:
             write_json(table, path)
     return table
@@ -290,4 +318,6 @@ def study(studies: Sequence[Study] = STUDIES, path: str | Path | None = None) ->
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pyrocrl.lab.programmes", description=__doc__)
     parser.add_argument("--json", default=None, help="where the results go")
-    study(path=parser.parse_args().json)
+    parser.add_argument("--only", action="append", default=[], help="a model that is fitted, such as 'ebmf, counts'")
+    told = parser.parse_args()
+    study(path=told.json, only=told.only)

@@ -28,6 +28,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from pyrocrl.data import Data
+from pyrocrl.exact.count_scores import RowsOfCounts, components_given_counts
 from pyrocrl.exact.score_mixtures import components_given, deviations, told
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
@@ -110,7 +111,8 @@ def log_probability(
 ) -> tuple[Tensor, Tensor]:
     """(rows,) estimates of log p(x) given all but z, and effective sample sizes as shares of `samples`.
 
-    middle: (rows, feature) values that stand for x where components are guessed, in deviations of the noise from level.
+    middle: (rows, feature) values that stand for rounded x where components are guessed, in deviations of the noise
+    from level.
     """
     used = (loadings != 0).any(0)
     loadings, tril = loadings[:, used], torch.linalg.cholesky((prior.tril @ prior.tril.mT)[used][:, used])
@@ -119,10 +121,14 @@ def log_probability(
         return entries.log_density(torch.zeros_like(entries.level)), torch.ones(rows, dtype=loadings.dtype)
     sd, log_weight = torch.ones(1, rows, latents, dtype=loadings.dtype), torch.zeros(samples, rows)
     if prior.weights is not None:
-        assert middle is not None and isinstance(entries, Rounded)
         weights = prior.weights[used]
-        scaled = loadings / entries.sd[:, None]
-        guess = components_given(*told(middle, None, scaled, torch.ones_like(entries.sd)), tril, weights)[0].exp()
+        if isinstance(entries, Counts):
+            of_counts = RowsOfCounts(entries.x, entries.level, loadings, entries.dispersion, tril)
+            guess = components_given_counts(of_counts, weights)[0].exp()
+        else:
+            assert middle is not None
+            scaled = loadings / entries.sd[:, None]
+            guess = components_given(*told(middle, None, scaled, torch.ones_like(entries.sd)), tril, weights)[0].exp()
         guess = (1 - FROM_PRIOR) * guess + FROM_PRIOR * weights
         picked = torch.distributions.Categorical(guess).sample((samples,))  # (sample, rows, latent)
         every = torch.arange(latents)

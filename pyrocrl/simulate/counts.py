@@ -24,6 +24,8 @@ def sparse_counts(
     median: Positive = 0.7,
     dispersion: Positive = 3.0,
     batches: Size = 1,
+    share: Annotated[float, Bounds(0, 1, "(]")] = 1.0,
+    loadings: Literal["sparse", "dense"] = "sparse",
 ) -> Data:
     """Programmes that correlate, seen through small negative-binomial counts.
 
@@ -33,8 +35,9 @@ def sparse_counts(
         s_i ~ LogNormal(0, .3^2),  exp(b_j) ~ LogNormal(log median, .8^2),  r_j ~ dispersion U(.5, 1.5)
         x_ij ~ NegativeBinomial(mean s_i exp(b_j + c_gj + L_j z_i), variance mean + mean^2 / r_j)      (data, feature)
 
-    batches: of rows, g, each with its own c_gj ~ N(0, .2^2); one has none. Truth: z, mask, loadings. Raises InputError
-    for more latents than features.
+    batches: of rows, g, each with its own c_gj ~ N(0, .2^2); one has none. share: of rows that have a latent, each for
+    itself: there z is divided by share^(1/2), elsewhere it is 0. loadings: dense ones are of all latents for every
+    feature but the free ones. Truth: z, mask, loadings. Raises InputError for more latents than features.
     """
     if latents > features:
         reject("latents", latents, f"at most {features}, the features")
@@ -42,24 +45,28 @@ def sparse_counts(
     value, vector = np.linalg.eigh(np.full((latents, latents), correlation) + (1 - correlation) * np.eye(latents))
     e = rng.laplace(size=(rows, latents)) / 2**0.5 if law == "laplace" else rng.standard_normal((rows, latents))
     z = e @ (vector * np.sqrt(value)) @ vector.T
-    mask, own = np.zeros((features, latents), dtype=int), np.arange(features) % latents
-    mask[np.arange(features), own] = 1
+    mask, first = np.zeros((features, latents), dtype=int), np.arange(features) % latents
+    mask[np.arange(features), first] = 1
     two = np.flatnonzero(rng.random(features) < second)
-    mask[two, ((own + rng.integers(1, latents, features)) % latents)[two]] = 1
+    mask[two, ((first + rng.integers(1, latents, features)) % latents)[two]] = 1
+    if loadings == "dense":
+        mask[:] = 1
     mask[rng.permutation(features)[: round(free * features)]] = 0
-    loadings = mask * rng.uniform(least, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
+    if share < 1:
+        z *= (np.random.default_rng([2021, seed]).random(z.shape) < share) / share**0.5
+    own = mask * rng.uniform(least, 1.0, mask.shape) * rng.choice([-1, 1], mask.shape)
     size = np.exp(0.3 * rng.standard_normal(rows))
     base = np.log(median) + 0.8 * rng.standard_normal(features)
     r = dispersion * rng.uniform(0.5, 1.5, features)
     group = rng.integers(0, batches, rows)
     shift = 0.2 * rng.standard_normal((batches, features)) * (batches > 1)
-    mean = size[:, None] * np.exp(base + shift[group] + z @ loadings.T)
+    mean = size[:, None] * np.exp(base + shift[group] + z @ own.T)
     x = rng.poisson(rng.gamma(r, mean / r))
     return Data(
         x,
         counts=True,
         size_factor=size,
         batch=None if batches == 1 else [f"batch_{g}" for g in group],
-        truth={"z": z, "mask": mask, "loadings": loadings},
+        truth={"z": z, "mask": mask, "loadings": own},
         name=f"sparse_counts, correlation {correlation:g}",
     )

@@ -39,6 +39,7 @@ def cases() -> list[Case]:
         counts.count_cases,
         factors.lasso_cases,
         factors.product_cases,
+        counts.product_count_cases,
         factors.tail_cases,
         factors.subspace_cases,
         factors.pure_cases,

@@ -73,3 +73,47 @@ def count_cases() -> list[Case]:
         case("factors that act together", "misspecified", lambda s: counted(s, apart * 10, together=0.6), linear),
         case("factors that are squares", "small", lambda s: counted(s, apart * 10, squares=True)),
     ]
+
+
+def unsized(seed: int) -> Data:
+    """Counts whose size factors were taken for one: what differs between rows is in all features."""
+    data = drawn("sparse_counts", rows=1500, features=30, latents=3, median=8.0, least=0.5, dispersion=20.0)(seed)
+    wide = np.exp(0.7 * np.random.default_rng([19, seed]).standard_normal(data.rows))
+    x = np.random.default_rng([20, seed]).poisson(data.x * wide[:, None])
+    return Data(x, counts=True, size_factor=np.ones(data.rows), truth=data.truth, name="unsized")
+
+
+def product_count_cases() -> list[Case]:
+    def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", latents: int = 5) -> Case:
+        told = {"latents": latents, "steps": 80}
+        return Case(f"ebmf: counts, {name}", "ebmf", kind, draw, told, FEW, names="sparsest", breaks=breaks)
+
+    def sparse(**options: Any) -> Callable[[int], Data]:
+        given = {"rows": 1500, "features": 30, "latents": 3, "median": 8.0, "least": 0.5, "dispersion": 20.0}
+        return drawn("sparse_counts", **given | options)
+
+    def silent(**options: Any) -> Callable[[int], Data]:
+        given = {"rows": 1000, "features": 40, "latents": 3, "share": 0.2, "correlation": 0.0, "loadings": "dense"}
+        return drawn("sparse_counts", **given | options)
+
+    linear, noise = "x, or the log rate of counts, is linear in the latents", "noise is independent between features"
+    alone, apart = [[1, 1, 0]] * 16 + [[0, 0, 1]] * 2, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    return [
+        case("sparse loadings", "identified", sparse()),
+        case("sparse scores", "identified", silent()),
+        case("sparse loadings and scores", "identified", silent(loadings="sparse", median=2.0)),
+        case("sparse loadings, small counts in two batches", "small", sparse(median=1.0, dispersion=3.0, batches=2)),
+        case("sparse loadings, 150 rows", "small", sparse(rows=150)),
+        case("dense loadings, normal scores", "open", lambda s: counted(s, [[1, 1, 1]] * 30), "zeros_tell"),
+        case("size factors taken for one", "open", unsized, "zeros_tell"),
+        case("two features of a latent", "open", lambda s: counted(s, alone, correlation=0.0), "noise_told_apart"),
+        case(
+            "factors that are nearly one",
+            "open",
+            lambda s: counted(s, [[1, 0]] * 12 + [[0, 1]] * 12, 2000, 0.99, 50.0, 200.0),
+            "not_collinear",
+            2,
+        ),
+        case("two of three factors", "misspecified", sparse(second=0.6), noise, 2),
+        case("factors that act together", "misspecified", lambda s: counted(s, apart * 10, together=0.6), linear),
+    ]
