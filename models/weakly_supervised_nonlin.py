@@ -51,7 +51,7 @@ from pyrocrl.exact import curve_equations, order_sampling, orders
 from pyrocrl.exact.all_subsets import RATE, SHAPE
 from pyrocrl.exact.curve_equations import BENDS, LEVEL
 from pyrocrl.lab.studies.linked_rows import LinesOfPairs
-from pyrocrl.options import Bounds, Positive, Size
+from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.displaced import Displaced
 from pyrocrl.parts.flows import Gaussianise
 from pyrocrl.parts.guides import DrawnBlock
@@ -108,7 +108,7 @@ class WeaklySupervisedNonlin(Program):
         ),
         needs_pairs=True,
         approximate="The network that reads noise is kept, with the error that its pairs show; given it, and an order, "
-        "graph and equations are drawn exactly.",
+        "graph and equations are drawn exactly, from pairs that count for less, as its error is the same in all.",
     )
     recipe = Recipe.unannealed(epochs=3, least_steps=200, batch_size=512, lr=1e-3, held_out=0.1, chains=2)
     checks = {"nearly_left": ()}
@@ -124,10 +124,13 @@ class WeaklySupervisedNonlin(Program):
         edge_probability: EdgeProbability = 0.5,
         slab: Positive = 1.0,
         width: Size = 128,
-        steps: Size = 3_500,
+        steps: Size = 3_000,
+        correlation_error: Share = 0.06,
     ) -> None:
         """slab: prior deviation of a curve's coefficient, in units of the deviation to which its child is set. width:
-        of networks' layers; steps: of the encoder's training.
+        of networks' layers; steps: of the encoder's training. correlation_error: of noise of two latents, that errors
+        of h leave however many pairs there are: pairs that tell an equation are worth no more than its square's
+        reciprocal.
 
         Raises InputError for fewer than 2 latents, or more than features.
         """
@@ -192,9 +195,7 @@ class WeaklySupervisedNonlin(Program):
     def model(self, batch: Batch) -> None:
         sites = self._globals(batch)
         with self.rows(batch):
-            law = PairedRows(
-                self._changes(sites), *batch.before(), self._after(batch), log_share=sites["share"].log()
-            )
+            law = PairedRows(self._changes(sites), *batch.before(), self._after(batch), log_share=sites["share"].log())
             z = pyro.sample("z", law)
             pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
 
@@ -272,8 +273,8 @@ class WeaklySupervisedNonlin(Program):
         with torch.no_grad():
             self.normal.start(self.encoder(y)[~self._after(batch)])
             eps = self._noise(batch).double()
-        priors = own["edge_probability"], own["slab"]
-        found = pair_changes.found(eps[place[follows]], eps[follows], *priors, DRAWS, generator)
+        prior = curve_equations.Prior(own["edge_probability"], own["slab"], own["correlation_error"])
+        found = pair_changes.found(eps[place[follows]], eps[follows], prior, DRAWS, generator)
         for name in ("order", "graph", "precision", "own_level", "curve"):
             getattr(self.drawn, name).copy_(getattr(found.equations, name))
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

@@ -8,8 +8,9 @@ before, and not of another row, are those of differences of noise that are small
 `encoder` trains h on the softmax of these scores over the rows before of a batch (InfoNCE; van den Oord, Li & Vinyals
 2018), with tau falling. A map that forgets noise cannot tell partners, one that mixes it makes their differences no
 longer small but for one: at the best one each h_j is a function of one latent's noise, by the argument of Brehmer et
-al. (2022, theorem 1). Some starts end with a latent read twice and another one not at all, with a much larger loss: of
-several short runs the one of the least loss is trained on.
+al. (2022, theorem 1). Many starts read a latent twice, another one not at all, and stay there, with a larger loss.
+Noise of two latents is independent, so that outputs which depend on each other show that: the one of the two is then
+drawn anew. Of several short runs the one of the least loss is trained on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from pyrocrl.parts.nets import Residual
 
 ROWS = 128  # pairs a step
 CHECK = 2048  # pairs at which starts are compared, in batches of `ROWS`
-STARTS, FIRST = 5, 0.15  # short runs, and how many steps each has as a share of the last run's
-WIDE, NARROW, LAST = 2.0, 0.3, 0.2  # tau at the start, at the end of a short run and of the last one
+STARTS, ROUNDS, SHARE = 4, 3, 0.1  # short runs, their rounds, and steps of a round as a share of the last run's
+WIDE, AGAIN, NARROW, LAST = 2.0, 0.6, 0.3, 0.2  # tau at first, of later rounds, and at the end of each and of the last
+LATENTS = 5  # of which these are; fewer have less room for what tells partners: tau is smaller
 HELD = 0.5  # share of a run in which tau falls
+TWICE = 0.25  # squared correlations of functions of two outputs, summed, from which they read the same latent
 
 
 def encoder(
@@ -32,14 +35,19 @@ def encoder(
 ) -> tuple[Residual, float]:
     """(network of x to the noise of each latent, in some units, in any order; its loss). before, after: (pair, feature)
     rows."""
-    short, found = max(1, int(FIRST * steps)), []
+    room = min(1.0, (latents - 1) / (LATENTS - 1))
+    again, narrow, last = AGAIN * room, NARROW * room, LAST * room
+    found = []
     for _ in range(STARTS):
         net = Residual(before.shape[1], latents, width).to(before)
-        _train(net, before, after, short, (WIDE, NARROW), generator)
-        found.append((_loss_of(net, before, after, NARROW), net))
+        for turn in range(ROUNDS):
+            _train(net, before, after, max(1, int(SHARE * steps)), (again if turn else WIDE, narrow), generator)
+            if turn < ROUNDS - 1:
+                _renew(net, before)
+        found.append((_loss_of(net, before, after, narrow), net))
     best = min(found, key=lambda one: one[0])[1]
-    _train(best, before, after, steps, (NARROW, LAST), generator)
-    return best, _loss_of(best, before, after, LAST)
+    _train(best, before, after, steps, (narrow, last), generator)
+    return best, _loss_of(best, before, after, last)
 
 
 def _train(
@@ -50,6 +58,28 @@ def _train(
         return contrast(net(torch.cat([before[pick], after[pick]])), tau)
 
     optimise.minimise(net, loss, torch.arange(len(before), device=before.device), steps, ROWS, generator)
+
+
+@torch.no_grad()
+def _renew(net: Residual, before: Tensor) -> None:
+    """Draw anew the output that most reads what another one reads, if any does."""
+    depends = dependence(net(before[:CHECK]))
+    if depends.max() > TWICE:
+        k = int(depends.max(0).values.argmax())
+        for layer in (net.linear, net.net[-1]):
+            assert isinstance(layer, torch.nn.Linear)
+            layer.weight[k] = layer.weight.std() * torch.randn_like(layer.weight[k])
+            layer.bias[k] = 0.0
+
+
+def dependence(h: Tensor) -> Tensor:
+    """(latent, latent) sums of squared correlations of h, |h| and tanh 2h of two columns (row, latent); 0 of a column
+    with itself."""
+    h = (h - h.mean(0)) / h.std(0).clamp_min(1e-6)
+    f = torch.stack([h, h.abs(), (2 * h).tanh()])
+    f = (f - f.mean(1, keepdim=True)) / f.std(1, keepdim=True).clamp_min(1e-6)
+    square = (torch.einsum("ark,brl->abkl", f, f) / len(h)).square().sum((0, 1))
+    return square - torch.diag_embed(square.diagonal())
 
 
 def contrast(h: Tensor, tau: float) -> Tensor:

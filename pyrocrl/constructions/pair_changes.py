@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrocrl.constructions import optimise
 from pyrocrl.exact import curve_equations
-from pyrocrl.exact.curve_equations import Equations
+from pyrocrl.exact.curve_equations import Equations, Prior
 from pyrocrl.parts.paired_rows import Changes
 
 PAIRS, STEPS = 6_000, 60  # pairs of which the likelihood is, and steps of its search
@@ -29,9 +29,7 @@ class Found(NamedTuple):
     chance: Tensor
 
 
-def found(
-    before: Tensor, after: Tensor, edge_probability: float, slab: float, count: int, generator: torch.Generator
-) -> Found:
+def found(before: Tensor, after: Tensor, prior: Prior, count: int, generator: torch.Generator) -> Found:
     """before, after: (pair, latent) noise of the latents, normal over rows before, in double precision."""
     pairs, d = before.shape
     zero = before.new_zeros(d, curve_equations.BENDS, d)
@@ -41,7 +39,7 @@ def found(
     few, noise = torch.cat([some, pairs + some]), torch.cat([before, after])
     numbers, chance = _targets(numbers, zero, noise, few)
     for _ in range(ROUNDS):
-        equations = curve_equations.draw(after, chance[:, :d], edge_probability, slab, count, generator)
+        equations = curve_equations.draw(after, chance[:, :d], prior, count, generator)
         numbers, chance = _targets(numbers, equations.mean, equations.latents(noise), few)
     return Found(_changes(numbers, equations.mean), equations, chance)
 

@@ -4,9 +4,9 @@
     after latent k was changed   z'_k ~ N(own_level_k, own_scale_k^2),  whatever its parents:
     eps'_k = own_level_k - f_k(z') + own_scale_k N(0, 1)
 
-So the equation of k is a regression of eps'_k on curves of its parents, over the pairs in which k was changed: conjugate,
-with closed evidence of every set of parents. Parents come first: the order is that in which noise depends least on that
-of latents that are left, and the latents before k are those of their own mean equations.
+So the equation of k is a regression of eps'_k on curves of its parents, over the pairs in which k was changed:
+conjugate, with closed evidence of every set of parents. Parents come first: the order is that in which noise depends
+least on that of latents that are left, and the latents before k are those of their own mean equations.
 """
 
 from __future__ import annotations
@@ -63,14 +63,23 @@ def latents(eps: Tensor, curve: Tensor) -> Tensor:
     return z
 
 
-def draw(
-    eps: Tensor, chance: Tensor, edge_probability: float, slab: float, count: int, generator: torch.Generator
-) -> Equations:
-    """The posterior given noise of the rows after eps (pair, latent), and chances (pair, latent) that each was changed.
+class Prior(NamedTuple):
+    """edge_probability: given an order; slab: prior deviation of a curve's coefficient, in units of own_scale;
+    correlation_error: of noise of two latents, that errors in reading it leave however many pairs there are."""
 
-    edge_probability: given an order; slab: prior deviation of a curve's coefficient, in units of own_scale.
-    """
-    d = eps.shape[1]
+    edge_probability: float
+    slab: float
+    correlation_error: float
+
+    def worth(self, chance: Tensor) -> Tensor:
+        """(pair, latent) chances, as what pairs are worth: all together no more than correlation_error^-2."""
+        return chance / (1 + self.correlation_error**2 * chance.sum(0))
+
+
+def draw(eps: Tensor, chance: Tensor, prior_of: Prior, count: int, generator: torch.Generator) -> Equations:
+    """The posterior given noise of the rows after eps (pair, latent), and chances (pair, latent) that each was
+    changed."""
+    d, slab, chance = eps.shape[1], prior_of.slab, prior_of.worth(chance)
     order, z = _order(eps, chance, slab), eps.clone()
     zero = eps.new_zeros(d, BENDS, d)
     graph, curve, mean = eps.new_zeros(count, d, d), zero.expand(count, -1, -1, -1).clone(), zero
@@ -79,8 +88,10 @@ def draw(
         before = order[:place]
         moments, rows = _moments(z[:, before], eps[:, k], chance[:, k], slab)
         inside = orders.members(place).to(eps) if place else eps.new_zeros(1, 0)  # (set, candidate)
-        prior = inside @ eps.new_full((place,), edge_probability).logit() if place else eps.new_zeros(1)
-        use = torch.cat([eps.new_ones(len(inside), 1), inside.repeat_interleave(BENDS, 1), eps.new_ones(len(inside), 1)], 1)
+        prior = inside @ eps.new_full((place,), prior_of.edge_probability).logit() if place else eps.new_zeros(1)
+        use = torch.cat(
+            [eps.new_ones(len(inside), 1), inside.repeat_interleave(BENDS, 1), eps.new_ones(len(inside), 1)], 1
+        )
         parts = moments * use[:, :, None] * use[:, None]
         scores = all_subsets.log_evidence_of_all(parts, rows.expand(len(inside)))[:, 0] + prior
         root, w, left = regress(parts[:, :-1, :-1], parts[:, :-1, -1:], parts[:, -1:, -1], torch.ones_like(prior))

@@ -101,7 +101,9 @@ def _one_changes(fit: Fit, data: Data) -> Lack | None:
     if share.max() <= STAYS:
         return None
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
-    said = f"of the noise of {names[int(share.argmax())]} {share.max():.0%} differs where it is said not to have changed"
+    said = (
+        f"of the noise of {names[int(share.argmax())]} {share.max():.0%} differs where it is said not to have changed"
+    )
     return Lack(said, "more steps, more pairs, or pairs between which one latent changes")
 
 
