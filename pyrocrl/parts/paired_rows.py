@@ -109,6 +109,7 @@ class PairedRows(TorchDistribution):
 
     def _along(self, eps: Tensor, own: Tensor, hit: Tensor) -> Tensor:
         z = torch.where(hit, own, eps)
+        assert self.order is not None
         for k in self.order.long().tolist():
             z[:, k] = torch.where(hit[:, k], own[:, k], eps[:, k] + curve_equations.told(z, self.changes.curve)[:, k])
         return z
