@@ -30,6 +30,18 @@ class Partners:
 
 
 @dataclass(frozen=True)
+class SetApart:
+    """Of the rows after whose partners are here: `moved`, by how much noise of each latent differs from that of the row
+    before, which is `before`, in deviations of it; `now`, latents; all (pair, latent). chance: (pair, latent + 1) of
+    what changed, the last none."""
+
+    moved: Tensor
+    before: Tensor
+    now: Tensor
+    chance: Tensor
+
+
+@dataclass(frozen=True)
 class Offsets:
     """By how much perturbations move latents: mean, error (env, latent), 0 and 1 for the control. spanned: shares,
     descending, about 1 for each direction of latents that the offsets span and about 0 beyond; mixed: (latent,) whether
@@ -331,6 +343,11 @@ class ReadOuts:
     def partners(self, batch: Batch) -> Partners:
         """How noise of the rows after is told by the fitted law from that of the rows before. Models that test how
         partners differ must have it."""
+        raise TypeError(f"{type(self).__name__} says nothing of pairs")
+
+    def set_apart(self, batch: Batch) -> SetApart:
+        """What changed between the rows of pairs. Models whose claims need that one latent does, and is set whatever
+        the row before was, must have it."""
         raise TypeError(f"{type(self).__name__} says nothing of pairs")
 
     def offsets(self) -> Offsets:

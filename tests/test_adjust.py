@@ -154,6 +154,7 @@ def test_no_model_passes_over_batches() -> None:
         "ima": None,
         "causal_imputation": None,
         "weakly_supervised_pairs": None,
+        "weakly_supervised_nonlin": None,
         "overparameterized_ae": None,  # batches are contexts
         "cross_modal": None,
         "multiview": None,

@@ -88,6 +88,7 @@ def test_models_that_compare_with_a_control_ask_for_one_and_the_others_go_on() -
             "extrapolation",
             "causal_imputation",
             "weakly_supervised_pairs",
+            "weakly_supervised_nonlin",
             "overparameterized_ae",
             "cross_modal",
             "multiview",

@@ -181,7 +181,7 @@ def test_models_that_do_not_read_what_ties_rows_together_are_not_recommended() -
     }
     readers = {
         "series": {"snica_lin", "mechanism_sparsity"},
-        "pair": {"content_style", "weakly_supervised_pairs"},
+        "pair": {"content_style", "weakly_supervised_nonlin", "weakly_supervised_pairs"},
         "aux": {"extrapolation", "mechanism_sparsity"},
     }
     for name, structure in each.items():

@@ -178,6 +178,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "observed_dag",
             "invariant_prediction",
             "weakly_supervised_pairs",
+            "weakly_supervised_nonlin",  # but that its network is kept
             "cross_modal",
             "snica_lin",
             "citris",

@@ -95,6 +95,8 @@ CONDITIONS: dict[str, str] = {
     "states_told": "features tell which state each latent is in",
     "states_apart": "no other numbers of states fit as well, nor components of another law",
     "changed_in_pairs": "every latent is the one that changed in some pairs",
+    "one_changes": "between the rows of pairs that were not fitted, noise of no more than one latent changes",
+    "set_anew": "what a latent is set to does not depend on the row before",
     "dynamics_apart": "no two latents have the same dynamics",
     "conditioned_apart": "there are more environments than concepts, of full rank, and of any two concepts some "
     "environment conditions on the one and not on the other",

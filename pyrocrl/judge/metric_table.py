@@ -236,12 +236,14 @@ _TABLE = (
     Metric("latents_dead", "Latents that never fire", None, None),
     # targets, graphs, weights
     Metric("targets_right", "Environments whose target is right", "larger", 2, figure=True, headline=True),
-    Metric("changes_right", "Pairs whose changed latent is right", "larger", 3, True, ("empty",), True),
+    Metric("changes_right", "Pairs whose changed latent is right", "larger", 3, True, ("closed", "empty"), True),
     Metric("sizes_exact", "Numbers of latents and states right", "larger", 2, figure=True, worst=False),
     Metric("bipartite_exact", "... and all features' latents", "larger", 2, figure=True, headline=True, worst=False),
     Metric("components_exact", "Number of joint states right", "larger", 2, figure=True, beside=("gmm",), worst=False),
     Metric("states_right", "States of latents that are right", "larger", 3, True, ("empty",), True),
-    Metric("shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "empty"), headline=True),
+    Metric(
+        "shd", "Edges wrong (SHD)", "smaller", None, figure=True, beside=("start", "closed", "empty"), headline=True
+    ),
     Metric("edge_tv", "Edge probabilities, total variation from exact", "smaller", figure=True),
     Metric("weight_sd_ratio", "Deviations of weights against exact", figure=True),
     Metric("skeleton_errors", "Adjacencies wrong", "smaller", None),

@@ -57,6 +57,7 @@ SETTINGS: dict[str, str] = {
     "dense_fa": "factors",
     "bhattacharya2011": "factors",
     "brehmer2022_linear": "brehmer",
+    "brehmer2022_nonlinear": "brehmer",
     "silva2006": "measurement",
     "markham2024": "measurement",
     "kivva2021": "states",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.options import Bounds, Seed
 from pyrocrl.program import check_sizes, check_whole
+from pyrocrl.simulate.buchholz import _mix
 
 
 def brehmer2022_linear(
@@ -36,9 +38,59 @@ def brehmer2022_linear(
     of those changed).
     """
     check_sizes(features, latents, square=True)
+    rng = np.random.default_rng([2022, seed])
+    pairs_of = _pairs(rng, pairs, latents, unshared, never, together, kept, lambda parents: parents)
+    square = np.linalg.qr(rng.standard_normal((latents, latents)))[0]
+    mixing = square if features == latents else rng.standard_normal((features, latents))
+    return _told("brehmer2022_linear", rng, pairs_of.z @ mixing.T, pairs_of, measurement)
+
+
+def brehmer2022_nonlinear(
+    seed: Seed = 0,
+    pairs: int = 20_000,
+    latents: int = 5,
+    layers: Annotated[int, Bounds(0, 6)] = 3,
+    unshared: Annotated[float, Bounds(0, 1, "[]")] = 0.0,
+    measurement: Annotated[float, Bounds(0, 1, "[]")] = 0.0,
+    never: Annotated[int, Bounds(0)] = 0,
+    together: Literal[1, 2] = 1,
+    kept: Annotated[float, Bounds(0, 1, "[]")] = 0.0,
+    noise: Literal["normal", "exponential"] = "normal",
+) -> Data:
+    """As `brehmer2022_linear`, with equations z_k = sum_j w_jk tanh(z_j) + e_k and the mixing of `buchholz2023_hard`:
+    `layers` of 4 K leaky ReLUs (slope .2) and a linear map into 2 K columns, inputs standardised over all rows.
+
+    noise: the law of e_k, of variance 1; exponential: less its mean. Other options and truth: as there.
+    """
+    check_sizes(2 * latents, latents, least=2)
+    rng = np.random.default_rng([2022, 1, seed])
+    pairs_of = _pairs(rng, pairs, latents, unshared, never, together, kept, np.tanh, noise)
+    x = _mix(rng, pairs_of.z, (4 * latents,) * layers + (2 * latents,), standardise=True)
+    return _told("brehmer2022_nonlinear", rng, x, pairs_of, measurement)
+
+
+class _Pairs(NamedTuple):
+    """z (row, latent), graph and weight (parent, child), target (pair,), the number of latents for none."""
+
+    z: np.ndarray
+    graph: np.ndarray
+    weight: np.ndarray
+    target: np.ndarray
+
+
+def _pairs(
+    rng: np.random.Generator,
+    pairs: int,
+    latents: int,
+    unshared: float,
+    never: int,
+    together: int,
+    kept: float,
+    bend: Callable[[np.ndarray], np.ndarray],
+    law: str = "normal",
+) -> _Pairs:
     check_whole("pairs", pairs, 2)
     check_whole("never", never, 0, latents - together)
-    rng = np.random.default_rng([2022, seed])
     rank = rng.permutation(latents)
     graph = (rank[:, None] < rank[None, :]) & (rng.random((latents, latents)) < 0.5)
     size = rng.choice([-1.0, 1.0], graph.shape) * (1.0 + 0.3 * rng.standard_normal(graph.shape))
@@ -51,27 +103,29 @@ def brehmer2022_linear(
     if together == 2:
         other = np.array([rng.choice(allowed[allowed != t]) for t in target])
         hit[np.arange(pairs), other] = True
-    noise = rng.standard_normal((pairs, latents))
-    before = np.linalg.solve(np.eye(latents) - weight.T, noise.T).T
-    noise = noise + unshared * rng.standard_normal(noise.shape)
-    after, fresh = np.zeros_like(before), rng.standard_normal(noise.shape)
+    shape = (pairs, latents)
+    noise = rng.exponential(size=shape) - 1.0 if law == "exponential" else rng.standard_normal(shape)
+    changed = noise + unshared * rng.standard_normal(noise.shape)
+    before, after, fresh = np.zeros_like(noise), np.zeros_like(noise), rng.standard_normal(noise.shape)
     for k in np.argsort(rank):
-        after[:, k] = after @ weight[:, k] * np.where(hit[:, k], kept, 1.0)
-        after[:, k] += np.where(hit[:, k], fresh[:, k], noise[:, k])
-    z = np.stack([before, after], 1).reshape(-1, latents)
-    square = np.linalg.qr(rng.standard_normal((latents, latents)))[0]
-    mixing = square if features == latents else rng.standard_normal((features, latents))
-    x = z @ mixing.T
+        before[:, k] = bend(before) @ weight[:, k] + noise[:, k]
+        after[:, k] = bend(after) @ weight[:, k] * np.where(hit[:, k], kept, 1.0)
+        after[:, k] += np.where(hit[:, k], fresh[:, k], changed[:, k])
+    return _Pairs(np.stack([before, after], 1).reshape(-1, latents), graph, weight, target)
+
+
+def _told(name: str, rng: np.random.Generator, x: np.ndarray, pairs_of: _Pairs, measurement: float) -> Data:
+    pairs = len(pairs_of.target)
     x = x + measurement * x.std(0) * rng.standard_normal(x.shape)
     return Data(
         x=x,
         pair=np.repeat(np.arange(pairs), 2),
         step=np.tile([0, 1], pairs),
         truth={
-            "z": z,
-            "graph": graph.astype(int),
-            "weight": weight,
-            "row_target": np.stack([np.full(pairs, -1), target], 1).reshape(-1),
+            "z": pairs_of.z,
+            "graph": pairs_of.graph.astype(int),
+            "weight": pairs_of.weight,
+            "row_target": np.stack([np.full(pairs, -1), pairs_of.target], 1).reshape(-1),
         },
-        name="brehmer2022_linear",
+        name=name,
     )

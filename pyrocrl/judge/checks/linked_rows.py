@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import stats
 
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, FitCheck
+from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, MIN_PAIRS, FitCheck, unfitted
+from pyrocrl.readouts import SetApart
 from pyrocrl.turns import drawing
 
 UNTOLD, TOLD_ROWS = 0.05, 200  # share of a latent's variance that may be open, and rows of which it is asked
@@ -21,6 +23,9 @@ BY_HEART = 1.5  # times what differs in pairs that were trained on differs in ot
 BESIDE = 0.45  # share of the variance of what latents leave, that pairs may share: style that a pair keeps
 BESIDE_BLOCKS = 0.65  # ... beside blocks that they name: transforms may change a part of a style
 VAGUE = 0.2  # error of such a share from which it says little
+STAYS = 0.1  # mean square of what differs of noise that is shared, in that of unrelated rows
+SURELY_SET, GOES_WITH = 0.9, 0.02  # chance from which a latent was set, and r^2 that it may have with the row before
+ERRORS_OF_R = 12.0  # squared deviations of a correlation by chance, of the largest of many
 ROTATED = 0.02  # share of a latent's variance that rotations may leave open
 
 
@@ -84,6 +89,51 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
     said = ", ".join(f"{names[k]} changes in {count[k]:.0f} pairs" for k in few)
     remedy = f"pairs in which {', '.join(names[k] for k in few)} changes"
     return Lack(said, remedy, rows=0.0 if count.min() < 2 else data.rows * float(open_.max()) / UNTOLD)
+
+
+def _one_changes(fit: Fit, data: Data) -> Lack | None:
+    """Whether noise of latents other than the one that probably changed is the same in both rows of a pair, of pairs
+    that were not fitted: the mean square of its differences, in those between two rows."""
+    found = _set_apart(fit, unfitted(fit, data))
+    moved, chance = found.moved.double().cpu().numpy(), found.chance.double().cpu().numpy()
+    kept = 1.0 - chance[:, :-1]
+    share = (kept * moved**2).sum(0) / np.maximum(2 * kept.sum(0), 1e-12)
+    if share.max() <= STAYS:
+        return None
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    said = (
+        f"of the noise of {names[int(share.argmax())]} {share.max():.0%} differs where it is said not to have changed"
+    )
+    return Lack(said, "more steps, more pairs, or pairs between which one latent changes")
+
+
+def _set_anew(fit: Fit, data: Data) -> Lack | None:
+    """Whether what a latent was set to, and its square, go with noise of the row before or with its square: else noise
+    is not normal, parents act together, or interventions keep a part of the equation."""
+    found = _set_apart(fit, data)
+    before, now = found.before.double().cpu().numpy(), found.now.double().cpu().numpy()
+    chance = found.chance.double().cpu().numpy()
+    names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
+    worst, said = 0.0, ""
+    for k, name in enumerate(names):
+        rows = chance[:, k] > SURELY_SET
+        if rows.sum() < MIN_PAIRS:
+            continue
+        own, noise = (stats.zscore(v[rows], axis=0) for v in (now[:, k], before))
+        r = np.corrcoef(np.column_stack([own, own**2, noise, noise**2]).T)[:2, 2:]
+        size = np.maximum(np.square(r) - ERRORS_OF_R / rows.sum(), 0.0)
+        if size.max() > worst:
+            worst = float(size.max())
+            other = names[int(size.max(0).argmax()) % len(names)]
+            said = f"what {name} is set to goes with noise of {other} before (r^2 {worst:.2f})"
+    remedy = "noise that is normal and added to curves of the parents; interventions that cut all parents"
+    return Lack(said, remedy) if worst > GOES_WITH else None
+
+
+def _set_apart(fit: Fit, data: Data) -> SetApart:
+    program, batch = fit.chains.chain(fit.reference), fit.batch_of(data)
+    with drawing(), torch.no_grad():
+        return program.set_apart(batch)
 
 
 def _dynamics_apart(fit: Fit, data: Data) -> Lack | None:
@@ -195,6 +245,8 @@ CHECKS: dict[str, FitCheck] = {
     "views_tied": _views_tied,
     "shared_in_views": _shared_in_views,
     "private_apart": _private_apart,
+    "one_changes": _one_changes,
+    "set_anew": _set_anew,
     "dynamics_apart": _dynamics_apart,
     "content_shared": _content_shared,
     "nothing_else_shared": _nothing_else_shared,

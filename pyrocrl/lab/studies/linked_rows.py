@@ -30,6 +30,23 @@ class MeanDifferences(Study):
         return super().score(result, data) | {"difference_mcc": float(metrics.mcc(z, told))}
 
 
+class LinesOfPairs(Study):
+    """Latents of pairs behind a nonlinear mixing, beside the closed form for a linear one (closed_): latents, graph and
+    changes of `weakly_supervised_pairs`, fitted to the same rows; and the best linear readout, which knows z."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        import pyrocrl
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.evaluate import evaluate
+
+        fitted, z = result.data, data.truth["z"]
+        assert fitted is not None
+        linear = pyrocrl.build("weakly_supervised_pairs", fitted, latents=z.shape[1])
+        closed = evaluate(pyrocrl.fit(linear, fitted, chains=1, seed=0, progress=False), data)
+        out = super().score(result, data) | {"linear_r2": metrics.linear_r2(data.x, z)}
+        return out | {f"closed_{name}": closed[name] for name in ("mcc", "shd", "changes_right")}
+
+
 class KnownMechanisms(MeanDifferences):
     """Latents of pairs whose mechanisms are told, beside the closed form for a linear mixing (closed_). concordance: of
     latents with the true ones, after what the mechanisms leave free and nothing else."""

@@ -50,6 +50,7 @@ def cases() -> list[Case]:
         equations.score_cases,
         modulation.modulated_cases,
         linked_rows.pair_cases,
+        linked_rows.hidden_map_cases,
         actions.perturbation_cases,
         actions.mechanism_cases,
         linked_rows.view_cases,

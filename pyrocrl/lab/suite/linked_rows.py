@@ -73,6 +73,49 @@ def pair_cases() -> list[Case]:
     ]
 
 
+def hidden_map_pairs(seed: int, how: str = "", **options: Any) -> Data:
+    """Pairs of rows behind a layer of leaky ReLUs. how: "exchanged", partners are those of other pairs; "hidden", two
+    of the latents are known."""
+    size = {"pairs": 1500, "latents": 3, "layers": 1}
+    data = simulate.draw("brehmer2022_nonlinear", seed, **size | options)
+    known, pair = 2 if how == "hidden" else 3, np.array(data.pair)
+    if how == "exchanged":
+        pair[data.after] = np.random.default_rng([23, seed]).permutation(pair[data.after])
+    truth = {"z": data.truth["z"][:, :known], "graph": data.truth["graph"][:known, :known]}
+    return Data(data.x, pair=pair, step=data.after, truth=truth, name="hidden_map_pairs")
+
+
+def hidden_map_cases() -> list[Case]:
+    model, few = "weakly_supervised_nonlin", {"width": 32, "steps": 700}
+
+    def case(name: str, kind: str, breaks: str = "", how: str = "", **options: Any) -> Case:
+        return Case(
+            f"{model}: {name}",
+            model,
+            kind,
+            lambda seed: hidden_map_pairs(seed, how, **options),
+            few,
+            {},
+            ("latents",),
+            breaks=breaks,
+        )
+
+    shared = "noise of all other latents is the same in both rows"
+    return [
+        case("one latent changes", "identified"),
+        case("a map of two layers", "identified", layers=2),
+        case("noise with a part of its own", "identified", unshared=0.05),
+        case("a linear map", "identified", layers=0),
+        case("60 pairs", "small", pairs=60),
+        case("a latent that never changes", "open", "changed_in_pairs", never=1),
+        case("a changed latent keeps its equation", "word", "perfect_interventions", kept=1.0),
+        case("two latents change in every pair", "open", "one_changes", together=2),
+        case("two of three latents", "open", "little_left", "hidden"),
+        case("noise that is not normal", "open", "set_anew", noise="exponential", latents=4),
+        case("partners of other pairs", "misspecified", shared, "exchanged"),
+    ]
+
+
 def view_cases() -> list[Case]:
     model, linear = "cross_modal", "x is linear in shared latents and in latents of each view alone"
     labels = "labels of environments move the shared latents alone"
