@@ -16,7 +16,7 @@ from pyrocrl.zoo import names
 
 COVERED = (0.85, 0.95)  # of 90 % intervals
 ECE = 0.05
-SCALARS, CELLS = ("weight", "loadings", "z"), ("graph", "mask", "targets", "z")
+SCALARS, CELLS = ("weight", "loadings", "z"), ("graph", "mask", "targets", "z", "state")
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "results" / "calibration"
 
 # by model and what falls short, the reason in a sentence; a shortfall that is none any more is to be taken out
