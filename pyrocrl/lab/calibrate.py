@@ -426,8 +426,10 @@ def _compared(
         """Values (draw, ...) by these alignments; None where they have no meaning."""
         site = result._site(name)
         axes: dict[int, Any] = {a: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
-        if not axes or not set(site.dims).isdisjoint(UNCLAIMED):
-            return None if axes else values
+        if not set(site.dims).isdisjoint(UNCLAIMED):
+            return None
+        if not axes:
+            return values
         if by is None or (group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
             return None
         told = np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
