@@ -26,11 +26,12 @@ starts, by some of the rows first (`constructions.boxes`), and goes on with a Me
 and noise as the rows leave them.
 
 *Identified:* latents up to permutation, scale and shift, if their joint support is a box and x is linear in them: no
-other linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023); that it is [-1, 1]^K is a convention. Latents may depend on one another in any way as long
-as rows reach all corners. The verdict asks whether rows are in all four corners of each two latents, as rows that fill
-would leave there, whether few are beyond the box, and whether a search beside twice as many normal laws finds the same
-box: without rows in the corners it does not. Where rows are few that search may fail, and a box that was found is
-refused. That what fills is a box in the true latents and not in some mixture of them, a sheared one, no data tell.
+other linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023); that it is [-1, 1]^K is a convention. Latents
+may depend on one another in any way as long as rows reach all corners. The verdict asks whether rows are in all four
+corners of each two latents, as rows that fill would leave there, whether few are beyond the box, and whether a search
+beside twice as many normal laws finds the same box: without rows in the corners it does not. Where rows are few that
+search may fail, and a box that was found is refused. That what fills is a box in the true latents and not in some
+mixture of them, a sheared one, no data tell.
 
 Intervals are those of a uniform law of the rows that fill: where these are denser in the middle, as by a copula, axes
 are off by a little more than intervals say. They are those about one box: with a few hundred rows, which pay for few

@@ -18,10 +18,8 @@ INDEPENDENT = 0.25  # what is left of a direction of unit length, given those be
 LEAST = 1e-4  # singular value of a turn, against its largest
 
 
-def likely_factors(
-    second: Floats, factors: int, steps: int = 300, least: float = LEAST_NOISE
-) -> tuple[Floats, Floats]:
-    """Loadings (feature, factor) of maximum likelihood, up to rotation, and noise variances (feature,), `least` at least.
+def likely_factors(second: Floats, factors: int, steps: int = 300, least: float = LEAST_NOISE) -> tuple[Floats, Floats]:
+    """Loadings (feature, factor) of maximum likelihood, up to rotation, and noise variances (feature,) from `least` on.
 
     second: (feature, feature) correlations. Each step has the loadings that are best given the noise (Lawley 1940).
     """
