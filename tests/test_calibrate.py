@@ -165,6 +165,18 @@ def test_what_the_truths_states_are_called_does_not_matter(name: str, rows: int)
     assert np.abs(np.subtract(*np.array(unmatched).T)).mean() > 0.3
 
 
+def test_maps_that_a_claim_leaves_free_change_no_ranks() -> None:
+    """Of each latent, where any monotone one is."""
+    program, data = zoo.get("additive_fa").example(0)
+    fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    fitted = np.arange(data.rows) >= 4
+    draw = fit.posterior(1, data, predictive=False, density=False)["posterior"]
+    truth = {name: draw[name].to_numpy()[0, 0].astype(float) for name in ("z", "variance")}
+    bent = truth | {"z": np.exp(2 * truth["z"])}
+    once, again = (_compared(fit, data, t, fitted, 50, np.random.default_rng(2)) for t in (truth, bent))
+    assert len(once["ranks"]["z"]) == 4 * program.latents_count and once == again
+
+
 # -- the law -----------------------------------------------------------------------------------------------------
 
 STABLE = [card.name for card in zoo.cards() if card.status == "stable"]

@@ -25,7 +25,7 @@ from pyro.poutine.messenger import Messenger
 from scipy import stats
 
 from pyrocrl.claims import labels
-from pyrocrl.claims.indeterminacy import Alignment, Group
+from pyrocrl.claims.indeterminacy import Alignment, Group, normal_scores
 from pyrocrl.data import Data
 from pyrocrl.dists import PseudoPrior
 from pyrocrl.errors import reject
@@ -214,7 +214,8 @@ def calibrate(
     Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph, inferred
     targets and latents that are states, the probability and the truth of each cell; and the verdict on each claim. The
     truth and every draw are aligned with the fit's latents first, by what the claim leaves free (an affine map where
-    none is made), and names of states with those that the fit finds. Fits see x in the story's own units and have its
+    none is made; where maps of each latent are free, z are normal scores of its ranks), and names of states with those
+    that the fit finds. Fits see x in the story's own units and have its
     constants, to which its priors belong. Left out are sites of latents that have no meaning where latents mix, or of
     which nothing is claimed, slopes whose gates may be shut, and codes. A fit that fails is a row with its reason.
 
@@ -421,6 +422,10 @@ def _compared(
     if "z" in truth and not program.reads_innovations and "z" not in program.labels:
         alignments = [group.align(z, reference) for z in (truth["z"], *drawn["z"])]
     alignments, named = _named(result, data, truth, drawn, alignments)
+    scores, told = alignments, {n: np.stack([truth[n], *drawn[n]]) for n in ("z",) if n in truth and n in drawn}
+    if alignments and "elementwise" in group.free and "z" not in program.labels:
+        told["z"], reference = normal_scores(told["z"], axis=1), normal_scores(reference)
+        scores = [group.align(z, reference) for z in told["z"]]
 
     def brought(name: str, values: np.ndarray, by: list[Alignment] | None) -> np.ndarray | None:
         """Values (draw, ...) by these alignments; None where they have no meaning."""
@@ -432,12 +437,12 @@ def _compared(
             return values
         if by is None or (group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
             return None
-        told = np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
+        moved = np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
         listing = {dim for dims in program.labels.values() for dim in dims}
         lists = [a for a, dim in enumerate(site.dims) if dim in listing]
         if not lists:
-            return told
-        return np.stack([labels.brought(v, lists, n, site.dims.index("latent")) for v, n in zip(told, named)])
+            return moved
+        return np.stack([labels.brought(v, lists, n, site.dims.index("latent")) for v, n in zip(moved, named)])
 
     ranks: dict[str, list[float]] = {}
     cells: dict[str, list[list[float]]] = {}
@@ -459,7 +464,8 @@ def _compared(
             on = [a.act(z - 0.5, {-1: 1}) > 0 for a, z in zip(alignments or (), (truth["z"], *values), strict=False)]
             cells["z"] = _pairs(np.mean(on[1:], 0)[new], on[0][new]) if on else []
             continue
-        both = brought(name, np.stack([truth[name], *values]), alignments)
+        together = told["z"] if name == "z" else np.stack([truth[name], *values])
+        both = brought(name, together, scores if name == "z" else alignments)
         if both is None:
             continue
         known, aligned = (both[0][new], both[1:, new]) if name == "z" else (both[0], both[1:])
