@@ -33,8 +33,8 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "linear_sem_nonlin": {"not measured": "A fit takes minutes."},
     "cross_modal": {"own": "Turns and signs of private latents, of which nothing is claimed, were not matched."},
     "structural_sparsity_ica": {
-        "variance": "Latents of every draw have exactly normal ranks, which smooth curves cannot follow: with little noise "
-        "the variance takes that up."
+        "variance": "Latents of every draw have exactly normal ranks, which smooth curves cannot follow: with little "
+        "noise the variance takes that up."
     },
     "do_polynomial": {"z": f"The mixing, and with it the axes that interventions hold, {POINT}"},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
