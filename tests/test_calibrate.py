@@ -12,6 +12,7 @@ import pytest
 import pyrocrl
 from pyrocrl import InputError, calibrate, cli, zoo
 from pyrocrl.claims import labels
+from pyrocrl.errors import reject
 from pyrocrl.lab import calibrations
 from pyrocrl.lab.calibrate import LEVELS, Calibration, _compared, _simulated, read
 from pyrocrl.program import LATENT_DIMS
@@ -76,6 +77,14 @@ def test_sets_are_fitted_once_and_go_on(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(InputError, match=r"path: found .* which holds something else"):
         calibrate(program, data, sets=1, **told)
+
+
+def test_rows_that_are_refused_are_a_set_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = small()
+    source = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    monkeypatch.setattr("pyrocrl.lab.calibrate.fit", lambda *_, **__: reject("x", "what explodes", "numbers"))
+    found = calibrate(around=source, sets=2, rows=20)
+    assert [one["failed"] for one in found.sets] == 2 * ["x: found what explodes; allowed: numbers"]
 
 
 def test_around_a_fit(tmp_path: Path) -> None:

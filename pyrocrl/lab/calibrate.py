@@ -28,7 +28,7 @@ from pyrocrl.claims import labels
 from pyrocrl.claims.indeterminacy import Alignment, Group, normal_scores
 from pyrocrl.data import Data
 from pyrocrl.dists import PseudoPrior
-from pyrocrl.errors import reject
+from pyrocrl.errors import InputError, reject
 from pyrocrl.exact.linear_sem import Flat, ScaleFree
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
@@ -313,7 +313,7 @@ def _one(
             warnings.simplefilter("ignore", RuntimeWarning)
             result = fit(program, kept, chains=chains, seed=seed % 2**31, device="cpu", progress=False)
             verdicts = {claim.what: claim.verdict for claim in diagnose(result, kept).claims}
-    except FitError as error:
+    except (FitError, InputError) as error:  # ... or rows that a model refuses, as of series that a prior lets explode
         return {"failed": str(error)}
     found = _compared(result, whole, truth, fitted, draws, rng)
     return {"seconds": round(time.process_time() - started, 2), "verdicts": verdicts, **found}
