@@ -305,15 +305,15 @@ def _one(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     started = time.process_time()
-    whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
-    kept = whole.rows_at(np.flatnonzero(fitted))
-    program = teller.fresh().with_constants_of(teller)
     try:
+        whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
+        kept = whole.rows_at(np.flatnonzero(fitted))
+        program = teller.fresh().with_constants_of(teller)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             result = fit(program, kept, chains=chains, seed=seed % 2**31, device="cpu", progress=False)
             verdicts = {claim.what: claim.verdict for claim in diagnose(result, kept).claims}
-    except (FitError, InputError) as error:  # ... or rows that a model refuses, as of series that a prior lets explode
+    except (FitError, InputError) as error:  # ... or rows that are refused, as of series that explode
         return {"failed": str(error)}
     found = _compared(result, whole, truth, fitted, draws, rng)
     return {"seconds": round(time.process_time() - started, 2), "verdicts": verdicts, **found}
