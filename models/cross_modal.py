@@ -12,9 +12,10 @@ z is shared by all views, `private` belongs to one each. A row may lack views: w
 anchors=True labels of environments, such as hours, tie views that were measured in different rows: they move z and
 nothing else. Other fits do not read labels.
 
-`model` sums z and private out, `recover` draws them. Loadings, offsets, variances and levels are normal about their
-mode (`exact.shared_factors`), which starts from factor analysis of each view, rotated until views agree. Deviations are
-those given a rotation of the latents.
+`model` sums z and private out, `recover` draws them. Each chain climbs to the mode of loadings, offsets, variances and
+levels (`exact.shared_factors`) from factor analysis of each view, rotated until views agree, and draws them by Gibbs
+sampling from there (`exact.shared_factor_draws`), in the mode's rotation of the latents. The guide draws all but the
+variances, which are log-normal, together from this run.
 
 *Identified:* z up to a rotation, and so within the linear maps of the claim, if factor analysis tells the noise of each
 view (2 (latents + private) + 1 features; Anderson & Rubin 1956), loadings of shared latents are outside the span of the
@@ -46,6 +47,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -55,10 +57,11 @@ from pyrocrl.dists import InverseGamma, Law, MultivariateNormal, Normal
 from pyrocrl.errors import reject
 from pyrocrl.exact import shared_factors
 from pyrocrl.exact.goodness import Misfit
-from pyrocrl.exact.shared_factors import Parameters, SharedFactors
+from pyrocrl.exact.shared_factor_draws import FactorDraws
+from pyrocrl.exact.shared_factors import SHAPE, Parameters, SharedFactors
 from pyrocrl.lab.studies.translations import MeasuredViews, Translation
-from pyrocrl.options import Bounds, Positive
-from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
+from pyrocrl.options import Bounds, Positive, check_memory
+from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
 from pyrocrl.program import Environments, Features, Latents
 from pyrocrl.readouts import Ties
 
@@ -67,6 +70,8 @@ LABELS = "labels of environments move the shared latents alone"
 NEEDS = ("views_tied", "shared_in_views", "private_apart")
 MANY = 1000  # features from which two chains, which start nearly alike, are enough
 JITTER = 0.05  # of loadings from which chains start
+SWEEPS, DRAWS = 200, 50  # of the sampler, at most, and draws that are kept
+TOLD = 25  # draws from which intervals of a view are told
 
 
 class CrossModal(Program):
@@ -112,7 +117,7 @@ class CrossModal(Program):
         ),
         approximate="Where no rows with the same views are twice as many as their features, loadings stay where factor "
         "analysis of each view and the correlations of its scores put them: the mode would spend shared latents on "
-        "variance of single views.",
+        "variance of single views. Draws are then normal about that, with deviations given all else.",
         needs_views=True,
         reads_gaps=True,
     )
@@ -167,20 +172,21 @@ class CrossModal(Program):
         if not anchors:
             self.config.pop("environments", None)  # labels are not read
         self.names = names
-        self.loadings, self.own = NormalBlock(features, latents), NormalBlock(features, private)
-        self.offset, self.variance = NormalBlock(features), LogNormalBlock(features)
-        if anchors:
-            self.level = NormalBlock(environments, latents)
+        check_memory("features", features, 8.0 * DRAWS * features * (latents + private + 1))
+        shapes = {"loadings": (features, latents), "own": (features, private), "offset": (features,)}
+        shapes |= {"level": (environments, latents)} if anchors else {}
+        self.drawn, self.variance = DrawnBlock(DRAWS, **shapes), LogNormalBlock(features)
         code = torch.tensor([names.index(view) for view in views])
         self.register_buffers(
             code=code,
             mine=torch.nn.functional.one_hot(code, len(names)).to(torch.get_default_dtype()),  # (feature, view)
             tied=torch.zeros(latents),
+            **{f"{name}_mode": torch.zeros(shape) for name, shape in shapes.items()},
             **{name: torch.zeros(len(names)) for name in ("shown", "common", "chance", "within")},
         )
 
-    def _globals(self, batch: Batch, *, told: bool) -> Parameters:
-        """Samples of all sites but rows' own, by their prior or, `told`, by the guide."""
+    def _globals(self, batch: Batch) -> Parameters:
+        """Samples of all sites but rows' own, by their prior."""
         features, latents, private, slab, rate = (
             self.config[name] for name in ("features", "latents", "private", "slab", "rate")
         )
@@ -189,21 +195,18 @@ class CrossModal(Program):
         def normal(*shape: int, scale: float = 1.0) -> Normal:
             return Normal(one.new_zeros(shape), scale * one)
 
-        shared = pyro.sample(
-            "loadings", (self.loadings() if told else normal(features, latents, scale=slab)).to_event(2)
-        )
-        own = pyro.sample("own", (self.own() if told else normal(features, private, scale=slab)).to_event(2))
-        with pyro.plate("feature", features, dim=-1):
-            offset = pyro.sample("offset", self.offset() if told else normal(features))
-            variance = pyro.sample("variance", self.variance() if told else InverseGamma(1.5 * one, rate * one))
+        shared = pyro.sample("loadings", normal(features, latents, scale=slab).to_event(2))
+        own = pyro.sample("own", normal(features, private, scale=slab).to_event(2))
+        offset = pyro.sample("offset", normal(features).to_event(1))
+        noise = InverseGamma(SHAPE * one.expand(features), rate * one)
+        variance = pyro.sample("variance", noise.to_event(1))
         level = one.new_zeros(1, latents)
         if self.config["anchors"]:
-            law = self.level() if told else normal(*self.level.loc.shape)
-            level = self._centred(pyro.sample("level", law.to_event(2)))
+            level = self._centred(pyro.sample("level", normal(self.config["environments"], latents).to_event(2)))
         return Parameters(shared, own, offset, variance, level)
 
     def story(self, batch: Batch) -> None:
-        p, size = self._globals(batch, told=False), (len(batch), len(self.names), self.config["private"])
+        p, size = self._globals(batch), (len(batch), len(self.names), self.config["private"])
         with self.rows(batch):
             level = p.level[self._code(batch)]  # (rows, latent)
             z = pyro.sample("z", Normal(level, torch.ones_like(level)).to_event(1))  # (rows, latent)
@@ -213,7 +216,7 @@ class CrossModal(Program):
             pyro.sample("x", Normal(mean, p.variance.sqrt()).mask(there).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
-        p = self._globals(batch, told=False)
+        p = self._globals(batch)
         with self.rows(batch):
             law = Law((len(batch),), (self.config["features"],), lambda _: self._summed(p, batch)[1])
             pyro.sample("x", law, obs=batch.x)
@@ -225,7 +228,8 @@ class CrossModal(Program):
             pyro.sample("private", self._private(p, z, batch).to_event(1))
 
     def guide(self, batch: Batch) -> None:
-        self._globals(batch, told=True)
+        self.drawn.sample()
+        pyro.sample("variance", self.variance().to_event(1))
 
     def row_log_likelihood(self, batch: Batch, sites: dict[str, Tensor]) -> Tensor:
         return self._summed(self._told(sites), batch)[1]
@@ -300,9 +304,9 @@ class CrossModal(Program):
     # -- read-outs ---------------------------------------------------------------------------------------------
 
     def _mode(self) -> Parameters:
-        blocks = {name: getattr(self, name).loc for name in ("loadings", "own", "offset", "variance")}
-        sites = blocks | {"variance": self.variance.loc.exp()}
-        return self._told(sites | ({"level": self.level.loc} if self.config["anchors"] else {}))
+        names = ("loadings", "own", "offset", *(("level",) if self.config["anchors"] else ()))
+        mode = {name: self.get_buffer(f"{name}_mode") for name in names}
+        return self._told(mode | {"variance": self.variance.loc.exp()})
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -319,13 +323,16 @@ class CrossModal(Program):
         others = self._present(batch).clone()
         others[:, view] = False
         law = self._summed(p, batch, others)[0]
-        spread, z = law.scale_tril, law.mean  # (rows, latent, latent), (rows, latent)
-        shared = p.shared[columns]
-        own = p.own[columns].square().sum(1) + p.variance[columns] + self.offset.scale[columns].square()
+        shared, spread = p.shared[columns], law.scale_tril  # ..., (rows, latent, latent)
         square = torch.stack([(shared @ tril).square().sum(1) for tril in spread])
-        unsure = (z.square() + spread.square().sum(-1)) @ self.loadings.scale[columns].square().mT
-        unsure = unsure + self.own.scale[columns].square().sum(1)
-        return p.offset[columns] + z @ shared.mT, (square + own + unsure).sqrt(), z
+        square = square + self.drawn.own[:, columns].square().sum(-1).mean(0) + p.variance[columns]
+        told = []  # of the parameters' draws: where loadings err, latents do as well
+        for draw in range(0, DRAWS, DRAWS // TOLD):
+            sites = {name: getattr(self.drawn, name)[draw] for name in self.drawn.names}
+            one = self._told(sites | {"variance": p.variance})
+            told.append(one.offset[columns] + self._summed(one, batch, others)[0].mean @ one.shared[columns].mT)
+        unsure = torch.stack(told).var(0)
+        return p.offset[columns] + law.mean @ shared.mT, (square + unsure).sqrt(), law.mean
 
     def ties(self) -> Ties:
         factors = self.config["latents"] + self.config["private"]
@@ -344,7 +351,7 @@ class CrossModal(Program):
 
     @torch.no_grad()
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Factor analysis of each view, rotated until they agree, then the mode of all of it and deviations there."""
+        """Factor analysis of each view, rotated until they agree, then the mode of all of it and draws from there."""
         batch, count = data.tensors(self.code.device, torch.float64), self.config.get("environments", 1)
         latents, private = self.config["latents"], self.config["private"]
 
@@ -354,14 +361,20 @@ class CrossModal(Program):
         law = self._law(batch)
         start = shared_factors.started(law, latents, private, count, normal)
         mode = start
+        spread = law.deviations(mode)
         if law.tells_covariance:
             mode = law.climbed(start._replace(shared=start.shared + JITTER * normal(*start.shared.shape)))
-        spread = law.deviations(mode)
-        for block, value, sd in zip((self.loadings, self.own, self.offset), mode[:3], spread[:3], strict=True):
-            block.set(value.to(block.loc), sd.to(block.loc))
-        self.variance.set(mode.variance.log().to(self.code.device), spread.variance)
-        if self.config["anchors"]:
-            self.level.set(mode.level, spread.level)
+            chain = FactorDraws(law, mode, np.random.default_rng(int(torch.randint(2**62, (), generator=generator))))
+            drawn = chain.run(law.affordable(SWEEPS, mode), DRAWS)
+            spread = spread._replace(variance=drawn.variance.log().std(0))
+            mode = mode._replace(variance=drawn.variance.log().mean(0).exp().to(mode.variance))
+        else:
+            drawn = Parameters(*(v + sd * normal(DRAWS, *v.shape) for v, sd in zip(mode, spread, strict=True)))
+        names = {"loadings": 0, "own": 1, "offset": 2} | ({"level": 4} if self.config["anchors"] else {})
+        for name, part in names.items():
+            self.put(**{f"{name}_mode": mode[part]})
+            getattr(self.drawn, name).copy_(drawn[part])
+        self.variance.set(mode.variance.log().to(self.code.device), spread.variance.to(self.code.device))
         self.put(**law.ties(mode)._asdict())
 
     @classmethod

@@ -25,15 +25,17 @@ starts, by some of the rows first (`constructions.boxes`), and goes on with a Me
 `fill` (`exact.box_sampling`), given the span, the noise and the bulk. The guide draws all but rate from the run, span
 and noise as the rows leave them.
 
-*Identified:* latents up to permutation and scale, if their joint support is a box and x is linear in them: no other
-linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023). Latents may depend on one another in any way as long
-as rows reach all corners. The verdict asks whether rows are in all four corners of each two latents, as rows that fill
-would leave there, whether few are beyond the box, and whether a search beside twice as many normal laws finds the same
-box: without rows in the corners it does not. Where rows are few that search may fail, and a box that was found is
-refused. That what fills is a box in the true latents and not in some mixture of them, a sheared one, no data tell.
+*Identified:* latents up to permutation, scale and shift, if their joint support is a box and x is linear in them: no
+other linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023); that it is [-1, 1]^K is a convention. Latents
+may depend on one another in any way as long as rows reach all corners. The verdict asks whether rows are in all four
+corners of each two latents, as rows that fill would leave there, whether few are beyond the box, and whether a search
+beside twice as many normal laws finds the same box: without rows in the corners it does not. Where rows are few that
+search may fail, and a box that was found is refused. That what fills is a box in the true latents and not in some
+mixture of them, a sheared one, no data tell.
 
 Intervals are those of a uniform law of the rows that fill: where these are denser in the middle, as by a copula, axes
-are off by a little more than intervals say.
+are off by a little more than intervals say. They are those about one box: with a few hundred rows, which pay for few
+normal laws, tight clusters in the bulk make the search miss a likelier box, of which intervals know nothing.
 
 Wang & Jordan (2024), Desiderata for representation learning: a causal perspective; Ahuja et al. (2023), Interventional
 causal representation learning; Roth et al. (2023), Disentanglement of correlated factors via Hausdorff factorized
@@ -94,7 +96,7 @@ class IndependentSupport(Program):
             "latents have no ends, or some combinations of their extremes never occur: `heavy_tailed_fa` or `ebmf`",
         ),
         assumes=(BOX, LINEAR, NOISE),
-        claims=(Claim("latents", ("permutation", "scale"), (BOX,), NEEDS),),
+        claims=(Claim("latents", ("permutation", "scale", "shift"), (BOX,), NEEDS),),
         references=(
             Reference(
                 "Wang & Jordan",

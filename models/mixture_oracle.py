@@ -118,6 +118,7 @@ class MixtureOracle(Program):
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=512, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"features": (GAUSSIAN,), "left": (OWN,)}
     new_rows = True
+    labels = {"z": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "mask": Site(("feature", "latent"), discrete=True),

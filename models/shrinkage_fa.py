@@ -16,8 +16,8 @@
     x_i ~ N(loadings z_i, diag(variance))                                              (data, feature)
 
 Later columns are less probably active, or smaller: `latents` is an upper limit. `count`, the number of active columns,
-is the number of latents; "gamma" says nothing of it. Q changes no law of x; it has draws of z in one rotation, and
-`frame` is a constant that a start takes from the rows.
+is the number of latents; "gamma" says nothing of it. Q changes no law of x: it has draws of z in one rotation, that of
+a run's `frame`.
 
 Each chain is a run of a Gibbs sampler that sees the rows through their second moments alone, at a cost free of their
 number (`exact.shrinkage`), from principal components. The guide draws all but rate and z from the run, z exactly given
@@ -117,7 +117,6 @@ class ShrinkageFA(Program):
     counted = "offered"
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"residuals": (NOISE,)}
-    constants = ("frame",)
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "loadings": Site(("feature", "latent"), {"latent": -1}, unit=1),
@@ -208,14 +207,17 @@ class ShrinkageFA(Program):
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """Principal components, all of them active, moved a little; `frame` is theirs until the sampler has run."""
+        """Principal components of the correlations, all of them active, moved a little; `frame` is theirs until the
+        sampler has run."""
         check_rows(data, 3)
         x, latents = data.tensors(self.frame.device, torch.float64).x, self.config["latents"]
         second = x.mT @ x / len(x)
-        value, vector = torch.linalg.eigh(second)
+        unit = second.diagonal().sqrt()  # 1, but for rows that come in units of their own
+        value, vector = torch.linalg.eigh(second / unit / unit[:, None])
         noise = torch.randn(data.features, latents, generator=generator, dtype=torch.float64).to(x.device)
         loadings = vector[:, -latents:] * value[-latents:].clamp_min(0).sqrt() + 0.02 * noise
-        variance = (second.diagonal() - loadings.square().sum(1)).clamp_min(0.02)
+        variance = (1 - loadings.square().sum(1)).clamp_min(0.02) * unit.square()
+        loadings = loadings * unit[:, None]
         self.put(second=second, rows_seen=self.rows_seen.new_tensor(len(x)))
         self._take([State.of(loadings.flip(1).cpu().numpy(), variance.cpu().numpy())])
         self.rate.set(math.log(RATE) + 0.1 * noise[0, 0], 0.5 + 0 * noise[0, 0])

@@ -106,14 +106,15 @@ class SnicaLin(Unmixed, Program):
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=4)
     checks = {"dynamics": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True
+    labels = {"state": ("before", "after", "states")}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "state": Site(("data", "latent"), discrete=True),
         "unmixing": Site(("latent", "feature"), {"latent": 1}, unit=-1),
         "loadings": Site(("feature", "latent"), {"latent": -1}, unit=1),
-        "transition": Site(("latent", "before", "state")),
-        "coefficient": Site(("latent", "state", "lag")),
-        "scale": Site(("latent", "state"), {"latent": "spread"}),
+        "transition": Site(("latent", "before", "after")),
+        "coefficient": Site(("latent", "states", "lag")),
+        "scale": Site(("latent", "states"), {"latent": "spread"}),
     }
 
     def __init__(self, features: Features, latents: Latents, states: Size = 2, lags: Size = 2) -> None:

@@ -194,6 +194,9 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
     # buffers, constants of its story, that a start takes from the rows: units, inducing points
     constants: ClassVar[tuple[str, ...]] = ()
     has_constants: bool = False  # True: a start leaves them as they are (`with_constants_of`)
+    # sites (data, latent) whose values are names and no more, such as states, and the dims of other sites that list
+    # these of each latent: truths and draws are renamed before they are compared (`claims.labels`)
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     uses_rows: ClassVar[bool] = True  # False: `model` reads the data through `batch.moments` alone
     # tests of the fit that apply to it (`pyrocrl.judge.fit_tests.TESTS`), and the assumptions, in the words of its
     # claims, that each puts to the test

@@ -11,8 +11,11 @@ import pytest
 
 import pyrocrl
 from pyrocrl import InputError, calibrate, cli, zoo
+from pyrocrl.claims import labels
+from pyrocrl.errors import reject
 from pyrocrl.lab import calibrations
-from pyrocrl.lab.calibrate import LEVELS, Calibration, read
+from pyrocrl.lab.calibrate import LEVELS, Calibration, _compared, _simulated, read
+from pyrocrl.program import LATENT_DIMS
 
 HEAD = {"model": "m", "rows": 10, "from": "the prior"}
 
@@ -76,6 +79,14 @@ def test_sets_are_fitted_once_and_go_on(tmp_path: Path) -> None:
         calibrate(program, data, sets=1, **told)
 
 
+def test_rows_that_are_refused_are_a_set_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = small()
+    source = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    monkeypatch.setattr("pyrocrl.lab.calibrate.fit", lambda *_, **__: reject("x", "what explodes", "numbers"))
+    found = calibrate(around=source, sets=2, rows=20)
+    assert [one["failed"] for one in found.sets] == 2 * ["x: found what explodes; allowed: numbers"]
+
+
 def test_around_a_fit(tmp_path: Path) -> None:
     program, data = small()
     fit, again = (pyrocrl.fit(program, data, chains=1, seed=0, progress=False) for _ in range(2))
@@ -103,8 +114,6 @@ def test_what_is_refused(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("name", sorted({"sparse_vae", "do_polynomial", "mechanism_shift", "unknown_targets"}))
 def test_the_story_lends_data_that_can_be_fitted(name: str) -> None:
     """A simulated set has the template's environments, and the truth's shapes are those of the posterior's sites."""
-    from pyrocrl.lab.calibrate import _simulated
-
     program, data = zoo.get(name).example(0)
     source = pyrocrl.fit(program, data, chains=1, epochs=1, seed=0, progress=False)
     drawn, truth, fitted, _ = _simulated(source, data, 20, np.random.default_rng(0), 0, False)
@@ -112,6 +121,69 @@ def test_the_story_lends_data_that_can_be_fitted(name: str) -> None:
     assert fitted.sum() == 20 * len(data.env_names) and len(truth["z"]) == drawn.rows
     for site in program.sites.keys() & truth.keys():
         assert np.isfinite(truth[site]).all()
+
+
+# -- names of states ---------------------------------------------------------------------------------------------
+
+
+def test_names_are_brought_to_those_of_a_reference() -> None:
+    rng = np.random.default_rng(0)
+    reference, table = rng.integers(0, 3, (200, 2)), rng.random((2, 3, 3))
+    names = np.array([[2, 0, 1], [0, 2, 1]])  # what state 0, 1, 2 of each latent is called in the reference
+    own = np.stack([np.argsort(to)[column] for to, column in zip(names, reference.T, strict=True)], 1)
+    np.testing.assert_array_equal(labels.renamed_all(own, reference, 3), names)
+    np.testing.assert_array_equal(labels.called(own, names), reference)
+    told = labels.brought(table, (1, 2), names)
+    assert told[0, 2, 0] == table[0, 0, 1] and told[1, 0, 2] == table[1, 0, 1]
+    turned = labels.latents_by_labels(own[:, ::-1], reference, 3)
+    assert turned.permutation.tolist() == [1, 0] and turned.agreement.tolist() == [1.0, 1.0]
+    constant = labels.latents_by_labels(np.stack([own[:, 0], 0 * own[:, 0]], 1), reference[:, ::-1], 3)
+    assert constant.permutation.tolist() == [1, 0] and constant.agreement.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("snica_lin", 200), ("mixture_oracle", 150)])
+def test_what_the_truths_states_are_called_does_not_matter(name: str, rows: int) -> None:
+    """Other names and another order of latents leave all ranks and cells; states are told rightly, which those of other
+    names are not."""
+    program, data = zoo.get(name).example(0)
+    source = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    whole, truth, fitted, teller = _simulated(source, data, rows, np.random.default_rng(1), 1, True)
+    own, kept = teller.fresh().with_constants_of(teller), whole.rows_at(np.flatnonzero(fitted))
+    fit = pyrocrl.fit(own, kept, chains=1, seed=0, progress=False)
+    [site], listing = program.labels, {dim for dims in program.labels.values() for dim in dims}
+    latents = program.latents_count
+    order, swap = np.arange(latents)[::-1], np.array([1, 0, *range(2, program.config["states"])])
+    other = {}
+    for key, value in truth.items():
+        dims = program.sites[key].dims if key in program.sites else ()
+        value = value.astype(int) if key == site else value
+        value = np.where(value == 0, 1, np.where(value == 1, 0, value)) if key == site else value
+        for axis, dim in enumerate(dims):
+            value = np.take(value, swap, axis) if dim in listing else value
+            value = np.take(value, order, axis) if dim in LATENT_DIMS else value
+        other[key] = value
+    once, again = (_compared(fit, whole, t, fitted, 50, np.random.default_rng(2)) for t in (truth, other))
+    shared = once["ranks"].keys() & program.sites.keys()
+    assert shared and {key: once["ranks"][key] for key in shared} == {key: again["ranks"][key] for key in shared}
+    assert once["cells"] == again["cells"]
+    p, true = np.array(once["cells"][site]).T
+    assert len(p) and np.abs(p - true).mean() < 0.2
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(labels, "renamed", lambda own, reference, names: np.arange(names))
+        unmatched = _compared(fit, whole, other, fitted, 50, np.random.default_rng(2))["cells"][site]
+    assert np.abs(np.subtract(*np.array(unmatched).T)).mean() > 0.3
+
+
+def test_maps_that_a_claim_leaves_free_change_no_ranks() -> None:
+    """Of each latent, where any monotone one is."""
+    program, data = zoo.get("additive_fa").example(0)
+    fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+    fitted = np.arange(data.rows) >= 4
+    draw = fit.posterior(1, data, predictive=False, density=False)["posterior"]
+    truth = {name: draw[name].to_numpy()[0, 0].astype(float) for name in ("z", "variance")}
+    bent = truth | {"z": np.exp(2 * truth["z"])}
+    once, again = (_compared(fit, data, t, fitted, 50, np.random.default_rng(2)) for t in (truth, bent))
+    assert len(once["ranks"]["z"]) == 4 * program.latents_count and once == again
 
 
 # -- the law -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from scipy import stats
 import pyrocrl
 from pyrocrl import Data, InputError, metrics, simulate
 from pyrocrl.exact import shared_factors
+from pyrocrl.exact.shared_factor_draws import FactorDraws
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.models.cross_modal import LABELS, CrossModal
 
@@ -163,6 +164,33 @@ def test_moments_are_tested_with_their_degrees_of_freedom() -> None:
     start = shared_factors.started(law, 1, 1, 1, lambda *shape: torch.zeros(*shape, dtype=torch.float64))
     few = shared_factors.misfit(law, law.climbed(start))
     assert few is not None and stats.chi2.sf(few.deviance, few.freedom) < 1e-10
+
+
+def test_sweeps_keep_the_law_of_parameters_and_rows() -> None:
+    """Rows drawn given parameters and parameters moved given rows, in turns, leave these with their prior law (Geweke
+    2004): of means over the run, in deviations of what they differ by."""
+    rng, steps = np.random.default_rng(0), 600
+    view, env = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1] * 6)
+    present = np.array([[True, True]] * 6 + [[True, False]] * 3 + [[False, True]] * 3)
+    sizes = (6, 1), (6, 1), (6,), (6,), (2, 1)
+    shared, own, offset, _, level = (rng.standard_normal(size) for size in sizes)
+    level[0] = 0.0
+    variance, kept = 0.5 / rng.gamma(1.5, size=6), []
+    for _ in range(steps):
+        z, private = level[env] + rng.standard_normal((12, 1)), rng.standard_normal((12, 2))
+        x = offset + z @ shared.T + private[:, view] * own[:, 0] + np.sqrt(variance) * rng.standard_normal((12, 6))
+        found = shared_factors.groups(torch.tensor(x), torch.tensor(present), view, env, 2)
+        law = shared_factors.SharedFactors(found, view, anchors=True, slab=1.0, rate=0.5)
+        p = shared_factors.Parameters(*(torch.tensor(v) for v in (shared, own, offset, variance, level)))
+        chain = FactorDraws(law, p, rng)
+        chain.sweep()
+        shared, own, offset, variance, level = chain.shared, chain.own, chain.offset, chain.variance, chain.level
+        squares = [float((v**2).mean()) for v in (shared, own, offset, level[1:])]
+        kept.append([*squares, float((0.5 / variance).mean()), float((shared * own).mean()), float(offset.mean())])
+    parts = np.array(kept).reshape(15, -1, 7).mean(1)
+    away = (parts.mean(0) - [1, 1, 1, 1, 1.5, 0, 0]) / (parts.std(0, ddof=1) / np.sqrt(15))
+    assert (np.abs(away) < 4).all(), away
+    assert (parts.std(0) < 0.6).all()
 
 
 def test_labels_are_read_where_they_tie_views_and_nowhere_else(partly: tuple[Fit, Data]) -> None:

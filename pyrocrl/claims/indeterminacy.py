@@ -229,7 +229,7 @@ class Group:
         mean, peak = z.mean(0), np.abs(z).max(0)
         spread = np.where(alive, z.std(0), np.where(peak > 0, peak, 1.0))
         if "elementwise" in self.free:
-            z = np.where(alive, norm.ppf(rankdata(z, axis=0) / (len(z) + 1)), 0.0)
+            z = normal_scores(z)
             mean, spread = np.zeros_like(mean), np.ones_like(spread)
         deviation = z - mean
         z = deviation if "shift" in self.free else z
@@ -309,6 +309,13 @@ def as_latents(argument: str, value: ArrayLike) -> Floats:
     if not np.isfinite(array).all():
         reject(argument, "NaN or infinity", "finite numbers")
     return array
+
+
+def normal_scores(z: Floats, axis: int = 0) -> Floats:
+    """Normal quantiles of the ranks of z (..., latent) among its rows, on `axis`; 0 of a latent that does not vary."""
+    ranks = rankdata(z, axis=axis) / (z.shape[axis] + 1)
+    varies = np.ptp(z, axis=axis, keepdims=True) > 1e-10 * np.abs(z).max(axis, keepdims=True)
+    return np.where(varies, norm.ppf(ranks), 0.0)
 
 
 def live(z: Floats) -> Bools:

@@ -29,6 +29,7 @@ LAST = BLUR[-3:]  # of the search by all rows
 FIRST, TURN = 60, 10  # steps of expectation-maximisation: before there is a box, and for each softening
 WIDEST, RARE = 9.0, 0.01  # variance of rows that are nowhere near, and their share at first
 LEAST = 0.02  # variance that each component has a priori
+LEAST_NOISE = 1e-5  # of a standardised feature
 STRAY = 1e-6  # probability beyond which a row is off the span by more than noise
 TINY = 1e-300
 
@@ -75,7 +76,7 @@ def span(x: Floats, latents: int, rounds: int = 4) -> Span:
         center, unit = x[kept].mean(0), np.maximum(x[kept].std(0), 1e-9)
         white = (x - center) / unit
         second = white[kept].T @ white[kept] / kept.sum()
-        loadings, variance = likely_factors(second, latents)
+        loadings, variance = likely_factors(second, latents, least=LEAST_NOISE)
         scaled = loadings / variance[:, None]
         inverse = np.linalg.inv(loadings.T @ scaled)
         y = white @ scaled @ inverse

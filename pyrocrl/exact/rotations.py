@@ -18,8 +18,8 @@ INDEPENDENT = 0.25  # what is left of a direction of unit length, given those be
 LEAST = 1e-4  # singular value of a turn, against its largest
 
 
-def likely_factors(second: Floats, factors: int, steps: int = 300) -> tuple[Floats, Floats]:
-    """Loadings (feature, factor) of maximum likelihood, up to rotation, and noise variances (feature,).
+def likely_factors(second: Floats, factors: int, steps: int = 300, least: float = LEAST_NOISE) -> tuple[Floats, Floats]:
+    """Loadings (feature, factor) of maximum likelihood, up to rotation, and noise variances (feature,) from `least` on.
 
     second: (feature, feature) correlations. Each step has the loadings that are best given the noise (Lawley 1940).
     """
@@ -28,9 +28,9 @@ def likely_factors(second: Floats, factors: int, steps: int = 300) -> tuple[Floa
         root = np.sqrt(noise)
         value, vector = np.linalg.eigh(second / root[:, None] / root)
         loadings = root[:, None] * vector[:, -factors:] * np.sqrt(np.maximum(value[-factors:] - 1.0, 1e-6))
-        new = np.clip(np.diag(second) - (loadings**2).sum(1), LEAST_NOISE, 1.0)
+        new = np.clip(np.diag(second) - (loadings**2).sum(1), least, 1.0)
         moved, noise = np.abs(new - noise).max(), new
-        if moved < 1e-5:
+        if moved < 2e-3 * least:
             break
     return loadings, noise
 

@@ -119,8 +119,7 @@ class SharedFactors:
 
     def climbed(self, start: Parameters, most: int = STEPS) -> Parameters:
         """The mode that L-BFGS finds from there, within `most` steps, or fewer where each takes long."""
-        entries = sum((len(g.within) + len(g.mean)) * len(g.columns) for g in self.groups)
-        steps = int(min(most, max(LEAST, EFFORT / (6 * entries * (start.shared.shape[1] + start.own.shape[1])))))
+        steps = self.affordable(most, start)
         shapes = [value.shape for value in start]
         sizes = [value.numel() for value in start]
 
@@ -140,6 +139,11 @@ class SharedFactors:
         options = {"maxiter": steps, "maxcor": 20, "ftol": CLOSE, "gtol": 1e-7, "maxfun": 2 * steps}
         best = optimize.minimize(objective, begin.detach().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
         return Parameters(*(value.to(start.offset) for value in split(torch.as_tensor(best.x))))
+
+    def affordable(self, most: int, p: Parameters) -> int:
+        """So many steps or sweeps, or fewer where each takes long."""
+        entries = sum((len(g.within) + len(g.mean)) * len(g.columns) for g in self.groups)
+        return int(min(most, max(LEAST, EFFORT / (6 * entries * (p.shared.shape[1] + p.own.shape[1])))))
 
     @property
     def tells_covariance(self) -> bool:

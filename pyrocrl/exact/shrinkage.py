@@ -110,7 +110,7 @@ class Shrinkage:
             a = linalg.solve_triangular(tril.T, seen + rng.standard_normal(len(rest)))
             loadings[:, rest] -= np.outer(own, a)
             size = inner[h, h] + a @ (2 * across + among @ a)
-            factor = _factor((rows - features) / 2, size, float(prior[:, h] @ own**2), rng)
+            factor = scale_step((rows - features) / 2, size, float(prior[:, h] @ own**2), rng)
             loadings[:, h] /= factor
             inner[rest, h] = inner[h, rest] = factor * (across + among @ a)
             inner[h, h] = factor**2 * size
@@ -206,7 +206,7 @@ def _log1mexp(log_chance: float) -> float:
     return float(np.log(-np.expm1(min(log_chance, -1e-15))))
 
 
-def _factor(power: float, size: float, cost: float, rng: np.random.Generator) -> float:
+def scale_step(power: float, size: float, cost: float, rng: np.random.Generator) -> float:
     """A step of Metropolis from c = 1 with density c^(2 power) exp(-(size c^2 + cost / c^2) / 2) in log c, from the
     normal law about its mode."""
     steep = math.hypot(power, math.sqrt(size * cost))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from pyrocrl.claims.indeterminacy import Group
+from pyrocrl.claims.labels import called_alike, together
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
@@ -139,10 +139,8 @@ def _states_right(truth: np.ndarray, shares: np.ndarray, nodes: np.ndarray) -> d
     true ones; `_empty`: that of each latent's most frequent state."""
     called, right = shares.argmax(2), []
     for k, node in enumerate(nodes):
-        table = np.zeros((truth.max() + 1, shares.shape[2]))
-        if node >= 0:
-            np.add.at(table, (truth[:, k], called[:, node]), 1)
-        right.append(table[linear_sum_assignment(-table)].sum() / len(truth))
+        table = together(truth[:, k], called[:, node], truth.max() + 1, shares.shape[2])
+        right.append(called_alike(table) / len(truth) if node >= 0 else 0.0)
     frequent = [np.bincount(column).max() / len(truth) for column in truth.T]
     return {"states_right": float(np.mean(right)), "states_right_empty": float(np.mean(frequent))}
 

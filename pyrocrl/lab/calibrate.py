@@ -24,10 +24,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from scipy import stats
 
-from pyrocrl.claims.indeterminacy import Alignment, Group
+from pyrocrl.claims import labels
+from pyrocrl.claims.indeterminacy import Alignment, Group, normal_scores
 from pyrocrl.data import Data
 from pyrocrl.dists import PseudoPrior
-from pyrocrl.errors import reject
+from pyrocrl.errors import InputError, reject
 from pyrocrl.exact.linear_sem import Flat, ScaleFree
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
@@ -48,6 +49,7 @@ STANDS = {*HOLDS, "identified, undecided at this n"}  # verdicts beside which a 
 DRAWS = 99  # of each posterior: the truth has one of 100 ranks among them
 NEW_ROWS = 4  # of each environment, not fitted, whose latents are looked at
 SKIPPED = ("unmixing",)  # one of many left inverses of the loadings: which one, depends on the features' units
+UNCLAIMED = ("private",)  # latents beside those of the claims: nothing brings them to each other
 ROUNDED = 1e-5  # of a value: draws that differ by less are one, of a latent that the row determines
 CELLS = {"mask": "mask", "graph": "graph", "targets": "targets_matrix"}
 STAND_INS = "variances log-normal about 1 with deviation .7 of their logarithms, levels N(0, 1)"
@@ -212,9 +214,10 @@ def calibrate(
     Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph, inferred
     targets and latents that are states, the probability and the truth of each cell; and the verdict on each claim. The
     truth and every draw are aligned with the fit's latents first, by what the claim leaves free (an affine map where
-    none is made). Fits see x in the story's own units and have its constants, to which its priors belong. Left out are
-    sites of latents that have no meaning where latents mix, slopes whose gates may be shut, and codes. A fit that fails
-    is a row with its reason.
+    none is made; where maps of each latent are free, z are normal scores of its ranks), and names of states with those
+    that the fit finds. Fits see x in the story's own units and have its
+    constants, to which its priors belong. Left out are sites of latents that have no meaning where latents mix, or of
+    which nothing is claimed, slopes whose gates may be shut, and codes. A fit that fails is a row with its reason.
 
     Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
     """
@@ -302,15 +305,15 @@ def _one(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     started = time.process_time()
-    whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
-    kept = whole.rows_at(np.flatnonzero(fitted))
-    program = teller.fresh().with_constants_of(teller)
     try:
+        whole, truth, fitted, teller = _simulated(source, data, rows, rng, seed, around)
+        kept = whole.rows_at(np.flatnonzero(fitted))
+        program = teller.fresh().with_constants_of(teller)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             result = fit(program, kept, chains=chains, seed=seed % 2**31, device="cpu", progress=False)
             verdicts = {claim.what: claim.verdict for claim in diagnose(result, kept).claims}
-    except FitError as error:
+    except (FitError, InputError) as error:  # ... or rows that are refused, as of series that explode
         return {"failed": str(error)}
     found = _compared(result, whole, truth, fitted, draws, rng)
     return {"seconds": round(time.process_time() - started, 2), "verdicts": verdicts, **found}
@@ -342,7 +345,8 @@ def _simulated(
         x = np.where(template.present[:, template.view], x, np.nan)
     if template.incomplete:
         x = np.where(template.known, x, np.nan)
-    told = {n: v for n, v in told.items() if n in CELLS or n == "z" or _has_density(trace.nodes[n])}
+    kept = {*CELLS, *program.labels, "z"}
+    told = {n: v for n, v in told.items() if n in kept or _has_density(trace.nodes[n])}
     data = Data(
         x.round().astype(np.int64) if coded.counts else x,
         template.env_labels(),
@@ -415,33 +419,53 @@ def _compared(
         for name, v in tree["posterior"].to_dataset().data_vars.items()
     }
     reference, alignments = result.latents(data), None
-    if "z" in truth and not program.reads_innovations:
+    if "z" in truth and not program.reads_innovations and "z" not in program.labels:
         alignments = [group.align(z, reference) for z in (truth["z"], *drawn["z"])]
+    alignments, named = _named(result, data, truth, drawn, alignments)
+    scores, told = alignments, {n: np.stack([truth[n], *drawn[n]]) for n in ("z",) if n in truth and n in drawn}
+    if alignments and "elementwise" in group.free and "z" not in program.labels:
+        told["z"], reference = normal_scores(told["z"], axis=1), normal_scores(reference)
+        scores = [group.align(z, reference) for z in told["z"]]
 
     def brought(name: str, values: np.ndarray, by: list[Alignment] | None) -> np.ndarray | None:
         """Values (draw, ...) by these alignments; None where they have no meaning."""
         site = result._site(name)
         axes: dict[int, Any] = {a: site.scales.get(dim, 0) for a, dim in enumerate(site.dims) if dim in LATENT_DIMS}
+        if not set(site.dims).isdisjoint(UNCLAIMED):
+            return None
         if not axes:
             return values
         if by is None or (group.mixes and any(how not in (1, -1, "point") for how in axes.values())):
             return None
-        return np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
+        moved = np.stack([a.act(value, axes) for a, value in zip(by, values, strict=True)])
+        listing = {dim for dims in program.labels.values() for dim in dims}
+        lists = [a for a, dim in enumerate(site.dims) if dim in listing]
+        if not lists:
+            return moved
+        return np.stack([labels.brought(v, lists, n, site.dims.index("latent")) for v, n in zip(moved, named)])
 
     ranks: dict[str, list[float]] = {}
     cells: dict[str, list[list[float]]] = {}
     tarp: list[float] = []
+    for name in program.labels if alignments else ():
+        turned = zip(alignments or (), (truth[name], *drawn[name]), named, strict=True)
+        own = [labels.called(a.act(v, {-1: 0}), names) for a, v, names in turned]
+        share = np.mean([np.eye(named.shape[-1])[v] for v in own[1:]], 0)[new]  # (row, latent, name)
+        true = np.eye(named.shape[-1])[own[0]][new]
+        moves = np.ptp(own, axis=(0, 1)) > 0  # of a latent that is none there is nothing to tell
+        cells[name] = _pairs(share[:, moves], true[:, moves])
     for name, values in drawn.items():
         site = result._site(name)
-        if name not in truth or site.discrete or (name not in program.sites and name != "z"):
+        if name in program.labels or name not in truth or site.discrete or (name not in program.sites and name != "z"):
             continue
         if name in SKIPPED or ("data" in site.dims and name != "z") or values.shape[1:] != truth[name].shape:
             continue
         if name == "z" and np.isin(truth["z"], (0.0, 1.0)).all():  # states, of which the group may swap the names
-            named = [a.act(z - 0.5, {-1: 1}) > 0 for a, z in zip(alignments or (), (truth["z"], *values), strict=False)]
-            cells["z"] = _pairs(np.mean(named[1:], 0)[new], named[0][new]) if named else []
+            on = [a.act(z - 0.5, {-1: 1}) > 0 for a, z in zip(alignments or (), (truth["z"], *values), strict=False)]
+            cells["z"] = _pairs(np.mean(on[1:], 0)[new], on[0][new]) if on else []
             continue
-        both = brought(name, np.stack([truth[name], *values]), alignments)
+        together = told["z"] if name == "z" else np.stack([truth[name], *values])
+        both = brought(name, together, scores if name == "z" else alignments)
         if both is None:
             continue
         known, aligned = (both[0][new], both[1:, new]) if name == "z" else (both[0], both[1:])
@@ -465,6 +489,27 @@ def _compared(
         use = ~np.eye(len(p), dtype=bool) if name == "graph" else np.ones(p.shape, dtype=bool)
         cells[name] = _pairs(p[use], goal[0][use])
     return {"ranks": {k: v for k, v in ranks.items() if v}, "cells": cells, "tarp": tarp}
+
+
+def _named(
+    result: Fit,
+    data: Data,
+    truth: Mapping[str, np.ndarray],
+    drawn: Mapping[str, np.ndarray],
+    alignments: list[Alignment] | None,
+) -> tuple[list[Alignment] | None, np.ndarray]:
+    """Alignments of the truth and all draws, and (1 + draw, latent, name) what each calls the names of a program's
+    labels, brought to those that are most probable in the fit. Latents that are labels are aligned by these as well."""
+    shares = result.state_shares(data)
+    if shares is None or not result.program.labels:
+        return alignments, np.zeros((0, 0, 0), dtype=int)
+    [name], most, names = result.program.labels, shares.argmax(-1), shares.shape[-1]
+    own = [v.astype(int) for v in (truth[name], *drawn[name])]
+    if name == "z":
+        alignments = [labels.latents_by_labels(v, most, names) for v in own]
+    assert alignments is not None
+    turned = [a.act(v, {-1: 0}) for a, v in zip(alignments, own, strict=True)]
+    return alignments, np.array([labels.renamed_all(v, most, names) for v in turned])
 
 
 def _pairs(p: np.ndarray, truth: np.ndarray) -> list[list[float]]:
