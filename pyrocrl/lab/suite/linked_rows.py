@@ -76,9 +76,9 @@ def pair_cases() -> list[Case]:
 def hidden_map_pairs(seed: int, how: str = "", **options: Any) -> Data:
     """Pairs of rows behind a layer of leaky ReLUs. how: "exchanged", partners are those of other pairs; "hidden", two
     of the latents are known."""
-    size = {"pairs": 1500, "latents": 3, "layers": 1}
-    data = simulate.draw("brehmer2022_nonlinear", seed, **size | options)
-    known, pair = 2 if how == "hidden" else 3, np.array(data.pair)
+    size = {"pairs": 1500, "latents": 3, "layers": 1} | options
+    data = simulate.draw("brehmer2022_nonlinear", seed, **size)
+    known, pair = size["latents"] - (how == "hidden"), np.array(data.pair)
     if how == "exchanged":
         pair[data.after] = np.random.default_rng([23, seed]).permutation(pair[data.after])
     truth = {"z": data.truth["z"][:, :known], "graph": data.truth["graph"][:known, :known]}
@@ -86,7 +86,7 @@ def hidden_map_pairs(seed: int, how: str = "", **options: Any) -> Data:
 
 
 def hidden_map_cases() -> list[Case]:
-    model, few = "weakly_supervised_nonlin", {"width": 32, "steps": 700}
+    model, few = "weakly_supervised_nonlin", {"width": 32, "steps": 1500}
 
     def case(name: str, kind: str, breaks: str = "", how: str = "", **options: Any) -> Case:
         return Case(
@@ -106,6 +106,7 @@ def hidden_map_cases() -> list[Case]:
         case("a map of two layers", "identified", layers=2),
         case("noise with a part of its own", "identified", unshared=0.05),
         case("a linear map", "identified", layers=0),
+        case("four latents", "identified", latents=4, pairs=2500),
         case("60 pairs", "small", pairs=60),
         case("a latent that never changes", "open", "changed_in_pairs", never=1),
         case("a changed latent keeps its equation", "word", "perfect_interventions", kept=1.0),
