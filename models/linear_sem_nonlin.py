@@ -124,7 +124,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
             "a likelihood with a decoder, and a posterior of graphs in place of a threshold",
         ),
         likelihoods=("gaussian", "negative_binomial"),
-        status="stable",
+        status="experimental",
         needs_env=True,
         targets=("known", "relabelled"),
         approximate="Equations are parameters while a chain is trained; graphs are then drawn for maps to latents that "
