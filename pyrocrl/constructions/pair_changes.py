@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrocrl.constructions import optimise
 from pyrocrl.exact import curve_equations
-from pyrocrl.exact.curve_equations import Equations, Prior
+from pyrocrl.exact.curve_equations import CurveEquations, Prior
 from pyrocrl.parts.paired_rows import Changes
 
 PAIRS, STEPS = 6_000, 60  # pairs of which the likelihood is, and steps of its search
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     """changes: its fitted law; equations; chance (pair, latent + 1) of what changed, the last none."""
 
     changes: Changes
-    equations: Equations
+    equations: CurveEquations
     chance: Tensor
 
 

@@ -36,7 +36,7 @@ def told(z: Tensor, curve: Tensor) -> Tensor:
     return bends(z).flatten(-2) @ curve.flatten(0, 1)
 
 
-class Equations(NamedTuple):
+class CurveEquations(NamedTuple):
     """order (latent,); draws of graph (draw, parent, child), curve (draw, parent, basis, child), precision and
     own_level (draw, latent); mean (parent, basis, child) of the curves."""
 
@@ -76,7 +76,7 @@ class Prior(NamedTuple):
         return chance / (1 + self.correlation_error**2 * chance.sum(0))
 
 
-def draw(eps: Tensor, chance: Tensor, prior_of: Prior, count: int, generator: torch.Generator) -> Equations:
+def draw(eps: Tensor, chance: Tensor, prior_of: Prior, count: int, generator: torch.Generator) -> CurveEquations:
     """The posterior given noise of the rows after eps (pair, latent), and chances (pair, latent) that each was
     changed."""
     d, slab, chance = eps.shape[1], prior_of.slab, prior_of.worth(chance)
@@ -107,7 +107,7 @@ def draw(eps: Tensor, chance: Tensor, prior_of: Prior, count: int, generator: to
         mean = mean.clone()
         mean[before, :, k] = curve[:, before, :, k].mean(0)
         z[:, k] = eps[:, k] + told(z, mean)[:, k]
-    return Equations(torch.tensor(order), graph, curve, precision, own_level, mean)
+    return CurveEquations(torch.tensor(order), graph, curve, precision, own_level, mean)
 
 
 def _moments(z: Tensor, eps: Tensor, chance: Tensor, slab: float) -> tuple[Tensor, Tensor]:
