@@ -25,8 +25,8 @@ RESULTS = Path(__file__).parent.parent / "models" / "results"
 MODELS = zoo.names()
 CLAIMLESS = [n for n in MODELS if not zoo.get(n).card.claims]
 BASELINES = [n for n in CLAIMLESS if zoo.get(n).card.family == "baseline"]
-# networks that no example is large enough for; `causal_flow` is recovered in `test_causal_flow`
-NEEDS_ITS_STUDY = ("linear_sem_nonlin", "causal_flow")
+# networks that no example is large enough for; two are recovered in `test_causal_flow`, `test_weakly_supervised_nonlin`
+NEEDS_ITS_STUDY = ("linear_sem_nonlin", "causal_flow", "weakly_supervised_nonlin")
 RECOVERED = [n for n in MODELS if (RESULTS / f"{n}.json").exists() and n not in NEEDS_ITS_STUDY and n not in CLAIMLESS]
 
 
