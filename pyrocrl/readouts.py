@@ -401,7 +401,8 @@ class ReadOuts:
 
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
-        nothing else: then they are weighed by it. None where it is not known."""
+        nothing else, or what else of the rows' law its latents are read from: chains are weighed by it. None where it
+        is not known."""
         return None
 
     def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:

@@ -145,7 +145,7 @@ def told(z: Tensor, env: Tensor, environments: linear_sem.Environments, escaped:
     """
     merged, place = _merged(environments)
     mean, cov = laws(fitted(merged), merged.target[1:])
-    law = torch.distributions.MultivariateNormal(mean, cov)
+    law = torch.distributions.MultivariateNormal(mean, scale_tril=torch.linalg.cholesky(cov), validate_args=False)
     density = law.log_prob(z.double()[:, None])  # (rows, class)
     missed = torch.zeros_like(merged.count).index_copy_(0, place, escaped.to(merged.count))
     missed[0] = 0.0

@@ -101,7 +101,7 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> np.ndarray | None:
-        """(chain,) log p(x) as each chain knows it, nats; None where the model does not know it."""
+        """(chain,) evidence as each chain knows it (`Program.log_evidence`), nats; None where the model does not."""
         with torch.no_grad():
             own = [value for p in self.programs() if (value := p.log_evidence()) is not None]
         return np.array([float(value) for value in own]) if own else None
