@@ -73,7 +73,7 @@ from pyrocrl.lab.studies.screens import PerturbationScreen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.latent_sem import LatentSEM, Mechanism, SEMReadouts
-from pyrocrl.parts.nets import MLP, Residual, TrilEncoder
+from pyrocrl.parts.nets import MLP, Residual, TrilEncoder, turned_weights
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import (
     Batches,
@@ -131,6 +131,12 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         out = self.bias + z @ self.loadings.mT
         return out if self.net is None else out + self.net(z)
+
+    @torch.no_grad()
+    def of_turned(self, turn: Tensor) -> None:
+        """f of z becomes f of z @ turn."""
+        for weight in (self.loadings, *([] if self.net is None else [self.net[0].weight])):
+            weight.copy_(turned_weights(weight, turn))
 
     @torch.no_grad()
     def start(self, loadings: Tensor, bias: Tensor) -> None:
@@ -339,6 +345,17 @@ class DiscrepancyVAE(SEMReadouts, Program):
         if not self.observation.counts:
             self.observation.raw_noise.copy_(0.5 * residual.log())
         self.sem.free = free
+
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """Encoder and decoder turned, and equations, and targets where they are unknown, of the turned latents."""
+        turn = turn.to(self.decoder.loadings)
+        self.encoder.turn(turn)
+        self.decoder.of_turned(turn)
+        batch = data.tensors(turn.device, turn.dtype)
+        free, self.sem.free = self.sem.free, False
+        self.sem.start(self.encoder(self.observation.inputs(batch))[0], batch.env)
+        self.sem.free = free
+        return True
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly.

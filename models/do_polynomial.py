@@ -242,10 +242,23 @@ class DoPolynomial(Program):
         x = (batch.x - mean) / self.spread.double()
         known = None if self.unknown else self.hit
         unmixing, z, hit = polynomials.unmixing(x, batch.env, latents, self.config["degree"], known, generator)
+        self.put(hit=hit, encoder=unmixing)
+        self._given(z, x, batch.env)
+
+    def _given(self, z: Tensor, x: Tensor, env: Tensor) -> None:
+        """Decoder, noise and laws of these latents (rows, latent), of standardised x (rows, feature)."""
         value = powers(z, self.slots)[0]
-        self.put(hit=hit, encoder=unmixing, coefficients=least_squares(value, x))
+        self.put(coefficients=least_squares(value, x))
         self.log_noise.copy_((x - value @ self.coefficients.to(x)).std(0).clamp_min(NOISE).log())
-        self.put(**polynomials.laws(z, 0 * z[0], batch.env, self.hit, self.config["fixed_sd"])._asdict())
+        self.put(**polynomials.laws(z, 0 * z[0], env, self.hit, self.config["fixed_sd"])._asdict())
+
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """Encoder turned, and all else from its latents; environments hold what they held."""
+        batch, turn = data.tensors(self.centre.device, torch.float64), turn.to(self.centre.device)
+        x = (batch.x - self.centre.double()) / self.spread.double()
+        self.put(encoder=turn.mT @ self.encoder.double(), offset=self.offset.double() @ turn)
+        self._given(x @ self.encoder.double().mT + self.offset.double(), x, batch.env)
+        return True
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which targets and constants are drawn."""

@@ -246,6 +246,15 @@ class GMMVAE(Program):
         for name, parameter in best.items():
             getattr(self, name).copy_(parameter)
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """The last layer of h^-1 turned, and components with the variances that they then have."""
+        turn = turn.to(self.matrix)
+        self.component_mean.copy_(self.component_mean @ turn)
+        self.log_spread.copy_(0.5 * ((2 * self.log_spread).exp() @ turn.square()).log())
+        self.matrix[-1] = self.matrix[-1] @ turn
+        self.shift[-1] = self.shift[-1] @ turn
+        return True
+
     @classmethod
     def example(cls, seed: int = 0) -> tuple[GMMVAE, Data]:
         from pyrocrl import simulate

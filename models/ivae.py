@@ -201,6 +201,16 @@ class IVAE(Program):
         if levels:
             self.level.set(found.level, found.log_scale.exp() / count.sqrt())
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """Encoder and decoder turned, and levels and scales that environments then have."""
+        turn = turn.to(self.scale.loc)
+        self.encoder.turn(turn)
+        self.decoder.of_turned(turn)
+        self.scale.loc.copy_(0.5 * ((2 * self.scale.loc).exp() @ turn.square()).log())
+        if self.config["law"] == "normal":
+            self.level.loc.copy_(self.level.loc @ turn)
+        return True
+
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw

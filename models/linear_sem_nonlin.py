@@ -274,6 +274,14 @@ class LinearSEMNonlin(SEMReadouts, Program):
             residual = (x - self.decoder(z)).square().mean(0).sqrt().clamp_min(NOISE)
             self.observation.raw_noise.copy_(residual.log())
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """The last map to latents turned, with a decoder of these, and their equations by least squares."""
+        batch, turn = data.tensors(self.unmixing.device, self.unmixing.dtype), turn.to(self.unmixing)
+        self.put(unmixing=turn.mT @ self.unmixing, offset=self.offset @ turn)
+        self.decoder.of_turned(turn)
+        self.sem.start(self.latents(batch), batch.env)
+        return True
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which graph and equations are then drawn exactly."""
         batch = data.tensors(self.unmixing.device, self.unmixing.dtype)

@@ -323,6 +323,15 @@ class ScoreCRL(Program):
         self.put(centre=natural.mean(0), unit=natural.std(0))
         self.spread.constant(math.log(math.expm1(FIRST_SPREAD)))
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """A linear transform turned, and first equations of its latents in the chain's order."""
+        if self.general:
+            return False
+        self.block.loc.copy_(turn.to(self.block.loc).mT @ self.block.loc)
+        batch = data.tensors(self.block.loc.device, self.block.loc.dtype)
+        self.mechanisms.start(self.latents(batch), batch.env, self.mechanisms.before.clone())
+        return True
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Scores of parent sets given the latents of all rows, from which graphs are drawn exactly."""
         batch = data.tensors(self.mechanisms.before.device, self.mechanisms.before.dtype)

@@ -64,7 +64,7 @@ from pyrocrl.lab.studies import Study
 from pyrocrl.lab.studies.screens import PATHWAY, Screen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
-from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
+from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder, turned_weights
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
 
@@ -367,6 +367,19 @@ class SparseVAE(Program):
             pick = torch.randperm(data.rows, generator=generator)[: min(EFFORT.start_rows, int(0.8 * data.rows))]
             pattern = anchors.loadings_pattern(observed.seen(batch)[pick].double().numpy(), latents)
             self.gate.logits.copy_(torch.where(torch.from_numpy(pattern), OPEN, SHUT))
+
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """Encoder and slopes turned, all gates open; not of networks, which see what their masks let through."""
+        if not self.linear:
+            return False
+        turn = turn.to(self.slope.loc)
+        self.encoder.turn(turn)
+        mask = anchored(self.gate.open) if self.sparse else torch.ones_like(self.slope.loc)
+        self.slope.loc.copy_(turned_weights(mask * self.slope.loc, turn))
+        if self.sparse:
+            self.gate.logits.fill_(OPEN)
+            self.gate.finished.fill_(0.0)
+        return True
 
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Set every gate to its optimum given all else: log odds = gain in log-likelihood + prior log odds.

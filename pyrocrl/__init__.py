@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .infer.fit import FitError, fit
     from .infer.fitted import Fit, to_arviz
+    from .infer.perturbed_chains import perturbed_chains
     from .judge import metrics
     from .judge.choose import choose
     from .judge.credible import credible_graphs
@@ -75,6 +76,7 @@ _HOMES = {
     "impute": "predict",
     "load": "zoo",
     "next_interventions": "judge.design",
+    "perturbed_chains": "infer.perturbed_chains",
     "reference": "judge.reference",
     "reversing_drugs": "judge.targets",
     "run": "lab.run",
@@ -114,6 +116,7 @@ __all__ = [
     "load",
     "metrics",
     "next_interventions",
+    "perturbed_chains",
     "plots",
     "reference",
     "report",

@@ -281,6 +281,11 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
     def construct(self, data: Data, generator: torch.Generator) -> None:
         """The theorem's construction alone, where `initialise` goes on from it: studies show its score."""
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """Begin this fitted chain again at latents z @ turn (latent, latent) of its own, with all else as they leave
+        it; returns whether it could. Then `pyrocrl.perturbed_chains` shows whether a fit drives it back."""
+        return False
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Called once a chain after the last step: a second-order finish, or nothing."""
 

@@ -397,6 +397,15 @@ class MarginalSEM(nn.Module):
 
     # -- the maxima --------------------------------------------------------------------------------------------
 
+    def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
+        """The maximum that turned rows of M lead to; not of many latents, of which M is drawn with the graph."""
+        if self.many:
+            return False
+        self._laplace(directions.climb(self._objective, (turn.to(self.drawn).mT @ self._mean_rows())[None]))
+        self.settled.fill_(0.0)
+        self._start_apart(generator)
+        return True
+
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Draws of M by `annealed`, from the maxima that were found; nothing for a variant of which the story itself
         is fitted."""

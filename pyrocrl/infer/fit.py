@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ MANY = 1_000_000  # entries of x in a step of all chains from which threads may 
 MEASURED = 1.0  # seconds of steps that show how long they take
 LONG = 10.0  # seconds of a fit that says how long it will take
 STOP_STEPS = 200.0  # of all chains that stopping some must save: a step of fewer is recorded anew
+LOOKS = 8  # at the held-out objective while chains are fitted again
 SAVE_SECONDS = 20.0  # between checkpoints, however long an epoch is
 
 
@@ -120,6 +122,23 @@ def fit(
             raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
 
 
+def refit(found: Fit, programs: list[Program], share: float, data: Data) -> Fit:
+    """Chains that begin as these programs are, fitted to the data of `found` for `share` of its epochs, without
+    annealing; held out are the same rows. Raises FitError as `fit` does."""
+    recipe = Recipe(**found.meta["recipe"] | {"dtype": found.program.recipe.dtype})
+    epochs = math.ceil(share * found.meta["epochs"])
+    recipe = dataclasses.replace(_still(recipe), chains=len(programs), epochs=epochs, least_steps=0, stop_behind=False)
+    recipe = dataclasses.replace(recipe, check_every=max(1, epochs // LOOKS), patience=None)
+    cells = recipe.chains * data.features * min(recipe.batch_size or data.rows, data.rows)
+    device = next(iter({**found.chains.params, **found.chains.buffers}.values())).device
+    with drawing(), _threads(cells):
+        try:
+            made = [one.to(recipe.dtype) for one in programs]
+            return _Loop(found.program, data, recipe, found.meta["seed"], device, None, made=made).run(False, 1, None)
+        except SINGULAR as error:
+            raise FitError(f"a matrix is singular in every chain ({str(error).splitlines()[0]})") from error
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """`auto` -> cuda where there is one. Raises InputError where there is no such device."""
     if device == "auto":
@@ -152,9 +171,13 @@ def _recipe(
 
 def _annealed(recipe: Recipe, chains: int) -> Recipe:
     """For chains that have been annealed: at a quarter of the learning rate, in which the optimiser finds its scale."""
+    return dataclasses.replace(_still(recipe), chains=chains, lr=recipe.lr / 4, lr_hold=0.0)
+
+
+def _still(recipe: Recipe) -> Recipe:
+    """Without annealing: as it is at its end."""
     end = recipe.temperature[1]
-    still = dataclasses.replace(recipe, kl_warmup=0.0, temperature_span=0.0, temperature=(end, end))
-    return dataclasses.replace(still, chains=chains, lr=recipe.lr / 4, lr_hold=0.0)
+    return dataclasses.replace(recipe, kl_warmup=0.0, temperature_span=0.0, temperature=(end, end))
 
 
 def check_chains(program: Program, data: Data, recipe: Recipe, device: torch.device) -> None:
@@ -229,9 +252,10 @@ class _Loop:
         saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
         start: Fit | None = None,
         compiled: bool = False,
+        made: Sequence[Program] = (),
     ) -> None:
         """saved: tensors and header of an interrupted fit's checkpoint. start: a finished fit whose chains go on.
-        compiled: whether steps are to be."""
+        compiled: whether steps are to be. made: chains that have started."""
         self.program, self.data, self.seed = program, data, seed
         self.number = program.number if start is None or program.number is not None else start.meta.get("number")
         self.device, self.path = device, path
@@ -253,7 +277,7 @@ class _Loop:
         whole = self.train.rows_at(slice(0, 1)) if self.sparse else self.train  # in place of rows made dense by step
         self.batch = whole.tensors(device, recipe.dtype, rows=rows, moments=not rows)
         self.held_batch = self.held.tensors(device, recipe.dtype).whole()
-        self.made: list[Program] = []  # chains that have started
+        self.made = list(made)  # chains that have started
         self.before = 0  # epochs of the fit that goes on
         if start is not None:
             self._check_same(start._content()[1], "start")

@@ -45,6 +45,25 @@ def row_objective(program: Program, batch: Batch) -> Tensor:
     return row_elbo(program, batch) if exact is None else exact
 
 
+def shared_terms(chains: Chains, batch: Batch, seed: int) -> Tensor:
+    """(chain,) what the ELBO has beside the rows' own parts, priors and guides of global sites, averaged over a few
+    draws with noise that `seed` fixes."""
+
+    def terms(program: Program, batch: Batch) -> Tensor:
+        guide, model = traces(program, batch)
+        out = torch.zeros((), dtype=batch.dtype, device=batch.device)
+        for trace, sign in ((model, 1.0), (guide, -1.0)):
+            for _, site in sample_sites(trace):
+                told = site["is_observed"] and not site["infer"].get("is_auxiliary")
+                if not is_local(site) and not told:
+                    out = out + sign * site["log_prob_sum"]
+        return out
+
+    some = batch.take(torch.arange(min(len(batch), HELD_OUT_DRAWS), device=batch.device))
+    with drawing(seed), torch.no_grad():
+        return torch.stack([chains.map(terms, some).double() for _ in range(HELD_OUT_DRAWS)]).mean(0)
+
+
 def row_objectives(chains: Chains, batch: Batch, seed: int) -> Tensor:
     """(chain, row) `row_objective` of an annealed batch, averaged over a few draws with noise that `seed` fixes."""
     step = max(1, EVAL_CELLS // (batch.x.shape[1] * chains.count))

@@ -26,14 +26,16 @@ from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
+from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.checks.environments import open_directions
-from pyrocrl.judge.checks.shared import EVIDENT, SURE, TELLING
+from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, SURE, TELLING
 from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.judge.fit_tests import Found, tests
-from pyrocrl.options import Seed, checked
+from pyrocrl.judge.turned_latents import ASSUMPTION, Perturbed, compare
+from pyrocrl.options import Natural, Seed, checked
 from pyrocrl.turns import drawing
 
 Outcome = Literal[
@@ -46,12 +48,9 @@ Outcome = Literal[
 ]
 HOLDS = ("identified", "identified if")  # the answer may be read
 Result = Literal["holds", "fails", "open", "on your word"]
-AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
-AGREE_EACH = 0.9  # ... and of each latent, over pairs of chains: a mean hides a weak one
 OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
 TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
-MOST_TIMES = 100  # as many times the rows of the fit are said to decide, not more
 WRONG_ENTRIES = 0.05  # expected share of a mask's entries that are wrong, from which it is undecided
 KHAT_ROWS = 100
 RHAT_ROWS, RHAT_DRAWS = 40, 20
@@ -147,7 +146,7 @@ class Verdict:
 
 
 @checked
-def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
+def diagnose(fit: Fit, data: Data | None = None, *, perturbed: Natural = 2, seed: Seed = 0) -> Verdict:
     """A verdict for every claim of the fitted model's card.
 
     not identified: a condition fails, or chains equally good disagree and rows tell them no better. contradicted: a
@@ -157,10 +156,14 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     where it is known, agree after alignment and nothing is open, given assumptions that no data of this kind can show.
     identified: as before, and there are none. A graph is never surer than its latents.
 
+    perturbed: as many chains are begun at turned latents of the reference chain and fitted for a quarter of its epochs
+    (`pyrocrl.perturbed_chains`), of models that can and rows that are the fit's own; 0 = none. One that fits as well
+    elsewhere is evidence that the latents are not told.
+
     Beside it: r-hat after alignment, pairwise agreement, stacking weights, and PSIS k-hat of the guide (below .7 its
     draws can be trusted; Yao 2018).
     """
-    data = fit._data(data)
+    given, data = data or fit.data, fit._data(data)
     ties = tied_chains(fit.held_out.numpy(), fit.log_evidence)
     khat = psis_khat(fit, data, seed)
     chains = {
@@ -177,6 +180,8 @@ def diagnose(fit: Fit, data: Data | None = None, *, seed: Seed = 0) -> Verdict:
     }
     claims = fit.program.claims()
     known = _Known(fit, data, ties, tests(fit, data) if claims else ())
+    if claims and perturbed and given is not None and fingerprint(given) == fit.meta["fingerprint"]:
+        known.perturbed = compare(fit, given, perturbed, seed)
     judged = [_judge(known, claim) for claim in claims]
     return Verdict(fit.program.card.name, tuple(_no_surer_than_latents(judged)), chains, fit.digest)
 
@@ -189,6 +194,7 @@ class _Known:
     data: Data
     ties: np.ndarray
     tests: tuple[Found, ...]
+    perturbed: Perturbed | None = None
 
     @cached_property
     def arcs(self) -> list[np.ndarray]:
@@ -245,6 +251,10 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         which = tuple(dict.fromkeys(name for lack in closed for name in lack.which))
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
+    if known.perturbed is not None and known.perturbed.better.any():
+        return said(
+            "not converged", f"a chain begun elsewhere fits better ({known.perturbed}); fit more chains or longer"
+        )
     if len(compared) < 2:
         evidence_of = fit.log_evidence
         measure, unit = ("held-out objective", "nats a row") if evidence_of is None else ("evidence", "nats")
@@ -320,6 +330,15 @@ def _conditions(known: _Known, claim: Claim) -> tuple[list[Lack], list[Finding]]
     if claim.what in ("latents", "loadings") and not fit.program.group.mixes:
         turned = rotation_freedom(fit, data)
         note("no rotation of the latents fits as well", "the fitted program", Lack(turned, "") if turned else None)
+    if known.perturbed is not None and claim.what in ("latents", "loadings", "mask"):
+        check = f"{len(known.perturbed.worse)} chains begun at turned latents"
+        lack = known.perturbed.lack(
+            [name for name, use in zip(fit.names["latent"], fit.in_use(fit.reference), strict=True) if use]
+        )
+        note(ASSUMPTION, check, lack)
+        open_ = lack is None and known.perturbed.climbing.all()  # of chains that were fitted for too short a time
+        result: Result = "open" if open_ else evidence[-1].result
+        evidence[-1] = replace(evidence[-1], result=result, detail=str(known.perturbed))
     if fit.program.completion is not None and fit.program.completion.probabilities(claim.what) is not None:
         gates = (
             f"the {claim.what} of this variant has independent gates, settled from where the chains start: that chains "
@@ -328,7 +347,7 @@ def _conditions(known: _Known, claim: Claim) -> tuple[list[Lack], list[Finding]]
         note("chains that agree are evidence", "the variant's guide", Lack(gates, ""))
     for test in known.tests:
         for sentence in test.tested or ("the model describes the data",):
-            result: Result = "fails" if test.fails else "holds"
+            result = "fails" if test.fails else "holds"
             evidence.append(Finding(sentence, test.name, result, test.detail, test.p))
     return lacks, evidence
 
@@ -374,7 +393,7 @@ def _rows_to_tell(known: _Known, claim: Claim, compared: np.ndarray) -> float | 
             if not _agreement(known, claim, np.array([a, b]), {})[0]:
                 s = float((fit.held_out[a] - fit.held_out[b]).std())
                 needed.append(2 * math.log(SURE / (1 - SURE)) / max(s, 1e-12) ** 2)
-    if not needed or max(needed) > MOST_TIMES * rows:
+    if not needed or max(needed) > FAR * rows:
         return None
     if max(needed) < rows:
         return None if fit.program.uses_rows else 2.0 * rows

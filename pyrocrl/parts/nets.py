@@ -16,6 +16,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "silu":
 FIRST = 0.1  # of the last layers' first weights: networks start near the linear maps
 
 
+def turned_weights(weight: Tensor, turn: Tensor) -> Tensor:
+    """Weights (outputs, latent) that give of z @ turn what `weight` gives of z."""
+    return torch.linalg.solve(turn, weight.mT).mT
+
+
 class MLP(nn.Sequential):
     """Linear layers of the given sizes with an activation between them: (..., sizes[0]) -> (..., sizes[-1])."""
 
@@ -131,6 +136,13 @@ class Residual(nn.Module):
         self.linear.bias.add_(offset)
 
     @torch.no_grad()
+    def of_turned(self, turn: Tensor) -> None:
+        """The map becomes map(x @ turn^-1), turn (inputs, inputs): what it was of x it is of x @ turn."""
+        for layer in (self.linear, self.net[0]):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(turned_weights(layer.weight, turn))
+
+    @torch.no_grad()
     def preceded_by(self, scale: Tensor, offset: Tensor) -> None:
         """The map becomes map(scale * x + offset), both (inputs,)."""
         for layer in (self.linear, self.net[0]):
@@ -171,13 +183,39 @@ class TrilEncoder(nn.Module):
         loc, raw = out[..., : self.latents], out[..., self.latents :]
         if self.mean is not None:
             loc = self.mean(x) if self.held else self.mean(x) + loc
+        return loc, self._tril(raw)
+
+    def _tril(self, raw: Tensor) -> Tensor:
+        """(..., latent, latent) L of the network's outputs (..., latent^2), or (..., latent) unless `full`."""
         if not self.full:
-            return loc, torch.diag_embed(self._positive(raw))
+            return torch.diag_embed(self._positive(raw))
         raw = raw.unflatten(-1, (self.latents, self.latents))
-        return loc, raw.tril(-1) + torch.diag_embed(self._positive(raw.diagonal(dim1=-2, dim2=-1)))
+        return raw.tril(-1) + torch.diag_embed(self._positive(raw.diagonal(dim1=-2, dim2=-1)))
+
+    def _raw(self, tril: Tensor) -> Tensor:
+        """Outputs of the network of which L is about `tril` (latent, latent)."""
+        sd = tril.diagonal().clamp_min(1e-3)
+        if self.full:
+            return (tril.tril(-1) + torch.diag(sd + torch.log(-torch.expm1(-sd)) - self.shift)).flatten()
+        return sd.expm1().log() - self.shift
 
     def _positive(self, raw: Tensor) -> Tensor:
         return softplus(raw + self.shift if self.shift else raw) + 1e-4
+
+    @torch.no_grad()
+    def turn(self, turn: Tensor) -> None:
+        """The mean becomes mean @ turn (latent, latent), and L as it then is where the network's input is 0."""
+        if isinstance(self.mean, Residual):
+            self.mean.followed_by(turn.mT, torch.zeros_like(turn[0]))
+        elif self.mean is not None:
+            self.mean.weight.copy_(turn.mT @ self.mean.weight)
+            self.mean.bias.copy_(self.mean.bias @ turn)
+        last = self.net[-1]
+        last.weight[: self.latents] = turn.mT @ last.weight[: self.latents]
+        last.bias[: self.latents] = last.bias[: self.latents] @ turn
+        root = turn.mT @ self._tril(last.bias[self.latents :])
+        tril = torch.linalg.cholesky(root @ root.mT)
+        last.bias[self.latents :] = self._raw(tril if self.full else root.norm(dim=1).diag())
 
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor, tril: Tensor | None = None, keep: float = 0.1) -> None:
@@ -195,11 +233,5 @@ class TrilEncoder(nn.Module):
     def quieten(self, tril: Tensor | None = None, keep: float = 0.1) -> None:
         """q(z | x) is about N(mean(x), tril tril'), tril as it is where None."""
         self.net.quieten(keep)
-        if tril is None:
-            return
-        sd = tril.diagonal().clamp_min(1e-3)
-        if self.full:
-            raw = tril.tril(-1) + torch.diag(sd + torch.log(-torch.expm1(-sd)) - self.shift)
-        else:
-            raw = sd.expm1().log() - self.shift
-        self.net[-1].bias[self.latents :] = raw.flatten()
+        if tril is not None:
+            self.net[-1].bias[self.latents :] = self._raw(tril)

@@ -30,7 +30,8 @@ from matplotlib.figure import Figure
 from pyrocrl.claims.card import maps_in_words
 from pyrocrl.errors import InputError
 from pyrocrl.files import write_bytes
-from pyrocrl.judge.diagnose import AGREE_EACH, HOLDS
+from pyrocrl.judge.checks.shared import AGREE_EACH
+from pyrocrl.judge.diagnose import HOLDS
 from pyrocrl.judge.metric_table import HEADLINE, METRICS, score_rows
 from pyrocrl.show import plots, story
 from pyrocrl.show.effects import effects

@@ -22,6 +22,8 @@ UNTOLD_STATES = 0.3  # share of a guess's errors about a latent's state that may
 MOST_ROWS = 20_000  # rows that a test of rows looks at: more find what does not matter
 EVIDENT = 3.0  # nats of evidence, or half a difference of BIC, from which one of two models is preferred
 FAR = 100  # times the rows: what more of them would have to decide is open
+AGREE = 0.95  # mean agreement of aligned latents from which chains are said to agree
+AGREE_EACH = 0.9  # ... and of each latent: a mean hides a weak one
 ALIKE = 0.98  # correlation of two latents from which they are one
 FIRING_ROWS = 5_000  # that are asked which latents fire
 
