@@ -65,7 +65,7 @@ def test_driven_back_where_latents_are_told():
 
 
 def test_one_more_line_of_evidence(quick):
-    fit, data = quick
+    fit, _ = quick
     first = pyrocrl.perturbed_chains(fit, chains=1)  # the reference chain itself, and one begun elsewhere
     assert first.chains.count == 2
     aligned = fit.group.align(first.anchor[0], fit.anchor[fit.reference])
