@@ -153,6 +153,9 @@ READING = {
 Level = Annotated[float, typer.Option(help="Of the intervals.")]
 PredictedFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Means, deviations and intervals, as netCDF.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")]
+Perturbed = Annotated[
+    int, typer.Option(min=0, help="Chains begun at turned latents, to see whether they are driven back.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

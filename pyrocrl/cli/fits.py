@@ -25,6 +25,7 @@ from pyrocrl.cli.arguments import (
     Options,
     OwnModel,
     OwnSource,
+    Perturbed,
     Quiet,
     RunFolder,
     Seed,
@@ -119,6 +120,7 @@ def fit(
             help="Stop chains that fall hopelessly behind, and leave them out.  [default: the model's]",
         ),
     ] = None,
+    perturbed: Perturbed = 2,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -146,6 +148,7 @@ def fit(
             going=going,
             compiled=compiled,
             stop_behind=stop_behind,
+            perturbed=perturbed,
         )
 
 
@@ -263,6 +266,7 @@ def report(
     size_factor: SizeFactor = None,
     batch: Batch = None,
     model: OwnModel = None,
+    perturbed: Perturbed = 2,
 ) -> None:
     """Write a run's report.html and verdict anew, from its checkpoint, posterior and data."""
     import pyrocrl
@@ -275,7 +279,7 @@ def report(
     tree = io.read_tree(run / POSTERIOR)
     found.check_own(POSTERIOR, tree.attrs.get("fit"))
     with held(run, "RUN"):
-        print(write_report(found, rows, tree, run))
+        print(write_report(found, rows, tree, run, perturbed=perturbed))
 
 
 def _print_comparison(found: Comparison) -> None:

@@ -71,9 +71,11 @@ def fit_and_write(
     going: bool = False,
     compiled: bool = False,
     stop_behind: bool | None = None,
+    perturbed: int = 2,
 ) -> tuple[Fit, Verdict]:
     """Fit and write everything into `out`; `pages`: of the report, see `show.report.write`. going: with the finished
-    fit that is there. compiled: steps. stop_behind: as in `Recipe`."""
+    fit that is there. compiled: steps. stop_behind: as in `Recipe`. perturbed:
+    chains, as in `diagnose`."""
     import pyrocrl
     from pyrocrl import io
     from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
@@ -118,7 +120,7 @@ def fit_and_write(
         scores = pyrocrl.evaluate(found, rows)
         io.write_json({"fit": found.digest, **scores}, out / SCORES)
         print("\n" + score_table(scores, name))
-    verdict = write_report(found, rows, tree, out, pages)
+    verdict = write_report(found, rows, tree, out, pages, perturbed)
     print(f"\n{verdict}")
     record = {
         "model": name,
@@ -151,7 +153,14 @@ def fit_and_write(
     return found, verdict
 
 
-def write_report(found: Fit, data: Data, tree: Any, out: Path, pages: dict[str, str | None] | None = None) -> Verdict:
+def write_report(
+    found: Fit,
+    data: Data,
+    tree: Any,
+    out: Path,
+    pages: dict[str, str | None] | None = None,
+    perturbed: int = 2,
+) -> Verdict:
     """Diagnose, write verdict.json and report.html."""
     import pyrocrl
     from pyrocrl import io
@@ -160,7 +169,7 @@ def write_report(found: Fit, data: Data, tree: Any, out: Path, pages: dict[str, 
     scores = json.loads((out / SCORES).read_text(encoding="utf-8")) if (out / SCORES).exists() else None
     if scores is not None:
         found.check_own(SCORES, scores.pop("fit", None))
-    verdict = pyrocrl.diagnose(found, data)
+    verdict = pyrocrl.diagnose(found, data, perturbed=perturbed)
     io.write_json(verdict.to_dict(), out / VERDICT)
     page.write(found, tree, verdict, scores, out / REPORT, pages)
     return verdict
