@@ -56,7 +56,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.constructions import anchors, gates, log_rates
+from pyrocrl.constructions.completed import completed
 from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
@@ -66,7 +68,7 @@ from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
 from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
+from pyrocrl.program import Batches, Features, Incomplete, Latents, Likelihood, check_sizes
 
 NEEDS = ("two_anchors", "not_collinear")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
@@ -108,6 +110,7 @@ class SparseVAE(Program):
             "each feature depends on few latents",
             "noise is independent between features",
             "latents are independent, unless `correlated`",
+            AT_RANDOM[0],
         ),
         claims=(
             Claim("latents", ("permutation", "elementwise"), needs=NEEDS),
@@ -128,6 +131,7 @@ class SparseVAE(Program):
             "the latents' correlation is learned",
             "chains start from the anchors found in the data",
         ),
+        reads_missing=("gaussian", "negative_binomial"),
         likelihoods=("gaussian", "negative_binomial"),
         status="stable",
     )
@@ -185,6 +189,7 @@ class SparseVAE(Program):
         batches: Batches = 1,
         hidden: Size = 50,
         slab: Positive | None = None,
+        incomplete: Incomplete = False,
     ) -> None:
         """decoder: None = linear for counts. sparse: whether features have a mask. hidden: units of networks' layers.
         correlated: whether R is learned; None = where the decoder is nonlinear.
@@ -209,7 +214,7 @@ class SparseVAE(Program):
         # behind a nonlinear decoder a linear map only leads astray where x is far out, as with products of latents
         mean = nn.Linear(features, latents) if self.linear else None
         full = not (self.linear and sparse)
-        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4)
+        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4, flags=incomplete)
         if self.linear:
             self.recipe = self.linear_recipe
             self.checks = {"factors": ()}
@@ -255,7 +260,7 @@ class SparseVAE(Program):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
             likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(likelihood, batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         mask = slope = None
@@ -278,7 +283,7 @@ class SparseVAE(Program):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
             likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(likelihood, batch).to_event(1), obs=batch.x)
 
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         if not self.sparse:
@@ -296,7 +301,7 @@ class SparseVAE(Program):
         if not self.counts:
             pyro.sample("variance", self.variance().to_event(1))
         with self.rows(batch):
-            loc, tril = self.encoder(self.observation.inputs(batch))
+            loc, tril = self.encoder(self.observation.inputs(batch), batch.known)
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
 
     def _coarsened(self, batch: Batch) -> Any:
@@ -335,7 +340,7 @@ class SparseVAE(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """(rows, latent) posterior means; a latent that no feature uses is 0 throughout."""
-        loc = self.encoder(self.observation.inputs(batch))[0]
+        loc = self.encoder(self.observation.inputs(batch), batch.known)[0]
         return loc * self._in_use() if self.sparse else loc
 
     def mask(self) -> Tensor | None:
@@ -356,6 +361,7 @@ class SparseVAE(Program):
             self.variance.loc.copy_(2.0 * observed.spread.log())
         if not self.sparse or data.rows < LEAST_ROWS:
             return
+        batch = completed(batch, latents, generator, observed.size(batch) if self.counts else None)
         if self.linear:
             start = log_rates.varimax_factors(observed, batch, latents, generator)
             sd = torch.linalg.inv(start.precision).diagonal().clamp_min(1e-6).sqrt()  # of a factor analysis
@@ -379,7 +385,7 @@ class SparseVAE(Program):
         rows = torch.randperm(data.rows, generator=generator)[: EFFORT.finish_rows]
         batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
         mask = anchored(self.gate.open)  # (feature, latent)
-        loc, tril = self.encoder(self.observation.inputs(batch))
+        loc, tril = self.encoder(self.observation.inputs(batch), batch.known)
         draws = [loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1) for _ in range(EFFORT.finish_draws)]
 
         def log_density(z: Tensor, gate: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pyrocrl.claims.card import CONDITIONS, ON_WORD, OUTCOMES, Claim
+from pyrocrl.claims.card import AT_RANDOM, CONDITIONS, ON_WORD, OUTCOMES, Claim
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
@@ -347,6 +347,10 @@ def _given(known: _Known, claim: Claim, evidence: list[Finding]) -> dict[str, st
         if need in ON_WORD and told and not (need == "nonlinear_or_replaced" and program.mechanism_kind != "linear"):
             sentence, left = ON_WORD[need]
             out[sentence] = left
+    rows = (known.data, known.fit.data)
+    if any(data is not None and data.incomplete for data in rows):
+        sentence, left = AT_RANDOM
+        out[sentence] = left
     for sentence in out:
         check, detail = "none", ""
         if sentence.startswith("interventions") and (others := known.rivals):

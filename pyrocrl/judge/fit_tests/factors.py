@@ -10,22 +10,25 @@ from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.shared import MOST_ROWS, TELLING, situation
-from pyrocrl.judge.fit_tests.shared import Found, Test, goes_with_latents
+from pyrocrl.judge.fit_tests.left import what_is_left
+from pyrocrl.judge.fit_tests.shared import MOST_FEATURES, Found, Test, goes_with_latents
 from pyrocrl.turns import drawing
 
-MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
+WHOLE = 0.5  # share of rows without gaps from which these alone tell the number of factors
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 
 
 def _factors(fit: Fit, data: Data) -> Found | None:
     """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
-    latents."""
+    latents. Of rows that lack values by those that lack none, if most do; else by what a draw leaves of what was
+    measured."""
     if data.counts or data.features > MOST_FEATURES:
         return None
-    if data.incomplete:  # by rows that lack nothing, if there are any
-        data = data.rows_at(np.flatnonzero(data.known.all(1)))
-        if data.rows <= 2:
-            return None
+    if data.incomplete:
+        whole = data.known.all(1)
+        if whole.mean() < WHOLE:
+            return what_is_left(fit, data)
+        data = data.rows_at(np.flatnonzero(whole))
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
