@@ -9,7 +9,8 @@
 `model` sums components out, `recover` draws them given z. f is injective by construction and affine in pieces, but
 for corners rounded over a width of .05. It is given by the inverse, so that log p(z) and the volume at any x are exact.
 The guide inverts the likelihood: y = h(z) given x is Gaussian under a flat prior, N(m(x), (loadings' sigma^-2
-loadings)^-1), and q(z | x) is its image under h^-1.
+loadings)^-1), and q(z | x) is its image under h^-1. Values that are missing are left out of x's law, and of the guide's
+features: of rows that lack some, y is N(0, I) before.
 
 *Identified:* latents up to permutation, scale and shift, if f is injective and piecewise affine, latents are
 independent given c, and two components' variances have different ratios for all latents. Without independence
@@ -48,6 +49,7 @@ from pyrocrl.constructions import mixtures
 from pyrocrl.constructions.completed import completed
 from pyrocrl.dists import Normal
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.options import Size
 from pyrocrl.parts.piecewise_affine import CORNER, SLOPE, Maps, remix, unmix
 from pyrocrl.program import Features, Latents, check_sizes
@@ -272,7 +274,11 @@ class GMMVAE(Program):
         data = simulate.draw("kivva2022_2d", seed=seed, rows=3000)
         return cls(features=data.features, latents=2, starts=8, search_steps=800), data
 
-    studies = (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1))
+    studies = (
+        Study("kivva2022_2d", held_out=0.1),
+        Study("kivva2022_5d", held_out=0.1),
+        Lacking("kivva2022_2d", {"rows": 2000}, {"starts": 4, "search_steps": 400}, 3, recipe={"chains": 2}),
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ the gate is open: elsewhere the guide itself is their (pseudo-)prior. Gates end 
 then floats' slopes and variances behind a linear decoder at the means and deviations that they have with z summed out
 (`finish`, `exact.factor_analysis`): fitted as independent of z, they are too sure. Up to `LARGEST` of them.
 
+Values that are missing are left out of x's law; the encoder sees them at their features' means, is told which they
+are, and chains start from rows in which factors stand in for them (`completed`). Slopes and variances of rows that lack
+values stay as they were fitted, too sure.
+
 With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
 `smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
 (Miller & Dunson 2019) to that of alpha = 2 log(2 features) / rho^2 rows, in which a loading rho earns as much as the
@@ -63,6 +67,7 @@ from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.lab.studies.screens import PATHWAY, Screen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
@@ -454,6 +459,7 @@ class SparseVAE(Program):
     studies = (
         *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
         Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
+        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}, 3, recipe={"chains": 4}),
         Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=PATHWAY),
     )
 

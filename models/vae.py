@@ -28,6 +28,7 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import NegativeBinomial, Normal
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.parts.observation import column_deviations, column_means, log_rates
@@ -126,7 +127,10 @@ class VAE(Program):
         data = draw("moran2022", seed=seed, rows=400)
         return cls(features=data.features, latents=2, hidden=32), data
 
-    studies = tuple(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8))
+    studies = (
+        *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
+        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}),
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from pyrocrl.judge.checks.environments import open_directions
 from pyrocrl.judge.checks.shared import EVIDENT, SURE, TELLING
 from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.judge.fit_tests import Found, tests
+from pyrocrl.judge.gaps import Gaps, gaps_go_with
 from pyrocrl.options import Seed, checked
 from pyrocrl.turns import drawing
 
@@ -195,6 +196,16 @@ class _Known:
         """(parent, child) of each chain: probabilities that the class of the graph has an arc that way."""
         return [classes.mean(0) for classes, _, _ in class_draws(self.fit, self.data)]
 
+    @property
+    def lacking(self) -> Data | None:
+        """The rows of the fit, or these, if values are missing there."""
+        return next((rows for rows in (self.fit.data, self.data) if rows is not None and rows.incomplete), None)
+
+    @cached_property
+    def gaps(self) -> Gaps | None:
+        """Whether what is missing goes with what was measured; None where nothing is, or can be compared."""
+        return None if self.lacking is None else gaps_go_with(self.lacking)
+
     @cached_property
     def rivals(self) -> dict[str, float]:
         """Kinds of interventions that keep equations, against the kind told."""
@@ -245,6 +256,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         which = tuple(dict.fromkeys(name for lack in closed for name in lack.which))
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
+    by_chance = [known.gaps.words] if known.gaps is not None and known.gaps.words else []
     if len(compared) < 2:
         evidence_of = fit.log_evidence
         measure, unit = ("held-out objective", "nats a row") if evidence_of is None else ("evidence", "nats")
@@ -263,6 +275,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         return said("not converged", reason)
     if failed:
         tries = "; ".join(dict.fromkeys(each for test in failed if test.remedy for each in test.remedy.split("; ")))
+        doubts = "; ".join([doubts, *by_chance])
         return said("contradicted", doubts + (f". To try: {tries}" if tries else ""))
     apart = f", {stopped} stopped early and not compared," if stopped else ""
     reach = f"{int(ties.sum())} of {chains} chains{apart} reach the best objective and, aligned, "
@@ -287,7 +300,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         for kind, gain in (known.rivals if any(one.startswith("interventions") for one in given) else {}).items()
         if gain > -EVIDENT
     ]
-    reason = "; ".join([reach + words, *as_well])
+    reason = "; ".join([reach + words, *as_well, *by_chance])
     rows_each = np.bincount(known.data.env)
     if as_well and (few_rows := float(rows_each[rows_each > 0].min())) < TELLING:
         # a peak without edges, which such equations would have as well, is what few rows may leave of any graph
@@ -347,12 +360,14 @@ def _given(known: _Known, claim: Claim, evidence: list[Finding]) -> dict[str, st
         if need in ON_WORD and told and not (need == "nonlinear_or_replaced" and program.mechanism_kind != "linear"):
             sentence, left = ON_WORD[need]
             out[sentence] = left
-    rows = (known.data, known.fit.data)
-    if any(data is not None and data.incomplete for data in rows):
+    if known.lacking is not None:
         sentence, left = AT_RANDOM
         out[sentence] = left
     for sentence in out:
         check, detail = "none", ""
+        if sentence == AT_RANDOM[0] and known.gaps is not None:
+            check = "whether what is missing goes with what was measured"
+            detail = known.gaps.words or f"not to be seen (p = {known.gaps.p:.2g})"
         if sentence.startswith("interventions") and (others := known.rivals):
             check = "evidence of other kinds"
             detail = ", ".join(

@@ -208,6 +208,8 @@ _TABLE = (
     Metric("translation_error", "Error of a view told from another", "smaller", 3, True, ("cca", "chance")),
     Metric("translation_coverage", "Views inside 90 % intervals", None, figure=True),
     # missing values
+    Metric("lacking_mcc", "Correlation with the true latents (MCC)", "larger", 3, True, ("whole", "means"), True),
+    Metric("lacking_mask_f1", "Mask F1", "larger", 3, True, ("whole", "means")),
     Metric("fill_error", "Missing values, relative error", "smaller", 3, True, ("softimpute", "svd", "means"), True),
     Metric("fill_coverage", "Missing values inside 90 % intervals", None, 2, figure=True),
     # masks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import stats
@@ -14,21 +16,25 @@ from pyrocrl.judge.fit_tests.left import what_is_left
 from pyrocrl.judge.fit_tests.shared import MOST_FEATURES, Found, Test, goes_with_latents
 from pyrocrl.turns import drawing
 
-WHOLE = 0.5  # share of rows without gaps from which these alone tell the number of factors
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 
 
 def _factors(fit: Fit, data: Data) -> Found | None:
     """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
-    latents. Of rows that lack values by those that lack none, if most do; else by what a draw leaves of what was
-    measured."""
+    latents. Where values are missing by rows that lack none, and by what a draw leaves of all that was measured."""
     if data.counts or data.features > MOST_FEATURES:
         return None
     if data.incomplete:
-        whole = data.known.all(1)
-        if whole.mean() < WHOLE:
-            return what_is_left(fit, data)
-        data = data.rows_at(np.flatnonzero(whole))
+        whole = np.flatnonzero(data.known.all(1))
+        both = [what_is_left(fit, data), _number(fit, data.rows_at(whole)) if len(whole) > 2 else None]
+        found = [one for one in both if one is not None]
+        worst = min(found, key=lambda one: one.p, default=None)
+        return None if worst is None else replace(worst, p=min(1.0, worst.p * len(found)))
+    return _number(fit, data)
+
+
+def _number(fit: Fit, data: Data) -> Found | None:
+    """Whether they do, of rows that lack nothing."""
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]
