@@ -201,16 +201,16 @@ def test_whether_what_is_missing_goes_with_what_was_measured() -> None:
 @cache
 def mixed() -> tuple[pyrocrl.Fit, Data, Data]:
     """A fit of rows that lack a fifth of their values, these, and the same ones whole."""
-    whole = clusters(100, WIDTHS)
+    whole = clusters(100, WIDTHS, rows=1000)
     data = holed(whole)
-    program = pyrocrl.build("gmm_vae", data, latents=2, components=3, layers=1, starts=4, search_steps=300)
+    program = pyrocrl.build("gmm_vae", data, latents=2, components=3, layers=1, starts=2, search_steps=200)
     return pyrocrl.fit(program, data, chains=2, epochs=10, seed=0, progress=False), data, whole
 
 
 def test_latents_are_recovered_where_means_in_place_of_gaps_lose_them() -> None:
     fit, data, whole = mixed()
     means = Data(completions.column_means(data.x), truth=data.truth)
-    options = {"latents": 2, "components": 3, "layers": 1, "starts": 4, "search_steps": 300}
+    options = {"latents": 2, "components": 3, "layers": 1, "starts": 2, "search_steps": 200}
     rival = pyrocrl.fit(pyrocrl.build("gmm_vae", means, **options), means, chains=1, epochs=5, seed=0, progress=False)
     own = metrics.mcc(whole.truth["z"], fit.latents(data))
     assert 1 - own < 0.005 < (1 - metrics.mcc(whole.truth["z"], rival.latents(means))) / 4
