@@ -41,6 +41,7 @@ BEFORE = {
     "softimpute": "softImpute",
     "svd": "truncated SVD",
     "means": "columns' means",
+    "whole": "the same rows, whole",
     "other": "other model",
     "logged": "of log(1 + x)",
     "nmf": "NMF",
