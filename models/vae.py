@@ -129,7 +129,7 @@ class VAE(Program):
 
     studies = (
         *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
-        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}, 4),
+        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}, 4, recipe={"chains": 4}),
     )
 
 

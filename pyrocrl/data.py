@@ -88,6 +88,13 @@ class Units:
         """What a row's log-density loses when x is told in the data's units."""
         return float(np.log(self.scale).sum())
 
+    def volumes(self, data: Data) -> float | Array:
+        """The same of these rows: one number, or (data,) where values are missing, of those that were measured."""
+        if not data.incomplete:
+            return self.log_volume
+        out: Array = data.known @ np.log(self.scale)
+        return out
+
 
 @dataclass(frozen=True)
 class Batch:

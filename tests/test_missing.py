@@ -198,6 +198,25 @@ def test_whether_what_is_missing_goes_with_what_was_measured() -> None:
     assert gaps_go_with(lone(0)) is None
 
 
+def test_densities_are_in_the_units_of_what_was_measured() -> None:
+    """A column in other units moves the density of the rows that have it, and of no other."""
+    data, unit = floats(), np.array([1.0, 10.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    fits = []
+    for x in (data.x, data.x * unit):
+        rows = Data(x, missing=True)
+        fit = pyrocrl.fit(pyrocrl.build("vae", rows, latents=2), rows, chains=1, epochs=2, seed=0, progress=False)
+        tree = fit.posterior(2, predictive=True)
+        total = tree["sample_stats"]["lp"].to_numpy().mean()
+        fits.append(
+            (fit.held_out_objective(rows), tree["log_likelihood"]["x"].to_numpy().mean((0, 1)), total, fit.scores)
+        )
+    lost = data.known[:, 1] * np.log(10.0)
+    for which in (0, 1):
+        np.testing.assert_allclose(fits[0][which] - fits[1][which], lost, atol=1e-3)
+    assert fits[0][2] - fits[1][2] == pytest.approx(lost.sum(), abs=0.05)
+    assert fits[0][3][0] - fits[1][3][0] == pytest.approx(lost.mean(), abs=0.5)
+
+
 @cache
 def mixed() -> tuple[pyrocrl.Fit, Data, Data]:
     """A fit of rows that lack a fifth of their values, these, and the same ones whole."""
