@@ -83,7 +83,8 @@ def model_page(program: type[Program]) -> str:
     facts += ["needs pairs of rows"] * card.needs_pairs
     facts += ["needs series"] * card.needs_series
     facts += ["needs views"] * card.needs_views + ["rows may lack views"] * card.reads_gaps
-    facts += ["values may be missing"] * card.reads_missing
+    if card.reads_missing:
+        facts.append(f"values may be missing: {', '.join(card.reads_missing)}")
     parts = [f"# {card.title}", " · ".join(facts), f"**{card.summary}**"]
     if card.when:
         use, avoid = card.when

@@ -66,6 +66,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.constructions.count_starts import matrix_start
 from pyrocrl.constructions.matrix_starts import filled, start
 from pyrocrl.dists import Categorical, InverseGamma, LogNormal, MultivariateNormal, NegativeBinomial, Normal, SpikeSlab
@@ -98,7 +99,7 @@ class EBMF(Program):
         assumes=(
             "x, or the log rate of counts, is linear in the latents",
             NOISE,
-            "what is missing does not depend on what its values are",
+            AT_RANDOM[0],
         ),
         claims=(
             Claim("latents", ("permutation", "scale"), (SPARSEST,), NEEDS),
@@ -126,7 +127,7 @@ class EBMF(Program):
             "factors start together in place of one by one",
             "counts have a law of their own",
         ),
-        reads_missing=True,
+        reads_missing=("gaussian",),
         approximate="How many factors are on is settled by BIC at the start and draws are given it, so for data of its "
         "own story, with factors that hardly show, intervals of loadings are too narrow. Of counts it is settled to "
         "second order, and latents are drawn by Laplace's approximation given all else.",
@@ -215,9 +216,7 @@ class EBMF(Program):
                 law = NegativeBinomial(None, dispersion, log_rate=log_rate, size=size)
             else:
                 law = Normal(z @ loadings.mT, variance.sqrt())
-            if batch.known is not None and batch.x is not None:
-                law = law.mask(batch.known)
-            pyro.sample("x", law.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(law, batch).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         if self.counts:

@@ -9,7 +9,8 @@
 `model` sums components out, `recover` draws them given z. f is injective by construction and affine in pieces, but
 for corners rounded over a width of .05. It is given by the inverse, so that log p(z) and the volume at any x are exact.
 The guide inverts the likelihood: y = h(z) given x is Gaussian under a flat prior, N(m(x), (loadings' sigma^-2
-loadings)^-1), and q(z | x) is its image under h^-1.
+loadings)^-1), and q(z | x) is its image under h^-1. Values that are missing are left out of x's law, and of the guide's
+features: of rows that lack some, y is N(0, I) before.
 
 *Identified:* latents up to permutation, scale and shift, if f is injective and piecewise affine, latents are
 independent given c, and two components' variances have different ratios for all latents. Without independence
@@ -43,7 +44,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.constructions import mixtures
+from pyrocrl.constructions.completed import completed
 from pyrocrl.dists import Normal
 from pyrocrl.lab.studies import Study
 from pyrocrl.options import Size
@@ -54,7 +57,7 @@ NOISE = 1e-4  # least noise of a standardised feature
 
 
 class Unmixed(TorchDistribution):
-    """The law of z = h^-1(y) for y ~ N(loc, tril tril'): loc (rows, latent), tril (latent, latent)."""
+    """The law of z = h^-1(y) for y ~ N(loc, tril tril'): loc (rows, latent), tril (latent, latent), or one a row."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
@@ -68,13 +71,15 @@ class Unmixed(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """By cubature: the average of 2 latent points, exact where h^-1 is a polynomial of degree three."""
-        steps = math.sqrt(self.loc.shape[-1]) * self.tril.mT  # (latent, latent)
-        points = torch.cat([self.loc + steps[:, None], self.loc - steps[:, None]])  # (2 latent, rows, latent)
+        steps = math.sqrt(self.loc.shape[-1]) * self.tril.mT  # (latent, latent), or one a row
+        steps = steps[:, None] if steps.dim() == 2 else steps.transpose(0, 1)  # (latent, rows, latent)
+        points = torch.cat([self.loc + steps, self.loc - steps])  # (2 latent, rows, latent)
         return unmix(points, self.maps, CORNER)[0].mean(0)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
-        y = self.loc + torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) @ self.tril.mT
+        e = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        y = self.loc + (e @ self.tril.mT if self.tril.dim() == 2 else (self.tril @ e[..., None])[..., 0])
         z, log_det = unmix(y, self.maps, CORNER)
         self.drawn = (z, self._log_prob(y, log_det))
         return z
@@ -89,7 +94,10 @@ class Unmixed(TorchDistribution):
         return self._log_prob(y, unmix(y, self.maps, CORNER)[1])
 
     def _log_prob(self, y: Tensor, log_det: Tensor) -> Tensor:
-        e = torch.linalg.solve_triangular(self.tril, (y - self.loc).mT, upper=False).mT
+        if self.tril.dim() == 2:
+            e = torch.linalg.solve_triangular(self.tril, (y - self.loc).mT, upper=False).mT
+        else:
+            e = torch.linalg.solve_triangular(self.tril, (y - self.loc)[..., None], upper=False)[..., 0]
         volume = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * e.shape[-1] * math.log(2 * math.pi)
         return -0.5 * e.square().sum(-1) - volume - log_det
 
@@ -108,6 +116,7 @@ class GMMVAE(Program):
         assumes=(
             "latents are a finite Gaussian mixture",
             "the decoder is injective and affine in pieces, and its image spans as many dimensions as latents",
+            AT_RANDOM[0],
         ),
         claims=(
             Claim(
@@ -130,6 +139,7 @@ class GMMVAE(Program):
             "the decoder is injective by design; its inverse is the guide",
             "chains start as the proof goes: full covariances first, then their joint diagonalisation",
         ),
+        reads_missing=("gaussian",),
         status="stable",
     )
     checks = {"left": ()}
@@ -176,12 +186,12 @@ class GMMVAE(Program):
             component = pyro.sample("component", dist.Categorical(weights))  # (rows,)
             z = pyro.sample("z", Normal(centres[component], spreads[component]).to_event(1))  # (rows, latent)
             mean = self._mean(z)  # (rows, feature)
-            pyro.sample("x", Normal(mean, self._noise()).to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(Normal(mean, self._noise()), batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         with self.rows(batch):
             z = pyro.sample("z", self._prior())  # (rows, latent)
-            pyro.sample("x", Normal(self._mean(z), self._noise()).to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(Normal(self._mean(z), self._noise()), batch).to_event(1), obs=batch.x)
 
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         prior = self._prior()
@@ -191,7 +201,7 @@ class GMMVAE(Program):
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
-            pyro.sample("z", self._posterior(batch.x))
+            pyro.sample("z", self._posterior(batch))
 
     def _mean(self, z: Tensor) -> Tensor:
         """(rows, feature) E[x | z]."""
@@ -199,7 +209,7 @@ class GMMVAE(Program):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self._posterior(batch.x).mean
+        return self._posterior(batch).mean
 
     def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (component,), means and standard deviations (component, latent) of the latents' law."""
@@ -219,10 +229,20 @@ class GMMVAE(Program):
             dist.Categorical(logits=self.logits, validate_args=False), component, validate_args=False
         )
 
-    def _posterior(self, x: Tensor) -> Unmixed:
+    def _posterior(self, batch: Batch) -> Unmixed:
+        """By all features under a flat prior of y; of rows that lack some by the rest, y being N(0, I) before."""
         weighted = self.loadings / self._noise().square()[:, None]  # (feature, latent)
-        tril = torch.linalg.cholesky_ex(torch.linalg.inv_ex(self.loadings.mT @ weighted).inverse).L
-        loc = (x - self.centre) @ weighted @ tril @ tril.mT  # (rows, latent)
+        apart = batch.x - self.centre
+        if batch.known is None:
+            tril = torch.linalg.cholesky_ex(torch.linalg.inv_ex(self.loadings.mT @ weighted).inverse).L
+            return Unmixed(apart @ weighted @ tril @ tril.mT, tril, self._maps())
+        known = batch.known.to(apart.dtype)
+        pairs = (self.loadings[:, :, None] * weighted[:, None]).flatten(1)  # (feature, latent squared)
+        own = (known @ pairs).unflatten(1, (weighted.shape[1], -1))  # (rows, latent, latent)
+        lacks = (~batch.known).any(1).to(apart.dtype)[:, None]
+        precision = own + torch.diag_embed(lacks.expand(-1, weighted.shape[1]))
+        tril = torch.linalg.cholesky_ex(torch.linalg.inv_ex(precision).inverse).L
+        loc = (tril @ (tril.mT @ ((known * apart) @ weighted)[..., None]))[..., 0]  # (rows, latent)
         return Unmixed(loc, tril, self._maps())
 
     # -- from data ---------------------------------------------------------------------------------------------
@@ -230,7 +250,7 @@ class GMMVAE(Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Principal components y of the standardised features, then a search of h^-1 by maximum likelihood of y."""
         latents = self.config["latents"]
-        x = data.tensors(dtype=torch.float64).x
+        x = completed(data.tensors(dtype=torch.float64), latents, generator).x
         mean, sd = x.mean(0), x.std(0).clamp_min(1e-12)
         standard = (x - mean) / sd
         value, vector = torch.linalg.eigh(standard.mT @ standard / len(x))

@@ -18,6 +18,10 @@ the gate is open: elsewhere the guide itself is their (pseudo-)prior. Gates end 
 then floats' slopes and variances behind a linear decoder at the means and deviations that they have with z summed out
 (`finish`, `exact.factor_analysis`): fitted as independent of z, they are too sure. Up to `LARGEST` of them.
 
+Values that are missing are left out of x's law; the encoder sees them at their features' means, is told which they
+are, and chains start from rows in which factors stand in for them (`completed`). Slopes and variances of rows that lack
+values stay as they were fitted, too sure.
+
 With thousands of rows a loading of any size is significant, and no model of real counts is right to that precision.
 `smallest_loading` = rho asks for loadings of that standardised size and larger: the mask's posterior is coarsened
 (Miller & Dunson 2019) to that of alpha = 2 log(2 features) / rho^2 rows, in which a loading rho earns as much as the
@@ -56,17 +60,20 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.constructions import anchors, gates, log_rates
+from pyrocrl.constructions.completed import completed
 from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.lab.studies.screens import PATHWAY, Screen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
 from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder, turned_weights
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Batches, Features, Latents, Likelihood, check_sizes
+from pyrocrl.program import Batches, Features, Incomplete, Latents, Likelihood, check_sizes
 
 NEEDS = ("two_anchors", "not_collinear")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
@@ -108,6 +115,7 @@ class SparseVAE(Program):
             "each feature depends on few latents",
             "noise is independent between features",
             "latents are independent, unless `correlated`",
+            AT_RANDOM[0],
         ),
         claims=(
             Claim("latents", ("permutation", "elementwise"), needs=NEEDS),
@@ -128,6 +136,7 @@ class SparseVAE(Program):
             "the latents' correlation is learned",
             "chains start from the anchors found in the data",
         ),
+        reads_missing=("gaussian", "negative_binomial"),
         likelihoods=("gaussian", "negative_binomial"),
         status="stable",
     )
@@ -185,6 +194,7 @@ class SparseVAE(Program):
         batches: Batches = 1,
         hidden: Size = 50,
         slab: Positive | None = None,
+        incomplete: Incomplete = False,
     ) -> None:
         """decoder: None = linear for counts. sparse: whether features have a mask. hidden: units of networks' layers.
         correlated: whether R is learned; None = where the decoder is nonlinear.
@@ -209,7 +219,7 @@ class SparseVAE(Program):
         # behind a nonlinear decoder a linear map only leads astray where x is far out, as with products of latents
         mean = nn.Linear(features, latents) if self.linear else None
         full = not (self.linear and sparse)
-        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4)
+        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4, flags=incomplete)
         if self.linear:
             self.recipe = self.linear_recipe
             self.checks = {"factors": ()}
@@ -255,7 +265,7 @@ class SparseVAE(Program):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
             likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(likelihood, batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
         mask = slope = None
@@ -278,7 +288,7 @@ class SparseVAE(Program):
             z = pyro.sample("z", self._prior_z())  # (rows, latent)
             eta = self._eta(z, mask, slope)  # (rows, feature)
             likelihood = self.observation.likelihood(eta, batch, None if self.counts else variance.sqrt())
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(likelihood, batch).to_event(1), obs=batch.x)
 
     def recover(self, batch: Batch, **kept: Tensor) -> None:
         if not self.sparse:
@@ -296,7 +306,7 @@ class SparseVAE(Program):
         if not self.counts:
             pyro.sample("variance", self.variance().to_event(1))
         with self.rows(batch):
-            loc, tril = self.encoder(self.observation.inputs(batch))
+            loc, tril = self.encoder(self.observation.inputs(batch), batch.known)
             pyro.sample("z", MultivariateNormal(loc, scale_tril=tril))
 
     def _coarsened(self, batch: Batch) -> Any:
@@ -335,7 +345,7 @@ class SparseVAE(Program):
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """(rows, latent) posterior means; a latent that no feature uses is 0 throughout."""
-        loc = self.encoder(self.observation.inputs(batch))[0]
+        loc = self.encoder(self.observation.inputs(batch), batch.known)[0]
         return loc * self._in_use() if self.sparse else loc
 
     def mask(self) -> Tensor | None:
@@ -356,6 +366,7 @@ class SparseVAE(Program):
             self.variance.loc.copy_(2.0 * observed.spread.log())
         if not self.sparse or data.rows < LEAST_ROWS:
             return
+        batch = completed(batch, latents, generator, observed.size(batch) if self.counts else None)
         if self.linear:
             start = log_rates.varimax_factors(observed, batch, latents, generator)
             sd = torch.linalg.inv(start.precision).diagonal().clamp_min(1e-6).sqrt()  # of a factor analysis
@@ -392,7 +403,7 @@ class SparseVAE(Program):
         rows = torch.randperm(data.rows, generator=generator)[: EFFORT.finish_rows]
         batch = data.rows_at(rows.numpy()).tensors(self.gate.logits.device, self.gate.logits.dtype)
         mask = anchored(self.gate.open)  # (feature, latent)
-        loc, tril = self.encoder(self.observation.inputs(batch))
+        loc, tril = self.encoder(self.observation.inputs(batch), batch.known)
         draws = [loc + (tril @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1) for _ in range(EFFORT.finish_draws)]
 
         def log_density(z: Tensor, gate: Tensor) -> Tensor:
@@ -461,6 +472,7 @@ class SparseVAE(Program):
     studies = (
         *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
         Study("perturb_seq", {"rows": 3000}, {"latents": 6}),
+        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}, 3, recipe={"chains": 4}),
         Screen("papalexi2021", build={"latents": 15}, seeds=1, knockouts=PATHWAY),
     )
 

@@ -5,7 +5,8 @@
     x_ij  ~ NegativeBinomial(s_i exp(f(z_i)_j), r_j)
 
 f is one MLP, s_i the size factor, sigma_j and r_j are learned constants. The guide is q(z_i | x_i) = N(mu, diag)
-from an MLP of x (of log(1 + x / s) for counts). `model` is the story: nothing is summed out.
+from an MLP of x (of log(1 + x / s) for counts). `model` is the story: nothing is summed out. Values that are missing
+are left out of x's law; the MLP sees them at their features' means, and is told which they are.
 
 *Identified:* nothing. Any map that leaves N(0, I) as it is, such as a rotation, can be undone by f, so two chains
 with the same likelihood may have different latents. It stands beside every other model as the row to beat.
@@ -27,9 +28,11 @@ from torch.nn.functional import softplus
 from pyrocrl import Batch, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.dists import NegativeBinomial, Normal
 from pyrocrl.lab.studies import Study
+from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
-from pyrocrl.program import Features, Latents, Likelihood, check_sizes
+from pyrocrl.parts.observation import column_deviations, column_means, log_rates
+from pyrocrl.program import Features, Incomplete, Latents, Likelihood, check_sizes
 
 START_CELLS, START_ROWS = 3e7, 2_000  # entries of x that a start reads, and rows at least
 
@@ -53,6 +56,7 @@ class VAE(Program):
             ),
         ),
         differs=("each feature has its own noise scale", "count likelihood"),
+        reads_missing=("gaussian", "negative_binomial"),
         likelihoods=("gaussian", "negative_binomial"),
         status="stable",
     )
@@ -65,12 +69,13 @@ class VAE(Program):
         latents: Latents,
         likelihood: Likelihood = "gaussian",
         hidden: Size = 64,
+        incomplete: Incomplete = False,
     ) -> None:
         """hidden: units of each layer of encoder and decoder."""
         super().__init__()
         check_sizes(features, latents, square=True)
         self.counts = likelihood == "negative_binomial"
-        self.encoder = GaussianEncoder(features, latents, (hidden, hidden))
+        self.encoder = GaussianEncoder(features, latents, (hidden, hidden), flags=incomplete)
         self.decoder = MLP([latents, hidden, hidden, features])
         self.shift = nn.Parameter(torch.zeros(features))  # column means, of x or of log rates
         self.raw_noise = nn.Parameter(torch.zeros(features))  # sigma or r, before softplus
@@ -80,14 +85,14 @@ class VAE(Program):
         """Start at the columns' means and spreads, of large tables in rows spread over them."""
         batch = data.some(START_CELLS, START_ROWS).tensors(dtype=self.shift.dtype)
         self.size_unit.copy_(batch.size_factor.mean())
-        seen = self._seen(batch)
-        self.encoder.standardise(seen.mean(0), seen.std(0))
+        seen, known = self._seen(batch), batch.known
+        mean, sd = column_means(seen, known), column_deviations(seen, known)
+        self.encoder.standardise(mean, sd)
         if self.counts:
-            rate = (batch.x.sum(0) + 0.5) / self._size(batch).sum()
-            self.shift.copy_(rate.log())
+            self.shift.copy_(log_rates(batch.x, self._size(batch), known))
         else:
-            self.shift.copy_(batch.x.mean(0))
-            self.raw_noise.copy_(batch.x.std(0).expm1().clamp_min(1e-3).log())
+            self.shift.copy_(mean)
+            self.raw_noise.copy_(sd.expm1().clamp_min(1e-3).log())
 
     def story(self, batch: Batch) -> None:
         zero = torch.zeros(self.config["latents"], dtype=batch.dtype, device=batch.device)
@@ -97,16 +102,16 @@ class VAE(Program):
             noise = softplus(self.raw_noise) + 1e-4  # (feature,)
             size = self._size(batch)[:, None]
             likelihood = NegativeBinomial(None, noise, log_rate=mean, size=size) if self.counts else Normal(mean, noise)
-            pyro.sample("x", likelihood.to_event(1), obs=batch.x)
+            pyro.sample("x", self.measured(likelihood, batch).to_event(1), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
-            loc, scale = self.encoder(self._seen(batch))
+            loc, scale = self.encoder(self._seen(batch), batch.known)
             pyro.sample("z", Normal(loc, scale).to_event(1))
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        return self.encoder(self._seen(batch))[0]
+        return self.encoder(self._seen(batch), batch.known)[0]
 
     def _seen(self, batch: Batch) -> Tensor:
         return torch.log1p(batch.x / self._size(batch)[:, None]) if self.counts else batch.x
@@ -122,7 +127,10 @@ class VAE(Program):
         data = draw("moran2022", seed=seed, rows=400)
         return cls(features=data.features, latents=2, hidden=32), data
 
-    studies = tuple(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8))
+    studies = (
+        *(Study("moran2022", {"rho": rho}, {"latents": 5}) for rho in (0.0, 0.8)),
+        Lacking("moran2022", {"rho": 0.0, "rows": 1000}, {"latents": 5}, 4, recipe={"chains": 4}),
+    )
 
 
 if __name__ == "__main__":

@@ -88,6 +88,13 @@ class Units:
         """What a row's log-density loses when x is told in the data's units."""
         return float(np.log(self.scale).sum())
 
+    def volumes(self, data: Data) -> float | Array:
+        """The same of these rows: one number, or (data,) where values are missing, of those that were measured."""
+        if not data.incomplete:
+            return self.log_volume
+        out: Array = data.known @ np.log(self.scale)
+        return out
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -274,7 +281,7 @@ class Data:
     view: views of the features, such as RNA and ATAC: (feature,) names, or a mapping of views to names of their
         features; two or more. A row may lack whole views: x is NaN there.
     missing: whether single values of x may be missing, NaN: models whose card says `reads_missing` leave them out of
-        the likelihood, and all others refuse such rows. Not of counts, nor along with views.
+        the likelihood, and all others refuse such rows. Not along with views, and not all values of a row.
     feature_names: (feature,) unique names; None = the table's, else
         feature_0, feature_1, ...; aux_names: (aux,) likewise. row_names: (data,) such as barcodes; None = the table's.
         Rows are known by their positions where names are those, or where one is there twice, with a warning.
@@ -383,6 +390,7 @@ class Data:
         if features < 2:
             reject("x", f"{features} feature{'s' * (features != 1)}", "at least 2 features")
         gaps, first = np.zeros(features, dtype=np.int64), -1  # missing values of each feature; the first row with one
+        empty = -1  # the first row without any value
         for start, block in _blocks(self.x):
             if not np.isfinite(block).all():
                 missing = np.isnan(block)
@@ -398,11 +406,15 @@ class Data:
                     continue
                 first = start + int(missing.any(1).argmax()) if first < 0 else first
                 gaps += missing.sum(0)
+                if empty < 0 and (none := missing.all(1)).any():
+                    empty = start + int(none.argmax())
         if gaps.any() and not missing_allowed:
             allowed = "finite numbers: fill gaps in, or leave out features (in files: drop) or rows (where); "
-            other = "missing=True (--missing) for models that leave gaps out, as ebmf"
+            other = "missing=True (--missing) for models that leave gaps out, such as ebmf"
             allowed += other if self.view is None else "a row may lack a whole view"
             reject("x", _gaps_told(gaps, first, self.feature_names), allowed)
+        if empty >= 0:
+            reject("x", f"row {empty} without any value", "rows of which something was measured: leave the others out")
         self.incomplete = bool(gaps.any())
         if self.view is not None:
             if (bare := np.flatnonzero(~self.present.any(1))).size:
@@ -458,10 +470,6 @@ class Data:
         return whole and counted
 
     def _check_counts(self) -> None:
-        if self.incomplete:
-            reject(
-                "x", f"counts with {self.missing_told()}", "counts that are all there, or counts=False (--no-counts)"
-            )
         for start, block in _blocks(self.x):
             bad = np.argwhere((block < 0) | ((block != np.round(block)) & ~np.isnan(block)))
             if bad.size:
@@ -586,6 +594,9 @@ class Data:
             return np.ones(self.rows)
         if self.gaps:
             reject("size_factor", "None, with rows that lack a view", "one number per row, or 1")
+        if self.incomplete:
+            allowed = "one number per row, such as counts of features that all rows have, or 1 (--size-factor none)"
+            reject("size_factor", f"None, with {self.missing_told()}, of which rows have no sums", allowed)
         sums = np.asarray(self.x.sum(1, dtype=np.float64)).reshape(self.rows)
         if (empty := np.flatnonzero(sums == 0)).size:
             more = f" and in {empty.size - 1} more" * (empty.size > 1)
@@ -1033,10 +1044,18 @@ def are_counts(x: Any) -> bool:
         return False
     if x.dtype.kind not in "iub":
         values = x.data.reshape(-1, 1) if scipy.sparse.issparse(x) else x
-        if not all((block == np.round(block)).all() for _, block in _blocks(values)):
+        for _, block in _blocks(values):
+            with np.errstate(invalid="ignore"):
+                if not ((block == np.round(block)) | np.isnan(block)).all():
+                    return False
+    low, high = x.min(), x.max()
+    if np.isnan(low):  # what is missing says nothing
+        stored = x.data if scipy.sparse.issparse(x) else x
+        if np.isnan(stored).all():
             return False
-    low = x.min()
-    return bool(low == 0 or (low > 0 and x.max() > MOST_RATED))
+        low, high = np.nanmin(stored), np.nanmax(stored)
+        low = min(low, 0) if scipy.sparse.issparse(x) and x.nnz < x.shape[0] * x.shape[1] else low
+    return bool(low == 0 or (low > 0 and high > MOST_RATED))
 
 
 def _blocks(x: Any, cells: int = 4_000_000) -> Iterator[tuple[int, Array]]:

@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from pyrocrl.arrays import floats
+from pyrocrl.claims.card import READ_MISSING
 from pyrocrl.data import Data, columns_of, places
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
@@ -324,7 +325,8 @@ def fill(fit: Fit, data: Data | None = None, *, draws: Draws = 50, level: Share 
     not leave missing values out.
     """
     if not fit.program.card.reads_missing:
-        reject("fit", f"a fit of {fit.program.card.name}", "a model that leaves out what is missing, such as ebmf")
+        models = ", ".join(READ_MISSING["gaussian"])
+        reject("fit", f"a fit of {fit.program.card.name}", f"a model that leaves out what is missing: {models}")
     data = fit._data(data)
     fit.program.check(data)
     batch = fit.batch_of(data).annealed()

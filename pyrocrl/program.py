@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrocrl import options
-from pyrocrl.claims.card import TARGETS, Claim, ModelCard
+from pyrocrl.claims.card import READ_MISSING, TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
 from pyrocrl.data import Batch, Data, _some, customary_controls
 from pyrocrl.errors import InputError, one_of, reject
@@ -50,6 +50,9 @@ Intervention = Annotated[Literal["perfect", "soft", "variance", "shift"], "what 
 Likelihood = Annotated[
     Literal["gaussian", "negative_binomial"],
     "the law of x given its mean; read off the data, negative_binomial of counts",
+]
+Incomplete = Annotated[
+    bool, "whether single values may be missing, which encoders are then told of each row; read off the data"
 ]
 EdgeProbability = Annotated[float, Bounds(0, 1), "a priori, that there is an edge between two latents"]
 
@@ -302,6 +305,12 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         return pyro.plate("data", batch.total, subsample=batch.index, dim=-1)
 
     @staticmethod
+    def measured(law: Any, batch: Batch) -> Any:
+        """The law (rows, feature) of x where it was measured: a value that is missing counts for nothing. A story says
+        so in place of `law`, before `to_event`."""
+        return law if batch.known is None or batch.x is None else law.mask(batch.known)
+
+    @staticmethod
     def along(
         order: Sequence[int], law: Callable[[int, Tensor], Any], start: Tensor, told: Tensor | None = None
     ) -> Tensor:
@@ -440,6 +449,9 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
         self.check_views(data)
         self.check_missing(data)
+        if data.incomplete and self.config.get("incomplete") is False:
+            allowed = "finite numbers, or a program with incomplete=True, fitted to rows that lack some"
+            reject("x", f"{data.missing_told()}, which this {self.card.name} has not learned to read", allowed)
         views = self.config.get("views")
         if views is not None and data.view_labels().tolist() != views:
             reject(
@@ -502,9 +514,11 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
     @classmethod
     def check_missing(cls, data: Data) -> None:
         """Raise InputError for single values that are missing, unless it leaves them out of the likelihood."""
-        if data.incomplete and not cls.card.reads_missing:
-            allowed = "finite numbers, or a model that leaves out what is missing, such as ebmf"
-            reject("x", f"{data.missing_told()}, which {cls.card.name} does not read", allowed)
+        law = "negative_binomial" if data.counts else "gaussian"
+        if data.incomplete and law not in cls.card.reads_missing:
+            counts, models = " of counts" * data.counts, ", ".join(READ_MISSING[law])
+            allowed = f"finite numbers, or a model that leaves out what is missing{counts}: {models}"
+            reject("x", f"{data.missing_told()}, which {cls.card.name} does not read{counts}", allowed)
 
     def check_control(self, data: Data) -> None:
         """Raise InputError where environment 0 has to be the control, and the data know none."""
@@ -543,6 +557,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             filled["kinds"] = list(data.env_names)
         if "batches" in known:
             filled["batches"] = len(data.batch_names)
+        if "incomplete" in known:
+            filled["incomplete"] = data.incomplete
         if "aux" in known and data.aux is not None:
             filled["aux"] = data.aux.shape[1]
         if "likelihood" in known:

@@ -215,16 +215,19 @@ HOLED = np.where(np.eye(6, 4) > 0, np.nan, X)
 def test_only_models_that_leave_them_out_are_given_missing_values() -> None:
     data = Data(HOLED, missing=True)
     assert data.incomplete and data.measured.tolist() == [5, 5, 5, 5]
-    for model in ("vae", "spike_slab_fa", "gmm_vae"):
-        message = rf"^x: found 4 missing values in 4 of 4 features, .* 'feature_0' \(1\).*, which {model} does not read"
+    for model in ("ivae", "spike_slab_fa", "plt_fa"):
+        message = (
+            rf"^x: found 4 missing values in 4 of 4 features, .* 'feature_0' \(1\).*, which {model} does not read; "
+        )
+        message += "allowed: finite numbers, or a model that leaves out what is missing: ebmf, gmm_vae, sparse_vae, vae"
         with pytest.raises(InputError, match=message):
             pyrocrl.build(model, data, latents=2)
     whole = Data(np.random.default_rng(0).normal(size=(30, 4)))
-    with pytest.raises(InputError, match="which vae does not read"):
+    with pytest.raises(InputError, match="which this vae has not learned"):
         pyrocrl.fit(pyrocrl.build("vae", whole, latents=2), data)
     assert pyrocrl.build("ebmf", data, latents=2).config["features"] == 4
     lacks = {c.model: c.lacks for c in pyrocrl.choose(data, latents=2)}
-    assert not lacks["ebmf"] and any("does not read" in one for one in lacks["vae"])
+    assert not lacks["ebmf"] and any("does not read" in one for one in lacks["plt_fa"])
     assert not Data(X, missing=True).incomplete
 
 
@@ -232,7 +235,11 @@ def test_only_models_that_leave_them_out_are_given_missing_values() -> None:
     ("make", "message"),
     [
         (lambda: Data(HOLED), r"x: found 4 missing values .*; missing=True \(--missing\) for models"),
-        (lambda: Data(np.round(HOLED), counts=True, missing=True), "x: found counts with 4 missing values"),
+        (lambda: Data(np.round(HOLED), counts=True, missing=True), "size_factor: found None, with 4 missing values"),
+        (
+            lambda: Data(np.where(np.arange(6)[:, None] == 2, np.nan, X), missing=True),
+            "x: found row 2 without any value; allowed: rows of which something was measured",
+        ),
         (lambda: Data(HOLED, missing=True, view=list("aabb")), "missing: found True, with views; allowed: one of both"),
         (
             lambda: pyrocrl.choose(Data(np.where(np.arange(4) == 1, np.nan, X), missing=True)),
@@ -270,8 +277,18 @@ def test_files_and_the_shell_hold_missing_values(tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert any(one["model"] == "ebmf" and not one["lacks"] for one in json.loads(out)["models"])
     assert main(told) == 2 and "--missing" in capsys.readouterr().err
-    fit = ["fit", "vae", "--data", str(tmp_path / "holed.csv"), "--missing", "--latents", "2", "--out", str(tmp_path)]
-    assert main([*fit, "--force"]) == 2 and "which vae does not read" in capsys.readouterr().err
+    fit = [
+        "fit",
+        "plt_fa",
+        "--data",
+        str(tmp_path / "holed.csv"),
+        "--missing",
+        "--latents",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*fit, "--force"]) == 2 and "which plt_fa does not read" in capsys.readouterr().err
 
 
 def test_the_shell_fills_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

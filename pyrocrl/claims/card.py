@@ -146,6 +146,16 @@ CONDITIONS: dict[str, str] = {
     "no_turn_fits": "latents that are turned among each other fit worse",
     "nonlinear_equations": "equations are nonlinear, or shifts tell the directions that they leave open",
 }
+# of data in which values are missing, beside what a claim is given; and what is left where it is wrong
+AT_RANDOM = (
+    "what is missing does not depend on what its values are",
+    "a feature that is left out where it is high or low is bent there, and latents and loadings with it",
+)
+# models that take rows in which single values are missing, by the law of x
+READ_MISSING = {
+    "gaussian": ("ebmf", "gmm_vae", "sparse_vae", "vae"),
+    "negative_binomial": ("sparse_vae", "vae"),
+}
 # conditions that others imply: an intervention that changes nothing is none
 IMPLIED = {"one_intervention_per_latent": "interventions_show", "two_interventions_per_latent": "interventions_show"}
 
@@ -285,8 +295,8 @@ class ModelCard:
     `TARGETS`) of telling which latents the environments intervene on, `values` (a key of `VALUES`) what latents are.
     `settings` names published simulation settings
     with known truth; `Program` adds those of the model's studies. A claim has to be backed by a reference.
-    reads_gaps: rows may lack whole views; reads_missing: single values may be missing. Models that do not say so refuse
-    such rows.
+    reads_gaps: rows may lack whole views; reads_missing: the likelihoods under which single values may be missing.
+    Models that do not say so refuse such rows.
     `approximate` says in a sentence what of the story is plugged in or approximate in what is fitted, and why.
     """
 
@@ -306,7 +316,7 @@ class ModelCard:
     needs_views: bool = False
     needs_series: bool = False
     reads_gaps: bool = False
-    reads_missing: bool = False
+    reads_missing: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     when: tuple[str, ...] = ()  # ends of two sentences: "use it when ..." and "do not use it when ..."
     approximate: str = ""
@@ -320,6 +330,8 @@ class ModelCard:
         one_of("ModelCard.values", self.values, VALUES)
         for mode in self.targets:
             one_of("ModelCard.targets", mode, TARGETS)
+        for law in self.reads_missing:
+            one_of("ModelCard.reads_missing", law, self.likelihoods)
         if self.claims and not self.references:
             reject("ModelCard.references", "none", f"the source of what {self.name} claims")
         if len(self.when) not in (0, 2):
@@ -351,7 +363,8 @@ class ModelCard:
         if self.reads_gaps:
             facts.append("rows may lack views")
         if self.reads_missing:
-            facts.append("single values may be missing")
+            some = set(self.likelihoods) - set(self.reads_missing)
+            facts.append("single values may be missing" + f" ({', '.join(self.reads_missing)})" * bool(some))
         if self.targets:
             facts.append(f"targets: {', '.join(self.targets)}")
         claims = [claim.sentence() for claim in self.claims] or ["Nothing: this model makes no claim."]

@@ -64,6 +64,8 @@ def list_(
             for c in cards
         ]
         print_table(["model", "status", "identifies", "title"], rows)
+        lacking = [f"{c.name} ({', '.join(c.reads_missing)})" for c in cards if c.reads_missing]
+        print("\n" + textwrap.fill(f"values of features may be missing (--missing) for {', '.join(lacking)}", 120))
         return
     names = simulate.names() if what == "settings" else datasets.names()
     if as_json:

@@ -8,7 +8,7 @@ apart one coordinate and one pair of them at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -464,18 +464,26 @@ class Shared(NamedTuple):
 
 def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
     """Whether columns of `left` (row, feature) covary, or vary more in one group of rows (row,) than in all, by more
-    than `tolerance`: noise of each feature's own does neither."""
-    rows, features = left.shape
-    left = left - left.mean(0)
+    than `tolerance`: noise of each feature's own does neither. NaN where a value is missing, which counts for nothing:
+    two columns are compared in the rows that have both."""
+    features, gaps = left.shape[1], np.isnan(left)
+    rows: Any = len(left)
+    if gaps.any():
+        known = (~gaps).astype(float)
+        left = np.where(gaps, 0.0, left - np.nanmean(left, 0))
+        rows = np.maximum(known.T @ known, 1.0)  # (feature, feature) that have both
+    else:
+        left = left - left.mean(0)
     square = left**2
     cov = left.T @ left / rows
     error = np.sqrt(np.maximum(square.T @ square / rows - cov**2, 1e-300) / rows)
-    beyond = (np.abs(cov) - tolerance) / error
+    beyond = np.where(rows > 2, (np.abs(cov) - tolerance) / error, -np.inf)
     np.fill_diagonal(beyond, -np.inf)
-    names = [g for g in np.unique(group) if (group == g).sum() > 2]
-    count = np.array([(group == g).sum() for g in names])
-    own = np.array([square[group == g].mean(0) for g in names])  # (group, feature)
-    sd = np.array([square[group == g].std(0) for g in names]) / np.sqrt(count)[:, None]
+    names = [g for g in np.unique(group) if ((group == g) & ~gaps.T).sum(1).min() > 2]
+    square = np.where(gaps, np.nan, square)
+    count = np.array([(~gaps[group == g]).sum(0) for g in names])  # (group, feature)
+    own = np.array([np.nanmean(square[group == g], 0) for g in names])
+    sd = np.array([np.nanstd(square[group == g], 0) for g in names]) / np.sqrt(count)
     moved = (np.abs(own - cov.diagonal()) - tolerance) / np.maximum(sd, 1e-300)
     tried = features * (features - 1) / 2 + (2 * moved.size if len(names) > 1 else 0)
     place, other = (int(v) for v in np.unravel_index(int(beyond.argmax()), beyond.shape))

@@ -486,7 +486,12 @@ class _Loop:
 
     @property
     def _volume(self) -> float:
-        return 0.0 if self.units is None else self.units.log_volume
+        return float(np.mean(self._volumes))
+
+    @property
+    def _volumes(self) -> float | np.ndarray:
+        """Of each held-out row, see `Units.volumes`."""
+        return 0.0 if self.units is None else self.units.volumes(self.held)
 
     def _held_out_rows(self) -> Tensor:
         """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise; of x in the
@@ -603,7 +608,7 @@ class _Loop:
             program=final.program,
             chains=final,
             kept=[self.running[chain] for chain in torch.nonzero(kept).flatten().tolist()],
-            held_out=self._held_out_rows().cpu() - self._volume,
+            held_out=self._held_out_rows().cpu() - torch.as_tensor(self._volumes, dtype=torch.float64),
             history=np.asarray(self.history) - self._volume * (np.arange(1 + self.count) > 0),
             names=Fit.names_of(self.data, self.program),
             meta={

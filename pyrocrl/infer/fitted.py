@@ -315,7 +315,7 @@ class Fit:
         self.program.check(data)
         with np.errstate(divide="ignore"):
             each = row_objectives(self.chains, self.batch_of(data).annealed(), mix(seed, 43)).cpu().numpy()
-            return logsumexp(each + np.log(self.weights)[:, None], axis=0) - self.log_volume
+            return logsumexp(each + np.log(self.weights)[:, None], axis=0) - self.volumes(data)
 
     # -- draws -------------------------------------------------------------------------------------------------
 
@@ -359,14 +359,14 @@ class Fit:
         groups: dict[str, dict[str, np.ndarray]] = {
             g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")
         }
-        stats = np.empty((self.chains.count, draws))
+        stats, volumes, volume = np.empty((self.chains.count, draws)), self.volumes(kept), self.volume(kept)
         with drawing(), torch.no_grad():
             for chain, program in enumerate(self.programs()):
                 reseed(mix(seed, self.meta["seed"], chain, 23))
                 own: dict[str, dict[str, np.ndarray]] = {g: {} for g in groups}
                 for draw in range(draws):
                     one = _draw(program, batch, shown if predictive else None, density)
-                    stats[chain, draw] = one.pop("lp") - len(batch) * self.log_volume
+                    stats[chain, draw] = one.pop("lp") - volume
                     for group, values in one.items():
                         for name, value in values.items():
                             _fill(own[group], name, draw, draws, self._compact(name, value))
@@ -374,7 +374,7 @@ class Fit:
                     for name in list(values):
                         stack = values.pop(name)
                         if group == "log_likelihood":
-                            stack = stack - self.log_volume
+                            stack = stack - volumes
                         else:
                             stack = self._align_site(self.in_data_units(name, stack), name, chain)
                         _fill(groups[group], name, chain, self.chains.count, self._compact(name, stack))
@@ -680,10 +680,15 @@ class Fit:
         moments = not self.program.uses_rows
         return data.tensors(first.device, first.dtype, moments=moments).whole()
 
-    @property
-    def log_volume(self) -> float:
-        """What a row's log-density under a program loses when x is told in the units of the data."""
-        return 0.0 if self.units is None else self.units.log_volume
+    def volumes(self, data: Data) -> float | np.ndarray:
+        """What rows' log-densities under a program lose when x is told in the units of the data, whose features are in
+        the fit's order: one number, or (data,) where values are missing."""
+        return 0.0 if self.units is None else self.units.volumes(data)
+
+    def volume(self, data: Data) -> float:
+        """The same of all rows together."""
+        each = self.volumes(data)
+        return float(np.sum(each)) if np.ndim(each) else data.rows * float(each)
 
     def in_data_units(self, name: str, value: np.ndarray, power: int = 1) -> np.ndarray:
         """A program's values (..., dims of the site) in the units of the data; power=-1: the other way, but for x."""

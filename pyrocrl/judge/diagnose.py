@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pyrocrl.claims.card import CONDITIONS, ON_WORD, OUTCOMES, Claim
+from pyrocrl.claims.card import AT_RANDOM, CONDITIONS, ON_WORD, OUTCOMES, Claim
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
@@ -34,6 +34,7 @@ from pyrocrl.judge.checks.environments import open_directions
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, SURE, TELLING
 from pyrocrl.judge.equivalence import class_draws
 from pyrocrl.judge.fit_tests import Found, tests
+from pyrocrl.judge.gaps import Gaps, gaps_go_with
 from pyrocrl.judge.turned_latents import ASSUMPTION, Perturbed, compare
 from pyrocrl.options import Natural, Seed, checked
 from pyrocrl.turns import drawing
@@ -201,6 +202,16 @@ class _Known:
         """(parent, child) of each chain: probabilities that the class of the graph has an arc that way."""
         return [classes.mean(0) for classes, _, _ in class_draws(self.fit, self.data)]
 
+    @property
+    def lacking(self) -> Data | None:
+        """The rows of the fit, or these, if values are missing there."""
+        return next((rows for rows in (self.fit.data, self.data) if rows is not None and rows.incomplete), None)
+
+    @cached_property
+    def gaps(self) -> Gaps | None:
+        """Whether what is missing goes with what was measured; None where nothing is, or can be compared."""
+        return None if self.lacking is None else gaps_go_with(self.lacking)
+
     @cached_property
     def rivals(self) -> dict[str, float]:
         """Kinds of interventions that keep equations, against the kind told."""
@@ -251,6 +262,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         which = tuple(dict.fromkeys(name for lack in closed for name in lack.which))
         return said("not identified", "; ".join(dict.fromkeys(lack.reason for lack in closed)), which)
     doubts = "; ".join(test.words for test in failed)
+    by_chance = [known.gaps.words] if known.gaps is not None and known.gaps.words else []
     if known.perturbed is not None and known.perturbed.better.any():
         return said(
             "not converged", f"a chain begun elsewhere fits better ({known.perturbed}); fit more chains or longer"
@@ -273,6 +285,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         return said("not converged", reason)
     if failed:
         tries = "; ".join(dict.fromkeys(each for test in failed if test.remedy for each in test.remedy.split("; ")))
+        doubts = "; ".join([doubts, *by_chance])
         return said("contradicted", doubts + (f". To try: {tries}" if tries else ""))
     apart = f", {stopped} stopped early and not compared," if stopped else ""
     reach = f"{int(ties.sum())} of {chains} chains{apart} reach the best objective and, aligned, "
@@ -297,7 +310,7 @@ def _judge(known: _Known, claim: Claim) -> ClaimVerdict:
         for kind, gain in (known.rivals if any(one.startswith("interventions") for one in given) else {}).items()
         if gain > -EVIDENT
     ]
-    reason = "; ".join([reach + words, *as_well])
+    reason = "; ".join([reach + words, *as_well, *by_chance])
     rows_each = np.bincount(known.data.env)
     if as_well and (few_rows := float(rows_each[rows_each > 0].min())) < TELLING:
         # a peak without edges, which such equations would have as well, is what few rows may leave of any graph
@@ -366,8 +379,14 @@ def _given(known: _Known, claim: Claim, evidence: list[Finding]) -> dict[str, st
         if need in ON_WORD and told and not (need == "nonlinear_or_replaced" and program.mechanism_kind != "linear"):
             sentence, left = ON_WORD[need]
             out[sentence] = left
+    if known.lacking is not None:
+        sentence, left = AT_RANDOM
+        out[sentence] = left
     for sentence in out:
         check, detail = "none", ""
+        if sentence == AT_RANDOM[0] and known.gaps is not None:
+            check = "whether what is missing goes with what was measured"
+            detail = known.gaps.words or f"not to be seen (p = {known.gaps.p:.2g})"
         if sentence.startswith("interventions") and (others := known.rivals):
             check = "evidence of other kinds"
             detail = ", ".join(

@@ -41,6 +41,7 @@ BEFORE = {
     "softimpute": "softImpute",
     "svd": "truncated SVD",
     "means": "columns' means",
+    "whole": "the same rows, whole",
     "other": "other model",
     "logged": "of log(1 + x)",
     "nmf": "NMF",
@@ -208,6 +209,8 @@ _TABLE = (
     Metric("translation_error", "Error of a view told from another", "smaller", 3, True, ("cca", "chance")),
     Metric("translation_coverage", "Views inside 90 % intervals", None, figure=True),
     # missing values
+    Metric("lacking_mcc", "Correlation with the true latents (MCC)", "larger", 3, True, ("whole", "means"), True),
+    Metric("lacking_mask_f1", "Mask F1", "larger", 3, True, ("whole", "means")),
     Metric("fill_error", "Missing values, relative error", "smaller", 3, True, ("softimpute", "svd", "means"), True),
     Metric("fill_coverage", "Missing values inside 90 % intervals", None, 2, figure=True),
     # masks

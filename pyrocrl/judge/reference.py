@@ -98,12 +98,13 @@ def reference(
     values = {name: fit.in_data_units(name, np.stack([run.values[name] for run in runs])) for name in runs[0].values}
     coords = fit.coords(fit._data(data).row_labels()[rows], draws) | {"chain": np.arange(chains)}
     known = {name: values[name][:1, :1] for name in known_sites}
+    volume = fit.volume(fit._data(data).rows_at(rows))
     tree = xr.DataTree.from_dict(
         {
             "posterior": fit.dataset(values, coords),
             "sample_stats": xr.Dataset(
                 {
-                    "lp": (("chain", "draw"), np.stack([run.lp for run in runs]) - len(rows) * fit.log_volume),
+                    "lp": (("chain", "draw"), np.stack([run.lp for run in runs]) - volume),
                     "diverging": (("chain", "draw"), np.stack([run.diverging for run in runs])),
                 },
                 coords={key: coords[key] for key in ("chain", "draw")},

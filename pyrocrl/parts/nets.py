@@ -47,18 +47,48 @@ class MLP(nn.Sequential):
         last.bias.zero_()
 
 
+def beside(x: Tensor, known: Tensor | None, flags: bool) -> Tensor:
+    """(rows, inputs) x, 0 where a value is not known, and with `flags` (rows, 2 inputs), 1 for each that is not."""
+    if known is not None:
+        x = torch.where(known, x, torch.zeros_like(x))
+    if not flags:
+        return x
+    return torch.cat([x, torch.zeros_like(x) if known is None else (~known).to(x.dtype)], -1)
+
+
+def net_beside(sizes: Sequence[int], activation: str, flags: bool) -> MLP:
+    """An MLP of `beside`: what flags do is 0 at first, and learned."""
+    net = MLP([sizes[0] * (1 + flags), *sizes[1:]], activation)
+    if flags:
+        first = net[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            first.weight[:, sizes[0] :] = 0.0
+    return net
+
+
 class GaussianEncoder(nn.Module):
     """q(z | x) = N(loc, diag(scale^2)) from an MLP: (rows, inputs) -> two (rows, latent).
 
-    Inputs are standardised with `centre` and `spread` buffers that `standardise` sets.
+    Inputs are standardised with `centre` and `spread` buffers that `standardise` sets. One that is missing is at its
+    mean; with `flags` the MLP is told which are.
     """
 
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, inputs: int, latents: int, hidden: Sequence[int] = (64, 64), activation: str = "relu") -> None:
+    def __init__(
+        self,
+        inputs: int,
+        latents: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        *,
+        flags: bool = False,
+    ) -> None:
         super().__init__()
-        self.net = MLP([inputs, *hidden, 2 * latents], activation)
+        self.flags = flags
+        self.net = net_beside([inputs, *hidden, 2 * latents], activation, flags)
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
 
@@ -67,8 +97,9 @@ class GaussianEncoder(nn.Module):
         self.centre.copy_(mean)
         self.spread.copy_(torch.where(sd > 1e-8, sd, torch.ones_like(sd)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, raw = self.net((x - self.centre) / self.spread).chunk(2, -1)
+    def forward(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """known: (rows, inputs) which inputs were measured; None = all."""
+        loc, raw = self.net(beside((x - self.centre) / self.spread, known, self.flags)).chunk(2, -1)
         return loc, softplus(raw + math.log(math.expm1(0.5))) + 1e-4
 
 
@@ -155,7 +186,8 @@ class TrilEncoder(nn.Module):
     """q(z | x) = N(loc, L L^T): (rows, inputs) -> loc (rows, latent) and L (rows, latent, latent).
 
     loc is the network's plus `mean`'s, a map with weights of its own, where there is one; `held`: `mean`'s alone, which
-    is not trained. L is lower triangular, diagonal unless `full`, and about `scale` times the identity at first.
+    is not trained. L is lower triangular, diagonal unless `full`, and about `scale` times the identity at first. With
+    `flags` the network is told which inputs are missing.
     """
 
     def __init__(
@@ -169,17 +201,20 @@ class TrilEncoder(nn.Module):
         held: bool = False,
         full: bool = True,
         scale: float = math.log(2),
+        flags: bool = False,
     ) -> None:
         super().__init__()
-        self.latents, self.full, self.held = latents, full, held
+        self.latents, self.full, self.held, self.flags = latents, full, held, flags
         self.shift = math.log(math.expm1(scale))
         self.mean = mean
         if held and mean is not None:
             mean.requires_grad_(False)
-        self.net = MLP([inputs, hidden, hidden, latents * (1 + (latents if full else 1))], activation)
+        self.net = net_beside([inputs, hidden, hidden, latents * (1 + (latents if full else 1))], activation, flags)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.net(x)
+    def forward(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x: (rows, inputs), 0 where a value is missing; known: (rows, inputs) whether each was measured; None = all
+        were."""
+        out = self.net(beside(x, known, self.flags))
         loc, raw = out[..., : self.latents], out[..., self.latents :]
         if self.mean is not None:
             loc = self.mean(x) if self.held else self.mean(x) + loc

@@ -51,16 +51,18 @@ class Observation(nn.Module):
         """Set scales and offsets to those of `data`; returns its rows as a batch."""
         batch = data.tensors(dtype=self.centre.dtype)
         self.size_unit.copy_(batch.size_factor.mean())
-        seen, control = self.seen(batch), torch.as_tensor(data.control_rows)
+        seen, control, known = self.seen(batch), torch.as_tensor(data.control_rows), batch.known
         for group in range(len(self.centre)):
             rows = batch.group == group
             if self.counts and int((rows & control).sum()) >= CONTROLS:
                 rows = rows & control
-            self.centre[group] = seen[rows].mean(0) if rows.any() else seen.mean(0)
+            own = None if known is None else known[rows]
+            self.centre[group] = column_means(seen[rows], own) if rows.any() else column_means(seen, known)
+            if known is not None and rows.any():  # a feature that nobody measured in this batch
+                self.centre[group] = torch.where(known[rows].any(0), self.centre[group], column_means(seen, known))
             if self.counts:
-                rate = (batch.x[rows].sum(0) + 0.5) / self.size(batch)[rows].sum().clamp_min(1.0)
-                self.offset[group] = rate.log()
-        spread = (seen - self.centre[batch.group]).std(0)
+                self.offset[group] = log_rates(batch.x[rows], self.size(batch)[rows], own)
+        spread = column_deviations(seen - self.centre[batch.group], known)
         self.spread.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
         return batch
 
@@ -73,8 +75,9 @@ class Observation(nn.Module):
         return torch.log1p(batch.x / self.size(batch)[:, None]) if self.counts else batch.x
 
     def inputs(self, batch: Batch) -> Tensor:
-        """(rows, feature) `seen`, centred in its technical batch and scaled: what an encoder gets."""
-        return (self.seen(batch) - _of_rows(self.centre, batch)) / self.spread
+        """(rows, feature) `seen`, centred in its technical batch and scaled, 0 where missing: what an encoder gets."""
+        scaled = (self.seen(batch) - _of_rows(self.centre, batch)) / self.spread
+        return scaled if batch.known is None else torch.where(batch.known, scaled, torch.zeros_like(scaled))
 
     @property
     def noise(self) -> Tensor:
@@ -94,6 +97,28 @@ class Observation(nn.Module):
             return NegativeBinomial(None, softplus(self.raw_dispersion), log_rate=rate, size=self.size(batch)[:, None])
         mean = self.mean(eta, batch)
         return Normal(mean, (self.spread * self.noise if sd is None else sd).expand_as(mean))
+
+
+def column_means(values: Tensor, known: Tensor | None) -> Tensor:
+    """(feature,) means of values (rows, feature) where these are known (rows, feature); None = everywhere."""
+    if known is None:
+        return values.mean(0)
+    return torch.where(known, values, 0 * values).sum(0) / known.sum(0).clamp_min(1)
+
+
+def column_deviations(values: Tensor, known: Tensor | None) -> Tensor:
+    """(feature,) standard deviations, likewise."""
+    if known is None:
+        return values.std(0)
+    apart = torch.where(known, values - column_means(values, known), 0 * values)
+    return (apart.square().sum(0) / (known.sum(0) - 1).clamp_min(1)).sqrt()
+
+
+def log_rates(x: Tensor, size: Tensor, known: Tensor | None) -> Tensor:
+    """(feature,) logarithms of counts (rows, feature) a unit of size (rows,), over the rows in which each is known."""
+    if known is None:
+        return ((x.sum(0) + 0.5) / size.sum().clamp_min(1.0)).log()
+    return ((x.sum(0) + 0.5) / (size @ known.to(size.dtype)).clamp_min(1.0)).log()
 
 
 def _of_rows(table: Tensor, batch: Batch) -> Tensor:

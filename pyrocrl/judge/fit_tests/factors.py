@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import stats
@@ -10,22 +12,29 @@ from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.shared import MOST_ROWS, TELLING, situation
-from pyrocrl.judge.fit_tests.shared import Found, Test, goes_with_latents
+from pyrocrl.judge.fit_tests.left import what_is_left
+from pyrocrl.judge.fit_tests.shared import MOST_FEATURES, Found, Test, goes_with_latents
 from pyrocrl.turns import drawing
 
-MOST_FEATURES = 200  # whose covariance a test of the number of factors looks at
 HEARD = 0.1  # part of a latent's variance that may be noise of features: it correlates .95 with what is true
 
 
 def _factors(fit: Fit, data: Data) -> Found | None:
     """Whether the observational rows, about their means in each technical batch, need more factors than the fit has
-    latents."""
+    latents. Where values are missing by rows that lack none, and by what a draw leaves of all that was measured."""
     if data.counts or data.features > MOST_FEATURES:
         return None
-    if data.incomplete:  # by rows that lack nothing, if there are any
-        data = data.rows_at(np.flatnonzero(data.known.all(1)))
-        if data.rows <= 2:
-            return None
+    if data.incomplete:
+        whole = np.flatnonzero(data.known.all(1))
+        both = [what_is_left(fit, data), _number(fit, data.rows_at(whole)) if len(whole) > 2 else None]
+        found = [one for one in both if one is not None]
+        worst = min(found, key=lambda one: one.p, default=None)
+        return None if worst is None else replace(worst, p=min(1.0, worst.p * len(found)))
+    return _number(fit, data)
+
+
+def _number(fit: Fit, data: Data) -> Found | None:
+    """Whether they do, of rows that lack nothing."""
     known = situation(fit, data)
     free = known.present if known.hit is None else known.present & (known.hit.sum(1) == 0)
     rows = np.flatnonzero(free[data.env] & ~data.after)[:MOST_ROWS]

@@ -15,8 +15,7 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.codes import MIN_FIRING
 from pyrocrl.judge.checks.shared import FIRING_ROWS, MOST_ROWS, latents_of
-from pyrocrl.judge.fit_tests.factors import MOST_FEATURES
-from pyrocrl.judge.fit_tests.shared import Found, Test, draw_and_left, goes_with_latents
+from pyrocrl.judge.fit_tests.shared import MOST_FEATURES, Found, Test, draw_and_left, goes_with_latents
 from pyrocrl.turns import drawing
 
 SHARED = 0.03  # share of features' variances up to which a decoder may be off
@@ -33,7 +32,7 @@ TOGETHER_READ = 0.0001  # ... where a fit makes latents as independent as it can
 TOGETHER = 0.01  # squared correlation of two latents, over smooth functions of theirs, that is let be
 
 
-def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
+def what_is_left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
     """Whether what a draw of their latents leaves of features is noise of each one's own, of one variance in all
     environments, as it is where the model is right. Within `tolerance` of their variances, for networks are not
     exact."""
@@ -45,7 +44,12 @@ def _left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | None:
     with drawing(43), torch.no_grad():
         left = batch.x - stories.expected(program, batch, stories.drawn(program, batch))
     x, left = batch.x.double().cpu().numpy(), left.double().cpu().numpy()
-    found = goodness.shared(left / np.maximum(x.std(0), 1e-12), rows.env, tolerance)
+    if batch.known is None:
+        spread = x.std(0)
+    else:  # what was not measured leaves nothing
+        known = batch.known.cpu().numpy()
+        left, spread = np.where(known, left, np.nan), np.nanstd(np.where(known, x, np.nan), 0)
+    found = goodness.shared(left / np.maximum(spread, 1e-12), rows.env, tolerance)
     name = data.feature_names[found.column]
     if found.group is None:
         assert found.other is not None
@@ -209,10 +213,10 @@ def _noise_law(fit: Fit, data: Data) -> Found | None:
 
 
 TESTS: dict[str, Test] = {
-    "left": _left,
+    "left": what_is_left,
     "counts_left": _counts_left,
-    "nearly_left": partial(_left, tolerance=SHARED_BY_CHART),
-    "closely_left": partial(_left, tolerance=SHARED_BY_CURVES),
+    "nearly_left": partial(what_is_left, tolerance=SHARED_BY_CHART),
+    "closely_left": partial(what_is_left, tolerance=SHARED_BY_CURVES),
     "explained": _explained,
     "independent_firing": _independent_firing,
     "independent": _independent,

@@ -16,6 +16,7 @@ from pyrocrl.infer.fitted import Fit
 from pyrocrl.judge.checks.shared import LEVEL, MOST_ROWS
 from pyrocrl.turns import drawing
 
+MOST_FEATURES = 200  # whose covariance a test looks at
 BENT_OFF = 0.01  # part of a feature's variance by which a sum of curves may be off
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.data import Data
 from pyrocrl.lab.suite.case import FEW, Case, drawn
 
@@ -86,13 +87,26 @@ def measured(
 
 
 def lacking(draw: Callable[[int], Data], share: float = 0.2, how: str = "") -> Callable[[int], Data]:
-    """The same rows without this share of the values, at random, or (how="low") those that are lowest."""
+    """The same rows without this share of the values, at random, or (how="low") those that are lowest, or
+    (how="beside"), of every other feature, those of rows in which the feature before, which is there, is lowest. Rows
+    of which nothing is left are left out."""
 
     def other(seed: int) -> Data:
         data = draw(seed)
         chance = np.random.default_rng([23, seed]).random(data.x.shape)
         lacks = data.x < np.quantile(data.x, share, axis=0) if how == "low" else chance < share
-        return Data(np.where(lacks, np.nan, data.x), truth=data.truth, missing=True, name=data.name)
+        if how == "beside":
+            lacks = np.roll(data.x, 1, axis=1) < np.quantile(np.roll(data.x, 1, axis=1), share, axis=0)
+            lacks[:, ::2] = False
+        there = ~lacks.all(1)
+        data, x = data.rows_at(there), np.where(lacks, np.nan, data.x)[there]
+        more: dict[str, Any] = {
+            "counts": data.counts,
+            "size_factor": data.size_factor,
+            "truth": data.truth,
+            "name": data.name,
+        }
+        return Data(x, missing=True, **more)
 
     return other
 
@@ -119,6 +133,14 @@ def factor_cases() -> list[Case]:
         given = {"latents": 2, "decoder": "linear", **options}
         return Case(f"sparse_vae: {name}", "sparse_vae", kind, draw, given, FEW, breaks=breaks)
 
+    def word(name: str, draw: Callable[[int], Data], latents: int = 2) -> Case:
+        given = {"latents": latents, "decoder": "linear"}
+        return Case(f"sparse_vae: {name}", "sparse_vae", "word", draw, given, FEW, names="missing", breaks=AT_RANDOM[0])
+
+    def lone(seed: int) -> Data:
+        return factors(seed, APART, 1000, 0.0)
+
+    numbers = drawn("sparse_counts", rows=1500, features=30, latents=3, median=8.0, least=0.5, dispersion=20.0)
     one = [[1, 0]] * 3 + [[1, 1]] * 3 + [[0, 1]]
     three = [[1, 0, 0]] * 3 + [[0, 1, 0]] * 3 + [[0, 0, 1]] * 3
     return [
@@ -139,6 +161,17 @@ def factor_cases() -> list[Case]:
         case(
             "no mask", "open", lambda s: factors(s, APART), sparse=False, breaks="each feature depends on few latents"
         ),
+        case("anchors, 20 % missing", "identified", lacking(lambda s: factors(s, APART, 1000), 0.2), correlated=True),
+        case("anchors, missing where another is low", "identified", lacking(lone, how="beside")),
+        case(
+            "two of three factors, 20 % missing",
+            "misspecified",
+            lacking(lambda s: factors(s, three)),
+            "noise is independent between features",
+        ),
+        word("the lowest fifth missing", lacking(lone, how="low")),
+        word("counts, the lowest fifth missing", lacking(numbers, how="low"), 3),
+        case("counts of anchors, 20 % missing", "identified", lacking(numbers), latents=3),
     ]
 
 
@@ -253,7 +286,7 @@ def product_cases() -> list[Case]:
             "the lowest fifth missing",
             "misspecified",
             lacking(sparse(), how="low"),
-            "what is missing does not depend on what its values are",
+            AT_RANDOM[0],
         ),
     ]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pyrocrl import simulate
+from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.data import Data
 from pyrocrl.lab.suite.case import FEW, Case, drawn
-from pyrocrl.lab.suite.factors import ALL, APART, WITHIN
+from pyrocrl.lab.suite.factors import ALL, APART, WITHIN, lacking
 from pyrocrl.simulate.states import numbered
 
 
@@ -76,7 +77,14 @@ def state_cases() -> list[Case]:
 def mixture_cases() -> list[Case]:
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "") -> Case:
         options = {"latents": 2, "components": 3, "layers": 1, "starts": 4, "search_steps": 400}
-        return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, {"chains": 2, "epochs": 20}, breaks=breaks)
+        fit = {"chains": 2, "epochs": 20}
+        return Case(f"gmm_vae: {name}", "gmm_vae", kind, draw, options, fit, names="missing", breaks=breaks)
+
+    def lone(seed: int) -> Data:
+        return clusters(seed, widths)
+
+    def one_width(seed: int) -> Data:
+        return clusters(seed, [[0.5, 0.5]] * 3)
 
     widths = [[1.0, 0.3], [0.3, 1.0], [0.5, 0.5]]
     wider = [[1.0, 0.3, 0.6], [0.3, 1.0, 0.9], [0.5, 0.5, 0.3]]
@@ -90,6 +98,16 @@ def mixture_cases() -> list[Case]:
             "the decoder is injective and affine in pieces",
         ),
         case("one component", "open", lambda s: clusters(s, [[1.0, 1.0]]), breaks="two_components"),
+        case("widths that differ, 20 % missing", "identified", lacking(lambda s: clusters(s, widths))),
+        case("widths that differ, missing where another is low", "identified", lacking(lone, how="beside")),
+        case("one width, 20 % missing", "open", lacking(one_width), breaks="distinct_variance_ratios"),
+        case(
+            "two of three latents, 20 % missing",
+            "misspecified",
+            lacking(lambda s: clusters(s, wider)),
+            "the decoder is injective and affine in pieces",
+        ),
+        case("the lowest fifth missing", "word", lacking(lone, how="low"), AT_RANDOM[0]),
     ]
 
 
