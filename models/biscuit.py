@@ -112,6 +112,7 @@ class Biscuit(Unmixed, StepReadouts, Program):
         "the length of Gibbs sampling.",
     )
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=2)
+    constants = ("centre", "reach")
     checks = {"nearly_dynamics": (LAW,), "own_actions": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True
     sites = {

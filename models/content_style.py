@@ -41,6 +41,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.options import Size
+from pyrocrl.parts import readings
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
@@ -197,6 +198,12 @@ class ContentStyle(Program):
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.put(raw_change=change[0].logit(), raw_style_change=change[1].logit())
         self.raw_width.copy_((torch.cat(change).sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        read, true = self._read(rows), (values["z"], values["private"])
+        self.raw_width.copy_(torch.cat([readings.error(*both) for both in zip(read, true, strict=True)]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

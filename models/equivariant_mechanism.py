@@ -54,6 +54,7 @@ from pyrocrl.exact import equivariances
 from pyrocrl.lab.studies.linked_rows import KnownMechanisms
 from pyrocrl.options import Positive, Share, Size
 from pyrocrl.parts import mechanisms as parts
+from pyrocrl.parts import readings
 from pyrocrl.parts.displaced import Carried
 from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.mechanisms import UNKNOWN
@@ -327,6 +328,11 @@ class EquivariantMechanism(Program):
             self.decoder.preceded_by(1 / unit, -middle / unit)
         left = (x - self.decoder(z)).square().mean(0).sqrt()
         self.observation.raw_noise.copy_(left.clamp_min(10 * LEAST).log())
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -50,6 +50,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import StyleBlocks
 from pyrocrl.options import Size
+from pyrocrl.parts import readings
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
@@ -232,6 +233,11 @@ class MultiAugmentation(Program):
         self.put(raw_change=change.clamp(1e-4, 0.99).logit())
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.raw_width.copy_((change.min(0).values.sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -46,6 +46,7 @@ from pyrocrl.dists import Normal, SpikeSlab
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.linked_rows import MeanDifferences
 from pyrocrl.options import Positive, Share, Size
+from pyrocrl.parts import readings
 from pyrocrl.parts.displaced import Displaced
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.nets import Residual
@@ -294,6 +295,11 @@ class SparsePerturbations(Program):
             optimise.regress(self.decoder, z, x, max(1, self.config["steps"] // 3), generator)
         left = (x - self.decoder(z)).square().mean(0).sqrt()
         self.observation.raw_noise.copy_(left.clamp_min(10 * LEAST).log())
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
