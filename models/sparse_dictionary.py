@@ -182,15 +182,15 @@ class SparseDictionary(Program):
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """EM, and steps by the scores of rows, which tell deviations as well (`constructions.code_errors`). Latents
-        that are left out have no loadings."""
+        """EM; deviations by the scores of rows (`constructions.code_errors`). Latents that are left out have no
+        loadings."""
         check_rows(data, 3)
         x = data.tensors(dtype=self.center.loc.dtype).x
         latents, most, rows = self.config["latents"], self.config["most"], data.rows
         own = self.config
         prior = code_errors.Prior(own["slab"], SHAPE, own["noise"], USUAL, WIDTH, latents)
-        one, error = code_errors.scored(x, dictionaries.learn(x, latents, most, generator), most, prior, generator)
-        used = one.count
+        one = dictionaries.learn(x, latents, most, generator)
+        used, error = one.count, code_errors.errors(x, one, most, prior, generator)
         self.center.set(one.center, error.center.to(x))
         self.variance.set(one.variance.log(), error.log_variance.to(x))
         w, w_sd = torch.zeros_like(self.loadings.loc), torch.full_like(self.loadings.loc, 0.01)

@@ -1,10 +1,10 @@
-"""Errors of a dictionary of sparse codes, and a better one near it, by the scores of rows.
+"""Errors of a dictionary of sparse codes, by the scores of rows.
 
 A row's score, the slope of log p(x) in the parameters, is the mean over its codes' posterior of the slope of
 log p(x, z) (Fisher's identity), here over draws of codes. Sums of their squares estimate the information of the rows,
-with what is lost because codes are unseen (Louis 1982), as the moments of codes alone do not. A few steps by it (Fisher
-scoring) take away what random parts of rows have left of EM; the inverse, prior included, is the posterior's
-covariance for large numbers of rows.
+with what is lost because codes are unseen (Louis 1982), as the moments of codes alone do not; its inverse, prior
+included, is the posterior's covariance for large numbers of rows. EM over random parts of rows stops about the maximum:
+how far from it, a few steps by the same matrix (Fisher scoring) tell, and errors have that as well.
 """
 
 from __future__ import annotations
@@ -48,27 +48,33 @@ class Errors(NamedTuple):
     log_odds: Tensor
 
 
-def scored(x: Tensor, one: Dictionary, most: int, prior: Prior, generator: torch.Generator) -> tuple[Dictionary, Errors]:
-    """The dictionary after a few steps, none of which makes rows (row, feature) less probable, and its errors."""
+def errors(x: Tensor, one: Dictionary, most: int, prior: Prior, generator: torch.Generator) -> Errors:
+    """Of the dictionary that EM found, for rows (row, feature), standardised."""
     rows = x[torch.randperm(len(x), generator=generator)[:ROWS]]
-    weight, now = len(x) / len(rows), -math.inf
+    weight, now, at = len(x) / len(rows), -math.inf, one
     for _ in range(STEPS):
-        scores = _scores(rows, one, most, generator)
-        slope, curve = _prior_slopes(one, prior)
+        scores = _scores(rows, at, most, generator)
+        slope, curve = _prior_slopes(at, prior)
         slope = slope + weight * scores.sum(0)
-        inverse = _Inverse(scores, curve, weight, one.w.shape)
-        now = _log_posterior(rows, one, most, prior, weight) if now == -math.inf else now
+        inverse = _Inverse(scores, curve, weight, at.w.shape)
+        now = _log_posterior(rows, at, most, prior, weight) if now == -math.inf else now
         step, better = inverse.times(slope), None
         for half in range(HALVES):
-            tried = _moved(one, step / 2**half)
+            tried = _moved(at, step / 2**half)
             log = _log_posterior(rows, tried, most, prior, weight)
             if log > now:
                 better, now = tried, log
                 break
         if better is None:
             break
-        one = better
-    return one, Errors(*_split(inverse.deviations(), one.w.shape))
+        at = better
+    own = _split(inverse.deviations(), one.w.shape)
+    both = zip(own, _parameters(at), _parameters(one), strict=True)
+    return Errors(*((sd.square() + (a - b).square()).sqrt() for sd, a, b in both))
+
+
+def _parameters(one: Dictionary) -> tuple[Tensor, ...]:
+    return one.w, one.center, one.variance.log(), one.spread.log(), one.rate.logit()
 
 
 def _split(flat: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
