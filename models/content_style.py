@@ -11,9 +11,9 @@ q(z | x) = N(h(x), t^2), and alike for style. Which law z has does not matter to
 
 `initialise` (see `pyrocrl.constructions.content_pairs`): h is trained by the contrast of the paper, partners near and
 other rows far, after features were bent back one by one; style is what of the features content leaves, by principal
-components; the decoder is a regression. After it the evidence lower bound is maximised over everything but h. `model`
-is the story. A tenth of the pairs is not trained on and says how far content differs between partners, and whether
-they share more than it (`partners_share`).
+components; the decoder is a regression. After it the evidence lower bound is maximised over everything but h; t then is
+what h errs in rows that the story tells (`parts.readings`). `model` is the story. A tenth of the pairs is not trained
+on and says how far content differs between partners, and whether they share more than it (`partners_share`).
 
 *Identified:* content as a block, up to an invertible map of it, if content is the same in both rows of a pair, each
 direction of style changes in some, given any other, with a density around where it was, and f is invertible and smooth

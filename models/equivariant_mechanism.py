@@ -11,7 +11,8 @@ matter to h: it is made by h(x') = A_u h(x) + b_u alone, and mu and C are read o
 
 `initialise` (see `pyrocrl.constructions.equivariant`): h is a network with that property, or principal components; then
 coordinates are taken, by two-stage least squares, in which mechanisms act as they were told. The decoder is a
-regression; after it the evidence lower bound is maximised over everything but h. `model` is the story.
+regression; after it the evidence lower bound is maximised over everything but h. t then is what h errs in rows that the
+story tells (`parts.readings`). `model` is the story.
 
 *Identified:* an encoder with that property is a(z) with a in the maps that commute with all mechanisms. Which affine
 ones do is computed (`pyrocrl.exact.equivariances`), and chains are aligned by exactly these: offsets that span all

@@ -12,8 +12,9 @@ does not matter to h, which is made by pairs alone.
 
 `initialise` (see `pyrocrl.constructions.kept_blocks`): h is trained by contrasts, in pairs of each kind over the blocks
 that it keeps, partners near and other rows far; where x is linear in latents it is closed. The decoder is a regression.
-After it the evidence lower bound is maximised over everything but h. `model` is the story. A tenth of the pairs, or
-more of few, is not trained on and says how far kept blocks differ between partners, and what else these share (`kept`).
+After it the evidence lower bound is maximised over everything but h; t then is what h errs in rows that the story tells
+(`parts.readings`). `model` is the story. A tenth of the pairs, or more of few, is not trained on and says how far kept
+blocks differ between partners, and what else these share (`kept`).
 
 *Identified:* each block, up to an invertible map of it and of the blocks that all pairs which keep it keep as well:
 of content by itself where pairs of several kinds keep it, and of a style by itself where some pairs keep it and not

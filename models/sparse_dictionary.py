@@ -14,7 +14,8 @@ a direction of length 1, with magnitudes of another mode.
 Each chain starts from EM of its own (`constructions.dictionaries`); latents that rows do not pay for are left out, and
 have no loadings. Of z the guide is the posterior over supports one latent less, one more or one exchanged away from the
 best that a search finds, of at most `most` latents, magnitudes given the support exact but for their signs
-(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent, about the maximum.
+(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent, about the maximum, with the
+errors that rows' scores tell (`constructions.code_errors`): what unseen codes lose is in them.
 
 *Identified:* latents up to permutation, if supports are sparse, no direction is near parallel to another, and none
 fires only along with another: then the sparsest codes are unique (Donoho & Elad 2003, of at most

@@ -12,8 +12,9 @@ to h: it is made by differences alone, and C is read off its latents.
 
 `initialise` (see `pyrocrl.constructions.offsets`): h is a network that every perturbation moves by the same in all its
 pairs, or principal components; then the axes are taken that the fewest perturbations move. The decoder is a regression;
-after it the evidence lower bound is maximised over everything but h. `model` is the story; given h the posterior of
-`targets` and `offset` is closed, with an error that no number of pairs removes (`error`).
+after it the evidence lower bound is maximised over everything but h. t then is what h errs in rows that the story
+tells (`parts.readings`). `model` is the story; given h the posterior of `targets` and `offset` is closed, with an error
+that no number of pairs removes (`error`).
 
 *Identified:* latents up to permutation, scale and shift, if offsets of one latent each span all latents, or sparse ones
 such that no other axes are moved by as few perturbations (Ahuja et al. 2022). Latents that are always

@@ -27,8 +27,8 @@ HIGHEST = 0.95  # rate
 
 
 class Prior(NamedTuple):
-    """slab: deviation of loadings; shape, noise: of variances; usual, width: mean and deviation of log spreads; offered:
-    latents, of which rates are Beta(1, offered - 1)."""
+    """slab: deviation of loadings; shape, noise: of variances; usual, width: mean and deviation of log spreads;
+    offered: latents, of which rates are Beta(1, offered - 1)."""
 
     slab: float
     shape: float
