@@ -180,3 +180,13 @@ def test_actions_act_as_the_setting_says() -> None:
         assert (own == [(k >> action - 1) & 1 if action else 0 for k in range(1, 6)]).all()
     turn = simulate.draw("voronoi_actions", 0, rows=400, latents=3, features=3, patterns="in turn").truth["state"]
     assert (turn[:, 0] + turn[:, 1] == 1).all() and 0.05 < turn[:, 2].mean() < 0.3
+
+
+def test_regions_are_constants_of_the_story() -> None:
+    """A program that has another's constants keeps its regions, whatever rows it starts from: chances belong to them."""
+    program, data = Biscuit.example(0)
+    with torch.no_grad():
+        program.initialise(data, torch.Generator().manual_seed(0))
+        other = program.fresh().with_constants_of(program)
+        other.initialise(data.rows_at(np.arange(200)), torch.Generator().manual_seed(1))
+    assert torch.equal(other.centre, program.centre) and torch.equal(other.reach, program.reach)
