@@ -34,8 +34,8 @@ def test_scores_of_rows_are_0_on_average_at_the_truth() -> None:
 
 
 def test_errors_are_larger_where_codes_are_told_less() -> None:
-    """Above those of a regression on the codes, for where magnitudes have their mode is not known either; with much noise
-    farther above."""
+    """Above those of a regression on the codes, for where magnitudes have their mode is not known either; with much
+    noise farther above."""
     ratio = []
     for noise in (0.02, 0.3):
         one, x, z = drawn(noise)
