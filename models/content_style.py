@@ -11,9 +11,9 @@ q(z | x) = N(h(x), t^2), and alike for style. Which law z has does not matter to
 
 `initialise` (see `pyrocrl.constructions.content_pairs`): h is trained by the contrast of the paper, partners near and
 other rows far, after features were bent back one by one; style is what of the features content leaves, by principal
-components; the decoder is a regression. After it the evidence lower bound is maximised over everything but h; t then is
-what h errs in rows that the story tells (`parts.readings`). `model` is the story. A tenth of the pairs is not trained
-on and says how far content differs between partners, and whether they share more than it (`partners_share`).
+components; the decoder is a regression. After it the evidence lower bound is maximised over everything but h. `model`
+is the story. A tenth of the pairs is not trained on and says how far content differs between partners, and whether
+they share more than it (`partners_share`).
 
 *Identified:* content as a block, up to an invertible map of it, if content is the same in both rows of a pair, each
 direction of style changes in some, given any other, with a density around where it was, and f is invertible and smooth
@@ -41,7 +41,6 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.options import Size
-from pyrocrl.parts import readings
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
@@ -198,12 +197,6 @@ class ContentStyle(Program):
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.put(raw_change=change[0].logit(), raw_style_change=change[1].logit())
         self.raw_width.copy_((torch.cat(change).sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Widths of q by what h errs in rows that the story tells."""
-        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
-        read, true = self._read(rows), (values["z"], values["private"])
-        self.raw_width.copy_(torch.cat([readings.error(*both) for both in zip(read, true, strict=True)]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -12,9 +12,8 @@ does not matter to h, which is made by pairs alone.
 
 `initialise` (see `pyrocrl.constructions.kept_blocks`): h is trained by contrasts, in pairs of each kind over the blocks
 that it keeps, partners near and other rows far; where x is linear in latents it is closed. The decoder is a regression.
-After it the evidence lower bound is maximised over everything but h; t then is what h errs in rows that the story tells
-(`parts.readings`). `model` is the story. A tenth of the pairs, or more of few, is not trained on and says how far kept
-blocks differ between partners, and what else these share (`kept`).
+After it the evidence lower bound is maximised over everything but h. `model` is the story. A tenth of the pairs, or
+more of few, is not trained on and says how far kept blocks differ between partners, and what else these share (`kept`).
 
 *Identified:* each block, up to an invertible map of it and of the blocks that all pairs which keep it keep as well:
 of content by itself where pairs of several kinds keep it, and of a style by itself where some pairs keep it and not
@@ -51,7 +50,6 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import StyleBlocks
 from pyrocrl.options import Size
-from pyrocrl.parts import readings
 from pyrocrl.parts.content_pairs import ContentReader, Repeated
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
@@ -234,11 +232,6 @@ class MultiAugmentation(Program):
         self.put(raw_change=change.clamp(1e-4, 0.99).logit())
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.raw_width.copy_((change.min(0).values.sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
-
-    def finish(self, data: Data, generator: torch.Generator) -> None:
-        """Widths of q by what h errs in rows that the story tells."""
-        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
-        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
