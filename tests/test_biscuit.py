@@ -100,7 +100,7 @@ def acted(**options: Any) -> tuple[interaction_starts.Acted, np.ndarray, np.ndar
 
 def test_means_and_covariances_of_regions_tell_columns_of_the_mixing() -> None:
     rows, z, _ = acted(rows=3000)
-    by_covariances, by_means, _ = interaction_starts.starts(rows, RNG)
+    by_covariances, by_means, *_ = interaction_starts.starts(rows, RNG)
     assert mcc(z, (rows.y @ by_means.mT).numpy()) > 0.95
     rows, z, _ = acted(rows=3000, width=3.0)
     by_covariances = interaction_starts.starts(rows, RNG)[0]
