@@ -40,10 +40,7 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "equivariant_mechanism": {
         "z": "One deviation stands for all rows: intervals are too wide where the encoder reads well."
     },
-    "biscuit": {
-        "z": "In one set of four draws stay near a start that is off: sampling moves slowly.",
-        "loadings": "As z.",
-    },
+    "content_style": {"z": "So few pairs train no encoder, and no verdict lets it stand; the bound does not know it."},
     "ima": {"z": "Draws are of a normal law about the mode, given the laws of latents and about one of several modes."},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
     "unknown_targets": {
