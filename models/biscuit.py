@@ -19,7 +19,7 @@ each latent and six of each two (`exact.basis_regression`), of the most probable
 N(0, spread_k^2).
 
 `model` sums out `acted_on`, which `recover` draws. Each chain climbs to the most probable unmixing from two closed
-forms and a random one (`constructions.interactions`), then draws by Gibbs sampling (`constructions.interaction_draws`).
+forms and random ones (`constructions.interactions`), then draws by Gibbs sampling (`constructions.interaction_draws`).
 
 *Identified:* latents up to permutation, scale and shift, if actions differ in whether they act on each latent, in no
 way that two latents share, and what they act on has another law then (Lippe et al. 2023, theorem 3.1). Two latents that
@@ -112,6 +112,7 @@ class Biscuit(Unmixed, StepReadouts, Program):
         "the length of Gibbs sampling.",
     )
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-4, held_out=0.05, dtype=torch.float64, chains=2)
+    constants = ("centre", "reach")
     checks = {"nearly_dynamics": (LAW,), "own_actions": (LAW,), "noiseless": (NOISELESS,), "factors": ()}
     new_rows = True
     sites = {

@@ -11,7 +11,8 @@ matter to h: it is made by h(x') = A_u h(x) + b_u alone, and mu and C are read o
 
 `initialise` (see `pyrocrl.constructions.equivariant`): h is a network with that property, or principal components; then
 coordinates are taken, by two-stage least squares, in which mechanisms act as they were told. The decoder is a
-regression; after it the evidence lower bound is maximised over everything but h. `model` is the story.
+regression; after it the evidence lower bound is maximised over everything but h. t then is what h errs in rows that the
+story tells (`parts.readings`). `model` is the story.
 
 *Identified:* an encoder with that property is a(z) with a in the maps that commute with all mechanisms. Which affine
 ones do is computed (`pyrocrl.exact.equivariances`), and chains are aligned by exactly these: offsets that span all
@@ -54,6 +55,7 @@ from pyrocrl.exact import equivariances
 from pyrocrl.lab.studies.linked_rows import KnownMechanisms
 from pyrocrl.options import Positive, Share, Size
 from pyrocrl.parts import mechanisms as parts
+from pyrocrl.parts import readings
 from pyrocrl.parts.displaced import Carried
 from pyrocrl.parts.guides import NormalBlock
 from pyrocrl.parts.mechanisms import UNKNOWN
@@ -327,6 +329,11 @@ class EquivariantMechanism(Program):
             self.decoder.preceded_by(1 / unit, -middle / unit)
         left = (x - self.decoder(z)).square().mean(0).sqrt()
         self.observation.raw_noise.copy_(left.clamp_min(10 * LEAST).log())
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

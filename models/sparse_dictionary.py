@@ -14,7 +14,8 @@ a direction of length 1, with magnitudes of another mode.
 Each chain starts from EM of its own (`constructions.dictionaries`); latents that rows do not pay for are left out, and
 have no loadings. Of z the guide is the posterior over supports one latent less, one more or one exchanged away from the
 best that a search finds, of at most `most` latents, magnitudes given the support exact but for their signs
-(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent, about the maximum.
+(`exact.sparse_codes`): so `firing` gives probabilities. All else is independent, about the maximum, with the
+errors that rows' scores tell (`constructions.code_errors`): what unseen codes lose is in them.
 
 *Identified:* latents up to permutation, if supports are sparse, no direction is near parallel to another, and none
 fires only along with another: then the sparsest codes are unique (Donoho & Elad 2003, of at most
@@ -46,7 +47,7 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions import dictionaries
+from pyrocrl.constructions import code_errors, dictionaries
 from pyrocrl.dists import InverseGamma, LogitNormal, LogNormal, Normal, PositiveSpikeSlab
 from pyrocrl.exact.sparse_codes import Codes, Drawn
 from pyrocrl.lab.studies.codes import Directions
@@ -55,7 +56,7 @@ from pyrocrl.parts.guides import LogNormalBlock, NormalBlock
 from pyrocrl.program import Features, check_rows
 
 SHAPE = 1.5
-USUAL = math.log(0.3)  # of the magnitudes' deviation
+USUAL, WIDTH = math.log(0.3), 0.5  # of the logarithm of magnitudes' deviation, a priori
 INDEPENDENT, SPARSEST = "latents fire independently", "the true codes are the sparsest of those that fit as well"
 NEEDS = ("few_fire", "firing_told", "directions_apart", "fire_apart")
 
@@ -137,7 +138,7 @@ class SparseDictionary(Program):
         one = torch.ones((), dtype=batch.dtype, device=batch.device)
         with pyro.plate("latent", latents, dim=-1):
             rate = pyro.sample("rate", dist.Beta(one, (latents - 1) * one))
-            spread = pyro.sample("spread", LogNormal(USUAL * one, 0.5 * one))
+            spread = pyro.sample("spread", LogNormal(USUAL * one, WIDTH * one))
         slab = Normal(one.new_zeros(features, latents), self.config["slab"] * one)
         loadings = pyro.sample("loadings", slab.to_event(2))  # (feature, latent)
         with pyro.plate("feature", features, dim=-1):
@@ -182,23 +183,23 @@ class SparseDictionary(Program):
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
-        """EM; deviations are those that the moments of x and z leave. Latents that are left out have no
+        """EM; deviations by the scores of rows (`constructions.code_errors`). Latents that are left out have no
         loadings."""
         check_rows(data, 3)
         x = data.tensors(dtype=self.center.loc.dtype).x
         latents, most, rows = self.config["latents"], self.config["most"], data.rows
+        own = self.config
+        prior = code_errors.Prior(own["slab"], SHAPE, own["noise"], USUAL, WIDTH, latents)
         one = dictionaries.learn(x, latents, most, generator)
-        used, like = one.count, self.center.loc
-        fires = rows * one.rate.clamp_min(1 / rows)
-        self.center.set(one.center, (one.variance / rows).sqrt())
-        self.variance.set(one.variance.log(), like.new_full(like.shape, math.sqrt(2 / rows)))
+        used, error = one.count, code_errors.errors(x, one, most, prior, generator)
+        self.center.set(one.center, error.center.to(x))
+        self.variance.set(one.variance.log(), error.log_variance.to(x))
         w, w_sd = torch.zeros_like(self.loadings.loc), torch.full_like(self.loadings.loc, 0.01)
-        spread, spread_sd = torch.full_like(self.spread.loc, USUAL), torch.full_like(self.spread.loc, 0.5)
+        spread, spread_sd = torch.full_like(self.spread.loc, USUAL), torch.full_like(self.spread.loc, WIDTH)
         odds, odds_sd = torch.full_like(self.odds.loc, -math.log(rows + latents)), torch.ones_like(self.odds.loc)
-        second = one.moments[0].diagonal().clamp_min(1 / rows)
-        w[:, :used], w_sd[:, :used] = one.w, (one.variance[:, None] / (rows * second)).sqrt()
-        spread[:used], spread_sd[:used] = one.spread.log(), (2 * fires).rsqrt()
-        odds[:used], odds_sd[:used] = torch.logit(one.rate), fires.rsqrt()
+        w[:, :used], w_sd[:, :used] = one.w, error.w.to(x)
+        spread[:used], spread_sd[:used] = one.spread.log(), error.log_spread.to(x)
+        odds[:used], odds_sd[:used] = torch.logit(one.rate), error.log_odds.to(x)
         for block, loc, scale in (
             (self.loadings, w, w_sd),
             (self.spread, spread, spread_sd),

@@ -12,8 +12,9 @@ to h: it is made by differences alone, and C is read off its latents.
 
 `initialise` (see `pyrocrl.constructions.offsets`): h is a network that every perturbation moves by the same in all its
 pairs, or principal components; then the axes are taken that the fewest perturbations move. The decoder is a regression;
-after it the evidence lower bound is maximised over everything but h. `model` is the story; given h the posterior of
-`targets` and `offset` is closed, with an error that no number of pairs removes (`error`).
+after it the evidence lower bound is maximised over everything but h. t then is what h errs in rows that the story
+tells (`parts.readings`). `model` is the story; given h the posterior of `targets` and `offset` is closed, with an error
+that no number of pairs removes (`error`).
 
 *Identified:* latents up to permutation, scale and shift, if offsets of one latent each span all latents, or sparse ones
 such that no other axes are moved by as few perturbations (Ahuja et al. 2022). Latents that are always
@@ -46,6 +47,7 @@ from pyrocrl.dists import Normal, SpikeSlab
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.linked_rows import MeanDifferences
 from pyrocrl.options import Positive, Share, Size
+from pyrocrl.parts import readings
 from pyrocrl.parts.displaced import Displaced
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.nets import Residual
@@ -294,6 +296,11 @@ class SparsePerturbations(Program):
             optimise.regress(self.decoder, z, x, max(1, self.config["steps"] // 3), generator)
         left = (x - self.decoder(z)).square().mean(0).sqrt()
         self.observation.raw_noise.copy_(left.clamp_min(10 * LEAST).log())
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what h errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        self.raw_width.copy_(readings.error(self.latents(rows), values["z"]).log())
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

@@ -100,7 +100,7 @@ def acted(**options: Any) -> tuple[interaction_starts.Acted, np.ndarray, np.ndar
 
 def test_means_and_covariances_of_regions_tell_columns_of_the_mixing() -> None:
     rows, z, _ = acted(rows=3000)
-    by_covariances, by_means, _ = interaction_starts.starts(rows, RNG)
+    by_covariances, by_means, *_ = interaction_starts.starts(rows, RNG)
     assert mcc(z, (rows.y @ by_means.mT).numpy()) > 0.95
     rows, z, _ = acted(rows=3000, width=3.0)
     by_covariances = interaction_starts.starts(rows, RNG)[0]
@@ -180,3 +180,21 @@ def test_actions_act_as_the_setting_says() -> None:
         assert (own == [(k >> action - 1) & 1 if action else 0 for k in range(1, 6)]).all()
     turn = simulate.draw("voronoi_actions", 0, rows=400, latents=3, features=3, patterns="in turn").truth["state"]
     assert (turn[:, 0] + turn[:, 1] == 1).all() and 0.05 < turn[:, 2].mean() < 0.3
+
+
+def test_regions_are_constants_of_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has another's constants keeps its regions, whatever rows it starts from: chances belong to
+    them."""
+
+    def search(rows: interaction_starts.Acted, generator: torch.Generator) -> None:
+        raise StopIteration  # regions are settled before
+
+    monkeypatch.setattr("pyrocrl.models.biscuit.construction.best", search)
+    program, data = Biscuit.example(0)
+    regions = interactions.regions(data.tensors(dtype=torch.float64).aux, 16)
+    program.put(**regions._asdict())
+    other = program.fresh().with_constants_of(program)
+    for one, same in ((other, True), (program, False)):
+        with torch.no_grad(), pytest.raises(StopIteration):
+            one.initialise(data.rows_at(np.arange(100)), torch.Generator())
+        assert torch.equal(one.centre, regions.centre) == same

@@ -272,6 +272,20 @@ def test_escapees() -> None:
     assert (acting == torch.where(record.trace.nodes["escaped"]["value"] > 0.5, 0, env)).all()
 
 
+def test_however_little_latents_tell_equations_of_rows_have_their_lines() -> None:
+    """Chains of one fit differ in how sure they are of latents, not in which equations they draw."""
+    model = truth("perfect", "linear")
+    env = torch.arange(4).repeat_interleave(30)
+    z = simulated(model, equations(model), env)
+    model.gather(z, env)
+    (_, sure) = draw(model)
+    model.temper(z, 3.0 * z.var(0).expand_as(z), 1.0, 0.06)  # q is wider than latents are
+    assert float(model.count.sum()) < len(z) / 10
+    (_, unsure) = draw(model)
+    assert sure["variance"].shape == unsure["variance"].shape == (D + 3,)
+    assert all(torch.isfinite(value).all() for value in unsure.values())
+
+
 def test_pairs_use_the_singles_effects() -> None:
     """An environment with two targets shares the parameters of the single ones, so that shifts add."""
     target = [*TARGETS, [1, 1, 0]]

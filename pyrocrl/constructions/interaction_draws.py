@@ -21,6 +21,7 @@ from pyrocrl.exact.target_steps import SLABS
 SIZE = 3.0  # deviation a priori of the unmixing's entries
 TINY = 1e-9  # least probability of being acted on, or not
 BURN, SKIP = 30, 5  # sweeps before those that are kept; sweeps from one draw of parents to the next
+APART = 4  # sweeps from one draw that is kept to the next: rows of the unmixing and what is acted on move slowly
 GRID = 200  # points of a logarithm
 
 
@@ -42,9 +43,9 @@ def draws(fit: Fitted, count: int, generator: torch.Generator) -> Draws:
     """By Gibbs sampling from the maximum on."""
     walk = _Walk(fit, generator)
     kept = []
-    for sweep in range(BURN + count):
+    for sweep in range(BURN + APART * count):
         walk.sweep(sweep % SKIP == 0)
-        if sweep >= BURN:
+        if sweep >= BURN and (sweep - BURN) % APART == 0:
             kept.append(walk.now())
     return Draws(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
 

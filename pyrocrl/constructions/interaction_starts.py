@@ -21,6 +21,7 @@ from pyrocrl.constructions.directions import whitening
 from pyrocrl.constructions.sources import jointly_diagonal
 
 ALTERNATIONS, TRIES = 60, 4  # of least squares, and starts of these
+RANDOM = 6  # unmixings at random
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Acted:
 
 
 def starts(acted: Acted, generator: torch.Generator) -> list[Tensor]:
-    """Unmixings (latent, y) by both closed forms, and a random one; rows in units of innovations."""
+    """Unmixings (latent, y) by both closed forms, and some at random; rows in units of innovations."""
     follow = (acted.since > 0).nonzero()[:, 0]
     y, before, region = acted.y[follow], acted.y[follow - 1], acted.region[follow]
     d = y.shape[1]
@@ -62,7 +63,8 @@ def starts(acted: Acted, generator: torch.Generator) -> list[Tensor]:
     out = [jointly_diagonal(torch.stack(covariances) * weight.sqrt()[:, None, None]).mT]
     mean = by_means(torch.stack(slopes), weight, generator)
     out += [mean] if mean is not None else []
-    out.append(torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=y.dtype))[0])
+    turns = torch.randn(RANDOM, d, d, generator=generator, dtype=y.dtype)
+    out += list(torch.linalg.qr(turns)[0])
     return [v / (e @ v.mT).std(0)[:, None] @ white for v in out]
 
 

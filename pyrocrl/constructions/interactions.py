@@ -3,8 +3,8 @@
 Were it known of each step on which latents its action acts, all would be as in `constructions.target_steps`. Here
 `climbed` takes turns: probabilities that it acts on a latent in a step, given the two mechanisms (variational
 expectation-maximisation, which has a lower bound of the evidence), and a better unmixing and widths, parents and
-weights summed out, given these; at first all rows of a region of actions are of one mechanism. It starts from an
-unmixing at random and two closed forms (`constructions.interaction_starts`).
+weights summed out, given these; at first all rows of a region of actions are of one mechanism. It starts from
+unmixings at random and two closed forms (`constructions.interaction_starts`).
 """
 
 from __future__ import annotations

@@ -477,7 +477,9 @@ def _compared(
             spread = reference.std(0) + 1e-12
             point = reference.mean(0) + spread * rng.standard_normal(known.shape)
             far = (((known - point) / spread) ** 2).sum(-1)
-            tarp = np.round(((((aligned - point) / spread) ** 2).sum(-1) < far).mean(0), 4).tolist()
+            near = (((aligned - point) / spread) ** 2).sum(-1)
+            inside = (near < far).sum(0) + rng.random(far.shape) * ((near == far).sum(0) + 1)  # draws may be alike
+            tarp = np.round(inside / (draws + 1), 4).tolist()
     for name, read in CELLS.items():
         chain = result.chain_values(read) if name in truth else None
         if chain is None or (name == "targets" and program.target_mode == "known"):

@@ -37,6 +37,12 @@ SHORT: Mapping[str, Mapping[str, str]] = {
         "noise the variance takes that up."
     },
     "do_polynomial": {"z": f"The mixing, and with it the axes that interventions hold, {POINT}"},
+    "equivariant_mechanism": {
+        "z": "One deviation stands for all rows: intervals are too wide where the encoder reads well."
+    },
+    "content_style": {"z": "So few pairs train no encoder, and no verdict lets it stand; the bound does not know it."},
+    "multi_augmentation": {"z": "As of `content_style`: no verdict lets latents stand; the bound does not know."},
+    "ima": {"z": "Draws are of a normal law about the mode, given the laws of latents and about one of several modes."},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
     "unknown_targets": {
         "graph ECE": "Of 48 cells exact probabilities would show .10 on average.",

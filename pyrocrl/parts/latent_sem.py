@@ -35,6 +35,7 @@ from pyrocrl.program import Site, check_between
 
 BLOCK = 4_096  # rows whose squares are held at once
 LEVEL = 2.0  # prior deviation of intercepts and shifts, in units of latents
+ALONE = 1.0  # rows: equations of as many have no moments, and are left out
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
 
@@ -302,9 +303,11 @@ class LatentSEM(nn.Module):
         """Let the n rows of z (rows, latent) count as m, for errors of which rows are no cure: 1/m = fewer/n + v^2 +
         error^2. v, the share of the variance of q(z | x), `variance` (rows, latent), in a latent's, is the size of
         errors in correlations, and `error` of those that the encoder makes without q's knowing: a decoder undoes them.
+        Equations that had rows keep more than one, so that no chain has fewer lines of them than another.
         """
         share = (variance.mean(0) / z.var(0)).mean().double()
-        self.count.div_(fewer + len(z) * (share.square() + error**2))
+        fewer_rows = self.count / (fewer + len(z) * (share.square() + error**2))
+        self.count.copy_(torch.where(self.count > ALONE, fewer_rows.clamp_min(ALONE + 1e-6), fewer_rows))
 
     def changed(self) -> linear_sem.Environments:
         """Moments of the latents of rows that did not escape, as gathered last."""
@@ -391,7 +394,7 @@ class LatentSEM(nn.Module):
         (env, latent, ...) where it acts on it."""
         d, envs = self.latents, self.environments
         count, mean, cov = (part[:envs].double() for part in (self.count, self.mean, self.cov))
-        acting = torch.where(count > 1.0, count, torch.zeros_like(count))  # others are left out
+        acting = torch.where(count > ALONE, count, torch.zeros_like(count))  # others are left out
         inside = acting[:, None, None] * cov
         second = count[:, None, None] * (cov + mean[:, :, None] * mean[:, None, :])
         width = 2**d if self.intervention == "soft" else 1
@@ -457,7 +460,7 @@ class LatentSEM(nn.Module):
     def _pairs(self, target: Tensor) -> list[tuple[int, int]]:
         """(env, latent) of every intervened equation that has rows; of every one before rows are gathered."""
         pairs = linear_sem.target_pairs(target.cpu())
-        return [(e, k) for e, k in pairs if self.count[e] > 1.0] if bool(self.count.any()) else pairs
+        return [(e, k) for e, k in pairs if self.count[e] > ALONE] if bool(self.count.any()) else pairs
 
     def _slices(self, target: Tensor) -> linear_sem.Slices:
         """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
