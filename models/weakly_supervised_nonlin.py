@@ -112,7 +112,7 @@ class WeaklySupervisedNonlin(Program):
         "graph and equations are drawn exactly, from pairs that count for less, as its error is the same in all.",
     )
     recipe = Recipe.unannealed(epochs=3, least_steps=200, batch_size=512, lr=1e-3, held_out=0.1, chains=2)
-    checks = {"nearly_left": ()}
+    checks = {"left_beyond_error": ()}
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "graph": Site(("parent", "child"), discrete=True),

@@ -19,7 +19,9 @@ from pyrocrl.exact.curve_equations import BENDS, CurveEquations, Prior, bends
 from pyrocrl.parts.paired_rows import Changes
 
 PAIRS, STEPS = 6_000, 60  # pairs of which the likelihood is, and steps of its search
-LEAST = 0.01  # deviation of noise that is not shared
+LEAST = (
+    0.001  # deviation of noise that is not shared: of none, a latent that hardly moved is told from one that did not
+)
 ROUNDS = 2  # of targets, and equations given these
 BEYOND = 2.0  # times what noise goes with where it is usual, it does where a latent was set: its noise is larger there
 RIDGE = 1e-3
@@ -54,9 +56,9 @@ def found(
 
 
 def goes_with(moved: Tensor, before: Tensor, after: Tensor, chance: Tensor) -> Tensor:
-    """(latent,) deviation of what noise of each latent, as it is read, has of another latent, of the one of which it has
-    most: of how far noise moved (pair, latent), curves of the latent that was set anew tell nothing where it is read
-    well. before, after: latents; chance: (pair, latent)."""
+    """(latent,) deviation of what noise of each latent, as it is read, has of another latent, the one of which it has
+    most: where it is read well, how far it moved (pair, latent) does not go with curves of the latent that was set.
+    before, after: latents; chance: (pair, latent)."""
     d = moved.shape[1]
     out = moved.new_zeros(d, d)
     for j in range(d):

@@ -152,8 +152,7 @@ def draw(eps: Tensor, chance: Tensor, prior: Prior, count: int, generator: torch
     table = _table(found.score, states)
     order, graph = orders.sample_dags(table.expand(count, -1, -1), generator)
     mean = _mean(found, orders.best_order(table), prior.slab, states)
-    size, log_share = sizes(d)
-    level = categorical(log_share.to(eps).expand(count, d, d, -1), generator).to(eps)  # of no edge, as before
+    level = categorical(sizes(d)[1].to(eps).expand(count, d, d, -1), generator).to(eps)  # of no edge, as before
     curve = eps.new_zeros(count, d, BENDS, d)
     precision, own_level = eps.new_ones(count, d), eps.new_zeros(count, d)
     for k in range(d):

@@ -462,10 +462,11 @@ class Shared(NamedTuple):
     size: float
 
 
-def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
+def shared(left: Floats, group: NDArray[np.int64], tolerance: float | Floats) -> Shared:
     """Whether columns of `left` (row, feature) covary, or vary more in one group of rows (row,) than in all, by more
-    than `tolerance`: noise of each feature's own does neither."""
+    than `tolerance`, of all or of each pair (feature, feature): noise of each feature's own does neither."""
     rows, features = left.shape
+    tolerance = np.broadcast_to(tolerance, (features, features))
     left = left - left.mean(0)
     square = left**2
     cov = left.T @ left / rows
@@ -476,7 +477,7 @@ def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
     count = np.array([(group == g).sum() for g in names])
     own = np.array([square[group == g].mean(0) for g in names])  # (group, feature)
     sd = np.array([square[group == g].std(0) for g in names]) / np.sqrt(count)[:, None]
-    moved = (np.abs(own - cov.diagonal()) - tolerance) / np.maximum(sd, 1e-300)
+    moved = (np.abs(own - cov.diagonal()) - tolerance.diagonal()) / np.maximum(sd, 1e-300)
     tried = features * (features - 1) / 2 + (2 * moved.size if len(names) > 1 else 0)
     place, other = (int(v) for v in np.unravel_index(int(beyond.argmax()), beyond.shape))
     g, j = (int(v) for v in np.unravel_index(int(moved.argmax()), moved.shape))
