@@ -152,7 +152,10 @@ class WeaklySupervisedNonlin(Program):
         self.drawn.order.copy_(torch.arange(latents))
         self.drawn.precision.fill_(1.0)
         self.drawn.share.fill_(1 / (latents + 1))
+        size, log_level = curve_equations.sizes(latents)
         self.register_buffers(
+            size=size.float(),
+            log_level=log_level.float(),
             signal=torch.eye(features),  # from x to what the encoder sees
             mean_curve=torch.zeros(table),
             still=torch.full((latents,), 0.1),  # deviations of noise that is not shared, see `parts.paired_rows`
@@ -172,9 +175,10 @@ class WeaklySupervisedNonlin(Program):
         out["precision"] = pyro.sample("precision", Gamma(SHAPE + zero, RATE + zero).to_event(1))
         scale = out["precision"].rsqrt()
         out["own_level"] = pyro.sample("own_level", Normal(zero, LEVEL * scale).to_event(1))
-        size, log_share = (value.to(zero) for value in curve_equations.sizes(d))
-        out["level"] = pyro.sample("level", Categorical(logits=log_share.expand(d, d, -1)).to_event(2))
-        gate, own = (value[:, None].expand(d, BENDS, d) for value in (out["graph"], size[out["level"].long()]))
+        levels = Categorical(logits=self.log_level.to(zero).expand(d, d, -1)).to_event(2)
+        out["level"] = pyro.sample("level", levels)
+        size = self.size.to(zero)[out["level"].long()]
+        gate, own = (value[:, None].expand(d, BENDS, d) for value in (out["graph"], size))
         law = SpikeSlab(gate, Normal(0 * gate, slab * own * scale))
         out["curve"] = pyro.sample("curve", law.to_event(3))  # (parent, basis, child)
         out["share"] = pyro.sample("share", dist.Dirichlet(torch.cat([1.0 + zero, 1.0 + zero[:1]])))
