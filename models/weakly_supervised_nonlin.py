@@ -3,7 +3,7 @@ which, was set anew.
 
     order ~ uniform;  graph[j, k] ~ Bernoulli(edge_probability) if j precedes k       (latent,), (parent, child)
     precision_k = 1 / s_k^2 ~ Gamma(.5, .01);  own_level_k ~ N(0, (3 s_k)^2)          (latent,)
-    size_jk = 2^-level_jk, level_jk ~ Categorical(1/2, 1/4, ..)                        (parent, child)
+    size_jk = 2^-level_jk,  level_jk any of 0 to 3, as likely                         (parent, child)
     curve_jbk ~ N(0, (slab size_jk s_k)^2) where there is an edge, else 0             (parent, basis, child)
     share ~ Dirichlet(1);  target_i ~ Categorical(share) of rows after, none before   (latent + 1,), (data,)
     z_ik = f_k(z_i) + eps_ik,  f_k(z) = sum_jb curve_jbk phi_b(z_j),  eps_ik ~ N(0, 1) of rows before

@@ -6,8 +6,8 @@
 
 So the equation of k is a regression of eps'_k on curves of its parents, over the pairs in which k was changed:
 conjugate, with closed evidence of every set of parents and of every size of their curves. A curve's size is one number,
-about uniform over what it may be: were its coefficients of one deviation, all would have to be small for a weak edge,
-which such a prior rules out, and an edge that few pairs do not show would surely not be there.
+any power of a half as likely: were its coefficients of one deviation, all would have to be small for a weak edge, which
+such a prior rules out, and an edge that few pairs do not show would surely not be there.
 
 Orders are summed over as well (`orders.order_tables`). Latents among which k looks for parents are those of noise by
 the mean curves of the most probable order, without what k gives them: in an order in which k has them as parents, it
@@ -90,16 +90,14 @@ class Prior(NamedTuple):
 
 
 def sizes(latents: int) -> tuple[Tensor, Tensor]:
-    """Sizes that a curve may have, in those of the largest, and their logarithmic prior, both (level,): about uniform,
-    1, 1/2, ... 1/8, as many as leave `MOST` sizes of all of a latent's parents to sum over. 10 latents or more have one
-    size."""
+    """Sizes that a curve may have, in those of the largest, and their logarithmic prior, both (level,): any of 1,
+    1/2, ... 1/8 as likely, as many of these as leave `MOST` choices for all of a latent's parents to sum over. Of 10
+    latents or more there is one size."""
     levels = LEVELS
     while levels > 1 and (levels + 1) ** (latents - 1) > MOST:
         levels -= 1
     size = 0.5 ** torch.arange(levels, dtype=torch.float64)
-    share = size / 2
-    share[-1] *= 2
-    return size, share.log()
+    return size, torch.full_like(size, -math.log(levels))
 
 
 class _Regressions(NamedTuple):
