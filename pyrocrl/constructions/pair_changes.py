@@ -48,7 +48,9 @@ def found(
     few, noise = torch.cat([some, pairs + some]), torch.cat([before, after])
     (numbers, chance), z = _targets(numbers, zero, noise, few), noise
     for _ in range(ROUNDS):
-        prior = Prior(edge_probability, slab, BEYOND * goes_with(after - before, *z.chunk(2), chance[:, :d]))
+        first, second = z.chunk(2)
+        other = goes_with(after - before, first, second, chance[:, :d])
+        prior = Prior(edge_probability, slab, BEYOND * other)
         equations = curve_equations.draw(after, chance[:, :d], prior, count, generator)
         z = equations.latents(noise)
         numbers, chance = _targets(numbers, equations.mean, z, few)
