@@ -3,7 +3,7 @@ which, was set anew.
 
     order ~ uniform;  graph[j, k] ~ Bernoulli(edge_probability) if j precedes k       (latent,), (parent, child)
     precision_k = 1 / s_k^2 ~ Gamma(.5, .01);  own_level_k ~ N(0, (3 s_k)^2)          (latent,)
-    size_jk = 2^-level_jk,  level_jk any of 0 to 3, as likely                         (parent, child)
+    size_jk = 2^-level_jk,  level_jk any of 0 to 3, as likely (`curve_equations.sizes`)  (parent, child)
     curve_jbk ~ N(0, (slab size_jk s_k)^2) where there is an edge, else 0             (parent, basis, child)
     share ~ Dirichlet(1);  target_i ~ Categorical(share) of rows after, none before   (latent + 1,), (data,)
     z_ik = f_k(z_i) + eps_ik,  f_k(z) = sum_jb curve_jbk phi_b(z_j),  eps_ik ~ N(0, 1) of rows before
@@ -108,8 +108,8 @@ class WeaklySupervisedNonlin(Program):
             "noise is normal",
         ),
         needs_pairs=True,
-        approximate="The network that reads noise is kept, with the error that its pairs show; given it, and an order, "
-        "graph and equations are drawn exactly, from pairs that count for less, as its error is the same in all.",
+        approximate="The network that reads noise is kept, with the error that its pairs show; given it, order, graph "
+        "and equations are drawn, from pairs that count for less where that error goes with another latent.",
     )
     recipe = Recipe.unannealed(epochs=3, least_steps=200, batch_size=512, lr=1e-3, held_out=0.1, chains=2)
     checks = {"left_beyond_error": ()}
