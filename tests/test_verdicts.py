@@ -160,6 +160,22 @@ def test_what_a_setting_breaks_is_on_the_card_of_its_model() -> None:
         assert bool(case.breaks) == (case.kind in ("open", "word", "misspecified")) or case.name.endswith("as shifts")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "wrong_pairs", "right"),
+    [
+        ("identified if", 0.0, True),
+        ("identified if", 1.0, False),
+        ("identified, undecided at this n", 0.0, False),
+        ("identified, undecided at this n", 1.0, True),
+        ("not identified", 1.0, False),
+    ],
+)
+def test_a_sure_graph_with_a_wrong_pair_is_wrong(verdict: Outcome, wrong_pairs: float, right: bool) -> None:
+    case = next(one for one in CASES.values() if one.kind == "identified")
+    graph = ClaimVerdict("graph exactly", "graph", verdict, "why")
+    assert case.right(graph, {"mcc": 1.0, "wrong_pairs": wrong_pairs}) is right
+
+
 def test_every_condition_is_broken_in_a_setting() -> None:
     needed = {need for card in zoo.cards() for claim in card.claims for need in claim.conditions}
     assert needed - {case.breaks for case in CASES.values()} == ELSEWHERE

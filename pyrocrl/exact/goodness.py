@@ -462,12 +462,13 @@ class Shared(NamedTuple):
     size: float
 
 
-def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
+def shared(left: Floats, group: NDArray[np.int64], tolerance: float | Floats) -> Shared:
     """Whether columns of `left` (row, feature) covary, or vary more in one group of rows (row,) than in all, by more
-    than `tolerance`: noise of each feature's own does neither. NaN where a value is missing, which counts for nothing:
-    two columns are compared in the rows that have both."""
+    than `tolerance`, of all or of each pair (feature, feature): noise of each feature's own does neither. NaN where a
+    value is missing, which counts for nothing: two columns are compared in the rows that have both."""
     features, gaps = left.shape[1], np.isnan(left)
     rows: Any = len(left)
+    tolerance = np.broadcast_to(tolerance, (features, features))
     if gaps.any():
         known = (~gaps).astype(float)
         left = np.where(gaps, 0.0, left - np.nanmean(left, 0))
@@ -484,7 +485,7 @@ def shared(left: Floats, group: NDArray[np.int64], tolerance: float) -> Shared:
     count = np.array([(~gaps[group == g]).sum(0) for g in names])  # (group, feature)
     own = np.array([np.nanmean(square[group == g], 0) for g in names])
     sd = np.array([np.nanstd(square[group == g], 0) for g in names]) / np.sqrt(count)
-    moved = (np.abs(own - cov.diagonal()) - tolerance) / np.maximum(sd, 1e-300)
+    moved = (np.abs(own - cov.diagonal()) - tolerance.diagonal()) / np.maximum(sd, 1e-300)
     tried = features * (features - 1) / 2 + (2 * moved.size if len(names) > 1 else 0)
     place, other = (int(v) for v in np.unravel_index(int(beyond.argmax()), beyond.shape))
     g, j = (int(v) for v in np.unravel_index(int(moved.argmax()), moved.shape))

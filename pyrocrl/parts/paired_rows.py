@@ -29,6 +29,11 @@ class Changes(NamedTuple):
     still: Tensor
     moving: Tensor
 
+    @property
+    def error(self) -> Tensor:
+        """(latent,) deviation of noise as it is read in one row, where it is read with errors: of differences, half."""
+        return ((self.still.square() + self.moving.square()) / 2).sqrt()
+
     def noise(self, z: Tensor) -> Tensor:
         """(..., latent) eps of z (..., latent)."""
         return z - curve_equations.told(z, self.curve)

@@ -13,7 +13,7 @@ from pyrocrl.data import Data
 from pyrocrl.exact import equivariances
 from pyrocrl.infer import stories
 from pyrocrl.infer.fitted import INCLUDED, Fit
-from pyrocrl.judge.checks.shared import MIN_PAIRS, MOST_ROWS, SURE, FitCheck, unfitted
+from pyrocrl.judge.checks.shared import MIN_PAIRS, MOST_ROWS, SURE, FitCheck, fitted_and_unfitted, unfitted
 from pyrocrl.readouts import Carries
 from pyrocrl.turns import drawing
 
@@ -22,6 +22,7 @@ SPANNED, HARDLY = 0.5, 0.2  # share of a direction that offsets span, and below 
 STEADY = 0.08  # share of a latent's variance by which it may be moved otherwise from pair to pair
 BY_HEART = 0.7  # share of what is left of other pairs, below which pairs that were fitted are known by heart
 LITTLE = 0.1  # share of a feature's variance that latents may leave, as noise or as latents that are not counted
+OVERFITTED = 4.0  # times what is left of rows that were fitted is left of others, of which a decoder then says nothing
 REACH = 0.5  # of a latent's range, within which an offset shows how it bends
 RANGE = (0.005, 0.995)  # quantiles that are its ends
 HARDLY_MOVED = 1e-3  # part of a latent's range below which an action does not move it
@@ -102,18 +103,28 @@ def _offsets_overlap(fit: Fit, data: Data) -> Lack | None:
 
 def _little_left(fit: Fit, data: Data) -> Lack | None:
     """How much of a feature the decoder leaves open, given the latents: a latent that is not counted, and that no
-    perturbation moves, may be a part of all others."""
-    rows = unfitted(fit, data)
-    batch, program = fit.batch_of(rows).annealed(), fit.chains.chain(fit.reference)
-    with drawing(), torch.no_grad():
-        sites = stories.centre(program, batch) | program.beside(batch) | {"z": program.latents(batch)}
-        left = (batch.x - stories.expected(program, batch, sites)).double().cpu().numpy()
-    share = np.square(left).mean(0) / np.maximum(batch.x.double().cpu().numpy().var(0), 1e-12)
+    perturbation moves, may be a part of all others. More rows would say where those that were fitted leave little, or
+    `OVERFITTED` times less."""
+    share = _left_open(fit, unfitted(fit, data))
     worst = int(share.argmax())
     if share[worst] < LITTLE:
         return None
     said = f"latents leave {share[worst]:.0%} of the variance of {fit.names['feature'][worst]}"
-    return Lack(said, "more latents, features with less noise, more steps")
+    rows, both = 0.0, fitted_and_unfitted(fit, data)
+    enough = min(max(LITTLE, share[worst] / OVERFITTED), BY_HEART * share[worst])
+    if both is not None and _left_open(fit, both[0]).max() < enough:
+        rows = data.rows * float(share[worst] / LITTLE) ** 2
+    return Lack(said, "more latents, features with less noise, more steps or rows", rows=rows)
+
+
+def _left_open(fit: Fit, data: Data) -> np.ndarray:
+    """(feature,) share of the variance of each feature that the decoder leaves, given latents."""
+    batch, program = fit.batch_of(data).annealed(), fit.chains.chain(fit.reference)
+    with drawing(), torch.no_grad():
+        sites = stories.centre(program, batch) | program.beside(batch) | {"z": program.latents(batch)}
+        left = (batch.x - stories.expected(program, batch, sites)).double().cpu().numpy()
+    out: np.ndarray = np.square(left).mean(0) / np.maximum(batch.x.double().cpu().numpy().var(0), 1e-12)
+    return out
 
 
 def _offset_means(fit: Fit) -> np.ndarray:

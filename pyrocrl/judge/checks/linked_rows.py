@@ -9,7 +9,14 @@ from scipy import stats
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import ALIKE, EVIDENT, MIN_PAIRS, FitCheck, unfitted
+from pyrocrl.judge.checks.shared import (
+    ALIKE,
+    EVIDENT,
+    MIN_PAIRS,
+    FitCheck,
+    fitted_and_unfitted,
+    unfitted,
+)
 from pyrocrl.readouts import SetApart
 from pyrocrl.turns import drawing
 
@@ -94,22 +101,31 @@ def _changed_in_pairs(fit: Fit, data: Data) -> Lack | None:
 def _one_changes(fit: Fit, data: Data) -> Lack | None:
     """Whether noise of latents other than the one that probably changed is the same in both rows of a pair, of pairs
     that were not fitted: the mean square of its differences, in those between two rows."""
-    found = _set_apart(fit, unfitted(fit, data))
-    moved, chance = found.moved.double().cpu().numpy(), found.chance.double().cpu().numpy()
-    kept = 1.0 - chance[:, :-1]
-    share = (kept * moved**2).sum(0) / np.maximum(2 * kept.sum(0), 1e-12)
+    share = _moves_by_itself(fit, unfitted(fit, data))
     if share.max() <= STAYS:
         return None
     names = [fit.names["latent"][int(k)] for k in fit.alignments[fit.reference].places]
     said = (
         f"of the noise of {names[int(share.argmax())]} {share.max():.0%} differs where it is said not to have changed"
     )
-    return Lack(said, "more steps, more pairs, or pairs between which one latent changes")
+    rows, both = 0.0, fitted_and_unfitted(fit, data)
+    if both is not None and (trained := _moves_by_itself(fit, both[0]).max()) <= STAYS / BY_HEART:
+        rows = data.rows * float(share.max() / max(trained, STAYS)) ** 2
+    return Lack(said, "more steps, more pairs, or pairs between which one latent changes", rows=rows)
+
+
+def _moves_by_itself(fit: Fit, data: Data) -> np.ndarray:
+    """(latent,) mean square of differences of noise of pairs in which another latent changed, in that of strangers."""
+    found = _set_apart(fit, data)
+    moved, chance = found.moved.double().cpu().numpy(), found.chance.double().cpu().numpy()
+    kept = 1.0 - chance[:, :-1]
+    out: np.ndarray = (kept * moved**2).sum(0) / np.maximum(2 * kept.sum(0), 1e-12)
+    return out
 
 
 def _set_anew(fit: Fit, data: Data) -> Lack | None:
-    """Whether what a latent was set to, and its square, go with noise of the row before or with its square: else noise
-    is not normal, parents act together, or interventions keep a part of the equation."""
+    """Whether what a latent was set to, and its square, go with noise of the row before or with its square, of normal
+    scores: else noise is not normal, parents act together, or interventions keep a part of the equation."""
     found = _set_apart(fit, data)
     before, now = found.before.double().cpu().numpy(), found.now.double().cpu().numpy()
     chance = found.chance.double().cpu().numpy()
@@ -119,7 +135,7 @@ def _set_anew(fit: Fit, data: Data) -> Lack | None:
         rows = chance[:, k] > SURELY_SET
         if rows.sum() < MIN_PAIRS:
             continue
-        own, noise = (stats.zscore(v[rows], axis=0) for v in (now[:, k], before))
+        own, noise = (_normal_scores(v[rows]) for v in (now[:, k], before))
         r = np.corrcoef(np.column_stack([own, own**2, noise, noise**2]).T)[:2, 2:]
         size = np.maximum(np.square(r) - ERRORS_OF_R / rows.sum(), 0.0)
         if size.max() > worst:
@@ -128,6 +144,12 @@ def _set_anew(fit: Fit, data: Data) -> Lack | None:
             said = f"what {name} is set to goes with noise of {other} before (r^2 {worst:.2f})"
     remedy = "noise that is normal and added to curves of the parents; interventions that cut all parents"
     return Lack(said, remedy) if worst > GOES_WITH else None
+
+
+def _normal_scores(values: np.ndarray) -> np.ndarray:
+    """Normal quantiles of ranks in each column: a few rows read far off tell nothing of a dependence."""
+    out: np.ndarray = stats.norm.ppf((stats.rankdata(values, axis=0) - 0.5) / len(values))
+    return out
 
 
 def _set_apart(fit: Fit, data: Data) -> SetApart:

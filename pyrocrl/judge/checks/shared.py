@@ -53,6 +53,12 @@ def unfitted(fit: Fit, data: Data) -> Data:
     return data.rows_at(np.setdiff1d(np.arange(data.rows), fitted)) if len(fitted) < data.rows else data
 
 
+def fitted_and_unfitted(fit: Fit, data: Data) -> tuple[Data, Data] | None:
+    """The rows that the fit was made of and those that it held out, or None where it held out none."""
+    rest = unfitted(fit, data)
+    return (data.rows_at(fit.fitted_rows(data)), rest) if rest.rows < data.rows else None
+
+
 def rows_to_decide(rows: int, wrong: float) -> float:
     """Rows after which something of this probability of being wrong is decided, its log odds growing with them."""
     odds = np.log((1 - wrong) / max(wrong, 1e-12))

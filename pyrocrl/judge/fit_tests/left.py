@@ -49,13 +49,34 @@ def what_is_left(fit: Fit, data: Data, tolerance: float = SHARED) -> Found | Non
     else:  # what was not measured leaves nothing
         known = batch.known.cpu().numpy()
         left, spread = np.where(known, left, np.nan), np.nanstd(np.where(known, x, np.nan), 0)
-    found = goodness.shared(left / np.maximum(spread, 1e-12), rows.env, tolerance)
-    name = data.feature_names[found.column]
+    return _shared_left(left / np.maximum(spread, 1e-12), rows, tolerance)
+
+
+def _left_beyond_error(fit: Fit, data: Data) -> Found | None:
+    """The same of what latents at their means leave, within `SHARED` and what their own errors make features share: a
+    draw of latents that are read by a network, without the decoder, is off by these errors once more, and whatever is
+    off by them is shared."""
+    rows = data.rows_at(data.spread(MOST_ROWS))
+    program = fit.chains.chain(fit.reference)
+    batch = fit.batch_of(rows).annealed()
+    with drawing(43), torch.no_grad():
+        values = stories.drawn(program, batch)
+        middle = stories.expected(program, batch, values | {"z": program.latents(batch)})
+        left, error = batch.x - middle, stories.expected(program, batch, values) - middle
+    x, left, error = (value.double().cpu().numpy() for value in (batch.x, left, error))
+    spread = np.maximum(x.std(0), 1e-12)
+    return _shared_left(left / spread, rows, SHARED + np.abs(np.cov((error / spread).T)))
+
+
+def _shared_left(left: np.ndarray, rows: Data, tolerance: float | np.ndarray) -> Found:
+    """left: (row, feature) of some rows, in deviations of features."""
+    found = goodness.shared(left, rows.env, tolerance)
+    name = rows.feature_names[found.column]
     if found.group is None:
         assert found.other is not None
-        detail = f"{name} and {data.feature_names[found.other]} share {abs(found.size):.0%} of their variances"
+        detail = f"{name} and {rows.feature_names[found.other]} share {abs(found.size):.0%} of their variances"
     else:
-        detail = f"that of {name} changes by {abs(found.size):.0%} of its variance in {data.env_names[found.group]}"
+        detail = f"that of {name} changes by {abs(found.size):.0%} of its variance in {rows.env_names[found.group]}"
     return Found("what the latents leave of features", found.p, detail, "more latents; more steps; another decoder")
 
 
@@ -216,6 +237,7 @@ TESTS: dict[str, Test] = {
     "left": what_is_left,
     "counts_left": _counts_left,
     "nearly_left": partial(what_is_left, tolerance=SHARED_BY_CHART),
+    "left_beyond_error": _left_beyond_error,
     "closely_left": partial(what_is_left, tolerance=SHARED_BY_CURVES),
     "explained": _explained,
     "independent_firing": _independent_firing,

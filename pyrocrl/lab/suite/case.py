@@ -17,9 +17,9 @@ GOOD = 0.95  # mcc from which latents are right
 
 @dataclass(frozen=True)
 class Case:
-    """One setting. kind: "identified", "small" (identified, yet of few rows: what is read has to be right), "open" (not
-    identified), "word" (not identified, unless for an assumption that no data can show, which `names` a part of) or
-    "misspecified".
+    """One setting. kind: "identified" (but for a graph with a wrong pair, which has to be undecided), "small"
+    (identified, yet of few rows: what is read has to be right), "open" (not identified), "word" (not identified, unless
+    for an assumption that no data can show, which `names` a part of) or "misspecified".
 
     open: what of an open case is not identified, the other claims being free. options: of the program; recipe: of the
     fit. breaks: the assumption that does not hold: a key of `CONDITIONS`, or a sentence of the model's card.
@@ -38,6 +38,8 @@ class Case:
     def right(self, claim: ClaimVerdict, scores: Mapping[str, float]) -> bool:
         """Whether this verdict is right, given the estimate's scores against the truth."""
         if self.kind == "identified":
+            if claim.what == "graph" and not well_estimated("graph", scores):
+                return claim.verdict == UNDECIDED
             return claim.identified
         if self.kind == "small":
             read = claim.identified and well_estimated(claim.what, scores)
