@@ -65,14 +65,13 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, r
 from pyrocrl.constructions import affine
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
-from pyrocrl.exact import orders
 from pyrocrl.exact.mmd import mmd2
 from pyrocrl.lab.studies import Study
 from pyrocrl.lab.studies.latent_graphs import Pairs, TwoModels
 from pyrocrl.lab.studies.screens import PerturbationScreen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
-from pyrocrl.parts.latent_sem import LatentSEM, Mechanism, SEMReadouts
+from pyrocrl.parts.latent_sem import MOST, LatentSEM, Mechanism, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual, TrilEncoder
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import (
@@ -199,7 +198,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[Latents, Bounds(1, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(1, MOST)],
         environments: Environments,
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
@@ -325,7 +324,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
         free, self.sem.free = self.sem.free, False  # latents start as those of equations
         # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
         every = torch.arange(len(x), device=x.device)
-        pick = every if held else affine.bootstrap(batch.env, self.sem.environments, generator)
+        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out
+        spared = self.sem.many and not self.sem.absorbed
+        pick = every if held or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
         else:
@@ -355,6 +356,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
         else:
             self.sem.count.div_(self.config["unmixed"])
+        self.sem.sample_orders(generator)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
