@@ -65,9 +65,11 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, r
 from pyrocrl.constructions import affine
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
+from pyrocrl.errors import reject
+from pyrocrl.exact import orders
 from pyrocrl.exact.mmd import mmd2
 from pyrocrl.lab.studies import Study
-from pyrocrl.lab.studies.latent_graphs import Pairs, TwoModels
+from pyrocrl.lab.studies.latent_graphs import ManyTargets, Pairs, TwoModels
 from pyrocrl.lab.studies.screens import PerturbationScreen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
@@ -115,6 +117,7 @@ SIMULATED: tuple[tuple[dict, dict, bool], ...] = (  # settings, options, whether
     ({"mixing": "mlp", "intervention": "perfect"}, {"intervention": "perfect", "decoder": "mlp"}, True),
     ({"mixing": "mlp"}, {"decoder": "mlp"}, False),
 )
+MANY: dict[str, Any] = {"mixing": "linear", "features": 100, "samples": 2000, "noise": 0.05}
 SHIFTS = {"targets": "unknown", "intervention": "shift", "mechanism": "linear", "escapees": True, "variation": 0.1}
 
 
@@ -233,6 +236,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         """
         super().__init__()
         check_sizes(features, latents)
+        told = intervention in ("shift", "variance") or (intervention == "perfect" and targets != "unknown")
+        if latents > orders.MAX_NODES and not told:
+            unsure = "soft" if intervention == "soft" else "perfect and targets='unknown'"
+            most = f"at most {orders.MAX_NODES}: graphs are summed over there"
+            reject("latents", f"{latents} with intervention={unsure}", most)
         known = None
         if targets != "unknown":
             known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()
@@ -249,10 +257,13 @@ class DiscrepancyVAE(SEMReadouts, Program):
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
             self.recipe = self.count_recipe
-        held = decoder == "mlp" and not self.observation.counts
+        bent = decoder == "mlp" and not self.observation.counts
+        held = bent or (self.sem.many and not self.observation.counts)
         if held:  # decoder, spread and equations of latents that stay
             self.recipe = replace(self.recipe, least_steps=800)
-        mean = Residual(features, latents, hidden, 1) if held else nn.Linear(features, latents)
+        if held and not bent:  # most of a chain is its search for an order
+            self.recipe = replace(self.recipe, epochs=20, chains=2)
+        mean = Residual(features, latents, hidden, 1) if bent else nn.Linear(features, latents)
         self.encoder = TrilEncoder(features, latents, hidden, "leaky_relu", mean, held=held)
         self.decoder = Decoder(latents, features, hidden, decoder == "linear")
 
@@ -320,18 +331,18 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Linear latents along the directions in which environments differ, bent where the decoder is a network."""
         batch = self.observation.start(data)
-        x, held = self.observation.inputs(batch), self.encoder.held
+        x, bent = self.observation.inputs(batch), isinstance(self.encoder.mean, Residual)
         free, self.sem.free = self.sem.free, False  # latents start as those of equations
         # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
         every = torch.arange(len(x), device=x.device)
         # nor can an order of many latents spare the third of the rows that a bootstrap leaves out
         spared = self.sem.many and not self.sem.absorbed
-        pick = every if held or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
+        pick = every if bent or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
         else:
             check_rows(data, 2)
-            start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, held, generator)
+            start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, bent, generator)
         self.decoder.start(start.loadings, start.bias)
         self.encoder.start(start.unmixing, start.offset, start.tril)
         if isinstance(self.encoder.mean, Residual):
@@ -348,10 +359,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         """
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
-        if not self.encoder.held:
+        bent = isinstance(self.encoder.mean, Residual)
+        if not bent:
             loc = MultivariateNormal(loc, scale_tril=tril).sample()
         self.sem.gather(loc, batch.env)
-        if self.encoder.held:
+        if bent:
             variance = tril.square().sum(-1)
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
         else:
@@ -368,6 +380,10 @@ class DiscrepancyVAE(SEMReadouts, Program):
 
     studies = (
         *(Study("zhang2023", setting, UNKNOWN | options, identified=known) for setting, options, known in SIMULATED),
+        *(
+            ManyTargets("zhang2023", MANY | {"latents": k}, {"targets": "unknown", "latents": k}, 3, identified=False)
+            for k in (13, 20)
+        ),
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
         TwoModels("varici2024_linear", {"samples": 10_000}, {"intervention": "perfect", "mechanism": "linear"}),
         # the number of latents by replicates 1 and 2, then the score on the third

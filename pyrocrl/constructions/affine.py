@@ -27,6 +27,7 @@ FLOOR = 1e-3  # least observational variance, as a share of the mean one: data m
 LR, LINEAR_LR = 0.04, 0.01  # of the search; of the linear part of a map that a network bends
 KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be, as quantiles of its control rows
 RIDGE = 1e-4  # of regressions
+EM_STEPS = 50  # of loadings and noise of many latents
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
 
 
@@ -382,8 +383,8 @@ def _search_many(
     few, more = (_rows(env, envs, each * envs, generator) for each in (effort.many_rows, effort.many_last_rows))
     known = _told(prior)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    _, turn, shift, _ = many_orders.by_sources(known, y @ matrix.mT, env, KNOTS)
-    z = (y @ matrix.mT) @ turn.to(y).mT + shift.to(y)
+    turn, shift = many_orders.by_sources(known, y @ matrix.mT, env, KNOTS)
+    z = y @ (turn.to(y) @ matrix).mT + shift.to(y)
     tried: list[tuple[float, int, _Affine]] = []
     start, moved, last = matrix, None, torch.zeros(0)
     for _ in range(effort.many_rounds):
@@ -513,9 +514,30 @@ def gaussian_factors(
     z, centre = z - z.mean(0), z.mean(0)
     loadings = torch.linalg.solve(z.mT @ z, z.mT @ x).mT
     residual = (x - x.mean(0) - z @ loadings.mT).var(0).clamp_min(1e-3)
+    if prior.many:
+        return _as_factors(x, z + centre, loadings, residual)
     precision = loadings.mT @ (loadings / residual[:, None])
     tril = torch.linalg.cholesky(torch.linalg.inv(precision + torch.eye(len(precision)).to(precision)))
     return Start(unmixing, offset, tril, loadings, x.mean(0) - loadings @ centre), residual
+
+
+def _as_factors(x: Tensor, z: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Start, Tensor]:
+    """Loadings and noise of maximum likelihood, by EM from those of least squares on z (rows, latent), which has errors
+    of its own, and the posterior of latents of that covariance: means that are held have to be the posterior's."""
+    cov, prior = torch.cov(x.double().mT), torch.linalg.inv(torch.cov(z.double().mT))
+    w, psi = loadings.double(), noise.double()
+    eye = torch.eye(len(prior)).to(prior)
+    for step in range(EM_STEPS + 1):
+        spread = torch.linalg.inv(prior + w.mT @ (w / psi[:, None]))
+        back = spread @ (w / psi[:, None]).mT  # (latent, feature)
+        if step == EM_STEPS:
+            break
+        cross = cov @ back.mT
+        w = torch.linalg.solve(spread + back @ cross, cross.mT).mT
+        psi = (cov.diagonal() - (w * cross).sum(1)).clamp_min(1e-3)
+    seen, level = x.double().mean(0), z.double().mean(0)
+    tril = torch.linalg.cholesky(spread + 1e-9 * eye)
+    return Start(*(v.to(x) for v in (back, level - back @ seen, tril, w, seen - w @ level))), psi.to(x)
 
 
 def bootstrap(env: Tensor, environments: int, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ table, and an order is one draw from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -61,97 +62,88 @@ def proposed(known: LatentSEM, z: Tensor, env: Tensor, rng: np.random.Generator,
     return [torch.tensor(order, device=z.device) for order in list(found)[:few]]
 
 
-def by_sources(
-    known: LatentSEM, z: Tensor, env: Tensor, knots: tuple[float, ...]
-) -> tuple[Tensor, Tensor, Tensor, list[set[int]]]:
-    """An order, sources first: (order (latent,), matrix (latent, latent), shift (latent,), parents), z -> matrix z +
-    shift, the latents that follow from it.
+def by_sources(known: LatentSEM, z: Tensor, env: Tensor, knots: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(matrix (latent, latent), shift (latent,)): matrix z + shift, a first guess of the latents, sources first.
 
-    z: (rows, latent) latents that may mix in their parents. Of the latents that are left the next is the one that is
-    least better explained by another of them than the other way round. It is then taken out of the others: what they
-    mix in of it, and what it gives them.
+    z: (rows, latent) latents that may mix in their parents. Of those that are left the next source is the one that is
+    least better explained by another than the other way round. What the others mix in of it, and what it gives them, is
+    then taken out of them; where a link bends, at the one of `knots`, quantiles of control rows, that tells most.
     """
     d, n = z.shape[1], len(z)
     z, rest = z.double(), z.double()
-    hit = known.hard_targets().double()
-    kept, perfect = known.keeps, known.intervention == "perfect"
-    envs, bends = known.environments, known.mechanism == "relu"
-    matrix, shift = torch.eye(d).to(z), torch.zeros(d).to(z)
-    left, order = list(range(d)), []
-    parents: list[set[int]] = [set() for _ in range(d)]
-    count = torch.bincount(env, minlength=envs).double()
-    natural = 1.0 - hit.mT  # (latent, env)
-    rows = natural @ count
-    penalty = 0.5 * math.log(n)
+    matrix, shift, left = torch.eye(d).to(z), torch.zeros(d).to(z), list(range(d))
+    natural = 1.0 - known.hard_targets().double().mT  # (latent, env)
+    while left:
+        here = z[:, left]
+        low = here[env == 0].quantile(torch.tensor(knots).to(z), dim=0)  # (knot, parent)
+        if known.mechanism == "linear":
+            low = here.new_full((1, len(left)), -torch.inf)
+        bent = known.link(here[:, None, :] - low) if known.mechanism == "relu" else here[:, None, :]
+        mixed, given, gain = _explained(known, rest[:, left], here, bent, env, natural[left])
+        gain = (gain - 0.5 * math.log(n)).clamp_min(0.0)  # (child, knot, parent)
+        knot, places = gain.sum(0).argmax(0), torch.arange(len(left), device=z.device)
+        told = gain[:, knot, places]  # (child, parent)
+        better = (told - told.mT).clamp_min(0.0).sum(1)  # explained by others, beyond what it explains of them
+        place = int((better - 1e-6 * told.sum(0)).argmin())
+        k, at = left[place], int(knot[place])
+        if known.mechanism == "relu":
+            z[:, k] -= low[at, place]
+            shift[k] -= low[at, place]
+        link = known.link(z[:, k])
+        for child, c in enumerate(left):
+            if told[child, place] > 0:
+                v, w = mixed[child, at, place], given[child, at, place]
+                acts = 1.0 if known.keeps else natural[c][env]
+                rest[:, c] -= v * z[:, k] + w * link * acts
+                z[:, c] -= v * z[:, k]
+                matrix[c] -= v * matrix[k]
+                shift[c] -= v * shift[k]
+        left.pop(place)
+    return matrix, shift
+
+
+def _explained(
+    known: LatentSEM, rest: Tensor, z: Tensor, bent: Tensor, env: Tensor, natural: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(child, knot, parent) slopes of what is left of each child (rows, child) on z (rows, parent) and bent (rows,
+    knot, parent), two at a time, and the gain in log-likelihood; of a child by itself 0.
+
+    natural: (child, env) where its own equation holds. Elsewhere it has a level of its own, and takes nothing from its
+    parents (perfect), or is left out (soft).
+    """
+    m, q, envs = z.shape[1], bent.shape[1], known.environments
+    count = torch.bincount(env, minlength=envs).to(z)
+    rows = (natural @ count).clamp_min(1.0)[:, None]
+    flat, each = bent.flatten(1), z.repeat(1, q)
 
     def by_env(values: Tensor) -> Tensor:
         return values.new_zeros(envs, values.shape[1]).index_add_(0, env, values)
 
-    while left:
-        here = z[:, left]
-        low = here[env == 0].quantile(torch.tensor(knots).to(z), dim=0) if bends else here.new_zeros(1, len(left))
-        seen = (here[:, None, :] - low[None]).relu() if bends else here[:, None, :]  # (rows, knot, parent)
-        flat, m, q = seen.flatten(1), len(left), len(low)
-        at = natural[left]  # (child, env)
-        centre = by_env(rest[:, left])  # (env, child)
-        nat = (centre.mT * at).sum(1) / rows[left].clamp_min(1.0)
-        own = centre.mT / count.clamp_min(1.0)
-        level = torch.where(at > 0.5, nat[:, None], own)  # (child, env)
-        r = rest[:, left] - level.mT[env]
-        told = at.mT[env] if not kept else torch.ones_like(r)  # rows in which parents give as they do in all
-        square = (r * r * (told if known.intervention == "soft" else 1.0)).sum(0)
-        cross_z = r.mT @ here  # (child, parent)
-        cross_f = ((r * told).mT @ flat).unflatten(1, (q, m))  # (child, knot, parent)
+    sums = by_env(rest).mT  # (child, env)
+    level = torch.where(natural > 0.5, (sums * natural).sum(1, keepdim=True) / rows, sums / count.clamp_min(1.0))
+    left = rest - level.mT[env]
+    acting = left if known.keeps else left * natural.mT[env]
+    left = acting if known.intervention == "soft" else left
 
-        def product(one: Tensor, two: Tensor, only: bool) -> Tensor:
-            """(child, column) inner products of two sets of columns, about the child's levels."""
-            e1, e2, e12 = by_env(one), by_env(two), by_env(one * two)
-            w = at if only else torch.ones_like(at)
-            s1, s2 = at @ e1, at @ e2
-            about = s1 * s2 / rows[left].clamp_min(1.0)[:, None]
-            if not only:
-                about = about + (1.0 - at) @ (e1 * e2 / count.clamp_min(1.0)[:, None])
-            return w @ e12 - about
+    def product(one: Tensor, two: Tensor, everywhere: bool) -> Tensor:
+        """(child, column) inner products of two sets of columns about each child's levels."""
+        first, second, both = by_env(one), by_env(two), by_env(one * two)
+        inside = natural @ both - (natural @ first) * (natural @ second) / rows
+        if not everywhere:
+            return inside
+        return inside + (1.0 - natural) @ (both - first * second / count.clamp_min(1.0)[:, None])
 
-        only = not kept
-        zz = product(here, here, False)  # (child, parent)
-        each = here.repeat(1, q)
-        zf = product(each, flat, only).unflatten(1, (q, m))
-        ff = product(flat, flat, only).unflatten(1, (q, m))
-        det = (zz[:, None] * ff - zf.square()).clamp_min(1e-9 * zz[:, None] * ff) + 1e-12
-        v = (ff * cross_z[:, None] - zf * cross_f) / det  # (child, knot, parent)
-        w = (zz[:, None] * cross_f - zf * cross_z[:, None]) / det
-        gone = v * cross_z[:, None] + w * cross_f
-        alone = cross_z.square() / zz.clamp_min(1e-12)
-        # what the link adds to what the map could have mixed in
-        total = square[:, None, None]
-        gain = 0.5 * n * (torch.log1p(-(alone / square[:, None]).clamp_max(0.999999))[:, None]
-                          - torch.log1p(-(gone / total).clamp(0.0, 0.999999)))
-        full = -0.5 * n * torch.log1p(-(gone / total).clamp(0.0, 0.999999)) - penalty
-        self_ = torch.eye(m, dtype=torch.bool, device=z.device)[:, None]
-        full = full.masked_fill(self_, 0.0).clamp_min(0.0)  # (child, knot, parent)
-        knot = full.sum(0).argmax(0)  # (parent,)
-        told_by = full[:, knot, torch.arange(m)]  # (child, parent)
-        against = (told_by - told_by.mT).clamp_min(0.0).sum(1)  # of each as a child
-        pick = int((against - 1e-6 * told_by.sum(0)).argmin())
-        k = left.pop(pick)
-        order.append(k)
-        if bends:
-            z[:, k] -= low[knot[pick], pick]
-            shift[k] -= low[knot[pick], pick]
-        link = z[:, k].relu() if bends else z[:, k]
-        for j, c in enumerate([*left[:pick], k, *left[pick:]]):
-            if c != k and told_by[j, pick] > 0:
-                a, b = v[j, knot[pick], pick], w[j, knot[pick], pick]
-                natural_rows = natural[c][env] if not kept else 1.0
-                rest[:, c] -= a * z[:, k] + b * link * natural_rows
-                z[:, c] -= a * z[:, k]
-                matrix[c] -= a * matrix[k]
-                shift[c] -= a * shift[k]
-                parents[c].add(k)
-        del perfect, gain
-        perfect = None
-    return torch.tensor(order, device=z.device), matrix, shift, parents
+    cross_z = (left.mT @ z)[:, None]  # (child, 1, parent)
+    cross = (acting.mT @ flat).unflatten(1, (q, m))
+    square_z = product(z, z, known.intervention != "soft")[:, None]
+    square = product(flat, flat, known.keeps).unflatten(1, (q, m))
+    between = product(each, flat, known.keeps).unflatten(1, (q, m))
+    det = (square_z * square - between.square()).clamp_min(1e-9 * square_z * square) + 1e-12
+    mixed = (square * cross_z - between * cross) / det
+    given = (square_z * cross - between * cross_z) / det
+    share = (mixed * cross_z + given * cross) / left.square().sum(0)[:, None, None]
+    own = torch.eye(m, dtype=torch.bool, device=z.device)[:, None]
+    return mixed, given, (-0.5 * len(z) * torch.log1p(-share.clamp(0.0, 0.999999))).masked_fill(own, 0.0)
 
 
 def basis(x: Tensor, env: Tensor, latents: int) -> Tensor:

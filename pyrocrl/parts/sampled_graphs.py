@@ -64,9 +64,9 @@ class SampledGraphs(nn.Module):
     def edges(self, scores: Tensor) -> Tensor:
         """(parent, child) edge probabilities, exact given each drawn order."""
         with torch.enable_grad():
-            sets: Tensor = torch.func.grad(
-                lambda s: order_sampling.mean_log_sum(s, self.orders, self.candidates)
-            )(scores.detach())
+            sets: Tensor = torch.func.grad(lambda s: order_sampling.mean_log_sum(s, self.orders, self.candidates))(
+                scores.detach()
+            )
         return order_sampling.edges_of(sets, self.candidates)
 
 
@@ -125,9 +125,7 @@ def settled_targets(
     def told(rest: tuple[Tensor, ...], e: int, inside: Tensor) -> Tensor:
         """(latent + 1,) log probabilities of one environment's target, up to a constant."""
         zero = torch.zeros(d, dtype=shares.count.dtype, device=shares.count.device)
-        two = tuple(
-            torch.stack([r + a, r + b]) for r, a, b in zip(rest, adds(e, zero), adds(e, zero + 1), strict=True)
-        )
+        two = tuple(torch.stack([r + a, r + b]) for r, a, b in zip(rest, adds(e, zero), adds(e, zero + 1), strict=True))
         left, hit = sums(two, inside)
         return torch.cat([hit - left, (hit - left)[:1] * 0.0]) + log_prior
 

@@ -81,6 +81,24 @@ class ManyLatents(Study):
 
 
 @dataclass(frozen=True)
+class ManyTargets(ManyLatents):
+    """Targets and innovations as well, and independent components beside."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.evaluate import targets_right
+
+        truth, found, targets = data.truth, result.latents(data), result.targets()
+        assert targets is not None
+        told = "innovations" if result.program.reads_innovations else "z"
+        _, nodes = metrics.mcc(truth[told], found, return_assignment=True)
+        ica = metrics.baselines(data.x, truth["z"], found.shape[1], 0)["ica"]["mcc"]
+        ours = super().score(result, data) | {"ica_mcc": ica}
+        ours["innovations_mcc"] = metrics.mcc(truth["innovations"], found)
+        return ours | targets_right(truth["targets"], targets, result.names["env"], nodes)
+
+
+@dataclass(frozen=True)
 class FiniteSamples(Study):
     """How right a graph and an encoder are at this number of rows, and how sure; beside the published estimator.
 
