@@ -384,6 +384,13 @@ class DiscrepancyVAE(SEMReadouts, Program):
             ManyTargets("zhang2023", MANY | {"latents": k}, {"targets": "unknown", "latents": k}, 3, identified=False)
             for k in (13, 20)
         ),
+        ManyTargets(
+            "zhang2023",
+            MANY | {"latents": 100, "features": 500, "samples": 200, "mechanism": "linear"},
+            {"targets": "unknown", "latents": 100, "mechanism": "linear"},
+            1,
+            identified=False,
+        ),
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
         TwoModels("varici2024_linear", {"samples": 10_000}, {"intervention": "perfect", "mechanism": "linear"}),
         # the number of latents by replicates 1 and 2, then the score on the third

@@ -153,5 +153,5 @@ def basis(x: Tensor, env: Tensor, latents: int) -> Tensor:
     mean = torch.zeros(envs, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, env, x) / count[:, None]
     within = x - mean[env]
     lead = torch.linalg.svd(mean - mean[0], full_matrices=False)[2][:latents]
-    value, vector = torch.linalg.eigh(within.mT @ within / len(x))
+    vector = torch.linalg.eigh(within.mT @ within / len(x)).eigenvectors
     return torch.linalg.qr(torch.cat([lead.mT, vector[:, -WIDE * latents :]], 1))[0]

@@ -82,8 +82,8 @@ class LatentSEM(nn.Module):
     """p(z | environment) of rows (rows, latent), and the posterior of its graph.
 
     target_matrix: (env, latent) in {0, 1}; None = unknown, one Categorical per environment over the latents and
-    "none" (environments 1, 2, ...; environment 0 is observational). Raises InputError for more than 128 latents, and for
-    more than 12 of which there are several `maps`.
+    "none" (environments 1, 2, ...; environment 0 is observational). Raises InputError for more than 128 latents, or 12
+    with several `maps`.
     """
 
     before: Tensor
@@ -117,8 +117,8 @@ class LatentSEM(nn.Module):
         as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
         prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
         escaped. maps: how many draws of the affine map to latents there are to hold, of which each draw of the
-        graph takes one; 1 = latents as they are. edge_probability: None = one half, of more than 12 latents 2 / latents,
-        which is two neighbours each."""
+        graph takes one; 1 = latents as they are. edge_probability: None = one half, of more than 12 latents two
+        neighbours each, 2 / latents."""
         super().__init__()
         self.many = latents > orders.MAX_NODES
         most = MOST if maps == 1 else orders.MAX_NODES
@@ -599,7 +599,7 @@ class LatentSEM(nn.Module):
         table, pairs = self._slices(targets), self._pairs(targets)
         unmixing = self.maps[0] if len(self.maps) == 1 else self.maps[int(torch.randint(len(self.maps), ()))]
         if self.many and self.absorbed:
-            _, graph = self._any_graph()
+            order, graph = self._any_graph()
         elif self.many:
             scores, likely = self._scores(table), self.graphs.candidates
             order = pyro.sample("order", order_sampling.SampledOrder(self.graphs.orders, self.graphs.log_density))

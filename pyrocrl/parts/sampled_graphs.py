@@ -168,7 +168,7 @@ def shares_of(
     kind: str,
     ratio: Tensor,
 ) -> Shares:
-    """Of moments (env,), (env, column), (env, column, column); columns: (latent, m) those of each latent, its own first.
+    """Of moments (env,), (env, column), (env, column, column); columns: (latent, m) each latent's, its own first.
 
     kind: of intervention; ratio: (env, latent) log variance ratios under changes of variance.
     """
