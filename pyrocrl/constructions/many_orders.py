@@ -70,7 +70,7 @@ def by_sources(known: LatentSEM, z: Tensor, env: Tensor, knots: Sequence[float])
     then taken out of them; where a link bends, at the one of `knots`, quantiles of control rows, that tells most.
     """
     d, n = z.shape[1], len(z)
-    z, rest = z.double(), z.double()
+    z, rest = z.double().clone(), z.double().clone()
     matrix, shift, left = torch.eye(d).to(z), torch.zeros(d).to(z), list(range(d))
     natural = 1.0 - known.hard_targets().double().mT  # (latent, env)
     while left:
