@@ -45,6 +45,15 @@ likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. 
 (`affine.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
 noise.
 
+*Of more than 12 latents* (up to 128; shifts and changes of variance, or perfect interventions of told targets) graphs
+are too many to be summed over. Each latent has ten likely parents, whose sets are still summed over exactly; orders are
+drawn by annealed sequential Monte Carlo (`exact.order_sampling`), and targets settled by the evidence given an order.
+A first order and the map to the latents are found in turns: regressions on latents as they are known so far propose an
+order, under which equations and map are fitted (`constructions.many_orders`). The means of q(z | x) are then held, and
+a chain takes all rows, of which it searches with its own part; there are two chains, for the search is what costs. It
+may miss: chains that ended in other orders are the sign, and the verdict says so. A graph has two neighbours a latent
+a priori. Equations that a decoder absorbs need no order and no search.
+
 Longer than other models because one decoder serves four kinds of intervention, known or unknown targets, floats or
 counts, and two objectives, and its studies cover them.
 
@@ -188,7 +197,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
         "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
-        "error.",
+        "error. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
+        "latent's ten likeliest.",
     )
     counted = "targets"
     infers_targets = True
@@ -233,6 +243,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden: units of networks'
         layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
         escape_alpha, escape_beta: of the Beta prior of the share of escapees.
+
+        Raises InputError for more than 128 latents, or 12 where interventions are soft, or perfect of unknown targets.
         """
         super().__init__()
         check_sizes(features, latents)

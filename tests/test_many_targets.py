@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pyrocrl
-from pyrocrl import InputError, simulate
+from pyrocrl import Data, InputError, simulate
+from pyrocrl.claims.indeterminacy import is_acyclic
 from pyrocrl.constructions import many_orders
 from pyrocrl.exact import capped_parents, linear_sem, order_sampling, orders
 from pyrocrl.exact.orders import is_order_of
@@ -123,20 +124,38 @@ def test_sources_are_taken_out() -> None:
     assert before < 0.95 and after > 0.99
 
 
-def test_thirteen_latents_of_linear_equations() -> None:
-    """Fitted, drawn and told: the graph keeps its prior, the innovations and their targets are found."""
-    torch.set_default_dtype(torch.float32)
+def fitted(twice: bool) -> tuple[pyrocrl.Fit, pyrocrl.Verdict]:
+    """Thirteen latents of linear equations under shifts; twice: two environments on one, none on another."""
     options = {"mixing": "linear", "mechanism": "linear", "features": 30, "noise": 0.02}
     data = simulate.draw("zhang2023", 0, latents=13, samples=60, **options)
+    if twice:
+        names = np.array(data.env_labels())
+        half, free = np.flatnonzero(names == "target_3")[::2], names != "target_4"
+        names[half] = "target_4"
+        data = Data(data.x[free], names[free].tolist(), control="observational")
+    torch.set_default_dtype(torch.float32)
     program = pyrocrl.build("discrepancy_vae", data, latents=13, targets="unknown", mechanism="linear", hidden=8)
     found = pyrocrl.fit(program, data, seed=0, epochs=1, least_steps=5, device="cpu", progress=False)
+    return found, pyrocrl.diagnose(found)
+
+
+def test_thirteen_latents_of_linear_equations() -> None:
+    """Fitted, drawn and told: the graph keeps its prior, innovations and targets are found."""
+    found, verdict = fitted(twice=False)
     graph, targets = found.graph(), found.targets()
     assert graph is not None and targets is not None
     np.testing.assert_allclose(graph[~np.eye(13, dtype=bool)], 1 / 13, rtol=1e-5)
     right = (targets > 0.5).sum(1)
     assert right[0] == 0 and (right[1:] == 1).all() and ((targets > 0.5).sum(0) == 1).all()
-    verdict = pyrocrl.diagnose(found)
-    assert verdict["graph"].verdict == "not identified"
+    assert verdict["targets"].identified and verdict["graph"].verdict == "not identified"
+    drawn = found.posterior(3)["posterior"]
+    assert dict(drawn["graph"].sizes) == {"chain": 2, "draw": 3, "parent": 13, "child": 13}
+    assert all(is_acyclic(one) for one in drawn["graph"].to_numpy().reshape(-1, 13, 13))
+
+
+def test_two_environments_on_one_of_thirteen_latents() -> None:
+    verdict = fitted(twice=True)[1]["latents"]
+    assert verdict.verdict == "not identified" and "no environment intervenes on" in verdict.reason
 
 
 def test_limits() -> None:
