@@ -45,6 +45,15 @@ likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. 
 (`affine.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
 noise.
 
+*Of more than 12 latents* (up to 128; shifts and changes of variance, or perfect interventions of told targets) graphs
+are too many to be summed over. Each latent has ten likely parents, whose sets are still summed over exactly; orders are
+drawn by annealed sequential Monte Carlo (`exact.order_sampling`), and targets settled by the evidence given an order.
+A first order and the map to the latents are found in turns: regressions on latents as they are known so far propose an
+order, under which equations and map are fitted (`constructions.many_orders`). The means of q(z | x) are then held, and
+a chain takes all rows, of which it searches with its own part; there are two chains, for the search is what costs. It
+may miss: chains that ended in other orders are the sign, and the verdict says so. A graph has two neighbours a latent
+a priori. Equations that a decoder absorbs need no order and no search.
+
 Longer than other models because one decoder serves four kinds of intervention, known or unknown targets, floats or
 counts, and two objectives, and its studies cover them.
 
@@ -65,14 +74,15 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, r
 from pyrocrl.constructions import affine
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
+from pyrocrl.errors import reject
 from pyrocrl.exact import orders
 from pyrocrl.exact.mmd import mmd2
 from pyrocrl.lab.studies import Study
-from pyrocrl.lab.studies.latent_graphs import Pairs, TwoModels
+from pyrocrl.lab.studies.latent_graphs import ManyTargets, Pairs, TwoModels
 from pyrocrl.lab.studies.screens import PerturbationScreen
 from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts import escapees as escape
-from pyrocrl.parts.latent_sem import LatentSEM, Mechanism, SEMReadouts
+from pyrocrl.parts.latent_sem import MOST, LatentSEM, Mechanism, SEMReadouts
 from pyrocrl.parts.nets import MLP, Residual, TrilEncoder, turned_weights
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import (
@@ -116,6 +126,7 @@ SIMULATED: tuple[tuple[dict, dict, bool], ...] = (  # settings, options, whether
     ({"mixing": "mlp", "intervention": "perfect"}, {"intervention": "perfect", "decoder": "mlp"}, True),
     ({"mixing": "mlp"}, {"decoder": "mlp"}, False),
 )
+MANY: dict[str, Any] = {"mixing": "linear", "features": 100, "samples": 2000, "noise": 0.05}
 SHIFTS = {"targets": "unknown", "intervention": "shift", "mechanism": "linear", "escapees": True, "variation": 0.1}
 
 
@@ -192,7 +203,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
         "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
-        "error.",
+        "error. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
+        "latent's ten likeliest.",
     )
     counted = "targets"
     infers_targets = True
@@ -205,7 +217,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def __init__(
         self,
         features: Features,
-        latents: Annotated[Latents, Bounds(1, orders.MAX_NODES)],
+        latents: Annotated[Latents, Bounds(1, MOST)],
         environments: Environments,
         target_matrix: TargetMatrix | None = None,
         targets: Targets = "known",
@@ -237,9 +249,16 @@ class DiscrepancyVAE(SEMReadouts, Program):
         rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden: units of networks'
         layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
         escape_alpha, escape_beta: of the Beta prior of the share of escapees.
+
+        Raises InputError for more than 128 latents, or 12 where interventions are soft, or perfect of unknown targets.
         """
         super().__init__()
         check_sizes(features, latents)
+        told = intervention in ("shift", "variance") or (intervention == "perfect" and targets != "unknown")
+        if latents > orders.MAX_NODES and not told:
+            unsure = "soft" if intervention == "soft" else "perfect and targets='unknown'"
+            most = f"at most {orders.MAX_NODES}: graphs are summed over there"
+            reject("latents", f"{latents} with intervention={unsure}", most)
         known = None
         if targets != "unknown":
             known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()
@@ -256,10 +275,13 @@ class DiscrepancyVAE(SEMReadouts, Program):
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
             self.recipe = self.count_recipe
-        held = decoder == "mlp" and not self.observation.counts
+        bent = decoder == "mlp" and not self.observation.counts
+        held = bent or (self.sem.many and not self.observation.counts)
         if held:  # decoder, spread and equations of latents that stay
             self.recipe = replace(self.recipe, least_steps=800)
-        mean = Residual(features, latents, hidden, 1) if held else nn.Linear(features, latents)
+        if held and not bent:  # most of a chain is its search for an order
+            self.recipe = replace(self.recipe, epochs=20, chains=2)
+        mean = Residual(features, latents, hidden, 1) if bent else nn.Linear(features, latents)
         self.encoder = TrilEncoder(features, latents, hidden, "leaky_relu", mean, held=held)
         self.decoder = Decoder(latents, features, hidden, decoder == "linear")
 
@@ -327,16 +349,18 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def initialise(self, data: Data, generator: torch.Generator) -> None:
         """Linear latents along the directions in which environments differ, bent where the decoder is a network."""
         batch = self.observation.start(data)
-        x, held = self.observation.inputs(batch), self.encoder.held
+        x, bent = self.observation.inputs(batch), isinstance(self.encoder.mean, Residual)
         free, self.sem.free = self.sem.free, False  # latents start as those of equations
         # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
         every = torch.arange(len(x), device=x.device)
-        pick = every if held else affine.bootstrap(batch.env, self.sem.environments, generator)
+        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out
+        spared = self.sem.many and not self.sem.absorbed
+        pick = every if bent or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
         else:
             check_rows(data, 2)
-            start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, held, generator)
+            start, residual = affine.gaussian_factors(x, batch.env, pick, self.sem, bent, generator)
         self.decoder.start(start.loadings, start.bias)
         self.encoder.start(start.unmixing, start.offset, start.tril)
         if isinstance(self.encoder.mean, Residual):
@@ -347,7 +371,10 @@ class DiscrepancyVAE(SEMReadouts, Program):
         self.sem.free = free
 
     def begin_turned(self, data: Data, turn: Tensor, generator: torch.Generator) -> bool:
-        """Encoder and decoder turned, and equations, and targets where they are unknown, of the turned latents."""
+        """Encoder and decoder turned, and equations, and targets where they are unknown, of the turned latents; not of
+        many latents, of which a start is a search for their order."""
+        if self.sem.many:
+            return False
         turn = turn.to(self.decoder.loadings)
         self.encoder.turn(turn)
         self.decoder.of_turned(turn)
@@ -364,14 +391,16 @@ class DiscrepancyVAE(SEMReadouts, Program):
         """
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
-        if not self.encoder.held:
+        bent = isinstance(self.encoder.mean, Residual)
+        if not bent:
             loc = MultivariateNormal(loc, scale_tril=tril).sample()
         self.sem.gather(loc, batch.env)
-        if self.encoder.held:
+        if bent:
             variance = tril.square().sum(-1)
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
         else:
             self.sem.count.div_(self.config["unmixed"])
+        self.sem.sample_orders(generator)
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
@@ -383,6 +412,17 @@ class DiscrepancyVAE(SEMReadouts, Program):
 
     studies = (
         *(Study("zhang2023", setting, UNKNOWN | options, identified=known) for setting, options, known in SIMULATED),
+        *(
+            ManyTargets("zhang2023", MANY | {"latents": k}, {"targets": "unknown", "latents": k}, 3, identified=False)
+            for k in (13, 20)
+        ),
+        ManyTargets(
+            "zhang2023",
+            MANY | {"latents": 100, "features": 500, "samples": 200, "mechanism": "linear"},
+            {"targets": "unknown", "latents": 100, "mechanism": "linear"},
+            1,
+            identified=False,
+        ),
         Pairs("zhang2023", {"mixing": "linear", "pairs": [[0, 1], [0, 3], [2, 3]]}, UNKNOWN, identified=False),
         TwoModels("varici2024_linear", {"samples": 10_000}, {"intervention": "perfect", "mechanism": "linear"}),
         # the number of latents by replicates 1 and 2, then the score on the third

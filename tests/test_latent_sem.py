@@ -405,6 +405,10 @@ def test_bending_undoes_a_network() -> None:
 
 
 def test_refusals() -> None:
-    for arguments, word in (((13, 2), "latents"), ((2, 2, None, "hard"), "intervention"), ((2, 2), "edge_probability")):
+    for arguments, word in (
+        ((129, 2), "latents"),
+        ((2, 2, None, "hard"), "intervention"),
+        ((2, 2), "edge_probability"),
+    ):
         with pytest.raises(InputError, match=word):
             LatentSEM(*arguments, **({"edge_probability": 1.0} if word == "edge_probability" else {}))  # type: ignore

@@ -11,11 +11,12 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from pyrocrl.constructions import contrastive, directions
+from pyrocrl.constructions import contrastive, directions, many_orders
 from pyrocrl.constructions.contrastive import Chart
 from pyrocrl.exact import linear_sem, orders
 from pyrocrl.parts.latent_sem import LatentSEM
@@ -26,6 +27,7 @@ FLOOR = 1e-3  # least observational variance, as a share of the mean one: data m
 LR, LINEAR_LR = 0.04, 0.01  # of the search; of the linear part of a map that a network bends
 KNOTS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # where a latent's zero may be, as quantiles of its control rows
 RIDGE = 1e-4  # of regressions
+EM_STEPS = 50  # of loadings and noise of many latents
 CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
 
 
@@ -42,6 +44,12 @@ class Effort(NamedTuple):
     last_steps: int = 400
     rounds: int = 8
     finalists: int = 8
+    many_rows: int = 200
+    many_last_rows: int = 300
+    many_rounds: int = 10
+    many_finalists: int = 2
+    many_steps: int = 150
+    many_last_steps: int = 800
     share: float = 0.1
     rivals: int = 2
     linear_steps: int = 250
@@ -73,6 +81,10 @@ def unmix(
     taken for targets of one latent each, and the others settled by evidence. `prior` is left at equations for z.
     """
     latents = prior.latents
+    if prior.many and x.shape[1] > many_orders.WIDE * latents + latents:
+        few = many_orders.basis(x, env, latents)  # (feature, direction)
+        unmixing, shift, loadings = unmix(x @ few, env, prior, generator, effort)
+        return unmixing @ few.mT, shift, few @ loadings
     control = x[env == 0]
     cov = torch.cov(control.mT)
     value, vector = torch.linalg.eigh(cov + FLOOR * cov.diagonal().mean() * torch.eye(len(cov)).to(cov))
@@ -88,7 +100,8 @@ def unmix(
         matrix = torch.linalg.inv(_columns(span.mT @ change @ span, y, env, prior, generator))
     matrix = matrix / matrix.norm(dim=1, keepdim=True)
     prior.start(y @ matrix.mT, env)
-    matrix, shift = _search(y, env, matrix, prior, generator, effort)
+    search = _search_many if prior.many and not prior.absorbed else _search
+    matrix, shift = search(y, env, matrix, prior, generator, effort)
     scale = (y[env == 0] @ matrix.mT).std(0)
     matrix, shift = matrix / scale[:, None], shift / scale
     prior.start(y @ matrix.mT + shift, env)
@@ -225,23 +238,42 @@ class _Affine(nn.Module):
         self.matrix = nn.Parameter(matrix.clone())
         self.shift = nn.Parameter(shift.clone())
 
+    @torch.no_grad()
+    def latents(self, y: Tensor) -> Tensor:
+        """(rows, latent) z of rows y."""
+        return (y.to(self.matrix) @ self.matrix.mT + self.shift).to(y)
+
     def forward(self, y: Tensor, env: Tensor) -> Tensor:
         log_prob = self.sem.log_prob(y @ self.matrix.mT + self.shift, env).mean()
         weak = self.sem.log_prior_of_weights() - 0.005 * self.shift.square().sum()
         return -weak / len(y) - log_prob - torch.linalg.slogdet(self.matrix).logabsdet
 
 
-def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: Tensor) -> _Affine:
+def _regressed(
+    y: Tensor,
+    env: Tensor,
+    matrix: Tensor,
+    prior: LatentSEM,
+    order: Tensor,
+    likely: list[set[int]] | None = None,
+    moved: Tensor | None = None,
+) -> _Affine:
     """Least squares under an order of the latents (parents first), from rows `matrix` that may mix in parents.
 
     z_c = y_c - sum_p v_p z_p is a latent if what is left of it follows its equation: y_c regressed on z_p and phi(z_p)
     of all earlier latents, phi where the equation is the natural one, gives v and weights at once. A parent's zero,
-    where relu bends, is the one of KNOTS that leaves its children least.
+    where relu bends, is the one of KNOTS that leaves its children least. likely: of each latent the others that may be
+    its parents; None = all. moved: (latent,) a first shift, whose zeros are tried as well.
     """
     z = y @ matrix.mT
     matrix, shift = matrix.clone(), torch.zeros_like(matrix[:, 0])
+    if moved is not None:
+        z, shift = z + moved, moved.clone()
     natural = 1 - prior.target[env]  # (rows, latent)
     nodes = order.tolist()
+
+    def among(c: int, earlier: list[int]) -> list[int]:
+        return earlier if likely is None else [p for p in earlier if p in likely[c]]
 
     def regress(c: int, seen: list[int]) -> tuple[Tensor, Tensor]:
         """(coefficients of z[seen] (seen,), residual variance) of z_c."""
@@ -255,17 +287,21 @@ def _regressed(y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, order: 
         return found[: len(seen)], left.square().mean()
 
     for place, k in enumerate(nodes):
-        if place:
-            mixed, _ = regress(k, nodes[:place])
-            z[:, k] -= z[:, nodes[:place]] @ mixed
-            matrix[k] -= mixed @ matrix[nodes[:place]]
-            shift[k] -= mixed @ shift[nodes[:place]]
-        if prior.mechanism == "relu" and place + 1 < len(nodes):
+        seen = among(k, nodes[:place])
+        if seen:
+            mixed, _ = regress(k, seen)
+            z[:, k] -= z[:, seen] @ mixed
+            matrix[k] -= mixed @ matrix[seen]
+            shift[k] -= mixed @ shift[seen]
+        children = [c for c in nodes[place + 1 :] if likely is None or k in likely[c]]
+        if prior.mechanism == "relu" and children:
             free, left = z[:, k].clone(), []
             knots = free[env == 0].quantile(torch.tensor(KNOTS).to(z))
+            if moved is not None:
+                knots = torch.cat([knots, torch.zeros_like(knots[:1])])
             for knot in knots:
                 z[:, k] = free - knot
-                left.append(sum(regress(c, nodes[: place + 1])[1].log() for c in nodes[place + 1 :]))
+                left.append(sum(regress(c, among(c, nodes[: place + 1]))[1].log() for c in children))
             knot = knots[int(torch.stack(left).argmin())]
             z[:, k] = free - knot
             shift[k] -= knot
@@ -336,6 +372,61 @@ def _search(
         if found == 0:
             break
     return state["matrix"], state["shift"]
+
+
+def _search_many(
+    y: Tensor, env: Tensor, matrix: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort
+) -> tuple[Tensor, Tensor]:
+    """(matrix, shift) of the best of the orders that regressions on the latents as they are known so far propose, turn
+    by turn: equations and the map to the latents are fitted under each, and give the next latents."""
+    envs = prior.environments
+    few, more = (_rows(env, envs, each * envs, generator) for each in (effort.many_rows, effort.many_last_rows))
+    known = _told(prior)
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    turn, shift = many_orders.by_sources(known, y @ matrix.mT, env, KNOTS)
+    z = y @ (turn.to(y) @ matrix).mT + shift.to(y)
+    tried: list[tuple[float, int, _Affine]] = []
+    start, moved, last = matrix, None, torch.zeros(0)
+    for _ in range(effort.many_rounds):
+        order = many_orders.proposed(known, z, env, rng, 1)[0]
+        likely = [set(row) for row in known.graphs.candidates.tolist()]
+        found = _regressed(y[few], env[few], start, known, order, likely, moved)
+        value = _descend(found, y[few], env[few], effort.many_steps)
+        again = len(tried) > 0 and torch.equal(order, last) and value > min(tried)[0] - CLEAR / 10
+        tried.append((value, len(tried), found))
+        last = order
+        if again:
+            break
+        z, start, moved = found.latents(y), found.matrix.detach().to(y), found.shift.detach().to(y)
+    finalists = sorted(tried)[: effort.many_finalists]
+    ends = [(_descend(one, y[more], env[more], effort.many_last_steps), place, one) for _, place, one in finalists]
+    best = min(ends)[2]
+    prior.before.copy_(best.sem.before)
+    return best.matrix.detach().to(y), best.shift.detach().to(y)
+
+
+def _descend(one: _Affine, y: Tensor, env: Tensor, steps: int) -> float:
+    """Its parameters, in place and in double precision, towards a minimum by L-BFGS; the negative log-likelihood."""
+    one.double()
+    y = y.double()
+    free = [value for value in one.parameters() if value.requires_grad]
+    optimiser = torch.optim.LBFGS(
+        free, max_iter=steps, max_eval=steps, history_size=30, line_search_fn="strong_wolfe", tolerance_change=1e-10
+    )
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        out: Tensor = one(y, env)
+        out.backward()
+        for value in free:
+            if value.grad is not None:
+                value.grad = value.grad.contiguous()
+        return out
+
+    with torch.enable_grad():
+        optimiser.step(loss)
+    with torch.no_grad():
+        return float(one(y, env))
 
 
 def _told(prior: LatentSEM) -> LatentSEM:
@@ -423,9 +514,30 @@ def gaussian_factors(
     z, centre = z - z.mean(0), z.mean(0)
     loadings = torch.linalg.solve(z.mT @ z, z.mT @ x).mT
     residual = (x - x.mean(0) - z @ loadings.mT).var(0).clamp_min(1e-3)
+    if prior.many:
+        return _as_factors(x, z + centre, loadings, residual)
     precision = loadings.mT @ (loadings / residual[:, None])
     tril = torch.linalg.cholesky(torch.linalg.inv(precision + torch.eye(len(precision)).to(precision)))
     return Start(unmixing, offset, tril, loadings, x.mean(0) - loadings @ centre), residual
+
+
+def _as_factors(x: Tensor, z: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Start, Tensor]:
+    """Loadings and noise of maximum likelihood, by EM from those of least squares on z (rows, latent), which has errors
+    of its own, and the posterior of latents of that covariance: means that are held have to be the posterior's."""
+    cov, prior = torch.cov(x.double().mT), torch.linalg.inv(torch.cov(z.double().mT))
+    w, psi = loadings.double(), noise.double()
+    eye = torch.eye(len(prior)).to(prior)
+    for step in range(EM_STEPS + 1):
+        spread = torch.linalg.inv(prior + w.mT @ (w / psi[:, None]))
+        back = spread @ (w / psi[:, None]).mT  # (latent, feature)
+        if step == EM_STEPS:
+            break
+        cross = cov @ back.mT
+        w = torch.linalg.solve(spread + back @ cross, cross.mT).mT
+        psi = (cov.diagonal() - (w * cross).sum(1)).clamp_min(1e-3)
+    seen, level = x.double().mean(0), z.double().mean(0)
+    tril = torch.linalg.cholesky(spread + 1e-9 * eye)
+    return Start(*(v.to(x) for v in (back, level - back @ seen, tril, w, seen - w @ level))), psi.to(x)
 
 
 def bootstrap(env: Tensor, environments: int, generator: torch.Generator) -> Tensor:

@@ -80,7 +80,7 @@ def evaluate(fit: Fit, data: Data, *, seed: Seed = 0) -> dict[str, float]:
     targets = fit.targets()
     if "targets" in truth and targets is not None and fit.program.target_mode != "known":
         nodes = assignment if assignment is not None else np.arange(targets.shape[1])
-        out |= _targets_right(truth["targets"], targets, fit.names["env"], nodes)
+        out |= targets_right(truth["targets"], targets, fit.names["env"], nodes)
     return out
 
 
@@ -111,7 +111,7 @@ def _matched(fit: Fit, z: np.ndarray, z_est: np.ndarray) -> tuple[float, np.ndar
     return float(np.mean(r)), np.arange(z.shape[1])
 
 
-def _targets_right(truth: Any, probs: np.ndarray, envs: Sequence[str], nodes: np.ndarray) -> dict[str, float]:
+def targets_right(truth: Any, probs: np.ndarray, envs: Sequence[str], nodes: np.ndarray) -> dict[str, float]:
     """Share of the interventional environments whose most probable targets, as many as there are, are the true ones
     (`truth`: environment -> latents); `_empty`: the share that naming one latent for all environments would reach."""
     matched = np.where(nodes >= 0, probs[:, nodes], -1.0)  # (env, true latent)

@@ -8,7 +8,9 @@ escaped its intervention (`escapees`): a Bernoulli per row, summed out.
 
 While a chain is trained its equations are parameters, with every earlier node of the chain's order a parent. What is
 reported is the posterior given the latents: `gather` takes their moments, and graphs, weights, means and scales are
-then drawn exactly (conjugacy and the dynamic program over orders), so that every graph is acyclic.
+then drawn exactly (conjugacy and the dynamic program over orders), so that every graph is acyclic. Of more than 12
+latents (`many`) orders are drawn by sequential Monte Carlo and parents are among each latent's ten likeliest
+(`sampled_graphs`); given an order, sets of parents are summed over as exactly.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ from torch.nn.functional import logsigmoid
 from pyrocrl.data import Batch
 from pyrocrl.dists import Law, LogNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
-from pyrocrl.exact import linear_sem, orders
-from pyrocrl.parts import escapees
+from pyrocrl.exact import capped_parents, linear_sem, order_sampling, orders
+from pyrocrl.parts import escapees, sampled_graphs
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Site, check_between
 
 BLOCK = 4_096  # rows whose squares are held at once
 LEVEL = 2.0  # prior deviation of intercepts and shifts, in units of latents
 ALONE = 1.0  # rows: equations of as many have no moments, and are left out
+MOST = 128  # latents
 Kind = Literal["perfect", "soft", "variance", "shift"]
 Mechanism = Literal["linear", "relu"]
 
@@ -80,7 +83,8 @@ class LatentSEM(nn.Module):
     """p(z | environment) of rows (rows, latent), and the posterior of its graph.
 
     target_matrix: (env, latent) in {0, 1}; None = unknown, one Categorical per environment over the latents and
-    "none" (environments 1, 2, ...; environment 0 is observational). Raises InputError for more than 12 latents.
+    "none" (environments 1, 2, ...; environment 0 is observational). Raises InputError for more than 128 latents, or 12
+    with several `maps`.
     """
 
     before: Tensor
@@ -90,6 +94,7 @@ class LatentSEM(nn.Module):
     mean: Tensor
     cov: Tensor
     target_log_prob: Tensor
+    ordered: Tensor
 
     def __init__(
         self,
@@ -99,7 +104,7 @@ class LatentSEM(nn.Module):
         intervention: Kind = "perfect",
         mechanism: Mechanism = "linear",
         escapees: bool = False,
-        edge_probability: float = 0.5,
+        edge_probability: float | None = None,
         variation: float = 0.0,
         free: bool = False,
         spike: float = 0.02,
@@ -113,10 +118,15 @@ class LatentSEM(nn.Module):
         as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
         prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
         escaped. maps: how many draws of the affine map to latents there are to hold, of which each draw of the
-        graph takes one; 1 = latents as they are."""
+        graph takes one; 1 = latents as they are. edge_probability: None = one half, of more than 12 latents two
+        neighbours each, 2 / latents."""
         super().__init__()
-        if latents > orders.MAX_NODES:
-            reject("latents", latents, f"at most {orders.MAX_NODES}: sums over graphs are exact")
+        self.many = latents > orders.MAX_NODES
+        most = MOST if maps == 1 else orders.MAX_NODES
+        if latents > most:
+            reject("latents", latents, f"at most {most}")
+        if edge_probability is None:
+            edge_probability = 2.0 / latents if self.many else 0.5
         one_of("intervention", intervention, get_args(Kind))
         one_of("mechanism", mechanism, get_args(Mechanism))
         check_between("edge_probability", edge_probability, 0, 1)
@@ -159,6 +169,9 @@ class LatentSEM(nn.Module):
         self.register_buffer("maps", torch.eye(latents, dtype=torch.float64).repeat(maps, 1, 1))
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
+        if self.many:
+            self.graphs = sampled_graphs.SampledGraphs(latents, edge_probability)
+            self.register_buffer("ordered", torch.zeros((), dtype=torch.bool))  # whether a start has set `before`
 
     @property
     def keeps(self) -> bool:
@@ -282,7 +295,10 @@ class LatentSEM(nn.Module):
         centre = values.mean(0)
         count, first = z.new_zeros(2 * envs), z.new_zeros(2 * envs, size)
         second = z.new_zeros(2 * envs, size, size)
-        for part, code, share in zip(*(t.split(BLOCK) for t in (values - centre, env, escaped)), strict=True):
+        block = BLOCK
+        if self.many:  # as many squares as there are of the most latents otherwise
+            block = max(1, int(BLOCK * (2 * orders.MAX_NODES / size) ** 2))
+        for part, code, share in zip(*(t.split(block) for t in (values - centre, env, escaped)), strict=True):
             for group, weight in ((code, 1 - share), (code + envs, share)):
                 weighed = weight[:, None] * part
                 count.index_add_(0, group, weight)
@@ -323,8 +339,10 @@ class LatentSEM(nn.Module):
         target = self.hard_targets()
         table, eye = self._slices(target), torch.eye(self.latents).to(self.cov)
         if not self.absorbed:
-            place = (orders.best_order(self._scores(table, eye)) if order is None else order).argsort()
+            place = (self._first_order(table) if order is None else order).argsort()
             self.before.copy_((place[:, None] < place[None, :]).to(self.before))
+            if self.many:
+                self.ordered.fill_(True)
         fitted = linear_sem.draw_mechanisms(eye, self.before > 0, table, self._conjugate(), noisy=False)
         d = self.latents
         if self.intervention == "variance":  # weights and variance ratios in turn: weighted least squares
@@ -357,10 +375,52 @@ class LatentSEM(nn.Module):
         best = self.target_log_prob.argmax(-1)
         return torch.nn.functional.one_hot(best, self.latents + 1)[:, :-1].to(self.target)
 
+    def _first_order(self, table: linear_sem.Slices) -> Tensor:
+        """(latent,) the most probable order given the latents."""
+        if not self.many:
+            return orders.best_order(self._scores(table, torch.eye(self.latents).to(self.cov)))
+        self._choose_parents(table)
+        return self.graphs.sample(self._scores(table), sampled_graphs.FEW, np.random.default_rng(0))[0]
+
+    @torch.no_grad()
+    def sample_orders(self, generator: torch.Generator) -> None:
+        """Of many latents draw orders, and settle unknown targets over them, given the moments as gathered last."""
+        if not self.many or self.absorbed:
+            return
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        for _ in range(2 if self.unknown else 1):
+            table = self._slices(self.hard_targets())
+            self._choose_parents(table)
+            drawn = self.graphs.sample(self._scores(table), sampled_graphs.ORDERS, rng)
+            if self.unknown:
+                self._settle_many([drawn[0], *drawn[1 :: len(drawn) // sampled_graphs.AVERAGED]])
+
+    def _choose_parents(self, table: linear_sem.Slices) -> None:
+        d = self.latents
+        places = torch.arange(d, device=table.node.device).expand(d, -1)
+        own = torch.cat([table.node[:d, None], places], 1)
+        self.graphs.choose(capped_parents.at(table.cov[:d].double(), own))
+
+    def _settle_many(self, drawn: Sequence[Tensor | None]) -> None:
+        """`_settle_targets` of many latents, given orders (latent,), or None = as if there were no edges."""
+        d, likely = self.latents, self.graphs.candidates
+        own = torch.arange(d, device=likely.device)[:, None]
+        columns = torch.cat([own, likely + d], 1)  # z of the latent itself, phi of its likely parents
+        count, mean, cov = (part[: self.environments].double() for part in (self.count, self.mean, self.cov))
+        ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()
+        shares = sampled_graphs.shares_of(count, mean, cov, columns, self.intervention, ratio)
+        found = sampled_graphs.settled_targets(
+            shares, self._target_log_prior().double(), self.graphs.log_odds, list(drawn), likely
+        )
+        self.target_log_prob.copy_(found.log().clamp_min(-700.0))
+
     def _settle_targets(self, sweeps: int = 3) -> None:
         """Targets one environment at a time, given the others, by the evidence of all moments; from those of each
         environment with the observational one alone. What an environment adds to the moments is put in and taken out,
         so that the cost is linear in their number."""
+        if self.many:
+            # interventions move the first latents, which are along their directions, one by one
+            return self._settle_many([self.before.sum(0).argsort() if bool(self.ordered) else None])
         d, envs = self.latents, self.environments
         log_prior = self._target_log_prior().double()
         natural, own = self._added()
@@ -484,16 +544,24 @@ class LatentSEM(nn.Module):
         cov, column = self._columns(out.cov, out.node), self._column(out.node)
         return linear_sem.Slices(out.node, out.count, out.mean.gather(1, column), cov)
 
-    def _scores(self, table: linear_sem.Slices, unmixing: Tensor) -> Tensor:
+    def _scores(self, table: linear_sem.Slices, unmixing: Tensor | None = None) -> Tensor:
+        """Log scores of sets of parents, of all other latents or, of many, of the likely ones."""
+        if self.many or unmixing is None:
+            natural = self.latents if self._conjugate() == "perfect" else len(table.node)
+            return self.graphs.scores(table.cov[:natural], table.count[:natural], table.node[:natural])
         return linear_sem.mechanism_scores(unmixing.to(table.cov), table, self.edge_probability, self._conjugate())
 
     @torch.no_grad()
     def graph(self) -> Tensor:
         """(parent, child) edge probabilities given the moments; for unknown targets given the most probable ones. The
         prior's where weights are `absorbed`."""
+        if self.absorbed and self.many:  # of two latents either comes first as often
+            return 0.5 * self.edge_probability * (1.0 - torch.eye(self.latents).to(self.weight))
         if self.absorbed:
             return orders.edge_probabilities(self._prior_scores()).to(self.weight)
         table = self._slices(self.hard_targets())
+        if self.many:
+            return self.graphs.edges(self._scores(table)).to(self.weight)
         each = [orders.edge_probabilities(self._scores(table, unmixing)) for unmixing in self.maps]
         return torch.stack(each).mean(0).to(self.weight)
 
@@ -511,8 +579,7 @@ class LatentSEM(nn.Module):
         ratio too.
         """
         targets = self._targets(self._target_log_prior().expand(self.environments, -1))
-        order = pyro.sample("order", orders.Order(self._prior_scores().double()))  # (latent,)
-        graph = pyro.sample("graph", orders.Graph(self._prior_scores().double(), order))  # (parent, child)
+        order, graph = self._any_graph()  # (latent,), (parent, child)
         pairs = self._pairs(targets)
         size = self.latents + (0 if self.keeps else len(pairs))
         like = self.weight.new_ones(size)
@@ -534,9 +601,16 @@ class LatentSEM(nn.Module):
         targets = self._targets(self.target_log_prob)
         table, pairs = self._slices(targets), self._pairs(targets)
         unmixing = self.maps[0] if len(self.maps) == 1 else self.maps[int(torch.randint(len(self.maps), ()))]
-        scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table, unmixing)
-        order = pyro.sample("order", orders.Order(scores))
-        graph = pyro.sample("graph", orders.Graph(scores, order))
+        if self.many and self.absorbed:
+            order, graph = self._any_graph()
+        elif self.many:
+            scores, likely = self._scores(table), self.graphs.candidates
+            order = pyro.sample("order", order_sampling.SampledOrder(self.graphs.orders, self.graphs.log_density))
+            graph = pyro.sample("graph", order_sampling.Graph(scores, order, likely))
+        else:
+            scores = self._prior_scores().to(table.cov) if self.absorbed else self._scores(table, unmixing)
+            order = pyro.sample("order", orders.Order(scores))
+            graph = pyro.sample("graph", orders.Graph(scores, order))
         eye = torch.eye(self.latents).to(table.cov)  # the decoder's latents are those that are read
         known = linear_sem.regressions(eye, graph * (not self.absorbed), table, self._conjugate())
         with table_of(len(table.node), drawn=self.unknown):
@@ -553,6 +627,16 @@ class LatentSEM(nn.Module):
 
         change, ratio = self._changes(pairs, shifted, told=True)
         return self._assembled(order, graph, targets, variance, slope, level, change, ratio)
+
+    def _any_graph(self) -> tuple[Tensor, Tensor]:
+        """Sites `order` (latent,) and `graph` (parent, child), from their prior."""
+        if self.many:
+            like = self.weight.detach().double()
+            order = pyro.sample("order", order_sampling.AnyOrder(like, self.latents))
+            chance = self.edge_probability * orders.earlier(order).to(like)
+            return order, pyro.sample("graph", dist.Bernoulli(chance).to_event(2))
+        order = pyro.sample("order", orders.Order(self._prior_scores().double()))
+        return order, pyro.sample("graph", orders.Graph(self._prior_scores().double(), order))
 
     def _targets(self, log_prob: Tensor) -> Tensor:
         """(env, latent) known targets, or a draw of the site `target`; log_prob: (env, latent + 1), "none" last."""
@@ -656,6 +740,8 @@ class LatentSEM(nn.Module):
         """
         weights, intercepts, scales = equations.everywhere
         if together is None:
+            if self.keeps:  # weights are those of all environments: no copy for each row
+                return linear_sem.LinearSEM(weights[0].expand(len(env), -1, -1), intercepts[env], scales[env])
             return linear_sem.LinearSEM(weights[env], intercepts[env], scales[env])
         if not self.keeps:
             return linear_sem.of_rows(equations.everywhere, equations.targets, env, together, 0)
@@ -715,6 +801,8 @@ class LatentSEM(nn.Module):
 
     def solve(self, innovations: Tensor, weight: Tensor) -> Tensor:
         """(rows, latent) latents of which `innovations` are left under the weights (parent, child)."""
+        if self.many and self.mechanism == "linear":
+            return torch.linalg.solve(torch.eye(self.latents).to(weight) - weight, innovations, left=False)
         out = torch.zeros_like(innovations)
         for _ in range(self.latents):  # as many rounds as the longest path could need
             out = innovations + self.link(out) @ weight

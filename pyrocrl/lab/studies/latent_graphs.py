@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pyrocrl.infer.fitted import Fit
 
 
+FEW = 50  # latents whose independent components take less time than the fit
+
+
 @dataclass(frozen=True)
 class Pairs(Study):
     """Pairs of interventions never fitted, predicted from single ones: errors of means, see `combinations`."""
@@ -78,6 +81,25 @@ class ManyLatents(Study):
 
     def tell(self, result: Fit, data: Data) -> dict[str, Any]:
         return {}  # thousands of pairs; `ece` is among the scores
+
+
+@dataclass(frozen=True)
+class ManyTargets(ManyLatents):
+    """Targets and innovations as well, and independent components beside."""
+
+    def score(self, result: Fit, data: Data) -> dict[str, float]:
+        from pyrocrl.judge import metrics
+        from pyrocrl.judge.evaluate import targets_right
+
+        truth, found, targets = data.truth, result.latents(data), result.targets()
+        assert targets is not None
+        told = "innovations" if result.program.reads_innovations else "z"
+        _, nodes = metrics.mcc(truth[told], found, return_assignment=True)
+        ours = super().score(result, data)
+        if found.shape[1] <= FEW:
+            ours["ica_mcc"] = metrics.baselines(data.x, truth["z"], found.shape[1], 0)["ica"]["mcc"]
+        ours["innovations_mcc"] = metrics.mcc(truth["innovations"], found)
+        return ours | targets_right(truth["targets"], targets, result.names["env"], nodes)
 
 
 @dataclass(frozen=True)
