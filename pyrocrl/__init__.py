@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .claims.card import Claim, ModelCard, Reference
     from .data import Batch, Data
     from .errors import InputError
-    from .infer.fit import FitError, fit
+    from .infer.fit import fit
     from .infer.fitted import Fit, to_arviz
+    from .infer.loop import FitError
     from .infer.perturbed_chains import perturbed_chains
     from .judge import metrics
     from .judge.choose import choose
@@ -53,7 +54,7 @@ _HOMES = {
     "Claim": "claims.card",
     "Data": "data",
     "Fit": "infer.fitted",
-    "FitError": "infer.fit",
+    "FitError": "infer.loop",
     "InputError": "errors",
     "ModelCard": "claims.card",
     "Program": "program",

@@ -117,7 +117,7 @@ def fitted(**options: Any) -> pyrocrl.Fit:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps are worth a stop: what a new recording costs is no matter here."""
-    monkeypatch.setattr("pyrocrl.infer.fit.STOP_STEPS", 0.0)
+    monkeypatch.setattr("pyrocrl.infer.loop.STOP_STEPS", 0.0)
 
 
 def test_chains_that_fell_behind_cost_nothing_and_are_told(

@@ -25,8 +25,7 @@ from pyrocrl import Batch, Data, FitError, InputError, ModelCard, Program, Recip
 from pyrocrl.cli import runs
 from pyrocrl.dists import Normal
 from pyrocrl.files import LOCK, held
-from pyrocrl.infer import checkpoint
-from pyrocrl.infer import fit as loop
+from pyrocrl.infer import checkpoint, loop
 from pyrocrl.models.vae import VAE
 
 ARGUMENTS = ["--latents", "2", "--chains", "2", "--epochs", "30", "--draws", "3", "--option", "hidden=8", "--quiet"]
@@ -192,7 +191,7 @@ def test_checkpoints_do_not_wait_for_the_end_of_an_epoch(
     options = {"chains": 3, "epochs": 2, "seed": 4, "progress": False, "batch_size": 16, "checkpoint_every": 99}
     whole = pyrocrl.fit(VAE(data.features, 2, hidden=4), data, **options)
     done: list[int] = []
-    owner, method = {"start": (VAE, "initialise"), "step": (loop._Loop, "_step")}[place]
+    owner, method = {"start": (VAE, "initialise"), "step": (loop.Loop, "_step")}[place]
     original = getattr(owner, method)
 
     def once_more(*given: object) -> None:

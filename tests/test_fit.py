@@ -227,10 +227,10 @@ def test_a_large_table_costs_no_more_steps_and_epochs_asked_for_are_kept_to() ->
 def test_the_time_to_be_expected_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pyrocrl.infer.fit.MEASURED", 0.0)
+    monkeypatch.setattr("pyrocrl.infer.loop.MEASURED", 0.0)
     pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
     assert "about" not in capsys.readouterr().err  # it is over at once
-    monkeypatch.setattr("pyrocrl.infer.fit.LONG", 0.0)
+    monkeypatch.setattr("pyrocrl.infer.loop.LONG", 0.0)
     pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2)
     assert capsys.readouterr().err.count("slope: about 0 s for 14 steps of 2 chains") == 1
     pyrocrl.fit(Slope(3), slope_data(), epochs=2, chains=2, progress=False)
@@ -269,7 +269,7 @@ def test_a_large_sparse_table_is_made_dense_by_batch_and_fits_alike(monkeypatch:
     whole = pyrocrl.fit(program, data, **options)
     at_once = [dense.count(270), dense.count(32)]  # training rows, rows of a step
     dense.clear()
-    monkeypatch.setattr("pyrocrl.infer.fit.DENSE", 1000)
+    monkeypatch.setattr("pyrocrl.infer.loop.DENSE", 1000)
     by_batch = pyrocrl.fit(program, data, **options)
     assert [dense.count(270), dense.count(32)] == [at_once[0] - 1, 2 * (270 // 32) + 1]  # one to validate on
     np.testing.assert_array_equal(by_batch.history, whole.history)

@@ -109,7 +109,7 @@ class Unfitted:
 
 
 def test_every_argument_of_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pyrocrl.infer.fit._Loop", Unfitted)
+    monkeypatch.setattr("pyrocrl.infer.fit.Loop", Unfitted)
     monkeypatch.chdir(tmp_path)
     program, data = VAE(5, 2, hidden=4), rows()
     swept(options_of(pyrocrl.fit), lambda given: pyrocrl.fit(**given), {"program": program, "data": data})

@@ -498,14 +498,14 @@ def test_cpu_equals_cuda(name: str) -> None:
 @pytest.mark.gpu
 @every_model
 def test_one_fit_on_cuda_without_a_host_sync_in_a_step(name: str) -> None:
-    from pyrocrl.infer.fit import _Loop
+    from pyrocrl.infer.loop import Loop
 
     program, data = example(name)
     fit = pyrocrl.fit(program, data, chains=2, epochs=2, device="cuda", progress=False)
     assert np.isfinite(fit.latents(data)).all()
     with pyro.validation_enabled(False):
         recipe = dataclasses.replace(program.recipe, chains=2)
-        loop = _Loop(program, data, recipe, 0, torch.device("cuda"), None)
+        loop = Loop(program, data, recipe, 0, torch.device("cuda"), None)
         batch = loop._sample_batch()
         loop._step(loop._annealed(batch, 0.1), 0.1)
         torch.cuda.set_sync_debug_mode("error")

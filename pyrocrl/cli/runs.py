@@ -78,7 +78,7 @@ def fit_and_write(
     chains, as in `diagnose`."""
     import pyrocrl
     from pyrocrl import io
-    from pyrocrl.infer.fit import _recipe, check_chains, resolve_device
+    from pyrocrl.infer.fit import check_chains, recipe_of, resolve_device
     from pyrocrl.lab.provenance import provenance
     from pyrocrl.lab.reproduce import score_table
 
@@ -88,7 +88,7 @@ def fit_and_write(
     found = _finished(out, program, rows, seed, epochs) if resume else None
     if found is None:
         # refused before anything is removed
-        check_chains(program, rows, _recipe(program, None, chains, epochs, {}), resolve_device(device))
+        check_chains(program, rows, recipe_of(program, None, chains, epochs, {}), resolve_device(device))
         start = pyrocrl.load(out / CHECKPOINT, rows, kind) if going else None
         stale = [] if resume or not out.is_dir() else [out / name for name in RESULTS]
 

@@ -16,8 +16,9 @@ from scipy.stats import ortho_group
 
 from pyrocrl.data import Data
 from pyrocrl.infer.chains import SINGULAR, mix
-from pyrocrl.infer.fit import FitError, refit
+from pyrocrl.infer.fit import refit
 from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.loop import FitError
 from pyrocrl.options import Seed, Size, checked
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing, reseed

@@ -30,7 +30,8 @@ from pyrocrl import recorded, simulate, zoo
 from pyrocrl.data import Batch, Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
-from pyrocrl.infer.fit import _Loop, _recipe, fit, steps_per_epoch
+from pyrocrl.infer.fit import fit, recipe_of
+from pyrocrl.infer.loop import Loop, steps_per_epoch
 from pyrocrl.lab.provenance import provenance
 from pyrocrl.lab.reproduce import format_table
 from pyrocrl.program import Program
@@ -180,13 +181,13 @@ def step(rounds: int, steps: int, count: int) -> dict[str, float]:
 
 def step_pair(
     count: int, rows: int = 256, features: int = 100, hidden: int = 128, epochs: int = 10, compiled: bool = False
-) -> tuple[_Loop, list[BareVAE], Batch]:
+) -> tuple[Loop, list[BareVAE], Batch]:
     """A loop of `count` chains of `vae`, the bare objective at the same weights, and a batch for both."""
     rng = np.random.default_rng(100)
     data = Data(rng.standard_normal((2 * rows, 10)) @ rng.standard_normal((10, features)), counts=False)
     program = zoo.build("vae", data, latents=10, hidden=hidden)
-    loop = _Loop(
-        program, data, _recipe(program, None, count, epochs, {}), 0, torch.device("cpu"), None, compiled=compiled
+    loop = Loop(
+        program, data, recipe_of(program, None, count, epochs, {}), 0, torch.device("cpu"), None, compiled=compiled
     )
     batch = loop._annealed(loop.batch.take(torch.arange(rows)), 0.5)
     return loop, [BareVAE(loop.chains.chain(c)) for c in range(count)], batch
@@ -201,7 +202,7 @@ def compiled(rounds: int, steps: int, count: int = 1) -> dict[str, Any]:
         with drawing(0):
             loops = [step_pair(count, epochs=recorded.WORTH, compiled=on) for on in (True, False)]
 
-            def run(loop: _Loop, batch: Batch) -> None:
+            def run(loop: Loop, batch: Batch) -> None:
                 for _ in range(steps):
                     loop._step(batch, 0.5)
 
@@ -240,7 +241,7 @@ def launches(models: Sequence[str] | None = None, count: int = 2) -> dict[str, i
     found = {}
     for name in zoo.built_in() if models is None else models:
         program, data = zoo.get(name).example()
-        loop = _Loop(program, data, _recipe(program, None, count, None, {}), 0, torch.device("cpu"), None)
+        loop = Loop(program, data, recipe_of(program, None, count, None, {}), 0, torch.device("cpu"), None)
         batch = loop._annealed(loop._sample_batch(), 0.5)
         with drawing(0), _Launches() as counter:
             loop._step(batch, 0.5)

@@ -33,8 +33,9 @@ from pyrocrl.exact.linear_sem import Flat, ScaleFree
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.checkpoint import digest, fingerprint
-from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.fit import fit
 from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.loop import FitError
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, diagnose
 from pyrocrl.judge.metrics import expected_calibration_error

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 from pyrocrl import datasets, zoo
 from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
-from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.fit import fit
+from pyrocrl.infer.loop import FitError
 from pyrocrl.infer.units import units_of
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import diagnose

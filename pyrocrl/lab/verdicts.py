@@ -24,8 +24,9 @@ from pyrocrl.claims.indeterminacy import differing_pairs, interventional_cpdag, 
 from pyrocrl.claims.nested import Kept
 from pyrocrl.data import Data
 from pyrocrl.errors import InputError
-from pyrocrl.infer.fit import FitError, fit
+from pyrocrl.infer.fit import fit
 from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.infer.loop import FitError
 from pyrocrl.io import write_json
 from pyrocrl.judge.diagnose import HOLDS, diagnose
 from pyrocrl.judge.equivalence import equivalence_class
