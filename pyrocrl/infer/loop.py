@@ -1,5 +1,5 @@
-"""`Loop`, a fit in progress: stacked parameters, steps of all chains at once that do not wait for the host, looks at the
-held-out objective, checkpoints from which it goes on, and the `Fit` that it ends as."""
+"""`Loop`, a fit in progress: stacked parameters, steps of all chains at once that do not wait for the host, looks at
+the held-out objective, checkpoints from which it goes on, and the `Fit` that it ends as."""
 
 from __future__ import annotations
 
