@@ -10,7 +10,7 @@ before, and not of another row, are those of differences of noise that are small
 longer small but for one: at the best one each h_j is a function of one latent's noise, by the argument of Brehmer et
 al. (2022, theorem 1). Many starts read a latent twice, another one not at all, and stay there, with a larger loss.
 Noise of two latents is independent, so that outputs which depend on each other show that: the one of the two is then
-drawn anew. Of several starts those of the least loss are trained on, fewer in each round.
+drawn anew. Of several short runs the one of the least loss is trained on.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pyrocrl.parts.nets import Residual
 
 ROWS = 128  # pairs a step
 CHECK = 2048  # pairs at which starts are compared, in batches of `ROWS`
-STARTS, SHARE = (6, 4, 2), 0.1  # short runs of each round, and steps of a round as a share of the last run's
+STARTS, ROUNDS, SHARE = 4, 3, 0.1  # short runs, their rounds, and steps of a round as a share of the last run's
 WIDE, AGAIN, NARROW, LAST = 2.0, 0.6, 0.3, 0.2  # tau at first, of later rounds, and at the end of each and of the last
-LATENTS = 4  # from which these are; fewer have less room for what tells partners: tau is smaller
+LATENTS = 5  # of which these are; fewer have less room for what tells partners: tau is smaller
 HELD = 0.5  # share of a run in which tau falls
 TWICE = 0.25  # squared correlations of functions of two outputs, summed, from which they read the same latent
 
@@ -35,16 +35,17 @@ def encoder(
 ) -> tuple[Residual, float]:
     """(network of x to the noise of each latent, in some units, in any order; its loss). before, after: (pair, feature)
     rows."""
-    room = min(1.0, latents / LATENTS)
-    again, narrow, last = AGAIN * room, NARROW * room, LAST * min(1.0, (latents - 1) / LATENTS)
-    nets = [Residual(before.shape[1], latents, width).to(before) for _ in range(STARTS[0])]
-    for turn in range(len(STARTS)):
-        for net in nets:
+    room = min(1.0, (latents - 1) / (LATENTS - 1))
+    again, narrow, last = AGAIN * room, NARROW * room, LAST * room
+    found = []
+    for _ in range(STARTS):
+        net = Residual(before.shape[1], latents, width).to(before)
+        for turn in range(ROUNDS):
             _train(net, before, after, max(1, int(SHARE * steps)), (again if turn else WIDE, narrow), generator)
-        nets = sorted(nets, key=lambda net: _loss_of(net, before, after, narrow))[: (*STARTS, 1)[turn + 1]]
-        for net in nets if turn < len(STARTS) - 1 else ():
-            _renew(net, before)
-    best = nets[0]
+            if turn < ROUNDS - 1:
+                _renew(net, before)
+        found.append((_loss_of(net, before, after, narrow), net))
+    best = min(found, key=lambda one: one[0])[1]
     _train(best, before, after, steps, (narrow, last), generator)
     return best, _loss_of(best, before, after, last)
 
