@@ -392,10 +392,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
 
     studies = (
         *(Study("zhang2023", setting, UNKNOWN | options, identified=known) for setting, options, known in SIMULATED),
-        *(
-            ManyTargets("zhang2023", MANY | {"latents": k}, {"targets": "unknown", "latents": k}, 3, identified=False)
-            for k in (13, 20)
-        ),
+        ManyTargets("zhang2023", MANY | {"latents": 20}, {"targets": "unknown", "latents": 20}, 3, identified=False),
         ManyTargets(
             "zhang2023",
             MANY | {"latents": 100, "features": 500, "samples": 200, "mechanism": "linear"},

@@ -424,7 +424,7 @@ def _descend(one: _Affine, y: Tensor, env: Tensor, steps: int) -> float:
         return out
 
     with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(loss)
     with torch.no_grad():
         return float(one(y, env))
 

@@ -403,9 +403,9 @@ class LatentSEM(nn.Module):
         d, likely = self.latents, self.graphs.candidates
         own = torch.arange(d, device=likely.device)[:, None]
         columns = torch.cat([own, likely + d], 1)  # z of the latent itself, phi of its likely parents
-        moments = (part[: self.environments].double() for part in (self.count, self.mean, self.cov))
+        count, mean, cov = (part[: self.environments].double() for part in (self.count, self.mean, self.cov))
         ratio = (2.0 * self.own_log_scale.gather(0, self.slot)).double()
-        shares = sampled_graphs.shares_of(*moments, columns, self.intervention, ratio)
+        shares = sampled_graphs.shares_of(count, mean, cov, columns, self.intervention, ratio)
         found = sampled_graphs.settled_targets(
             shares, self._target_log_prior().double(), self.graphs.log_odds, list(drawn), likely
         )
