@@ -46,8 +46,9 @@ likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. 
 noise.
 
 *Of more than 12 latents* (up to 128, studied at 20; shifts and changes of variance, or perfect interventions of told
-targets) graphs are too many to be summed over. Each latent has ten likely parents, whose sets are still summed over exactly; orders are
-drawn by annealed sequential Monte Carlo (`exact.order_sampling`), and targets settled by the evidence given an order.
+targets) graphs are too many to be summed over. Each latent has ten likely parents, whose sets are still summed over
+exactly; orders are drawn by annealed sequential Monte Carlo (`exact.order_sampling`), and targets settled by the
+evidence given an order.
 A first order and the map to the latents are found in turns: regressions on latents as they are known so far propose an
 order, under which equations and map are fitted (`constructions.many_orders`). The means of q(z | x) are then held, and
 a chain takes all rows, of which it searches with its own part; there are two chains, for the search is what costs. It
