@@ -45,10 +45,10 @@ likelihood (`pyrocrl.constructions.affine`), each chain from its own bootstrap. 
 (`affine.bend`) and then held: reconstruction would trade the law of the latents, which identifies them, for a little
 noise.
 
-*Of more than 12 latents* (up to 128, studied at 20; shifts and changes of variance, or perfect interventions of told
-targets) graphs are too many to be summed over. Each latent has ten likely parents, whose sets are still summed over
-exactly; orders are drawn by annealed sequential Monte Carlo (`exact.order_sampling`), and targets settled by the
-evidence given an order.
+*Of more than 12 latents* (up to 128, studied at 20; a linear decoder, and shifts and changes of variance, or perfect
+interventions of told targets in linear equations) graphs are too many to be summed over. Each latent has ten likely
+parents, whose sets are still summed over exactly; orders are drawn by annealed sequential Monte Carlo
+(`exact.order_sampling`), and targets settled by the evidence given an order.
 A first order and the map to the latents are found in turns: regressions on latents as they are known so far propose an
 order, under which equations and map are fitted (`constructions.many_orders`). The means of q(z | x) are then held, and
 a chain takes all rows, of which it searches with its own part; there are two chains, for the search is what costs. It
@@ -251,15 +251,18 @@ class DiscrepancyVAE(SEMReadouts, Program):
         layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
         escape_alpha, escape_beta: of the Beta prior of the share of escapees.
 
-        Raises InputError for more than 128 latents, or 12 where interventions are soft, or perfect of unknown targets.
+        Raises InputError for more than 128 latents, or 12 where interventions are soft, perfect of
+        unknown targets or with relu links, or the decoder is a network.
         """
         super().__init__()
         check_sizes(features, latents)
-        told = intervention in ("shift", "variance") or (intervention == "perfect" and targets != "unknown")
-        if latents > orders.MAX_NODES and not told:
-            unsure = "soft" if intervention == "soft" else "perfect and targets='unknown'"
+        found = {"soft": intervention == "soft", "perfect and mechanism=relu": mechanism == "relu"}
+        found["perfect and targets=unknown"] = targets == "unknown"
+        unsure = [words for words, so in found.items() if so and words.startswith(intervention)]
+        unsure += ["any and decoder=mlp"] * (decoder == "mlp")
+        if latents > orders.MAX_NODES and unsure:
             most = f"at most {orders.MAX_NODES}: graphs are summed over there"
-            reject("latents", f"{latents} with intervention={unsure}", most)
+            reject("latents", f"{latents} with intervention={unsure[0]}", most)
         known = None
         if targets != "unknown":
             known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()

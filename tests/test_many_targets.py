@@ -166,6 +166,7 @@ def test_limits() -> None:
     with pytest.raises(InputError, match="at most 12"):
         LatentSEM(13, 2, maps=4)
     data = simulate.draw("zhang2023", 0, latents=13, samples=5, mixing="linear", features=20)
-    for options in ({"intervention": "soft"}, {"intervention": "perfect", "targets": "unknown"}):
+    perfect = {"intervention": "perfect", "targets": "relabelled"}
+    for options in ({"intervention": "soft"}, perfect | {"targets": "unknown"}, perfect, {"decoder": "mlp"}):
         with pytest.raises(InputError, match=r"latents.*at most 12"):
             pyrocrl.build("discrepancy_vae", data, latents=13, **options)
