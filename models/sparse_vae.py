@@ -73,7 +73,7 @@ from pyrocrl.options import Bounds, Positive, Share, Size
 from pyrocrl.parts.guides import LogNormalBlock, NormalBlock, SettlingGates
 from pyrocrl.parts.nets import MaskedDecoder, TrilEncoder, turned_weights
 from pyrocrl.parts.observation import Observation
-from pyrocrl.program import Batches, Features, Incomplete, Latents, Likelihood, check_sizes
+from pyrocrl.program import Batches, Features, Latents, Likelihood, Missing, check_sizes
 
 NEEDS = ("two_anchors", "not_collinear")
 OPEN, SHUT = 3.0, -3.0  # log odds of gates at the start
@@ -194,7 +194,7 @@ class SparseVAE(Program):
         batches: Batches = 1,
         hidden: Size = 50,
         slab: Positive | None = None,
-        incomplete: Incomplete = False,
+        missing: Missing = False,
     ) -> None:
         """decoder: None = linear for counts. sparse: whether features have a mask. hidden: units of networks' layers.
         correlated: whether R is learned; None = where the decoder is nonlinear.
@@ -219,7 +219,7 @@ class SparseVAE(Program):
         # behind a nonlinear decoder a linear map only leads astray where x is far out, as with products of latents
         mean = nn.Linear(features, latents) if self.linear else None
         full = not (self.linear and sparse)
-        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4, flags=incomplete)
+        self.encoder = TrilEncoder(features, latents, hidden, "silu", mean, full=full, scale=0.4, flags=missing)
         if self.linear:
             self.recipe = self.linear_recipe
             self.checks = {"factors": ()}

@@ -32,7 +32,7 @@ from pyrocrl.lab.studies.missing import Lacking
 from pyrocrl.options import Size
 from pyrocrl.parts.nets import MLP, GaussianEncoder
 from pyrocrl.parts.observation import column_deviations, column_means, log_rates
-from pyrocrl.program import Features, Incomplete, Latents, Likelihood, check_sizes
+from pyrocrl.program import Features, Latents, Likelihood, Missing, check_sizes
 
 START_CELLS, START_ROWS = 3e7, 2_000  # entries of x that a start reads, and rows at least
 
@@ -69,13 +69,13 @@ class VAE(Program):
         latents: Latents,
         likelihood: Likelihood = "gaussian",
         hidden: Size = 64,
-        incomplete: Incomplete = False,
+        missing: Missing = False,
     ) -> None:
         """hidden: units of each layer of encoder and decoder."""
         super().__init__()
         check_sizes(features, latents, square=True)
         self.counts = likelihood == "negative_binomial"
-        self.encoder = GaussianEncoder(features, latents, (hidden, hidden), flags=incomplete)
+        self.encoder = GaussianEncoder(features, latents, (hidden, hidden), flags=missing)
         self.decoder = MLP([latents, hidden, hidden, features])
         self.shift = nn.Parameter(torch.zeros(features))  # column means, of x or of log rates
         self.raw_noise = nn.Parameter(torch.zeros(features))  # sigma or r, before softplus

@@ -51,7 +51,7 @@ Likelihood = Annotated[
     Literal["gaussian", "negative_binomial"],
     "the law of x given its mean; read off the data, negative_binomial of counts",
 ]
-Incomplete = Annotated[
+Missing = Annotated[
     bool, "whether single values may be missing, which encoders are then told of each row; read off the data"
 ]
 EdgeProbability = Annotated[float, Bounds(0, 1), "a priori, that there is an edge between two latents"]
@@ -449,8 +449,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             reject("data", "floats (counts=False)", "counts, for likelihood='negative_binomial'")
         self.check_views(data)
         self.check_missing(data)
-        if data.incomplete and self.config.get("incomplete") is False:
-            allowed = "finite numbers, or a program with incomplete=True, fitted to rows that lack some"
+        if data.incomplete and self.config.get("missing") is False:
+            allowed = "finite numbers, or a program with missing=True, fitted to rows that lack some"
             reject("x", f"{data.missing_told()}, which this {self.card.name} has not learned to read", allowed)
         views = self.config.get("views")
         if views is not None and data.view_labels().tolist() != views:
@@ -557,8 +557,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             filled["kinds"] = list(data.env_names)
         if "batches" in known:
             filled["batches"] = len(data.batch_names)
-        if "incomplete" in known:
-            filled["incomplete"] = data.incomplete
+        if "missing" in known:
+            filled["missing"] = data.incomplete
         if "aux" in known and data.aux is not None:
             filled["aux"] = data.aux.shape[1]
         if "likelihood" in known:

@@ -156,7 +156,7 @@ def test_rows_without_gaps_are_fitted_as_before() -> None:
     fits = []
     for data in (whole, told):
         program = pyrocrl.build("sparse_vae", data, latents=3)
-        assert program.config["incomplete"] is False
+        assert program.config["missing"] is False
         assert not any(len(v.shape) == 2 and v.shape[1] == 2 * data.features for v in program.parameters())
         fits.append(pyrocrl.fit(program, data, chains=1, epochs=2, seed=3, progress=False))
     for name, value in fits[0].chains.params.items():
@@ -273,14 +273,19 @@ def test_nan_masked_arrays_and_missing_objects_are_the_same() -> None:
         np.testing.assert_array_equal(Data(other, missing=True).x, x)
 
 
+def test_other_options_of_that_sort_are_let_be() -> None:
+    """`linear_sem_lin` has one of its own: whether latents may be no environment's target."""
+    data = simulate.draw("squires2023_hard", 0, latents=3, features=4, samples=200)
+    assert pyrocrl.build("linear_sem_lin", data, incomplete=True).config["incomplete"] is True
+    assert "missing" not in pyrocrl.build("linear_sem_lin", data).config
+
+
 def test_what_cannot_be_read_is_refused_in_a_line() -> None:
     whole = simulate.draw("moran2022", 0, rows=60)
     data = holed(whole)
     fit = pyrocrl.fit(pyrocrl.build("vae", whole, latents=2), whole, chains=1, epochs=1, progress=False)
     for read in (fit.latents, fit.held_out_objective, lambda rows: pyrocrl.fill(fit, rows)):
-        with pytest.raises(
-            InputError, match=r"^x: found .* missing values .* not learned.*; allowed: .*incomplete=True"
-        ):
+        with pytest.raises(InputError, match=r"^x: found .* missing values .* not learned.*; allowed: .*missing=True"):
             read(data)
     some = np.where(np.eye(6, 8) > 0, np.nan, np.arange(48.0)[::-1].reshape(6, 8))
     with pytest.raises(
@@ -290,7 +295,7 @@ def test_what_cannot_be_read_is_refused_in_a_line() -> None:
     kept = Data(some, counts=True, missing=True, size_factor=1)
     with pytest.raises(InputError, match=r"does not read of counts; allowed: .* missing of counts: sparse_vae, vae$"):
         pyrocrl.build("ebmf", kept, latents=2)
-    assert pyrocrl.build("vae", kept, latents=2).config["incomplete"]
+    assert pyrocrl.build("vae", kept, latents=2).config["missing"]
     assert "as floats" in Data(some, missing=True).assumed["counts"]
 
 

@@ -218,7 +218,8 @@ class Longer(VAE):
 
 def test_a_shorter_init_has_all_of_its_parents_config(tmp_path: Path) -> None:
     program = Short(5)
-    assert program.config == {"features": 5, "latents": 2, "likelihood": "gaussian", "hidden": 6}
+    own = {"features": 5, "latents": 2, "likelihood": "gaussian", "hidden": 6, "missing": False}
+    assert program.config == own
     assert program.arguments == {"features": 5, "latents": None} and program.latents_count == 2
     assert program.fresh().config == program.config
     found = pyrocrl.fit(program, rows(), chains=1, epochs=1, progress=False)
@@ -229,7 +230,8 @@ def test_a_shorter_init_has_all_of_its_parents_config(tmp_path: Path) -> None:
 
 def test_options_that_are_passed_on() -> None:
     program = pyrocrl.build(Longer, rows(), latents=2, hidden=np.int64(4))
-    assert program.config == {"strength": 1.0, "features": 5, "latents": 2, "likelihood": "gaussian", "hidden": 4}
+    parents = {"features": 5, "latents": 2, "likelihood": "gaussian", "hidden": 4, "missing": False}
+    assert program.config == {"strength": 1.0} | parents
     assert type(program.config["hidden"]) is int and program.fresh().config == program.config
     with pytest.raises(InputError, match=r"hiden: not an option of vae \(did you mean 'hidden'\?\); allowed"):
         pyrocrl.build(Longer, rows(), latents=2, hiden=4)
