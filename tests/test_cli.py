@@ -57,7 +57,8 @@ def test_list_and_show(capsys: Capture) -> None:
     assert hidden in page and "## References" not in page
     told = json.loads(said(capsys, "show", "vae", "--json"))
     assert told["title"] == zoo.get("vae").card.title
-    assert told["options"][-1]["default"] == 64 and told["options"][-1]["allowed"] == "a whole number from 1 on"
+    (units,) = [option for option in told["options"] if option["name"] == "hidden"]
+    assert units["default"] == 64 and units["allowed"] == "a whole number from 1 on"
     assert "- `rho`: a finite number, default 0.0\n" in said(capsys, "show", "moran2022")
     options = json.loads(said(capsys, "show", "moran2022", "--json"))["options"]
     assert next(option for option in options if option["name"] == "rho")["default"] == 0.0
@@ -122,7 +123,7 @@ def test_demo_shows_a_graph_beside_its_truth(tmp_path: Path, monkeypatch: pytest
     assert rows.truth["graph"].sum() == 1
     monkeypatch.setattr(cli.studies, "read_data", lambda source: rows)
     monkeypatch.setitem(cli.studies.DEMO, "linear_sem_lin", ("Graph and effects", {}, 2, None))
-    monkeypatch.setitem(cli.studies.DEMO, "sparse_vae", ("Programmes", {"latents": 2}, 2, 3))
+    monkeypatch.setitem(cli.studies.DEMO, "sparse_vae", ("Programmes", {"latents": 2}, 2, 20))
     out = tmp_path / "demo"
     lines = said(capsys, "demo", "--out", str(out), "--quiet").splitlines()
     (i,), (j,) = np.nonzero(rows.truth["graph"])
@@ -296,7 +297,7 @@ def test_studies_name_settings_that_exist() -> None:
 
 def test_studies_of_a_model_of_a_setting_and_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {study.setting for study in reproduce.studies("sparse_vae")} == {"moran2022", "perturb_seq", "papalexi2021"}
-    assert [study.options["rho"] for study in reproduce.studies("sparse_vae", "moran2022")] == [0.0, 0.8]
+    assert [study.options["rho"] for study in reproduce.studies("sparse_vae", "moran2022")] == [0.0, 0.8, 0.0]
     with pytest.raises(pyrocrl.InputError, match="setting: found 'kivva2022_2d'; allowed: moran2022"):
         reproduce.studies("vae", "kivva2022_2d")
     monkeypatch.setattr(zoo.get("vae"), "studies", ())
