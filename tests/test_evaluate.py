@@ -11,7 +11,7 @@ import pytest
 import pyrocrl
 from pyrocrl import Data, simulate, zoo
 from pyrocrl.judge import metrics
-from pyrocrl.judge.evaluate import _targets_right, edge_table
+from pyrocrl.judge.evaluate import edge_table, targets_right
 from pyrocrl.judge.metric_table import METRICS, read
 
 
@@ -83,14 +83,14 @@ def test_targets_are_right_up_to_the_order_of_the_latents() -> None:
     for e, name in enumerate(envs):
         for k in truth[name]:
             probs[e, nodes[k]] = 0.8
-    right = _targets_right(truth, probs, envs, nodes)
+    right = targets_right(truth, probs, envs, nodes)
     assert right == {"targets_right": 1.0, "targets_right_empty": 0.25}
     collapsed = np.zeros((5, 3))
     collapsed[:, 0], collapsed[:, 1] = 1.0, 0.1
-    assert _targets_right(truth, collapsed, envs, nodes)["targets_right"] == 0.25
-    unmatched = _targets_right(truth, probs, envs, np.array([2, 0, -1]))
+    assert targets_right(truth, collapsed, envs, nodes)["targets_right"] == 0.25
+    unmatched = targets_right(truth, probs, envs, np.array([2, 0, -1]))
     assert unmatched["targets_right"] == 0.75, "a latent without a partner is no environment's target"
-    assert _targets_right({"ctrl": ()}, probs, envs, nodes) == {}
+    assert targets_right({"ctrl": ()}, probs, envs, nodes) == {}
 
 
 def test_innovations_are_compared_with_innovations_and_settle_the_targets() -> None:

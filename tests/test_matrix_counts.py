@@ -204,5 +204,5 @@ def test_rows_without_latents_tell_them_apart_and_their_number_is_that_of_counts
 
 
 def test_counts_have_to_be_there() -> None:
-    with pytest.raises(InputError, match="x: found counts with 1 missing value"):
+    with pytest.raises(InputError, match="size_factor: found None, with 1 missing value"):
         Data(np.array([[1.0, np.nan], [2.0, 3.0]]), counts=True, missing=True)

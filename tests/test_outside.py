@@ -489,7 +489,7 @@ def test_installed_models_that_cannot_be_used(install: Install, capsys: Capture)
             "import no_such_thing",
             "which cannot be imported (ModuleNotFoundError: No module",
         ),
-        "my_vae = outside_a:Missing": (
+        "my_vae = outside_a:NotThere": (
             model_text(),
             "which cannot be imported (AttributeError: module 'outside_a' has",
         ),
