@@ -193,8 +193,17 @@ class WeaklySupervisedNonlin(Program):
         none = torch.nn.functional.one_hot(torch.tensor(d, device=batch.device), d + 1).to(sites["share"])
         with self.rows(batch):
             target = pyro.sample("target", Categorical(torch.where(after[:, None], sites["share"], none)))  # (rows,)
-            law = PairedRows(self._changes(sites), place, follows, after, target, sites["order"])
-            z = pyro.sample("z", law)  # (rows, latent)
+            changes = self._changes(sites)
+            if batch.together is None:
+                z = pyro.sample("z", PairedRows(changes, place, follows, after, target, sites["order"]))
+            else:  # rows alone, of which `do` sets latents: one by one, so that others follow
+
+                def equation(k: int, z: Tensor) -> Normal:
+                    loc = curve_equations.told(z, changes.curve)[:, k]
+                    return Normal(loc, torch.ones_like(loc))
+
+                start = torch.zeros(len(batch), d, dtype=batch.dtype, device=batch.device)
+                z = self.along(sites["order"].long().tolist(), equation, start)  # (rows, latent)
             pyro.sample("x", self.observation.likelihood(self.decoder(z), batch).to_event(1), obs=batch.x)
 
     def model(self, batch: Batch) -> None:
