@@ -65,12 +65,13 @@ class Perturbed:
     def __str__(self) -> str:
         parts = []
         if self.back.any():
-            parts.append(f"{int(self.back.sum())} came back")
+            parts.append(f"{int(self.back.sum())} came back to the same latents")
         for c in np.flatnonzero(~self.back):
             compared = f"{abs(self.worse[c]):,.0f} nats {'better' if self.worse[c] < 0 else 'worse'}"
             still = ", and it still gains" if self.climbing[c] else ""
             parts.append(f"1 fits {compared} (a latent agrees {self.agreement[c].min():.2f}{still})")
-        return f"{', '.join(parts)}; {self.enough:.0f} nats tell"
+        told = "" if self.back.all() else f"; differences of {self.enough:.0f} nats or more tell"
+        return ", ".join(parts) + told
 
     def lack(self, names: list[str]) -> Lack | None:
         """Where turned latents fit as well: with which rows that would probably be told, if with any."""
@@ -114,8 +115,10 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
     for one in (seed, seed + 1):
         for out, of in ((each, row_objectives), (each_shared, shared_terms)):
             out.append(torch.cat([of(found.chains, batch, one), of(fit.chains, batch, one)[[fit.reference]]]))
-    shared = torch.stack(each_shared).numpy()
-    objective = torch.stack(each).numpy()  # (noise, chain, rows), the reference chain twice: fitted on, and as it was
+    shared = torch.stack(each_shared).cpu().numpy()
+    objective = (
+        torch.stack(each).cpu().numpy()
+    )  # (noise, chain, rows), the reference chain twice: fitted on, and as it was
     times = len(rows) / len(some)
     total = times * objective.sum(2) + shared  # (noise, chain)
     best = 0 if total[:, 0].sum() > total[:, -1].sum() else -1
