@@ -49,3 +49,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Groups that are not heeded would only show as builds that remove each other's pages, and as lost time."""
     if session.config.getoption("loadgroup", False) and session.items and "@" not in session.items[0].nodeid:
         raise pytest.UsageError(f"pytest {pytest.__version__} hides the groups of xdist: use one below 9.2")
+
+
+@pytest.fixture
+def double() -> object:
+    """Double precision by default, from one seed."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)

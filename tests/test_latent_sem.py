@@ -27,12 +27,7 @@ TARGETS = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]  # (env, latent)
 CHAIN = torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.8], [0.0, 0.0, 0.0]], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def double() -> object:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def truth(

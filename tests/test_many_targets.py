@@ -19,12 +19,7 @@ from pyrocrl.parts.sampled_graphs import SampledGraphs
 D = 5
 
 
-@pytest.fixture(autouse=True)
-def double() -> object:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def chain(latents: int, kind: str, rows: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

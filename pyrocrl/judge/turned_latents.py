@@ -19,11 +19,10 @@ from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import row_objectives, shared_terms
 from pyrocrl.infer.perturbed_chains import perturbed_chains
-from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, SURE
+from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, MOST_ROWS, SURE
 
 ASSUMPTION = "latents that are turned among each other fit worse"
 LEVEL = 0.01  # of the likelihood-ratio test by which a turn fits worse
-MOST_ROWS = 20_000  # on which chains are compared, standing for all
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,9 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
         best = max(fit.log_evidence[fit.reference], found.log_evidence[0])
         worse = best - found.log_evidence[1:]
         return Perturbed(agreement, worse, EVIDENT, np.full(len(worse), np.nan), len(rows), 0 * worse)
-    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int))]
-    batch = fit.batch_of(data.rows_at(some)).annealed()
+    fitted = data.rows_at(rows)
+    some = fitted.spread(MOST_ROWS)
+    batch = fit.batch_of(fitted.rows_at(some)).annealed()
     each: list[torch.Tensor] = []
     each_shared: list[torch.Tensor] = []
     for one in (seed, seed + 1):

@@ -54,19 +54,12 @@ class Equations(NamedTuple):
     everywhere: linear_sem.LinearSEM
 
 
-class _Added(NamedTuple):
+class _Added(sampled_graphs.Shares):
     """Sums over environments, (..., latent) or (..., latent, moments).
 
     Where an environment leaves the latent's equation alone: rows, first and second moments about 0; elsewhere rows,
     products about their mean and log scores.
     """
-
-    count: Tensor
-    first: Tensor
-    second: Tensor
-    own_count: Tensor
-    within: Tensor
-    score: Tensor
 
     def moved(self, natural: _Added, own: _Added, env: int, target: int, sign: float) -> _Added:
         """With (sign 1) or without (-1) an environment that acts on `target`, or on none where that is the last."""
