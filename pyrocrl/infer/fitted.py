@@ -37,6 +37,7 @@ MOST_STEPS = 250  # rows of series in posterior_predictive
 READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
+TIE = 2.0  # standard errors by which a chain may lie below the best one and still be as good
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
 Z = Site(("data", "latent"), {"latent": "point"})
 
@@ -100,11 +101,23 @@ class Fit:
         return self.held_out.mean(1).numpy()
 
     @cached_property
-    def log_evidence(self) -> np.ndarray | None:
-        """(chain,) evidence as each chain knows it (`Program.log_evidence`), nats; None where the model does not."""
+    def evidence_parts(self) -> np.ndarray | None:
+        """(chain, part) evidence as each chain knows it (`Program.log_evidence`), nats, in one part where it is exact;
+        None where the model does not."""
         with torch.no_grad():
             own = [value for p in self.programs() if (value := p.log_evidence()) is not None]
-        return np.array([float(value) for value in own]) if own else None
+        return np.stack([value.double().cpu().numpy().reshape(-1) for value in own]) if own else None
+
+    @property
+    def log_evidence(self) -> np.ndarray | None:
+        """(chain,) evidence, nats; None where the model does not know it."""
+        return None if self.evidence_parts is None else self.evidence_parts.sum(1)
+
+    @property
+    def evidence_error(self) -> np.ndarray:
+        """(chain,) standard error of what each has less than the best one; 0 where evidence is exact, or unknown."""
+        parts = self.evidence_parts
+        return np.zeros(self.chains.count) if parts is None else error_of_sum(parts[self.reference] - parts)
 
     @property
     def reference(self) -> int:
@@ -114,8 +127,17 @@ class Fit:
     @cached_property
     def weights(self) -> np.ndarray:
         """(chain,) shares of the evidence, where the model knows it: a chain that missed most of the posterior counts
-        for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018)."""
-        return stacking_weights(self.held_out.numpy()) if self.log_evidence is None else softmax(self.log_evidence)
+        for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018), of
+        those whose evidence is the best one's within its error where it has one."""
+        evidence, held_out = self.log_evidence, self.held_out.numpy()
+        if evidence is None:
+            return stacking_weights(held_out)
+        if not self.evidence_error.any():
+            return softmax(evidence)
+        alike = evidence.max() - evidence <= TIE * self.evidence_error
+        weights = np.zeros(len(evidence))
+        weights[alike] = stacking_weights(held_out[alike])
+        return weights
 
     @cached_property
     def alignments(self) -> list[Alignment]:
@@ -782,6 +804,12 @@ def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, val
     if place == 0:
         arrays[name] = np.empty((places, *value.shape), value.dtype)
     arrays[name][place] = value
+
+
+def error_of_sum(parts: np.ndarray) -> np.ndarray:
+    """(...) standard error of the sum over parts (..., part) of rows that are drawn anew; 0 where there is one."""
+    count = parts.shape[-1]
+    return np.sqrt(count * parts.var(-1, ddof=1)) if count > 1 else np.zeros(parts.shape[:-1])
 
 
 def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy.stats import chi2
 
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
-from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.fitted import TIE, Fit, error_of_sum
 from pyrocrl.infer.held_out import row_objectives, shared_terms
 from pyrocrl.infer.perturbed_chains import perturbed_chains
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, MOST_ROWS, SURE
@@ -103,10 +103,12 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
         agreement[chain - 1, aligned.places[there]] = aligned.agreement[there]
     agreement = agreement[:, used]
     rows = fit.fitted_rows(data)
-    if fit.log_evidence is not None and found.log_evidence is not None:
-        best = max(fit.log_evidence[fit.reference], found.log_evidence[0])
-        worse = best - found.log_evidence[1:]
-        return Perturbed(agreement, worse, EVIDENT, np.full(len(worse), np.nan), len(rows), 0 * worse)
+    if fit.evidence_parts is not None and found.evidence_parts is not None:
+        own, parts = fit.evidence_parts[fit.reference], found.evidence_parts
+        best = max(own, parts[0], key=lambda one: one.sum())
+        worse = (best - parts[1:]).sum(1)
+        enough = max(EVIDENT, TIE * float(error_of_sum(best - parts[1:]).max()))
+        return Perturbed(agreement, worse, enough, np.full(len(worse), np.nan), len(rows), 0 * worse)
     fitted = data.rows_at(rows)
     some = fitted.spread(MOST_ROWS)
     batch = fit.batch_of(fitted.rows_at(some)).annealed()
