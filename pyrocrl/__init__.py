@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import datasets, io, simulate
     from .adjust import Adjustment
+    from .batch import Batch
     from .claims.card import Claim, ModelCard, Reference
-    from .data import Batch, Data
+    from .data import Data
     from .errors import InputError
     from .infer.fit import fit
     from .infer.fitted import Fit, to_arviz
@@ -50,7 +51,7 @@ _MODULES = {
 }
 _HOMES = {
     "Adjustment": "adjust",
-    "Batch": "data",
+    "Batch": "batch",
     "Claim": "claims.card",
     "Data": "data",
     "Fit": "infer.fitted",

@@ -23,7 +23,8 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from pyrocrl.arrays import floats
 from pyrocrl.claims.card import READ_MISSING
-from pyrocrl.data import Data, columns_of, places
+from pyrocrl.columns import columns_of, places
+from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix

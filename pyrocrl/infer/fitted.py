@@ -16,9 +16,10 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
+from pyrocrl.batch import Batch, Units
 from pyrocrl.claims.card import maps_in_words
 from pyrocrl.claims.indeterminacy import Alignment, Group
-from pyrocrl.data import Batch, Data, Units
+from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact.invariance import guaranteed
 from pyrocrl.infer import checkpoint, stories
@@ -705,7 +706,7 @@ class Fit:
     def volumes(self, data: Data) -> float | np.ndarray:
         """What rows' log-densities under a program lose when x is told in the units of the data, whose features are in
         the fit's order: one number, or (data,) where values are missing."""
-        return 0.0 if self.units is None else self.units.volumes(data)
+        return 0.0 if self.units is None else self.units.volumes(data.known if data.incomplete else None)
 
     def volume(self, data: Data) -> float:
         """The same of all rows together."""
