@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .data import Data
     from .errors import InputError
     from .infer.fit import fit
-    from .infer.fitted import Fit, to_arviz
+    from .infer.fitted import Fit
     from .infer.loop import FitError
     from .infer.perturbed_chains import perturbed_chains
+    from .infer.weights import to_arviz
     from .judge import metrics
     from .judge.choose import choose
     from .judge.credible import credible_graphs
@@ -82,7 +83,7 @@ _HOMES = {
     "reference": "judge.reference",
     "reversing_drugs": "judge.targets",
     "run": "lab.run",
-    "to_arviz": "infer.fitted",
+    "to_arviz": "infer.weights",
     "translate": "predict",
 }
 __all__ = [

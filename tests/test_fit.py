@@ -26,7 +26,8 @@ from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
-from pyrocrl.infer.fitted import _draw, stacking_weights, weighed_once
+from pyrocrl.infer.fitted import _draw
+from pyrocrl.infer.weights import stacking_weights, weighed_once
 from pyrocrl.models.vae import VAE
 
 

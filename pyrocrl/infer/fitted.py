@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import xarray as xr
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
@@ -27,6 +26,7 @@ from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.number import Number
+from pyrocrl.infer.weights import chain_weights, error_of_sum
 from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
@@ -38,7 +38,6 @@ MOST_STEPS = 250  # rows of series in posterior_predictive
 READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
-TIE = 2.0  # standard errors by which a chain may lie below the best one and still be as good
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
 Z = Site(("data", "latent"), {"latent": "point"})
 
@@ -130,15 +129,7 @@ class Fit:
         """(chain,) shares of the evidence, where the model knows it: a chain that missed most of the posterior counts
         for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018), of
         those whose evidence is the best one's within its error where it has one."""
-        evidence, held_out = self.log_evidence, self.held_out.numpy()
-        if evidence is None:
-            return stacking_weights(held_out)
-        if not self.evidence_error.any():
-            return softmax(evidence)
-        alike = evidence.max() - evidence <= TIE * self.evidence_error
-        weights = np.zeros(len(evidence))
-        weights[alike] = stacking_weights(held_out[alike])
-        return weights
+        return chain_weights(self.held_out.numpy(), self.log_evidence, self.evidence_error)
 
     @cached_property
     def alignments(self) -> list[Alignment]:
@@ -805,76 +796,3 @@ def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, val
     if place == 0:
         arrays[name] = np.empty((places, *value.shape), value.dtype)
     arrays[name][place] = value
-
-
-def error_of_sum(parts: np.ndarray) -> np.ndarray:
-    """(...) standard error of the sum over parts (..., part) of rows that are drawn anew; 0 where there is one."""
-    count = parts.shape[-1]
-    return np.sqrt(count * parts.var(-1, ddof=1)) if count > 1 else np.zeros(parts.shape[:-1])
-
-
-def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
-    """(chain,) weights w that maximise sum_i log sum_c w_c exp(log_density[c, i]), by expectation-maximisation."""
-    chains = log_density.shape[0]
-    density = np.exp(log_density - log_density.max(0))
-    weights = np.full(chains, 1.0 / chains)
-    for _ in range(steps):
-        share = weights[:, None] * density
-        new = (share / share.sum(0)).mean(1)
-        done = np.abs(new - weights).max() < 1e-6
-        weights = new
-        if done:
-            break
-    return weights
-
-
-def weighed_once(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with draws taken from its chains as often as the chains weigh, so that whoever gives every draw the same
-    weight says what `Fit.graph`, plots and reports say; a tree without `chain_weight`, or of equal ones, as it is.
-
-    A fitted chain's draws stand together, those taken twice side by side: r-hat then compares fitted chains where
-    several have weight, and effective sizes count no draw twice. What is of chains alone is left out.
-    """
-    stats = tree.get("sample_stats")
-    if stats is None or "chain_weight" not in stats:
-        return tree
-    weights = stats["chain_weight"].to_numpy()
-    chains, draws = stats.sizes["chain"], stats.sizes["draw"]
-    if np.allclose(weights, 1 / chains, atol=0.5 / (chains * draws)):
-        return tree
-    quantile = (np.arange(chains * draws) + 0.5) / (chains * draws)
-    chain = np.minimum(np.searchsorted(np.cumsum(weights), quantile), chains - 1)
-    count = np.bincount(chain, minlength=chains)
-    place = np.concatenate([np.arange(n) * draws // n for n in count if n])
-    pick = {
-        n: xr.DataArray(v.reshape(chains, draws), dims=("chain", "draw"))
-        for n, v in (("chain", chain), ("draw", place))
-    }
-    groups = {}
-    for name, group in tree.children.items():
-        own = group.to_dataset()
-        if {"chain", "draw"} <= set(own.dims):
-            own = own.drop_vars([n for n, v in own.data_vars.items() if not {"chain", "draw"} <= set(v.dims)])
-            if not own.data_vars:
-                continue
-            coords = {n: own.coords[n] for n in ("chain", "draw") if n in own.coords}
-            own = own.drop_vars(coords).isel(pick).assign_coords(coords)
-            own = own.map(lambda v: v.transpose("chain", "draw", ...))
-        groups[str(name)] = own
-    out = xr.DataTree.from_dict(groups)
-    out.attrs |= tree.attrs
-    return out
-
-
-def to_arviz(tree: xr.DataTree) -> Any:
-    """The tree, its draws `weighed_once`, as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an
-    `InferenceData`."""
-    tree = weighed_once(tree)
-    with warnings.catch_warnings():  # 0.23 tells of its rewrite when it is imported
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return tree
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return arviz.from_datatree(tree)

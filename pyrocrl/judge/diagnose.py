@@ -28,7 +28,8 @@ from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
 from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
-from pyrocrl.infer.fitted import INCLUDED, TIE, Fit
+from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.infer.weights import TIE
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.checks.environments import open_directions
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, SURE, TELLING

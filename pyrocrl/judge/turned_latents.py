@@ -16,9 +16,10 @@ from scipy.stats import chi2
 
 from pyrocrl.claims.conditions import Lack
 from pyrocrl.data import Data
-from pyrocrl.infer.fitted import TIE, Fit, error_of_sum
+from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import row_objectives, shared_terms
 from pyrocrl.infer.perturbed_chains import perturbed_chains
+from pyrocrl.infer.weights import TIE, error_of_sum
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, MOST_ROWS, SURE
 
 ASSUMPTION = "latents that are turned among each other fit worse"
