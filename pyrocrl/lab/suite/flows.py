@@ -44,9 +44,8 @@ def flow_cases() -> list[Case]:
             targets="unknown",
             steps=300,
         ),
-        case("Liang et al., 200 rows", "small", drawn("cauca", **{**paper, "samples": 200})),
         case("perfect, two latents", "small", behind(*two)),
-        case("perfect, two environments on each", "small", behind(*twice)),
+        case("Liang et al., 200 rows", "small", drawn("cauca", **{**paper, "samples": 200})),
         case(
             "an environment that changes nothing", "open", behind(two[0], ("on_1", (1,), "none")), "interventions_show"
         ),
@@ -57,9 +56,10 @@ def flow_cases() -> list[Case]:
             "two_interventions_per_latent",
             targets="unknown",
         ),
-        case("shifts told as perfect", "word", behind(*each("shift", 2)), PERFECT),
-        case("two labels on one latent", "misspecified", behind(*one[:2], told=labels), "one_intervention_per_latent"),
         case("batches that go with environments", "misspecified", behind(*two, offsets=1.0), PERFECT),
         case("5 % bad rows", "misspecified", behind(*two, bad=0.05), "mixing is invertible"),
+        case("two labels on one latent", "misspecified", behind(*one[:2], told=labels), "one_intervention_per_latent"),
+        case("perfect, two environments on each", "small", behind(*twice)),
         case("two of three latents", "misspecified", hidden, "mixing is invertible"),
+        case("shifts told as perfect", "word", behind(*each("shift", 2)), PERFECT),
     ]
