@@ -114,6 +114,7 @@ class Extrapolation(Program):
         patience=None,
         chains=4,
     )
+    drawn_by_chains = True
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "effect": Site(("action", "latent"), {"latent": 1}),

@@ -210,6 +210,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
+    # whether every chain is one draw of the posterior, of a bootstrap: those that got there then weigh alike
+    drawn_by_chains: ClassVar[bool] = False
     imputes: ClassVar[bool] = False  # whether it has `impute`: effects of environments in contexts, told as batches
     auto_encodes: ClassVar[bool] = False  # whether it has `auto_encode`: a map of rows to rows
     # how the number of its latents is found, where the user leaves it to the data (`infer.number`); None = it is not

@@ -14,7 +14,7 @@ from pyrocrl import InputError, simulate
 from pyrocrl.constructions import contrastive, optimise, subspaces
 from pyrocrl.constructions.contrastive import Chart, Contrast, Equations
 from pyrocrl.exact import linear_sem, orders
-from pyrocrl.judge.checks import CHECKS
+from pyrocrl.judge.checks import CHECKS, environments
 from pyrocrl.lab.suite.equations import HARD, linear_world
 from pyrocrl.models.linear_sem_nonlin import LinearSEMNonlin
 from pyrocrl.parts.nets import Residual
@@ -301,6 +301,20 @@ def test_graphs_are_of_all_maps_to_latents(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: apart)
     lack = told(fit, data)
     assert lack is not None and lack.which == (fit.names["latent"][1],) and lack.rows > data.rows
+
+
+def test_maps_that_are_seldom_far_off_leave_latents_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = LinearSEMNonlin.example()
+    fit = pyrocrl.fit(program, data, chains=1, epochs=1, least_steps=1, progress=False)
+    z = np.linalg.qr(np.random.default_rng(0).standard_normal((400, 3)))[0]
+    monkeypatch.setattr(environments, "latents_of", lambda *_, **__: (z - z.mean(0), np.zeros(400, int)))
+    for seldom, open_ in ((1, False), (3, True)):  # of 25 draws: less than 2 % of the variance either way
+        maps = torch.eye(3).repeat(25, 1, 1)
+        maps[:seldom, 1, 0] = 0.4
+        monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _, maps=maps: maps)
+        lack = CHECKS["map_told"](fit, data)
+        assert (lack is not None) == open_
+    assert lack is not None and "probability 0.12" in lack.reason and lack.which == (fit.names["latent"][1],)
 
 
 def test_other_latents_that_are_nearly_as_likely_leave_it_undecided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
+BEHIND = 3.0  # nats a row: draws of a bootstrap differ by one at most, chains that are stuck by ten
 Z = Site(("data", "latent"), {"latent": "point"})
 
 
@@ -124,11 +125,19 @@ class Fit:
         """The chain of most evidence, or with the highest held-out objective where there is none."""
         return int(np.argmax(self.scores if self.log_evidence is None else self.log_evidence))
 
+    @property
+    def there(self) -> np.ndarray:
+        """(chain,) whether its held-out objective is within BEHIND of the best: a chain further below is stuck."""
+        return self.scores >= self.scores.max() - BEHIND
+
     @cached_property
     def weights(self) -> np.ndarray:
         """(chain,) shares of the evidence, where the model knows it: a chain that missed most of the posterior counts
         for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018), of
-        those whose evidence is the best one's within its error where it has one."""
+        those whose evidence is the best one's within its error where it has one. But chains that are draws of a
+        bootstrap weigh alike, for the one that predicts best is no likelier than the others (see `there`)."""
+        if self.program.drawn_by_chains:
+            return self.there / self.there.sum()
         return chain_weights(self.held_out.numpy(), self.log_evidence, self.evidence_error)
 
     @cached_property

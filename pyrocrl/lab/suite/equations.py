@@ -25,6 +25,7 @@ def linear_world(
     offsets: float = 0.0,
     noise: float = 0.1,
     law: str = "gaussian",
+    rotated: bool = False,
     told: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Data:
     """x = G z + noise, z of linear equations on 0 -> 1 -> ... and 0 -> 2; environments are (name, targets, kind).
@@ -32,7 +33,8 @@ def linear_world(
     kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; curved: of a
     tanh that is added to rotated latents before they are mixed; saturated: x through tanh; bad: share of rows with ten
     times the noise; offsets: deviation of a shift of x that every environment has of its own; law: "gaussian" or
-    "laplace" noise of z. told: targets as they are listed; None = the true ones.
+    "laplace" noise of z; rotated: standardised latents are mixed by a rotation, or a projection. told: targets as they
+    are listed; None = the true ones.
     """
     rng = np.random.default_rng([14, seed])
     weight = np.zeros((latents, latents))
@@ -42,6 +44,9 @@ def linear_world(
         weight[0, 2] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.4)
     scale = rng.uniform(0.6, 1.2, latents)
     mixing = rng.standard_normal((features, latents))
+    if rotated:  # the nearest one with orthonormal rows or columns
+        left, _, right = np.linalg.svd(mixing, full_matrices=False)
+        mixing = left @ right
     parts, labels, targets = [], [], {}
     for name, hits, kind in [("control", (), "none"), *environments]:
         w, s, level = weight.copy(), scale.copy(), np.zeros(latents)
@@ -62,7 +67,7 @@ def linear_world(
         labels += [name] * rows
         targets[name] = hits
     z = np.concatenate(parts)
-    x = z
+    x = (z - z.mean(0)) / z.std(0) if rotated else z
     if curved:  # strictly increasing in each rotated latent: the mixing stays injective
         turned = (z - z.mean(0)) / z.std(0) @ np.linalg.qr(rng.standard_normal((latents, latents)))[0]
         x = turned + curved * np.tanh(3 * turned)
