@@ -19,9 +19,9 @@ and mixed the latents. So the density of x is a rough one. `model` keeps `tangen
 equations, graphs and orders are summed out in closed form, and drawn exactly by `recover`. Errors of h correlate
 latents a little, so each row counts for less than one (`correlation_error`): many rows would make an edge of any
 correlation. What is left of the law of equations in the moments (`fewer`, their dispersion) makes them fewer still.
-Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds between
-environments (`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the probability
-of its evidence.
+Where targets are unknown every pairing of environments is a hypothesis: h starts at log-odds between environments
+(`contrastive.paired_start`), all hypotheses are fitted to it, and a chain takes one with the probability of its
+evidence.
 
 *Identified:* latents up to scale and shift (and permutation, where targets are not known by name) and the graph
 exactly, from an observational environment and one perfect intervention on each latent whose target is known, two of
