@@ -63,10 +63,11 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions.boxes import Box, Span, boxes_apart, search, span
+from pyrocrl.constructions.boxes import LAST, boxes_apart, refined, search, searched, walks_from
+from pyrocrl.constructions.spans import Span, SpanLaw, settled, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
-from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler
+from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler, Prior
 from pyrocrl.lab.studies.nonlinear import Supports
 from pyrocrl.options import Bounds, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
@@ -76,6 +77,7 @@ RATE, SHAPE, WIDTH = 0.01, 1.5, 0.3
 RICHER = 2  # times as many normal laws, with which the box should be the same
 ROWS_EACH = 250  # of a normal law, at least
 MOST_ROWS = 8000  # of which that is asked
+FEW_ROWS, WALKS, FLATTEST = 1000, 14, 0.6  # up to which several walks go along powers of the likelihood
 LEAST = 1e-3  # deviation of the bulk's components, at least
 BOX = "the joint support of the latents is a box"
 LINEAR = "x is linear in the latents"
@@ -266,27 +268,26 @@ class IndependentSupport(Program):
         x = data.tensors("cpu", torch.float64).x.numpy()
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         latents, components, starts, steps = (self.config[k] for k in ("latents", "components", "starts", "steps"))
-        space = span(x, latents)
+        space, law = settled(span(x, latents), x, SHAPE, RATE, DRAWS, rng)
         y = space.rows(x)[space.kept]
         laws = min(components, 2 * latents, max(2, len(y) // ROWS_EACH))
-        box = search(y, space.noise, laws, starts, rng)
-        bulk = np.logaddexp.reduce(box.bulk.log_parts(y), 1)
+        walks = WALKS if len(y) <= FEW_ROWS else 1
+        found = searched(y, space.noise, laws, max(starts, walks), rng)
+        box = refined(found[0], y, space.noise, LAST)
         some = y[rng.permutation(len(y))[:MOST_ROWS]]
         self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * laws, 2, rng))))
-        sampler = BoxSampler(y, space.noise, bulk, space.loadings, space.center, rng)
-        sampler.begin(box.unmixing, box.offset, box.fill)
-        self._take(space, box, sampler.run(steps), y, rng)
-        log_rate = np.log(SHAPE / (1 / space.variance).mean())
-        spread = (SHAPE * data.features) ** -0.5
-        self.rate.set(torch.tensor(rng.normal(log_rate, spread)), torch.tensor(spread))
+        prior = Prior(space.loadings, space.center, WIDTH)
+        sampler = BoxSampler(y, space.noise, np.geomspace(1, FLATTEST, walks), prior, rng)
+        sampler.begin(walks_from([box, *found[1:walks]], components))
+        self._take(space, law, sampler.run(steps))
+        self.rate.set(torch.tensor(rng.normal(law.log_rate, law.log_rate_sd)), torch.tensor(law.log_rate_sd))
 
     @torch.no_grad()
-    def _take(self, space: Span, box: Box, found: BoxDraws, y: np.ndarray, rng: np.random.Generator) -> None:
+    def _take(self, space: Span, law: SpanLaw, found: BoxDraws) -> None:
         """Set the draws: bulk and mixing are told in each draw's own units of z."""
-        bulk = box.bulk.repeated(self.config["components"])
-        to, variance = found.unmixing, space.variances(len(y), DRAWS, rng)
-        loadings = (space.loadings + space.tilts(y, DRAWS, rng)) @ np.linalg.inv(to)  # (draw, feature, latent)
-        cov = np.einsum("tka,cab,tlb->tckl", to, bulk.covariance, to, optimize=True)
+        to = found.unmixing
+        loadings = law.loadings @ np.linalg.inv(to)  # (draw, feature, latent)
+        cov = to[:, None] @ found.covariance @ to[:, None].swapaxes(-1, -2)
         noise = np.einsum("tka,ab,tkb->tk", to, space.noise, to)
         value, vector = np.linalg.eigh(cov - np.eye(cov.shape[-1]) * noise[:, None, None])
         tril = np.linalg.cholesky((vector * np.maximum(value, LEAST**2)[..., None, :]) @ vector.swapaxes(-1, -2))
@@ -294,13 +295,13 @@ class IndependentSupport(Program):
         row, column = np.tril_indices(cov.shape[-1], -1)
         for name, draws in {
             "fill": found.fill,
-            "weights": np.broadcast_to(bulk.weights, (DRAWS, len(bulk.weights))),
-            "middle": bulk.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
+            "weights": found.weights,
+            "middle": found.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
             "width": width,
             "lean": (tril / width[..., None])[..., row, column],
             "loadings": loadings,
             "center": space.center - (loadings @ found.offset[..., None])[..., 0],
-            "variance": variance,
+            "variance": law.variance,
         }.items():
             getattr(self.drawn, name).copy_(torch.as_tensor(draws.copy()))
         turn = to @ np.linalg.inv(to.mean(0))
