@@ -64,7 +64,7 @@ from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
 from pyrocrl.constructions.boxes import LAST, boxes_apart, refined, search, searched, walks_from
-from pyrocrl.constructions.spans import Span, SpanLaw, settled, span
+from pyrocrl.constructions.spans import SpanLaw, settled, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
 from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler, Prior
@@ -268,7 +268,8 @@ class IndependentSupport(Program):
         x = data.tensors("cpu", torch.float64).x.numpy()
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         latents, components, starts, steps = (self.config[k] for k in ("latents", "components", "starts", "steps"))
-        space, law = settled(span(x, latents), x, SHAPE, RATE, DRAWS, rng)
+        law = settled(span(x, latents), x, SHAPE, RATE)
+        space = law.space
         y = space.rows(x)[space.kept]
         laws = min(components, 2 * latents, max(2, len(y) // ROWS_EACH))
         walks = WALKS if len(y) <= FEW_ROWS else 1
@@ -277,18 +278,21 @@ class IndependentSupport(Program):
         some = y[rng.permutation(len(y))[:MOST_ROWS]]
         self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * laws, 2, rng))))
         prior = Prior(space.loadings, space.center, WIDTH)
-        sampler = BoxSampler(y, space.noise, np.geomspace(1, FLATTEST, walks), prior, rng)
+        sampler = BoxSampler(law, np.geomspace(1, FLATTEST, walks), prior, rng, moves=law.root is not None)
         sampler.begin(walks_from([box, *found[1:walks]], components))
-        self._take(space, law, sampler.run(steps))
+        self._take(law, sampler.run(steps), rng)
         self.rate.set(torch.tensor(rng.normal(law.log_rate, law.log_rate_sd)), torch.tensor(law.log_rate_sd))
 
     @torch.no_grad()
-    def _take(self, space: Span, law: SpanLaw, found: BoxDraws) -> None:
+    def _take(self, law: SpanLaw, found: BoxDraws, rng: np.random.Generator) -> None:
         """Set the draws: bulk and mixing are told in each draw's own units of z."""
         to = found.unmixing
-        loadings = law.loadings @ np.linalg.inv(to)  # (draw, feature, latent)
+        e = rng.standard_normal(found.e.shape) if law.root is None else found.e
+        loadings, variance = law.at(e)
+        _, read_noise, _ = law.read(loadings, variance)
+        loadings = loadings @ np.linalg.inv(to)  # (draw, feature, latent)
         cov = to[:, None] @ found.covariance @ to[:, None].swapaxes(-1, -2)
-        noise = np.einsum("tka,ab,tkb->tk", to, space.noise, to)
+        noise = ((to @ read_noise) * to).sum(-1)
         value, vector = np.linalg.eigh(cov - np.eye(cov.shape[-1]) * noise[:, None, None])
         tril = np.linalg.cholesky((vector * np.maximum(value, LEAST**2)[..., None, :]) @ vector.swapaxes(-1, -2))
         width = np.diagonal(tril, axis1=-2, axis2=-1)
@@ -300,8 +304,8 @@ class IndependentSupport(Program):
             "width": width,
             "lean": (tril / width[..., None])[..., row, column],
             "loadings": loadings,
-            "center": space.center - (loadings @ found.offset[..., None])[..., 0],
-            "variance": law.variance,
+            "center": law.space.center - (loadings @ found.offset[..., None])[..., 0],
+            "variance": variance,
         }.items():
             getattr(self.drawn, name).copy_(torch.as_tensor(draws.copy()))
         turn = to @ np.linalg.inv(to.mean(0))

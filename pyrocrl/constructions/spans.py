@@ -51,13 +51,42 @@ class Span(NamedTuple):
 
 
 class SpanLaw(NamedTuple):
-    """What rows leave open. loadings (draw, feature, latent), of the same y; variance (draw, feature); log_rate, that
-    of the noise's law, and its deviation."""
+    """What rows leave open: at numbers e ~ N(0, I), loadings and log variances are those of `space` and root e more,
+    but for what moves y itself. root (parameter, parameter): loadings by rows, then log variances, or None, of too many;
+    x (rows, feature), centred; shape, log_rate of the noise's law, and the deviation of the latter."""
 
-    loadings: Floats
-    variance: Floats
+    space: Span
+    root: Floats | None
+    x: Floats
+    shape: float
     log_rate: float
     log_rate_sd: float
+
+    def at(self, e: Floats) -> tuple[Floats, Floats]:
+        """Loadings (walk, feature, latent) and variance (walk, feature) at e (walk, parameter)."""
+        features, latents = self.space.loadings.shape
+        if self.root is None:  # each feature's by itself, as a regression on y has them
+            y, freedom = self.x @ self.space.read.T, 0.5 * len(self.x) * (1 - latents / features)
+            root = np.linalg.cholesky(np.linalg.inv(y.T @ y))
+            variance = self.space.variance * np.exp(e[:, -features:] / math.sqrt(max(freedom, 1.0)))
+            off = e[:, :-features].reshape(-1, features, latents) @ root.T * np.sqrt(self.space.variance)[:, None]
+        else:
+            moved = e @ self.root.T
+            variance = self.space.variance * np.exp(moved[:, -features:])
+            off = moved[:, :-features].reshape(-1, features, latents)
+        return self.space.loadings + off - self.space.loadings @ (self.space.read @ off), variance
+
+    def read(self, loadings: Floats, variance: Floats) -> tuple[Floats, Floats, Floats]:
+        """y (walk, rows, latent), its noise (walk, latent, latent), and (walk,) by how much what is beside y is
+        likelier, with the variances' prior, than it has to be (a constant is left out)."""
+        scaled = loadings / variance[..., None]
+        noise = np.linalg.inv(loadings.swapaxes(-1, -2) @ scaled)
+        y = self.x @ (scaled @ noise)
+        off = (self.x**2 @ (1 / variance)[..., None])[..., 0] - ((self.x @ scaled) * y).sum(-1)  # (walk, rows)
+        log = np.log(variance)
+        volume = log.sum(-1) - np.linalg.slogdet(noise)[1]
+        prior = -(self.shape * log + math.exp(self.log_rate) / variance).sum(-1)
+        return y, noise, -0.5 * (off.sum(-1) + len(self.x) * volume) + prior
 
 
 def span(x: Floats, latents: int, rounds: int = 4) -> Span:
@@ -85,42 +114,30 @@ def span(x: Floats, latents: int, rounds: int = 4) -> Span:
     return Span(center, unit[:, None] * loadings @ back, variance * unit**2, read, to @ inverse @ to, kept)
 
 
-def settled(
-    space: Span, x: Floats, shape: float, rate: float, draws: int, rng: np.random.Generator
-) -> tuple[Span, SpanLaw]:
+def settled(space: Span, x: Floats, shape: float, rate: float) -> SpanLaw:
     """The space at the posterior's mode, variances being InverseGamma(shape, r) and log r ~ N(log rate, 1) a priori,
-    and draws about it. More than `MOST` parameters are as regressions on y have them, each feature's by itself."""
+    and what is open about it."""
     x = x[space.kept] - space.center
     rows, (features, latents) = len(x), space.loadings.shape
-    joint, log_rate = features * (latents + 1) <= MOST, math.log(rate)
-    if joint:
+    root, log_rate = None, _rate(np.log(space.variance), shape, rate)
+    if features * (latents + 1) <= MOST:
         second, gate = torch.as_tensor(x.T @ x / rows), torch.ones(features, latents, dtype=torch.bool)
         inner = torch.as_tensor(np.eye(latents) - space.noise)
         theta = torch.as_tensor(np.append(space.loadings.ravel(), np.log(space.variance)))
-        like = torch.ones(features, dtype=torch.float64)
+        like, slab = torch.ones(features, dtype=torch.float64), torch.ones(features, latents, dtype=torch.float64)
         for _ in range(ROUNDS):
             log_rate = _rate(theta[-features:].numpy(), shape, rate)
-            slab = torch.ones_like(gate, dtype=torch.float64)
             law = FactorAnalysis(
                 second, rows, gate, inner, slab=slab, shape=shape * like, rate=math.exp(log_rate) * like
             )
             theta, covariance = law.moments(theta, mode=True)
-        within = space.read @ theta[:-features].numpy().reshape(features, latents)
-        loadings = theta[:-features].numpy().reshape(features, latents) @ np.linalg.inv(within)
-        space = space.of_noise(loadings, theta[-features:].exp().numpy())
+        found = theta[:-features].numpy().reshape(features, latents)
+        back = np.linalg.inv(space.read @ found)  # to the y that was read
+        space = space.of_noise(found @ back, theta[-features:].exp().numpy())
         root = np.linalg.cholesky(covariance.numpy() + 1e-12 * np.eye(len(theta)))
-        off = rng.standard_normal((draws, len(theta))) @ root.T
-        variance = space.variance * np.exp(off[:, -features:])
-        off = off[:, :-features].reshape(draws, features, latents) @ np.linalg.inv(within)
-    else:
-        freedom = max(rows * (1 - latents / features), 1.0)
-        variance = space.variance * freedom / rng.chisquare(freedom, (draws, features))
-        log_rate = _rate(np.log(space.variance), shape, rate)
-        y = x @ space.read.T
-        root = np.linalg.cholesky(np.linalg.inv(y.T @ y))
-        off = rng.standard_normal((draws, features, latents)) @ root.T * np.sqrt(space.variance)[:, None]
-    tilted = space.loadings + off - space.loadings @ (space.read @ off)  # what the box tells is left to it
-    return space, SpanLaw(tilted, variance, log_rate, (1 + shape * features) ** -0.5)
+        own = root[:-features].reshape(features, latents, -1)
+        root[:-features] = np.einsum("fkp,kl->flp", own, back).reshape(features * latents, -1)
+    return SpanLaw(space, root, x, shape, log_rate, (1 + shape * features) ** -0.5)
 
 
 def _rate(log_variance: Floats, shape: float, rate: float, steps: int = 30) -> float:

@@ -3,7 +3,8 @@
 In coordinates y of the space that features span, z = W y + offset; rows that fill have the density |det W| times that
 of `boxes.log_filled` on z, others follow normal laws that are told in y. One latent at a time, its row of W and its
 offset move together by a normal step, in the latents' own units. Given which rows are whose, shares are drawn, and each
-law from a conjugate one near its prior, taken or not as the prior has it.
+law from a conjugate one near its prior, taken or not as the prior has it. Where y is read with an error, of loadings
+and noise, these move as well.
 
 Boxes of few rows have several maxima. So several walks may go side by side along powers of the likelihood, of rows and
 of whose they are together, and change places: the flatter ones cross from one maximum to another.
@@ -16,7 +17,7 @@ Longer than other files because the prior of all, told in z, is brought to y for
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,16 @@ class Prior(NamedTuple):
         return np.where(fine, log - (latents + 1) * np.log(width).sum(-1), -np.inf)
 
 
+class Space(Protocol):
+    """What is open of the space that features span, at numbers that are standard normal without what the box tells."""
+
+    def at(self, e: Floats) -> tuple[Floats, Floats]: ...
+
+    def read(self, loadings: Floats, variance: Floats) -> tuple[Floats, Floats, Floats]: ...
+
+
 class BoxDraws(NamedTuple):
-    """What `Walks` has of a walk, a draw each, and log_likelihood (draw,)."""
+    """What `Walks` has of a walk, a draw each, e (draw, parameter), and log_likelihood (draw,)."""
 
     unmixing: Floats
     offset: Floats
@@ -82,6 +91,7 @@ class BoxDraws(NamedTuple):
     weights: Floats
     middle: Floats
     covariance: Floats
+    e: Floats
     log_likelihood: Floats
 
     def in_order(self) -> BoxDraws:
@@ -97,20 +107,25 @@ class BoxDraws(NamedTuple):
 
 
 class BoxSampler:
-    """y: (rows, latent); noise: (latent, latent), its covariance; heat: (walk,) powers of the likelihood, 1 first."""
+    """space: what y and its noise may be; heat: (walk,) powers of the likelihood, 1 first; moves: whether the space is
+    drawn with the box, or beside it."""
 
-    def __init__(self, y: Floats, noise: Floats, heat: Floats, prior: Prior, rng: np.random.Generator) -> None:
-        self.y, self.noise, self.heat, self.prior, self.rng = y, noise, heat, prior, rng
+    def __init__(self, space: Space, heat: Floats, prior: Prior, rng: np.random.Generator, moves: bool = True) -> None:
+        self.space, self.heat, self.prior, self.rng, self.moves = space, heat, prior, rng, moves
 
     def begin(self, walks: Walks) -> None:
         """Boxes that are points, of which a search may tell, give way to the first one."""
+        features, latents = self.prior.loadings.shape
+        self.e = np.zeros((len(self.heat), features * (latents + 1)))
+        self.y, self.noise, self.beside = self.space.read(*self.space.at(self.e))
+        self.stride = np.full(len(self.heat), 0.1)
         far = np.abs(walks.unmixing).max((1, 2)) > WIDEST
         walks = Walks(*(np.where(np.reshape(far, (-1,) + (1,) * (v.ndim - 1)), v[:1], v) for v in walks))
-        value, vector = np.linalg.eigh(walks.covariance - self.noise)
+        value, vector = np.linalg.eigh(walks.covariance - self.noise[:, None])
         more = (vector * np.maximum(value, 1e-6)[..., None, :]) @ vector.swapaxes(-1, -2)
-        self.walks = walks._replace(covariance=more + self.noise)
+        self.walks = walks._replace(covariance=more + self.noise[:, None])
         edge = np.maximum(self._soft(walks.unmixing), 1e-3)
-        self.size = edge / np.sqrt(1 + len(self.y) * walks.fill[:, None] * edge)  # (walk, latent)
+        self.size = edge / np.sqrt(1 + self.y.shape[1] * walks.fill[:, None] * edge)  # (walk, latent)
         self.each = self._filled(walks.unmixing, walks.offset)
         self._renew()
 
@@ -118,12 +133,13 @@ class BoxSampler:
         """What hangs on the laws of the bulk."""
         middle, covariance = self.walks.middle, self.walks.covariance
         root = np.linalg.cholesky(covariance)
-        white = (self.y - middle[:, :, None]) @ np.linalg.inv(root).swapaxes(-1, -2)  # (walk, component, rows, latent)
+        white = (self.y[:, None] - middle[:, :, None]) @ np.linalg.inv(root).swapaxes(-1, -2)  # (walk, component, rows, latent)
         volume = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(-1) + 0.5 * middle.shape[-1] * np.log(2 * np.pi)
         self.parts = (-0.5 * (white**2).sum(-1) - volume[..., None]).swapaxes(1, 2)  # (walk, rows, component)
         self.log_prior = self._log_prior(self.walks.unmixing, self.walks.offset)
 
     def _soft(self, rows: Floats) -> Floats:
+        """(walk, latent) deviations of noise."""
         return np.sqrt(((rows @ self.noise) * rows).sum(-1))
 
     def _filled(self, rows: Floats, offset: Floats) -> Floats:
@@ -157,6 +173,8 @@ class BoxSampler:
         by as little as decay says."""
         self._move_box(finding, decay)
         self._draw_laws()
+        if self.moves:
+            self._move_space(finding, decay)
         if len(self.heat) > 1:
             self._change_places()
 
@@ -188,6 +206,27 @@ class BoxSampler:
             self.log_prior = np.where(taken, prior, self.log_prior)
             if finding:
                 self.size[:, k] *= np.exp(decay * (taken - TAKEN))
+
+    def _move_space(self, finding: bool, decay: float) -> None:
+        """A step that keeps e standard normal (Neal 1998), taken as true densities go beyond that."""
+        before = self.y, self.noise, self.beside, self.each, self.parts, self.log_prior, self.e
+
+        def log_density() -> Floats:
+            rows = log_sum(self.heat[:, None, None] * self._log_joint()).sum(-1)
+            return rows + self.beside + self.log_prior + 0.5 * (self.e**2).sum(-1)
+
+        at = log_density()
+        turn = self.stride[:, None]
+        self.e = np.sqrt(1 - turn**2) * self.e + turn * self.rng.standard_normal(self.e.shape)
+        self.y, self.noise, self.beside = self.space.read(*self.space.at(self.e))
+        self.each = self._filled(self.walks.unmixing, self.walks.offset)
+        self._renew()
+        taken = np.log(self.rng.random(len(at))) < log_density() - at
+        after = self.y, self.noise, self.beside, self.each, self.parts, self.log_prior, self.e
+        both = [np.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(after, before, strict=True)]
+        self.y, self.noise, self.beside, self.each, self.parts, self.log_prior, self.e = both
+        if finding:
+            self.stride = np.clip(self.stride * np.exp(decay * (taken - TAKEN)), 1e-3, 1.0)
 
     def _draw_laws(self) -> None:
         """Shares and laws given which rows are whose, counts in powers of the likelihood."""
@@ -242,6 +281,7 @@ class BoxSampler:
         return -0.5 * (volume + spread + away)
 
     def _change_places(self) -> None:
+        """Between neighbours; what is beside y has the power 1 in all walks."""
         one = np.arange(int(self.rng.integers(2)), len(self.heat) - 1, 2)
         two, joint, heat = one + 1, self._log_joint(), self.heat[:, None, None]
         own = log_sum(heat * joint).sum(-1)
@@ -250,7 +290,8 @@ class BoxSampler:
         order = np.arange(len(self.heat))
         order[one[taken]], order[two[taken]] = two[taken], one[taken]
         self.walks = Walks(*(part[order] for part in self.walks))
-        self.each, self.parts, self.log_prior = self.each[order], self.parts[order], self.log_prior[order]
+        own = self.y, self.noise, self.beside, self.each, self.parts, self.log_prior, self.e
+        self.y, self.noise, self.beside, self.each, self.parts, self.log_prior, self.e = (part[order] for part in own)
 
     def run(self, sweeps: int) -> BoxDraws:
         """`DRAWS` draws of the first walk, as far apart as `sweeps` have it."""
@@ -258,7 +299,7 @@ class BoxSampler:
         for one in range(sweeps):
             self.sweep(one < burnt, 3 / (1 + one) ** 0.6)
             if one >= burnt:
-                kept.append((*(part[0] for part in self.walks), log_sum(self._log_joint()[0]).sum()))
+                kept.append((*(part[0] for part in self.walks), self.e[0], log_sum(self._log_joint()[0]).sum()))
         at = np.linspace(0, len(kept) - 1, DRAWS).round().astype(int)
         return BoxDraws(*(np.array([kept[i][part] for i in at]) for part in range(len(BoxDraws._fields)))).in_order()
 
