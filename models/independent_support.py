@@ -273,7 +273,8 @@ class IndependentSupport(Program):
         y = space.rows(x)[space.kept]
         laws = min(components, 2 * latents, max(2, len(y) // ROWS_EACH))
         walks = WALKS if len(y) <= FEW_ROWS else 1
-        found = searched(y, space.noise, laws, max(starts, walks), rng)
+        few = walks > 1
+        found = searched(y, space.noise, components if few else laws, 2 * walks if few else starts, rng)
         box = refined(found[0], y, space.noise, LAST)
         some = y[rng.permutation(len(y))[:MOST_ROWS]]
         self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * laws, 2, rng))))
@@ -317,7 +318,7 @@ class IndependentSupport(Program):
         from pyrocrl.simulate import draw
 
         data = draw("wang2024_support", seed=seed, rows=400, latents=2, features=6, correlation=0.7, filled=0.3)
-        return cls(features=data.features, latents=2, components=3, steps=100), data
+        return cls(features=data.features, latents=2, components=3, steps=300), data
 
     studies = (
         Supports("wang2024_support", {"correlation": 0.9}, held_out=0.1),

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 FIRST_ROWS = 4000  # of a first search
 BLUR = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)  # deviations by which edges are softened, one after another
 LAST = BLUR[-3:]  # of the search by all rows
+STARTS = ("wide", "even", "all", "wide", "even", "all")  # and "one" of all others
 FIRST, TURN = 60, 10  # steps of expectation-maximisation: before there is a box, and for each softening
 WIDEST, RARE = 9.0, 0.01  # variance of rows that are nowhere near, and their share at first
 LEAST = 0.02  # variance that each component has a priori
@@ -126,21 +127,25 @@ def mixture(y: Floats, components: int, rng: np.random.Generator) -> Bulk:
 
 
 def start(y: Floats, components: int, by: str, rng: np.random.Generator) -> Box:
-    """A box from rows of the widest law ("wide"), from rows in inverse proportion to their density ("even"), or from
-    all alike ("all")."""
+    """A box from rows of the widest law ("wide"), of a law at random, as often as rows are its own ("one"), from rows
+    in inverse proportion to their density ("even"), or from all alike ("all")."""
     bulk = mixture(y, components + 1, rng)
     log_p = bulk.log_parts(y)
     total = np.logaddexp.reduce(log_p, 1)
     widest = int(np.linalg.slogdet(bulk.covariance)[1].argmax())
+    widest = int(rng.choice(components + 1, p=bulk.weights)) if by == "one" else widest
+    own = np.exp(log_p[:, widest] - total)
     weight = {
-        "wide": np.exp(log_p[:, widest] - total) + 1e-6,
+        "wide": own + 1e-6,
+        "one": own + 1e-6,
         "even": np.exp(-np.maximum(total, np.quantile(total, 0.02)) + total.min()),
         "all": np.ones(len(y)),
     }[by]
     unmixing, offset = weighted_sources(y, weight, rng)
     others = np.arange(components + 1) != widest
     weights = bulk.weights[others] * (1 - RARE) / bulk.weights[others].sum()
-    return Box(unmixing, offset, 0.3, Bulk(weights, bulk.middle[others], bulk.covariance[others]))
+    fill = float(np.clip(own.mean(), 0.05, 0.95)) if by == "one" else 0.3
+    return Box(unmixing, offset, fill, Bulk(weights, bulk.middle[others], bulk.covariance[others]))
 
 
 def strays(box: Box) -> Box:
@@ -198,8 +203,10 @@ def searched(y: Floats, noise: Floats, components: int, starts: int, rng: np.ran
     found = []
     for one in range(starts):
         some = y if len(y) <= FIRST_ROWS else y[rng.permutation(len(y))[:FIRST_ROWS]]
-        begun = strays(start(some, components, ("wide", "even", "all")[one % 3], rng))
-        found.append(refined(begun, some, noise, BLUR))
+        by = STARTS[one] if one < len(STARTS) else "one"
+        begun = start(some, components, by, rng)
+        begun = begun if by == "one" else strays(begun)
+        found.append(refined(begun, some, noise, BLUR[2:] if by == "one" and one % 2 else BLUR))
     return sorted(found, key=lambda box: -box.log_likelihood(y, noise))
 
 

@@ -133,7 +133,9 @@ class BoxSampler:
         """What hangs on the laws of the bulk."""
         middle, covariance = self.walks.middle, self.walks.covariance
         root = np.linalg.cholesky(covariance)
-        white = (self.y[:, None] - middle[:, :, None]) @ np.linalg.inv(root).swapaxes(-1, -2)  # (walk, component, rows, latent)
+        white = (self.y[:, None] - middle[:, :, None]) @ np.linalg.inv(root).swapaxes(
+            -1, -2
+        )  # (walk, component, rows, latent)
         volume = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(-1) + 0.5 * middle.shape[-1] * np.log(2 * np.pi)
         self.parts = (-0.5 * (white**2).sum(-1) - volume[..., None]).swapaxes(1, 2)  # (walk, rows, component)
         self.log_prior = self._log_prior(self.walks.unmixing, self.walks.offset)
