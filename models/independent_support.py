@@ -20,10 +20,10 @@ no axes. Rows that fill do: the smaller the box, the larger its density, and no 
 likelihood is that of the smallest parallelepiped that holds what the bulk does not explain, and bad rows far away are
 the bulk's.
 
-Each chain takes the span of the latents from factors of maximum likelihood, searches in it for the box from several
-starts, by some of the rows first (`constructions.boxes`), and goes on with a Metropolis sampler of axes, edges and
-`fill` (`exact.box_sampling`), given the span, the noise and the bulk. The guide draws all but rate from the run, span
-and noise as the rows leave them.
+Each chain takes the span of the latents from factors (`constructions.spans`), searches in it for the box from several
+starts, by some of the rows first (`constructions.boxes`), and goes on with a sampler of axes, edges, the bulk, span and
+noise (`exact.box_sampling`). With few rows several boxes may be as good: 14 walks along powers of the likelihood then
+cross from one to another. The guide draws all but rate from the run.
 
 *Identified:* latents up to permutation, scale and shift, if their joint support is a box and x is linear in them: no
 other linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023); that it is [-1, 1]^K is a convention. Latents
@@ -34,8 +34,8 @@ search may fail, and a box that was found is refused. That what fills is a box i
 mixture of them, a sheared one, no data tell.
 
 Intervals are those of a uniform law of the rows that fill: where these are denser in the middle, as by a copula, axes
-are off by a little more than intervals say. They are those about one box: with a few hundred rows, which pay for few
-normal laws, tight clusters in the bulk make the search miss a likelier box, of which intervals know nothing.
+are off by a little more than intervals say. With a few hundred rows and tight clusters in the bulk, walks may stay away
+from a likelier box, of which intervals know nothing then; so do those of more rows, of which there is one walk a chain.
 
 Wang & Jordan (2024), Desiderata for representation learning: a causal perspective; Ahuja et al. (2023), Interventional
 causal representation learning; Roth et al. (2023), Disentanglement of correlated factors via Hausdorff factorized
@@ -67,7 +67,8 @@ from pyrocrl.constructions.boxes import LAST, boxes_apart, refined, search, sear
 from pyrocrl.constructions.spans import SpanLaw, settled, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
-from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler, Prior
+from pyrocrl.exact.box_sampling import BoxSampler
+from pyrocrl.exact.box_walks import DRAWS, BoxDraws, Prior
 from pyrocrl.lab.studies.nonlinear import Supports
 from pyrocrl.options import Bounds, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
@@ -77,7 +78,7 @@ RATE, SHAPE, WIDTH = 0.01, 1.5, 0.3
 RICHER = 2  # times as many normal laws, with which the box should be the same
 ROWS_EACH = 250  # of a normal law, at least
 MOST_ROWS = 8000  # of which that is asked
-FEW_ROWS, WALKS, FLATTEST = 1000, 14, 0.6  # up to which several walks go along powers of the likelihood
+FEW_ROWS, WALKS, FLATTEST = 500, 14, 0.6  # up to which several walks go along powers of the likelihood
 LEAST = 1e-3  # deviation of the bulk's components, at least
 BOX = "the joint support of the latents is a box"
 LINEAR = "x is linear in the latents"
@@ -128,8 +129,8 @@ class IndependentSupport(Program):
             "linear mixing",
             "a posterior of the axes",
         ),
-        approximate="Draws of axes, edges and of the share that fills are given the span of the latents, the noise and "
-        "the bulk of maximum likelihood; span and noise are drawn about these, the bulk is not.",
+        approximate="The level of features is that of the mean row; with many features the span of the latents and "
+        "noise are drawn beside the box, not with it.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"factors": (LINEAR,), "noiseless": (NOISE,)}
@@ -150,7 +151,7 @@ class IndependentSupport(Program):
     ) -> None:
         """latents: how many there are, at least 2. components: of these two for each latent are used, one for each 250
         rows, and at least 2. starts: of a chain's search for the box. steps: sweeps of the sampler, of which the first
-        third is left out."""
+        third is left out. Up to 500 rows there are 28 starts, and `components` laws."""
         super().__init__()
         check_sizes(features, latents, least=2)
         both, pairs = (components, latents), latents * (latents - 1) // 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from scipy.special import expit, logit, ndtr
 
-from pyrocrl.exact.box_sampling import Walks
+from pyrocrl.exact.box_walks import Walks
 
 Floats = NDArray[np.float64]
 

@@ -52,7 +52,7 @@ class Span(NamedTuple):
 
 class SpanLaw(NamedTuple):
     """What rows leave open: at numbers e ~ N(0, I), loadings and log variances are those of `space` and root e more,
-    but for what moves y itself. root (parameter, parameter): loadings by rows, then log variances, or None, of too many;
+    but for what moves y itself. root (parameter, parameter): loadings by rows, then log variances; None: too many.
     x (rows, feature), centred; shape, log_rate of the noise's law, and the deviation of the latter."""
 
     space: Span

@@ -10,100 +10,26 @@ Boxes of few rows have several maxima. So several walks may go side by side alon
 of whose they are together, and change places: the flatter ones cross from one maximum to another.
 
 Geyer (1991), Markov chain Monte Carlo maximum likelihood (walks that change places).
-
-Longer than other files because the prior of all, told in z, is brought to y for each step.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 from scipy.special import ndtr
+
+from pyrocrl.exact.box_walks import DRAWS, BoxDraws, Prior, Space, Walks, log_sum
 
 Floats = NDArray[np.float64]
 
-DRAWS = 50
 BURNT = 1 / 3  # of the sweeps, in which steps find their sizes
 TAKEN = 0.25  # share of steps that are
 TINY = 1e-300
-LEAST = 1e-10  # variance of a law beside noise
+LEAST = 1e-6  # by which laws are made wider than noise
 WIDEST = 1e3  # entry of W: beyond that a box is a point
 WEAK = 0.1  # rows that the conjugate law of middles is worth
-
-
-class Walks(NamedTuple):
-    """unmixing (walk, latent, latent), offset (walk, latent), fill (walk,), and laws of the bulk in y: weights (walk,
-    component), middle (walk, component, latent), covariance (walk, component, latent, latent), noise included."""
-
-    unmixing: Floats
-    offset: Floats
-    fill: Floats
-    weights: Floats
-    middle: Floats
-    covariance: Floats
-
-
-class Prior(NamedTuple):
-    """loadings (feature, latent) and center (feature,) of x given y, standard normal a priori as z has them; width: the
-    median of a law's log-normal widths in z, of deviation 1."""
-
-    loadings: Floats
-    center: Floats
-    width: float
-
-    def log_box(self, unmixing: Floats, offset: Floats) -> Floats:
-        """(walk,) of unmixing and offset, the space that features span being known."""
-        features, latents = self.loadings.shape
-        mixing = self.loadings @ np.linalg.inv(unmixing)
-        center = self.center - (mixing @ offset[..., None])[..., 0]
-        volume = np.linalg.slogdet(unmixing)[1]
-        return -0.5 * ((mixing**2).sum((1, 2)) + (center**2).sum(1)) - (features + latents + 1) * volume
-
-    def log_laws(self, middle: Floats, covariance: Floats) -> Floats:
-        """(walk, component) of middles and covariances in z, without noise; -inf of what is no covariance."""
-        latents = middle.shape[-1]
-        fine = np.linalg.eigvalsh(covariance)[..., 0] > LEAST
-        tril = np.linalg.cholesky(np.where(fine[..., None, None], covariance, np.eye(latents)))
-        width = np.diagonal(tril, axis1=-2, axis2=-1)
-        lean = np.tril(tril / width[..., None], -1)
-        log = -0.5 * ((middle**2).sum(-1) + (np.log(width / self.width) ** 2).sum(-1) + (lean**2).sum((-1, -2)))
-        return np.where(fine, log - (latents + 1) * np.log(width).sum(-1), -np.inf)
-
-
-class Space(Protocol):
-    """What is open of the space that features span, at numbers that are standard normal without what the box tells."""
-
-    def at(self, e: Floats) -> tuple[Floats, Floats]: ...
-
-    def read(self, loadings: Floats, variance: Floats) -> tuple[Floats, Floats, Floats]: ...
-
-
-class BoxDraws(NamedTuple):
-    """What `Walks` has of a walk, a draw each, e (draw, parameter), and log_likelihood (draw,)."""
-
-    unmixing: Floats
-    offset: Floats
-    fill: Floats
-    weights: Floats
-    middle: Floats
-    covariance: Floats
-    e: Floats
-    log_likelihood: Floats
-
-    def in_order(self) -> BoxDraws:
-        """Latents of each draw in the order and with the signs of the likeliest draw, y being of unit covariance."""
-        unit = self.unmixing / np.linalg.norm(self.unmixing, axis=-1, keepdims=True)
-        along = unit[int(self.log_likelihood.argmax())] @ unit.swapaxes(-1, -2)  # (draw, latent there, latent)
-        order = np.array([optimize.linear_sum_assignment(-(own**2))[1] for own in along])
-        sign = np.sign(np.take_along_axis(along, order[:, :, None], 2)[..., 0])
-        return self._replace(
-            unmixing=sign[..., None] * np.take_along_axis(self.unmixing, order[..., None], 1),
-            offset=sign * np.take_along_axis(self.offset, order, 1),
-        )
 
 
 class BoxSampler:
@@ -121,13 +47,16 @@ class BoxSampler:
         self.stride = np.full(len(self.heat), 0.1)
         far = np.abs(walks.unmixing).max((1, 2)) > WIDEST
         walks = Walks(*(np.where(np.reshape(far, (-1,) + (1,) * (v.ndim - 1)), v[:1], v) for v in walks))
-        value, vector = np.linalg.eigh(walks.covariance - self.noise[:, None])
-        more = (vector * np.maximum(value, 1e-6)[..., None, :]) @ vector.swapaxes(-1, -2)
-        self.walks = walks._replace(covariance=more + self.noise[:, None])
+        self.walks = walks
         edge = np.maximum(self._soft(walks.unmixing), 1e-3)
         self.size = edge / np.sqrt(1 + self.y.shape[1] * walks.fill[:, None] * edge)  # (walk, latent)
         self.each = self._filled(walks.unmixing, walks.offset)
         self._renew()
+        wider = LEAST
+        while (narrow := ~np.isfinite(self.log_prior)).any() and wider < 1:  # laws that are no wider than noise
+            more = wider * narrow[:, None, None, None] * np.eye(self.y.shape[-1])
+            self.walks, wider = self.walks._replace(covariance=self.walks.covariance + more), 4 * wider
+            self._renew()
 
     def _renew(self) -> None:
         """What hangs on the laws of the bulk."""
@@ -277,7 +206,7 @@ class BoxSampler:
     def _log_conjugate(self, middle: Floats, covariance: Floats) -> Floats:
         """(walk, component) normal and inverse Wishart law that is near the prior."""
         inverse, latents = np.linalg.inv(covariance), middle.shape[-1]
-        volume = (latents + 2) * np.linalg.slogdet(covariance)[1]
+        volume = 2 * (latents + 2) * np.linalg.slogdet(covariance)[1]
         spread = self.prior.width**2 * np.trace(inverse, axis1=-2, axis2=-1)
         away = WEAK * ((middle[..., None, :] @ inverse)[..., 0, :] * middle).sum(-1)
         return -0.5 * (volume + spread + away)
@@ -304,9 +233,3 @@ class BoxSampler:
                 kept.append((*(part[0] for part in self.walks), self.e[0], log_sum(self._log_joint()[0]).sum()))
         at = np.linspace(0, len(kept) - 1, DRAWS).round().astype(int)
         return BoxDraws(*(np.array([kept[i][part] for i in at]) for part in range(len(BoxDraws._fields)))).in_order()
-
-
-def log_sum(log: Floats) -> Floats:
-    """log sum exp over the last axis."""
-    top = log.max(-1, keepdims=True)
-    return top[..., 0] + np.log(np.exp(log - top).sum(-1))
