@@ -318,7 +318,7 @@ class IndependentSupport(Program):
     def example(cls, seed: int = 0) -> tuple[IndependentSupport, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("wang2024_support", seed=seed, rows=400, latents=2, features=6, correlation=0.7, filled=0.3)
+        data = draw("wang2024_support", seed=seed, rows=600, latents=2, features=6, correlation=0.7, filled=0.3)
         return cls(features=data.features, latents=2, components=3, steps=300), data
 
     studies = (
