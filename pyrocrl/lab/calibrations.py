@@ -50,6 +50,10 @@ SHORT: Mapping[str, Mapping[str, str]] = {
         "are then brought to a fit would bring any to any. Weights are a net's, without a posterior."
     },
     "multi_augmentation": {"z": "As of `content_style`: no verdict lets latents stand; the bound does not know."},
+    "independent_support": {
+        "loadings": "Two sets; of all, walks of 300 sweeps may stay away from a likelier box beside tight clusters.",
+        "variance": "Two sets; rows far off the span are left out, which would tell of noise.",
+    },
     "ima": {"z": "Draws are of a normal law about the mode, given the laws of latents and about one of several modes."},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
     "unknown_targets": {
