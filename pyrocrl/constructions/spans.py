@@ -46,7 +46,7 @@ class Span(NamedTuple):
     def of_noise(self, loadings: Floats, variance: Floats) -> Span:
         """The same, y read by these loadings and this noise, and again of unit covariance."""
         scaled = loadings / variance[:, None]
-        noise: Floats = np.linalg.inv(loadings.T @ scaled)
+        noise: Floats = np.linalg.inv(loadings.T @ scaled).astype(np.float64)
         return self._replace(loadings=loadings, variance=variance, read=noise @ scaled.T, noise=noise)
 
 
@@ -80,7 +80,7 @@ class SpanLaw(NamedTuple):
         """y (walk, rows, latent), its noise (walk, latent, latent), and (walk,) by how much what is beside y is
         likelier, with the variances' prior, than it has to be (a constant is left out)."""
         scaled = loadings / variance[..., None]
-        noise: Floats = np.linalg.inv(loadings.swapaxes(-1, -2) @ scaled)
+        noise: Floats = np.linalg.inv(loadings.swapaxes(-1, -2) @ scaled).astype(np.float64)
         y = self.x @ (scaled @ noise)
         off = (self.x**2 @ (1 / variance)[..., None])[..., 0] - ((self.x @ scaled) * y).sum(-1)  # (walk, rows)
         log = np.log(variance)
