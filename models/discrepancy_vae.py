@@ -72,7 +72,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
-from pyrocrl.constructions import affine
+from pyrocrl.constructions import affine, map_likelihood
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import reject
@@ -100,7 +100,9 @@ from pyrocrl.program import (
     checked_targets,
 )
 
-GIVEN = ("the decoder is injective", "noise is Gaussian")
+READINGS = 32  # draws of the map to latents
+GAUSSIAN = "noise is Gaussian"
+GIVEN = ("the decoder is injective", GAUSSIAN)
 NEEDS = (
     "observational_environment",
     "one_intervention_per_latent",
@@ -210,7 +212,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
     counted = "targets"
     infers_targets = True
     compares_with_control = True  # whatever is known of the targets
-    checks = {"left": ()}
+    checks = {"left": (), "equations": (), "noise_of_equations": (GAUSSIAN,)}
     recipe = Recipe.unannealed(epochs=100, least_steps=3000, batch_size=500, lr=3e-3, chains=4)
     # rates and dispersions of rare genes have far to go, and every step costs as much as ten of floats
     count_recipe = replace(recipe, epochs=60, least_steps=1500, lr_scale={"observation": 5.0, "sem": 5.0})
@@ -268,6 +270,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
             known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()
         if objective == "mmd":  # Gram matrices of all pairs of rows
             self.recipe = replace(self.recipe, batch_size=150)
+        # what the rows leave open of a linear map to latents goes into their equations, which a decoder does not absorb
+        noisy = likelihood != "gaussian" or escapees or variation > 0 or latents > orders.MAX_NODES
+        held_open = decoder == "linear" and not noisy
         self.sem = LatentSEM(
             *(latents, environments, known, intervention, mechanism, escapees),
             variation=variation,
@@ -275,10 +280,12 @@ class DiscrepancyVAE(SEMReadouts, Program):
             spike=spike,
             none_probability=none_probability,
             escape_prior=escape.Prior(escape_alpha, escape_beta),
+            readings=READINGS * held_open,
         )
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
             self.recipe = self.count_recipe
+            self.checks = {"counts_left": ()}
         bent = decoder == "mlp" and not self.observation.counts
         held = bent or (self.sem.many and not self.observation.counts)
         if held:  # decoder, spread and equations of latents that stay
@@ -348,6 +355,14 @@ class DiscrepancyVAE(SEMReadouts, Program):
         z = self.encoder(self.observation.inputs(batch))[0]
         return self.sem.innovations(z) if self.reads_innovations else z
 
+    def noise_of_equations(self, batch: Batch) -> map_likelihood.Noise | None:
+        """None of counts, whose latents are shrunk by errors of their own, of escapees and of environments that vary,
+        where noise is not normal, and of many latents, whose map takes minutes."""
+        many = self.sem.many and not self.sem.absorbed
+        if self.observation.counts or self.sem.escapees or self.sem.variation or many:
+            return None
+        return map_likelihood.noise_left(self.encoder(self.observation.inputs(batch))[0], batch.env, self.sem)
+
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
@@ -357,8 +372,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         free, self.sem.free = self.sem.free, False  # latents start as those of equations
         # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
         every = torch.arange(len(x), device=x.device)
-        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out
-        spared = self.sem.many and not self.sem.absorbed
+        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out, nor a search for
+        # directions, which takes a bootstrap of its own
+        spared = (self.sem.many and not self.sem.absorbed) or (
+            affine.searches_directions(self.sem) and not self.observation.counts
+        )
         pick = every if bent or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
@@ -396,10 +414,14 @@ class DiscrepancyVAE(SEMReadouts, Program):
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
         bent = isinstance(self.encoder.mean, Residual)
-        if not bent:
-            loc = MultivariateNormal(loc, scale_tril=tril).sample()
-        self.sem.gather(loc, batch.env)
-        if bent:
+        drawn = loc if bent else MultivariateNormal(loc, scale_tril=tril).sample()
+        self.sem.gather(drawn, batch.env)
+        read = None
+        if self.sem.readings and not self.sem.absorbed:
+            read = map_likelihood.map_draws(loc, batch.env, self.sem, self.sem.readings, generator, drawn)
+        if read is not None:
+            self.sem.read(read, batch.env)
+        elif bent:
             variance = tril.square().sum(-1)
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
         else:

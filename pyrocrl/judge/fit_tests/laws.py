@@ -18,6 +18,7 @@ from pyrocrl.turns import drawing
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
+MOST_NOISE = 6_000  # rows by which equations are told once more
 MOST_COLUMNS = 40  # whose skewness a test of rows looks at: it takes their cube
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 
@@ -162,6 +163,48 @@ _nearly_conditioned = partial(
 )
 
 
+def _noise_left(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """(row, latent) noise that equations leave of latents, (row,) environments, and numbers chosen for its moments."""
+    few = data.rows_at(data.spread(MOST_NOISE))
+    with drawing():
+        found = fit.chains.chain(fit.reference).noise_of_equations(fit.batch_of(few))
+    return None if found is None else (found.value.double().cpu().numpy(), few.env, found.parameters)
+
+
+def _equations(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of every environment's noise of equations against independent standard normal noise, within
+    `APART` of it for each degree of freedom, as latents are read with errors."""
+    found = _noise_left(fit, data)
+    if found is None:
+        return None
+    noise, env, parameters = found
+    groups = [noise[env == e] for e in np.unique(env)]
+    d, count = noise.shape[1], np.array([float(len(own)) for own in groups])
+    mean = np.array([own.mean(0) for own in groups])
+    cov = np.array([np.cov(own.T, bias=True).reshape(d, d) for own in groups])
+    eye = np.broadcast_to(np.eye(d), cov.shape)
+    ratio = goodness.likelihood_ratio(goodness.Gaussians(count, mean, cov, np.zeros_like(mean), eye, parameters))
+    if ratio.freedom <= 0:
+        return None
+    p = float(stats.ncx2.sf(ratio.deviance.sum(), ratio.freedom, 2 * count.sum() * APART * ratio.freedom))
+    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    if p < LEVEL:
+        detail += f", most in {data.env_names[np.unique(env)[int(np.argmax(ratio.deviance / count))]]}"
+    remedy = "targets that were listed otherwise, batches that go with environments, another kind of interventions"
+    return Found("likelihood ratio of the noise of equations", p, detail, remedy)
+
+
+def _noise_of_equations(fit: Fit, data: Data) -> Found | None:
+    """Mardia's skewness and kurtosis of the noise of equations in every environment."""
+    found = _noise_left(fit, data)
+    if found is None:
+        return None
+    normal = goodness.mardia(*found[:2])
+    detail = f"skewness p = {normal.skewness:.2g}, kurtosis p = {normal.kurtosis:.2g} ({normal.excess:+.0%})"
+    remedy = "a look at outlying rows; another mechanism; decoder='mlp', where the mixing is not linear"
+    return Found("Mardia's skewness and kurtosis of the noise of equations", normal.p, detail, remedy)
+
+
 def _invariance(fit: Fit, data: Data) -> Found | None:
     """Whether the response's regression on some set of parents that is not improbable is the same in all environments:
     the largest of exact p-values, so that it is valid where the true set is one of them."""
@@ -189,4 +232,6 @@ TESTS: dict[str, Test] = {
     "nearly_equations": _nearly_equations,
     "nearly_conditioned": _nearly_conditioned,
     "invariance": _invariance,
+    "equations": _equations,
+    "noise_of_equations": _noise_of_equations,
 }

@@ -12,6 +12,7 @@ from pyrocrl.lab.suite import (
     curves,
     equations,
     factors,
+    latent_shifts,
     linked_rows,
     mechanisms,
     modulation,
@@ -69,5 +70,6 @@ def cases() -> list[Case]:
         target_steps.step_cases,
         target_steps.acted_cases,
         view_sights.sight_cases,
+        latent_shifts.discrepancy_cases,
     )
     return [case for some in every for case in some()]
