@@ -13,10 +13,11 @@ MODEL = "discrepancy_vae"
 BRIEF = {"chains": 2, "least_steps": 400}
 FUNCTION = "x is a function of latents and noise"
 EQUATIONS = "latents follow a structural equation model without cycles, linear or with relu links"
-SMALL = {"rows": 400, "features": 8}
-LINKS = {**SMALL, "relu": True, "lowered": False}
+EACH = "one_intervention_per_latent"
+SMALL: dict[str, Any] = {"rows": 400, "features": 8}
+LINKS: dict[str, Any] = {**SMALL, "relu": True, "lowered": False}
 PERFECT, STRAIGHT = {"intervention": "perfect"}, {"intervention": "perfect", "mechanism": "linear"}
-TOLD = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
+TOLD = {"on_0": (0,), "on_1": (1,)}
 RAISES = "interventions raise their targets: else a latent's sign is open, and relu links mix it with those it acts on"
 
 
@@ -29,45 +30,31 @@ def discrepancy_cases() -> list[Case]:
             names, open_ = RAISES, ("latents",)
         return Case(f"{MODEL}: {name}", MODEL, kind, draw, options, BRIEF, open_, names, breaks)
 
-    two = each("shift", 2)
-    twice = [("on_0", (0,), "shift"), ("on_1", (0,), "shift"), SHIFT[2]]
+    two, hard = each("shift", 2), each("perfect", 2)
+    twice = [two[0], ("on_1", (0,), "shift")]
     null = [two[0], ("on_1", (1,), "none")]
-    entangled = [("on_0", (0, 2), "shift"), *SHIFT[1:]]
+    entangled = [("on_0", (0, 1), "shift"), two[1]]
+    lowered = {**LINKS, "lowered": True}
+    apart = {**LINKS, "edges": False, "told": TOLD}
     return [
         case("shifts", "identified", world(SHIFT, **LINKS)),
         case("shifts, targets unknown", "identified", world(SHIFT, **LINKS), targets="unknown"),
-        case("perfect", "identified", world(HARD, **LINKS), **PERFECT),
         case("perfect, linear equations", "identified", world(HARD, **SMALL), **STRAIGHT),
-        case("changes of variance", "identified", world(VARIANCE, **LINKS), intervention="variance"),
         case("two latents, 60 rows", "small", world(two, 2, **{**LINKS, "rows": 60})),
-        case("counts", "small", world(each("perfect", 2), 2, **{**SMALL, "features": 12}, counts=10.0), **STRAIGHT),
-        case("batches that go with environments", "misspecified", world(SHIFT, offsets=1.0, **LINKS), FUNCTION),
-        case("quadratic equations", "misspecified", world(HARD, bent=0.5, **SMALL), EQUATIONS, **STRAIGHT),
-        case("saturated features", "misspecified", world(two, 2, saturated=1.0, **LINKS), FUNCTION),
+        case("counts", "small", world(hard, 2, **{**SMALL, "features": 12}, counts=10.0), **STRAIGHT),
+        case("batches that go with environments", "misspecified", world(two, 2, offsets=1.0, **LINKS), FUNCTION),
+        case("quadratic equations", "misspecified", world(hard, 2, bent=0.5, **SMALL), EQUATIONS, **STRAIGHT),
+        case("shifts told as perfect", "misspecified", world(two, 2, **LINKS), EQUATIONS, **PERFECT),
+        case("independent causes, a shift of both", "misspecified", world(entangled, 2, **apart), EQUATIONS),
+        case("two labels on one latent", "misspecified", world(twice, 2, told=TOLD, **LINKS), EACH),
         case("5 % bad rows", "misspecified", world(two, 2, bad=0.05, **LINKS), "noise is Gaussian"),
-        case(
-            "two labels on one latent",
-            "misspecified",
-            world(twice, told=TOLD, **LINKS),
-            "one_intervention_per_latent",
-        ),
-        case("an environment that changes nothing", "open", world(null, 2, **LINKS), "interventions_show"),
+        case("shifts that may lower", "word", world(two, 2, **lowered), RAISES),
+        case("saturated features", "misspecified", world(two, 2, saturated=1.0, **LINKS), FUNCTION),
         case("two of three latents", "misspecified", lambda seed: confounded(seed, **SMALL), EQUATIONS, **STRAIGHT),
-        case(
-            "one latent without intervention",
-            "open",
-            world(two[:1], 2, **LINKS),
-            "one_intervention_per_latent",
-            latents=2,
-        ),
-        case("shifts told as perfect", "misspecified", world(SHIFT, **LINKS), "perfect_interventions", **PERFECT),
-        case(
-            "independent causes, an intervention that moves two",
-            "misspecified",
-            world(entangled, edges=False, told=TOLD, **LINKS),
-            EQUATIONS,
-        ),
-        case("shifts that may lower", "word", world(two, 2, **{**LINKS, "lowered": True}), RAISES),
-        case("shifts, linear equations", "open", world(two, 2, **SMALL), "nonlinear_or_replaced", mechanism="linear"),
+        case("an environment that changes nothing", "open", world(null, 2, **LINKS), "interventions_show"),
+        case("one latent without intervention", "open", world(two[:1], 2, **LINKS), EACH, latents=2),
         case("shifts behind a network", "open", world(two, 2, **LINKS), "perfect_interventions", decoder="mlp"),
+        case("shifts, linear equations", "open", world(two, 2, **SMALL), "nonlinear_or_replaced", mechanism="linear"),
+        case("changes of variance", "identified", world(VARIANCE, **LINKS), intervention="variance"),
+        case("perfect", "identified", world(HARD, **LINKS), **PERFECT),
     ]
