@@ -205,9 +205,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
-        "then drawn given the moments of the rows' latents, with a unit-information prior: under draws of the affine map "
-        "to these, normal about the most likely one, or, where there are none, by counts that stand for its error. z "
-        "itself is drawn under one map. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
+        "then drawn given the moments of the rows' latents, with a unit-information prior: under draws of the map to "
+        "these, normal about the most likely one, or else by counts that stand for its error. z itself is drawn under "
+        "one map. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
         "latent's ten likeliest.",
     )
     counted = "targets"
@@ -250,9 +250,10 @@ class DiscrepancyVAE(SEMReadouts, Program):
         for other reasons than interventions, see `LatentSEM`. correlation_error: of latents, that errors of mu leave
         behind a network, in all environments alike and whatever the rows. unmixed: rows say this many times less of the
         equations, for the same rows have to tell the latents' directions, where no posterior of these is drawn: of
-        counts, networks, escapees, environments that vary and more than 12 latents. slab: prior deviation of the loadings of log
-        rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden: units of networks'
-        layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
+        counts, networks, escapees, environments that vary and more than 12 latents. slab: prior deviation of the
+        loadings of log rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden:
+        units of networks' layers. spike, none_probability: of weights of absent edges and of environments without
+        target, see `LatentSEM`.
         escape_alpha, escape_beta: of the Beta prior of the share of escapees.
 
         Raises InputError for more than 128 latents, or 12 where interventions are soft, perfect of

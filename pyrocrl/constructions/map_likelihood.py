@@ -6,6 +6,8 @@ standard normal and independent in every environment; a posterior, how far the r
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from pyrocrl.parts.latent_sem import LatentSEM, log_prior_of_weights
 
 STEPS = 200  # of a climb
 MOST_NUMBERS = 600  # of map and equations, whose information is a matrix
+FAR = 10.0  # times a latent's deviation, beyond which a draw of it is another latent
 MOST_ROWS = 6_000  # whose scores are taken
 WEAK = 0.25  # precision of all numbers a priori, in units of latents
 UNTOLD = 0.25  # variance of a latent's zero, in units of latents, from which no row tells it
@@ -56,10 +59,11 @@ def _best(z: Tensor, env: Tensor, prior: LatentSEM) -> tuple[Affine, Tensor]:
     unit, centre = z.std(0), z.mean(0)
     known = told(prior)
     known.before.copy_(prior.before)
-    one = Affine(known, torch.diag(unit), centre)
-    white = (z - centre) / unit
-    descend(one, white, env, STEPS)
-    return one, white.double()
+    first = Affine(known, torch.diag(unit), centre)
+    one, white = copy.deepcopy(first), (z - centre) / unit
+    value = descend(one, white, env, STEPS)
+    found = math.isfinite(value) and all(bool(v.isfinite().all()) for v in one.parameters())
+    return one if found else first.double(), white.double()  # a map that is not told may end nowhere
 
 
 class _Turned(nn.Module):
@@ -83,7 +87,7 @@ def map_draws(
     z: Tensor, env: Tensor, prior: LatentSEM, draws: int, generator: torch.Generator, drawn: Tensor
 ) -> Tensor | None:
     """(draw, rows, latent) what `drawn` (rows, latent), draws of rows' latents of means z, become under draws of the
-    map's posterior, and None where the numbers are too many.
+    map's posterior; None where the numbers are too many, or the rows do not tell the map.
 
     It is normal about the most likely map, each latent of slope 1 on its own z, jointly with the equations, whose part
     is dropped. Its precision is the rows' information, as the mean square of their scores, and that of the prior of
@@ -122,4 +126,7 @@ def map_draws(
     turn = turn - torch.diag_embed(turn.diagonal(dim1=1, dim2=2))
     of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
     out = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
-    return out / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
+    out = out / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
+    spread = out.std(1) / drawn.std(0)  # (draw, latent)
+    near = bool((spread < FAR).all() and (spread > 1 / FAR).all())  # not where the map is not told, nor if not a number
+    return out if near else None

@@ -186,8 +186,9 @@ def _equations(fit: Fit, data: Data) -> Found | None:
     ratio = goodness.likelihood_ratio(goodness.Gaussians(count, mean, cov, np.zeros_like(mean), eye, parameters))
     if ratio.freedom <= 0:
         return None
-    p = float(stats.ncx2.sf(ratio.deviance.sum(), ratio.freedom, 2 * count.sum() * APART * ratio.freedom))
-    detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
+    lost = float(np.nan_to_num(ratio.deviance.sum(), nan=np.inf))  # of noise that is none in some direction
+    p = float(stats.ncx2.sf(lost, ratio.freedom, 2 * count.sum() * APART * ratio.freedom)) if lost < np.inf else 0.0
+    detail = f"deviance {lost:.1f} on {ratio.freedom:.0f} degrees of freedom"
     if p < LEVEL:
         detail += f", most in {data.env_names[np.unique(env)[int(np.argmax(ratio.deviance / count))]]}"
     remedy = "targets that were listed otherwise, batches that go with environments, another kind of interventions"
