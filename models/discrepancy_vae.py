@@ -423,9 +423,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
         read = None
         if self.sem.readings and not self.sem.absorbed:
             read = map_likelihood.map_draws(loc, batch.env, self.sem, self.sem.readings, generator, drawn)
-        if read is not None:
-            self.sem.read(read, batch.env)
-        elif bent:
+        if read is not None and self.sem.read(read, batch.env):
+            return
+        if bent:
             variance = tril.square().sum(-1)
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])
         else:

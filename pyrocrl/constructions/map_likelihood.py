@@ -127,6 +127,9 @@ def map_draws(
     of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
     out = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
     out = out / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
+    size = free["turn"].numel()
+    still = ~told_by[size : size + len(z[0])] if "shift" in free else torch.ones_like(told_by[: len(z[0])])
+    out = out + still * (drawn.mean(0) - out.mean(1))[:, None]  # and zeros that nothing tells
     spread = out.std(1) / drawn.std(0)  # (draw, latent)
     near = bool((spread < FAR).all() and (spread > 1 / FAR).all())  # not where the map is not told, nor if not a number
     return out if near else None

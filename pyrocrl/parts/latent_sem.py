@@ -313,8 +313,10 @@ class LatentSEM(nn.Module):
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
 
     @torch.no_grad()
-    def read(self, z: Tensor, env: Tensor) -> None:
-        """Moments of readings (reading, rows, latent) of the rows' latents beside those gathered last, which stay."""
+    def read(self, z: Tensor, env: Tensor) -> bool:
+        """Moments of readings (reading, rows, latent) of the rows' latents beside those gathered last, which stay.
+
+        False, and none are held, where latents of one are so nearly one another that equations are no numbers."""
         kept = self.count.clone(), self.mean.clone(), self.cov.clone()
         for place, one in enumerate(z):
             self._set_moments(one.double(), env, torch.zeros_like(one[:, 0]))
@@ -322,6 +324,9 @@ class LatentSEM(nn.Module):
         for buffer, value in zip((self.count, self.mean, self.cov), kept, strict=True):
             buffer.copy_(value)
         self.was_read.fill_(True)
+        held = bool(self.graph().isfinite().all())
+        self.was_read.fill_(held)
+        return held
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Means and covariances of all readings, or those gathered where there are none."""
@@ -581,7 +586,7 @@ class LatentSEM(nn.Module):
             return self.graphs.edges(self._scores(table)).to(self.weight)
         tables = [self._slices(self.hard_targets(), moments) for moments in self._readings()]
         each = [orders.edge_probabilities(self._scores(t, unmixing)) for t in tables for unmixing in self.maps]
-        return torch.stack(each).mean(0).to(self.weight)
+        return torch.stack(each).mean(0).clamp(0.0, 1.0).to(self.weight)
 
     def _prior_scores(self) -> Tensor:
         return orders.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
