@@ -21,7 +21,9 @@ widths of q are then fitted with the evidence lower bound: alone it stops far be
 
 *Every chain is one draw of a Bayesian bootstrap* (each row's log-likelihood weighted by an Exp(1) variable of its own,
 Newton & Raftery 1994) from another start, so that the spread of the chains is what the rows leave open in M, f and z,
-also where no row was. `pyrocrl.predict.predict_action` turns it into intervals.
+also where no row was. Chains weigh alike, and are few: of a number that is the same in a whole chain, such as an entry
+of M, the range of K draws covers (K - 1) / (K + 1) at best. `pyrocrl.predict.predict_action` makes intervals by
+Student's law of as many draws.
 
 Saengkyongam, Rosenfeld, Ravikumar, Pfister & Peters (2024), Identifying representations for intervention extrapolation.
 
@@ -114,6 +116,7 @@ class Extrapolation(Program):
         patience=None,
         chains=4,
     )
+    drawn_by_chains = True
     sites = {
         "z": Site(("data", "latent"), {"latent": "point"}),
         "effect": Site(("action", "latent"), {"latent": 1}),

@@ -280,7 +280,7 @@ class GMMVAE(Program):
         from pyrocrl import simulate
 
         data = simulate.draw("kivva2022_2d", seed=seed, rows=3000)
-        return cls(features=data.features, latents=2, starts=8, search_steps=800), data
+        return cls(features=data.features, latents=2, starts=4, search_steps=500), data
 
     studies = (Study("kivva2022_2d", held_out=0.1), Study("kivva2022_5d", held_out=0.1))
 

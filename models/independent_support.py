@@ -20,10 +20,10 @@ no axes. Rows that fill do: the smaller the box, the larger its density, and no 
 likelihood is that of the smallest parallelepiped that holds what the bulk does not explain, and bad rows far away are
 the bulk's.
 
-Each chain takes the span of the latents from factors of maximum likelihood, searches in it for the box from several
-starts, by some of the rows first (`constructions.boxes`), and goes on with a Metropolis sampler of axes, edges and
-`fill` (`exact.box_sampling`), given the span, the noise and the bulk. The guide draws all but rate from the run, span
-and noise as the rows leave them.
+Each chain takes the span of the latents from factors (`constructions.spans`), searches in it for the box from several
+starts, by some of the rows first (`constructions.boxes`), and goes on with a sampler of axes, edges, the bulk, span and
+noise (`exact.box_sampling`). With few rows several boxes may be as good: 14 walks along powers of the likelihood then
+cross from one to another. The guide draws all but rate from the run.
 
 *Identified:* latents up to permutation, scale and shift, if their joint support is a box and x is linear in them: no
 other linear map of a box is one (Wang & Jordan 2024; Ahuja et al. 2023); that it is [-1, 1]^K is a convention. Latents
@@ -34,8 +34,8 @@ search may fail, and a box that was found is refused. That what fills is a box i
 mixture of them, a sheared one, no data tell.
 
 Intervals are those of a uniform law of the rows that fill: where these are denser in the middle, as by a copula, axes
-are off by a little more than intervals say. They are those about one box: with a few hundred rows, which pay for few
-normal laws, tight clusters in the bulk make the search miss a likelier box, of which intervals know nothing.
+are off by a little more than intervals say. With a few hundred rows and tight clusters in the bulk, walks may stay away
+from a likelier box, of which intervals know nothing then; so do those of more rows, of which there is one walk a chain.
 
 Wang & Jordan (2024), Desiderata for representation learning: a causal perspective; Ahuja et al. (2023), Interventional
 causal representation learning; Roth et al. (2023), Disentanglement of correlated factors via Hausdorff factorized
@@ -63,10 +63,12 @@ import torch
 from torch import Tensor
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, Site, run
-from pyrocrl.constructions.boxes import Box, Span, boxes_apart, search, span
+from pyrocrl.constructions.boxes import LAST, boxes_apart, refined, search, searched, walks_from
+from pyrocrl.constructions.spans import SpanLaw, settled, span
 from pyrocrl.dists import Categorical, InverseGamma, Law, LogNormal, MultivariateNormal, Normal
 from pyrocrl.exact import boxes
-from pyrocrl.exact.box_sampling import DRAWS, BoxDraws, BoxSampler
+from pyrocrl.exact.box_sampling import BoxSampler
+from pyrocrl.exact.box_walks import DRAWS, BoxDraws, Prior
 from pyrocrl.lab.studies.nonlinear import Supports
 from pyrocrl.options import Bounds, Size, check_memory
 from pyrocrl.parts.guides import DrawnBlock, LogNormalBlock
@@ -76,6 +78,7 @@ RATE, SHAPE, WIDTH = 0.01, 1.5, 0.3
 RICHER = 2  # times as many normal laws, with which the box should be the same
 ROWS_EACH = 250  # of a normal law, at least
 MOST_ROWS = 8000  # of which that is asked
+FEW_ROWS, WALKS, FLATTEST = 500, 14, 0.6  # up to which several walks go along powers of the likelihood
 LEAST = 1e-3  # deviation of the bulk's components, at least
 BOX = "the joint support of the latents is a box"
 LINEAR = "x is linear in the latents"
@@ -126,8 +129,8 @@ class IndependentSupport(Program):
             "linear mixing",
             "a posterior of the axes",
         ),
-        approximate="Draws of axes, edges and of the share that fills are given the span of the latents, the noise and "
-        "the bulk of maximum likelihood; span and noise are drawn about these, the bulk is not.",
+        approximate="The level of features is that of the mean row; with many features the span of the latents and "
+        "noise are drawn beside the box, not with it.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=20, batch_size=256, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"factors": (LINEAR,), "noiseless": (NOISE,)}
@@ -148,7 +151,7 @@ class IndependentSupport(Program):
     ) -> None:
         """latents: how many there are, at least 2. components: of these two for each latent are used, one for each 250
         rows, and at least 2. starts: of a chain's search for the box. steps: sweeps of the sampler, of which the first
-        third is left out."""
+        third is left out. Up to 500 rows there are 28 starts, and `components` laws."""
         super().__init__()
         check_sizes(features, latents, least=2)
         both, pairs = (components, latents), latents * (latents - 1) // 2
@@ -266,40 +269,44 @@ class IndependentSupport(Program):
         x = data.tensors("cpu", torch.float64).x.numpy()
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         latents, components, starts, steps = (self.config[k] for k in ("latents", "components", "starts", "steps"))
-        space = span(x, latents)
+        law = settled(span(x, latents), x, SHAPE, RATE)
+        space = law.space
         y = space.rows(x)[space.kept]
         laws = min(components, 2 * latents, max(2, len(y) // ROWS_EACH))
-        box = search(y, space.noise, laws, starts, rng)
-        bulk = np.logaddexp.reduce(box.bulk.log_parts(y), 1)
+        walks = WALKS if len(y) <= FEW_ROWS else 1
+        few = walks > 1
+        found = searched(y, space.noise, components if few else laws, 2 * walks if few else starts, rng)
+        box = refined(found[0], y, space.noise, LAST)
         some = y[rng.permutation(len(y))[:MOST_ROWS]]
         self.put(moved=torch.as_tensor(boxes_apart(box, search(some, space.noise, RICHER * laws, 2, rng))))
-        sampler = BoxSampler(y, space.noise, bulk, space.loadings, space.center, rng)
-        sampler.begin(box.unmixing, box.offset, box.fill)
-        self._take(space, box, sampler.run(steps), y, rng)
-        log_rate = np.log(SHAPE / (1 / space.variance).mean())
-        spread = (SHAPE * data.features) ** -0.5
-        self.rate.set(torch.tensor(rng.normal(log_rate, spread)), torch.tensor(spread))
+        prior = Prior(space.loadings, space.center, WIDTH)
+        sampler = BoxSampler(law, np.geomspace(1, FLATTEST, walks), prior, rng, moves=law.root is not None)
+        sampler.begin(walks_from([box, *found[1:walks]], components))
+        self._take(law, sampler.run(steps), rng)
+        self.rate.set(torch.tensor(rng.normal(law.log_rate, law.log_rate_sd)), torch.tensor(law.log_rate_sd))
 
     @torch.no_grad()
-    def _take(self, space: Span, box: Box, found: BoxDraws, y: np.ndarray, rng: np.random.Generator) -> None:
+    def _take(self, law: SpanLaw, found: BoxDraws, rng: np.random.Generator) -> None:
         """Set the draws: bulk and mixing are told in each draw's own units of z."""
-        bulk = box.bulk.repeated(self.config["components"])
-        to, variance = found.unmixing, space.variances(len(y), DRAWS, rng)
-        loadings = (space.loadings + space.tilts(y, DRAWS, rng)) @ np.linalg.inv(to)  # (draw, feature, latent)
-        cov = np.einsum("tka,cab,tlb->tckl", to, bulk.covariance, to, optimize=True)
-        noise = np.einsum("tka,ab,tkb->tk", to, space.noise, to)
+        to = found.unmixing
+        e = rng.standard_normal(found.e.shape) if law.root is None else found.e
+        loadings, variance = law.at(e)
+        _, read_noise, _ = law.read(loadings, variance)
+        loadings = loadings @ np.linalg.inv(to)  # (draw, feature, latent)
+        cov = to[:, None] @ found.covariance @ to[:, None].swapaxes(-1, -2)
+        noise = ((to @ read_noise) * to).sum(-1)
         value, vector = np.linalg.eigh(cov - np.eye(cov.shape[-1]) * noise[:, None, None])
         tril = np.linalg.cholesky((vector * np.maximum(value, LEAST**2)[..., None, :]) @ vector.swapaxes(-1, -2))
         width = np.diagonal(tril, axis1=-2, axis2=-1)
         row, column = np.tril_indices(cov.shape[-1], -1)
         for name, draws in {
             "fill": found.fill,
-            "weights": np.broadcast_to(bulk.weights, (DRAWS, len(bulk.weights))),
-            "middle": bulk.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
+            "weights": found.weights,
+            "middle": found.middle @ to.swapaxes(-1, -2) + found.offset[:, None],
             "width": width,
             "lean": (tril / width[..., None])[..., row, column],
             "loadings": loadings,
-            "center": space.center - (loadings @ found.offset[..., None])[..., 0],
+            "center": law.space.center - (loadings @ found.offset[..., None])[..., 0],
             "variance": variance,
         }.items():
             getattr(self.drawn, name).copy_(torch.as_tensor(draws.copy()))
@@ -311,8 +318,8 @@ class IndependentSupport(Program):
     def example(cls, seed: int = 0) -> tuple[IndependentSupport, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("wang2024_support", seed=seed, rows=400, latents=2, features=6, correlation=0.7, filled=0.3)
-        return cls(features=data.features, latents=2, components=3, steps=100), data
+        data = draw("wang2024_support", seed=seed, rows=600, latents=2, features=6, correlation=0.7, filled=0.3)
+        return cls(features=data.features, latents=2, components=3, steps=300), data
 
     studies = (
         Supports("wang2024_support", {"correlation": 0.9}, held_out=0.1),

@@ -181,7 +181,8 @@ class LinearSEMNonlin(SEMReadouts, Program):
         signal = torch.eye(features)  # from x to what the encoder sees; h(x) = unmixing encoder(x) + offset
         self.register_buffers(signal=signal, unmixing=torch.eye(latents), offset=torch.zeros(latents))
         # `readings_margin`, how much of h another round of training changed, `log_evidence`
-        self.register_buffers(rival=torch.tensor(math.inf), changed=torch.zeros(()), evidence=torch.zeros(()))
+        self.register_buffers(rival=torch.tensor(math.inf), changed=torch.zeros(()))
+        self.register_buffers(evidence=torch.zeros(contrastive.PARTS))
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         return self.sem.maps
 
     def log_evidence(self) -> Tensor | None:
-        """Of environments given rows: what h is made from. The bound of x is that of the decoder above all."""
+        """(part,) of environments given rows: what h is made from. The bound of x is that of the decoder above all."""
         return None if self.fits_story else self.evidence
 
     @torch.no_grad()
@@ -288,7 +289,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
         q = self._posterior(batch)
         self.sem.gather(q.mean, batch.env)
         environments, escaped = self.sem.changed(), self.sem.escape_logit.sigmoid() * self.sem.escapees
-        self.evidence.fill_(contrastive.told(q.mean, batch.env, environments, escaped))
+        self.evidence.copy_(contrastive.told(q.mean, batch.env, environments, escaped))
         self.sem.maps.copy_(contrastive.nearby_maps(environments, float(self.changed), MAPS, generator))
         fewer = contrastive.dispersion(environments)
         self.sem.temper(q.mean, q.stddev.square(), fewer, self.config["correlation_error"])

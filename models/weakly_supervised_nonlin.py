@@ -308,7 +308,7 @@ class WeaklySupervisedNonlin(Program):
         from pyrocrl.simulate import draw
 
         data = draw("brehmer2022_nonlinear", seed=seed, pairs=600, latents=2, layers=1)
-        return cls.from_data(data, width=32, steps=1000), data
+        return cls.from_data(data, width=32, steps=400), data
 
     studies = (LinesOfPairs("brehmer2022_nonlinear", seeds=3, held_out=0.1),)
 

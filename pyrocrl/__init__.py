@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import datasets, io, simulate
     from .adjust import Adjustment
+    from .batch import Batch
     from .claims.card import Claim, ModelCard, Reference
-    from .data import Batch, Data
+    from .data import Data
     from .errors import InputError
     from .infer.fit import fit
-    from .infer.fitted import Fit, to_arviz
+    from .infer.fitted import Fit
     from .infer.loop import FitError
     from .infer.perturbed_chains import perturbed_chains
+    from .infer.weights import to_arviz
     from .judge import metrics
     from .judge.choose import choose
     from .judge.credible import credible_graphs
@@ -50,7 +52,7 @@ _MODULES = {
 }
 _HOMES = {
     "Adjustment": "adjust",
-    "Batch": "data",
+    "Batch": "batch",
     "Claim": "claims.card",
     "Data": "data",
     "Fit": "infer.fitted",
@@ -81,7 +83,7 @@ _HOMES = {
     "reference": "judge.reference",
     "reversing_drugs": "judge.targets",
     "run": "lab.run",
-    "to_arviz": "infer.fitted",
+    "to_arviz": "infer.weights",
     "translate": "predict",
 }
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pyrocrl.arrays import dense
-from pyrocrl.data import Data, _some
-from pyrocrl.errors import reject
+from pyrocrl.data import Data
+from pyrocrl.errors import listed, reject
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Adjustment:
         _check_floats(data)
         part = data.coded_as(batch_names=self.batch_names, feature_names=self.feature_names).rows_at(slice(None))
         if sorted(data.covariates) != sorted(self.columns):
-            reject("covariates", _some(list(data.covariates)) or "none", _some(list(self.columns)) or "none")
+            reject("covariates", listed(list(data.covariates)) or "none", listed(list(self.columns)) or "none")
         c = _design(data, self.columns)
         part.x = dense(part.x, "x").astype(np.float64) - self.effect[part.batch] - (c - self.centre) @ self.slope
         part.batch_names, part.batch = ["all"], np.zeros(part.rows, dtype=np.int64)
@@ -130,6 +130,6 @@ def _design(data: Data, columns: Mapping[str, tuple[str, ...]]) -> np.ndarray:
             parts.append(values[:, None])
             continue
         if unknown := sorted(set(values.tolist()) - set(levels)):
-            reject(argument, repr(unknown[0]), f"one of {_some(list(levels))}")
+            reject(argument, repr(unknown[0]), f"one of {listed(list(levels))}")
         parts.append((values[:, None] == np.array(levels)).astype(np.float64))
     return np.hstack(parts)

@@ -18,6 +18,7 @@ import scipy.sparse
 from pyrocrl.errors import reject
 
 LAZY = ("to_memory", "compute")  # of backed AnnData matrices; of dask's and xarray's
+MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
 BLOCK = 4_000_000  # entries that are read at once of what lies on disk
 
 
@@ -190,3 +191,31 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
     if kind == "integer" and not missing.any() and all(abs(int(v)) < 2**63 for v in array.ravel()):
         return array.astype(np.int64)
     return np.where(missing, np.nan, array).astype(np.float64)
+
+
+def are_counts(x: Any) -> bool:
+    """Whether all of x (data, feature), dense or sparse, are whole numbers from 0 on, and one is 0 or above 100."""
+    if 0 in x.shape:
+        return False
+    if x.dtype.kind not in "iub":
+        values = x.data.reshape(-1, 1) if scipy.sparse.issparse(x) else x
+        for _, block in blocks(values):
+            with np.errstate(invalid="ignore"):
+                if not ((block == np.round(block)) | np.isnan(block)).all():
+                    return False
+    low, high = x.min(), x.max()
+    if np.isnan(low):  # what is missing says nothing
+        stored = x.data if scipy.sparse.issparse(x) else x
+        if np.isnan(stored).all():
+            return False
+        low, high = np.nanmin(stored), np.nanmax(stored)
+        low = min(low, 0) if scipy.sparse.issparse(x) and x.nnz < x.shape[0] * x.shape[1] else low
+    return bool(low == 0 or (low > 0 and high > MOST_RATED))
+
+
+def blocks(x: Any, cells: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
+    """Dense blocks of rows of about `cells` entries each, with the position of their first row."""
+    step = max(1, cells // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        block = x[start : start + step]
+        yield start, block.toarray() if scipy.sparse.issparse(block) else np.asarray(block)

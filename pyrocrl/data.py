@@ -1,36 +1,30 @@
-"""`Data`, the labelled set a user hands in, and `Batch`, what a program sees of it.
-
-`Data` lives on the host with names for features and environments and, where simulated, the truth.
-`Batch` holds tensors on the device of the fit together with the annealing scalars of the current step.
-"""
+"""`Data`, the labelled set a user hands in: on the host, with names and, where simulated, the truth."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 import torch
 
 from pyrocrl import arrays
-from pyrocrl.errors import one_of, reject
-from pyrocrl.labels import check_texts, feature_views, row_labels, row_pairs, row_series, stripped
+from pyrocrl.batch import Array, Batch, Moments, Units
+from pyrocrl.columns import check_order, checked_names, columns_of, index_of, numbered, places
+from pyrocrl.errors import listed, one_of, reject
+from pyrocrl.labels import (
+    check_texts,
+    customary_controls,
+    feature_views,
+    row_labels,
+    row_pairs,
+    row_series,
+    stripped,
+)
 
-Array = np.ndarray
-# what a control is called, in lower-case letters and digits and without a last "control"
-CONTROLS = {
-    *("observational", "unperturbed", "untreated", "unstimulated", "mock", "wt", "wildtype"),
-    *("nt", "ntc", "nontarget", "nontargeting", "neg", "negative", "scramble", "scrambled"),
-    *("dmso", "vehicle", "pbs", "placebo", "sham"),
-}
-MOST_RATED = 100  # whole numbers from 1 to this one, without a 0, are ratings, ages or percentages and not counts
 TRUTH_KEYS = (
     "z",
     "mask",
@@ -49,212 +43,6 @@ TRUTH_KEYS = (
 )
 STRUCTURE = ("pair", "series", "aux")  # what ties rows together or moves them, which models need not read
 TRUTH_BY_ROW = ("z", "innovations", "component", "row_target", "private", "state", "contrast")
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean and covariance of x in each environment: all that a linear-Gaussian program needs.
-
-    count: (env,) rows; mean: (env, feature); cov: (env, feature, feature), divided by the count. float64.
-    """
-
-    count: torch.Tensor
-    mean: torch.Tensor
-    cov: torch.Tensor
-
-    def to(self, device: torch.device | str) -> Moments:
-        return Moments(self.count.to(device), self.mean.to(device), self.cov.to(device))
-
-
-@dataclass(frozen=True)
-class Units:
-    """Origin and unit (feature,) of each column of x, in float64: a program sees (x - centre) / scale."""
-
-    centre: Array
-    scale: Array
-
-    def standard(self, x: Array) -> Array:
-        """(rows, feature) x as a program sees it, float64."""
-        out: Array = (x.astype(np.float64) - self.centre) / self.scale
-        return out
-
-    def restore(self, x: Array) -> Array:
-        """x (..., feature) in the data's units, float64, of what a program made."""
-        out: Array = x.astype(np.float64) * self.scale + self.centre
-        return out
-
-    @property
-    def log_volume(self) -> float:
-        """What a row's log-density loses when x is told in the data's units."""
-        return float(np.log(self.scale).sum())
-
-    def volumes(self, data: Data) -> float | Array:
-        """The same of these rows: one number, or (data,) where values are missing, of those that were measured."""
-        if not data.incomplete:
-            return self.log_volume
-        out: Array = data.known @ np.log(self.scale)
-        return out
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tensors of some rows of a `Data`, on the device of the fit.
-
-    x: (rows, feature), in the `units` of its `Data`; env, group: (rows,) integer codes of environment and technical
-    batch; aux: (rows, aux); size_factor: (rows,), 1 for floats; index: (rows,) positions in the whole data of `total`
-    rows. pair: (rows,) twice the code of the row's pair, and one more for the row after; None without pairs.
-    clock: (rows,) numbers, one more in each row than in the row before of its series, and none of other series right
-    before or after; None without series. present: (rows, view) whether the row has that view, x being 0 where not;
-    None without views. known: (rows, feature) whether each value was measured, x being 0 where not; None if all.
-    `kl_weight`, `temperature` and `progress` are 0-d tensors that the recipe anneals, so no step waits for the host.
-    together: environments whose interventions act together on the observational equations, in place of each row's own.
-    """
-
-    x: torch.Tensor  # None in a `blank` batch: a story then simulates it
-    env: torch.Tensor
-    size_factor: torch.Tensor
-    index: torch.Tensor
-    total: int
-    group: torch.Tensor
-    aux: torch.Tensor | None = None
-    pair: torch.Tensor | None = None
-    clock: torch.Tensor | None = None
-    present: torch.Tensor | None = None
-    known: torch.Tensor | None = None
-    moments: Moments | None = None
-    kl_weight: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
-    temperature: torch.Tensor = dataclasses.field(default_factory=lambda: torch.full((), 0.1))
-    progress: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(()))
-    together: tuple[int, ...] | None = None
-
-    def __len__(self) -> int:
-        return int(self.index.shape[0])
-
-    @property
-    def device(self) -> torch.device:
-        return self.index.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.size_factor.dtype
-
-    def take(self, rows: torch.Tensor) -> Batch:
-        """The rows at positions `rows` of this batch, standing for the same `total` rows."""
-        pick: dict[str, Any] = {
-            name: None if (value := getattr(self, name)) is None else value[rows]
-            for name in ("x", "env", "size_factor", "index", "group", "aux", "pair", "clock", "present", "known")
-        }
-        return dataclasses.replace(self, **pick)
-
-    def before(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows,) position in this batch of the row before, of rows after one that is here, and of others their own;
-        (rows,) whether a row is after one that is here."""
-        own = torch.arange(len(self), device=self.device)
-        if self.pair is None or not len(self):
-            return own, torch.zeros_like(own, dtype=torch.bool)
-        known, order = self.pair.sort()
-        place = torch.searchsorted(known, self.pair - 1).clamp_max(len(self) - 1)
-        found = (known[place] == self.pair - 1) & (self.pair % 2 == 1)
-        return torch.where(found, order[place], own), found
-
-    def in_time(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows,) positions of rows in the order of time, one series after another, and (rows,), in that order, how
-        many rows of its series come right before: 0 where a series begins, or goes on after rows that are not here.
-        Without series every row is one."""
-        own = torch.arange(len(self), device=self.device)
-        if self.clock is None:
-            return own, torch.zeros_like(own)
-        time, order = self.clock.sort()
-        begins = torch.cat([own[:1] == 0, time[1:] != time[:-1] + 1])
-        return order, own - torch.where(begins, own, 0).cummax(0).values
-
-    def parts(self, rows: int) -> Iterator[torch.Tensor]:
-        """Positions of all rows in parts of about `rows`, both rows of a pair in one part; all at once of series."""
-        own = torch.arange(len(self), device=self.device)
-        if self.clock is not None:
-            yield own
-            return
-        yield from (own if self.pair is None else self.pair.argsort()).split(
-            rows + (rows % 2 if self.pair is not None else 0)
-        )
-
-    def whole(self) -> Batch:
-        """The same rows as a data set of their own (total = rows), as for a held-out objective."""
-        rows = len(self)
-        return dataclasses.replace(self, total=rows, index=torch.arange(rows, device=self.device))
-
-    def blank(self) -> Batch:
-        """The same rows and covariates without x: what a story needs to simulate them."""
-        return dataclasses.replace(self, x=None)
-
-    def anneal(self, kl_weight: torch.Tensor, temperature: torch.Tensor, progress: torch.Tensor) -> Batch:
-        return dataclasses.replace(self, kl_weight=kl_weight, temperature=temperature, progress=progress)
-
-    def annealed(self) -> Batch:
-        """As at the end of annealing: gates drawn hard, the objective itself."""
-        one = torch.ones((), dtype=self.dtype, device=self.device)
-        return self.anneal(one, one * 1e-3, one)
-
-
-def _checked_names(argument: str, names: Any, count: int, kind: str, of: str) -> list[str]:
-    """Unique names of `count` columns; numbered ones for None."""
-    out = _numbered(kind, count) if names is None else [str(name) for name in names]
-    if len(out) != count:
-        reject(argument, f"{len(out)} names", f"one per {of}, {count}")
-    if len(set(out)) != count:
-        reject(argument, f"{next(n for n in out if out.count(n) > 1)!r} more than once", "unique names")
-    check_texts(out, argument)
-    return out
-
-
-def _check_order(argument: str, values: Any, x: Any) -> None:
-    """Labels are taken by position: their own index must not say that they stand in another order than x."""
-    own, order = index_of(values), index_of(x)
-    if own is None or order is None or own.equals(order) or sorted(map(str, own)) != sorted(map(str, order)):
-        return
-    place = next(i for i, (a, b) in enumerate(zip(own, order, strict=True)) if str(a) != str(b))
-    reject(argument, f"row {str(own[place])!r} where x has {str(order[place])!r}", "rows in the order of x")
-
-
-def index_of(table: Any) -> Any:
-    """The index of a pandas table or series; None for all else."""
-    index = getattr(table, "index", None)
-    return index if hasattr(index, "equals") else None
-
-
-def columns_of(table: Any) -> list[str] | None:
-    """Names of a table's columns or of a series; None where there are none, or only positions."""
-    columns = [str(c) for c in getattr(table, "columns", ())]
-    if not columns and index_of(table) is not None and getattr(table, "name", None) is not None:
-        columns = [str(table.name)]
-    return None if columns == [str(j) for j in range(len(columns))] else columns
-
-
-def _numbered(kind: str, count: int) -> list[str]:
-    """Names of columns that have none."""
-    return [f"{kind}_{j}" for j in range(count)]
-
-
-def places(argument: str, found: Sequence[str], wanted: Sequence[str], kind: str = "feature") -> list[int]:
-    """Positions in `found` of the columns `wanted`, those of a fit: by name, or where neither has names as they stand.
-
-    Raises InputError unless both have the same names, in any order. kind: as in the names of columns without any.
-    """
-    found, wanted = list(found), list(wanted)
-    at = {name: place for place, name in enumerate(found)}
-    lacks, odd = [n for n in wanted if n not in at], sorted(at.keys() - set(wanted), key=lambda n: at[n])
-    if not lacks and not odd:
-        return [at[name] for name in wanted]
-    nameless = [names == _numbered(kind, len(names)) for names in (found, wanted)]
-    count, need = len(found), len(wanted)
-    if not found or not wanted or all(nameless):
-        reject(argument, f"{count or 'no'} column{'s' * (count != 1)}", f"{need or 'none'}, as in the fit")
-    if nameless[0]:
-        reject(argument, f"{count} columns without names", f"the {need} of the fit by name, {_some(wanted)}")
-    if nameless[1]:
-        reject(argument, _some(found, 3), f"{need} columns without names, as in the fit")
-    parts = [f"{word} {_some(names, 3)}" for word, names in (("no", lacks), ("unknown", odd)) if names]
-    reject(argument, " and ".join(parts), f"the {need} of the fit in any order, {_some(wanted)}")
 
 
 class Data:
@@ -339,13 +127,13 @@ class Data:
         along = {"env": env, "size_factor": size_factor, "batch": batch, "aux": aux, "covariates": covariates}
         along |= {"pair": pair, "series": series, "step": step}
         for argument, values in along.items():
-            _check_order(argument, values, x)
+            check_order(argument, values, x)
         index, named = index_of(x), columns_of(x) if feature_names is None else feature_names
         self.x = arrays.plain(x, "x")
         if self.x.ndim != 2:
             reject("x", f"shape {self.x.shape}", "two dimensions (data, feature)")
         rows, features = self.x.shape
-        self.feature_names = _checked_names("feature_names", named, features, "feature", "column of x")
+        self.feature_names = checked_names("feature_names", named, features, "feature", "column of x")
         check_texts([name], "name")
         self.view_names: list[str] = []
         self.view: Array | None = None
@@ -378,7 +166,7 @@ class Data:
         self.aux = self._check_aux(aux)
         named = columns_of(aux) if aux_names is None else aux_names
         columns = 0 if self.aux is None else self.aux.shape[1]
-        self.aux_names = _checked_names("aux_names", named, columns, "aux", "column of aux")
+        self.aux_names = checked_names("aux_names", named, columns, "aux", "column of aux")
         self.truth = self._check_truth(dict(truth or {}))
 
     # -- checks ------------------------------------------------------------------------------------------------
@@ -391,7 +179,7 @@ class Data:
             reject("x", f"{features} feature{'s' * (features != 1)}", "at least 2 features")
         gaps, first = np.zeros(features, dtype=np.int64), -1  # missing values of each feature; the first row with one
         empty = -1  # the first row without any value
-        for start, block in _blocks(self.x):
+        for start, block in arrays.blocks(self.x):
             if not np.isfinite(block).all():
                 missing = np.isnan(block)
                 for row, column in np.argwhere(np.isinf(block))[:1]:
@@ -439,7 +227,7 @@ class Data:
             reject("x", f"feature {self.feature_names[empty[0]]!r} without any value", "features that were measured")
         constant = [self.feature_names[j] for j in np.flatnonzero(low == high)]
         if constant:
-            found = f"constant feature{'s' * (len(constant) > 1)} {_some(constant)}"
+            found = f"constant feature{'s' * (len(constant) > 1)} {listed(constant)}"
             reject("x", found, "features that vary: leave out those that do not (in files: drop 'constant')")
         return low, high
 
@@ -460,17 +248,17 @@ class Data:
 
     def _are_counts(self) -> bool:
         """Whether to take x for counts where nobody says; `assumed` tells, unless the numbers are not whole."""
-        whole, counted = self.x.dtype.kind in "iub", are_counts(self.x)
+        whole, counted = self.x.dtype.kind in "iub", arrays.are_counts(self.x)
         if whole and counted:
             self.assumed["counts"] = "True (whole numbers)"
         elif whole:
-            self.assumed["counts"] = f"False (whole numbers below 0, or all from 1 to {MOST_RATED})"
+            self.assumed["counts"] = f"False (whole numbers below 0, or all from 1 to {arrays.MOST_RATED})"
         elif counted:
             self.assumed["counts"] = "False (whole numbers, but as floats)"
         return whole and counted
 
     def _check_counts(self) -> None:
-        for start, block in _blocks(self.x):
+        for start, block in arrays.blocks(self.x):
             bad = np.argwhere((block < 0) | ((block != np.round(block)) & ~np.isnan(block)))
             if bad.size:
                 row, column = bad[0]
@@ -505,7 +293,7 @@ class Data:
             if label in out:
                 reject("targets", f"two environments with the label {label!r}", "labels that differ as texts")
             if label not in known:
-                reject("targets", f"unknown environment {label!r}", f"one of {_some(sorted(known))}")
+                reject("targets", f"unknown environment {label!r}", f"one of {listed(sorted(known))}")
             wanted = (latents,) if isinstance(latents, int | np.integer) else tuple(latents)
             for k in wanted:
                 if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
@@ -518,7 +306,7 @@ class Data:
     def _check_control(self, control: Any, labels: Array) -> str:
         [control] = stripped([str(control)], "control")
         if control not in set(names := np.unique(labels)):
-            reject("control", f"unknown environment {control!r}", f"one of {_some(sorted(names))}")
+            reject("control", f"unknown environment {control!r}", f"one of {listed(sorted(names))}")
         if (self.targets or {}).get(control):
             reject("control", f"{control!r}, which has targets", "an environment without targets")
         return str(control)
@@ -627,9 +415,9 @@ class Data:
             reject("covariates", f"what is no table ({error})", f"a table of {self.rows} rows, or names and columns")
         if len(table) != self.rows:
             reject("covariates", f"{len(table)} rows", f"one for each row of x, {self.rows}")
-        names = columns_of(table) or _numbered("covariate", table.shape[1])
+        names = columns_of(table) or numbered("covariate", table.shape[1])
         out = {}
-        names = _checked_names("covariates", names, len(names), "", "")
+        names = checked_names("covariates", names, len(names), "", "")
         for name, (_, column) in zip(names, table.items(), strict=True):
             if not pd.api.types.is_numeric_dtype(column):
                 out[name] = row_labels(column.to_numpy(), f"covariates[{name!r}]", self.rows)
@@ -826,7 +614,7 @@ class Data:
                 continue
             for code in np.unique(codes):
                 if own[code] not in names:
-                    reject(argument, f"{own[code]!r}, which was not fitted", f"one of {_some(list(names))}")
+                    reject(argument, f"{own[code]!r}, which was not fitted", f"one of {listed(list(names))}")
             place = np.array([list(names).index(name) if name in names else -1 for name in own])
             setattr(part, argument, place[codes])
             setattr(part, f"{argument}_names", list(names))
@@ -957,7 +745,7 @@ class Data:
         """Count, mean and covariance per environment of x in `units`, gathered once in a pass over the rows."""
         envs, p = len(self.env_names), self.features
         count = np.bincount(self.env, minlength=envs).astype(np.float64)
-        shift = self._in_units(next(_blocks(self.x[: min(self.rows, 4096)]))[1]).mean(0)
+        shift = self._in_units(next(arrays.blocks(self.x[: min(self.rows, 4096)]))[1]).mean(0)
         first, second = np.zeros((envs, p)), np.zeros((envs, p, p))
         for start, block in self.blocks():
             block = self._in_units(block) - shift  # shifted, so that squares keep their digits
@@ -974,7 +762,7 @@ class Data:
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
         """Dense blocks of x as it is, with the position of their first row."""
-        return _blocks(self.x)
+        return arrays.blocks(self.x)
 
     def _in_units(self, block: Array) -> Array:
         return block.astype(np.float64) if self.units is None else self.units.standard(block)
@@ -995,7 +783,7 @@ class Data:
 
         lacks = self.gaps or self.incomplete
         x = torch.empty(n, self.features, dtype=dtype)
-        for start, block in _blocks(self.x[:n]):
+        for start, block in arrays.blocks(self.x[:n]):
             values = self._in_units(block)
             x[start : start + len(block)] = torch.from_numpy(np.nan_to_num(values) if lacks else values)
         size = np.ones(n) if self.size_factor is None else self.size_factor
@@ -1025,47 +813,3 @@ def _gaps_told(gaps: Array, first: int, names: Sequence[str]) -> str:
     where = ", ".join(f"{names[j]!r} ({gaps[j]})" for j in worst[:3]) + ", ..." * (len(worst) > 3)
     plural = "s" * (total > 1)
     return f"{total} missing value{plural} in {len(columns)} of {len(gaps)} features, the first at row {first}: {where}"
-
-
-def customary_controls(names: Sequence[str]) -> list[str]:
-    """Those of `names` that are called as controls are, in any case and spelling: "ctrl", "Non-targeting control"."""
-    found = []
-    for name in names:
-        word = re.sub(r"[\W_]", "", name).casefold()
-        stem = re.sub(r"(controls?|ctrl|ctl)$", "", word)
-        if stem in CONTROLS or (word and not stem):
-            found.append(name)
-    return found
-
-
-def are_counts(x: Any) -> bool:
-    """Whether all of x (data, feature), dense or sparse, are whole numbers from 0 on, and one is 0 or above 100."""
-    if 0 in x.shape:
-        return False
-    if x.dtype.kind not in "iub":
-        values = x.data.reshape(-1, 1) if scipy.sparse.issparse(x) else x
-        for _, block in _blocks(values):
-            with np.errstate(invalid="ignore"):
-                if not ((block == np.round(block)) | np.isnan(block)).all():
-                    return False
-    low, high = x.min(), x.max()
-    if np.isnan(low):  # what is missing says nothing
-        stored = x.data if scipy.sparse.issparse(x) else x
-        if np.isnan(stored).all():
-            return False
-        low, high = np.nanmin(stored), np.nanmax(stored)
-        low = min(low, 0) if scipy.sparse.issparse(x) and x.nnz < x.shape[0] * x.shape[1] else low
-    return bool(low == 0 or (low > 0 and high > MOST_RATED))
-
-
-def _blocks(x: Any, cells: int = 4_000_000) -> Iterator[tuple[int, Array]]:
-    """Dense blocks of rows of about `cells` entries each, with the position of their first row."""
-    step = max(1, cells // max(1, x.shape[1]))
-    for start in range(0, x.shape[0], step):
-        block = x[start : start + step]
-        yield start, block.toarray() if scipy.sparse.issparse(block) else np.asarray(block)
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(repr(str(name)) for name in names[:most])  # numpy's texts would show their type
-    return shown + (f", ... ({len(names)})" if len(names) > most else "")

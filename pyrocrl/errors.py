@@ -1,7 +1,7 @@
 """The one error that bad input raises, and the two helpers that word it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -53,3 +53,9 @@ def check_path(argument: str, path: str | os.PathLike[str]) -> None:
 def _line(part: object) -> str:
     line = " ".join(str(part).split())
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first names as texts, and how many there are where more are."""
+    shown = ", ".join(repr(str(name)) for name in names[:most])  # numpy's texts would show their type
+    return shown + (f", ... ({len(names)})" if len(names) > most else "")

@@ -13,6 +13,12 @@ import pandas as pd
 
 from pyrocrl.errors import reject
 
+# what a control is called, in lower-case letters and digits and without a last "control"
+CONTROLS = {
+    *("observational", "unperturbed", "untreated", "unstimulated", "mock", "wt", "wildtype"),
+    *("nt", "ntc", "nontarget", "nontargeting", "neg", "negative", "scramble", "scrambled"),
+    *("dmso", "vehicle", "pbs", "placebo", "sham"),
+}
 MISSING = ("", "nan", "NaN", "NaT", "<NA>")  # what pandas and numpy make of a missing label in an array of texts
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # netCDF and UTF-8 have no place for these
 SPACING = 1e-3  # how far distances of steps may differ, for those that are written with few digits
@@ -245,3 +251,14 @@ def _text(label: Any, argument: str) -> str:
         return label.decode()
     except UnicodeDecodeError:
         reject(argument, f"the label {label!r}", "texts, or bytes in UTF-8")
+
+
+def customary_controls(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are called as controls are, in any case and spelling: "ctrl", "Non-targeting control"."""
+    found = []
+    for name in names:
+        word = re.sub(r"[\W_]", "", name).casefold()
+        stem = re.sub(r"(controls?|ctrl|ctl)$", "", word)
+        if stem in CONTROLS or (word and not stem):
+            found.append(name)
+    return found

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocrl.arrays import constant, floats, plain
-from pyrocrl.data import _some
-from pyrocrl.errors import reject
+from pyrocrl.errors import listed, reject
 from pyrocrl.labels import combined, parts, row_labels
 
 NAME = r"""`([^`]+)`|"([^"]+)"|'([^']+)'|(.+?)"""
@@ -92,7 +91,7 @@ class Pick:
         if CONSTANT in drop and CONSTANT not in columns:
             drop = drop - {CONSTANT} | {column for column, one in zip(columns, same(), strict=True) if one}
         if unknown := sorted(drop - set(columns)):
-            reject("drop", f"no column {unknown[0]!r}", f"{CONSTANT!r} or one of {_some(columns)}")
+            reject("drop", f"no column {unknown[0]!r}", f"{CONSTANT!r} or one of {listed(columns)}")
         return [place for place, column in enumerate(columns) if column not in drop]
 
     def of_arrays(
@@ -158,7 +157,7 @@ def meets(condition: str, table: pd.DataFrame) -> np.ndarray:
         values = np.array(["" if gap else str(v).strip() for v, gap in zip(column, missing, strict=True)])
         if unknown := sorted(set(wanted) - {"", *values.tolist()}):
             found = f"{unknown[0]!r}, which no row has, in {condition!r}"
-            reject("where", found, f"one of {_some(np.unique(values).tolist())}")
+            reject("where", found, f"one of {listed(np.unique(values).tolist())}")
         same = np.isin(values, wanted)
     same |= missing & ("" in wanted)
     return np.asarray(~same if sign[0] in "!n" else same)
@@ -167,7 +166,7 @@ def meets(condition: str, table: pd.DataFrame) -> np.ndarray:
 def column_of(table: pd.DataFrame, name: str, argument: str) -> str:
     """`name`, if the table has such a column; else an InputError."""
     if name not in table.columns:
-        reject(argument, f"no column {name!r}", f"one of {_some([str(c) for c in table.columns])}")
+        reject(argument, f"no column {name!r}", f"one of {listed([str(c) for c in table.columns])}")
     return name
 
 

@@ -23,7 +23,8 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from pyrocrl.arrays import floats
 from pyrocrl.claims.card import READ_MISSING
-from pyrocrl.data import Data, columns_of, places
+from pyrocrl.columns import columns_of, places
+from pyrocrl.data import Data
 from pyrocrl.errors import one_of, reject
 from pyrocrl.infer import stories
 from pyrocrl.infer.chains import mix
@@ -32,7 +33,6 @@ from pyrocrl.options import Bounds, Seed, Share, check_memory, checked
 from pyrocrl.turns import drawing, reseed
 
 DEGREES = (1, 2, 3)  # of polynomial baselines
-BEHIND = 3.0  # nats a row; draws of the bootstrap differ by one at most, chains that are stuck by ten
 PROCESS_ROWS = 1_000  # that the Gaussian-process baseline is fitted to
 ROWS = 1_000  # of simulated latents for each draw of the equations
 IMPUTED = ("contexts", "perturbations")  # arguments of `impute`
@@ -48,8 +48,8 @@ def predict_action(
 
     actions: (rows, action) in the units of `data.aux`, a table's columns by name, inside or outside the range that was
     tried. Chains are draws of a bootstrap, so their deviation estimates the mean's error: the interval of `level` is
-    mean +- t deviation, t Student's quantile for as many chains. A chain whose held-out objective is more than BEHIND
-    below the best is stuck, no such draw, and left out. draws: of the latents' noise, the same for every chain and
+    mean +- t deviation, t Student's quantile for as many chains. A chain that is stuck (`Fit.there`) is no such draw
+    and left out. draws: of the latents' noise, the same for every chain and
     action. Raises InputError for fewer than three chains left, actions of another shape, and models without actions.
     """
     size = fit.program.actions_count
@@ -61,7 +61,7 @@ def predict_action(
     values = floats(actions, "actions")
     if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
         reject("actions", f"shape {values.shape}", f"finite numbers of shape (rows, {size})")
-    kept = np.flatnonzero(fit.scores >= fit.scores.max() - BEHIND)
+    kept = np.flatnonzero(fit.there)
     count = len(kept)
     if count < 3:
         reject(

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrocrl import options
+from pyrocrl.batch import Batch
 from pyrocrl.claims.card import READ_MISSING, TARGETS, Claim, ModelCard
 from pyrocrl.claims.indeterminacy import Group, How
-from pyrocrl.data import Batch, Data, _some, customary_controls
-from pyrocrl.errors import InputError, one_of, reject
+from pyrocrl.data import Data
+from pyrocrl.errors import InputError, listed, one_of, reject
+from pyrocrl.labels import customary_controls
 from pyrocrl.options import REQUIRED, Bounds, Fraction, Natural, Option, Positive, Size, words
 from pyrocrl.readouts import ReadOuts
 from pyrocrl.turns import turn
@@ -208,6 +210,8 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
     vmappable: ClassVar[bool] = True  # False: chains run one after another
     new_rows: ClassVar[bool] = False  # True: draws of x are of new rows, with latents from their environment's law
     knows_interventions: ClassVar[bool] = False  # whether the story says what environments' interventions do to z
+    # whether every chain is one draw of the posterior, of a bootstrap: those that got there then weigh alike
+    drawn_by_chains: ClassVar[bool] = False
     imputes: ClassVar[bool] = False  # whether it has `impute`: effects of environments in contexts, told as batches
     auto_encodes: ClassVar[bool] = False  # whether it has `auto_encode`: a map of rows to rows
     # how the number of its latents is found, where the user leaves it to the data (`infer.number`); None = it is not
@@ -455,7 +459,7 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         views = self.config.get("views")
         if views is not None and data.view_labels().tolist() != views:
             reject(
-                "view", "other views than the program's", f"{_some(list(dict.fromkeys(views)))}, of the same features"
+                "view", "other views than the program's", f"{listed(list(dict.fromkeys(views)))}, of the same features"
             )
         latents, told = self.config.get("latents"), self.target_mode != "unknown"
         matrix = self.config.get("target_matrix") if told else None
@@ -483,7 +487,7 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             readers = "models whose options have `batches`" + (f", or {taken}" if taken else "")
             reject("batch", found, f"none, where batches do not differ; else {readers}")
         if data.covariates:
-            found = f"{_some(list(data.covariates))}, which {self.card.name} does not read"
+            found = f"{listed(list(data.covariates))}, which {self.card.name} does not read"
             reject("covariates", found, f"none{', or ' + taken if taken else ''}")
 
     def check_structure(self, data: Data) -> None:
@@ -527,9 +531,9 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         free = [name for name in data.env_names if not (data.targets or {}).get(name)]
         called = customary_controls(free)
         found = (
-            f"{_some(called)}, which are all called as controls are" if called else "none told, nor known by its name"
+            f"{listed(called)}, which are all called as controls are" if called else "none told, nor known by its name"
         )
-        reject("control", found, f"the control's name (in the shell --control), one of {_some(free)}")
+        reject("control", found, f"the control's name (in the shell --control), one of {listed(free)}")
 
     @classmethod
     def from_data(cls, data: Data, **options: Any) -> Program:

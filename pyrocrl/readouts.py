@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -406,8 +406,9 @@ class ReadOuts:
 
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
-        nothing else, or what else of the rows' law its latents are read from: chains are weighed by it. None where it
-        is not known."""
+        nothing else: chains are weighed by it. Or (part,) what else of the rows' law its latents are read from, summed
+        over parts of the rows that are the same in all chains: chains that have less of it than its error explains
+        are left out, and the others stacked. None where neither is known."""
         return None
 
     def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:

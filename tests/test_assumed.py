@@ -15,8 +15,8 @@ import scipy.sparse
 
 import pyrocrl
 from pyrocrl import Data, InputError, cli, io, zoo
+from pyrocrl.batch import Batch
 from pyrocrl.cli import runs
-from pyrocrl.data import Batch
 from pyrocrl.judge.choose import choose
 from pyrocrl.parts.observation import Observation
 from pyrocrl.predict import pair_errors

@@ -119,7 +119,7 @@ def opened(folder: Path, way: str) -> Data:
 @pytest.mark.parametrize("way", ["backed", "h5py", "backed blocks", "a.h5ad", "a.zarr"])
 def test_dense_files_are_never_in_memory_as_a_whole(way: str, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "BLOCK", 1_000_000)  # 8 MB
-    monkeypatch.setattr("pyrocrl.data._blocks.__defaults__", (1_000_000,))
+    monkeypatch.setattr("pyrocrl.arrays.blocks.__defaults__", (1_000_000,))
     tracemalloc.start()
     data = opened(large, way)
     peak = tracemalloc.get_traced_memory()[1]

@@ -121,3 +121,29 @@ def test_log_odds_between_two_interventions_tell_which_share_a_latent() -> None:
     torch.testing.assert_close(found.mean(0), torch.zeros(3), atol=0.05, rtol=0)
     torch.testing.assert_close(found.std(0), torch.ones(3), atol=0.05, rtol=0)
     assert mcc(data.truth["z"], found.numpy()) >= 0.9 > pyrocrl.metrics.linear_r2(data.x, data.truth["z"])
+
+
+def test_rows_count_as_fewer_for_what_moments_leave_of_equations() -> None:
+    data = simulate.draw("cauca", 100, samples=300, latents=2, layers=2)
+    program = pyrocrl.build("causal_flow", data, width=8, steps=4)
+    generator = torch.Generator().manual_seed(0)
+    program.initialise(data, generator)  # a flow of four steps is far from any equations
+    square = program.config["correlation_error"] ** 2
+    assert program.fewer > 2
+    expected = 300 / (float(program.fewer) + 300 * square)
+    assert program.count.tolist() == pytest.approx([expected] * 3)
+    batch = data.tensors(program.target.device, torch.float32)
+    assert float(program._worth(batch)[batch.env == 0].sum()) == pytest.approx(expected)
+    told = program.implied()  # which is tested: not by rows that were made fewer for it
+    assert told is not None and told.rows.tolist() == pytest.approx([300 / (1 + 300 * square)] * 3)
+
+
+def test_maps_of_draws_are_about_what_is_read() -> None:
+    program = CausalFlow(2, 2, ONCE)
+    with torch.no_grad():
+        program.drawn.copy_(0.3 * torch.randn(program.drawn.shape, generator=torch.Generator().manual_seed(0)))
+        program.settled.fill_(1.0)
+        maps = program.latent_maps()
+        assert maps is not None
+        torch.testing.assert_close(maps.mean(0), torch.eye(2).to(maps))
+        torch.testing.assert_close(maps[3] @ program._rows(), program._unmixing(program.drawn[3]))

@@ -213,6 +213,7 @@ def test_ties_are_judged_by_evidence_where_it_is_known() -> None:
     ahead = np.array([[-1.0, -1.1], [-2.0, -2.1], [-2.0, -2.1]])
     assert tied_chains(ahead).tolist() == [True, False, False]
     assert tied_chains(ahead, np.array([-20.0, 0.0, -2.9])).tolist() == [False, True, True]
+    assert tied_chains(ahead, np.array([-20.0, 0.0, -12.0]), np.array([9.0, 0.0, 7.0])).tolist() == [False, True, True]
 
 
 def test_khat_is_small_for_an_exact_guide_and_large_for_a_poor_one() -> None:

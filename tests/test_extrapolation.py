@@ -134,3 +134,11 @@ def test_a_chain_that_is_stuck_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Fit, "scores", property(lambda self: behind))
     with pytest.raises(InputError, match="2 chain"):
         predict_action(fit, outside(5))
+
+
+def test_draws_of_the_bootstrap_weigh_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, _ = fitted()
+    np.testing.assert_allclose(fit.weights, np.full(3, 1 / 3))
+    behind = fit.scores.max() - np.array([0.0, 10.0, 0.5])  # one is stuck
+    monkeypatch.setattr(Fit, "scores", property(lambda self: behind))
+    np.testing.assert_allclose(Fit.weights.func(fit), [0.5, 0.0, 0.5])

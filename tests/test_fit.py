@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import re
@@ -25,7 +26,8 @@ from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.infer.chains import clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
-from pyrocrl.infer.fitted import _draw, stacking_weights, weighed_once
+from pyrocrl.infer.fitted import _draw
+from pyrocrl.infer.weights import stacking_weights, weighed_once
 from pyrocrl.models.vae import VAE
 
 
@@ -342,6 +344,26 @@ def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:
     # two chains each right on half of the rows are better together
     half = np.where(np.arange(300) < 150, 0.0, -5.0)
     np.testing.assert_allclose(stacking_weights(np.stack([half, half[::-1]])), [0.5, 0.5], atol=1e-3)
+
+
+def test_chains_of_less_evidence_than_its_error_explains_weigh_nothing() -> None:
+    """Four chains: 40 nats less in every part of the rows alike are told, as many by chance are not; rows kept out then
+    decide among those that are left. Exact evidence is weighed as it stands."""
+    fit = pyrocrl.fit(Slope(3), slope_data(), epochs=1, chains=4, progress=False)
+    noise = np.random.default_rng(0).normal(0, 2, (4, 200))  # 200 parts: an error of 28 nats, of a difference of 40
+    noise -= noise.mean(1, keepdims=True)
+    less = np.array([0.0, 40.0, 200.0, 0.5]) / 200
+    fit.__dict__["evidence_parts"] = noise - less[:, None]
+    np.testing.assert_allclose(fit.log_evidence.max() - fit.log_evidence, [0, 40, 200, 0.5], atol=1e-8)
+    assert ((fit.evidence_error > 35) & (fit.evidence_error < 45)).tolist() == [False, True, True, True]
+    kept = np.array([True, True, False, True])
+    np.testing.assert_array_equal(fit.weights[kept], stacking_weights(fit.held_out.numpy()[kept]))
+    assert fit.weights[2] == 0
+
+    exact = copy.copy(fit)
+    exact.__dict__.pop("weights")
+    exact.__dict__["evidence_parts"] = fit.log_evidence[:, None]
+    assert exact.weights[3] == pytest.approx(np.exp(-0.5) * exact.weights[0]) and exact.weights[1] < 1e-15
 
 
 def test_a_program_without_card_story_or_guide_is_refused() -> None:

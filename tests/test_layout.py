@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyrocrl"
 
 # room (a module or a sub-package) -> the rooms that it may import, besides itself; those stand above it in this table
-GROUND = {"errors", "arrays", "labels", "options", "turns", "files", "dists", "recorded"}
-PARTS = {*GROUND, "data", "claims", "exact", "readouts", "program"}
+GROUND = {"errors", "arrays", "labels", "columns", "options", "turns", "files", "dists", "recorded"}
+DATA = {"batch", "data"}
+PARTS = {*GROUND, *DATA, "claims", "exact", "readouts", "program"}
 FIT = {*PARTS, "infer", "simulate", "zoo", "predict"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
@@ -28,15 +29,17 @@ LAYERS: dict[str, set[str]] = {
     "labels": {"errors"},
     "options": {"errors"},
     "dists": {"errors"},
-    "data": {"errors", "arrays", "labels"},
-    "adjust": {"errors", "arrays", "data"},
-    "pick": {"errors", "arrays", "labels", "data"},
-    "io": {"errors", "files", "arrays", "data", "pick"},
-    "datasets": {"errors", "arrays", "data", "io"},
-    "claims": {"errors", "arrays", "data"},
+    "columns": {"errors", "labels"},
+    "batch": set(),
+    "data": {"errors", "arrays", "labels", "columns", "batch"},
+    "adjust": {"errors", "arrays", *DATA},
+    "pick": {"errors", "arrays", "labels", *DATA},
+    "io": {"errors", "files", "arrays", *DATA, "pick"},
+    "datasets": {"errors", "arrays", *DATA, "io"},
+    "claims": {"errors", "arrays", *DATA},
     "exact": {*GROUND, "claims"},  # knows neither Data nor Program
-    "readouts": {"data"},
-    "program": {*GROUND, "data", "claims", "readouts"},
+    "readouts": {*DATA},
+    "program": {*GROUND, *DATA, "claims", "readouts"},
     "parts": PARTS,
     "constructions": {*PARTS, "parts"},
     "infer": {*PARTS, "parts", "adjust"},

@@ -62,6 +62,15 @@ def test_driven_back_where_latents_are_told():
     fit, data = fitted("linear_sem_lin")
     found = compare(fit, data, 2, 0)
     assert not found.as_good.any() and not found.better.any() and found.back.any()
+    assert "stayed" not in str(found)
+
+
+def test_latents_that_are_not_trained_are_said_to_have_stayed():
+    _, data = zoo.get("ivae").example()
+    program = pyrocrl.build("ivae", data, latents=2, width=16, steps=60)
+    fit = pyrocrl.fit(program, data, chains=1, epochs=2, least_steps=20, seed=0, progress=False)
+    found = compare(fit, data, 2, 0)
+    assert found.stayed.all() and not found.back.any() and str(found).count("stayed there") == 2
 
 
 def test_one_more_line_of_evidence(quick):
@@ -97,7 +106,8 @@ def test_other_rows_are_not_perturbed(quick):
 
 
 def _said(monkeypatch, fit, worse, told, gained=0.0):
-    made = Perturbed(np.array([[1.0, 0.5, 0.6]]), np.array([worse]), 5.0, np.array([told]), 500, np.array([gained]))
+    each = np.array([worse]), 5.0, np.array([told]), 500, np.array([gained]), np.array([False])
+    made = Perturbed(np.array([[1.0, 0.5, 0.6]]), *each)
     monkeypatch.setattr(verdicts, "compare", lambda *_: made)
     return pyrocrl.diagnose(fit)["latents"]
 

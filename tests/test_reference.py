@@ -179,7 +179,7 @@ def test_a_lower_maximum_and_too_narrow_weights_are_found_out() -> None:
     narrow = departures(changed(fit, factor=0.2), tree, draws=150)
     assert narrow["edge_tv"] > 0.05 or abs(narrow["weight_sd_ratio"] - 1) > 0.15
     chosen = copy.copy(fit)
-    for name in ("log_evidence", "weights"):  # remembered
+    for name in ("evidence_parts", "weights"):  # remembered
         chosen.__dict__.pop(name, None)
     lower = torch.tensor([0.0, -16.0]) + fit.chains.buffers["log_density"]
     chosen.chains = Chains(fit.program, fit.chains.params, fit.chains.buffers | {"log_density": lower})

@@ -191,7 +191,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "additive_fa",  # but that the number of latents is settled at the start
             "concepts",
             "mechanism_sparsity",  # but that mechanisms are drawn given latents as they are read
-            "independent_support",  # but that the law of rows that do not fill is settled at the start
+            "independent_support",  # but that the level of features is settled at the start
             "ima",  # but that laws of latents are settled at the start, and the guide is normal about modes
             "structural_sparsity_ica",  # but that the guide is normal about modes
         )

@@ -13,8 +13,8 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, Program, zoo
+from pyrocrl.batch import Units
 from pyrocrl.constructions import affine
-from pyrocrl.data import Units
 from pyrocrl.infer.units import units_of
 
 MODELS = zoo.names()

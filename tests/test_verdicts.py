@@ -142,7 +142,6 @@ def test_holm_corrects_for_the_number_of_tests() -> None:
 ELSEWHERE = {
     "more_features_than_latents",
     "observational_environment",
-    "two_interventions_per_latent",
     "enough_settings",
     "clusters_apart",  # in `test_linear_latent_sem`
     "box_told",  # in `test_independent_support`

@@ -7,88 +7,31 @@ bad. So the box is found by likelihood: rows follow a mixture of a uniform law o
 linear map leaves normal, and which therefore say nothing of axes. The smaller the box, the larger its density: of rows
 that no normal law explains it has to hold all.
 
-Longer than other files because span, starts, bulk and box are improved in turns, each by the others.
+Longer than other files because starts, bulk and box are improved in turns, each by the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 from scipy.special import expit, logit, ndtr
 
-from pyrocrl.exact.rotations import likely_factors
+from pyrocrl.exact.box_walks import Walks
 
 Floats = NDArray[np.float64]
 
 FIRST_ROWS = 4000  # of a first search
 BLUR = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)  # deviations by which edges are softened, one after another
 LAST = BLUR[-3:]  # of the search by all rows
+STARTS = ("wide", "even", "all", "wide", "even", "all")  # and "one" of all others
 FIRST, TURN = 60, 10  # steps of expectation-maximisation: before there is a box, and for each softening
 WIDEST, RARE = 9.0, 0.01  # variance of rows that are nowhere near, and their share at first
 LEAST = 0.02  # variance that each component has a priori
-LEAST_NOISE = 1e-5  # of a standardised feature
-STRAY = 1e-6  # probability beyond which a row is off the span by more than noise
 TINY = 1e-300
-
-
-class Span(NamedTuple):
-    """The space that `latents` factors span: x = center + loadings y + noise of `variance`, y of unit covariance.
-
-    center, variance: (feature,); loadings: (feature, latent); read: (latent, feature), the best y of a row;
-    noise: (latent, latent), the covariance of that; kept: (row,) whether a row is off the span by no more than noise.
-    """
-
-    center: Floats
-    loadings: Floats
-    variance: Floats
-    read: Floats
-    noise: Floats
-    kept: NDArray[np.bool_]
-
-    def rows(self, x: Floats) -> Floats:
-        """(rows, latent) y."""
-        return (x - self.center) @ self.read.T
-
-    def variances(self, rows: int, draws: int, rng: np.random.Generator) -> Floats:
-        """(draw, feature) noise as the rows leave it, by as much of each feature as is off the span."""
-        freedom = max(rows * (1 - len(self.noise) / len(self.center)), 1.0)
-        return self.variance * freedom / rng.chisquare(freedom, (draws, len(self.center)))
-
-    def tilts(self, y: Floats, draws: int, rng: np.random.Generator) -> Floats:
-        """(draw, feature, latent) by which loadings may be off the span, as a regression on y (rows, latent) has it."""
-        root = np.linalg.cholesky(np.linalg.inv(y.T @ y))
-        off = rng.standard_normal((draws, *self.loadings.shape)) @ root.T * np.sqrt(self.variance)[:, None]
-        scaled = self.loadings / self.variance[:, None]
-        within = np.linalg.solve(scaled.T @ self.loadings, scaled.T)
-        return off - self.loadings @ (within @ off)
-
-
-def span(x: Floats, latents: int, rounds: int = 4) -> Span:
-    """Factors of maximum likelihood of the rows (row, feature) that are off the span by no more than noise.
-
-    How large that is, is told by the median row; each round leaves out those that the last one finds to be off.
-    """
-    kept, freedom = np.ones(len(x), dtype=bool), x.shape[1] - latents
-    for _ in range(rounds):
-        center, unit = x[kept].mean(0), np.maximum(x[kept].std(0), 1e-9)
-        white = (x - center) / unit
-        second = white[kept].T @ white[kept] / kept.sum()
-        loadings, variance = likely_factors(second, latents, least=LEAST_NOISE)
-        scaled = loadings / variance[:, None]
-        inverse = np.linalg.inv(loadings.T @ scaled)
-        y = white @ scaled @ inverse
-        off = ((white - y @ loadings.T) ** 2 / variance).sum(1)
-        size = np.median(off) / stats.chi2.median(freedom)
-        last, kept = kept, off <= size * stats.chi2.isf(STRAY, freedom)
-        if (last == kept).all():
-            break
-    value, vector = np.linalg.eigh(np.cov(y[kept].T).reshape(latents, latents))
-    to, back = vector / np.sqrt(value) @ vector.T, vector * np.sqrt(value) @ vector.T
-    read = to @ (scaled @ inverse).T / unit
-    return Span(center, unit[:, None] * loadings @ back, variance * unit**2, read, to @ inverse @ to, kept)
 
 
 class Bulk(NamedTuple):
@@ -184,21 +127,25 @@ def mixture(y: Floats, components: int, rng: np.random.Generator) -> Bulk:
 
 
 def start(y: Floats, components: int, by: str, rng: np.random.Generator) -> Box:
-    """A box from rows of the widest law ("wide"), from rows in inverse proportion to their density ("even"), or from
-    all alike ("all")."""
+    """A box from rows of the widest law ("wide"), of a law at random, as often as rows are its own ("one"), from rows
+    in inverse proportion to their density ("even"), or from all alike ("all")."""
     bulk = mixture(y, components + 1, rng)
     log_p = bulk.log_parts(y)
     total = np.logaddexp.reduce(log_p, 1)
     widest = int(np.linalg.slogdet(bulk.covariance)[1].argmax())
+    widest = int(rng.choice(components + 1, p=bulk.weights)) if by == "one" else widest
+    own = np.exp(log_p[:, widest] - total)
     weight = {
-        "wide": np.exp(log_p[:, widest] - total) + 1e-6,
+        "wide": own + 1e-6,
+        "one": own + 1e-6,
         "even": np.exp(-np.maximum(total, np.quantile(total, 0.02)) + total.min()),
         "all": np.ones(len(y)),
     }[by]
     unmixing, offset = weighted_sources(y, weight, rng)
     others = np.arange(components + 1) != widest
     weights = bulk.weights[others] * (1 - RARE) / bulk.weights[others].sum()
-    return Box(unmixing, offset, 0.3, Bulk(weights, bulk.middle[others], bulk.covariance[others]))
+    fill = float(np.clip(own.mean(), 0.05, 0.95)) if by == "one" else 0.3
+    return Box(unmixing, offset, fill, Bulk(weights, bulk.middle[others], bulk.covariance[others]))
 
 
 def strays(box: Box) -> Box:
@@ -251,15 +198,21 @@ def _climbed(box: Box, y: Floats, soft: Floats, steps: int = 40) -> Box:
     return box._replace(unmixing=turn @ box.unmixing, offset=turn @ box.offset + shift, fill=fill)
 
 
-def search(y: Floats, noise: Floats, components: int, starts: int, rng: np.random.Generator) -> Box:
-    """The likeliest of `starts` boxes, each from some of the rows, improved on all of them."""
+def searched(y: Floats, noise: Floats, components: int, starts: int, rng: np.random.Generator) -> list[Box]:
+    """`starts` boxes, each from some of the rows, the likeliest first."""
     found = []
     for one in range(starts):
         some = y if len(y) <= FIRST_ROWS else y[rng.permutation(len(y))[:FIRST_ROWS]]
-        begun = strays(start(some, components, ("wide", "even", "all")[one % 3], rng))
-        found.append(refined(begun, some, noise, BLUR))
-    best = max(found, key=lambda box: box.log_likelihood(y, noise))
-    return refined(best, y, noise, LAST)
+        by = STARTS[one] if one < len(STARTS) else "one"
+        begun = start(some, components, by, rng)
+        begun = begun if by == "one" else strays(begun)
+        found.append(refined(begun, some, noise, BLUR[2:] if by == "one" and one % 2 else BLUR))
+    return sorted(found, key=lambda box: -box.log_likelihood(y, noise))
+
+
+def search(y: Floats, noise: Floats, components: int, starts: int, rng: np.random.Generator) -> Box:
+    """The likeliest of `starts` boxes, improved on all rows."""
+    return refined(searched(y, noise, components, starts, rng)[0], y, noise, LAST)
 
 
 def boxes_apart(one: Box, other: Box) -> Floats:
@@ -267,3 +220,10 @@ def boxes_apart(one: Box, other: Box) -> Floats:
     share = (one.unmixing @ np.linalg.inv(other.unmixing)) ** 2
     share /= share.sum(1, keepdims=True)
     return 1 - share[optimize.linear_sum_assignment(-share)]
+
+
+def walks_from(boxes: Sequence[Box], components: int) -> Walks:
+    """A walk from each box, its bulk told by so many components."""
+    bulks = [box.bulk.repeated(components) for box in boxes]
+    own = [(b.unmixing, b.offset, np.array(b.fill), *bulk) for b, bulk in zip(boxes, bulks, strict=True)]
+    return Walks(*(np.stack(part) for part in zip(*own, strict=True)))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrocrl.batch import Batch
 from pyrocrl.constructions.matrix_starts import filled
-from pyrocrl.data import Batch
 from pyrocrl.parts.observation import column_deviations, column_means
 
 

@@ -48,7 +48,7 @@ from pyrocrl.turns import drawing
 BATCH = 170
 FEWER = 10.0  # rows count as this many times fewer for the affine map: latents are not exact
 HIDDEN = 0.1  # square of errors in moments, in what another round of training changes of h (see `nearby_maps`)
-CHARTS = 4.0  # ... and when different h are compared: of equally good ones, 30,000 rows say 4 to 8 nats more or less
+PARTS = 200  # of the rows, whose sums tell the error of what one h has more than another
 CHEAP = 6  # latents, up to which several starts of the affine map are climbed: a step costs d^2 2^d
 SAME, OTHER = 0.97, 0.95  # correlations from which two maps read the same latent, and below which another one
 PSEUDO_ROWS = 5.0  # of the law that classes share, added to each one's moments in a batch
@@ -136,12 +136,12 @@ def _merged(environments: linear_sem.Environments) -> tuple[linear_sem.Environme
     ), place
 
 
-def told(z: Tensor, env: Tensor, environments: linear_sem.Environments, escaped: Tensor) -> float:
-    """Log p(env | z) of rows z (rows, latent) by the equations that fit the environments' moments, less what these
-    leave of the moments, in nats.
+def told(z: Tensor, env: Tensor, environments: linear_sem.Environments, escaped: Tensor) -> Tensor:
+    """(part,) log p(env | z) of rows z (rows, latent) by the equations that fit the environments' moments, less what
+    these leave of the moments, in nats: sums over the rows of each of PARTS parts, every PARTS-th row.
 
     The mixing has no part in it, so that of several h the one that reads the latents has most, however well each is
-    decoded. escaped: (env,) shares of rows that missed their intervention. Rows count as CHARTS times fewer.
+    decoded. escaped: (env,) shares of rows that missed their intervention.
     """
     merged, place = _merged(environments)
     mean, cov = laws(fitted(merged), merged.target[1:])
@@ -152,8 +152,10 @@ def told(z: Tensor, env: Tensor, environments: linear_sem.Environments, escaped:
     density = torch.logaddexp((1 - missed).log() + density, missed.log() + density[:, :1])
     group = place[env]
     share = torch.bincount(group, minlength=len(missed)).to(density).log()
-    log_odds = -cross_entropy(density + share, group, reduction="sum")
-    return float(log_odds - misfit(environments).deviance / 2) / CHARTS
+    log_odds = -cross_entropy(density + share, group, reduction="none")
+    part = torch.arange(len(z), device=z.device) % PARTS
+    left = misfit(environments).deviance / 2 / PARTS
+    return torch.full((PARTS,), -left).to(log_odds).index_add_(0, part, log_odds)
 
 
 def dispersion(environments: linear_sem.Environments) -> float:

@@ -38,21 +38,21 @@ def train(
     generator: torch.Generator,
     hypotheses: Sequence[Tensor] = (),
     effort: Effort = EFFORT,
-) -> tuple[FreeFormFlow, float]:
-    """A flow whose latents are affine in those of the equations, and `contrastive.Start.rival`. Arguments are those of
-    `contrastive.construct`, of features x (rows, feature) as they are."""
+) -> tuple[FreeFormFlow, contrastive.Start]:
+    """A flow whose latents are affine in those of the equations, and the start that it was made from. Arguments are
+    those of `contrastive.construct`, of features x (rows, feature) as they are."""
     flow = FreeFormFlow(x.shape[1], width).to(x)
     inputs = flow.start(x)
     plan = PLAN._replace(rounds=effort.rounds) if hypotheses else PLAN
-    encoder, _, rival, _ = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
-    flow.encoder.load_state_dict(encoder.state_dict())
+    start = contrastive.construct(inputs, env, target, width, steps, generator, hypotheses, plan)
+    flow.encoder.load_state_dict(start.encoder.state_dict())
     with torch.no_grad():
-        h, g = encoder(inputs), flow.gaussianise(x)[0]
+        h, g = start.encoder(inputs), flow.gaussianise(x)[0]
     seed = int(torch.randint(2**31, (), generator=generator))
     with drawing(seed):
         flow.decoder = Residual(x.shape[1], x.shape[1], width).to(x)
     optimise.regress(flow.decoder, h, g, max(1, int(effort.decoder * steps)), generator)
-    return flow, rival
+    return flow, start
 
 
 def pairings(latents: int) -> Iterator[np.ndarray]:

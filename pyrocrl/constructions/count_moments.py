@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.parts import escapees as escape
 from pyrocrl.parts.observation import Observation
 

@@ -16,9 +16,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrocrl.batch import Batch
 from pyrocrl.constructions import subspaces
 from pyrocrl.constructions.count_moments import RowPosterior, count_moments, row_posterior
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Data
 from pyrocrl.dists import MultivariateNormal
 from pyrocrl.errors import one_of
 from pyrocrl.exact import linear_sem

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrocrl.batch import Batch
 from pyrocrl.constructions import anchors
 from pyrocrl.constructions.affine import Start, unmix
-from pyrocrl.data import Batch
 from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.parts.observation import Observation
 

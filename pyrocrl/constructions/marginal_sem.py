@@ -23,8 +23,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyrocrl.batch import Batch
 from pyrocrl.constructions import directions, many_latents
-from pyrocrl.data import Batch, Data
+from pyrocrl.data import Data
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.exact import annealed, goodness, joint_sampling, linear_sem, order_sampling, orders
 from pyrocrl.exact.goodness import Gaussians

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.infer.completion import complete
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing, reseed

@@ -20,7 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.dists import Gate, PseudoPrior
 from pyrocrl.errors import InputError
 from pyrocrl.exact import orders

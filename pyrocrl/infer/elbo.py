@@ -13,7 +13,7 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing
 

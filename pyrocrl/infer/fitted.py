@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import xarray as xr
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 from torch import Tensor
 
 from pyrocrl.adjust import Adjustment
+from pyrocrl.batch import Batch, Units
 from pyrocrl.claims.card import maps_in_words
 from pyrocrl.claims.indeterminacy import Alignment, Group
-from pyrocrl.data import Batch, Data, Units
+from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact.invariance import guaranteed
 from pyrocrl.infer import checkpoint, stories
@@ -26,6 +26,7 @@ from pyrocrl.infer.chains import Chains, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.number import Number
+from pyrocrl.infer.weights import chain_weights, error_of_sum
 from pyrocrl.options import Bounds, Seed, Share, Size, check_memory, checked
 from pyrocrl.program import LATENT_DIMS, Program, Site
 from pyrocrl.turns import drawing, reseed
@@ -38,6 +39,7 @@ READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
+BEHIND = 3.0  # nats a row: draws of a bootstrap differ by one at most, chains that are stuck by ten
 Z = Site(("data", "latent"), {"latent": "point"})
 
 
@@ -100,22 +102,43 @@ class Fit:
         return self.held_out.mean(1).numpy()
 
     @cached_property
-    def log_evidence(self) -> np.ndarray | None:
-        """(chain,) evidence as each chain knows it (`Program.log_evidence`), nats; None where the model does not."""
+    def evidence_parts(self) -> np.ndarray | None:
+        """(chain, part) evidence as each chain knows it (`Program.log_evidence`), nats, in one part where it is exact;
+        None where the model does not."""
         with torch.no_grad():
             own = [value for p in self.programs() if (value := p.log_evidence()) is not None]
-        return np.array([float(value) for value in own]) if own else None
+        return np.stack([value.double().cpu().numpy().reshape(-1) for value in own]) if own else None
+
+    @property
+    def log_evidence(self) -> np.ndarray | None:
+        """(chain,) evidence, nats; None where the model does not know it."""
+        return None if self.evidence_parts is None else self.evidence_parts.sum(1)
+
+    @property
+    def evidence_error(self) -> np.ndarray:
+        """(chain,) standard error of what each has less than the best one; 0 where evidence is exact, or unknown."""
+        parts = self.evidence_parts
+        return np.zeros(self.chains.count) if parts is None else error_of_sum(parts[self.reference] - parts)
 
     @property
     def reference(self) -> int:
         """The chain of most evidence, or with the highest held-out objective where there is none."""
         return int(np.argmax(self.scores if self.log_evidence is None else self.log_evidence))
 
+    @property
+    def there(self) -> np.ndarray:
+        """(chain,) whether its held-out objective is within BEHIND of the best: a chain further below is stuck."""
+        return self.scores >= self.scores.max() - BEHIND
+
     @cached_property
     def weights(self) -> np.ndarray:
         """(chain,) shares of the evidence, where the model knows it: a chain that missed most of the posterior counts
-        for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018)."""
-        return stacking_weights(self.held_out.numpy()) if self.log_evidence is None else softmax(self.log_evidence)
+        for as little. Else stacking weights: the mixture of chains that predicts the held-out rows best (Yao 2018), of
+        those whose evidence is the best one's within its error where it has one. But chains that are draws of a
+        bootstrap weigh alike, for the one that predicts best is no likelier than the others (see `there`)."""
+        if self.program.drawn_by_chains:
+            return self.there / self.there.sum()
+        return chain_weights(self.held_out.numpy(), self.log_evidence, self.evidence_error)
 
     @cached_property
     def alignments(self) -> list[Alignment]:
@@ -683,7 +706,7 @@ class Fit:
     def volumes(self, data: Data) -> float | np.ndarray:
         """What rows' log-densities under a program lose when x is told in the units of the data, whose features are in
         the fit's order: one number, or (data,) where values are missing."""
-        return 0.0 if self.units is None else self.units.volumes(data)
+        return 0.0 if self.units is None else self.units.volumes(data.known if data.incomplete else None)
 
     def volume(self, data: Data) -> float:
         """The same of all rows together."""
@@ -782,70 +805,3 @@ def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, val
     if place == 0:
         arrays[name] = np.empty((places, *value.shape), value.dtype)
     arrays[name][place] = value
-
-
-def stacking_weights(log_density: np.ndarray, steps: int = 1000) -> np.ndarray:
-    """(chain,) weights w that maximise sum_i log sum_c w_c exp(log_density[c, i]), by expectation-maximisation."""
-    chains = log_density.shape[0]
-    density = np.exp(log_density - log_density.max(0))
-    weights = np.full(chains, 1.0 / chains)
-    for _ in range(steps):
-        share = weights[:, None] * density
-        new = (share / share.sum(0)).mean(1)
-        done = np.abs(new - weights).max() < 1e-6
-        weights = new
-        if done:
-            break
-    return weights
-
-
-def weighed_once(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with draws taken from its chains as often as the chains weigh, so that whoever gives every draw the same
-    weight says what `Fit.graph`, plots and reports say; a tree without `chain_weight`, or of equal ones, as it is.
-
-    A fitted chain's draws stand together, those taken twice side by side: r-hat then compares fitted chains where
-    several have weight, and effective sizes count no draw twice. What is of chains alone is left out.
-    """
-    stats = tree.get("sample_stats")
-    if stats is None or "chain_weight" not in stats:
-        return tree
-    weights = stats["chain_weight"].to_numpy()
-    chains, draws = stats.sizes["chain"], stats.sizes["draw"]
-    if np.allclose(weights, 1 / chains, atol=0.5 / (chains * draws)):
-        return tree
-    quantile = (np.arange(chains * draws) + 0.5) / (chains * draws)
-    chain = np.minimum(np.searchsorted(np.cumsum(weights), quantile), chains - 1)
-    count = np.bincount(chain, minlength=chains)
-    place = np.concatenate([np.arange(n) * draws // n for n in count if n])
-    pick = {
-        n: xr.DataArray(v.reshape(chains, draws), dims=("chain", "draw"))
-        for n, v in (("chain", chain), ("draw", place))
-    }
-    groups = {}
-    for name, group in tree.children.items():
-        own = group.to_dataset()
-        if {"chain", "draw"} <= set(own.dims):
-            own = own.drop_vars([n for n, v in own.data_vars.items() if not {"chain", "draw"} <= set(v.dims)])
-            if not own.data_vars:
-                continue
-            coords = {n: own.coords[n] for n in ("chain", "draw") if n in own.coords}
-            own = own.drop_vars(coords).isel(pick).assign_coords(coords)
-            own = own.map(lambda v: v.transpose("chain", "draw", ...))
-        groups[str(name)] = own
-    out = xr.DataTree.from_dict(groups)
-    out.attrs |= tree.attrs
-    return out
-
-
-def to_arviz(tree: xr.DataTree) -> Any:
-    """The tree, its draws `weighed_once`, as the installed ArviZ wants it: 1.x takes the DataTree, 0.2x an
-    `InferenceData`."""
-    tree = weighed_once(tree)
-    with warnings.catch_warnings():  # 0.23 tells of its rewrite when it is imported
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return tree
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return arviz.from_datatree(tree)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.infer.chains import Chains
 from pyrocrl.infer.elbo import guide_trace, is_local, latent_values, sample_sites, traces
 from pyrocrl.program import Program

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import checkpoint
 from pyrocrl.infer.behind import Stopped, behind
@@ -332,7 +333,7 @@ class Loop:
     @property
     def _volumes(self) -> float | np.ndarray:
         """Of each held-out row, see `Units.volumes`."""
-        return 0.0 if self.units is None else self.units.volumes(self.held)
+        return 0.0 if self.units is None else self.units.volumes(self.held.known if self.held.incomplete else None)
 
     def _held_out_rows(self) -> Tensor:
         """(chain, row) held-out objective with annealing over, averaged over a few draws with fixed noise; of x in the

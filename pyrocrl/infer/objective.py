@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.infer.chains import Chains, Flat, State
 from pyrocrl.infer.elbo import elbo
 from pyrocrl.program import Program

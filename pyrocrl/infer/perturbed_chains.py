@@ -17,13 +17,14 @@ from scipy.stats import ortho_group
 from pyrocrl.data import Data
 from pyrocrl.infer.chains import SINGULAR, mix
 from pyrocrl.infer.fit import refit
-from pyrocrl.infer.fitted import Fit
+from pyrocrl.infer.fitted import ANCHOR_ROWS, Fit
 from pyrocrl.infer.loop import FitError
 from pyrocrl.options import Seed, Size, checked
 from pyrocrl.program import Program
 from pyrocrl.turns import drawing, reseed
 
 SHARE = 0.25  # of the fit's epochs, for which perturbed chains are fitted
+STAYED = 0.999  # correlation with the latents that a chain began with, of one that was not trained away from them
 LEAST_ANGLE = np.pi / 8  # of a turn in one plane, and from its end: beyond it two latents are exchanged
 
 
@@ -35,6 +36,9 @@ def perturbed_chains(fit: Fit, data: Data | None = None, *, chains: Size = 2, se
 
     Every other chain begins with two latents turned in their plane, the others with all of them turned at random, each
     in units of its deviation. data: those of the fit, for one that was read from a file; raises InputError for others.
+
+    `meta["stayed"]`: for each chain whether all of its latents are still those that it began with, as where an encoder
+    is not trained and they cannot come back.
     """
     used = np.flatnonzero(fit.in_use(fit.reference))
     if type(fit.program).begin_turned is Program.begin_turned or fit.group.mixes or len(used) < 2:
@@ -58,13 +62,24 @@ def perturbed_chains(fit: Fit, data: Data | None = None, *, chains: Size = 2, se
     data = data or fit.data
     if len(begun) < 2 or data is None:
         return None
+    rows = fit.batch_of(train.rows_at(train.spread(ANCHOR_ROWS)))
+    first = [one.latents(rows) for one in begun]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a chain that is retired is no loss
             found = refit(fit, begun, SHARE, data)
     except FitError:
         return None
-    return found if found.kept[0] == 0 and found.chains.count > 1 else None
+    if found.kept[0] or found.chains.count < 2:
+        return None
+    last = [one.latents(rows) for one in found.programs()]
+    found.meta["stayed"] = [_stayed(first[k][:, used], z[:, used]) for k, z in zip(found.kept, last, strict=True)]
+    return found
+
+
+def _stayed(first: torch.Tensor, last: torch.Tensor) -> bool:
+    pairs = zip(first.double().mT, last.double().mT, strict=True)
+    return all(float(torch.corrcoef(torch.stack(pair))[0, 1]) >= STAYED for pair in pairs)
 
 
 def _turn(size: int, plane: bool, seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.infer.elbo import guide_trace, is_local, is_subsample, latent_values, sample_sites
 from pyrocrl.program import Program
 

@@ -10,7 +10,8 @@ import warnings
 
 import numpy as np
 
-from pyrocrl.data import Array, Data, Units
+from pyrocrl.batch import Array, Units
+from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.program import Program
 

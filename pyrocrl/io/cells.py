@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from pyrocrl.arrays import plain, stacked
-from pyrocrl.data import Data, _some, are_counts
-from pyrocrl.errors import reject
+from pyrocrl.arrays import are_counts, plain, stacked
+from pyrocrl.data import Data
+from pyrocrl.errors import listed, reject
 from pyrocrl.io.tables import LIBRARY_SIZES, Views, from_views, order_columns, several, size_factors, views_told
 from pyrocrl.io.targets import Targets, read_targets
 from pyrocrl.io.texts import damaged
@@ -56,7 +56,7 @@ def from_anndata(
     named += [("pair", pair), ("series", series), ("step", step)]
     for argument, column in [*named, *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
-            reject(argument, f"no column {column!r} in obs", f"None or one of {_some(columns)}")
+            reject(argument, f"no column {column!r} in obs", f"None or one of {listed(columns)}")
     x, names = _layer(adata, layer)
     whole = counts is None and are_counts(x)
     totals = [c for c in LIBRARY_SIZES if (whole or counts) and c in columns]
@@ -99,7 +99,7 @@ def from_blocks(blocks: Iterable[Any], env: str | None = "target", **told: Any) 
             obs, own = None, []
             if isinstance(block, Mapping):
                 if "X" not in block:
-                    reject("blocks", f"a mapping of {_some(sorted(map(str, block)))}", 'mappings with "X"')
+                    reject("blocks", f"a mapping of {listed(sorted(map(str, block)))}", 'mappings with "X"')
                 x, obs = block["X"], block.get("obs")
                 own = [str(name) for name in block.get("var_names", ())]
             elif hasattr(block, "var_names"):
@@ -111,7 +111,7 @@ def from_blocks(blocks: Iterable[Any], env: str | None = "target", **told: Any) 
             if tables and own != names:
                 odd = sorted(set(own) ^ set(names))
                 reject(
-                    "blocks", f"features that differ from the first block's ({_some(odd, 3) or 'their order'})", "one"
+                    "blocks", f"features that differ from the first block's ({listed(odd, 3) or 'their order'})", "one"
                 )
             names[:] = own
             x = plain(x, "x")
@@ -150,7 +150,7 @@ def _views_of(adata: Any, view: Views, layer: str | None, names: list[str]) -> A
     if column is None or var is None:
         return views_told(view, names)
     if column not in var.columns:
-        columns = _some([str(c) for c in var.columns]) or "none"
+        columns = listed([str(c) for c in var.columns]) or "none"
         reject("view", f"no column {column!r} in var", f"one of its columns ({columns}), or two beginnings of names")
     return var.loc[names, column].to_numpy(dtype=object)
 
@@ -160,11 +160,11 @@ def _layer(adata: Any, layer: str | None) -> tuple[Any, list[str]]:
     raw: Any = getattr(adata, "raw", None)
     known = sorted({*map(str, adata.layers), *(["raw"] if raw is not None else [])})
     if layer is not None and layer not in known:
-        reject("layer", repr(layer), f"None or one of {_some(known)}" if known else "None: there are no layers")
+        reject("layer", repr(layer), f"None or one of {listed(known)}" if known else "None: there are no layers")
     own = layer == "raw" and layer not in adata.layers
     x = raw.X if own else adata.X if layer is None else adata.layers[layer]
     if x is None:
-        reject("layer", "None, and X is empty", f"one of {_some(known)}")
+        reject("layer", "None, and X is empty", f"one of {listed(known)}")
     return plain(x, "x"), [str(v) for v in (raw if own else adata).var_names]
 
 
@@ -255,7 +255,7 @@ def _read_modality(path: Path, layer: str | None) -> tuple[Any, str | None]:
         known = list(file["mod"])
         name, _, rest = (layer or (known[0] if len(known) == 1 else "")).partition("/")
         if name not in known:
-            reject("layer", repr(layer), f"MODALITY or MODALITY/LAYER, with MODALITY one of {_some(known)}")
+            reject("layer", repr(layer), f"MODALITY or MODALITY/LAYER, with MODALITY one of {listed(known)}")
         adata, shared = read_elem(file[f"mod/{name}"]), read_elem(file["obs"])
     adata.obs = adata.obs.join(shared[[c for c in shared.columns if c not in adata.obs.columns]])
     return adata, rest or None

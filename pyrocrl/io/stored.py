@@ -14,8 +14,8 @@ import pandas as pd
 import scipy.sparse
 
 from pyrocrl.arrays import constant
-from pyrocrl.data import TRUTH_KEYS, Data, _some
-from pyrocrl.errors import reject
+from pyrocrl.data import TRUTH_KEYS, Data
+from pyrocrl.errors import listed, reject
 from pyrocrl.files import replacing
 from pyrocrl.io.cells import bio, from_anndata, read_cells
 from pyrocrl.io.tables import Views, from_frame, order_columns, several, views_told
@@ -183,11 +183,11 @@ def _read_npz(
     columns = {argument: given or argument for argument, given in told.items()}
     for argument, given in told.items():
         if given is not None and given not in arrays:
-            reject(argument, f"no array {given!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+            reject(argument, f"no array {given!r} in {path.name}", f"one of {listed(sorted(arrays))}")
     covariates = {key.removeprefix(COVARIATE): key for key in arrays if key.startswith(COVARIATE)}
     for one in several(adjust):
         if one not in arrays and one not in covariates:
-            reject("adjust", f"no array {one!r} in {path.name}", f"one of {_some(sorted(arrays))}")
+            reject("adjust", f"no array {one!r} in {path.name}", f"one of {listed(sorted(arrays))}")
         covariates.setdefault(one, one)
     if columns["batch"] in covariates.values():
         columns.pop("batch")  # read as a covariate

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from pyrocrl.arrays import floats
-from pyrocrl.data import Data, _some, are_counts
-from pyrocrl.errors import reject
+from pyrocrl.arrays import are_counts, floats
+from pyrocrl.data import Data
+from pyrocrl.errors import listed, reject
 from pyrocrl.io.targets import Targets, read_targets
 from pyrocrl.io.texts import text_of
 
@@ -53,7 +53,7 @@ def from_frame(
     named |= {"pair": pair, "series": series, "step": step}
     for argument, column in [*named.items(), *(("adjust", column) for column in adjust)]:
         if column is not None and column not in columns:
-            reject(argument, f"no column {column!r}", f"one of {_some(columns)}")
+            reject(argument, f"no column {column!r}", f"one of {listed(columns)}")
     if len(set(columns)) < len(columns):
         twice = next(c for c in columns if columns.count(c) > 1)
         reject("feature_names", f"{twice!r} more than once", "unique names")
@@ -64,7 +64,7 @@ def from_frame(
     odd = [c for c in features.columns if not _is_numeric(features[c])]
     if odd:
         hint = "" if env is not None else " (name the column of environments with env)"
-        reject("x", f"columns that are not numbers: {_some(odd)}", f"numeric features{hint}")
+        reject("x", f"columns that are not numbers: {listed(odd)}", f"numeric features{hint}")
     totals = [c for c in LIBRARY_SIZES if c in features.columns]
     genes = features.drop(columns=totals)
     x = genes.to_numpy(dtype=_common_dtype(genes))
@@ -104,11 +104,11 @@ def views_told(view: Views, features: Sequence[str]) -> Any:
     for feature in features:
         start = next((s for s in starts if s and feature.startswith(s)), None)
         if start is None:
-            reject("view", f"feature {feature!r}", f"names that begin with one of {_some(starts)}")
+            reject("view", f"feature {feature!r}", f"names that begin with one of {listed(starts)}")
         out.append(start.rstrip("_:.-/| ") or start)
     if unused := [s for s in starts if not any(feature.startswith(s) for feature in features)]:
         reject(
-            "view", f"{unused[0]!r}, with which no feature begins", f"beginnings of names such as {_some(features, 3)}"
+            "view", f"{unused[0]!r}, with which no feature begins", f"beginnings of names such as {listed(features, 3)}"
         )
     return out
 

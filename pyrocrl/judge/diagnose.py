@@ -29,6 +29,7 @@ from pyrocrl.infer.chains import mix
 from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
+from pyrocrl.infer.weights import TIE
 from pyrocrl.judge.checks import CHECKS
 from pyrocrl.judge.checks.environments import open_directions
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, SURE, TELLING
@@ -50,7 +51,6 @@ Outcome = Literal[
 HOLDS = ("identified", "identified if")  # the answer may be read
 Result = Literal["holds", "fails", "open", "on your word"]
 OVERLAP = 0.8  # least overlap of two chains' masks or graphs, sum of minima over sum of maxima of probabilities
-TIE = 2.0  # chains whose held-out objective is within this many standard errors of the best are ties
 TIE_NATS = 0.01  # ... or within this share of the objective's spread over rows
 WRONG_ENTRIES = 0.05  # expected share of a mask's entries that are wrong, from which it is undecided
 KHAT_ROWS = 100
@@ -165,7 +165,7 @@ def diagnose(fit: Fit, data: Data | None = None, *, perturbed: Natural = 2, seed
     draws can be trusted; Yao 2018).
     """
     given, data = data or fit.data, fit._data(data)
-    ties = tied_chains(fit.held_out.numpy(), fit.log_evidence)
+    ties = tied_chains(fit.held_out.numpy(), fit.log_evidence, fit.evidence_error)
     khat = psis_khat(fit, data, seed)
     chains = {
         "held_out": fit.scores.tolist(),
@@ -559,15 +559,18 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.minimum(a, b)[there].sum() / np.maximum(a, b)[there].sum()) if there.any() else 1.0
 
 
-def tied_chains(held_out: np.ndarray, log_evidence: np.ndarray | None = None) -> np.ndarray:
-    """(chain,) whether a chain is as good as the best one: of evidence within `EVIDENT` nats of the most, where that is
-    known, or of a held-out objective (chain, rows) that equals the best one within the noise of the rows compared.
+def tied_chains(
+    held_out: np.ndarray, log_evidence: np.ndarray | None = None, error: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(chain,) whether a chain is as good as the best one: of evidence within `EVIDENT` nats of the most, or `TIE` of
+    its errors (chain,), where that is known, or of a held-out objective (chain, rows) that equals the best one within
+    the noise of the rows compared.
 
     The difference of two chains on the same rows has a standard error; `TIE` of them, or `TIE_NATS` of the rows'
     spread where rows are many, count as equal.
     """
     if log_evidence is not None:
-        return log_evidence >= log_evidence.max() - EVIDENT
+        return log_evidence.max() - log_evidence <= np.maximum(EVIDENT, TIE * error)
     best = int(np.argmax(held_out.mean(1)))
     gap = held_out[best][None] - held_out
     error = gap.std(1) / np.sqrt(held_out.shape[1])

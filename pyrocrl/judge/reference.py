@@ -25,7 +25,8 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.dists import categorical
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import orders

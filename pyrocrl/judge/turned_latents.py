@@ -19,6 +19,7 @@ from pyrocrl.data import Data
 from pyrocrl.infer.fitted import Fit
 from pyrocrl.infer.held_out import row_objectives, shared_terms
 from pyrocrl.infer.perturbed_chains import perturbed_chains
+from pyrocrl.infer.weights import TIE, error_of_sum
 from pyrocrl.judge.checks.shared import AGREE, AGREE_EACH, EVIDENT, FAR, MOST_ROWS, SURE
 
 ASSUMPTION = "latents that are turned among each other fit worse"
@@ -31,7 +32,8 @@ class Perturbed:
 
     agreement (chain, latent): with its latents. worse (chain,): nats by which each fits worse. enough: nats that tell.
     told (chain,): nats^2 a row in which the two answers differ; nan where evidence is compared. rows: of the fit.
-    gained (chain,): nats by which each got better in the second half of its fit.
+    gained (chain,): nats by which each got better in the second half of its fit. stayed (chain,): whether its latents
+    are where they were turned to, as those that are not trained.
     """
 
     agreement: np.ndarray
@@ -40,6 +42,7 @@ class Perturbed:
     told: np.ndarray
     rows: int
     gained: np.ndarray
+    stayed: np.ndarray
 
     @property
     def back(self) -> np.ndarray:
@@ -67,7 +70,7 @@ class Perturbed:
             parts.append(f"{int(self.back.sum())} came back to the same latents")
         for c in np.flatnonzero(~self.back):
             compared = f"{abs(self.worse[c]):,.0f} nats {'better' if self.worse[c] < 0 else 'worse'}"
-            still = ", and it still gains" if self.climbing[c] else ""
+            still = ", and stayed there" * bool(self.stayed[c]) + ", and it still gains" * bool(self.climbing[c])
             parts.append(f"1 fits {compared} (a latent agrees {self.agreement[c].min():.2f}{still})")
         told = "" if self.back.all() else f"; differences of {self.enough:.0f} nats or more tell"
         return ", ".join(parts) + told
@@ -101,12 +104,14 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
         aligned = fit.group.align(found.anchor[chain], fit.anchor[fit.reference])
         there = aligned.places >= 0
         agreement[chain - 1, aligned.places[there]] = aligned.agreement[there]
-    agreement = agreement[:, used]
+    agreement, stayed = agreement[:, used], np.array(found.meta["stayed"][1:])
     rows = fit.fitted_rows(data)
-    if fit.log_evidence is not None and found.log_evidence is not None:
-        best = max(fit.log_evidence[fit.reference], found.log_evidence[0])
-        worse = best - found.log_evidence[1:]
-        return Perturbed(agreement, worse, EVIDENT, np.full(len(worse), np.nan), len(rows), 0 * worse)
+    if fit.evidence_parts is not None and found.evidence_parts is not None:
+        own, parts = fit.evidence_parts[fit.reference], found.evidence_parts
+        best = max(own, parts[0], key=lambda one: one.sum())
+        worse = (best - parts[1:]).sum(1)
+        enough = max(EVIDENT, TIE * float(error_of_sum(best - parts[1:]).max()))
+        return Perturbed(agreement, worse, enough, np.full(len(worse), np.nan), len(rows), 0 * worse, stayed)
     fitted = data.rows_at(rows)
     some = fitted.spread(MOST_ROWS)
     batch = fit.batch_of(fitted.rows_at(some)).annealed()
@@ -131,4 +136,4 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
     worse = (times * gap.sum(2) + apart).mean(0)
     history = found.history[:, [1 + chain for chain in found.kept[1:]]]  # (look, chain)
     gained = len(rows) * (history[-1] - history[(len(history) - 1) // 2])
-    return Perturbed(agreement, worse, enough, told, len(rows), gained)
+    return Perturbed(agreement, worse, enough, told, len(rows), gained, stayed)

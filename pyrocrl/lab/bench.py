@@ -27,7 +27,8 @@ from torch.nn.functional import softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrocrl import recorded, simulate, zoo
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer.chains import clip_by_chain
 from pyrocrl.infer.fit import fit, recipe_of

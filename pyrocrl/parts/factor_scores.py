@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.parts.guides import DrawnBlock
 
 

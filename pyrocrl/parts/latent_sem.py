@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.dists import Law, LogNormal, Normal, PseudoPrior
 from pyrocrl.errors import one_of, reject
 from pyrocrl.exact import capped_parents, linear_sem, order_sampling, orders

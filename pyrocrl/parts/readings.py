@@ -17,7 +17,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.program import Program
 
 LEAST = 1e-6  # deviation

@@ -9,7 +9,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.exact import target_steps
 from pyrocrl.exact.switching import Timeline, log_normal
 from pyrocrl.exact.target_steps import Basis

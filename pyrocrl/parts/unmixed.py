@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrocrl.data import Batch
+from pyrocrl.batch import Batch
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.mixing import LinearMixing
 

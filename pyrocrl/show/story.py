@@ -26,7 +26,8 @@ from pyro.infer.inspect import get_model_relations
 from pyro.poutine.messenger import Messenger
 from sklearn.isotonic import isotonic_regression
 
-from pyrocrl.data import Batch, Data
+from pyrocrl.batch import Batch
+from pyrocrl.data import Data
 from pyrocrl.program import Program
 from pyrocrl.show.plots.style import GREY, INK, STYLE
 from pyrocrl.turns import drawing, turn

@@ -10,6 +10,7 @@ from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import INCLUDED, Fit
 from pyrocrl.judge.checks.shared import (
+    AGREE,
     EVIDENT,
     FAR,
     LEVEL,
@@ -148,8 +149,8 @@ def _readings_apart(fit: Fit, data: Data) -> Lack | None:
 
 
 def _map_told(fit: Fit, data: Data) -> Lack | None:
-    """Share of each latent's variance that the affine map to it leaves open: where direct and indirect ways nearly
-    cancel, environments hardly tell it."""
+    """Share of each latent's variance that the affine map to it leaves open, and how probably so much that chains would
+    not be said to agree: where direct and indirect ways nearly cancel, environments hardly tell it."""
     maps = fit.chains.chain(fit.reference).latent_maps()
     if maps is None:
         return None
@@ -159,12 +160,18 @@ def _map_told(fit: Fit, data: Data) -> Lack | None:
     apart = draws - mean
     total = np.einsum("ki,ij,kj->k", mean, cov, mean)
     open_ = np.einsum("mki,ij,mkj->k", apart, cov, apart) / len(draws) / np.maximum(total, 1e-12)
-    far = np.flatnonzero(open_ > MAPPED)
+    along, own = np.einsum("ki,ij,mkj->mk", mean, cov, draws), np.einsum("mki,ij,mkj->mk", draws, cov, draws)
+    other = (np.abs(along) < AGREE * np.sqrt(own * total)).mean(0)  # (latent,)
+    far = np.flatnonzero((open_ > MAPPED) | (other > 1 - SURE))
     if not far.size:
         return None
     names = tuple(fit.names["latent"][int(fit.alignments[fit.reference].places[k])] for k in far)
     said = f"environments leave {open_.max():.0%} of the variance of {', '.join(names)} to other latents"
-    rows = data.rows * float(open_.max()) / MAPPED
+    if not (open_ > MAPPED).any():
+        said = (
+            f"with probability {other.max():.2f} {', '.join(names)} may correlate less than {AGREE} with what is read"
+        )
+    rows = data.rows * max(float(open_.max()) / MAPPED, 2.0)
     return Lack(said, "more rows, or stronger interventions", rows=rows, which=names)
 
 

@@ -11,20 +11,22 @@ from scipy import stats
 from pyrocrl.data import Data
 from pyrocrl.exact import goodness
 from pyrocrl.infer.fitted import Fit
-from pyrocrl.judge.checks.shared import EVIDENT, LEVEL, MOST_ROWS, latents_of, unfitted
+from pyrocrl.judge.checks.shared import EVIDENT, LEVEL, MOST_ROWS, TELLING, latents_of, unfitted
 from pyrocrl.judge.fit_tests.shared import Found, Test
 from pyrocrl.turns import drawing
 
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
+READ = 0.1  # ... correlations of its latents that its errors make: flows of a few hundred steps read them to R^2 .99
 MOST_NOISE = 6_000  # rows by which equations are told once more
 MOST_COLUMNS = 40  # whose skewness a test of rows looks at: it takes their cube
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 
 
-def _moments(fit: Fit, data: Data) -> Found | None:
-    """Likelihood-ratio test of every environment's moments against the fitted equations."""
+def _moments(fit: Fit, data: Data, error: float = 0.0) -> Found | None:
+    """Likelihood-ratio test of every environment's moments against the fitted equations; error: of correlations, by
+    which the moments may be off for each degree of freedom."""
     program = fit.chains.chain(fit.reference)
     with torch.no_grad():
         found = program.implied()
@@ -36,6 +38,8 @@ def _moments(fit: Fit, data: Data) -> Found | None:
     worst = int(np.argmax(ratio.deviance / np.maximum(found.rows, 1)))
     detail = f"deviance {ratio.deviance.sum():.1f} on {ratio.freedom:.0f} degrees of freedom"
     p = ratio.p
+    if error:
+        p = float(stats.ncx2.sf(ratio.deviance.sum(), ratio.freedom, error**2 * ratio.freedom * found.rows.mean()))
     remedy = ""
     if p < LEVEL:
         detail += f", most in {data.env_names[worst]}"
@@ -223,6 +227,16 @@ def _invariance(fit: Fit, data: Data) -> Found | None:
     return Found("F tests of the response's regression", float(p[best]), detail, remedy)
 
 
+def _of_flow(test: Test) -> Test:
+    """Of environments of `TELLING` rows or more: fewer train no flow, whose errors then say nothing of assumptions."""
+
+    def tested(fit: Fit, data: Data) -> Found | None:
+        rows = np.bincount(data.env)
+        return test(fit, data) if rows[rows > 0].min() >= TELLING else None
+
+    return tested
+
+
 TESTS: dict[str, Test] = {
     "moments": _moments,
     "gaussian": _gaussian,
@@ -233,6 +247,8 @@ TESTS: dict[str, Test] = {
     "nearly_equations": _nearly_equations,
     "nearly_conditioned": _nearly_conditioned,
     "invariance": _invariance,
+    "flow_moments": _of_flow(partial(_moments, error=READ)),
+    "flow_gaussian": _of_flow(_nearly_gaussian),
     "equations": _equations,
     "noise_of_equations": _noise_of_equations,
 }

@@ -25,6 +25,7 @@ def linear_world(
     offsets: float = 0.0,
     noise: float = 0.1,
     law: str = "gaussian",
+    rotated: bool = False,
     relu: bool = False,
     lowered: bool = True,
     strength: float = 1.0,
@@ -37,9 +38,10 @@ def linear_world(
     kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; curved: of a
     tanh that is added to rotated latents before they are mixed; saturated: x through tanh; bad: share of rows with ten
     times the noise; offsets: deviation of a shift of x that every environment has of its own; law: "gaussian" or
-    "laplace" noise of z. relu: equations see the positive parts of parents; lowered: interventions may lower their
-    targets, by chance; strength: times their changes of level. counts: 0, or the mean of counts whose log rates are x.
-    edges: whether latents act on each other. told: targets as they are listed; None = the true ones.
+    "laplace" noise of z; rotated: standardised latents are mixed by a rotation, or a projection. relu: equations see
+    the positive parts of parents; lowered: interventions may lower their targets, by chance; strength: times their
+    changes of level. counts: 0, or the mean of counts whose log rates are x. edges: whether latents act on each other.
+    told: targets as they are listed; None = the true ones.
     """
     rng = np.random.default_rng([14, seed])
     weight = np.zeros((latents, latents))
@@ -50,6 +52,9 @@ def linear_world(
     weight = weight * edges
     scale = rng.uniform(0.6, 1.2, latents)
     mixing = rng.standard_normal((features, latents))
+    if rotated:  # the nearest one with orthonormal rows or columns
+        left, _, right = np.linalg.svd(mixing, full_matrices=False)
+        mixing = left @ right
     parts, labels, targets = [], [], {}
     for name, hits, kind in [("control", (), "none"), *environments]:
         w, s, level = weight.copy(), scale.copy(), np.zeros(latents)
@@ -72,7 +77,7 @@ def linear_world(
         labels += [name] * rows
         targets[name] = hits
     z = np.concatenate(parts)
-    x = z
+    x = (z - z.mean(0)) / z.std(0) if rotated else z
     if curved:  # strictly increasing in each rotated latent: the mixing stays injective
         turned = (z - z.mean(0)) / z.std(0) @ np.linalg.qr(rng.standard_normal((latents, latents)))[0]
         x = turned + curved * np.tanh(3 * turned)
