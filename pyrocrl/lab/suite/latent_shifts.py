@@ -17,6 +17,7 @@ EACH = "one_intervention_per_latent"
 SMALL: dict[str, Any] = {"rows": 400, "features": 8}
 LINKS: dict[str, Any] = {**SMALL, "relu": True, "lowered": False}
 PERFECT, STRAIGHT = {"intervention": "perfect"}, {"intervention": "perfect", "mechanism": "linear"}
+OPEN: tuple[str, ...] = ("latents", "mask", "graph", "parents")  # claims that a broken condition opens
 TOLD = {"on_0": (0,), "on_1": (1,)}
 RAISES = "interventions raise their targets: else a latent's sign is open, and relu links mix it with those it acts on"
 
@@ -25,9 +26,9 @@ def discrepancy_cases() -> list[Case]:
     """Links are relu unless told; two latents where these are enough to be wrong."""
 
     def case(name: str, kind: str, draw: Callable[[int], Data], breaks: str = "", **options: Any) -> Case:
-        names, open_ = "interventions", ("latents", "mask", "graph", "parents")
+        names, open_ = "interventions", OPEN
         if breaks == RAISES:  # turned over, a latent keeps its edges
-            names, open_ = RAISES, ("latents",)
+            names, open_ = RAISES, OPEN[:1]
         return Case(f"{MODEL}: {name}", MODEL, kind, draw, options, BRIEF, open_, names, breaks)
 
     two, hard = each("shift", 2), each("perfect", 2)
