@@ -72,7 +72,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, run
-from pyrocrl.constructions import affine
+from pyrocrl.constructions import affine, map_likelihood
 from pyrocrl.constructions.log_rates import count_factors
 from pyrocrl.dists import MultivariateNormal, Normal
 from pyrocrl.errors import reject
@@ -100,7 +100,9 @@ from pyrocrl.program import (
     checked_targets,
 )
 
-GIVEN = ("the decoder is injective", "noise is Gaussian")
+READINGS = 32  # draws of the map to latents
+GAUSSIAN = "noise is Gaussian"
+GIVEN = ("the decoder is injective", GAUSSIAN)
 NEEDS = (
     "observational_environment",
     "one_intervention_per_latent",
@@ -203,14 +205,15 @@ class DiscrepancyVAE(SEMReadouts, Program):
         needs_env=True,
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
-        "then drawn given the moments of the rows' latents, with a unit-information prior and counts that carry their "
-        "error. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
+        "then drawn given the moments of the rows' latents, with a unit-information prior: under draws of the map to "
+        "these, normal about the most likely one, or else by counts that stand for its error. z itself is drawn under "
+        "one map. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
         "latent's ten likeliest.",
     )
     counted = "targets"
     infers_targets = True
     compares_with_control = True  # whatever is known of the targets
-    checks = {"left": ()}
+    checks = {"left": (), "equations": (), "noise_of_equations": (GAUSSIAN,)}
     recipe = Recipe.unannealed(epochs=100, least_steps=3000, batch_size=500, lr=3e-3, chains=4)
     # rates and dispersions of rare genes have far to go, and every step costs as much as ten of floats
     count_recipe = replace(recipe, epochs=60, least_steps=1500, lr_scale={"observation": 5.0, "sem": 5.0})
@@ -246,9 +249,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         escapees: rows of an intervention may have missed it. variation: deviation by which environments' means differ
         for other reasons than interventions, see `LatentSEM`. correlation_error: of latents, that errors of mu leave
         behind a network, in all environments alike and whatever the rows. unmixed: rows say this many times less of the
-        equations, for the same rows have to tell the latents' directions. slab: prior deviation of the loadings of log
-        rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden: units of networks'
-        layers. spike, none_probability: of weights of absent edges and of environments without target, see `LatentSEM`.
+        equations, for the same rows have to tell the latents' directions, where no posterior of these is drawn: of
+        counts, networks, escapees, environments that vary and more than 12 latents. slab: prior deviation of the
+        loadings of log rates. objective: of training. discrepancy_weight: in nats a row, of objective="mmd". hidden:
+        units of networks' layers. spike, none_probability: of weights of absent edges and of environments without
+        target, see `LatentSEM`.
         escape_alpha, escape_beta: of the Beta prior of the share of escapees.
 
         Raises InputError for more than 128 latents, or 12 where interventions are soft, perfect of
@@ -268,6 +273,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
             known = checked_targets(target_matrix, latents, environments, least=0, observational=False).tolist()
         if objective == "mmd":  # Gram matrices of all pairs of rows
             self.recipe = replace(self.recipe, batch_size=150)
+        # what the rows leave open of a linear map to latents goes into their equations, which a decoder does not absorb
+        noisy = likelihood != "gaussian" or escapees or variation > 0 or latents > orders.MAX_NODES
+        held_open = decoder == "linear" and not noisy
         self.sem = LatentSEM(
             *(latents, environments, known, intervention, mechanism, escapees),
             variation=variation,
@@ -275,10 +283,12 @@ class DiscrepancyVAE(SEMReadouts, Program):
             spike=spike,
             none_probability=none_probability,
             escape_prior=escape.Prior(escape_alpha, escape_beta),
+            readings=READINGS * held_open,
         )
         self.observation = Observation(features, likelihood, batches, noise=0.1)
         if self.observation.counts:
             self.recipe = self.count_recipe
+            self.checks = {"counts_left": ()}
         bent = decoder == "mlp" and not self.observation.counts
         held = bent or (self.sem.many and not self.observation.counts)
         if held:  # decoder, spread and equations of latents that stay
@@ -348,6 +358,14 @@ class DiscrepancyVAE(SEMReadouts, Program):
         z = self.encoder(self.observation.inputs(batch))[0]
         return self.sem.innovations(z) if self.reads_innovations else z
 
+    def noise_of_equations(self, batch: Batch) -> map_likelihood.Noise | None:
+        """None of counts, whose latents are shrunk by errors of their own, of escapees and of environments that vary,
+        where noise is not normal, and of many latents, whose map takes minutes."""
+        many = self.sem.many and not self.sem.absorbed
+        if self.observation.counts or self.sem.escapees or self.sem.variation or many:
+            return None
+        return map_likelihood.noise_left(self.encoder(self.observation.inputs(batch))[0], batch.env, self.sem)
+
     # -- from data ---------------------------------------------------------------------------------------------
 
     def initialise(self, data: Data, generator: torch.Generator) -> None:
@@ -357,8 +375,11 @@ class DiscrepancyVAE(SEMReadouts, Program):
         free, self.sem.free = self.sem.free, False  # latents start as those of equations
         # a network that bends what it is given would make more of a bootstrap's chance than chains need to differ
         every = torch.arange(len(x), device=x.device)
-        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out
-        spared = self.sem.many and not self.sem.absorbed
+        # nor can an order of many latents spare the third of the rows that a bootstrap leaves out, nor a search for
+        # directions, which takes a bootstrap of its own
+        spared = (self.sem.many and not self.sem.absorbed) or (
+            affine.searches_directions(self.sem) and not self.observation.counts
+        )
         pick = every if bent or spared else affine.bootstrap(batch.env, self.sem.environments, generator)
         if self.observation.counts:
             start = count_factors(self.observation, batch, pick, self.sem, generator)
@@ -391,14 +412,19 @@ class DiscrepancyVAE(SEMReadouts, Program):
     def finish(self, data: Data, generator: torch.Generator) -> None:
         """Moments of the latents of all rows, from which graph, equations and targets are then drawn exactly.
 
-        Targets are settled given the latents; the equations' counts are tempered for the latents' own errors.
+        Targets are settled given the latents. The latents' own errors reach the equations by draws of the map to them,
+        or else by counts that are tempered.
         """
         batch = data.tensors(self.observation.spread.device, self.observation.spread.dtype)
         loc, tril = self.encoder(self.observation.inputs(batch))
         bent = isinstance(self.encoder.mean, Residual)
-        if not bent:
-            loc = MultivariateNormal(loc, scale_tril=tril).sample()
-        self.sem.gather(loc, batch.env)
+        drawn = loc if bent else MultivariateNormal(loc, scale_tril=tril).sample()
+        self.sem.gather(drawn, batch.env)
+        read = None
+        if self.sem.readings and not self.sem.absorbed:
+            read = map_likelihood.map_draws(loc, batch.env, self.sem, self.sem.readings, generator, drawn)
+        if read is not None and self.sem.read(read, batch.env):
+            return
         if bent:
             variance = tril.square().sum(-1)
             self.sem.temper(loc, variance, self.config["unmixed"], self.config["correlation_error"])

@@ -399,6 +399,11 @@ class ReadOuts:
         (`exact.goodness.Misfit`), or None where they say nothing of the fit."""
         return None
 
+    def noise_of_equations(self, batch: Batch) -> Any:
+        """What equations leave of these rows' latents, as they are told best (`constructions.affine.Noise`), or None
+        where its law is not known."""
+        return None
+
     def log_evidence(self) -> Tensor | None:
         """() log p(x), all else integrated out, as far as this chain knows the posterior, where chains differ in
         nothing else: chains are weighed by it. Or (part,) what else of the rows' law its latents are read from, summed

@@ -34,8 +34,9 @@ CLEAR = 0.01  # gain in log-likelihood a row that turns a latent over
 class Effort(NamedTuple):
     """rows, last_rows: of the search of orders and of its end, in equal parts from each environment. starts: orders it
     begins with. steps, last_steps: of a climb there. rounds: of moves of single latents. finalists: orders that are
-    climbed to the end. share: of the rows, with which the search of the linear case begins; rivals: its starts beside
-    the best one. linear_steps, net_steps: of the map that a network bends."""
+    climbed to the end. share: of the rows, with which the search of the linear case begins, but for `enough` rows an
+    environment, on average; rivals: its starts beside the best one. linear_steps, net_steps: of the map that a network
+    bends."""
 
     rows: int = 1_200
     last_rows: int = 3_000
@@ -51,6 +52,7 @@ class Effort(NamedTuple):
     many_steps: int = 150
     many_last_steps: int = 800
     share: float = 0.1
+    enough: int = 600
     rivals: int = 2
     linear_steps: int = 250
     net_steps: int = 100
@@ -69,6 +71,11 @@ class Start(NamedTuple):
     tril: Tensor
     loadings: Tensor
     bias: Tensor
+
+
+def searches_directions(prior: LatentSEM) -> bool:
+    """Whether `unmix` begins with `directions.search`, from a bootstrap of its own."""
+    return prior.mechanism == "linear" and prior.intervention == "perfect" and prior.latents <= orders.MAX_NODES
 
 
 def unmix(
@@ -94,7 +101,7 @@ def unmix(
     # where environments do not move enough directions, principal components fill up
     span = torch.linalg.eigh(change.sum(0) + 1e-4 * cov / value[-1]).eigenvectors[:, -latents:]  # (feature, latent)
     y = white @ span
-    if prior.mechanism == "linear" and prior.intervention == "perfect" and latents <= orders.MAX_NODES:
+    if searches_directions(prior):
         matrix = _linear(y, env, prior, generator, effort)
     else:
         matrix = torch.linalg.inv(_columns(span.mT @ change @ span, y, env, prior, generator))
@@ -143,7 +150,7 @@ def bend(
     Log-odds between environments are the same for x as for its latents, whatever the mixing; residuals are to be normal
     and `decoder` to give x back (see `contrastive`). `prior` goes from equations for the first latents to those of h.
     """
-    known = _told(prior)
+    known = told(prior)
     known.before.copy_(prior.before)
     share = nn.functional.one_hot(env, prior.environments).to(x).mean(0)
     with drawing(int(torch.randint(2**31, (), generator=generator))):
@@ -218,7 +225,9 @@ def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator
     found = contrastive.moments(y, env, prior.target)
     if prior.unknown:
         found = found._replace(target=directions.cluster_targets(found))
-    candidates = directions.candidate_rows(found, generator)
+    candidates = directions.candidate_rows(directions.resample(found, generator), generator)
+    rows = float(found.count.sum() / len(found.count))
+    share = min(1.0, max(effort.share, effort.enough / rows))
     pairs = linear_sem.target_pairs(found.target.cpu())
 
     def objective_at(share: float) -> directions.Objective:
@@ -226,10 +235,10 @@ def _linear(y: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator
         slices, total = linear_sem.slices(part, pairs), part.count.sum()
         return lambda rows: linear_sem.log_marginal(rows, slices, total, prior.edge_probability)
 
-    return directions.search(objective_at, candidates, effort.share, effort.rivals, 1, generator)[0].chart[:, 0].to(y)
+    return directions.search(objective_at, candidates, share, effort.rivals, 1, generator)[0].chart[:, 0].to(y)
 
 
-class _Affine(nn.Module):
+class Affine(nn.Module):
     """z = matrix y + shift under a `LatentSEM`; forward gives the negative log-likelihood a row."""
 
     def __init__(self, prior: LatentSEM, matrix: Tensor, shift: Tensor) -> None:
@@ -257,7 +266,7 @@ def _regressed(
     order: Tensor,
     likely: list[set[int]] | None = None,
     moved: Tensor | None = None,
-) -> _Affine:
+) -> Affine:
     """Least squares under an order of the latents (parents first), from rows `matrix` that may mix in parents.
 
     z_c = y_c - sum_p v_p z_p is a latent if what is left of it follows its equation: y_c regressed on z_p and phi(z_p)
@@ -305,7 +314,7 @@ def _regressed(
             knot = knots[int(torch.stack(left).argmin())]
             z[:, k] = free - knot
             shift[k] -= knot
-    out = _Affine(prior, matrix, shift)
+    out = Affine(prior, matrix, shift)
     out.sem.start(z, env, order)
     return out
 
@@ -347,7 +356,7 @@ def _search(
     few, more = (_rows(env, prior.environments, rows, generator) for rows in (effort.rows, effort.last_rows))
     first = prior.before.sum(0).argsort()  # parents first
     orders = [first, *(torch.randperm(d, generator=generator).to(first) for _ in range(effort.starts - 1))]
-    known = _told(prior)
+    known = told(prior)
     tried: dict[tuple[int, ...], float] = {}
     best = first
     for _ in range(0 if prior.absorbed else effort.rounds):
@@ -381,17 +390,17 @@ def _search_many(
     by turn: equations and the map to the latents are fitted under each, and give the next latents."""
     envs = prior.environments
     few, more = (_rows(env, envs, each * envs, generator) for each in (effort.many_rows, effort.many_last_rows))
-    known = _told(prior)
+    known = told(prior)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     turn, shift = many_orders.by_sources(known, y @ matrix.mT, env, KNOTS)
     z = y @ (turn.to(y) @ matrix).mT + shift.to(y)
-    tried: list[tuple[float, int, _Affine]] = []
+    tried: list[tuple[float, int, Affine]] = []
     start, moved, last = matrix, None, torch.zeros(0)
     for _ in range(effort.many_rounds):
         order = many_orders.proposed(known, z, env, rng, 1)[0]
         likely = [set(row) for row in known.graphs.candidates.tolist()]
         found = _regressed(y[few], env[few], start, known, order, likely, moved)
-        value = _descend(found, y[few], env[few], effort.many_steps)
+        value = descend(found, y[few], env[few], effort.many_steps)
         again = len(tried) > 0 and torch.equal(order, last) and value > min(tried)[0] - CLEAR / 10
         tried.append((value, len(tried), found))
         last = order
@@ -399,13 +408,13 @@ def _search_many(
             break
         z, start, moved = found.latents(y), found.matrix.detach().to(y), found.shift.detach().to(y)
     finalists = sorted(tried)[: effort.many_finalists]
-    ends = [(_descend(one, y[more], env[more], effort.many_last_steps), place, one) for _, place, one in finalists]
+    ends = [(descend(one, y[more], env[more], effort.many_last_steps), place, one) for _, place, one in finalists]
     best = min(ends)[2]
     prior.before.copy_(best.sem.before)
     return best.matrix.detach().to(y), best.shift.detach().to(y)
 
 
-def _descend(one: _Affine, y: Tensor, env: Tensor, steps: int) -> float:
+def descend(one: Affine, y: Tensor, env: Tensor, steps: int) -> float:
     """Its parameters, in place and in double precision, towards a minimum by L-BFGS; the negative log-likelihood."""
     one.double()
     y = y.double()
@@ -429,7 +438,7 @@ def _descend(one: _Affine, y: Tensor, env: Tensor, steps: int) -> float:
         return float(one(y, env))
 
 
-def _told(prior: LatentSEM) -> LatentSEM:
+def told(prior: LatentSEM) -> LatentSEM:
     """The same equations with the most probable targets as known ones."""
     target = prior.hard_targets()
     config = (prior.latents, prior.environments, target.tolist(), prior.intervention, prior.mechanism, prior.escapees)
@@ -452,14 +461,14 @@ def _moves(order: Tensor) -> list[Tensor]:
     return [torch.tensor(one, device=order.device) for one in found if list(one) != nodes]
 
 
-def _with(one: _Affine, state: State) -> _Affine:
+def _with(one: Affine, state: State) -> Affine:
     """Its parameters set to those of `state`; the order stays."""
     for name, value in one.named_parameters():
         value.data.copy_(state[name])
     return one
 
 
-def _flipped(one: _Affine, k: int) -> _Affine:
+def _flipped(one: Affine, k: int) -> Affine:
     """Latent k times -1; children z_c = .. + w relu(z_k) become z_c - w z_k = .. + w relu(-z_k)."""
     with torch.no_grad():
         weight = (one.sem.weight * one.sem.before)[k]
@@ -472,7 +481,7 @@ def _flipped(one: _Affine, k: int) -> _Affine:
     return one
 
 
-def _climb(starts: list[_Affine], y: Tensor, env: Tensor, steps: int) -> tuple[State, Tensor]:
+def _climb(starts: list[Affine], y: Tensor, env: Tensor, steps: int) -> tuple[State, Tensor]:
     """Adam on all starts at once; their parameters stacked, and negative log-likelihoods a row (start,)."""
     skeleton = starts[0]
     params, buffers = stack_module_state(starts)

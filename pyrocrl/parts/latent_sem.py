@@ -104,6 +104,7 @@ class LatentSEM(nn.Module):
         none_probability: float = 0.5,
         escape_prior: escapees.Prior = escapees.PRIOR,
         maps: int = 1,
+        readings: int = 0,
     ) -> None:
         """variation: deviation, in units of a latent's noise, by which an environment's mean differs from that of
         environment 0 for reasons other than its intervention (guide, well, passage): its n rows say as much as
@@ -111,8 +112,9 @@ class LatentSEM(nn.Module):
         as linear ones. spike: deviation of the weights of absent edges while a chain is trained. none_probability:
         prior probability that an environment of unknown target changes nothing. escape_prior: of the share of rows that
         escaped. maps: how many draws of the affine map to latents there are to hold, of which each draw of the
-        graph takes one; 1 = latents as they are. edge_probability: None = one half, of more than 12 latents two
-        neighbours each, 2 / latents."""
+        graph takes one; 1 = latents as they are. readings: how many readings of rows' latents there are to hold
+        (`read`), of which each draw of the graph takes one. edge_probability: None = one half, of more than 12 latents
+        two neighbours each, 2 / latents."""
         super().__init__()
         self.many = latents > orders.MAX_NODES
         most = MOST if maps == 1 else orders.MAX_NODES
@@ -160,6 +162,11 @@ class LatentSEM(nn.Module):
         self.register_buffer("mean", torch.zeros(2 * environments, size, dtype=torch.float64))
         self.register_buffer("cov", torch.eye(size, dtype=torch.float64).repeat(2 * environments, 1, 1))
         self.register_buffer("maps", torch.eye(latents, dtype=torch.float64).repeat(maps, 1, 1))
+        if readings:
+            self.register_buffer("read_mean", torch.zeros(readings, *self.mean.shape, dtype=torch.float64))
+            self.register_buffer("read_cov", torch.zeros(readings, *self.cov.shape, dtype=torch.float64))
+            self.register_buffer("was_read", torch.zeros((), dtype=torch.bool))
+        self.readings = readings
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
         if self.many:
@@ -259,9 +266,7 @@ class LatentSEM(nn.Module):
     def log_prior_of_weights(self) -> Tensor:
         """A slab N(0, 1) or a spike about 0, by the edge probability: of unmixings that fit alike, one that needs few
         parents is taken."""
-        w, p = self.weight, self.edge_probability
-        slab, spike = -0.5 * w.square() + math.log(p), -0.5 * (w / self.spike).square() + math.log((1 - p) / self.spike)
-        return torch.stack([slab, spike]).logsumexp(0).sum()
+        return log_prior_of_weights(self.weight, self.edge_probability, self.spike).sum()
 
     def _target_log_prior(self) -> Tensor:
         d = self.latents
@@ -306,6 +311,28 @@ class LatentSEM(nn.Module):
         self.count.div_(1.0 + rows.repeat(2) * self.variation**2)
         empty = self.count < 1e-6
         self.cov[empty] = torch.eye(self.cov.shape[-1], dtype=self.cov.dtype, device=self.cov.device)
+
+    @torch.no_grad()
+    def read(self, z: Tensor, env: Tensor) -> bool:
+        """Moments of readings (reading, rows, latent) of the rows' latents beside those gathered last, which stay.
+
+        False, and none are held, where latents of one are so nearly one another that equations are no numbers."""
+        kept = self.count.clone(), self.mean.clone(), self.cov.clone()
+        for place, one in enumerate(z):
+            self._set_moments(one.double(), env, torch.zeros_like(one[:, 0]))
+            self.read_mean[place], self.read_cov[place] = self.mean, self.cov
+        for buffer, value in zip((self.count, self.mean, self.cov), kept, strict=True):
+            buffer.copy_(value)
+        self.was_read.fill_(True)
+        held = bool(self.graph().isfinite().all())
+        self.was_read.fill_(held)
+        return held
+
+    def _readings(self) -> list[tuple[Tensor, Tensor]]:
+        """Means and covariances of all readings, or those gathered where there are none."""
+        if not self.readings or not bool(self.was_read):
+            return [(self.mean, self.cov)]
+        return list(zip(self.read_mean, self.read_cov, strict=True))
 
     @torch.no_grad()
     def temper(self, z: Tensor, variance: Tensor, fewer: float, error: float) -> None:
@@ -515,11 +542,13 @@ class LatentSEM(nn.Module):
         pairs = linear_sem.target_pairs(target.cpu())
         return [(e, k) for e, k in pairs if self.count[e] > ALONE] if bool(self.count.any()) else pairs
 
-    def _slices(self, target: Tensor) -> linear_sem.Slices:
-        """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`."""
+    def _slices(self, target: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> linear_sem.Slices:
+        """Moments sorted by equation, z of the slice's node among phi of the others; see `linear_sem.Slices`. moments:
+        means and covariances; None = those gathered."""
         count = self.count
+        each_mean, each_cov = (self.mean, self.cov) if moments is None else moments
         whole = torch.cat([target, torch.zeros_like(target)]).to(self.count)
-        environments = linear_sem.Environments(count, self.mean, self.cov, whole)
+        environments = linear_sem.Environments(count, each_mean, each_cov, whole)
         pairs = self._pairs(target)
         out = linear_sem.slices(environments, pairs)
         d = self.latents
@@ -531,7 +560,7 @@ class LatentSEM(nn.Module):
             for e, k in pairs:
                 weight = count[e] / (ratio[e, k] if self.intervention == "variance" else 1.0)
                 total[k] += count[e]
-                cov[k] = cov[k] + weight * self.cov[e]
+                cov[k] = cov[k] + weight * each_cov[e]
             cov = cov / total.clamp_min(1.0)[:, None, None]
             out = linear_sem.Slices(out.node[:d], total, out.mean[:d], cov)
         cov, column = self._columns(out.cov, out.node), self._column(out.node)
@@ -555,8 +584,9 @@ class LatentSEM(nn.Module):
         table = self._slices(self.hard_targets())
         if self.many:
             return self.graphs.edges(self._scores(table)).to(self.weight)
-        each = [orders.edge_probabilities(self._scores(table, unmixing)) for unmixing in self.maps]
-        return torch.stack(each).mean(0).to(self.weight)
+        tables = [self._slices(self.hard_targets(), moments) for moments in self._readings()]
+        each = [orders.edge_probabilities(self._scores(t, unmixing)) for t in tables for unmixing in self.maps]
+        return torch.stack(each).mean(0).clamp(0.0, 1.0).to(self.weight)
 
     def _prior_scores(self) -> Tensor:
         return orders.log_edge_prior(self.latents, self.edge_probability, self.weight.device)
@@ -592,7 +622,9 @@ class LatentSEM(nn.Module):
         """The same sites given the moments of the rows' latents (`gather`), conjugate with a unit-information prior; of
         `absorbed` weights the prior."""
         targets = self._targets(self.target_log_prob)
-        table, pairs = self._slices(targets), self._pairs(targets)
+        read = self._readings()
+        mean, cov = read[0] if len(read) == 1 else read[int(torch.randint(len(read), ()))]
+        table, pairs = self._slices(targets, (mean, cov)), self._pairs(targets)
         unmixing = self.maps[0] if len(self.maps) == 1 else self.maps[int(torch.randint(len(self.maps), ()))]
         if self.many and self.absorbed:
             order, graph = self._any_graph()
@@ -614,7 +646,7 @@ class LatentSEM(nn.Module):
         weight = slope * known.parents  # (mechanism, latent)
 
         def shifted(e: int, k: int) -> tuple[Tensor, Tensor]:
-            gap = self.mean[e, k] - self.mean[e, self.latents :] @ weight[k] - level[k]
+            gap = mean[e, k] - mean[e, self.latents :] @ weight[k] - level[k]
             spread = variance[k].sqrt() * (self._ratio(e, k) if self.intervention == "variance" else 1.0)
             return gap, spread / self.count[e].sqrt()
 
@@ -805,6 +837,13 @@ class LatentSEM(nn.Module):
         """(rows, latent) what the decoder takes in for latents of drawn equations: where weights are drawn from their
         prior (`absorbed`), latents of the chain's own equations with the same innovations."""
         return self.solve(z - self.link(z) @ weight, self.weight * self.before) if self.absorbed else z
+
+
+def log_prior_of_weights(weight: Tensor, edge_probability: float, spike: float) -> Tensor:
+    """Of each weight, up to a constant: N(0, 1) with the edge's probability, else N(0, spike^2)."""
+    slab = -0.5 * weight.square() + math.log(edge_probability)
+    none = -0.5 * (weight / spike).square() + math.log((1 - edge_probability) / spike)
+    return torch.stack([slab, none]).logsumexp(0)
 
 
 class SEMReadouts:

@@ -19,6 +19,7 @@ NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that 
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
 READ = 0.1  # ... correlations of its latents that its errors make: flows of a few hundred steps read them to R^2 .99
+MOST_NOISE = 6_000  # rows by which equations are told once more
 MOST_COLUMNS = 40  # whose skewness a test of rows looks at: it takes their cube
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
 
@@ -166,6 +167,49 @@ _nearly_conditioned = partial(
 )
 
 
+def _noise_left(fit: Fit, data: Data) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """(row, latent) noise that equations leave of latents, (row,) environments, and numbers chosen for its moments."""
+    few = data.rows_at(data.spread(MOST_NOISE))
+    with drawing():
+        found = fit.chains.chain(fit.reference).noise_of_equations(fit.batch_of(few))
+    return None if found is None else (found.value.double().cpu().numpy(), few.env, found.parameters)
+
+
+def _equations(fit: Fit, data: Data) -> Found | None:
+    """Likelihood-ratio test of every environment's noise of equations against independent standard normal noise, within
+    `APART` of it for each degree of freedom, as latents are read with errors."""
+    found = _noise_left(fit, data)
+    if found is None:
+        return None
+    noise, env, parameters = found
+    groups = [noise[env == e] for e in np.unique(env)]
+    d, count = noise.shape[1], np.array([float(len(own)) for own in groups])
+    mean = np.array([own.mean(0) for own in groups])
+    cov = np.array([np.cov(own.T, bias=True).reshape(d, d) for own in groups])
+    eye = np.broadcast_to(np.eye(d), cov.shape)
+    ratio = goodness.likelihood_ratio(goodness.Gaussians(count, mean, cov, np.zeros_like(mean), eye, parameters))
+    if ratio.freedom <= 0:
+        return None
+    lost = float(np.nan_to_num(ratio.deviance.sum(), nan=np.inf))  # of noise that is none in some direction
+    p = float(stats.ncx2.sf(lost, ratio.freedom, 2 * count.sum() * APART * ratio.freedom)) if lost < np.inf else 0.0
+    detail = f"deviance {lost:.1f} on {ratio.freedom:.0f} degrees of freedom"
+    if p < LEVEL:
+        detail += f", most in {data.env_names[np.unique(env)[int(np.argmax(ratio.deviance / count))]]}"
+    remedy = "targets that were listed otherwise, batches that go with environments, another kind of interventions"
+    return Found("likelihood ratio of the noise of equations", p, detail, remedy)
+
+
+def _noise_of_equations(fit: Fit, data: Data) -> Found | None:
+    """Mardia's skewness and kurtosis of the noise of equations in every environment."""
+    found = _noise_left(fit, data)
+    if found is None:
+        return None
+    normal = goodness.mardia(*found[:2])
+    detail = f"skewness p = {normal.skewness:.2g}, kurtosis p = {normal.kurtosis:.2g} ({normal.excess:+.0%})"
+    remedy = "a look at outlying rows; another mechanism; decoder='mlp', where the mixing is not linear"
+    return Found("Mardia's skewness and kurtosis of the noise of equations", normal.p, detail, remedy)
+
+
 def _invariance(fit: Fit, data: Data) -> Found | None:
     """Whether the response's regression on some set of parents that is not improbable is the same in all environments:
     the largest of exact p-values, so that it is valid where the true set is one of them."""
@@ -205,4 +249,6 @@ TESTS: dict[str, Test] = {
     "invariance": _invariance,
     "flow_moments": _of_flow(partial(_moments, error=READ)),
     "flow_gaussian": _of_flow(_nearly_gaussian),
+    "equations": _equations,
+    "noise_of_equations": _noise_of_equations,
 }

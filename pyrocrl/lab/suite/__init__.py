@@ -13,6 +13,7 @@ from pyrocrl.lab.suite import (
     equations,
     factors,
     flows,
+    latent_shifts,
     linked_rows,
     mechanisms,
     modulation,
@@ -71,5 +72,6 @@ def cases() -> list[Case]:
         target_steps.step_cases,
         target_steps.acted_cases,
         view_sights.sight_cases,
+        latent_shifts.discrepancy_cases,
     )
     return [case for some in every for case in some()]

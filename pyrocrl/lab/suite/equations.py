@@ -26,6 +26,11 @@ def linear_world(
     noise: float = 0.1,
     law: str = "gaussian",
     rotated: bool = False,
+    relu: bool = False,
+    lowered: bool = True,
+    strength: float = 1.0,
+    counts: float = 0.0,
+    edges: bool = True,
     told: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Data:
     """x = G z + noise, z of linear equations on 0 -> 1 -> ... and 0 -> 2; environments are (name, targets, kind).
@@ -33,8 +38,10 @@ def linear_world(
     kind: "perfect", "soft", "variance", "shift" or "none". bent: of the square of parents in equations; curved: of a
     tanh that is added to rotated latents before they are mixed; saturated: x through tanh; bad: share of rows with ten
     times the noise; offsets: deviation of a shift of x that every environment has of its own; law: "gaussian" or
-    "laplace" noise of z; rotated: standardised latents are mixed by a rotation, or a projection. told: targets as they
-    are listed; None = the true ones.
+    "laplace" noise of z; rotated: standardised latents are mixed by a rotation, or a projection. relu: equations see
+    the positive parts of parents; lowered: interventions may lower their targets, by chance; strength: times their
+    changes of level. counts: 0, or the mean of counts whose log rates are x. edges: whether latents act on each other.
+    told: targets as they are listed; None = the true ones.
     """
     rng = np.random.default_rng([14, seed])
     weight = np.zeros((latents, latents))
@@ -42,6 +49,7 @@ def linear_world(
         weight[k - 1, k] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.4)
     if latents > 2:
         weight[0, 2] = rng.choice([-1, 1]) * rng.uniform(0.7, 1.4)
+    weight = weight * edges
     scale = rng.uniform(0.6, 1.2, latents)
     mixing = rng.standard_normal((features, latents))
     if rotated:  # the nearest one with orthonormal rows or columns
@@ -58,11 +66,13 @@ def linear_world(
             if kind in ("perfect", "variance", "soft"):
                 s[k] *= rng.uniform(1.8, 2.5)
             if kind != "none" and kind != "variance":
-                level[k] = rng.choice([-1, 1]) * rng.uniform(1.0, 2.0)
+                level[k] = strength * rng.choice([-1, 1]) * rng.uniform(1.0, 2.0)
+        level = level if lowered else np.abs(level)
         z = np.zeros((rows, latents))
         for k in range(latents):
             e = rng.standard_normal(rows) if law == "gaussian" else rng.laplace(size=rows) / np.sqrt(2)
-            z[:, k] = (z + bent * z**2) @ w[:, k] + level[k] + s[k] * e
+            seen = np.maximum(z, 0.0) if relu else z + bent * z**2
+            z[:, k] = seen @ w[:, k] + level[k] + s[k] * e
         parts.append(z)
         labels += [name] * rows
         targets[name] = hits
@@ -82,7 +92,13 @@ def linear_world(
         x = x + np.repeat(own, rows, 0)
     listed = targets if told is None else {"control": (), **told}
     truth = {"z": z, "graph": (weight != 0).astype(int), "weight": weight}
-    return Data(x, labels, {k: v for k, v in listed.items() if v}, control="control", truth=truth, name="linear_world")
+    named = {k: v for k, v in listed.items() if v}
+    if counts:
+        rate = np.exp(0.6 * (x - x.mean(0)) / x.std(0)) * counts * rng.uniform(0.5, 2.0, features)
+        x = rng.poisson(rng.gamma(10.0, rate / 10.0))
+        size = np.ones(len(x))
+        return Data(x, labels, named, control="control", truth=truth, counts=True, size_factor=size, name="counted")
+    return Data(x, labels, named, control="control", truth=truth, name="linear_world")
 
 
 def each(kind: str, latents: int = 3) -> list[tuple[str, tuple[int, ...], str]]:
