@@ -33,7 +33,8 @@ representations from unknown interventions.
 The verdict compares moments of every environment with equations, and latents with normal laws, within tolerances that
 trained flows keep, and not at all where an environment has fewer than 400 rows, which train no flow. Few rows, or a
 flow that is trained for few steps, often leave the map from h to latents open between a graph and one without an edge:
-that is undecided (`latent_maps`).
+that is undecided (`latent_maps`). That a batch is no intervention is the user's word: features are as many as latents,
+and there may be others of which it moves one alone.
 
 *Differs from the paper in* Gaussian linear structural equations in place of any, for which graphs need not be tried one
 by one; and in a contrastive construction of the flow.

@@ -55,6 +55,9 @@ a chain takes all rows, of which it searches with its own part; there are two ch
 may miss: chains that ended in other orders are the sign, and the verdict says so. A graph has two neighbours a latent
 a priori. Equations that a decoder absorbs need no order and no search.
 
+*The verdict does not notice* counts that say little of a row's latents: their errors may be taken for an edge, and the
+graph called identified (in the suite of verdicts, two latents behind twelve features of ten counts each).
+
 Longer than other models because one decoder serves four kinds of intervention, known or unknown targets, floats or
 counts, and two objectives, and its studies cover them.
 
