@@ -209,7 +209,7 @@ class DiscrepancyVAE(SEMReadouts, Program):
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
         "then drawn given the moments of the rows' latents, with a unit-information prior: under draws of the map to "
-        "these, normal about the most likely one, or else by counts that stand for its error. z itself is drawn under "
+        "these, normal about the chain's own, or else by counts that stand for its error. z itself is drawn under "
         "one map. Of more than 12 latents means of q(z | x) are held, orders are a sample, and parents are among each "
         "latent's ten likeliest.",
     )

@@ -169,12 +169,14 @@ def expected_rows(fit: Fit, data: Data, *, draws: Draws = 20, seed: Seed = 0) ->
 def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int, seed: int) -> np.ndarray:
     """(data, feature) E[x | z] of latents drawn anew with each posterior draw of the equations."""
     batch = replace(fit.batch_of(data).annealed().whole(), together=together)
+    one = batch.take(torch.arange(1, device=batch.device)).whole()
     total = np.zeros((data.rows, data.features))
     with drawing(), torch.no_grad():
         for chain, (weight, program) in enumerate(zip(fit.weights, fit.programs(), strict=True)):
             reseed(mix(seed, chain, 37))
             for _ in range(draws):
-                sites = stories.drawn(program, batch.take(torch.arange(1, device=batch.device)).whole(), local=False)
+                with program.predicting():
+                    sites = stories.drawn(program, one, local=False)
                 x = stories.expected(program, batch, sites).double().cpu().numpy()
                 total += weight / draws * fit.in_data_units("x", x)
     return total

@@ -272,6 +272,10 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
         }
 
+    def predicting(self) -> contextlib.AbstractContextManager[None]:
+        """Until it ends `recover` draws what goes with the decoder as it is, for latents that are drawn anew."""
+        return contextlib.nullcontext()
+
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
         """Values of the story's sites that `model` plugs in where it neither keeps nor sums them out: then the identity
         holds for rows given these, and `recover` draws them from what the fit knows of them."""

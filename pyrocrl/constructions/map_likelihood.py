@@ -89,8 +89,8 @@ def map_draws(
     """(draw, rows, latent) what `drawn` (rows, latent), draws of rows' latents of means z, become under draws of the
     map's posterior; None where the numbers are too many, or the rows do not tell the map.
 
-    It is normal about the most likely map, each latent of slope 1 on its own z, jointly with the equations, whose part
-    is dropped. Its precision is the rows' information, as the mean square of their scores, and that of the prior of
+    It is normal about the map to `drawn`, as wide as it is about the most likely one, each latent of slope 1 on its own
+    z, jointly with the equations, whose part is dropped. Its precision is the rows' information, as the mean square of their scores, and that of the prior of
     weights: one that is all but none leaves the map of its child less room. A zero of a latent that no link tells is a
     convention, and stays.
     """
@@ -125,8 +125,9 @@ def map_draws(
     turn = parts["turn"].unflatten(1, free["turn"].shape)
     turn = turn - torch.diag_embed(turn.diagonal(dim1=1, dim2=2))
     of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
-    out = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
-    out = out / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
+    moved = of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
+    # about the map that the decoder goes with, for predictions go through it; the climb leaves scales anywhere
+    out = drawn + moved / (one.matrix.diagonal() / z.std(0).double())
     size = free["turn"].numel()
     still = ~told_by[size : size + len(z[0])] if "shift" in free else torch.ones_like(told_by[: len(z[0])])
     out = out + still * (drawn.mean(0) - out.mean(1))[:, None]  # and zeros that nothing tells

@@ -534,7 +534,8 @@ class Fit:
                     # anew for each: how many random numbers a count takes depends on its rate, and so on the values set
                     reseed(mix(seed, chain, draw, 31))
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
-                    sites = stories.drawn(program, row, local=False)
+                    with program.predicting():
+                        sites = stories.drawn(program, row, local=False)
                     row = dataclasses.replace(row.blank(), together=tuple(places))
                     with do(actions=stories.acting(actions)):
                         trace = stories.told(program, row, sites)

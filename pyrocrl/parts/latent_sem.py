@@ -166,7 +166,7 @@ class LatentSEM(nn.Module):
             self.register_buffer("read_mean", torch.zeros(readings, *self.mean.shape, dtype=torch.float64))
             self.register_buffer("read_cov", torch.zeros(readings, *self.cov.shape, dtype=torch.float64))
             self.register_buffer("was_read", torch.zeros((), dtype=torch.bool))
-        self.readings = readings
+        self.readings, self.central = readings, False  # `SEMReadouts.predicting`
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
         if self.many:
@@ -329,8 +329,9 @@ class LatentSEM(nn.Module):
         return held
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
-        """Means and covariances of all readings, or those gathered where there are none."""
-        if not self.readings or not bool(self.was_read):
+        """Means and covariances of all readings, or those gathered where there are none, or only they go with the
+        decoder."""
+        if self.central or not self.readings or not bool(self.was_read):
             return [(self.mean, self.cov)]
         return list(zip(self.read_mean, self.read_cov, strict=True))
 
@@ -874,6 +875,15 @@ class SEMReadouts:
 
     def graph(self) -> Tensor:
         return self.sem.graph()
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Equations of the latents that the decoder takes, without the error of the map to them."""
+        self.sem.central = True
+        try:
+            yield
+        finally:
+            self.sem.central = False
 
     def targets_matrix(self) -> Tensor | None:
         if self.sem.unknown:
