@@ -90,9 +90,9 @@ def map_draws(
     map's posterior; None where the numbers are too many, or the rows do not tell the map.
 
     It is normal about the map to `drawn`, as wide as it is about the most likely one, each latent of slope 1 on its own
-    z, jointly with the equations, whose part is dropped. Its precision is the rows' information, as the mean square of their scores, and that of the prior of
-    weights: one that is all but none leaves the map of its child less room. A zero of a latent that no link tells is a
-    convention, and stays.
+    z, jointly with the equations, whose part is dropped. Its precision is the rows' information, as the mean square of
+    their scores, and that of the prior of weights: one that is all but none leaves the map of its child less room. A
+    zero of a latent that no link tells is a convention, and stays.
     """
     one, white = _best(z, env, prior)
     best = white @ one.matrix.mT + one.shift  # (rows, latent)
