@@ -39,7 +39,7 @@ READ_CELLS = 8_000_000  # entries of x read at once
 COUNTED = 100  # draws of each chain by which latents in use are counted
 ANCHOR_ROWS = 2_000  # rows on which chains are aligned
 INCLUDED = 0.5  # PIP from which a feature counts as one of a latent's
-BEHIND = 3.0  # nats a row: draws of a bootstrap differ by one at most, chains that are stuck by ten
+BEHIND = 3.0  # nats a row by which a chain that is stuck lies below draws of a bootstrap, which differ by less
 Z = Site(("data", "latent"), {"latent": "point"})
 
 

@@ -18,7 +18,7 @@ from pyrocrl.turns import drawing
 NEARLY = goodness.Tolerance(correlation=0.07, distance=0.02)  # of latents that a network reads, to be normal
 APART = 1.5e-4  # nats a row and degree of freedom by which moments of a network's latents may be off equations
 APART_BY_ROWS = 1e-3  # ... of one that environments' log-odds alone tell
-READ = 0.1  # ... correlations of its latents that its errors make: flows of a few hundred steps read them to R^2 .99
+READ = 0.1  # correlations of latents that a flow's own errors make, and moments may be off by
 MOST_NOISE = 6_000  # rows by which equations are told once more
 MOST_COLUMNS = 40  # whose skewness a test of rows looks at: it takes their cube
 IMPROBABLE = 0.01  # probability from which a set of parents is asked whether it is invariant
