@@ -276,6 +276,11 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         """Until it ends `recover` draws what goes with the decoder as it is, for latents that are drawn anew."""
         return contextlib.nullcontext()
 
+    @property
+    def predicts_apart(self) -> bool:
+        """Whether `recover` draws otherwise while `predicting`."""
+        return False
+
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
         """Values of the story's sites that `model` plugs in where it neither keeps nor sums them out: then the identity
         holds for rows given these, and `recover` draws them from what the fit knows of them."""

@@ -411,6 +411,11 @@ class ReadOuts:
         are left out, and the others stacked. None where neither is known."""
         return None
 
+    def evidence_spread(self) -> float:
+        """Nats by which `log_evidence` of chains differs beside the rows' chance. That of two draws of a posterior of
+        n parameters differs by sqrt(n), a chi-squared variable for each; so does that of bootstrapped chains."""
+        return 0.0
+
     def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:
         """`count` draws of the sites that `model` keeps from its own posterior, exact but for Monte Carlo and slow, by
         other means than the fit's; None where there are none but NUTS. `reference` takes them."""

@@ -346,7 +346,7 @@ def test_stacking_prefers_the_better_chain_and_splits_equal_ones() -> None:
     np.testing.assert_allclose(stacking_weights(np.stack([half, half[::-1]])), [0.5, 0.5], atol=1e-3)
 
 
-def test_chains_of_less_evidence_than_its_error_explains_weigh_nothing() -> None:
+def test_chains_of_less_evidence_than_its_error_explains_weigh_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four chains: 40 nats less in every part of the rows alike are told, as many by chance are not; rows kept out then
     decide among those that are left. Exact evidence is weighed as it stands."""
     fit = pyrocrl.fit(Slope(3), slope_data(), epochs=1, chains=4, progress=False)
@@ -359,6 +359,12 @@ def test_chains_of_less_evidence_than_its_error_explains_weigh_nothing() -> None
     kept = np.array([True, True, False, True])
     np.testing.assert_array_equal(fit.weights[kept], stacking_weights(fit.held_out.numpy()[kept]))
     assert fit.weights[2] == 0
+
+    wide = copy.copy(fit)
+    wide.__dict__.pop("weights")
+    monkeypatch.setattr(Slope, "evidence_spread", lambda self: 100.0)  # nats that chains differ by for other reasons
+    assert wide.weights[2] > 0
+    monkeypatch.undo()
 
     exact = copy.copy(fit)
     exact.__dict__.pop("weights")

@@ -118,7 +118,9 @@ class Fit:
     def evidence_error(self) -> np.ndarray:
         """(chain,) standard error of what each has less than the best one; 0 where evidence is exact, or unknown."""
         parts = self.evidence_parts
-        return np.zeros(self.chains.count) if parts is None else error_of_sum(parts[self.reference] - parts)
+        if parts is None:
+            return np.zeros(self.chains.count)
+        return np.hypot(error_of_sum(parts[self.reference] - parts), self.program.evidence_spread())
 
     @property
     def reference(self) -> int:
@@ -793,6 +795,9 @@ def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: boo
     if shown is not None:
         rows = torch.as_tensor(shown, device=batch.device)
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
+        if program.new_rows and program.predicts_apart:
+            with program.predicting():
+                kept = stories.drawn(program, batch.take(rows[:1]).whole(), local=False)
         new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
         out["posterior_predictive"] = {"x": new.cpu().numpy()}

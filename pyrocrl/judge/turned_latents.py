@@ -110,7 +110,8 @@ def compare(fit: Fit, data: Data, chains: int, seed: int) -> Perturbed | None:
         own, parts = fit.evidence_parts[fit.reference], found.evidence_parts
         best = max(own, parts[0], key=lambda one: one.sum())
         worse = (best - parts[1:]).sum(1)
-        enough = max(EVIDENT, TIE * float(error_of_sum(best - parts[1:]).max()))
+        error = np.hypot(error_of_sum(best - parts[1:]), fit.program.evidence_spread())
+        enough = max(EVIDENT, TIE * float(error.max()))
         return Perturbed(agreement, worse, enough, np.full(len(worse), np.nan), len(rows), 0 * worse, stayed)
     fitted = data.rows_at(rows)
     some = fitted.spread(MOST_ROWS)

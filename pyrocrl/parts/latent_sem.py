@@ -885,6 +885,10 @@ class SEMReadouts:
         finally:
             self.sem.central = False
 
+    @property
+    def predicts_apart(self) -> bool:
+        return bool(self.sem.readings and self.sem.was_read)
+
     def targets_matrix(self) -> Tensor | None:
         if self.sem.unknown:
             return self.sem.target_log_prob[:, :-1].exp().to(self.observation.spread.dtype)
