@@ -371,6 +371,9 @@ class ObservedDAG(ObservedEquations, Program):
         """(env,) sums of rows' scales, None where they are all 1."""
         return self.moments.double()[:, 0, 0] if self.student else None
 
+    def row_worth(self) -> float:
+        return float(student_rows.worth(self.freedom, self.latents_count)) if self.student else 1.0
+
     def _law_of_x(self) -> student_rows.StudentRows:
         """Of standardised rows, without equations."""
         return student_rows.StudentRows(self.freedom.double(), self.centre.double(), self.root.double())

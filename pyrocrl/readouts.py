@@ -416,6 +416,10 @@ class ReadOuts:
         n parameters differs by sqrt(n), a chi-squared variable for each; so does that of bootstrapped chains."""
         return 0.0
 
+    def row_worth(self) -> float:
+        """What a row tells of linear equations, in that of one with normal noise of the same scale."""
+        return 1.0
+
     def exact_draws(self, count: int, generator: torch.Generator) -> dict[str, Tensor] | None:
         """`count` draws of the sites that `model` keeps from its own posterior, exact but for Monte Carlo and slow, by
         other means than the fit's; None where there are none but NUTS. `reference` takes them."""

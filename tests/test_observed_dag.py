@@ -231,7 +231,7 @@ def heavy(noise: str, rows: str = "rows") -> tuple[Fit, Data]:
     return pyrocrl.fit(program, data, chains=2, epochs=8, seed=0, progress=False), data
 
 
-def test_tails_that_columns_share_are_no_edges() -> None:
+def test_tails_that_columns_share_are_no_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of heavy rows Gaussian noise asks for edges that are none, is contradicted, and the advice is the option."""
     class_of = {}
     for noise in ("gaussian", "student"):
@@ -247,8 +247,24 @@ def test_tails_that_columns_share_are_no_edges() -> None:
     assert 2 < float(next(iter(fit.programs())).freedom) < 5 and fit.program.config["noise"] == "student"
     tree = fit.posterior(draws=2, predictive=False, thin=30)
     assert tree["posterior"]["scale"].dims == ("chain", "draw", "data")
-    with pytest.raises(InputError, match="Student's law"):
-        pyrocrl.next_interventions(fit, {"feature_0": 1.0})
+    assert 0.6 < fit.program.row_worth() < 0.9  # of five columns, see below
+    found = pyrocrl.next_interventions(fit, {"feature_0": 1.0}, acquisition="lookahead", rows=100, draws=10)
+    monkeypatch.setattr(ObservedDAG, "row_worth", lambda self: 1.0)
+    normal = pyrocrl.next_interventions(fit, {"feature_0": 1.0}, acquisition="lookahead", rows=100, draws=10)
+    assert (found["left"] > normal["left"]).all() and found.attrs["rows"] == 100
+
+
+def test_rows_of_students_law_tell_what_they_are_worth() -> None:
+    """The variance of a slope's estimate over tables, beside that of normal rows of the same scale."""
+    slopes = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        z = rng.standard_normal((200, 2)) / np.sqrt(rng.chisquare(3.0, (200, 1)) / 3.0)
+        law = student_rows.fitted(torch.as_tensor(z), torch.zeros(200, dtype=torch.long), 1, alike=True)
+        scatter = law.root[0] @ law.root[0].mT
+        slopes.append(float(scatter[0, 1] / scatter[0, 0]))
+    worth = float(student_rows.worth(torch.tensor(3.0), 2))
+    assert worth == pytest.approx(5 / 7) and 200 * np.var(slopes) == pytest.approx(1 / worth, rel=0.25)
 
 
 def test_gaussian_rows_have_as_many_edges_with_either_noise() -> None:

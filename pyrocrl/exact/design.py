@@ -96,14 +96,14 @@ class Equations:
         root = scale[:, None, None] * (turn @ self.root)
         return Equations(beta[..., 1:].mT, beta[..., 0], scale * self.noise, mean, root)
 
-    def told(self, action: Action, rows: int) -> Equations:
+    def told(self, action: Action, rows: float) -> Equations:
         """The same beliefs, with the variance that rows under an action leave."""
         mean, covariance = self.under(action)
         one = _with_one(mean)
         root, _ = self.less(one.mT @ one / len(one) + torch.nn.functional.pad(covariance, (1, 0, 1, 0)), rows)
         return replace(self, root=torch.where(action.held[:, None, None], self.root, root))
 
-    def less(self, second: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    def less(self, second: Tensor, rows: float) -> tuple[Tensor, Tensor]:
         """A root (node, 1 + node, 1 + node) of the variance of beta that rows of second moments (1 + node, 1 + node)
         leave, and what they tell of beta (node,), nats."""
         inner = self.root.mT @ second @ self.root * (rows / self.variance)[:, None, None]
@@ -121,7 +121,7 @@ class Outcome(NamedTuple):
     information: Tensor
 
 
-def outcome(known: Equations, action: Action, rows: int, u: Tensor) -> Outcome:
+def outcome(known: Equations, action: Action, rows: float, u: Tensor) -> Outcome:
     """What rows under an action show and leave."""
     mean, covariance = known.under(action)
     out = of_mean(known, known.less(torch.nn.functional.pad(covariance, (1, 0, 1, 0)), rows), mean, rows, u)
@@ -129,7 +129,7 @@ def outcome(known: Equations, action: Action, rows: int, u: Tensor) -> Outcome:
     return Outcome(mean, torch.where(action.held, before, out.variance), out.information * ~action.held)
 
 
-def of_mean(known: Equations, spread: tuple[Tensor, Tensor], mean: Tensor, rows: int, u: Tensor) -> Outcome:
+def of_mean(known: Equations, spread: tuple[Tensor, Tensor], mean: Tensor, rows: float, u: Tensor) -> Outcome:
     """The same of means (..., draw, node), once the rows' covariance is told: `spread`, see `Equations.less`."""
     root, information = spread
     one, along = _with_one(mean), (root @ (root.mT @ u)[..., None])[..., 0]  # along: (node, 1 + node)

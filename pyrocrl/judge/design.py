@@ -88,14 +88,14 @@ def next_interventions(
     without candidates or of fewer than `batch`, variables that are not there, and amounts or means that are not finite.
     """
     if isinstance(fit, Data):
-        known, names = _of_data(fit, graph, tried, draws or GIVEN_DRAWS, seed)
+        (known, names), worth = _of_data(fit, graph, tried, draws or GIVEN_DRAWS, seed), 1.0
     else:
         if not isinstance(fit, Fit):
             reject("fit", f"a {type(fit).__name__}", "a pyrocrl.Fit, or a pyrocrl.Data beside a graph")
         for argument, value in {"graph": graph, "tried": tried}.items():
             if value is not None:
                 reject(argument, "one beside a fit", "None: a fit has its own; or data in its place")
-        known, names = _of_fit(fit, data, draws or DRAWS, seed)
+        (known, names), worth = _of_fit(fit, data, draws or DRAWS, seed), fit.program.row_worth()
     if goal is None and acquisition not in WITHOUT_GOAL:
         reject("goal", "None", f"a mapping of variables to means, or an acquisition of {', '.join(WITHOUT_GOAL)}")
     aim = None if goal is None else _amounts("goal", goal, names)
@@ -113,22 +113,23 @@ def next_interventions(
             reject("acquisition", "'splits' without a pool or a fit", "another, or a pool of candidates for a fit")
         directs = partial(splits, fit, class_draws(fit, data, seed=seed))
     with drawing(seed), torch.no_grad():
-        choice = Choice(known, aim, torch.as_tensor(acting), norm, rows, acquisition, seed, directs)
+        choice = Choice(known, aim, torch.as_tensor(acting), norm, rows * worth, acquisition, seed, directs)
         found = choice.of_shifts(batch) if actions is None else choice.of_pool(actions, batch)
         beside = {NOTHING: torch.zeros_like(choice.best)}
         if actions is None and aim is not None:
             beside["best"] = choice.best
         others = [choice.candidate(name, choice.shift(value)) for name, value in beside.items()]
         found += [replace(one, score=0.0) for one in others] if directs is not None else others
-        return _table(found, choice, names, level)
+        return _table(found, choice, names, level).assign_attrs(rows=rows)
 
 
 class Choice:
     """Ranks actions on linear equations; see `next_interventions`.
 
     known: what is believed of the equations; goal: (node,), NaN where none is asked for, or None for none; acting:
-    (node,) what may be shifted; directs: how many edges an intervention on some nodes would direct beside others, for
-    "splits". best: (node,) the shift of the least expected distance.
+    (node,) what may be shifted; rows: of each experiment, in what normal ones tell; directs: how many edges an
+    intervention on some nodes would direct beside others, for "splits". best: (node,) the shift of the least expected
+    distance.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Choice:
         goal: np.ndarray | None,
         acting: Tensor,
         norm: float,
-        rows: int,
+        rows: float,
         acquisition: str,
         seed: int = 0,
         directs: Callable[..., float] | None = None,
@@ -296,7 +297,7 @@ def _table(found: list[Candidate], choice: Choice, names: list[str], level: floa
     return xr.Dataset(
         {name: (dims[name], np.array(value)) for name, value in rows.items()},
         coords={"candidate": [one.name for one in found], "variable": names},
-        attrs={"level": float(level), "acquisition": choice.acquisition, "rows": choice.rows},
+        attrs={"level": float(level), "acquisition": choice.acquisition},
     )
 
 
@@ -348,8 +349,6 @@ def _of_fit(fit: Fit, data: Data | None, draws: int, seed: int) -> tuple[design.
     if program.reads_innovations:
         found = f"a fit of {program.card.name} under {program.intervention_kind} interventions"
         reject("fit", found, "one whose data hold the graph")
-    if program.config.get("noise") == "student":
-        reject("fit", f"a fit of {program.card.name} with noise of Student's law", "one with Gaussian noise")
     rng, chains = np.random.default_rng([seed, 97]), fit.chains.count
     count = np.bincount(rng.choice(chains, draws * chains, p=fit.weights), minlength=chains)
     row = fit.batch_of(data.rows_at(np.arange(1))).annealed().whole()
