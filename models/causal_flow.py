@@ -346,7 +346,7 @@ class CausalFlow(MarginalSEM, Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("cauca", seed=seed, samples=500, latents=3, layers=1)
+        data = draw("cauca", seed=seed, samples=500, latents=2, layers=1)
         return cls.from_data(data, width=16, steps=60), data
 
     studies = (

@@ -298,7 +298,7 @@ class LinearSEMNonlin(SEMReadouts, Program):
     def example(cls, seed: int = 0) -> tuple[Program, Data]:
         from pyrocrl.simulate import draw
 
-        data = draw("buchholz2023_hard", seed=seed, samples=200, latents=3)
+        data = draw("buchholz2023_hard", seed=seed, samples=200, latents=2)
         return cls.from_data(data, width=32, steps=40), data
 
     studies = (
