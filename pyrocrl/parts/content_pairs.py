@@ -7,8 +7,6 @@ is what changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from pyrocrl.dists import Normal
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.piecewise_affine import steepened
+from pyrocrl.parts.readings import WithErrors
 
 CORNER = 0.02  # width over which bends of features are rounded, in their deviations
 
@@ -108,7 +107,7 @@ def reading_error(one: Tensor, other: Tensor, kept: Tensor, differ: Tensor) -> t
     return ((each * kept).sum(0) / count.clamp_min(1)).clamp(1e-8, 1.0), count.clamp_min(1)
 
 
-class ContentRead:
+class ContentRead(WithErrors):
     """Of programs whose `reader` is made by pairs: draws of latents with its error, by pairs that it has not seen.
 
     Trained on few pairs it tells their content by heart, and the decoder, which is made for what it reads, does not
@@ -117,19 +116,9 @@ class ContentRead:
 
     reading_variance: Tensor  # (latent,)
     told_by: Tensor  # (latent,) pairs
-    with_errors = False
-
     @staticmethod
     def error_buffers(latents: int) -> dict[str, Tensor]:
         return {"reading_variance": torch.full((latents,), 1e-8), "told_by": torch.ones(latents)}
-
-    @contextmanager
-    def reading_errors(self) -> Iterator[bool]:
-        self.with_errors = True
-        try:
-            yield True
-        finally:
-            self.with_errors = False
 
     def law_of(self, z: Tensor, width: Tensor) -> Any:
         """q of latents read as z (rows, latent), of the width (latent,) that goes with the decoder."""
