@@ -44,12 +44,10 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "equivariant_mechanism": {
         "z": "One deviation stands for all rows: intervals are too wide where the encoder reads well."
     },
-    "content_style": {"z": "So few pairs train no encoder, and no verdict lets it stand; the bound does not know it."},
     "overparameterized_ae": {
         "not measured": "Nothing of z is claimed, and it has more latents than rows: the affine map by which truths "
         "are then brought to a fit would bring any to any. Weights are a net's, without a posterior."
     },
-    "multi_augmentation": {"z": "As of `content_style`: no verdict lets latents stand; the bound does not know."},
     "independent_support": {
         "loadings": "Two sets; of all, walks of 300 sweeps may stay away from a likelier box beside tight clusters.",
         "variance": "Two sets; rows far off the span are left out, which would tell of noise.",
