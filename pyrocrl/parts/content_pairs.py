@@ -116,6 +116,7 @@ class ContentRead(WithErrors):
 
     reading_variance: Tensor  # (latent,)
     told_by: Tensor  # (latent,) pairs
+
     @staticmethod
     def error_buffers(latents: int) -> dict[str, Tensor]:
         return {"reading_variance": torch.full((latents,), 1e-8), "told_by": torch.ones(latents)}
