@@ -40,7 +40,6 @@ SHORT: Mapping[str, Mapping[str, str]] = {
         "variance": "Latents of every draw have exactly normal ranks, which smooth curves cannot follow: with little "
         "noise the variance takes that up."
     },
-    "do_polynomial": {"z": f"The mixing, and with it the axes that interventions hold, {POINT}"},
     "equivariant_mechanism": {
         "z": "One deviation stands for all rows: intervals are too wide where the encoder reads well."
     },
