@@ -116,8 +116,8 @@ class IMA(Program):
             "polynomials behind conformal maps, and a posterior of them, in place of a residual flow",
             "as many features as latents",
         ),
-        approximate="The guide is normal about one mode of a map and of the latents' laws, on 2,000 rows at most. Draws "
-        "of the story alone are not held to orthogonal columns.",
+        approximate="The guide is normal about one mode of a map and of the latents' laws, on 2,000 rows at most. "
+        "Draws of the story alone are not held to orthogonal columns.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"independent_read": (INDEPENDENT,)}

@@ -24,7 +24,10 @@ POINT = "is a point estimate, whose error does not reach z."
 SHORT: Mapping[str, Mapping[str, str]] = {
     "linear_sem_lin": {"graph ECE": "At 100 rows: of 48 cells exact probabilities would show .10 on average."},
     "ivae": {"z": f"The encoder's mean {POINT}", "scale": "The encoder's mean is a point estimate."},
-    "sparse_vae": {"variance": "One set of seven values."},
+    "sparse_vae": {
+        "variance": "What the decoder misses counts as noise, most of a product of latents, and an anchor that latents are "
+        "read from has too little; given latents as the guide has them both are told too well."
+    },
     "anchor_fa": {
         "rate": "Shares of features below 1e-6 are told as that.",
         "variance": "Two sets, whose values tell little from chance.",
@@ -38,7 +41,8 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "cross_modal": {"own": "Turns and signs of private latents, of which nothing is claimed, were not matched."},
     "structural_sparsity_ica": {
         "variance": "Latents of every draw have exactly normal ranks, which smooth curves cannot follow: with little "
-        "noise the variance takes that up."
+        "noise the variance takes that up.",
+        "z": "Few sets have a verdict that holds: most masks that the prior draws leave latents untold.",
     },
     "equivariant_mechanism": {
         "z": "One deviation stands for all rows: intervals are too wide where the encoder reads well."
