@@ -55,7 +55,7 @@ SHORT: Mapping[str, Mapping[str, str]] = {
         "loadings": "Two sets; of all, walks of 300 sweeps may stay away from a likelier box beside tight clusters.",
         "variance": "Two sets; rows far off the span are left out, which would tell of noise.",
     },
-    "ima": {"z": "Draws are of a normal law about the mode, given the laws of latents and about one of several modes."},
+    "ima": {"z": "Draws are of a normal law about one of several modes, of maps as rough as is most likely."},
     "score_crl": {"z": "The unmixing's law is that under the trained equations, whose error does not reach z."},
     "unknown_targets": {
         "graph ECE": "Of 48 cells exact probabilities would show .10 on average.",
