@@ -25,8 +25,8 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "linear_sem_lin": {"graph ECE": "At 100 rows: of 48 cells exact probabilities would show .10 on average."},
     "ivae": {"z": f"The encoder's mean {POINT}", "scale": "The encoder's mean is a point estimate."},
     "sparse_vae": {
-        "variance": "What the decoder misses counts as noise, most of a product of latents, and an anchor that latents are "
-        "read from has too little; given latents as the guide has them both are told too well."
+        "variance": "What the decoder misses counts as noise, most of a product of latents; an anchor that latents are "
+        "read from has too little; and both are told too well, given latents as the guide has them."
     },
     "anchor_fa": {
         "rate": "Shares of features below 1e-6 are told as that.",
