@@ -13,7 +13,7 @@ q(z | x) = N(h(x), t^2), and alike for style. Which law z has does not matter to
 other rows far, after features were bent back one by one; style is what of the features content leaves, by principal
 components; the decoder is a regression. After it the evidence lower bound is maximised over everything but h. `model`
 is the story. A tenth of the pairs is not trained on and says how far content differs between partners, and whether
-they share more than it (`partners_share`).
+they share more than it (`partners_share`); and by how much h errs, which draws of z have besides (`ContentRead`).
 
 *Identified:* content as a block, up to an invertible map of it, if content is the same in both rows of a pair, each
 direction of style changes in some, given any other, with a density around where it was, and f is invertible and smooth
@@ -41,7 +41,7 @@ from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.options import Size
-from pyrocrl.parts.content_pairs import ContentReader, Repeated
+from pyrocrl.parts.content_pairs import ContentRead, ContentReader, Repeated, reading_error
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Features, Latents, check_whole
@@ -53,7 +53,7 @@ LEAST = 1e-3  # deviation of noise and of q(z | x) at first
 FEW = 40  # pairs, of which a tenth is not trained on
 
 
-class ContentStyle(Program):
+class ContentStyle(ContentRead, Program):
     card = ModelCard(
         name="content_style",
         title="Content and style",
@@ -123,6 +123,7 @@ class ContentStyle(Program):
             trained=torch.zeros(latents),
             left=torch.zeros(()),
             left_error=torch.zeros(()),
+            **self.error_buffers(latents),
         )
 
     # -- the story and the guide -------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class ContentStyle(Program):
         latents, width = self.config["latents"], self.raw_width.exp()
         with self.rows(batch):
             z, style = self._read(batch)
-            pyro.sample("z", Normal(z, width[:latents].expand_as(z)).to_event(1))
+            pyro.sample("z", self.law_of(z, width[:latents]))
             pyro.sample("private", Normal(style, width[latents:].expand_as(style)).to_event(1))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
@@ -196,6 +197,9 @@ class ContentStyle(Program):
         change = [v.clamp(1e-4, 0.99) for v in apart]  # 1 - r of white latents
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.put(raw_change=change[0].logit(), raw_style_change=change[1].logit())
+        unseen = [self.reader(rows) for rows in out]
+        variance, told_by = reading_error(*unseen, torch.ones_like(unseen[0]), change[1].mean().expand(len(test)))
+        self.put(reading_variance=variance, told_by=told_by)
         self.raw_width.copy_((torch.cat(change).sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
 
     @classmethod

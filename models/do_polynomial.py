@@ -8,8 +8,9 @@
 kappa(z) (data, monomial) are all monomials of degree 0 to p, C (monomial, feature). An intervention do(z_t = c) holds
 its target t at a constant: there L_e is diagonal, with a deviation of `fixed_sd`; it may do anything to the others. No
 graph is claimed. The guide is Gaussian, centred at a Gauss-Newton step from a linear function of x, with the curvature
-there as its precision. `model` plugs in targets and trained constants; `recover` draws targets from their evidence
-given the latents' moments (a latent is held at a constant, or none is), constants from means over their environment.
+there as its precision; draws have besides the error of the axes that interventions hold, as rows where one is held tell
+it. `model` plugs in targets and trained constants; `recover` draws targets from their evidence given the latents'
+moments (a latent is held at a constant, or none is), constants from means over their environment.
 
 *Identified:* latents up to permutation, scale and shift, if an intervention fixes each of them, C has full column rank
 (so there are as many features as monomials but 1) and the latents that are not held vary freely in every environment.
@@ -49,6 +50,7 @@ from pyrocrl.exact.monomials import powers, slots
 from pyrocrl.exact.regression import least_squares
 from pyrocrl.lab.studies import Study
 from pyrocrl.options import Share, Size
+from pyrocrl.parts.readings import WithErrors
 from pyrocrl.program import (
     Environments,
     Features,
@@ -76,7 +78,7 @@ NEEDS = (
 NOISE = 1e-3  # least deviation of x, in that of each feature
 
 
-class DoPolynomial(Program):
+class DoPolynomial(WithErrors, Program):
     card = ModelCard(
         name="do_polynomial",
         title="Polynomial mixing under do-interventions",
@@ -155,6 +157,7 @@ class DoPolynomial(Program):
         self.register_buffer("slots", places)  # (monomial, degree)
         self.register_buffer("hit", torch.as_tensor(matrix, dtype=torch.get_default_dtype()))  # (env, latent)
         self.register_buffers(log_odds=torch.zeros(environments, latents + 1), rows_in=torch.ones(environments))
+        self.register_buffers(axis_root=torch.zeros(latents, latents, latents))  # of axes' errors
 
     # -- model and guide ---------------------------------------------------------------------------------------
 
@@ -192,8 +195,13 @@ class DoPolynomial(Program):
         return {"constant": self.env_mean} | ({"target": target} if self.unknown else {})
 
     def guide(self, batch: Batch) -> None:
+        q = self._posterior(batch)
+        if self.with_errors:  # of the axes, in all rows alike
+            turn = (self.axis_root @ torch.randn_like(self.axis_root[0])[:, :, None])[..., 0]  # (latent, other)
+            middle = self.rows_in / self.rows_in.sum() @ self.env_mean
+            q = MultivariateNormal(q.mean + (q.mean - middle) @ turn.mT, scale_tril=q.scale_tril)
         with self.rows(batch):
-            pyro.sample("z", self._posterior(batch))
+            pyro.sample("z", q)
 
     def _law(self, constant: Tensor, targets: Tensor, env: Tensor) -> MultivariateNormal:
         """p(z | environment) of rows with codes `env` (rows,): a target is apart from the others, and constant."""
@@ -266,6 +274,7 @@ class DoPolynomial(Program):
         q = self._posterior(batch)
         z, error, fixed = q.mean.double(), q.variance.double().mean(0), self.config["fixed_sd"]
         self.put(**polynomials.laws(z, error, batch.env, self.hit, fixed)._asdict())
+        self.put(axis_root=polynomials.axis_roots(z, batch.env, self.hit))
 
     @classmethod
     def example(cls, seed: int = 0) -> tuple[Program, Data]:

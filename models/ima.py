@@ -15,9 +15,9 @@ dg/dz with features in their units: 0 where columns are orthogonal, larger elsew
 x tells z, and nothing is summed out: the story is fitted.
 
 Each chain starts from the conformal map that makes rows most likely independent, polynomials bend it towards the mode
-(`constructions.orthogonal`), and the guide draws units, pole and coefficients together from the normal law about it:
-what is uncertain is the map. heights stay: of a latent and its law only the two together are told. Maps are kept to
-those whose slopes are less than a quarter circle away from their mean, which are one to one.
+(`constructions.orthogonal`), and the guide draws units, pole, coefficients and heights together from the normal law
+about it: of a latent and its law only the two together are told, and given one of them the other would be told too
+well. Maps are kept to those whose slopes are less than a quarter circle away from their mean, which are one to one.
 
 *Identified:* latents up to permutation and a map of each, if they are independent and behind columns that are
 orthogonal (put to the test), turns of latents' normal scores would make these oblique (looked at as well; of normal
@@ -116,8 +116,8 @@ class IMA(Program):
             "polynomials behind conformal maps, and a posterior of them, in place of a residual flow",
             "as many features as latents",
         ),
-        approximate="The guide is normal about the mode of a map, given laws of the latents that stay as they are "
-        "there, on 2,000 rows at most. Draws of the story alone are not held to orthogonal columns.",
+        approximate="The guide is normal about one mode of a map and of the latents' laws, on 2,000 rows at most. "
+        "Draws of the story alone are not held to orthogonal columns.",
     )
     recipe = Recipe.unannealed(epochs=2, most_steps=10, batch_size=512, lr=0.02, dtype=torch.float64, chains=2)
     checks = {"independent_read": (INDEPENDENT,)}
@@ -150,7 +150,8 @@ class IMA(Program):
         check_memory("degree", degree, 8.0 * 3 * (latents * len(places)) ** 2)
         self.roughness = LogNormalBlock(loc=math.log(orthogonal.ROUGH))
         shapes = {"units": (features,), "pole": (features,), "coefficients": (latents, len(places))}
-        self.mode, self.drawn = DrawnBlock(1, **shapes), DrawnBlock(DRAWS, **shapes, heights=(latents, maps.BUMPS))
+        shapes |= {"heights": (latents, maps.BUMPS)}
+        self.mode, self.drawn = DrawnBlock(1, **shapes), DrawnBlock(DRAWS, **shapes)
         for block in (self.mode, self.drawn):
             block.units.fill_(1.0)
             block.coefficients[..., (places > 0).sum(1) == 1] = torch.eye(latents)
@@ -204,7 +205,7 @@ class IMA(Program):
     def columns(self, batch: Batch) -> Columns:
         seen = self._mode(batch.x)
         u, _ = maps.inverted(batch.x / self.mode.units[0], self.mode.pole[0])
-        _, rate = maps.normal_scores(seen.z, self.drawn.heights[0])
+        _, rate = maps.normal_scores(seen.z, self.mode.heights[0])
         columns = maps.columns_of_features(u, self.mode.pole[0], seen.columns) / rate[:, None, :]
         turn = maps.least_turn(columns, ANGLE, torch.Generator().manual_seed(0))
         bends = self.config["latents"] * int(((self.slots > 0).sum(1) > 1).sum())
@@ -224,7 +225,6 @@ class IMA(Program):
         for name in self.mode.names:
             getattr(self.mode, name).copy_(getattr(found, name)[:1])
             getattr(self.drawn, name).copy_(getattr(found, name)[1:])
-        self.drawn.heights.copy_(found.heights)
         self.put(fitted_rows=torch.tensor(float(len(x))))
         self.roughness.set(torch.tensor(found.roughness).log(), torch.tensor(found.error))
 

@@ -15,8 +15,9 @@ deviations. f is linear, or linear and a sum of many ridge functions.
 Latents are read off rows by z = W f(x), of x or of x and ridge functions of it. For actions W is closed: combinations
 that curves of few actions explain. For steps it is the likeliest of searches from random starts
 (`constructions.sparse_mechanism`). Each chain has ridge functions and two thirds of the rows of its own, so that chains
-that agree are evidence; graph, curves and variances are drawn by Gibbs sampling given these latents. No number of edges
-is told.
+that agree are evidence; graph, curves and variances are drawn by Gibbs sampling given these latents. The guide is
+q(z | x) = N(W f(x), t^2), t by what the readout errs in rows that the story tells (`parts.readings`). No number of
+edges is told.
 
 *Identified:* latents up to permutation and a map of each, of scale and shift where `mixing` is linear, if the graph
 tells them: no other latent has all parents of i and all its children (the graphical criterion), which draws of the
@@ -56,6 +57,7 @@ from pyrocrl.exact.sparse_steps import SPAN, Following, curves_of
 from pyrocrl.exact.switching import Timeline
 from pyrocrl.lab.studies.linked_rows import SparseMechanisms
 from pyrocrl.options import Bounds, Positive, Size, check_memory
+from pyrocrl.parts import readings
 from pyrocrl.parts.guides import DrawnBlock
 from pyrocrl.parts.observation import Observation
 from pyrocrl.parts.ridges import Ridges
@@ -137,7 +139,8 @@ class MechanismSparsity(Program):
             "readouts of latents are closed, or the likeliest of searches, in place of a VAE's training",
             "a posterior over graphs in place of a penalty or a bound on their edges",
         ),
-        approximate="Graph, curves and variances are drawn given the latents that the readout gives, not with it.",
+        approximate="Graph, curves and variances are drawn given the latents that the readout gives, not with it; "
+        "latents have the noise that it reads, not the error of its own weights.",
     )
     recipe = Recipe.unannealed(epochs=1, batch_size=None, lr=1e-3, held_out=0.1, dtype=torch.float64, chains=3)
     checks = {"mechanisms_add": (ADDITIVE,), "left": (), "noiseless": ()}
@@ -241,7 +244,7 @@ class MechanismSparsity(Program):
         features, latents = self.config["features"], self.config["latents"]
         if self.config["mixing"] != "linear" or features == latents:
             return None  # a network's functions of noise are not those of what the decoder leaves
-        noise = (2 * self.observation.raw_noise).exp() * features / (features - latents)  # all of it, of what is left
+        noise = (2 * self.observation.raw_noise).exp()
         return (self.encoder.weight.square() @ noise) / self.latents(batch).var(0)
 
     def parent_graphs(self) -> Tensor:
@@ -306,16 +309,24 @@ class MechanismSparsity(Program):
         drawn = {"intercept": found.intercept, "variance": found.variance, "acts": found.graph[:, : own["aux"]]}
         drawn |= {"action_curves": found.coefficients[:, : own["aux"]], "follows": found.graph[:, own["aux"] :]}
         drawn["step_curves"] = found.coefficients[:, own["aux"] :]
-        for name in self.drawn.names:
-            getattr(self.drawn, name).copy_(drawn[name])
         self.decoder.draw(z, generator)
         self.decoder.regress(z, x)
-        noise = (x - self.decoder(z)).std(0).clamp_min(LEAST)
-        self.observation.raw_noise.copy_(noise.log())
-        pick = torch.as_tensor(rng.permutation(len(z))[:1000])
-        slopes = self.decoder.weight.to(x) @ self.decoder.slopes(z[pick]) / noise[:, None]
-        precision = (slopes.mT @ slopes).mean(0)
-        self.raw_width.copy_(-0.5 * precision.diagonal().clamp_min(1e-12).log())
+        noise = (x - self.decoder(z)).std(0)
+        if own["mixing"] == "linear":  # latents took a part of it, most of features that they are read from
+            left = torch.eye(own["features"]).to(x) - self.decoder.weight.to(x) @ self.encoder.weight.to(x)
+            noise = noise / left.square().sum(1).sqrt().clamp_min(LEAST)
+            read = self.encoder.weight.to(x).square() @ noise.square()  # and vary by it
+            drawn["variance"] = (drawn["variance"] - read).clamp_min(exact.LEAST)
+        self.observation.raw_noise.copy_(noise.clamp_min(LEAST).log())
+        for name in self.drawn.names:
+            getattr(self.drawn, name).copy_(drawn[name])
+
+    def finish(self, data: Data, generator: torch.Generator) -> None:
+        """Widths of q by what the readout errs in rows that the story tells."""
+        rows, values = readings.told(self, data.tensors(self.raw_width.device, self.raw_width.dtype))
+        error = readings.error(self.latents(rows), values["z"])
+        if bool(error.isfinite().all()):  # not of series that explode
+            self.raw_width.copy_(error.log())
 
     def _read(self, x: Tensor, before: Tensor, after: Tensor, batch: Batch, rng: np.random.Generator) -> None:
         """The encoder's weights."""

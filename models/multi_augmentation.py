@@ -13,7 +13,8 @@ does not matter to h, which is made by pairs alone.
 `initialise` (see `pyrocrl.constructions.kept_blocks`): h is trained by contrasts, in pairs of each kind over the blocks
 that it keeps, partners near and other rows far; where x is linear in latents it is closed. The decoder is a regression.
 After it the evidence lower bound is maximised over everything but h. `model` is the story. A tenth of the pairs, or
-more of few, is not trained on and says how far kept blocks differ between partners, and what else these share (`kept`).
+more of few, is not trained on and says how far kept blocks differ between partners, and what else these share (`kept`);
+and by how much h errs, which draws of z have besides (`parts.content_pairs.ContentRead`).
 
 *Identified:* each block, up to an invertible map of it and of the blocks that all pairs which keep it keep as well:
 of content by itself where pairs of several kinds keep it, and of a style by itself where some pairs keep it and not
@@ -46,11 +47,10 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.claims.nested import Kept as KeptGroup
 from pyrocrl.constructions import kept_blocks, optimise
 from pyrocrl.constructions.kept_blocks import Blocks
-from pyrocrl.dists import Normal
 from pyrocrl.errors import reject
 from pyrocrl.lab.studies.content import StyleBlocks
 from pyrocrl.options import Size
-from pyrocrl.parts.content_pairs import ContentReader, Repeated
+from pyrocrl.parts.content_pairs import ContentRead, ContentReader, Repeated, reading_error
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.observation import Observation
 from pyrocrl.program import Features, Latents, check_sizes
@@ -64,7 +64,7 @@ FEW = 20  # pairs of a kind
 HELD, HELD_LEAST, HELD_MOST = 10, 300, 3  # a tenth of the pairs of a kind is not trained on, and of few 300 or a third
 
 
-class MultiAugmentation(Program):
+class MultiAugmentation(ContentRead, Program):
     card = ModelCard(
         name="multi_augmentation",
         title="Content and several styles",
@@ -156,6 +156,7 @@ class MultiAugmentation(Program):
             trained_most=torch.zeros(both),
             left=torch.zeros(len(kinds)),
             left_error=torch.zeros(len(kinds)),
+            **self.error_buffers(latents),
         )
 
     @property
@@ -176,7 +177,7 @@ class MultiAugmentation(Program):
     def guide(self, batch: Batch) -> None:
         with self.rows(batch):
             z = self.latents(batch)
-            pyro.sample("z", Normal(z, self.raw_width.exp().expand_as(z)).to_event(1))
+            pyro.sample("z", self.law_of(z, self.raw_width.exp()))
 
     # -- read-outs ---------------------------------------------------------------------------------------------
 
@@ -230,6 +231,12 @@ class MultiAugmentation(Program):
         apart = (z[place[after]] - z[after]).square() / 2  # 1 - r of white latents
         change = torch.stack([apart[batch.env[after] == k].mean(0) for k in range(len(own["kinds"]))])
         self.put(raw_change=change.clamp(1e-4, 0.99).logit())
+        keeps = self.keeps[:, self.block].to(x)  # (kind, latent)
+        differ = ((1 - keeps) * change).sum(1) / (1 - keeps).sum(1).clamp_min(1)
+        differ = torch.where(keeps.all(1), torch.ones_like(differ), differ)
+        unseen = [self.reader(rows) for rows in out[:2]]
+        variance, told_by = reading_error(*unseen, keeps[out[2]], differ[out[2]])
+        self.put(reading_variance=variance, told_by=told_by)
         jitter = 0.1 * torch.randn(len(self.raw_width), generator=generator).to(x)
         self.raw_width.copy_((change.min(0).values.sqrt() / 2).clamp(LEAST, 0.3).log() + jitter)
 

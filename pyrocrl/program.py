@@ -281,6 +281,11 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
         """Whether `recover` draws otherwise while `predicting`."""
         return False
 
+    def reading_errors(self) -> contextlib.AbstractContextManager[bool]:
+        """Until it ends `guide` draws latents with the error of the map that reads them, where that is known beside
+        the story: it belongs to no decoder's latents, so predictions go without. Tells whether draws are other ones."""
+        return contextlib.nullcontext(False)
+
     def plugged(self, batch: Batch) -> dict[str, Tensor]:
         """Values of the story's sites that `model` plugs in where it neither keeps nor sums them out: then the identity
         holds for rows given these, and `recover` draws them from what the fit knows of them."""

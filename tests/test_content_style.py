@@ -15,7 +15,7 @@ from pyrocrl import Data, Fit, InputError, simulate
 from pyrocrl.constructions import content_pairs
 from pyrocrl.lab.studies.content import ContentBlock
 from pyrocrl.lab.suite.content import contents
-from pyrocrl.parts.content_pairs import Repeated
+from pyrocrl.parts.content_pairs import Repeated, reading_error
 
 MODEL = "content_style"
 
@@ -67,6 +67,44 @@ def test_content_is_read_and_style_is_not() -> None:
     assert scores["style_r2"] < 0.03 < scores["cca_style_r2"]
     claim = pyrocrl.diagnose(fit, data)["latents"]
     assert claim.verdict in ("identified if", "not converged")  # of one chain
+
+
+def test_the_error_of_what_is_read_is_that_of_pairs_not_seen() -> None:
+    """h = content + .5 style, of which partners share .4: style that is read in part is no difference between them."""
+    rng = torch.Generator().manual_seed(0)
+    content, style, other = (torch.randn(20_000, 1, generator=rng) for _ in range(3))
+    one, two = (content + 0.5 * s for s in (style, 0.4 * style + (1 - 0.4**2) ** 0.5 * other))
+    kept = torch.ones_like(one)
+    kept[::2] = 0.0
+    variance, pairs = reading_error(one, two, kept, torch.full((20_000,), 0.6))
+    assert variance.item() == pytest.approx(0.25, rel=0.05) and pairs.item() == 10_000
+    nothing, _ = reading_error(10 * style, 10 * other, kept, torch.ones(20_000))
+    assert nothing.item() == 1.0  # the variance of what is read
+
+
+def test_draws_from_few_pairs_have_the_error_of_what_is_read() -> None:
+    """Of rows not fitted, and of their deviations; predictions and objectives go without, as the decoder does."""
+    covered, narrow, told = [], [], []
+    for seed in (100, 101, 102):
+        rows = contents(seed, pairs=550)
+        data, new = rows.rows_at(np.arange(300)), rows.rows_at(np.arange(300, 1100))
+        program = pyrocrl.build(MODEL, data, latents=2, width=16, steps=200)
+        fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+        tree = fit.posterior(60, new, density=False)
+        z, x = (tree[g][n].to_numpy()[0] for g, n in (("posterior", "z"), ("posterior_predictive", "x")))
+        mean = fit.latents(new)
+        truth, own = fit.group.bent(new.truth["z"], mean), np.stack([fit.group.bent(one, mean) for one in z])
+        low, high = np.quantile(own, [0.05, 0.95], axis=0)
+        covered.append(((low < truth) & (truth < high)).mean())
+        width = fit.programs()[0].raw_width.exp().detach().numpy()[:2]
+        narrow.append((np.abs(truth - mean) < 1.645 * width).mean())
+        sd = fit.latents_sd(new)
+        assert sd is not None
+        assert (sd.mean(0) > 1.5 * width).all()
+        noise = fit.programs()[0].observation.raw_noise.exp().detach().numpy() * data.x.std(0)
+        told.append((x.std(0).mean(0) / noise).max())
+    assert 0.85 < np.mean(covered) < 0.97 and np.mean(narrow) < 0.6, (covered, narrow)
+    assert max(told) < 2.0, told
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 import pyrocrl
 from pyrocrl import Data, InputError, simulate
-from pyrocrl.constructions.polynomials import constants, evidence, powers_inside
+from pyrocrl.constructions.polynomials import axis_roots, constants, evidence, powers_inside
 from pyrocrl.judge.metrics import linear_r2, mcc
 from pyrocrl.models.do_polynomial import DoPolynomial
 from pyrocrl.simulate.ahuja import LAWS, monomials
@@ -103,6 +103,38 @@ def test_constants_joins_environments_of_one_direction() -> None:
     assert hit[0].sum() == 0
     assert torch.equal(hit[1], hit[3])
     assert not torch.equal(hit[1], hit[2])
+
+
+def test_axes_are_told_by_rows_in_which_a_latent_is_held() -> None:
+    """z_0, held with deviation .02, is read with .001 of z_1: as far off as its rows leave open."""
+    rng = np.random.default_rng(0)
+    env = torch.as_tensor(np.repeat([0, 1], 400))
+    z = torch.as_tensor(rng.standard_normal((800, 2)))
+    z[:400, 0] = 2.0 + 0.02 * torch.as_tensor(rng.standard_normal(400))
+    hit = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    root = axis_roots(z, env, hit)
+    sd = root.square().sum(-1).sqrt()
+    assert sd[0, 1].item() == pytest.approx(0.02 / 20 / float(z[:400, 1].std()), rel=0.1)
+    assert sd[1, 0] == 1.0 and (sd.diagonal() == 0).all(), "nothing holds z_1: its prior"
+
+
+def test_draws_have_the_error_of_the_axes_in_all_rows_alike_and_predictions_do_not() -> None:
+    data = small(100, samples=200)
+    fit = pyrocrl.fit(DoPolynomial.from_data(data), data, chains=1, epochs=2, seed=0, progress=False)
+    mean, told = fit.latents(data), []
+    for error in (0.0, 0.1):
+        root = fit.chains.buffers["axis_root"]
+        root.zero_()
+        root[:, 0, 1, 1] = error  # of z_1 in z_0
+        tree = fit.posterior(80, data, density=False)
+        apart = tree["posterior"]["z"].to_numpy()[0] - mean
+        design = np.c_[np.ones(len(mean)), mean]
+        slope = np.stack([np.linalg.lstsq(design, one, rcond=None)[0][1:] for one in apart])  # (draw, of, latent)
+        assert slope[:, 1, 0].std() == pytest.approx(error, rel=0.3, abs=0.01)
+        slope[:, 1, 0] = 0.0
+        assert slope.std(0).max() < 0.01
+        told.append(float(tree["log_likelihood"]["x"].mean()))
+    assert told[1] == pytest.approx(told[0], abs=0.5)
 
 
 def test_fit_recovers_latents_targets_and_constants() -> None:

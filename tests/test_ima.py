@@ -106,6 +106,27 @@ def test_the_conformal_start_undoes_a_moebius_map() -> None:
     )
 
 
+def test_draws_are_as_wide_as_the_log_posterior_falls_off() -> None:
+    """Half a deviation along each direction of the law about the mode, up and down, costs an eighth of a nat; given
+    the laws of latents the map would be told too well."""
+    data = draw("gresele2021", 101, rows=300)
+    x = torch.as_tensor((data.x - data.x.mean(0)) / data.x.std(0))
+    rng = np.random.default_rng(0)
+    effort = orthogonal.Effort(3, 25)
+    climb, at = orthogonal.bent(orthogonal.conformal(x, 1.0, effort, rng), x, 2, 1.0, effort.steps)
+    root, best = climb.spread(at), float(climb.value(at))
+    falls = np.array([best - (climb.value(at + 0.5 * c) + climb.value(at - 0.5 * c)) / 2 for c in root.mT])
+    assert np.median(falls) == pytest.approx(1 / 8, rel=0.1) and falls.mean() == pytest.approx(1 / 8, rel=0.3)
+    size = climb.map_size
+    joint = (root @ root.mT).diagonal()[:size].sqrt()
+    given = (root @ root.mT).inverse()[:size, :size].inverse().diagonal().sqrt()
+    assert float((joint / given).max()) > 2
+    found = orthogonal.search(x, 2, 1.0, effort, 200, np.random.default_rng(0))
+    assert found.heights.shape == (201, 2, maps.BUMPS)
+    drawn = found.coefficients[1:].flatten(1).std(0)
+    torch.testing.assert_close(drawn, joint[4:], rtol=0.35, atol=0.002)
+
+
 def lack(need: str, contrast: float = 0.001, rise: float = 0.15) -> Any:
     axes = torch.tensor([[0.95, 0.3, 0.0], [-0.3, 0.95, 0.0], [0.0, 0.0, 1.0]])
     told = Columns(torch.full((10,), contrast), torch.tensor(rise), torch.tensor(0.01), axes)

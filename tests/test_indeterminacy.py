@@ -244,6 +244,23 @@ def test_blocks_mix_only_within_themselves():
     assert Group.of("block").distance(z[:, [1, 0, 2, 3]], z) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_maps_of_blocks_are_seen_through_and_others_not():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((400, 3))
+    turned = np.stack([z[:, 0] + 0.3 * z[:, 1] ** 2, z[:, 1] - 0.2 * z[:, 1] ** 3 + z[:, 0], np.exp(z[:, 2] / 4)], 1)
+    group = Group.of("block", [(0, 1), (2,)])
+    np.testing.assert_allclose(group.bent(z, turned), turned, atol=0.02)
+    across = turned + np.stack([z[:, 2], 0 * z[:, 2], z[:, 0]], 1)
+    left = (group.bent(z, across) - across).std(0)
+    assert (left[[0, 2]] > 0.9).all() and left[1] < 0.02
+    some = rng.permutation(400)[:35]  # too few for squares
+    np.testing.assert_allclose(
+        Group.of("block").bent(z[some], turned[some]), Group.of("block").align(z[some], turned[some]).apply(z[some])
+    )
+    with pytest.raises(InputError, match="indeterminacy: found affine; allowed: 'block' or 'kept'"):
+        Group.of("affine").bent(z, turned)
+
+
 def test_names_include_what_they_imply():
     assert Group.of("scale").free == {"scale", "sign"}
     assert Group.of("affine").free - {"affine"} == Group.of(("linear", "shift")).free

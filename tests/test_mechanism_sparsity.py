@@ -146,6 +146,26 @@ def test_latents_and_their_parents_are_found_or_said_to_mix(data: Any, options: 
     np.testing.assert_array_equal(found > 0.5, rows.truth["moved_by"] > 0)
 
 
+def test_intervals_of_latents_cover_what_they_say() -> None:
+    """Of x linear in latents, with noise that latents read from it take a part of."""
+    covered, noise = [], []
+    for seed in range(100, 104):
+        data = actions(seed, "diagonal", rows=400, latents=2)
+        rng = np.random.default_rng(seed)
+        x = data.x + 0.03 * data.x.std(0) * rng.standard_normal(data.x.shape)
+        rows = Data(x, aux=data.aux, truth=data.truth)
+        program = pyrocrl.build("mechanism_sparsity", rows, **LINEAR)
+        fit = pyrocrl.fit(program, rows, chains=1, seed=0, progress=False, device="cpu")
+        z = fit.posterior(60, predictive=False, density=False)["posterior"]["z"].to_numpy()[0]
+        truth = fit.group.align(rows.truth["z"], z.mean(0)).apply(rows.truth["z"])
+        low, high = np.quantile(z, [0.05, 0.95], axis=0)
+        covered.append(((low < truth) & (truth < high)).mean())
+        own = fit.programs()[0].observation.raw_noise.exp().detach().numpy()
+        noise.append(np.median(own) / 0.03)
+    assert 0.85 < np.mean(covered) < 0.96, covered
+    assert 0.85 < np.mean(noise) < 1.15, noise
+
+
 def test_it_names_the_latents_that_mix() -> None:
     rows = actions(1, SHARED, rows=800)
     program = pyrocrl.build("mechanism_sparsity", rows, mixing="linear")

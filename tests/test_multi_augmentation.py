@@ -91,6 +91,24 @@ def test_blocks_are_read_behind_a_nonlinear_mixing(monkeypatch: pytest.MonkeyPat
     assert claim.verdict in ("identified if", "not converged")  # of one chain
 
 
+def test_draws_from_few_pairs_have_the_error_of_what_is_read() -> None:
+    """Of rows not fitted, block by block; the width that goes with the decoder is a part of it."""
+    covered, narrow = [], []
+    for seed in (100, 101):
+        rows = style_blocks(seed, layers=1, pairs=900, content=1, styles=2, size=1)
+        few = rows.pair % 5 == 0
+        data, new = (rows.rows_at(np.flatnonzero(one)) for one in (few, ~few))
+        program = pyrocrl.build(MODEL, data, latents=3, width=16, steps=150)
+        fit = pyrocrl.fit(program, data, chains=1, seed=0, progress=False)
+        mean = fit.latents(new)
+        z = fit.posterior(60, new, density=False, predictive=False)["posterior"]["z"].to_numpy()[0]
+        truth, own = fit.group.bent(new.truth["z"], mean), np.stack([fit.group.bent(one, mean) for one in z])
+        low, high = np.quantile(own, [0.05, 0.95], axis=0)
+        covered.append(((low < truth) & (truth < high)).mean())
+        narrow.append((np.abs(truth - mean) < 1.645 * fit.programs()[0].raw_width.exp().detach().numpy()).mean())
+    assert 0.85 < np.mean(covered) < 0.97 and np.mean(narrow) < 0.75, (covered, narrow)
+
+
 @pytest.mark.parametrize(
     ("how", "told", "words"),
     [

@@ -424,7 +424,6 @@ def test_verdict_covers_every_claim(name: str) -> None:
 # charts of this short fit that its decoder does not invert, or that have more latents than features: z as simulated are
 # not those that are read
 ROUGH = {"causal_flow", "linear_sem_nonlin", "extrapolation", "overparameterized_ae", "sparse_perturbations"} | {
-    "content_style",
     "multi_augmentation",
     "weakly_supervised_nonlin",
 }

@@ -17,6 +17,7 @@ for equal values; for `elementwise` it is |Spearman's rho|. A latent that never 
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import Literal
 
 import numpy as np
@@ -265,6 +266,24 @@ class Group:
             np.where(varies, shift, 0.0),
         )
 
+    def bent(self, z: ArrayLike, reference: ArrayLike) -> Floats:
+        """z (data, latent) brought to the reference by a smooth map of each block, where maps of blocks are free: the
+        reference's regression on monomials of the block, up to cubes or as many as a tenth of the rows tell."""
+        if not self.free & {"block", "kept"}:
+            reject("indeterminacy", " and ".join(self.names) or "exact", "'block' or 'kept'")
+        z, reference = _pair(z, reference)
+        out = np.zeros_like(reference)
+        for own, goal in self._bent_by(z, reference):
+            part = z[:, own]
+            unit = np.where(live(part), part.std(0), 1.0)
+            columns = monomials((part - part.mean(0)) / unit, len(z) // 10)
+            out[:, goal] = columns @ np.linalg.lstsq(columns, reference[:, goal], rcond=None)[0]
+        return out
+
+    def _bent_by(self, z: Floats, reference: Floats) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Latents of z, and those of the reference that are functions of them."""
+        return self._blocks(z, reference)
+
     def _regress(self, z: Floats, reference: Floats) -> Alignment:
         """Least squares from z to the reference, block by block; agreement is R^2 (about 0 without shift)."""
         inputs, outputs = self._centred(z), self._centred(reference)
@@ -316,6 +335,18 @@ def normal_scores(z: Floats, axis: int = 0) -> Floats:
     ranks = rankdata(z, axis=axis) / (z.shape[axis] + 1)
     varies = np.ptp(z, axis=axis, keepdims=True) > 1e-10 * np.abs(z).max(axis, keepdims=True)
     return np.where(varies, norm.ppf(ranks), 0.0)
+
+
+def monomials(z: Floats, most: int, degree: int = 3) -> Floats:
+    """(data, term) 1, z, and products of up to `degree` of its columns, of the highest degree with `most` or fewer, or
+    else 1 and z alone."""
+    columns = [np.ones(len(z)), *z.T]
+    for size in range(2, degree + 1):
+        more = [z[:, own].prod(1) for own in combinations_with_replacement(range(z.shape[1]), size)]
+        if len(columns) + len(more) > most:
+            break
+        columns += more
+    return np.stack(columns, 1)
 
 
 def live(z: Floats) -> Bools:

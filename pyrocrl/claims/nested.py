@@ -92,6 +92,9 @@ class Kept(Nested):
         assert found.matrix is not None
         return replace(found, shift=reference.mean(0) - z.mean(0) @ found.matrix)
 
+    def _bent_by(self, z: Floats, reference: Floats) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(own, np.array([k])) for k, own in enumerate(self.sets)]
+
 
 def _basis(z: Floats) -> Floats:
     unit = np.linalg.norm(z, axis=0)

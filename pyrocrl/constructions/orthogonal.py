@@ -4,8 +4,8 @@ Conformal maps come first, a finite family: from special conformal ones at rando
 what it makes of the rows, those of most likelihood go on. Polynomials bend the best of them. The mode is climbed in
 coordinates in which the curvature, by products of single rows' gradients (Fisher) and of the cosines of their columns,
 is that of a ball; `roughness`, the deviation of what bends, is set between climbs by how much of it rows tell (MacKay
-1992). Draws are from the normal law of that curvature given the marginals of the latents, which are a convention: of a
-latent and its law only the two together are told.
+1992). Draws are of the map and the laws of the latents together, from the normal law about the mode: given the laws the
+map would be told too well, for of a latent and its law only the two together are.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ ROUGH, LEAST = 0.03, 1e-3  # roughness a priori, its median, and at least
 UNITS = 0.5  # deviation a priori of the log of units
 BARRIER = 0.01  # times the log determinants of slopes' symmetric parts
 PASSES = 200  # of FastICA
+FLATTEST = 0.01  # of the curvature by products of gradients, from which the log posterior is concave
 
 
 class Found(NamedTuple):
-    """The mode and then draws: units, pole (draw, feature), coefficients (draw, latent, monomial); heights (latent,
-    bump), and roughness with the error of its logarithm."""
+    """The mode and then draws: units, pole (draw, feature), coefficients (draw, latent, monomial), heights (draw,
+    latent, bump); and roughness with the error of its logarithm."""
 
     units: Tensor
     pole: Tensor
@@ -76,9 +77,9 @@ class Climb:
         size = (units.log() / UNITS).square().sum() + pole.square().sum()
         return -(size + bends.square().sum() + up.square().sum()) / 2
 
-    def log_rows(self, at: Tensor) -> Tensor:
+    def log_rows(self, at: Tensor, x: Tensor | None = None) -> Tensor:
         """(rows,) log p(x_i), the contrast taken off, and a barrier before maps that may fold."""
-        seen = self.unfolded(at)
+        seen = self.unfolded(at, x)
         value = maps.log_bumps(seen.z, self.parts(at)[3]) + seen.log_volume - self.weight * maps.contrast(seen.columns)
         return value + BARRIER * maps.upright(seen.forward)
 
@@ -125,6 +126,18 @@ class Climb:
             rows = slopes(at, part).flatten(0, 1)
             total += rows.mT @ rows
         return total - torch.func.jacrev(torch.func.grad(self.log_prior))(at)
+
+    @torch.enable_grad()
+    def spread(self, at: Tensor) -> Tensor:
+        """Root (parameter, parameter) of the covariance of the normal law about a mode, whose precision is the log
+        posterior's own curvature there, of rows by `SOME` of them. Products of gradients are as much for very many rows
+        alone; they stand in along directions in which the log posterior is not concave."""
+        root, some, hessian = _root(self.precision(at)), self.x[:SOME], torch.autograd.functional.hessian
+        rows = hessian(lambda v: self.log_rows(v, some).mean(), at) * len(self.x)
+        curvature = -rows - hessian(self.log_prior, at)
+        value, turn = torch.linalg.eigh(root.mT @ curvature @ root)
+        value = torch.where(value > FLATTEST, value, torch.ones_like(value))
+        return root @ (turn / value.sqrt())
 
 
 def independent(u: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -216,21 +229,16 @@ def _roughness(climb: Climb, at: Tensor) -> float:
 
 
 def search(x: Tensor, degree: int, weight: float, effort: Effort, draws: int, rng: np.random.Generator) -> Found:
-    """The map of rows x (rows, feature), standardised, and draws of it."""
+    """The map of rows x (rows, feature), standardised, and draws of it with the laws of latents."""
     climb, at = bent(conformal(x, weight, effort, rng), x, degree, weight, effort.steps)
-    size = climb.map_size
-    root = _root(climb.precision(at)[:size, :size])
+    root = climb.spread(at)
     each = [at]
     for _ in range(draws):
-        step = root @ torch.as_tensor(rng.standard_normal(size))
-        while not bool(maps.upright(climb.unfolded(_moved(at, step)).forward).isfinite().all()):
+        step = root @ torch.as_tensor(rng.standard_normal(len(at)))
+        while not bool(maps.upright(climb.unfolded(at + step).forward).isfinite().all()):
             step = step / 2
-        each.append(_moved(at, step))
+        each.append(at + step)
     parts = [climb.parts(one) for one in each]
-    units, pole, coefficients = (torch.stack([part[i] for part in parts]) for i in range(3))
+    units, pole, coefficients, heights = (torch.stack([part[i] for part in parts]) for i in range(4))
     bends = max(1, int(((climb.slots > 0).sum(1) > 1).sum()) * x.shape[1])
-    return Found(units, pole, coefficients, climb.parts(at)[3], climb.roughness, (2 * bends) ** -0.5)
-
-
-def _moved(at: Tensor, step: Tensor) -> Tensor:
-    return torch.cat([at[: len(step)] + step, at[len(step) :]])
+    return Found(units, pole, coefficients, heights, climb.roughness, (2 * bends) ** -0.5)

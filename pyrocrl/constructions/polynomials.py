@@ -21,6 +21,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from pyrocrl.exact.regression import least_squares
+
 EXACT = 1e-6  # share of a power's variance outside P_p that ends the search
 CONSTANT = 0.05  # most variance, of a code's, in an environment that holds it constant
 SAME = 0.02  # distance, 1 - |cosine|, between directions of one latent
@@ -238,6 +240,27 @@ def laws(z: Tensor, error: Tensor, env: Tensor, hit: Tensor, fixed: float) -> La
         rows = z.new_tensor(float(len(own)))
         found.append((own.mean(0), root.tril(-1) + torch.diag_embed(spread), rows, evidence(cov, floor, len(own))))
     return Laws(*(torch.stack(part) for part in zip(*found, strict=True)))
+
+
+def axis_roots(z: Tensor, env: Tensor, hit: Tensor) -> Tensor:
+    """(latent, latent, latent) R_t R_t' the covariance of how much of the others z (rows, latent) there is in latent t.
+
+    What says so are rows where t is held: there what is left of it does not go with the others. So it is that of a
+    regression of t on them in these rows, each environment about its mean; a priori N(0, 1).
+    """
+    d = z.shape[1]
+    out = z.new_zeros(d, d, d)
+    for t in range(d):
+        others = [k for k in range(d) if k != t]
+        held = [z[env == e] for e in torch.nonzero(hit[:, t] > 0.5).flatten()]
+        precision = torch.eye(d - 1).to(z)
+        if held and d > 1:
+            rows = torch.cat([own - own.mean(0) for own in held])
+            x, y = rows[:, others], rows[:, t]
+            left = y - x @ least_squares(x, y[:, None])[:, 0]
+            precision = precision + x.mT @ x * max(1, len(y) - len(held) - d + 1) / left.square().sum()
+        out[t][torch.as_tensor(others)[:, None], torch.as_tensor(others)] = torch.linalg.cholesky(precision.inverse())
+    return out
 
 
 def evidence(cov: Tensor, floor: Tensor, rows: int) -> Tensor:

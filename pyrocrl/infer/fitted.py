@@ -234,7 +234,8 @@ class Fit:
                 for chain, (weight, program) in enumerate(zip(self.weights, self.programs(), strict=True)):
                     reseed(mix(seed, chain, start, 47))
                     for _ in range(draws):
-                        sites = stories.drawn(program, batch)
+                        with program.reading_errors():
+                            sites = stories.drawn(program, batch)
                         z = stories.values(stories.told(program, batch, sites))["z"]
                         apart = self._align_site(z.double().cpu().numpy()[None], "z", chain)[0] - centre
                         first += weight / draws * apart
@@ -789,10 +790,13 @@ def _predicted(data: Data, draws: int) -> np.ndarray:
 def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: bool) -> dict[str, Any]:
     """One posterior draw of one chain: sites, log p - log q (NaN without `density`) and, unless `shown` is None, the
     rows' log-likelihood and a predictive draw of x in the rows `shown`."""
-    sites, trace, lp = stories.drawn_and_told(program, batch, density or shown is not None)
+    with program.reading_errors() as apart:
+        sites, trace, lp = stories.drawn_and_told(program, batch, density or shown is not None)
     host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
     out: dict[str, Any] = {"posterior": host, "lp": float(lp)}
     if shown is not None:
+        if apart:
+            sites, trace, _ = stories.drawn_and_told(program, batch)
         rows = torch.as_tensor(shown, device=batch.device)
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
         if program.new_rows and program.predicts_apart:

@@ -215,10 +215,11 @@ def calibrate(
     Of every site without rows, ranks of all entries; of z, those of rows that were not fitted; of mask, graph, inferred
     targets and latents that are states, the probability and the truth of each cell; and the verdict on each claim. The
     truth and every draw are aligned with the fit's latents first, by what the claim leaves free (an affine map where
-    none is made; where maps of each latent are free, z are normal scores of its ranks), and names of states with those
-    that the fit finds. Fits see x in the story's own units and have its
-    constants, to which its priors belong. Left out are sites of latents that have no meaning where latents mix, or of
-    which nothing is claimed, slopes whose gates may be shut, and codes. A fit that fails is a row with its reason.
+    none is made; where maps of each latent are free, z are normal scores of its ranks; where those of blocks are, z go
+    through a smooth one, see `Group.bent`), and names of states with those that the fit finds. Fits see x in the
+    story's own units and have its constants, to which its priors belong. Left out are sites of latents that have no
+    meaning where latents mix, or of which nothing is claimed, slopes whose gates may be shut, and codes. A fit that
+    fails is a row with its reason.
 
     Raises InputError for neither or both of `program` and `around`, and for a file that holds something else.
     """
@@ -426,6 +427,9 @@ def _compared(
     scores, told = alignments, {n: np.stack([truth[n], *drawn[n]]) for n in ("z",) if n in truth and n in drawn}
     if alignments and "elementwise" in group.free and "z" not in program.labels:
         told["z"], reference = normal_scores(told["z"], axis=1), normal_scores(reference)
+        scores = [group.align(z, reference) for z in told["z"]]
+    if alignments and group.free & {"block", "kept"}:
+        told["z"] = np.stack([group.bent(z, reference) for z in told["z"]])
         scores = [group.align(z, reference) for z in told["z"]]
 
     def brought(name: str, values: np.ndarray, by: list[Alignment] | None) -> np.ndarray | None:

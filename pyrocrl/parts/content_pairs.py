@@ -10,12 +10,14 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import StudentT, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyrocrl.dists import Normal
 from pyrocrl.parts.nets import Residual
 from pyrocrl.parts.piecewise_affine import steepened
+from pyrocrl.parts.readings import WithErrors
 
 CORNER = 0.02  # width over which bends of features are rounded, in their deviations
 
@@ -90,3 +92,38 @@ class ContentReader(nn.Module):
         self.centre.copy_(out.mean(0))
         tril = torch.linalg.cholesky(torch.cov(out.mT.double()) + 1e-8 * torch.eye(out.shape[1]).to(x.device).double())
         self.unmixing.copy_(torch.linalg.inv(tril).mT)
+
+
+@torch.no_grad()
+def reading_error(one: Tensor, other: Tensor, kept: Tensor, differ: Tensor) -> tuple[Tensor, Tensor]:
+    """(latent,) variance of what is read of latents less what partners share, at most 1, and how many pairs tell it.
+
+    one, other: (pair, latent) latents of partners that were not trained on, of variance 1; kept: (pair, latent) which
+    of these are the same in both. What of the rest is read as latents partners share as far as they share the rest: of
+    it a part `differ` (pair,) does not.
+    """
+    each = (one - other).square() / 2 / differ[:, None].clamp_min(1e-3)
+    count = kept.sum(0)
+    return ((each * kept).sum(0) / count.clamp_min(1)).clamp(1e-8, 1.0), count.clamp_min(1)
+
+
+class ContentRead(WithErrors):
+    """Of programs whose `reader` is made by pairs: draws of latents with its error, by pairs that it has not seen.
+
+    Trained on few pairs it tells their content by heart, and the decoder, which is made for what it reads, does not
+    know. Of so many pairs (`told_by`) the error of another row has Student's law with the deviation that these have.
+    """
+
+    reading_variance: Tensor  # (latent,)
+    told_by: Tensor  # (latent,) pairs
+
+    @staticmethod
+    def error_buffers(latents: int) -> dict[str, Tensor]:
+        return {"reading_variance": torch.full((latents,), 1e-8), "told_by": torch.ones(latents)}
+
+    def law_of(self, z: Tensor, width: Tensor) -> Any:
+        """q of latents read as z (rows, latent), of the width (latent,) that goes with the decoder."""
+        if self.with_errors:
+            wide = (self.reading_variance + width.square()).sqrt()
+            return StudentT(self.told_by.expand_as(z), z, wide.expand_as(z)).to_event(1)
+        return Normal(z, width.expand_as(z)).to_event(1)

@@ -11,6 +11,8 @@ Hinton, Dayan, Frey & Neal (1995), The wake-sleep algorithm for unsupervised neu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -21,6 +23,20 @@ from pyrocrl.batch import Batch
 from pyrocrl.program import Program
 
 LEAST = 1e-6  # deviation
+
+
+class WithErrors:
+    """Of programs whose guide has an error of what reads latents, `with_errors` (`Program.reading_errors`)."""
+
+    with_errors = False
+
+    @contextmanager
+    def reading_errors(self) -> Iterator[bool]:
+        self.with_errors = True
+        try:
+            yield True
+        finally:
+            self.with_errors = False
 
 
 @torch.no_grad()
