@@ -72,7 +72,8 @@ SHAPE = 1.5
 USUAL, WIDTH = math.log(0.3), 0.5  # of the logarithm of magnitudes' deviation, a priori
 INDEPENDENT, SPARSEST = "latents fire independently", "the true codes are the sparsest of those that fit as well"
 NEEDS = ("few_fire", "firing_told", "directions_apart", "fire_apart")
-COUNTS = {"rows": 2500, "latents": 32, "features": 60, "active": 2.0}
+FEW = {"latents": 20, "active": 2.0, "median": 1.0, "dispersion": 2.0}  # counts
+OVERCOMPLETE = {"latents": 24, "features": 16, "length": 4.0, "median": 50.0, "dispersion": 50.0}  # and large counts
 
 
 class SparseDictionary(Program):
@@ -288,8 +289,8 @@ class SparseDictionary(Program):
     studies = (
         Directions("synth_sae_small", {"zipf": 0.7}, {"latents": 64}, held_out=0.1),
         Directions("synth_sae_small", {}, {"latents": 64}, held_out=0.1),
-        CountDirections("code_counts", COUNTS | {"median": 1.0, "dispersion": 2.0}, {"latents": 32}, held_out=0.2),
-        CountDirections("code_counts", COUNTS | {"features": 20, "dispersion": 50.0}, {"latents": 32}, held_out=0.2),
+        CountDirections("code_counts", FEW, {"latents": 20}, seeds=3, held_out=0.2),
+        CountDirections("code_counts", OVERCOMPLETE, {"latents": 24}, seeds=3, held_out=0.2),
     )
 
 

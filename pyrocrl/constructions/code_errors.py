@@ -22,7 +22,7 @@ from pyrocrl.exact.sparse_codes import Near
 
 CODES, ROWS = 32, 6_000  # draws of a row's codes, and rows, of which the scores are taken
 FEW_CODES, MANY = 8, 1_000  # draws, where rows are more than that
-TOGETHER = 2_500  # parameters, above which those of different latents are taken as if their errors were apart
+TOGETHER = 2_500  # parameters, above which, or above half of the rows, those of different latents are taken apart
 STEPS, HALVES = 4, 4
 HIGHEST = 0.95  # rate
 
@@ -184,11 +184,11 @@ def _moved(one: Dictionary, step: Tensor) -> Dictionary:
 
 
 class _Inverse:
-    """Of the information: of all parameters together, or where they are many of each latent's, and of each other."""
+    """Of the information: of all parameters together, or where they are many, of each latent's, and of each other."""
 
     def __init__(self, scores: Tensor, curve: Tensor, weight: float, one: Dictionary) -> None:
         size, (features, latents) = scores.shape[1], one.w.shape
-        if size <= TOGETHER:
+        if size <= min(TOGETHER, len(scores) / 2):
             self.blocks = [torch.arange(size)]
         else:
             edge, apart = features * latents, features + one.center.numel()

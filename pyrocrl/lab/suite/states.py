@@ -142,9 +142,7 @@ def dictionary_cases() -> list[Case]:
         case("nine of twelve directions", "misspecified", "noise is Gaussian", latents=9),
         counted("twelve directions of forty features", "identified"),
         counted("fourteen offered, in two batches", "identified", latents=14, batches=2),
-        counted("small ones, 300 rows", "small", rows=300, median=1.0),
         counted("two directions fire together", "open", "fire_apart", together=1),
-        counted("half of the directions in a row", "open", "firing_told", active=6.0, length=2.0),
         counted("nine of twelve directions", "misspecified", "counts are negative binomial given their rates", 9),
     ]
 
