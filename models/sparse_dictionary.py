@@ -23,7 +23,8 @@ errors that rows' scores tell (`constructions.code_errors`): what unseen codes l
 Of counts, loadings are those of log rates, size_i is the size factor over its mean, and level_j the log of the
 feature's rate in the rows of the fit. A chain starts from the directions of log(1 + x / size) and goes on by EM of
 counts (`constructions.count_dictionaries`). Supports are searched about the modes of their magnitudes, and weighed by
-Laplace's approximation there (`exact.count_codes`); magnitudes are drawn from it.
+Laplace's approximation there (`exact.count_codes`); magnitudes are drawn from it. Of large counts log(1 + x / size) as
+floats tells directions as well; of few rows of small ones chains may differ, as verdicts then say.
 
 *Identified:* latents up to permutation, if supports are sparse, no direction is near parallel to another, and none
 fires only along with another: then the sparsest codes are unique (Donoho & Elad 2003, of at most
@@ -41,6 +42,8 @@ interpretability should prioritize feature consistency in SAEs.
 *Differs from the paper in* positive magnitudes, supports near the best one in place of mean field (Goodfellow) or of
 all supports of preselected latents (Sheikh), a posterior of all parameters, starts that leave latents out, and a law of
 counts.
+
+Longer than other models because it has two laws of x under one law of codes.
 
 *For a variant, copy this file and change* `story`: the law of `z`, and with it `Codes` in `pyrocrl.exact.sparse_codes`,
 or that of counts, and with it `CountCodes` in `pyrocrl.exact.count_codes`.

@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import pyrocrl
@@ -16,6 +17,7 @@ from pyrocrl import Data
 from pyrocrl.constructions import code_errors
 from pyrocrl.constructions.count_dictionaries import CountDictionary, Counts
 from pyrocrl.dists import NegativeBinomial, PositiveSpikeSlab
+from pyrocrl.exact import goodness
 from pyrocrl.exact.count_codes import CountCodes, CountRows
 from pyrocrl.exact.sparse_codes import Drawn
 from pyrocrl.infer import stories
@@ -144,6 +146,28 @@ def test_scores_of_rows_are_0_on_average_at_the_truth() -> None:
     scores = code_errors._scores(x, one, LATENTS, torch.Generator().manual_seed(0))
     assert scores.shape == (2_000, LATENTS * FEATURES + 3 * FEATURES + 2 * LATENTS)
     assert (scores.mean(0) / (scores.std(0) / math.sqrt(2_000))).abs().max() < 5
+
+
+def test_quantiles_of_counts_are_normal_under_their_law_alone() -> None:
+    rng = np.random.default_rng(0)
+    r, mean = np.array([3.0, 5.0, 50.0]), rng.gamma(2.0, 2.0, (20_000, 1)) * [0.1, 1.0, 20.0]
+    x = rng.poisson(rng.gamma(r, mean / r))
+    left = goodness.count_residuals(x, mean, r, rng)
+    assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in left.T)
+    assert np.abs(np.corrcoef(left.T) - np.eye(3)).max() < 0.03
+    assert goodness.count_residuals(x, mean, 10 * r, rng)[:, 1:].std(0).min() > 1.02
+
+
+def test_floats_are_refused_in_one_line() -> None:
+    data = draw("code_counts", seed=0, rows=50)
+    program = pyrocrl.build("sparse_dictionary", data, latents=4)
+    floats = Data(data.x + 0.5)
+    with pytest.raises(pyrocrl.InputError, match=r"data: found floats .*; allowed: counts, for likelihood"):
+        pyrocrl.fit(program, floats, progress=False)
+    with pytest.raises(pyrocrl.InputError, match="active: found 12"):
+        draw("code_counts", active=12.0)
+    with pytest.raises(pyrocrl.InputError, match="together: found 7"):
+        draw("code_counts", together=7)
 
 
 @pytest.fixture(scope="module")

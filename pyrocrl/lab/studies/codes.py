@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,18 +69,20 @@ class CountDirections(Study):
         rival = fit(program, Data(old), seed=result.meta["seed"], device="cpu", progress=False, chains=1)
         logged = codes_scored(rival, Data(new, truth=data.truth))
         out |= {f"logged_{name}": logged[name] for name in ("mcc", "direction_mcc", "firing_f1", "firing_ece")}
-        peers = {
-            "dictionary": MiniBatchDictionaryLearning(
-                true.shape[1],
-                alpha=0.3,
-                batch_size=256,
-                max_iter=20,
-                fit_algorithm="cd",
-                positive_code=True,
-                random_state=0,
-            ).fit(old - old.mean(0)),
-            "nmf": NMF(true.shape[1], random_state=0, max_iter=500).fit(old),
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is left to gain by their last steps is not looked at
+            peers = {
+                "dictionary": MiniBatchDictionaryLearning(
+                    true.shape[1],
+                    alpha=0.3,
+                    batch_size=256,
+                    max_iter=20,
+                    fit_algorithm="cd",
+                    positive_code=True,
+                    random_state=0,
+                ).fit(old - old.mean(0)),
+                "nmf": NMF(true.shape[1], random_state=0, max_iter=500).fit(old),
+            }
         random = np.random.default_rng([5, result.meta["seed"]]).standard_normal(true.shape)
         out |= {f"{name}_direction_mcc": directions_matched(true, p.components_.T)[0] for name, p in peers.items()}
         return out | {"chance_direction_mcc": directions_matched(true, random)[0]}
