@@ -69,9 +69,9 @@ def test_evidence_of_supports_is_exact(small) -> None:
         which = torch.full((len(x),), place * 6 + latent)
         moved = near.moved(which)
         change = near.flat.gather(1, which[:, None])[:, 0] - near.log_weight[:, -1, -1]
-        sure = codes.given(x @ codes.scaled, moved)[0].min(1).values > 0.7  # signs hold for certain
+        sure = codes.given(x, moved)[0].min(1).values > 0.7  # signs hold for certain
         exact = codes.evidence(x, moved) - codes.evidence(x, places)
-        both = sure & (codes.given(x @ codes.scaled, places)[0].min(1).values > 0.7)
+        both = sure & (codes.given(x, places)[0].min(1).values > 0.7)
         torch.testing.assert_close(change[both], exact[both], atol=0.05, rtol=0)
 
 
@@ -163,5 +163,5 @@ def test_objective_is_best_at_the_truth() -> None:
     z = torch.as_tensor(data.truth["z"])
     rate, like = (z > 0).double().mean(0), torch.ones(8, dtype=torch.float64)
     true = dictionaries.Dictionary(w, -w @ z.mean(0), torch.as_tensor(0.05 / data.x.std(0)) ** 2, 0.3 * like, rate)
-    turned = dictionaries.Dictionary(w.roll(1, 0), true.center, true.variance, true.spread, rate)
+    turned = dictionaries.Dictionary(w.roll(1, 0), true.center, true.noise, true.spread, rate)
     assert dictionaries.objective(x, true, 4) > dictionaries.objective(x, turned, 4) + 1

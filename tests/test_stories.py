@@ -187,6 +187,7 @@ def test_what_is_plugged_in_is_said_on_the_card(name: str) -> None:
             "mixture_oracle",  # but for that, and numbers of states
             "ssl_fa",
             "spike_slab_fa",  # but of counts
+            "sparse_dictionary",  # but of counts
             "neuro_causal_fa",  # but that draws of masks rest on second-order evidence
             "additive_fa",  # but that the number of latents is settled at the start
             "concepts",

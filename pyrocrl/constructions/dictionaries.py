@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,31 +41,33 @@ RARE = 1e-6  # least rate
 
 @dataclass
 class Dictionary:
-    """w (feature, latent), center, variance (feature,), spread, rate (latent,); moments: of x and z a row, averaged:
-    z z^T, x z^T, of z > 0, z, x, x^2."""
+    """w (feature, latent), center, noise (feature,), its variance, spread, rate (latent,); moments: of x and z a row,
+    averaged: z z^T, x z^T, of z > 0, z, x, x^2."""
 
     w: Tensor
     center: Tensor
-    variance: Tensor
+    noise: Tensor
     spread: Tensor
     rate: Tensor
     moments: tuple[Tensor, ...] = ()
 
     @property
     def codes(self) -> Codes:
-        return Codes(self.w, self.variance, self.spread, self.rate)
+        return Codes(self.w, self.noise, self.spread, self.rate)
 
     @property
     def count(self) -> int:
         return self.w.shape[1]
 
+    def part(self, x: Tensor) -> Tensor:
+        """What `codes` read of rows."""
+        return x - self.center
+
     def of(self, latents: Tensor) -> Dictionary:
         """With these directions alone."""
         zz, xz, fires, z, x, square = self.moments
         kept = (zz[latents][:, latents], xz[:, latents], fires[latents], z[latents], x, square)
-        return Dictionary(
-            self.w[:, latents], self.center, self.variance, self.spread[latents], self.rate[latents], kept
-        )
+        return Dictionary(self.w[:, latents], self.center, self.noise, self.spread[latents], self.rate[latents], kept)
 
     def maximised(self, moments: tuple[Tensor, ...]) -> Dictionary:
         """At the maximum given these moments; magnitudes are brought to mode 1, and moments with them."""
@@ -83,7 +86,34 @@ class Dictionary:
         spread = torch.where(fires > RARE, spread, self.spread).clamp(LEAST, MOST)
         moments = (zz / scale / scale[:, None], xz / scale, fires, z / scale, x, square)
         w, center = found[:, :count] * scale, found[:, count]
-        return Dictionary(w, center, variance.clamp_min(NOISE), spread, fires.clamp(RARE, 0.9), moments)
+        return Dictionary(w, center, self.bounded(variance), spread, fires.clamp(RARE, 0.9), moments)
+
+    def observed(self, x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """`moments` of these rows and their codes (row, latent)."""
+        size, fires = len(x), (z > 0).to(z.dtype).mean(0)
+        return z.mT @ z / size, x.mT @ z / size, fires, z.mean(0), x.mean(0), x.square().mean(0)
+
+    def left(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, feature) what codes leave of rows, and its size (row,) against noise."""
+        left = self.part(x) - z @ self.w.mT
+        return left, (left.square() / self.noise).sum(1)
+
+    def rest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `codes.evidence` leaves out of log p(x), rates apart: of each row (row,), and of all."""
+        return -0.5 * (self.part(x).square() / self.noise).sum(1), -0.5 * (2 * math.pi * self.noise).log().sum()
+
+    def slopes(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, feature) slopes of log p(x | z) in the means of x, and in log variances."""
+        left = self.part(x) - z @ self.w.mT
+        own = left / self.noise
+        return own, (own * left - 1) / 2
+
+    def of_center(self, x: Tensor, own: Tensor) -> Tensor:
+        """Slopes (row, entry of center) in the center, given those in the means of x (row, feature)."""
+        return own
+
+    def bounded(self, noise: Tensor) -> Tensor:
+        return noise.clamp_min(NOISE)
 
 
 def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dictionary:
@@ -93,6 +123,11 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
     for left in torch.linspace(one.count, latents, ROUNDS + 1).round().int().tolist()[1:]:
         one = one.of(best(few, one, most, left))
         one = passed(few, untied(few, one, most), most, 1, generator)
+    return paid(x, few, grown(few, one, latents, most, generator), most, generator)
+
+
+def grown(few: Any, one: Dictionary, latents: int, most: int, generator: torch.Generator) -> Dictionary:
+    """After others may have joined, up to `latents`."""
     for _ in range(AGAIN):
         known = one.count
         one = passed(few, joined(few, one, most, math.ceil(NEW * latents)), most, 1, generator)
@@ -100,7 +135,12 @@ def learn(x: Tensor, latents: int, most: int, generator: torch.Generator) -> Dic
         one = passed(few, untied(few, one.of(kept), most), most, 1, generator)
         if int(kept.max()) < known:  # none that joined is worth its place
             break
-    price = 0.5 * (x.shape[1] + 2) * math.log(len(x)) / len(x)
+    return one
+
+
+def paid(x: Any, few: Any, one: Dictionary, most: int, generator: torch.Generator) -> Dictionary:
+    """With the directions that rows pay for, the `few` that are asked, after a last pass."""
+    price = 0.5 * (len(one.w) + 2) * math.log(len(x)) / len(x)
     one = one.of((worth(few, one, most) > price).nonzero()[:, 0])
     return passed(x[torch.randperm(len(x), generator=generator)[:LAST]], one, most, 1, generator)
 
@@ -113,19 +153,17 @@ def begun(x: Tensor, count: int, generator: torch.Generator) -> Dictionary:
     return Dictionary(w, 0 * x[0], 0.3 * x.var(0).clamp_min(NOISE), 0.5 * like, min(0.5, 3 / count) * like)
 
 
-def passed(x: Tensor, one: Dictionary, most: int, passes: int, generator: torch.Generator) -> Dictionary:
+def passed(x: Any, one: Dictionary, most: int, passes: int, generator: torch.Generator) -> Dictionary:
     """After EM over the rows, part by part."""
     seen, part_size = 0, min(PART, max(PART // 20, len(x) // 6))
     for number in range(passes):
         for rows in torch.randperm(len(x), generator=generator).split(part_size):
-            part = x[rows] - one.center
+            part, dtype = one.part(x[rows]), one.w.dtype
             near = one.codes.search(part, most)
-            gumbel = -torch.rand(near.flat.shape, generator=generator, dtype=x.dtype).clamp_min(1e-30).log()
-            uniform = torch.rand(near.places.shape, generator=generator, dtype=x.dtype)
+            gumbel = -torch.rand(near.flat.shape, generator=generator, dtype=dtype).clamp_min(1e-30).log()
+            uniform = torch.rand(near.places.shape, generator=generator, dtype=dtype)
             z = one.codes.draw(part, near, -gumbel.log(), uniform)
-            part, size = x[rows], len(rows)
-            fires = (z > 0).to(z.dtype).mean(0)
-            new = (z.mT @ z / size, part.mT @ z / size, fires, z.mean(0), part.mean(0), part.square().mean(0))
+            new, size = one.observed(x[rows], z), len(rows)
             seen = seen + size if one.moments else size
             weight = max((SETTLE if number == passes - 1 else FORGET) * size / part_size, size / seen)
             old = one.moments or new
@@ -133,10 +171,10 @@ def passed(x: Tensor, one: Dictionary, most: int, passes: int, generator: torch.
     return one
 
 
-def worth(x: Tensor, one: Dictionary, most: int) -> Tensor:
+def worth(x: Any, one: Dictionary, most: int) -> Tensor:
     """(latent,) what rows lose without it, on average over all of them, in nats."""
     x = x[:ASKED]
-    part = x - one.center
+    part = one.part(x)
     places = one.codes.search(part, most).places
     row, place = (places < one.count).nonzero(as_tuple=True)
     latent = places[row, place]
@@ -154,7 +192,7 @@ def worth(x: Tensor, one: Dictionary, most: int) -> Tensor:
     return mean * used / len(x)
 
 
-def best(x: Tensor, one: Dictionary, most: int, count: int) -> Tensor:
+def best(x: Any, one: Dictionary, most: int, count: int) -> Tensor:
     """The `count` latents without which rows lose most. Of copies, which stand in for each other, the one that fires
     most is in the place of all."""
     value = worth(x, one, most)
@@ -164,32 +202,31 @@ def best(x: Tensor, one: Dictionary, most: int, count: int) -> Tensor:
     return torch.where(copy.any(0), -1.0, value).argsort(descending=True)[:count].sort().values
 
 
-def joined(x: Tensor, one: Dictionary, most: int, count: int) -> Dictionary:
+def joined(x: Any, one: Dictionary, most: int, count: int) -> Dictionary:
     """With `count` more directions: what is left of the rows that are explained worst."""
     x = x[:ASKED]
-    part = x - one.center
-    z = one.codes.mean(part, one.codes.search(part, most))
-    left = part - z @ one.w.mT
-    rows = (left.square() / one.variance).sum(1).topk(min(count, len(x))).indices
+    part = one.part(x)
+    left, size = one.left(x, one.codes.mean(part, one.codes.search(part, most)))
+    rows = size.topk(min(count, len(x))).indices
     w = torch.cat([one.w, left[rows].mT], 1)
     spread, rate = torch.cat([one.spread, one.spread.mean().expand(len(rows))]), one.rate.mean().expand(len(rows))
     return replace(one, w=w, spread=spread, rate=torch.cat([one.rate, rate]), moments=())
 
 
-def objective(x: Tensor, one: Dictionary, most: int) -> Tensor:
+def objective(x: Any, one: Dictionary, most: int) -> Tensor:
     """() mean over rows of log p(x), over the supports that the search looks at."""
-    part = x - one.center
+    part = one.part(x)
     near = one.codes.search(part, most)
     here = one.codes.evidence(part, near.places) + near.flat.logsumexp(1) - near.flat[:, -1]
-    rest = (-one.rate).log1p().sum() - 0.5 * (2 * math.pi * one.variance).log().sum()
-    return (here - 0.5 * (part.square() / one.variance).sum(1)).mean() + rest
+    each, rest = one.rest(x)
+    return (here + each).mean() + ((-one.rate).log1p().sum() + rest)
 
 
-def untied(x: Tensor, one: Dictionary, most: int) -> Dictionary:
+def untied(x: Any, one: Dictionary, most: int) -> Dictionary:
     """Directions to which what fires along with them is added, where that betters rows."""
     x = x[:ASKED]
-    near = one.codes.search(x - one.center, most)
-    z = one.codes.mean(x - one.center, near)
+    near = one.codes.search(one.part(x), most)
+    z = one.codes.mean(one.part(x), near)
     fires = z > TRACE
     both, each = (fires.to(z.dtype).mT @ fires.to(z.dtype)), fires.sum(0).clamp_min(1)[:, None]
     tied = (both / each - fires.to(z.dtype).mean(0) > LIFT).fill_diagonal_(False)

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from scipy.linalg import eigh
 
 Floats = NDArray[np.float64]
 FEWEST = 10  # rows of a group whose law is estimated
+SMALLEST = 1e-12  # probability of a quantile, on both sides
 EXACT = 1e-8  # share of the variance below which a direction is rounding
 
 
@@ -151,6 +152,16 @@ def residual_correlation(cov: Floats, fitted: Floats, rows: float) -> tuple[floa
     i, j = (int(place) for place in np.unravel_index(apart.argmax(), apart.shape))
     pairs = len(cov) * (len(cov) - 1) / 2
     return min(1.0, float(2 * stats.norm.sf(apart[i, j])) * pairs), (i, j)
+
+
+def count_residuals(x: Floats, mean: Floats, dispersion: Floats, rng: np.random.Generator) -> Floats:
+    """Standard normal where counts x are negative binomial, of these means and dispersions, all of shapes that
+    broadcast: the quantile of each, at random within its own step (Dunn & Smyth 1996)."""
+    p = dispersion / (dispersion + mean)
+    below = stats.nbinom.cdf(x - 1, dispersion, p)
+    within = rng.random(np.shape(below)) * stats.nbinom.pmf(x, dispersion, p)
+    out: Floats = special.ndtri(np.clip(below + within, SMALLEST, 1 - SMALLEST))
+    return out
 
 
 def largest_eigenvalue(value: float, rows: int, features: int) -> float:

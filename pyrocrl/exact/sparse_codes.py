@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -50,19 +50,31 @@ class Near:
         return self.log_weight.flatten(1)
 
     def moved(self, which: Tensor) -> Tensor:
-        """(row, place) latents of the supports `which` (row,), places in `flat`."""
+        """(row, place) latents of the supports `which` (row,), places in `flat`; or (row, one, place) of (row, one)."""
         width, count = self.places.shape[1], self.log_weight.shape[2] - 1
         place, latent = which // (count + 1) + width + 1 - self.log_weight.shape[1], which % (count + 1)
-        free = (self.places == count).to(torch.uint8).argmax(1)
+        free, places = (self.places == count).to(torch.uint8).argmax(1), pad(self.places, (0, 1))
+        if which.dim() == 2:
+            free, places = free[:, None], places[:, None].expand(-1, which.shape[1], -1)
         place = torch.where(place < width, place, torch.where(latent < count, free, width))
         # a support as it is changes the place that follows the last
-        return pad(self.places, (0, 1)).scatter(1, place[:, None], latent[:, None])[:, :width]
+        return places.scatter(-1, place[..., None], latent[..., None])[..., :width]
 
     def firing(self) -> Tensor:
         """(row, latent) probabilities that a latent is in the support."""
         weight = self.flat.softmax(1).view_as(self.log_weight)
         stays = 1 - weight[:, :-1].sum(2)
         return weight.sum(1).scatter(1, self.places, stays)[:, :-1]
+
+
+class Told(NamedTuple):
+    """What rows tell of latents, the last of which is none: scores (row, latent + 1), the slopes of log p(x | z) at 0;
+    less its second derivatives, those of the latents of a support with all (row, place, latent + 1), and of each with
+    itself, own (latent + 1,) or (row, latent + 1)."""
+
+    scores: Tensor
+    across: Tensor
+    own: Tensor
 
 
 class Codes:
@@ -79,17 +91,19 @@ class Codes:
         law = -spread.log() - 0.5 * spread.square().reciprocal() - log_below(spread.reciprocal())
         self.offset = pad(odds + law, (0, 1), value=math.log(2.0))
 
-    def near(self, x: Tensor, places: Tensor, more: bool = False) -> Near:
+    def near(self, x: Any, places: Tensor, more: bool = False) -> Near:
         """x: (row, feature), about the center; places: (row, place), none twice; more: those that leave out
         no latent alone."""
-        scores = x @ self.scaled
-        mean, cov = self.given(scores, places)
-        of = self.gram[places]  # (row, place, latent + 1)
+        return self._near(self.told(x, places), places, more)
+
+    def _near(self, told: Told, places: Tensor, more: bool) -> Near:
+        scores, of, own = told
+        mean, cov = self._given(scores, of.gather(2, places[:, None].expand(-1, places.shape[1], -1)), places)
         down, var = cov @ of, cov.diagonal(dim1=1, dim2=2)
         ratio = mean / var
         # what the support leaves of each latent's score, and of its precision: without each place, then with all
         left = scores - (mean[:, None] @ of)[:, 0]
-        rest = self.gram.diagonal() - (down * of).sum(1)
+        rest = own - (down * of).sum(1)
         left, rest = left[:, None], rest[:, None]
         if not more:
             left = torch.cat([left + ratio[:, :, None] * down, left], 1)
@@ -106,26 +120,32 @@ class Codes:
         held[:, -1] = False
         weight = weight.masked_fill(held[:, None], NEVER)
         full = ~empty.any(1)  # there is no place for one more
-        others = torch.arange(self.count + 1, device=x.device) < self.count
+        others = torch.arange(self.count + 1, device=places.device) < self.count
         weight[:, -1] = weight[:, -1].masked_fill(full[:, None] & others, NEVER)
         return Near(places, weight)
 
-    def given(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def told(self, x: Any, places: Tensor) -> Told:
+        """What rows tell of latents, about these supports where that hangs on them."""
+        return Told(x @ self.scaled, self.gram[places], self.gram.diagonal())
+
+    def given(self, x: Any, places: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (row, place) and covariance (row, place, place) of magnitudes of these latents, signs left out."""
-        precision = self.gram[places[:, :, None], places[:, None]] + torch.diag_embed(self.prior[places])
-        cov = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        return self._given(x @ self.scaled, self.gram[places[:, :, None], places[:, None]], places)
+
+    def _given(self, scores: Tensor, within: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        cov = torch.cholesky_inverse(torch.linalg.cholesky(within + torch.diag_embed(self.prior[places])))
         right = scores.gather(1, places) + self.pull[places]
         return (cov @ right[:, :, None])[:, :, 0], cov
 
-    def evidence(self, x: Tensor, places: Tensor) -> Tensor:
+    def evidence(self, x: Any, places: Tensor) -> Tensor:
         """(row,) log p(x, support) of these supports, up to a constant of the row, signs taken as in `near`."""
-        mean, cov = self.given(x @ self.scaled, places)
+        mean, cov = self.given(x, places)
         var = cov.diagonal(dim1=1, dim2=2)
         right = (x @ self.scaled).gather(1, places) + self.pull[places]
         each = self.offset[places] + log_below(mean * var.rsqrt())
         return each.sum(1) + 0.5 * (right * mean).sum(1) + 0.5 * torch.logdet(cov)
 
-    def search(self, x: Tensor, most: int, start: Tensor | None = None, without: Tensor | None = None) -> Near:
+    def search(self, x: Any, most: int, start: Tensor | None = None, without: Tensor | None = None) -> Near:
         """From `start` (row, place), or no latent, to supports of at most `most` that no move betters.
 
         without: (row,) a latent that is not to be in the row's support.
@@ -162,7 +182,7 @@ class Codes:
             near.log_weight.scatter_(2, without[live, None, None].expand(-1, wide, 1), NEVER)
         return near
 
-    def steady(self, x: Tensor, most: int) -> Near:
+    def steady(self, x: Any, most: int) -> Near:
         """`search` in as many moves as it mostly needs, made whether or not they are: nothing waits for a value."""
         places = torch.full((len(x), most), self.count, device=x.device)
         for more in [True] * most + [False] * EXCHANGES:
@@ -177,7 +197,7 @@ class Codes:
         width = min(most, int((places < self.count).sum(1).max()) + room if len(places) else 1)
         return pad(places, (0, max(0, width - places.shape[1])), value=self.count)[:, :width]
 
-    def mean(self, x: Tensor, near: Near) -> Tensor:
+    def mean(self, x: Any, near: Near) -> Tensor:
         """(row, latent) posterior means of z."""
         weight, which = near.flat.softmax(1).topk(min(FIRST, near.flat.shape[1]), 1)
         weight = weight / weight.sum(1, keepdim=True)
@@ -185,29 +205,32 @@ class Codes:
         out: Tensor = sum(share[:, None] * self.mean_given(x, near.moved(one)) for share, one in parts)
         return out
 
-    def mean_given(self, x: Tensor, places: Tensor) -> Tensor:
+    def mean_given(self, x: Any, places: Tensor) -> Tensor:
         """(row, latent) means of z given these supports, each magnitude positive as if it were alone."""
-        scores = x @ self.scaled
-        mean, cov = self.given(scores, places)
+        mean, cov = self.given(x, places)
         sd = cov.diagonal(dim1=1, dim2=2).sqrt()
         z = mean / sd
         positive = mean + sd * (-0.5 * z.square() - 0.5 * math.log(2 * math.pi) - log_below(z)).exp()
-        return torch.zeros_like(scores).scatter(1, places, positive.clamp_min(EDGE))[:, :-1]
+        return self._placed(places, positive.clamp_min(EDGE))
 
-    def draw(self, x: Tensor, near: Near, gumbel: Tensor, uniform: Tensor) -> Tensor:
+    def _placed(self, places: Tensor, values: Tensor) -> Tensor:
+        """(row, latent) these values (row, place) of latents, and 0."""
+        return torch.zeros_like(values[:, :1]).expand(-1, self.count + 1).scatter(1, places, values)[:, :-1]
+
+    def draw(self, x: Any, near: Near, gumbel: Tensor, uniform: Tensor) -> Tensor:
         """(row, latent) z: its support by `gumbel`, of the shape of `near.flat`, magnitudes by `uniform` (row, place),
         one after the other, each positive and given those before."""
         places = near.moved((near.flat + gumbel).argmax(1))
-        mean, cov = self.given(x @ self.scaled, places)
+        mean, cov = self.given(x, places)
         tril, noise, z = torch.linalg.cholesky(cov), torch.zeros_like(mean), []
         for j in range(places.shape[1]):
             loc, sd = mean[:, j] + (tril[:, j] * noise).sum(1), tril[:, j, j]
             below = ndtr(-loc / sd)
             noise[:, j] = ndtri((below + (1 - below) * uniform[:, j]).clamp(EDGE, 1 - EDGE))
             z.append((loc + sd * noise[:, j]).clamp_min(EDGE))
-        return torch.zeros_like(self.scaled[:1]).expand(len(x), -1).scatter(1, places, torch.stack(z, 1))[:, :-1]
+        return self._placed(places, torch.stack(z, 1))
 
-    def log_prob(self, x: Tensor, near: Near, z: Tensor) -> Tensor:
+    def log_prob(self, x: Any, near: Near, z: Tensor) -> Tensor:
         """(row,) log density of `draw` at z (row, latent); -inf of supports that are not near."""
         width = near.places.shape[1]
         fires = pad(z > 0, (0, 1))
@@ -219,7 +242,7 @@ class Codes:
         density = near.flat.log_softmax(1).gather(1, which[:, None])[:, 0]
         density = density.masked_fill((gone.sum(1) > 1) | (come.sum(1) > 1), -math.inf)
         places = near.moved(which)
-        mean, cov = self.given(x @ self.scaled, places)
+        mean, cov = self.given(x, places)
         tril = torch.linalg.cholesky(cov)
         value = pad(z, (0, 1)).gather(1, places)
         noise = torch.linalg.solve_triangular(tril, (value - mean)[:, :, None], upper=False)[:, :, 0]
@@ -235,7 +258,7 @@ class Drawn(TorchDistribution):
 
     arg_constraints: dict = {}
 
-    def __init__(self, codes: Codes, x: Tensor, most: int, validate_args: bool | None = None) -> None:
+    def __init__(self, codes: Codes, x: Any, most: int, validate_args: bool | None = None) -> None:
         self.codes, self.x = codes, x
         self.near = codes.steady(x, most)
         super().__init__(torch.Size([len(x)]), torch.Size([codes.count]), validate_args=False)
@@ -252,8 +275,9 @@ class Drawn(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         if sample_shape:
             raise NotImplementedError("one draw a row")
-        uniform = torch.rand_like(self.near.flat).clamp_min(torch.finfo(self.x.dtype).tiny)
-        places = torch.rand(self.near.places.shape, dtype=self.x.dtype, device=self.x.device)
+        like = self.near.flat
+        uniform = torch.rand_like(like).clamp_min(torch.finfo(like.dtype).tiny)
+        places = torch.rand(self.near.places.shape, dtype=like.dtype, device=like.device)
         return self.codes.draw(self.x, self.near, -(-uniform.log()).log(), places)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ SETTINGS: dict[str, str] = {
     "bing2020": "factors",
     "sparse_fa": "factors",
     "sparse_counts": "counts",
+    "code_counts": "counts",
     "sparse_scores": "factors",
     "synth_sae_small": "factors",
     "dense_fa": "factors",

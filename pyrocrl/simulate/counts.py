@@ -1,4 +1,4 @@
-"""Counts of sparse factors, as genes in single cells have."""
+"""Counts of sparse factors and of sparse codes, as genes in single cells have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
-from pyrocrl.options import Bounds, Fraction, Positive, Seed, Size
+from pyrocrl.options import Bounds, Fraction, Natural, Positive, Seed, Size
 
 
 def sparse_counts(
@@ -69,4 +69,54 @@ def sparse_counts(
         batch=None if batches == 1 else [f"batch_{g}" for g in group],
         truth={"z": z, "mask": mask, "loadings": own},
         name=f"sparse_counts, correlation {correlation:g}",
+    )
+
+
+def code_counts(
+    seed: Seed = 0,
+    rows: Annotated[int, Bounds(2)] = 2000,
+    latents: Annotated[int, Bounds(2)] = 12,
+    features: Annotated[int, Bounds(2)] = 40,
+    active: Positive = 1.5,
+    length: Positive = 5.0,
+    median: Positive = 5.0,
+    dispersion: Positive = 5.0,
+    together: Natural = 0,
+    batches: Size = 1,
+) -> Data:
+    """Sums of few of many directions in log rates, as of programmes of genes that are at work or not, seen through
+    negative-binomial counts.
+
+        w_k uniform on the sphere of radius `length`                                           (feature, latent)
+        z_k = |N(1, .3^2)| with probability active / latents, else 0                           (data, latent)
+        s_i ~ LogNormal(0, .3^2),  exp(b_j) ~ LogNormal(log median, .5^2),  r_j ~ dispersion U(.5, 1.5)
+        x_ij ~ NegativeBinomial(mean s_i exp(b_j + c_gj + w_j z_i), variance mean + mean^2 / r_j)   (data, feature)
+
+    together: pairs of latents, 0 and 1, 2 and 3, ..., of which both fire whenever the first does. batches: of rows, g,
+    each with its own c_gj ~ N(0, .2^2); one has none. Truth: z, loadings. Raises InputError where a latent would fire
+    in more than .95 of the rows, and for more pairs than there are.
+    """
+    if active > 0.95 * latents:
+        reject("active", active, f"at most {0.95 * latents:.3g}, so that no latent fires in nearly every row")
+    if 2 * together > latents:
+        reject("together", together, f"at most {latents // 2}, the pairs of {latents} latents")
+    rng = np.random.default_rng([2011, seed])
+    w = rng.standard_normal((features, latents))
+    w *= length / np.linalg.norm(w, axis=0)
+    fires = rng.random((rows, latents)) < active / latents
+    fires[:, 1 : 2 * together : 2] = fires[:, 0 : 2 * together : 2]
+    z = fires * np.abs(rng.normal(1.0, 0.3, (rows, latents)))
+    size = np.exp(0.3 * rng.standard_normal(rows))
+    base = np.log(median) + 0.5 * rng.standard_normal(features)
+    r = dispersion * rng.uniform(0.5, 1.5, features)
+    group = rng.integers(0, batches, rows)
+    shift = 0.2 * rng.standard_normal((batches, features)) * (batches > 1)
+    mean = size[:, None] * np.exp(base + shift[group] + z @ w.T)
+    return Data(
+        rng.poisson(rng.gamma(r, mean / r)),
+        counts=True,
+        size_factor=size,
+        batch=None if batches == 1 else [f"batch_{g}" for g in group],
+        truth={"z": z, "loadings": w},
+        name=f"code_counts, {active:g} of {latents}",
     )

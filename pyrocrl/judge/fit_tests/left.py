@@ -105,13 +105,18 @@ def _explained(fit: Fit, data: Data) -> Found | None:
     that `BEYOND` of them should exceed, of which `UNEXPLAINED` may be, and by how far its distribution is from that of
     noise, which may be `OFF` (Dvoretzky, Kiefer & Wolfowitz 1956). And the largest variance in any direction, in rows
     that are not beyond and in which one latent fires, of which `EXTRA` may be too much: two directions taken for one
-    leave what they differ in."""
+    leave what they differ in. Of counts it is what makes each normal (`goodness.count_residuals`)."""
     batch = fit.batch_of(data.rows_at(data.spread(FIRING_ROWS))).annealed()
     program = fit.chains.chain(fit.reference)
     with drawing(47), torch.no_grad():
         values = stories.drawn(program, batch)
-        left = (batch.x - stories.expected(program, batch, values)) / values["variance"].sqrt()
-    left = left.double().cpu().numpy()
+        if data.counts:
+            law = stories.told(program, batch, values).nodes["x"]["fn"].base_dist
+            x, mean, dispersion = (part.double().cpu().numpy() for part in (batch.x, law.mean, law.dispersion))
+            left = goodness.count_residuals(x, mean, dispersion, np.random.default_rng(47))
+        else:
+            left = (batch.x - stories.expected(program, batch, values)) / values["variance"].sqrt()
+            left = left.double().cpu().numpy()
     size = np.square(left).sum(1)
     beyond = size > stats.chi2.isf(BEYOND, data.features)
     away = float(stats.kstest(size, stats.chi2(data.features).cdf).statistic)

@@ -50,6 +50,7 @@ def clusters(seed: int, scales: Sequence[Sequence[float]], rows: int = 1500) -> 
 
 
 CODES = {"rows": 3000, "latents": 12, "features": 8, "active": 1.5}
+CODE_COUNTS = {"rows": 1500, "latents": 12, "features": 40, "active": 1.5}
 UNKNOWN = "unknown_targets"
 
 
@@ -126,6 +127,10 @@ def dictionary_cases() -> list[Case]:
         told = {"latents": latents, "most": most}
         return Case(f"sparse_dictionary: {name}", "sparse_dictionary", kind, draw, told, FEW, breaks=breaks)
 
+    def counted(name: str, kind: str, breaks: str = "", latents: int = 12, **world: Any) -> Case:
+        draw = drawn("code_counts", **CODE_COUNTS | world)
+        return case(f"counts, {name}", kind, breaks, latents, 6, draw=draw)
+
     return [
         case("twelve directions of eight features", "identified"),
         case("fifteen offered", "identified", latents=15),
@@ -135,6 +140,10 @@ def dictionary_cases() -> list[Case]:
         case("more directions in a row than the search allows", "open", "few_fire", most=2, active=2.0),
         case("two directions near parallel", "open", "directions_apart", draw=parallel),
         case("nine of twelve directions", "misspecified", "noise is Gaussian", latents=9),
+        counted("twelve directions of forty features", "identified"),
+        counted("fourteen offered, in two batches", "identified", latents=14, batches=2),
+        counted("two directions fire together", "open", "fire_apart", together=1),
+        counted("nine of twelve directions", "misspecified", "counts are negative binomial given their rates", 9),
     ]
 
 
