@@ -294,9 +294,9 @@ def test_graphs_are_of_all_maps_to_latents(monkeypatch: pytest.MonkeyPatch) -> N
 
     fit = pyrocrl.fit(program, data, chains=1, epochs=1, least_steps=1, progress=False)
     told = CHECKS["map_told"]
-    monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: torch.eye(3).repeat(4, 1, 1))
+    monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: torch.eye(2).repeat(4, 1, 1))
     assert told(fit, data) is None
-    apart = torch.eye(3).repeat(2, 1, 1)
+    apart = torch.eye(2).repeat(2, 1, 1)
     apart[:, 1, 0] = torch.tensor([0.5, -0.5])  # a quarter of the variance of a latent of the same size
     monkeypatch.setattr(LinearSEMNonlin, "latent_maps", lambda _: apart)
     lack = told(fit, data)

@@ -10,6 +10,8 @@ from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.options import Bounds, Fraction, Natural, Positive, Seed, Size
 
+LARGEST = 1e12  # mean of a count
+
 
 def sparse_counts(
     seed: Seed = 0,
@@ -94,7 +96,7 @@ def code_counts(
 
     together: pairs of latents, 0 and 1, 2 and 3, ..., of which both fire whenever the first does. batches: of rows, g,
     each with its own c_gj ~ N(0, .2^2); one has none. Truth: z, loadings. Raises InputError where a latent would fire
-    in more than .95 of the rows, and for more pairs than there are.
+    in more than .95 of the rows, for more pairs than there are, and for means beyond 1e12.
     """
     if active > 0.95 * latents:
         reject("active", active, f"at most {0.95 * latents:.3g}, so that no latent fires in nearly every row")
@@ -111,7 +113,11 @@ def code_counts(
     r = dispersion * rng.uniform(0.5, 1.5, features)
     group = rng.integers(0, batches, rows)
     shift = 0.2 * rng.standard_normal((batches, features)) * (batches > 1)
-    mean = size[:, None] * np.exp(base + shift[group] + z @ w.T)
+    with np.errstate(over="ignore"):
+        mean = size[:, None] * np.exp(base + shift[group] + z @ w.T)
+    if not mean.max() <= LARGEST:
+        name, value = ("median", median) if median > LARGEST**0.5 else ("length", length)
+        reject(name, value, f"less, for counts with means of at most {LARGEST:.0e}")
     return Data(
         rng.poisson(rng.gamma(r, mean / r)),
         counts=True,
