@@ -267,7 +267,7 @@ def figures_of(name: str) -> str:
     InputError for an unknown name.
     """
     one_of("name", name, zoo.names())
-    return next((_figures(table) for table in _tables() if table["model"] == name), "")
+    return "".join(_figures(table) for table in _tables(name))
 
 
 def _figures(table: Mapping[str, Any]) -> str:
@@ -325,10 +325,10 @@ def calibration_text() -> str:
     )
 
 
-def _tables() -> list[dict[str, Any]]:
-    """The committed results, by model."""
+def _tables(name: str = "*") -> list[dict[str, Any]]:
+    """The committed results of studies, of all models or of one."""
     folder = Path(__file__).resolve().parent.parent / "models" / "results"
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{name}.json"))]
     return [table for table in found if "studies" in table]
 
 
