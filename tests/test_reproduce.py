@@ -26,7 +26,7 @@ def test_calibration_pools_edges_and_weights_of_identified_studies(monkeypatch: 
         {"model": "a", "studies": [entry(sure, 9, 10), entry([[1.0, 0]] * 50, 0, 50, identified=False)]},
         {"model": "b", "studies": [entry(unsure, 7, 10)]},
     ]
-    monkeypatch.setattr(reproduce, "_tables", lambda: tables)
+    monkeypatch.setattr(reproduce, "_tables", lambda *_: tables)
     found = reproduce.calibration()
     assert found["data_sets"] == 2
     assert found["edges"] == 4
@@ -37,7 +37,7 @@ def test_calibration_pools_edges_and_weights_of_identified_studies(monkeypatch: 
 
 
 def test_no_results_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "a", "studies": [entry([], 0, 0)]}])
+    monkeypatch.setattr(reproduce, "_tables", lambda *_: [{"model": "a", "studies": [entry([], 0, 0)]}])
     assert reproduce.calibration() == {}
     assert "Pooled" not in reproduce.figures()
 
@@ -52,7 +52,7 @@ def test_figures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     simulated = study(
         "moran2022", {"samples": 20_000, "pairs": [[0, 1], [2, 3]]}, cpu_seconds=3.0, shd=1.0, pca_mcc=0.6
     )
-    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "vae", "studies": [screen, simulated]}])
+    monkeypatch.setattr(reproduce, "_tables", lambda *_: [{"model": "vae", "studies": [screen, simulated]}])
     first, second = reproduce.figures_of("vae").split("\n\n")
     assert first.splitlines() == [
         "| setting | seeds | pca mcc | shd ↓ | cpu seconds ↓ |",
@@ -70,7 +70,7 @@ def test_figures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_are_filled_between_their_markers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "_tables", lambda: [{"model": "vae", "studies": [entry([[0.9, 1]], 9, 10)]}])
+    monkeypatch.setattr(reproduce, "_tables", lambda *_: [{"model": "vae", "studies": [entry([[0.9, 1]], 9, 10)]}])
     page = """a
 <!-- models: how -->
 stale

@@ -267,7 +267,7 @@ def figures_of(name: str) -> str:
     InputError for an unknown name.
     """
     one_of("name", name, zoo.names())
-    return "".join(_figures(table) for table in _tables(name))
+    return next((_figures(table) for table in _tables(name) if table["model"] == name), "")
 
 
 def _figures(table: Mapping[str, Any]) -> str:
