@@ -212,10 +212,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
         targets=("known", "relabelled", "unknown"),
         approximate="Equations are parameters while a chain is trained, targets enter by their expectation; all are "
         "then drawn given the moments of the rows' latents, with a unit-information prior: under draws of the map to "
-        "these, normal about the chain's own, or else by counts that stand for its error. Draws of the map weigh "
-        "alike, whatever graph they make likely, so that edges that a path makes needless keep some probability. z "
-        "itself is drawn under one map. Of more than 12 latents means of q(z | x) are held, orders are a sample, and "
-        "parents are among each latent's ten likeliest.",
+        "these, normal about the most likely one, jointly with edges that may be missing, or else by counts that stand "
+        "for its error. z itself is drawn under one map. Of more than 12 latents means of q(z | x) are held, orders "
+        "are a sample, and parents are among each latent's ten likeliest.",
     )
     counted = "targets"
     infers_targets = True

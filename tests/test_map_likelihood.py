@@ -18,10 +18,12 @@ ROWS = 300
 TOLD = {"on_0": (0,), "on_1": (1,), "on_2": (2,)}
 
 
-def known(seed: int, hits: tuple[int, ...] = (0,), **options: Any) -> tuple[Tensor, Tensor, LatentSEM, np.ndarray]:
+def known(
+    seed: int, hits: tuple[int, ...] = (0,), rows: int = ROWS, **options: Any
+) -> tuple[Tensor, Tensor, LatentSEM, np.ndarray]:
     """True latents of three equations under perfect interventions, the first on `hits`, environments, equations for
     them, and weights."""
-    data = linear_world(seed, [("on_0", hits, "perfect"), *HARD[1:]], rows=ROWS, told=TOLD, **options)
+    data = linear_world(seed, [("on_0", hits, "perfect"), *HARD[1:]], rows=rows, told=TOLD, **options)
     relu = bool(options.get("relu"))
     sem = LatentSEM(3, 4, data.target_matrix(3).tolist(), "perfect", "relu" if relu else "linear", readings=32)
     z, env = torch.tensor(data.truth["z"], dtype=torch.float32), torch.tensor(data.env)
@@ -60,7 +62,7 @@ def test_slopes_carry_the_error_of_the_map(relu: bool) -> None:
     """Latents are the true ones turned by as much as rows leave open: intervals of slopes given them alone miss."""
     inside, alone = [], []
     for seed in range(100, 104):
-        z, env, sem, weight = known(seed, relu=relu, lowered=False)
+        z, env, sem, weight = known(seed, rows=600, relu=relu, lowered=False)
         generator = torch.Generator().manual_seed(seed)
         turn = torch.eye(3) + 0.04 * torch.randn(3, 3, generator=generator).fill_diagonal_(0.0)
         read = z @ turn
@@ -75,3 +77,35 @@ def test_slopes_carry_the_error_of_the_map(relu: bool) -> None:
             sem.read(draws, env)
     assert np.mean(inside) >= 0.6, "12 values"
     assert np.mean(inside) > np.mean(alone) + 0.2
+
+
+@pytest.mark.parametrize("mechanism", ["relu", "linear"])
+def test_edges_that_no_map_needs_are_not_there(mechanism: str) -> None:
+    """Latents turned as far as rows leave open need more edges than there are: draws of the map go where few are."""
+    size, rows = 4, 200
+    target = np.vstack([np.zeros(size), np.eye(size)])
+    env = np.repeat(np.arange(size + 1), rows)
+    probability: dict[str, list[np.ndarray]] = {"alone": [], "drawn": []}
+    truth = []
+    for seed in range(100, 106):
+        rng = np.random.default_rng(seed)
+        graph = np.triu(rng.random((size, size)) < 0.5, 1)
+        weight, z = graph * rng.choice([-1.0, 1.0], (size, size)), np.zeros((len(env), size))
+        for k in range(size):
+            parents = np.maximum(z, 0) if mechanism == "relu" else z
+            z[:, k] = np.where(env == k + 1, 2.0, parents @ weight[:, k]) + rng.standard_normal(len(env))
+        error = 0.5 / rows**0.5 * z.std(0) / z.std(0)[:, None] * rng.standard_normal((size, size))
+        read = torch.tensor(z @ (np.eye(size) + error * (1 - np.eye(size))), dtype=torch.float32)
+        sem = LatentSEM(size, size + 1, target.tolist(), "perfect", mechanism, readings=32)
+        sem.start(read, torch.tensor(env))
+        sem.gather(read, torch.tensor(env))
+        probability["alone"].append(sem.graph().numpy())
+        draws = map_draws(read, torch.tensor(env), sem, 32, torch.Generator().manual_seed(seed), read)
+        assert draws is not None and sem.read(draws, torch.tensor(env))
+        probability["drawn"].append(sem.graph().numpy())
+        truth.append(graph)
+    brier = {
+        name: np.square(np.array(found) - np.array(truth)).sum((1, 2)).mean() for name, found in probability.items()
+    }
+    assert brier["drawn"] < 0.5, "of 12 edges"
+    assert brier["drawn"] < 0.5 * brier["alone"]

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from pyrocrl.constructions.affine import Affine, descend, told
-from pyrocrl.parts.latent_sem import LatentSEM, log_prior_of_weights
+from pyrocrl.exact import zero_groups
+from pyrocrl.parts.latent_sem import LatentSEM
 
 STEPS = 200  # of a climb
 MOST_NUMBERS = 600  # of map and equations, whose information is a matrix
 FAR = 10.0  # times a latent's deviation, beyond which a draw of it is another latent
 MOST_ROWS = 6_000  # whose scores are taken
-WEAK = 0.25  # precision of all numbers a priori, in units of latents
+WEAK = 0.25  # precision a priori of numbers that are no weights, in units of latents
+SLIGHT = 1e-6  # and of weights, beside that of one row, which may tell some of them nothing
 UNTOLD = 0.25  # variance of a latent's zero, in units of latents, from which no row tells it
 
 
@@ -89,10 +91,10 @@ def map_draws(
     """(draw, rows, latent) what `drawn` (rows, latent), draws of rows' latents of means z, become under draws of the
     map's posterior; None where the numbers are too many, or the rows do not tell the map.
 
-    It is normal about the map to `drawn`, as wide as it is about the most likely one, each latent of slope 1 on its own
-    z, jointly with the equations, whose part is dropped. Its precision is the rows' information, as the mean square of
-    their scores, and that of the prior of weights: one that is all but none leaves the map of its child less room. A
-    zero of a latent that no link tells is a convention, and stays.
+    The likelihood is normal about its maximum, each latent of slope 1 on its own z, jointly with the equations, whose
+    part is dropped; edges of the order may be missing (`zero_groups`), so that a map under which few edges are needed
+    is as likely as they are. Its precision is the rows' information, as the mean square of their scores; weights have
+    a unit-information prior. A zero of a latent that no link tells is a convention, and stays.
     """
     one, white = _best(z, env, prior)
     best = white @ one.matrix.mT + one.shift  # (rows, latent)
@@ -106,31 +108,68 @@ def map_draws(
         out: Tensor = functional_call(turned, number, (row, code))
         return out
 
+    def whole(number: dict[str, Tensor]) -> Tensor:
+        out: Tensor = vmap(density, (None, 0, 0))(number, best, env).sum()
+        return out
+
     with torch.enable_grad():
-        each = vmap(grad(density), (None, 0, 0))(free, best[rows], env[rows])
-        bend = vmap(grad(grad(lambda w: log_prior_of_weights(w, one.sem.edge_probability, one.sem.spike))))
-        sharp = {"sem.weight": -bend(one.sem.weight.detach().flatten()).clamp(max=0.0)}
+        each, slope = vmap(grad(density), (None, 0, 0))(free, best[rows], env[rows]), grad(whole)(free)
     score = torch.cat([each[name].flatten(1) for name in free], 1)  # (rows, number)
-    extra = torch.cat([sharp.get(name, torch.zeros(value.numel()).to(score)) for name, value in free.items()])
-    total = len(z) / len(rows) * score.mT @ score + torch.diag(extra + WEAK)
+    information = len(z) / len(rows) * score.mT @ score
+    edge, equation, count = _weights(free, one.sem, env)
+    alike = (equation[:, None] == equation) & (edge[:, None] >= 0)
+    eye = torch.eye(len(edge)).to(information)
+    weak = torch.where(alike, information / count, 0.0) + torch.where(edge < 0, WEAK, SLIGHT) * eye
     told_by = score.norm(dim=0) > 0  # others are of equations that are not there
     if "shift" in free:
-        size = free["turn"].numel()
+        size, total = free["turn"].numel(), information + WEAK * eye
         told_by[size : size + len(z[0])] &= torch.linalg.inv(total).diagonal()[size : size + len(z[0])] < UNTOLD
-    root = torch.linalg.cholesky(total[told_by][:, told_by])
-    noise = torch.randn(len(root), draws, generator=generator, dtype=root.dtype).to(root)
+    at = torch.cat([(value if name.endswith("weight") else 0.0 * value).flatten() for name, value in free.items()])
+    linear = torch.cat([slope[name].flatten() for name in free]) + information @ at
+    both = told_by[:, None] & told_by
     number = score.new_zeros(draws, len(told_by))
-    number[:, told_by] = torch.linalg.solve_triangular(root.mT, noise, upper=True).mT
+    group = edge[told_by]
+    group = torch.where(group >= 0, torch.searchsorted(group[group >= 0].unique(), group), -1)
+    number[:, told_by] = zero_groups.draw(
+        information[both].view(len(group), -1),
+        linear[told_by],
+        weak[both].view(len(group), -1),
+        group,
+        math.log(prior.edge_probability / (1 - prior.edge_probability)),
+        draws,
+        generator,
+    )
     parts = dict(zip(free, number.split([value.numel() for value in free.values()], 1), strict=True))
     turn = parts["turn"].unflatten(1, free["turn"].shape)
     turn = turn - torch.diag_embed(turn.diagonal(dim1=1, dim2=2))
     of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
-    moved = of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
-    # about the map that the decoder goes with, for predictions go through it; the climb leaves scales anywhere
-    out = drawn + moved / (one.matrix.diagonal() / z.std(0).double())
+    moved = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
+    out = moved / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
     size = free["turn"].numel()
     still = ~told_by[size : size + len(z[0])] if "shift" in free else torch.ones_like(told_by[: len(z[0])])
     out = out + still * (drawn.mean(0) - out.mean(1))[:, None]  # and zeros that nothing tells
     spread = out.std(1) / drawn.std(0)  # (draw, latent)
     near = bool((spread < FAR).all() and (spread > 1 / FAR).all())  # not where the map is not told, nor if not a number
     return out if near else None
+
+
+def _weights(free: dict[str, Tensor], sem: LatentSEM, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(number,) each: the edge that a number is a weight of, -1 = it is none; its equation; the rows it has."""
+    d = sem.latents
+    rows = {
+        "sem.weight": env.new_full((1,), len(env)),
+        "sem.own_weight": torch.bincount(env, minlength=sem.environments),
+    }
+    parts, tables = [], 0
+    for name, value in free.items():
+        none = env.new_full((value.numel(),), -1)
+        if name not in rows:
+            parts.append((none, none, torch.ones_like(none)))
+            continue
+        of = rows[name]
+        place = torch.arange(len(of) * d * d, device=env.device)  # of (table, parent, child)
+        table, child = place // (d * d), place % d
+        parts.append((place % (d * d), (tables + table) * d + child, of[table].clamp_min(1)))
+        tables += len(of)
+    edge, equation, count = (torch.cat(each) for each in zip(*parts, strict=True))
+    return edge, equation, count
