@@ -175,8 +175,7 @@ def _expected(fit: Fit, data: Data, together: tuple[int, ...] | None, draws: int
         for chain, (weight, program) in enumerate(zip(fit.weights, fit.programs(), strict=True)):
             reseed(mix(seed, chain, 37))
             for _ in range(draws):
-                with program.predicting():
-                    sites = stories.drawn(program, one, local=False)
+                sites = stories.drawn(program, one, local=False)
                 x = stories.expected(program, batch, sites).double().cpu().numpy()
                 total += weight / draws * fit.in_data_units("x", x)
     return total

@@ -272,18 +272,10 @@ class Program(ReadOuts, nn.Module, metaclass=_InTurn):
             if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
         }
 
-    def predicting(self) -> contextlib.AbstractContextManager[None]:
-        """Until it ends `recover` draws what goes with the decoder as it is, for latents that are drawn anew."""
-        return contextlib.nullcontext()
-
-    @property
-    def predicts_apart(self) -> bool:
-        """Whether `recover` draws otherwise while `predicting`."""
-        return False
-
     def reading_errors(self) -> contextlib.AbstractContextManager[bool]:
-        """Until it ends `guide` draws latents with the error of the map that reads them, where that is known beside
-        the story: it belongs to no decoder's latents, so predictions go without. Tells whether draws are other ones."""
+        """Until it ends `guide` and `recover` draw with the error of the map that reads latents, where that is known
+        beside the story: the decoder takes latents without it, so predictions go without. Tells whether draws differ.
+        """
         return contextlib.nullcontext(False)
 
     def plugged(self, batch: Batch) -> dict[str, Tensor]:

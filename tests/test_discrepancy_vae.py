@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ import pyrocrl
 from pyrocrl.infer.held_out import row_objectives
 from pyrocrl.infer.weights import TIE
 from pyrocrl.models.discrepancy_vae import DiscrepancyVAE
+from pyrocrl.parts.latent_sem import LatentSEM
 from pyrocrl.simulate import draw
 
 
@@ -50,17 +52,25 @@ def test_others_are_compared_by_rows_kept_out(other: dict) -> None:
     assert DiscrepancyVAE(4, 2, 3, [[0, 0], [1, 0], [0, 1]], **other).log_evidence() is None
 
 
-def test_new_rows_are_drawn_as_wide_as_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of the map to latents goes into equations, and not into rows that the decoder makes of these."""
+def test_the_error_of_the_map_goes_into_equations_and_not_into_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the decoder makes of latents, and `do`, follow the equations of the latents that it takes."""
     data = draw("zhang2023", seed=100, samples=60, latents=3, mixing="linear", features=6, intervention="perfect")
     program = pyrocrl.build("discrepancy_vae", data, latents=3, intervention="perfect", hidden=8)
     fit = pyrocrl.fit(program, data, chains=1, epochs=20, least_steps=300, seed=0, progress=False)
+    sem, drawn = fit.programs()[0].sem, {}
+    for erring in (False, True):
+        sem.erring = erring
+        pyro.set_rng_seed(0)
+        drawn[erring] = torch.stack([sem.recover().weight for _ in range(100)]).std(0)
+    there = sem.graph() > 0.9
+    assert there.any() and (drawn[True] > 1.2 * drawn[False])[there].all()
 
-    def width() -> float:
-        new = fit.posterior(draws=40)["posterior_predictive"]["x"].to_numpy()[0]  # (draw, row, feature)
-        parts = [new[:, data.env == e].var((0, 1)).sum() / data.x[data.env == e].var(0).sum() for e in range(4)]
-        return float(np.mean(parts))
-
-    own = width()
-    monkeypatch.setattr(DiscrepancyVAE, "predicts_apart", False)
-    assert own < 1.2 and own + 0.03 < width()
+    asked, recover = [], LatentSEM.recover
+    monkeypatch.setattr(LatentSEM, "recover", lambda sem: (asked.append(sem.erring), recover(sem))[1])
+    new = fit.posterior(draws=20)["posterior_predictive"]["x"].to_numpy()[0]  # (draw, row, feature)
+    assert asked == 20 * [True, False]
+    asked.clear()
+    fit.do(data, {fit.names["latent"][0]: 1.0}, draws=3)
+    assert asked and not any(asked)
+    parts = [new[:, data.env == e].var((0, 1)).sum() / data.x[data.env == e].var(0).sum() for e in range(4)]
+    assert np.mean(parts) < 1.3

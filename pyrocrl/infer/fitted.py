@@ -537,8 +537,7 @@ class Fit:
                     # anew for each: how many random numbers a count takes depends on its rate, and so on the values set
                     reseed(mix(seed, chain, draw, 31))
                     row = batch.take(torch.tensor([draw], device=batch.device)).whole()
-                    with program.predicting():
-                        sites = stories.drawn(program, row, local=False)
+                    sites = stories.drawn(program, row, local=False)
                     row = dataclasses.replace(row.blank(), together=tuple(places))
                     with do(actions=stories.acting(actions)):
                         trace = stories.told(program, row, sites)
@@ -799,9 +798,6 @@ def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: boo
             sites, trace, _ = stories.drawn_and_told(program, batch)
         rows = torch.as_tensor(shown, device=batch.device)
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
-        if program.new_rows and program.predicts_apart:
-            with program.predicting():
-                kept = stories.drawn(program, batch.take(rows[:1]).whole(), local=False)
         new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
         out["posterior_predictive"] = {"x": new.cpu().numpy()}

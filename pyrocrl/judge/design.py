@@ -359,7 +359,9 @@ def _of_fit(fit: Fit, data: Data | None, draws: int, seed: int) -> tuple[design.
             reseed(mix(seed, chain, 97))
             told = own.targets_matrix()
             for _ in range(count[chain]):
-                values = stories.values(stories.told(own, row.blank(), stories.drawn(own, row, local=False)))
+                with own.reading_errors():
+                    sampled = stories.drawn(own, row, local=False)
+                values = stories.values(stories.told(own, row.blank(), sampled))
                 values.setdefault("targets", torch.zeros_like(values["noise"]) if told is None else told)
                 weight, constant, noise, hit = (
                     fit._align_site(values[name].double().cpu().numpy()[None], name, chain)[0] for name in sites

@@ -166,7 +166,7 @@ class LatentSEM(nn.Module):
             self.register_buffer("read_mean", torch.zeros(readings, *self.mean.shape, dtype=torch.float64))
             self.register_buffer("read_cov", torch.zeros(readings, *self.cov.shape, dtype=torch.float64))
             self.register_buffer("was_read", torch.zeros((), dtype=torch.bool))
-        self.readings, self.central = readings, False  # `SEMReadouts.predicting`
+        self.readings, self.erring = readings, False  # `SEMReadouts.reading_errors`
         # log posterior of each environment's target given the moments, "none" last; set by `gather`
         self.register_buffer("target_log_prob", torch.zeros(environments, latents + 1, dtype=torch.float64))
         if self.many:
@@ -329,9 +329,8 @@ class LatentSEM(nn.Module):
         return held
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
-        """Means and covariances of all readings, or those gathered where there are none, or only they go with the
-        decoder."""
-        if self.central or not self.readings or not bool(self.was_read):
+        """Means and covariances of all readings, or those gathered where there are none."""
+        if not self.readings or not bool(self.was_read):
             return [(self.mean, self.cov)]
         return list(zip(self.read_mean, self.read_cov, strict=True))
 
@@ -623,7 +622,7 @@ class LatentSEM(nn.Module):
         """The same sites given the moments of the rows' latents (`gather`), conjugate with a unit-information prior; of
         `absorbed` weights the prior."""
         targets = self._targets(self.target_log_prob)
-        read = self._readings()
+        read = self._readings() if self.erring else [(self.mean, self.cov)]
         mean, cov = read[0] if len(read) == 1 else read[int(torch.randint(len(read), ()))]
         table, pairs = self._slices(targets, (mean, cov)), self._pairs(targets)
         unmixing = self.maps[0] if len(self.maps) == 1 else self.maps[int(torch.randint(len(self.maps), ()))]
@@ -877,17 +876,13 @@ class SEMReadouts:
         return self.sem.graph()
 
     @contextmanager
-    def predicting(self) -> Iterator[None]:
-        """Equations of the latents that the decoder takes, without the error of the map to them."""
-        self.sem.central = True
+    def reading_errors(self) -> Iterator[bool]:
+        """Equations of the latents that draws of the map read, and not of those that the decoder takes."""
+        self.sem.erring = True
         try:
-            yield
+            yield bool(self.sem.readings and self.sem.was_read)
         finally:
-            self.sem.central = False
-
-    @property
-    def predicts_apart(self) -> bool:
-        return bool(self.sem.readings and self.sem.was_read)
+            self.sem.erring = False
 
     def targets_matrix(self) -> Tensor | None:
         if self.sem.unknown:
