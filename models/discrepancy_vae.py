@@ -19,7 +19,7 @@ draws targets, graph and equations exactly (sums over orders, conjugacy) from th
 of shifts and variance changes on one latent add, so combinations of interventions never seen are predicted from single
 ones (`Fit.do(environments=)`, `pyrocrl.predict`).
 
-*Identified:* with a linear decoder, latents up to permutation and scale and the graph up to its transitive closure
+*Identified:* with a linear decoder, latents up to permutation, scale and shift and the graph up to its transitive closure
 (exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
 one. With linear structural equations, shifts and changes of variance leave the graph open, as the decoder can absorb
 any weights: `latents` are then the innovations, graphs and weights are drawn from their prior, and z follows. The same
@@ -184,9 +184,9 @@ class DiscrepancyVAE(SEMReadouts, Program):
             "latents follow a structural equation model without cycles, linear or with relu links",
         ),
         claims=(
-            Claim("latents", ("permutation", "scale"), GIVEN, NEEDS, LINEAR | CUT),
-            Claim("latents", ("permutation", "scale"), (*GIVEN, RAISED), NEEDS, LINEAR | KEPT),
-            Claim("latents", ("permutation", "scale"), GIVEN, REPLACED, NETWORK),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, NEEDS, LINEAR | CUT),
+            Claim("latents", ("permutation", "scale", "shift"), (*GIVEN, RAISED), NEEDS, LINEAR | KEPT),
+            Claim("latents", ("permutation", "scale", "shift"), GIVEN, REPLACED, NETWORK),
             Claim("graph", ("permutation",), GIVEN, NEEDS, LINEAR | {"intervention": "perfect"}),
             Claim("graph", ("permutation", "transitive closure"), GIVEN, NEEDS, LINEAR | OTHERS),
             Claim("graph", ("permutation",), GIVEN, REPLACED, NETWORK),
