@@ -19,12 +19,12 @@ draws targets, graph and equations exactly (sums over orders, conjugacy) from th
 of shifts and variance changes on one latent add, so combinations of interventions never seen are predicted from single
 ones (`Fit.do(environments=)`, `pyrocrl.predict`).
 
-*Identified:* with a linear decoder, latents up to permutation, scale and shift and the graph up to its transitive closure
-(exactly, for perfect interventions), if every latent is the target of an environment and there is an observational
-one. With linear structural equations, shifts and changes of variance leave the graph open, as the decoder can absorb
-any weights: `latents` are then the innovations, graphs and weights are drawn from their prior, and z follows. The same
-holds for relu links where the decoder is a network: only perfect interventions count there. For shifts and changes of
-variance a latent's sign is a convention at the graph's last links, z_c = w relu(z_p) + .. being
+*Identified:* with a linear decoder, latents up to permutation, scale and shift and the graph up to its transitive
+closure (exactly, for perfect interventions), if every latent is the target of an environment and there is an
+observational one. With linear structural equations, shifts and changes of variance leave the graph open, as the decoder
+can absorb any weights: `latents` are then the innovations, graphs and weights are drawn from their prior, and z
+follows. The same holds for relu links where the decoder is a network: only perfect interventions count there. For
+shifts and changes of variance a latent's sign is a convention at the graph's last links, z_c = w relu(z_p) + .. being
 (z_c - w z_p) = w relu(-z_p) + ..; chains start so that interventions raise their target.
 
 *Targets do not collapse* onto one latent. In the paper's objective an environment's target is a softmax that only has

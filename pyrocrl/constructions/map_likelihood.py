@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pyrocrl.constructions.affine import Affine, descend, told
+from pyrocrl.constructions import affine
+from pyrocrl.constructions.affine import Affine
 from pyrocrl.exact import zero_groups
 from pyrocrl.parts.latent_sem import LatentSEM
 
@@ -59,11 +60,11 @@ def noise_left(z: Tensor, env: Tensor, prior: LatentSEM) -> Noise:
 def _best(z: Tensor, env: Tensor, prior: LatentSEM) -> tuple[Affine, Tensor]:
     """The map and equations of most likelihood near z (rows, latent), and z standardised, in double precision."""
     unit, centre = z.std(0), z.mean(0)
-    known = told(prior)
+    known = affine.told(prior)
     known.before.copy_(prior.before)
     first = Affine(known, torch.diag(unit), centre)
     one, white = copy.deepcopy(first), (z - centre) / unit
-    value = descend(one, white, env, STEPS)
+    value = affine.descend(one, white, env, STEPS)
     found = math.isfinite(value) and all(bool(v.isfinite().all()) for v in one.parameters())
     return one if found else first.double(), white.double()  # a map that is not told may end nowhere
 
@@ -93,16 +94,53 @@ def map_draws(
 
     The likelihood is normal about its maximum, each latent of slope 1 on its own z, jointly with the equations, whose
     part is dropped; edges of the order may be missing (`zero_groups`), so that a map under which few edges are needed
-    is as likely as they are. Its precision is the rows' information, as the mean square of their scores; weights have
-    a unit-information prior. A zero of a latent that no link tells is a convention, and stays.
+    is as likely as they are. Weights have a unit-information prior. A zero of a latent that no link tells is a
+    convention, and stays.
     """
     one, white = _best(z, env, prior)
     best = white @ one.matrix.mT + one.shift  # (rows, latent)
-    turned = _Turned(one.sem)
-    free = {name: value.detach() for name, value in turned.named_parameters() if value.requires_grad}
-    if sum(value.numel() for value in free.values()) > MOST_NUMBERS:
+    told = _numbers(_Turned(one.sem), best, env)
+    if told is None:
         return None
-    rows = torch.linspace(0, len(z) - 1, min(len(z), MOST_ROWS), device=z.device).long()
+    parts = _draws(told, one.sem, env, draws, generator)
+    turn = parts["turn"] - torch.diag_embed(parts["turn"].diagonal(dim1=1, dim2=2))
+    of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
+    moved = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
+    out = moved / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
+    still = ~told.of("shift") if "shift" in parts else torch.ones_like(of[0], dtype=torch.bool)
+    out = out + still * (drawn.mean(0) - out.mean(1))[:, None]  # and zeros that nothing tells
+    spread = out.std(1) / drawn.std(0)  # (draw, latent)
+    near = bool((spread < FAR).all() and (spread > 1 / FAR).all())  # not where the map is not told, nor if not a number
+    return out if near else None
+
+
+class _Numbers(NamedTuple):
+    """Numbers of map and equations: `value` by name; of all one after another, information (number, number) and linear
+    part (number,) of a normal likelihood, with weights from 0 and others from `value` on; whether rows tell them."""
+
+    value: dict[str, Tensor]
+    information: Tensor
+    linear: Tensor
+    there: Tensor
+
+    def split(self, whole: Tensor) -> dict[str, Tensor]:
+        """(..., number) by name, in their shapes."""
+        parts = whole.split([value.numel() for value in self.value.values()], -1)
+        return {
+            name: part.unflatten(-1, value.shape) for (name, value), part in zip(self.value.items(), parts, strict=True)
+        }
+
+    def of(self, name: str) -> Tensor:
+        """Whether rows tell the numbers of this name."""
+        return self.split(self.there)[name]
+
+
+def _numbers(turned: _Turned, best: Tensor, env: Tensor) -> _Numbers | None:
+    """The likelihood of rows `best` (rows, latent) about its maximum; information is the mean square of the rows'
+    scores, which relu links have as well. None of more than `MOST_NUMBERS`."""
+    value = {name: v.detach() for name, v in turned.named_parameters() if v.requires_grad}
+    if sum(v.numel() for v in value.values()) > MOST_NUMBERS:
+        return None
 
     def density(number: dict[str, Tensor], row: Tensor, code: Tensor) -> Tensor:
         out: Tensor = functional_call(turned, number, (row, code))
@@ -112,48 +150,44 @@ def map_draws(
         out: Tensor = vmap(density, (None, 0, 0))(number, best, env).sum()
         return out
 
+    rows = torch.linspace(0, len(best) - 1, min(len(best), MOST_ROWS), device=best.device).long()
     with torch.enable_grad():
-        each, slope = vmap(grad(density), (None, 0, 0))(free, best[rows], env[rows]), grad(whole)(free)
-    score = torch.cat([each[name].flatten(1) for name in free], 1)  # (rows, number)
-    information = len(z) / len(rows) * score.mT @ score
-    edge, equation, count = _weights(free, one.sem, env)
+        each, slope = vmap(grad(density), (None, 0, 0))(value, best[rows], env[rows]), grad(whole)(value)
+    score = torch.cat([each[name].flatten(1) for name in value], 1)  # (rows, number)
+    information = len(best) / len(rows) * score.mT @ score
+    at = torch.cat([(v if name.endswith("weight") else 0.0 * v).flatten() for name, v in value.items()])
+    linear = torch.cat([slope[name].flatten() for name in value]) + information @ at
+    there = score.norm(dim=0) > 0  # others are of equations that are not there
+    if "shift" in value:
+        variance = torch.linalg.inv(information + WEAK * torch.eye(len(linear)).to(information)).diagonal()
+        zero = torch.cat([torch.full((v.numel(),), name == "shift").to(there) for name, v in value.items()])
+        there &= ~zero | (variance < UNTOLD)
+    return _Numbers(value, information, linear, there)
+
+
+def _draws(told: _Numbers, sem: LatentSEM, env: Tensor, draws: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draws of the numbers, by name: (draw, ...)."""
+    edge, equation, count = _weights(told.value, sem, env)
     alike = (equation[:, None] == equation) & (edge[:, None] >= 0)
-    eye = torch.eye(len(edge)).to(information)
-    weak = torch.where(alike, information / count, 0.0) + torch.where(edge < 0, WEAK, SLIGHT) * eye
-    told_by = score.norm(dim=0) > 0  # others are of equations that are not there
-    if "shift" in free:
-        size, total = free["turn"].numel(), information + WEAK * eye
-        told_by[size : size + len(z[0])] &= torch.linalg.inv(total).diagonal()[size : size + len(z[0])] < UNTOLD
-    at = torch.cat([(value if name.endswith("weight") else 0.0 * value).flatten() for name, value in free.items()])
-    linear = torch.cat([slope[name].flatten() for name in free]) + information @ at
-    both = told_by[:, None] & told_by
-    number = score.new_zeros(draws, len(told_by))
-    group = edge[told_by]
+    prior = torch.where(alike, told.information / count, 0.0)
+    prior.diagonal().add_(torch.where(edge < 0, WEAK, SLIGHT))
+    there = told.there.nonzero()[:, 0]
+    group = edge[there]
     group = torch.where(group >= 0, torch.searchsorted(group[group >= 0].unique(), group), -1)
-    number[:, told_by] = zero_groups.draw(
-        information[both].view(len(group), -1),
-        linear[told_by],
-        weak[both].view(len(group), -1),
+    number = told.linear.new_zeros(draws, len(edge))
+    number[:, there] = zero_groups.draw(
+        told.information[there][:, there],
+        told.linear[there],
+        prior[there][:, there],
         group,
-        math.log(prior.edge_probability / (1 - prior.edge_probability)),
+        math.log(sem.edge_probability / (1 - sem.edge_probability)),
         draws,
         generator,
     )
-    parts = dict(zip(free, number.split([value.numel() for value in free.values()], 1), strict=True))
-    turn = parts["turn"].unflatten(1, free["turn"].shape)
-    turn = turn - torch.diag_embed(turn.diagonal(dim1=1, dim2=2))
-    of = best + (drawn - z).double() / z.std(0).double() @ one.matrix.mT
-    moved = of + of @ turn.mT + (parts["shift"][:, None] if "shift" in parts else 0.0)
-    out = moved / (one.matrix.diagonal() / z.std(0).double())  # the climb leaves scales anywhere
-    size = free["turn"].numel()
-    still = ~told_by[size : size + len(z[0])] if "shift" in free else torch.ones_like(told_by[: len(z[0])])
-    out = out + still * (drawn.mean(0) - out.mean(1))[:, None]  # and zeros that nothing tells
-    spread = out.std(1) / drawn.std(0)  # (draw, latent)
-    near = bool((spread < FAR).all() and (spread > 1 / FAR).all())  # not where the map is not told, nor if not a number
-    return out if near else None
+    return told.split(number)
 
 
-def _weights(free: dict[str, Tensor], sem: LatentSEM, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(value: dict[str, Tensor], sem: LatentSEM, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(number,) each: the edge that a number is a weight of, -1 = it is none; its equation; the rows it has."""
     d = sem.latents
     rows = {
@@ -161,8 +195,8 @@ def _weights(free: dict[str, Tensor], sem: LatentSEM, env: Tensor) -> tuple[Tens
         "sem.own_weight": torch.bincount(env, minlength=sem.environments),
     }
     parts, tables = [], 0
-    for name, value in free.items():
-        none = env.new_full((value.numel(),), -1)
+    for name, one in value.items():
+        none = env.new_full((one.numel(),), -1)
         if name not in rows:
             parts.append((none, none, torch.ones_like(none)))
             continue
