@@ -380,7 +380,8 @@ class DiscrepancyVAE(SEMReadouts, Program):
         many = self.sem.many and not self.sem.absorbed
         if self.observation.counts or self.sem.escapees or self.sem.variation or many:
             return None
-        return map_likelihood.noise_left(self.encoder(self.observation.inputs(batch))[0], batch.env, self.sem)
+        found = map_likelihood.noise_left(self.encoder(self.observation.inputs(batch))[0], batch.env, self.sem)
+        return found._replace(bent=isinstance(self.encoder.mean, Residual))
 
     # -- from data ---------------------------------------------------------------------------------------------
 

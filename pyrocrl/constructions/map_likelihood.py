@@ -30,10 +30,12 @@ UNTOLD = 0.25  # variance of a latent's zero, in units of latents, from which no
 
 class Noise(NamedTuple):
     """value (rows, latent): noise of equations in its deviations; parameters: how many numbers were chosen so that its
-    means and covariances in all environments are those of a standard normal law, or fewer."""
+    means and covariances in all environments are those of a standard normal law, or fewer; bent: whether a network
+    reads latents, whose error no affine map takes back."""
 
     value: Tensor
     parameters: int
+    bent: bool = False
 
 
 @torch.no_grad()

@@ -16,7 +16,9 @@ EQUATIONS = "latents follow a structural equation model without cycles, linear o
 EACH = "one_intervention_per_latent"
 SMALL: dict[str, Any] = {"rows": 400, "features": 8}
 LINKS: dict[str, Any] = {**SMALL, "relu": True, "lowered": False}
+NORMAL = "noise is Gaussian"
 PERFECT, STRAIGHT = {"intervention": "perfect"}, {"intervention": "perfect", "mechanism": "linear"}
+NET: dict[str, Any] = {**PERFECT, "decoder": "mlp"}
 OPEN: tuple[str, ...] = ("latents", "mask", "graph", "parents")  # claims that a broken condition opens
 TOLD = {"on_0": (0,), "on_1": (1,)}
 RAISES = "interventions raise their targets: else a latent's sign is open, and relu links mix it with those it acts on"
@@ -48,7 +50,7 @@ def discrepancy_cases() -> list[Case]:
         case("shifts told as perfect", "misspecified", world(two, 2, **LINKS), EQUATIONS, **PERFECT),
         case("independent causes, a shift of both", "misspecified", world(entangled, 2, **apart), EQUATIONS),
         case("two labels on one latent", "misspecified", world(twice, 2, told=TOLD, **LINKS), EACH),
-        case("5 % bad rows", "misspecified", world(two, 2, bad=0.05, **LINKS), "noise is Gaussian"),
+        case("5 % bad rows", "misspecified", world(two, 2, bad=0.05, **LINKS), NORMAL),
         case("shifts that may lower", "word", world(two, 2, **lowered), RAISES),
         case("saturated features", "misspecified", world(two, 2, saturated=1.0, **LINKS), FUNCTION),
         case("two of three latents", "misspecified", lambda seed: confounded(seed, **SMALL), EQUATIONS, **STRAIGHT),
@@ -58,4 +60,6 @@ def discrepancy_cases() -> list[Case]:
         case("shifts, linear equations", "open", world(two, 2, **SMALL), "nonlinear_or_replaced", mechanism="linear"),
         case("changes of variance", "identified", world(VARIANCE, **LINKS), intervention="variance"),
         case("perfect", "identified", world(HARD, **LINKS), **PERFECT),
+        case("perfect, behind a network", "identified", world(HARD, saturated=0.7, **LINKS), **NET),
+        case("5 % bad rows, behind a network", "misspecified", world(HARD, bad=0.05, **LINKS), NORMAL, **NET),
     ]
