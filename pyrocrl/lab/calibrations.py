@@ -30,7 +30,6 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     },
     "anchor_fa": {
         "rate": "Shares of features below 1e-6 are told as that.",
-        "variance": "Two sets, whose values tell little from chance.",
     },
     "gmm_vae": {"z": f"Two sets, of 16 values in all, tell little from chance; the mixing {POINT}"},
     "linear_sem_nonlin": {
