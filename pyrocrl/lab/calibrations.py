@@ -31,6 +31,7 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "anchor_fa": {
         "rate": "Shares of features below 1e-6 are told as that.",
     },
+    "discrepancy_vae": {"intercept": "Zeros of latents that no link tells are a convention, and levels go with them."},
     "gmm_vae": {"z": f"Two sets, of 16 values in all, tell little from chance; the mixing {POINT}"},
     "linear_sem_nonlin": {
         "z": "One set of three has a verdict that holds, at the example's short training.",
