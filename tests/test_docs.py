@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
     """Pages of a fresh build by their place, such as "models/vae"."""
     out = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-d", str(out / "trees")]
-    build += ["-D", "toc_object_entries=0"]  # every page copies the contents of all: a quarter of the time
+    build += ["-D", "toc_object_entries=0"]  # every page copies the contents of all
     done = subprocess.run([*build, str(ROOT / "docs"), str(out / "html")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return {str(p.relative_to(out / "html"))[:-5]: Page(p) for p in sorted((out / "html").rglob("*.html"))}
