@@ -45,9 +45,9 @@ def deviance(noise: Tensor, env: Tensor) -> float:
 def test_noise_of_true_equations_is_standard_normal(relu: bool) -> None:
     z, env, sem, _ = known(100, relu=relu)
     turned = z @ (torch.eye(3) + 0.05 * torch.tensor([[0.0, 1, -1], [1, 0, 1], [-1, 1, 0]]))
-    noise, parameters = noise_left(turned, env, sem)
-    assert parameters == (12 if relu else 12 + 6 + 3)
-    assert stats.chi2.sf(deviance(noise, env), 36 - parameters) > 1e-3
+    left = noise_left(turned, env, sem)
+    assert left.parameters == (12 if relu else 12 + 6 + 3)
+    assert stats.chi2.sf(deviance(left.value, env), 36 - left.parameters) > 1e-3
 
 
 def test_noise_of_an_intervention_that_moves_two_or_of_bent_equations_is_not() -> None:
