@@ -13,7 +13,9 @@ import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pyrocrl.constructions import affine, interaction_starts, interactions, shared_supports  # noqa: E402
 from pyrocrl.judge import evaluate  # noqa: E402
+from pyrocrl.models import biscuit  # noqa: E402
 
 evaluate.WEIGHT_DRAWS = (
     100  # enough to say whether intervals hold a weight; each takes as long as a draw of the posterior
@@ -49,6 +51,28 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Groups that are not heeded would only show as builds that remove each other's pages, and as lost time."""
     if session.config.getoption("loadgroup", False) and session.items and "@" not in session.items[0].nodeid:
         raise pytest.UsageError(f"pytest {pytest.__version__} hides the groups of xdist: use one below 9.2")
+
+
+LITTLE = {  # of searches that a start begins with
+    affine: {
+        "EFFORT": affine.Effort(
+            rows=300, starts=2, steps=20, last_steps=40, rounds=1, finalists=1, linear_steps=20, net_steps=10
+        )
+    },
+    interactions: {"COARSE": 3, "FIRST": 1, "TURNS": 8},
+    interaction_starts: {"RANDOM": 1, "TRIES": 1},
+    biscuit: {"DRAWS": 40},
+    shared_supports: {"TURNS": 30, "COVERS": 1, "BEST": 1, "RELAID": 0},
+}
+
+
+@pytest.fixture
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts that are far from good, in a third of their time: for laws that hold for these, too."""
+    for module, values in LITTLE.items():
+        for name, value in values.items():
+            assert hasattr(module, name)
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def trained() -> tuple[Program, Data]:
     return pyrocrl.build("linear_sem_nonlin", data, width=32, steps=400), data
 
 
+pytestmark = pytest.mark.usefixtures("little_effort")
 CASES = {name: (lambda name=name: zoo.get(name).example(0)) for name in MODELS} | {"linear_sem_nonlin": trained}
 CASES |= {f"linear_sem_lin {kind}": (lambda kind=kind: linear(kind)) for kind in ("soft", "variance", "shift")}
 CASES |= {

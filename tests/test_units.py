@@ -14,7 +14,6 @@ import torch
 import pyrocrl
 from pyrocrl import Data, Fit, InputError, Program, zoo
 from pyrocrl.batch import Units
-from pyrocrl.constructions import affine
 from pyrocrl.infer.units import units_of
 
 MODELS = zoo.names()
@@ -40,9 +39,6 @@ SAMPLED = {
 }
 
 
-SMALL = affine.Effort(rows=300, starts=2, steps=20, last_steps=20, rounds=1, finalists=1, linear_steps=20, net_steps=5)
-
-
 @cache
 def example(name: str) -> tuple[Program, Data]:
     program, data = zoo.get(name).example(0)
@@ -64,9 +60,7 @@ def moved(data: Data) -> tuple[Data, np.ndarray]:
 
 
 def fit(program: Program, data: Data, **options: Any) -> Fit:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(affine, "EFFORT", SMALL)
-        return pyrocrl.fit(program, data, **{"chains": 1, "epochs": 1, "progress": False} | options)
+    return pyrocrl.fit(program, data, **{"chains": 1, "epochs": 1, "progress": False} | options)
 
 
 @cache

@@ -32,6 +32,7 @@ from pyrocrl.lab.calibrate import UNCLAIMED, _compared, _simulated
 ROOT = Path(__file__).parent.parent
 MODELS = zoo.names()
 every_model = pytest.mark.parametrize("name", MODELS)
+pytestmark = pytest.mark.usefixtures("little_effort")
 
 
 LESS = {"steps": 100, "search_steps": 60, "starts": 2}  # the laws hold for starts that are far from good, too

@@ -79,15 +79,16 @@ def searches_directions(prior: LatentSEM) -> bool:
 
 
 def unmix(
-    x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort = EFFORT
+    x: Tensor, env: Tensor, prior: LatentSEM, generator: torch.Generator, effort: Effort | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(unmixing (latent, feature), offset (latent,), loadings (feature, latent)): z = unmixing x + offset.
 
     x: (rows, feature), columns of like scale; env: (rows,) integer codes, 0 observational. z has variance 1 over the
     observational rows. Targets are those of `prior`; where they are unknown, the environments that differ most are
     taken for targets of one latent each, and the others settled by evidence. `prior` is left at equations for z.
+    effort: None for `EFFORT`.
     """
-    latents = prior.latents
+    latents, effort = prior.latents, effort or EFFORT
     if prior.many and x.shape[1] > many_orders.WIDE * latents + latents:
         few = many_orders.basis(x, env, latents)  # (feature, direction)
         unmixing, shift, loadings = unmix(x @ few, env, prior, generator, effort)
@@ -142,15 +143,16 @@ def bend(
     decoder: nn.Module,
     prior: LatentSEM,
     generator: torch.Generator,
-    effort: Effort = EFFORT,
+    effort: Effort | None = None,
 ) -> None:
     """Train h (`encoder`), from its linear start, to tell environments apart by the equations' densities: its linear
     part first, for what a network bends before directions are right it does not bend back.
 
     Log-odds between environments are the same for x as for its latents, whatever the mixing; residuals are to be normal
     and `decoder` to give x back (see `contrastive`). `prior` goes from equations for the first latents to those of h.
+    effort: None for `EFFORT`.
     """
-    known = told(prior)
+    known, effort = told(prior), effort or EFFORT
     known.before.copy_(prior.before)
     share = nn.functional.one_hot(env, prior.environments).to(x).mean(0)
     with drawing(int(torch.randint(2**31, (), generator=generator))):

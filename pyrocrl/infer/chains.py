@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from pyrocrl.turns import drawing, reseed
 log = logging.getLogger("pyrocrl")
 State = dict[str, Tensor]
 FEW = 64  # rows that show the shapes of a story's sites
+AT_ONCE = 40  # draws that are vmapped at once
 SINGULAR = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 
@@ -32,6 +34,15 @@ def mix(*numbers: int) -> int:
         value = ((value ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         value ^= value >> 31
     return value & (2**63 - 1)
+
+
+def repeated(function: Callable[[], Tensor], times: int, batched: bool) -> Tensor:
+    """`function()` of `times` draws, stacked; vmapped if `batched`, where that goes, or one after another."""
+    if batched:
+        with contextlib.suppress(RuntimeError, *SINGULAR):  # one after another shows what is wrong
+            each = torch.arange(times)
+            return vmap(lambda _: function(), randomness="different", chunk_size=AT_ONCE)(each)
+    return torch.stack([function() for _ in range(times)])
 
 
 class Chains:

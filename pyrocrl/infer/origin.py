@@ -8,7 +8,10 @@ first hold the `class`; a file and an entry point hold `file` and the `sha256` o
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
+from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from pathlib import Path
@@ -23,7 +26,25 @@ KEYS = {"built-in": set(), "entry point": {"name", "value", "package"}, "file": 
 
 def registered() -> list[EntryPoint]:
     """The entry points of installed packages, sorted by name; nothing is imported."""
-    return sorted(entry_points(group=GROUP), key=attrgetter("name", "value"))
+    return list(_registered(tuple(_changed(place) for place in sys.path)))
+
+
+@lru_cache(maxsize=1)
+def _registered(_: tuple[tuple[str, ...], ...]) -> tuple[EntryPoint, ...]:
+    """Of packages as they were when their files changed last: to read them all takes as long as a small fit."""
+    return tuple(sorted(entry_points(group=GROUP), key=attrgetter("name", "value")))
+
+
+def _changed(place: str) -> tuple[str, ...]:
+    """A place of packages, and when the list of them, or what each registers, changed last."""
+    found = [place]
+    with suppress(OSError):
+        found.append(str(os.stat(place or ".").st_mtime_ns))
+        for name in os.listdir(place or "."):
+            if name.endswith((".dist-info", ".egg-info")):
+                with suppress(OSError):
+                    found.append(str(os.stat(os.path.join(place, name, "entry_points.txt")).st_mtime_ns))
+    return tuple(found)
 
 
 def place(point: EntryPoint) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyrocrl.claims.card import AT_RANDOM, CONDITIONS, ON_WORD, OUTCOMES, Claim
 from pyrocrl.claims.conditions import Lack
@@ -25,7 +26,7 @@ from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
-from pyrocrl.infer.chains import mix
+from pyrocrl.infer.chains import mix, repeated
 from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
@@ -621,17 +622,18 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
     program = fit.chains.chain(fit.reference)
     few = data.rows_at(data.spread(KHAT_ROWS)) if program.uses_rows else data
     batch = fit.batch_of(few).annealed()
-    out = []
     with drawing(mix(seed, 37)), torch.no_grad():
         fixed = guide_trace(program, batch)
         for name in [n for n, s in fixed.nodes.items() if s["type"] == "sample" and is_local(s)]:
             fixed.remove_node(name)
-        for _ in range(KHAT_DRAWS):
+
+        def ratio() -> Tensor:
             # of rows' latents: with the global sites held at one draw
             guide, model = traces(program, batch, fixed if program.uses_rows else None)
-            out.append(_log_ratio(guide, model, program.uses_rows, len(batch)))
-    ratios = np.stack(out, -1)
-    khat = np.array([pareto_khat(one) for one in np.atleast_2d(ratios)])
+            return _log_ratio(guide, model, program.uses_rows, len(batch))
+
+        ratios = repeated(ratio, KHAT_DRAWS, fit.chains.batched).mT.cpu().numpy()
+    khat = np.array([pareto_khat(one) for one in ratios])
     khat = khat[np.isfinite(khat)]
     if not khat.size:
         return {"median": float("nan"), "bad": float("nan")}
@@ -663,18 +665,16 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     return float((count * shape + 5) / (count + 10))
 
 
-def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> np.ndarray:
-    """log p - log q of one draw: per row for local latents, one number otherwise."""
-    if not local:
-        total = sum(float(s["log_prob_sum"]) for _, s in sample_sites(model))
-        total -= sum(float(s["log_prob_sum"]) for _, s in sample_sites(guide))
-        return np.asarray(total)
-    out = np.zeros(rows)
+def _log_ratio(guide: Any, model: Any, local: bool, rows: int) -> Tensor:
+    """log p - log q of one draw: (rows,) for local latents, else (1,)."""
+    out: Tensor | float = 0.0
     for trace, sign in ((model, 1.0), (guide, -1.0)):
         for _, site in sample_sites(trace):
-            if is_local(site):
-                out += sign * site["unscaled_log_prob"].expand(rows).double().cpu().numpy()
-    return out
+            if not local:
+                out = out + sign * site["log_prob_sum"].double().reshape(1)
+            elif is_local(site):
+                out = out + sign * site["unscaled_log_prob"].expand(rows).double()
+    return torch.as_tensor(out)
 
 
 def rotation_freedom(fit: Fit, data: Data) -> str | None:
