@@ -17,9 +17,8 @@ from pyrocrl.constructions import affine, interaction_starts, interactions, shar
 from pyrocrl.judge import evaluate  # noqa: E402
 from pyrocrl.models import biscuit  # noqa: E402
 
-evaluate.WEIGHT_DRAWS = (
-    100  # enough to say whether intervals hold a weight; each takes as long as a draw of the posterior
-)
+# enough to say whether intervals hold a weight, and whether latents are mixed
+evaluate.WEIGHT_DRAWS, evaluate.DCI_ROWS = 60, 300
 LONGEST = ("test_tutorials", "test_zoo_recovery", "test_reference", "test_variants")  # first, so that none ends alone
 
 

@@ -87,7 +87,7 @@ SINGLE = [(0,), (1,), (2,), (3,)]
 )
 def test_recovery_from_joint_repeated_and_unequal_environments(targets: list, sizes: list[int] | int) -> None:
     data = simulate(targets, sizes=sizes, seed=100)
-    fit = fitted(data)
+    fit = fitted(data, chains=1)
     z = fit.latents(data)
     correlation = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(data.truth["z"].T, z.T, strict=True)]
     assert min(correlation) >= 0.99  # each under its own name

@@ -66,9 +66,9 @@ def test_laplace_and_conjugacy_agree_with_nuts_given_a_graph() -> None:
     fit = linear(0, 60)
     tree = given_graph()
     assert not tree["sample_stats"]["diverging"].any() and tree.attrs["rhat_max"] < 1.1 and tree.attrs["ess_min"] > 40
-    assert agrees(agreement(fit, tree, SITES, draws=600), slack=2)
+    assert agrees(agreement(fit, tree, SITES, draws=300), slack=2)
     for other in (changed(fit, factor=1.5), changed(fit, shift=1.0)):  # is found out
-        assert not agrees(agreement(other, tree, SITES, draws=600), slack=2)
+        assert not agrees(agreement(other, tree, SITES, draws=300), slack=2)
 
 
 def test_a_reference_is_laid_out_as_the_posterior() -> None:
@@ -149,9 +149,9 @@ def test_all_graphs_of_two_latents_agree() -> None:
     exact = fit.chains.chain(fit.reference).graph().numpy()
     assert 0.1 < exact.max() < 0.9  # several graphs are probable
     assert np.abs(edges - exact).max() < 0.15  # draws between two maxima are worth a third of their number
-    table = agreement(fit, tree, SITES, draws=800)
+    table = agreement(fit, tree, SITES, draws=400)
     assert (table["difference"].abs() < 0.2 + 2 * table["error"]).all()
-    assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=800), slack=1)
+    assert agrees(agreement(fit, reference(fit, by="marginal"), SITES, draws=400), slack=1)
 
 
 # -- the exact posterior over all graphs ------------------------------------------------------------------------------
@@ -341,5 +341,5 @@ def test_a_sparse_decoder_given_its_mask() -> None:
         ratio = (own.std(0) / np.where(use, exact.std(0), 1.0))[use]
         assert np.abs(apart).max() < 0.35 and np.abs(apart.mean()) < 0.2, (name, apart)
         assert np.abs(ratio - 1).max() < 0.25, (name, ratio)
-    table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=800)
+    table = agreement(fit, tree, ("theta", "loadings", "variance"), draws=400)
     assert agrees(table, slack=1)

@@ -388,7 +388,7 @@ def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
         graph, probable = drawn(name)["graph"].values, fit.chain_values("graph")
     reach = transitive_closure(graph.astype(bool))  # (chain, draw, latent, latent)
     k = int(reach.sum((0, 1, 3)).argmax()) if reach.any() else 1  # with as many descendants as there are
-    low, high = (fit.do(data, {f"latent_{k}": value}, draws=120, seed=3) for value in (0.7, 5.7))
+    low, high = (fit.do(data, {f"latent_{k}": value}, draws=60, seed=3) for value in (0.7, 5.7))
     assert low["z"].dims == ("chain", "draw", "latent")
     np.testing.assert_allclose(low["z"][..., k], 0.7, rtol=1e-4)
     np.testing.assert_allclose(high["z"][..., k], 5.7, rtol=1e-4)
@@ -400,12 +400,12 @@ def test_do_sets_its_target_and_moves_its_descendants_alone(name: str) -> None:
     assert (moved[never] == 0).all()
     share = reach[:, :, k].mean(1)
     share[:, k] = 1.0
-    error = np.sqrt(share * (1 - share) * (1 / 120 + 1 / 60))
+    error = np.sqrt(share * (1 - share) * (1 / 60 + 1 / 60))
     more = moved - share if name in STATES else np.abs(moved - share)  # a state may stay though its law moves
     assert (more <= 5 * error + 0.05).all()
     if "weight" in drawn(name) and fit.program.config.get("mechanism", "linear") == "linear":
         effect = np.linalg.inv(np.eye(latents) - drawn(name)["weight"].values)[:, :, k]  # (chain, draw, latent)
-        error = 5 * effect.std(1) * np.sqrt(1 / 120 + 1 / 60)
+        error = 5 * effect.std(1) * np.sqrt(1 / 60 + 1 / 60)
         assert (np.abs(change.mean(1) - 5 * effect.mean(1)) <= 5 * error + 5e-3).all()
     with pytest.raises(pyrocrl.InputError, match="latent_99"):
         fit.do(data, {"latent_99": 0.0})
