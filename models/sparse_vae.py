@@ -63,7 +63,7 @@ from pyrocrl import Batch, Claim, Data, ModelCard, Program, Recipe, Reference, S
 from pyrocrl.claims.card import AT_RANDOM
 from pyrocrl.constructions import anchors, gates, log_rates
 from pyrocrl.constructions.completed import completed
-from pyrocrl.dists import MultivariateNormal, Normal, PseudoPrior
+from pyrocrl.dists import Beta, MultivariateNormal, Normal, PseudoPrior
 from pyrocrl.exact.beta_bernoulli import BetaBernoulliColumns, log_odds_given_others
 from pyrocrl.exact.factor_analysis import FactorAnalysis
 from pyrocrl.lab.studies import Study
@@ -295,7 +295,7 @@ class SparseVAE(Program):
             return
         loading = kept["gate"].sum(-2)  # (latent,) how many features do
         with self._coarsened(batch), pyro.plate("latent", self.config["latents"], dim=-1):
-            pyro.sample("theta", dist.Beta(1 + loading, self.b + self.config["features"] - loading))
+            pyro.sample("theta", Beta(1 + loading, self.b + self.config["features"] - loading))
 
     def guide(self, batch: Batch) -> None:
         with self._coarsened(batch):

@@ -117,6 +117,19 @@ class Gamma(dist.Gamma):
         return draw.clamp_min(torch.finfo(draw.dtype).tiny)
 
 
+class Beta(dist.Beta):
+    """`pyro.distributions.Beta` whose draws can be vmapped; they carry no gradient."""
+
+    has_rsample = False
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        one, zero = (
+            torch._standard_gamma(c.detach().expand(shape)) for c in (self.concentration1, self.concentration0)
+        )
+        return one / (one + zero)
+
+
 class InverseGamma(dist.InverseGamma):
     """`pyro.distributions.InverseGamma` whose draws can be vmapped."""
 

@@ -24,7 +24,7 @@ import pyrocrl
 from pyrocrl import Batch, Data, InputError, ModelCard, Program, Recipe, simulate, zoo
 from pyrocrl.dists import Normal
 from pyrocrl.exact.regression import least_squares
-from pyrocrl.infer.chains import clip_by_chain, mix
+from pyrocrl.infer.chains import Repeated, clip_by_chain, mix
 from pyrocrl.infer.elbo import validate
 from pyrocrl.infer.fitted import _draw
 from pyrocrl.infer.weights import stacking_weights, weighed_once
@@ -305,6 +305,33 @@ def test_draws_are_the_same_without_their_density(name: str) -> None:
     assert "lp" in whole["sample_stats"] and "lp" not in light["sample_stats"]
     assert whole["posterior"].to_dataset().identical(light["posterior"].to_dataset())
     assert pyrocrl.to_arviz(light)["posterior"].sizes["draw"] == 5
+
+
+def test_what_branches_on_its_draws_is_called_once_after_another() -> None:
+    repeated = Repeated(True)
+    torch.manual_seed(0)
+    drawn = repeated(lambda: {"flip": torch.bernoulli(torch.full((5,), 0.5))}, 100)["flip"]
+    assert repeated.batched and drawn.shape == (100, 5) and 0.4 < drawn.mean() < 0.6
+    branching = repeated(lambda: torch.randn(()) if torch.rand(()) < 0.5 else torch.zeros(()), 100)
+    assert not repeated.batched and 20 < (branching == 0).sum() < 80
+
+
+@pytest.mark.parametrize("name", ["vae", "sparse_vae", "multiview"])
+def test_draws_made_at_once_have_the_law_of_single_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = zoo.get(name).example(0)
+    fit = pyrocrl.fit(program, data, chains=1, epochs=2, progress=False)
+    trees = []
+    for step in (pyrocrl.infer.fitted.AT_ONCE, 1):
+        monkeypatch.setattr(pyrocrl.infer.fitted, "AT_ONCE", step)
+        trees.append(fit.posterior(160, data.rows_at(np.arange(40))))
+    for group, site in [("posterior", n) for n in trees[0]["posterior"]] + [("posterior_predictive", "x")]:
+        own, single = (tree[group][site].values[0].astype(float).reshape(160, -1) for tree in trees)
+        error = np.sqrt((own.var(0) + single.var(0)) / 160) + 1e-9
+        many = own.shape[1] >= 10
+        assert (np.abs(own.mean(0) - single.mean(0)) / error).mean() < (1.5 if many else 4), site
+        assert np.median(own.std(0)) == pytest.approx(np.median(single.std(0)), rel=0.2 if many else 0.5, abs=1e-9), (
+            site
+        )
 
 
 def test_draws_are_held_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterable
@@ -36,13 +35,20 @@ def mix(*numbers: int) -> int:
     return value & (2**63 - 1)
 
 
-def repeated(function: Callable[[], Tensor], times: int, batched: bool) -> Tensor:
-    """`function()` of `times` draws, stacked; vmapped if `batched`, where that goes, or one after another."""
-    if batched:
-        with contextlib.suppress(RuntimeError, *SINGULAR):  # one after another shows what is wrong
-            each = torch.arange(times)
-            return vmap(lambda _: function(), randomness="different", chunk_size=AT_ONCE)(each)
-    return torch.stack([function() for _ in range(times)])
+class Repeated:
+    """Calls of a function that draws: vmapped if `batched`, and one after another from where that does not go."""
+
+    def __init__(self, batched: bool) -> None:
+        self.batched = batched
+
+    def __call__(self, function: Callable[[], Any], times: int) -> Any:
+        """What `function()` gives, tensors or containers of them, of `times` draws, stacked."""
+        if self.batched and times > 1:
+            try:
+                return vmap(lambda _: function(), randomness="different", chunk_size=AT_ONCE)(torch.arange(times))
+            except RuntimeError:  # a branch on what is drawn, say; one after another shows what else is wrong
+                self.batched = False
+        return tree_map(lambda *parts: torch.stack(parts), *(function() for _ in range(times)))
 
 
 class Chains:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from pyrocrl.data import Data
 from pyrocrl.errors import InputError, one_of, reject
 from pyrocrl.exact.invariance import guaranteed
 from pyrocrl.infer import checkpoint, stories
-from pyrocrl.infer.chains import Chains, mix
+from pyrocrl.infer.chains import AT_ONCE, Chains, Repeated, mix
 from pyrocrl.infer.completion import Completion
 from pyrocrl.infer.held_out import held_out_rows, row_objectives
 from pyrocrl.infer.number import Number
@@ -33,6 +33,7 @@ from pyrocrl.turns import drawing, reseed
 
 MOST_NUMBERS = 100_000_000  # of z; beyond it rows are thinned
 MOST_READ = 1_000_000_000  # entries of x whose densities are taken in all draws; beyond it rows are thinned
+DRAWN_CELLS = 2_000_000  # entries of x, or of z, that draws made at once may hold
 MOST_PREDICTED = 20_000_000  # of x in posterior_predictive; beyond it its rows are thinned
 MOST_STEPS = 250  # rows of series in posterior_predictive
 READ_CELLS = 8_000_000  # entries of x read at once
@@ -386,16 +387,20 @@ class Fit:
             g: {} for g in ("posterior", "posterior_predictive", "log_likelihood")
         }
         stats, volumes, volume = np.empty((self.chains.count, draws)), self.volumes(kept), self.volume(kept)
+        step = max(1, min(AT_ONCE, DRAWN_CELLS // (len(rows) * max(data.features, self.program.latents_count))))
+        repeated = Repeated(self.chains.batched)
         with drawing(), torch.no_grad():
             for chain, program in enumerate(self.programs()):
                 reseed(mix(seed, self.meta["seed"], chain, 23))
                 own: dict[str, dict[str, np.ndarray]] = {g: {} for g in groups}
-                for draw in range(draws):
-                    one = _draw(program, batch, shown if predictive else None, density)
-                    stats[chain, draw] = one.pop("lp") - volume
+                once = partial(_draw, program, batch, shown if predictive else None, density)
+                for first in range(0, draws, step):
+                    count = min(step, draws - first)
+                    one = repeated(once, count)
+                    stats[chain, first : first + count] = one.pop("lp").double().cpu().numpy() - volume
                     for group, values in one.items():
                         for name, value in values.items():
-                            _fill(own[group], name, draw, draws, self._compact(name, value))
+                            _fill(own[group], name, first, draws, self._compact(name, value.cpu().numpy()))
                 for group, values in own.items():
                     for name in list(values):
                         stack = values.pop(name)
@@ -403,7 +408,7 @@ class Fit:
                             stack = stack - volumes
                         else:
                             stack = self._align_site(self.in_data_units(name, stack), name, chain)
-                        _fill(groups[group], name, chain, self.chains.count, self._compact(name, stack))
+                        _fill(groups[group], name, chain, self.chains.count, self._compact(name, stack)[None])
         labels = data.row_labels()
         coords = self.coords(labels[rows], draws)
         tree = {
@@ -791,8 +796,7 @@ def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: boo
     rows' log-likelihood and a predictive draw of x in the rows `shown`."""
     with program.reading_errors() as apart:
         sites, trace, lp = stories.drawn_and_told(program, batch, density or shown is not None)
-    host = {k: v.cpu().numpy() for k, v in stories.values(trace).items()}
-    out: dict[str, Any] = {"posterior": host, "lp": float(lp)}
+    out: dict[str, Any] = {"posterior": stories.values(trace), "lp": torch.as_tensor(lp)}
     if shown is not None:
         if apart:
             sites, trace, _ = stories.drawn_and_told(program, batch)
@@ -800,14 +804,13 @@ def _draw(program: Program, batch: Batch, shown: np.ndarray | None, density: boo
         kept = stories.outside_rows(sites, trace) if program.new_rows else stories.at_rows(sites, trace, rows)
         new = stories.told(program, batch.take(rows).blank(), kept).nodes["x"]["value"]
         known = program.row_log_likelihood(batch, sites)
-        out["posterior_predictive"] = {"x": new.cpu().numpy()}
-        likelihood = stories.log_likelihood(trace, sites) if known is None else known
-        out["log_likelihood"] = {"x": likelihood.cpu().numpy()}
+        out["posterior_predictive"] = {"x": new}
+        out["log_likelihood"] = {"x": stories.log_likelihood(trace, sites) if known is None else known}
     return out
 
 
-def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, value: np.ndarray) -> None:
-    """Put `value` where it stays, so that nothing is held twice: array `name` of as many `places` alike."""
+def _fill(arrays: dict[str, np.ndarray], name: str, place: int, places: int, values: np.ndarray) -> None:
+    """Put `values` where they stay, so that nothing is held twice: array `name` of as many `places` alike."""
     if place == 0:
-        arrays[name] = np.empty((places, *value.shape), value.dtype)
-    arrays[name][place] = value
+        arrays[name] = np.empty((places, *values.shape[1:]), values.dtype)
+    arrays[name][place : place + len(values)] = values

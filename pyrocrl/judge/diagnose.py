@@ -26,7 +26,7 @@ from pyrocrl.claims.indeterminacy import graph_distance, transitive_closure
 from pyrocrl.data import Data
 from pyrocrl.errors import reject
 from pyrocrl.infer import stories
-from pyrocrl.infer.chains import mix, repeated
+from pyrocrl.infer.chains import Repeated, mix
 from pyrocrl.infer.checkpoint import fingerprint
 from pyrocrl.infer.elbo import guide_trace, is_local, sample_sites, traces
 from pyrocrl.infer.fitted import INCLUDED, Fit
@@ -632,7 +632,7 @@ def psis_khat(fit: Fit, data: Data, seed: int = 0) -> dict[str, float]:
             guide, model = traces(program, batch, fixed if program.uses_rows else None)
             return _log_ratio(guide, model, program.uses_rows, len(batch))
 
-        ratios = repeated(ratio, KHAT_DRAWS, fit.chains.batched).mT.cpu().numpy()
+        ratios = Repeated(fit.chains.batched)(ratio, KHAT_DRAWS).mT.cpu().numpy()
     khat = np.array([pareto_khat(one) for one in ratios])
     khat = khat[np.isfinite(khat)]
     if not khat.size:
