@@ -31,7 +31,7 @@ def registered() -> list[EntryPoint]:
 
 @lru_cache(maxsize=1)
 def _registered(_: tuple[tuple[str, ...], ...]) -> tuple[EntryPoint, ...]:
-    """Of packages as they were when their files changed last: to read them all takes as long as a small fit."""
+    """Of packages as they were when those files changed last: every look-up of a name asks for them."""
     return tuple(sorted(entry_points(group=GROUP), key=attrgetter("name", "value")))
 
 
