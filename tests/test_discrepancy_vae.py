@@ -68,7 +68,7 @@ def test_the_error_of_the_map_goes_into_equations_and_not_into_rows(monkeypatch:
     asked, recover = [], LatentSEM.recover
     monkeypatch.setattr(LatentSEM, "recover", lambda sem: (asked.append(sem.erring), recover(sem))[1])
     new = fit.posterior(draws=20)["posterior_predictive"]["x"].to_numpy()[0]  # (draw, row, feature)
-    assert asked == 20 * [True, False]
+    assert asked[-40:] == 20 * [True, False]  # before these a try to make all draws at once
     asked.clear()
     fit.do(data, {fit.names["latent"][0]: 1.0}, draws=3)
     assert asked and not any(asked)
