@@ -67,7 +67,7 @@ LITTLE = {  # of searches that a start begins with
 
 @pytest.fixture
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts that are far from good, in a third of their time: for laws that hold for these, too."""
+    """Starts that are far from good, in less time: for laws that hold for these, too."""
     for module, values in LITTLE.items():
         for name, value in values.items():
             assert hasattr(module, name)

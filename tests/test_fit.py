@@ -314,6 +314,9 @@ def test_what_branches_on_its_draws_is_called_once_after_another() -> None:
     assert repeated.batched and drawn.shape == (100, 5) and 0.4 < drawn.mean() < 0.6
     branching = repeated(lambda: torch.randn(()) if torch.rand(()) < 0.5 else torch.zeros(()), 100)
     assert not repeated.batched and 20 < (branching == 0).sum() < 80
+    rng, others = np.random.default_rng(0), Repeated(True)
+    noise = others(lambda: (torch.randn(()), torch.tensor(rng.normal())), 100)[1]
+    assert not others.batched and len(noise.unique()) == 100, "NumPy's noise is not shared by draws"
 
 
 @pytest.mark.parametrize("name", ["vae", "sparse_vae", "multiview"])

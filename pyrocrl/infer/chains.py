@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import stack_module_state, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyrocrl.batch import Batch
 from pyrocrl.data import Data
@@ -39,16 +39,31 @@ class Repeated:
     """Calls of a function that draws: vmapped if `batched`, and one after another from where that does not go."""
 
     def __init__(self, batched: bool) -> None:
-        self.batched = batched
+        self.batched, self.tried = batched, False
 
     def __call__(self, function: Callable[[], Any], times: int) -> Any:
         """What `function()` gives, tensors or containers of them, of `times` draws, stacked."""
         if self.batched and times > 1:
             try:
-                return vmap(lambda _: function(), randomness="different", chunk_size=AT_ONCE)(torch.arange(times))
+                drawn = vmap(lambda _: function(), randomness="different", chunk_size=AT_ONCE)(torch.arange(times))
             except RuntimeError:  # a branch on what is drawn, say; one after another shows what else is wrong
                 self.batched = False
+            else:
+                self.batched = self.tried or not _share_noise(drawn, function())
+                self.tried = True
+                if self.batched:
+                    return drawn
         return tree_map(lambda *parts: torch.stack(parts), *(function() for _ in range(times)))
+
+
+def _share_noise(drawn: Any, alone: Any) -> bool:
+    """Whether something is the same in draws made at once and another in one more: noise that is not torch's."""
+
+    def shared(many: Tensor, one: Tensor) -> bool:
+        alike = bool((many == many[:1]).all())
+        return alike and not torch.allclose(many[0].double(), one.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    return any(shared(many[:AT_ONCE], one) for many, one in zip(tree_leaves(drawn), tree_leaves(alone), strict=True))
 
 
 class Chains:
